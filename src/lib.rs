@@ -1,0 +1,1 @@
+//! Trie-masked softmax losses for candle.

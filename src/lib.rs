@@ -1,1 +1,18 @@
 //! Trie-masked softmax losses for candle.
+#![deny(missing_docs)]
+
+mod error;
+mod rows;
+mod sets;
+mod statistics;
+mod temperature;
+mod trie;
+
+pub use error::{Error, Result};
+pub use rows::{Labels, Row, Rows};
+pub use sets::{TokenSet, TokenSets};
+pub use statistics::Statistics;
+pub use temperature::{
+    AdaptiveStrategy, AdaptiveTemperature, Scope, Temperature, TemperatureState,
+};
+pub use trie::TokenTrie;

@@ -1,0 +1,238 @@
+use std::convert::Infallible;
+
+/// Everything that can go wrong in this crate, with the numbers that say where.
+///
+/// It converts into [`candle_core::Error`] and from it, so `?` works on either side.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The catalogue holds no item.
+    #[error("the catalogue is empty: a trie needs at least one item")]
+    EmptyCatalogue,
+
+    /// An item's path holds no token.
+    #[error("item {item} has an empty token path")]
+    EmptyPath {
+        /// The item's id.
+        item: u64,
+    },
+
+    /// One item's path is the beginning of another's, so that the shorter could never be told from
+    /// the longer while it is being written.
+    #[error(
+        "the path of item {item} ({length} tokens) is a prefix of the path of item {other} \
+         ({other_length} tokens): append an end token to every path"
+    )]
+    PathIsPrefix {
+        /// The item with the shorter path.
+        item: u64,
+        /// The length of its path in tokens.
+        length: usize,
+        /// The item with the longer path.
+        other: u64,
+        /// The length of the longer path in tokens.
+        other_length: usize,
+    },
+
+    /// Offsets and arrays that are to describe one thing do not fit together.
+    #[error("{what}: {detail}")]
+    Malformed {
+        /// What was being read or built.
+        what: &'static str,
+        /// The first thing found wrong, with its numbers.
+        detail: String,
+    },
+
+    /// A size exceeds what an index of this crate can address.
+    #[error("{what}: {size} exceeds the limit of {limit}")]
+    TooLarge {
+        /// What is too large.
+        what: &'static str,
+        /// Its size.
+        size: u64,
+        /// The largest size supported.
+        limit: u64,
+    },
+
+    /// A response names a token that does not continue any item.
+    #[error(
+        "batch row {batch_row}, position {position}: token {token} does not continue any item \
+         after the prefix {prefix:?} ({choices} tokens do)"
+    )]
+    NotInTrie {
+        /// The row of the label matrix.
+        batch_row: usize,
+        /// The position in that row.
+        position: usize,
+        /// The label found there.
+        token: u32,
+        /// The tokens of the response before it.
+        prefix: Vec<u32>,
+        /// How many tokens would have continued the prefix.
+        choices: usize,
+    },
+
+    /// A label is neither a token id nor one of the values that mean "ignore".
+    #[error("batch row {batch_row}, position {position}: {label} is neither a token id nor -100")]
+    InvalidLabel {
+        /// The row of the label matrix.
+        batch_row: usize,
+        /// The position in that row.
+        position: usize,
+        /// The label found there.
+        label: i64,
+    },
+
+    /// A row's target is not among the tokens of its set.
+    #[error(
+        "row {row} (position {position}): target {target} is not among the {size} tokens of set {set}"
+    )]
+    TargetNotInSet {
+        /// The index of the row in its `Rows`.
+        row: usize,
+        /// The flattened position that the row predicts from.
+        position: u32,
+        /// The target token.
+        target: u32,
+        /// The token set.
+        set: u32,
+        /// How many tokens the set has.
+        size: usize,
+    },
+
+    /// A row names a token set that does not exist.
+    #[error("row {row}: set {set} does not exist, there are {sets}")]
+    UnknownSet {
+        /// The index of the row in its `Rows`.
+        row: usize,
+        /// The set it names.
+        set: u32,
+        /// How many sets there are.
+        sets: usize,
+    },
+
+    /// A token id lies outside the vocabulary of the logits or the head.
+    #[error("token {token} is outside the vocabulary of {vocabulary} tokens")]
+    TokenOutsideVocabulary {
+        /// The token id.
+        token: u32,
+        /// The vocabulary's size.
+        vocabulary: usize,
+    },
+
+    /// Rows were made for another number of positions than the tensor has.
+    #[error(
+        "the rows were made for {rows} positions, but the tensor of shape {shape:?} has {positions}"
+    )]
+    PositionMismatch {
+        /// The positions the rows cover.
+        rows: usize,
+        /// The positions the tensor has: the product of all its dimensions but the last.
+        positions: usize,
+        /// The tensor's shape.
+        shape: Vec<usize>,
+    },
+
+    /// Two things that must have the same length do not.
+    #[error("{what}: expected {expected}, got {actual}")]
+    LengthMismatch {
+        /// What was counted.
+        what: &'static str,
+        /// The length that was needed.
+        expected: usize,
+        /// The length that was given.
+        actual: usize,
+    },
+
+    /// A tensor has a shape, a layout, a dtype or a device that the operation does not take.
+    #[error("{what}: expected {expected}, got {actual}")]
+    Unsupported {
+        /// Which argument.
+        what: &'static str,
+        /// What it may be.
+        expected: String,
+        /// What it was.
+        actual: String,
+    },
+
+    /// A number that must lie in a range does not.
+    #[error("{name} = {value} must be {expected}")]
+    OutOfRange {
+        /// The name of the setting.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The range in words.
+        expected: &'static str,
+    },
+
+    /// The published ATS has no solution for this fan-out: `η·n ≤ 1`.
+    #[error(
+        "ATS is undefined here: η·n = {eta} × {fan_out} = {} ≤ 1, so no temperature gives the target \
+         a probability of η. Use Scope::Branching, raise η above {}, or set allow_degenerate for the \
+         published arithmetic",
+        eta * f64::from(*fan_out), 1.0 / f64::from(*fan_out)
+    )]
+    DegenerateScope {
+        /// The target probability η.
+        eta: f64,
+        /// The fan-out n of the statistics rows.
+        fan_out: u32,
+    },
+
+    /// Statistics rows that are pooled have sets of different sizes.
+    #[error(
+        "the pooled statistics of the {scope} scope need sets of one size, but the {rows} rows have \
+         sets of different sizes: mark other rows or use Scope::Branching"
+    )]
+    UnequalFanOut {
+        /// The scope's name.
+        scope: &'static str,
+        /// How many statistics rows there are.
+        rows: u64,
+    },
+
+    /// A valid logit is infinite or NaN (found in the checked mode).
+    #[error("row {row} (position {position}): the logit of token {token} is {value}")]
+    NonFinite {
+        /// The index of the row in its `Rows`.
+        row: usize,
+        /// The flattened position.
+        position: u32,
+        /// The token.
+        token: u32,
+        /// The logit.
+        value: f64,
+    },
+
+    /// The file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+
+    /// candle failed.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// A `Result` whose error is this crate's [`enum@Error`].
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<Error> for candle_core::Error {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Candle(error) => error,
+            error => candle_core::Error::wrap(error),
+        }
+    }
+}
+
+impl From<Infallible> for Error {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}

@@ -1,0 +1,443 @@
+//! Which positions of a batch count, and what each must predict.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{Error, Result, TokenSets, TokenTrie};
+
+/// The label that means "this position does not count", as Hugging Face writes it.
+const IGNORED: i64 = -100;
+
+/// One position that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Row {
+    /// The position it predicts from: an index into the flattened leading dimensions of the logits
+    /// or hidden states.
+    pub position: u32,
+    /// The token set its softmax ranges over; for a trie, the node walked to.
+    pub set: u32,
+    /// The token it must predict.
+    pub target: u32,
+}
+
+/// The positions of a batch that count, each with its token set and target.
+///
+/// Positions that are not listed have loss 0 and gradient 0. Rows whose set has one token (*unary*)
+/// may be listed and cost nothing.
+///
+/// ```
+/// use candle_trie::{Rows, TokenTrie};
+/// let trie = TokenTrie::new([(0, [5, 6, 9]), (1, [5, 7, 9])])?;
+/// // Two responses behind prompts of different lengths, as Hugging Face labels them.
+/// let labels: Vec<Vec<i64>> = vec![vec![-100, -100, 5, 6, 9], vec![-100, 5, 7, 9]];
+/// let rows = Rows::from_unshifted(&trie, &labels)?;
+/// assert_eq!(rows.positions(), 2 * 5);
+/// assert_eq!(rows.len(), 6);
+/// assert_eq!(rows.as_slice()[0].position, 1); // token 5 stands at 2 and is predicted at 1
+/// assert_eq!(rows.as_slice()[0].set, trie.root());
+/// # Ok::<(), candle_trie::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    positions: usize,
+    rows: Vec<Row>,
+    marks: Option<Vec<bool>>,
+    weights: Option<Vec<f32>>,
+}
+
+impl Rows {
+    /// Rows for labels as Hugging Face has them: `labels[b][t]` is the token *at* `t`, so position
+    /// `t - 1` predicts it.
+    ///
+    /// Every run of labels that count is one response, walked from the trie's root. A label at
+    /// position 0 is walked but predicted by nothing, as there is no position before it.
+    ///
+    /// # Errors
+    /// [`Error::NotInTrie`] with the batch row, position, token and prefix of the first label that
+    /// continues no item; [`Error::InvalidLabel`]; and what making [`Labels`] gives.
+    pub fn from_unshifted<L>(trie: &TokenTrie, labels: L) -> Result<Self>
+    where
+        L: TryInto<Labels>,
+        Error: From<L::Error>,
+    {
+        Self::walk(Some(trie), &labels.try_into()?, 1)
+    }
+
+    /// Rows for labels that stand where they are predicted: position `t` predicts `labels[b][t]`.
+    ///
+    /// # Errors
+    /// As [`Rows::from_unshifted`].
+    pub fn from_shifted<L>(trie: &TokenTrie, labels: L) -> Result<Self>
+    where
+        L: TryInto<Labels>,
+        Error: From<L::Error>,
+    {
+        Self::walk(Some(trie), &labels.try_into()?, 0)
+    }
+
+    /// Rows for labels (standing where they are predicted) that no trie constrains: every row has
+    /// set 0. For the plain language-model loss over
+    /// [`TokenSets::whole_vocabulary`](crate::TokenSets::whole_vocabulary) on text that is no item;
+    /// rows walked along a trie serve that loss too.
+    ///
+    /// # Errors
+    /// [`Error::InvalidLabel`], and what making [`Labels`] gives.
+    pub fn unconstrained<L>(labels: L) -> Result<Self>
+    where
+        L: TryInto<Labels>,
+        Error: From<L::Error>,
+    {
+        Self::walk(None, &labels.try_into()?, 0)
+    }
+
+    /// Rows from their parts, for token sets that come from no trie. `positions` is the product of
+    /// the leading dimensions of the logits or hidden states.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] where the positions of `rows` do not rise strictly or reach `positions`.
+    /// Whether each target is in its set is checked by the loss, which knows the sets.
+    pub fn from_raw(positions: usize, rows: Vec<Row>) -> Result<Self> {
+        check_position_count(positions)?;
+        let malformed = |detail| Error::Malformed {
+            what: "rows",
+            detail,
+        };
+        if let Some(pair) = rows
+            .windows(2)
+            .find(|pair| pair[0].position >= pair[1].position)
+        {
+            return Err(malformed(format!(
+                "positions must rise strictly, but {} is followed by {}",
+                pair[0].position, pair[1].position
+            )));
+        }
+        match rows.last() {
+            Some(last) if last.position as usize >= positions => Err(malformed(format!(
+                "position {} does not exist, there are {positions}",
+                last.position
+            ))),
+            _ => Ok(Self {
+                positions,
+                rows,
+                marks: None,
+                weights: None,
+            }),
+        }
+    }
+
+    /// Marks the statistics rows for [`Scope::Marked`](crate::Scope::Marked), one flag a row.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] where there are not as many flags as rows.
+    pub fn with_marks(mut self, marks: Vec<bool>) -> Result<Self> {
+        self.check_length("statistics marks", marks.len())?;
+        self.marks = Some(marks);
+        Ok(self)
+    }
+
+    /// Gives every row a weight: a row's loss is multiplied by it, and means divide by the sum of
+    /// the weights. Statistics ignore weights.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] where there are not as many weights as rows;
+    /// [`Error::OutOfRange`] for a weight that is negative or not finite.
+    pub fn with_weights(mut self, weights: Vec<f32>) -> Result<Self> {
+        self.check_length("row weights", weights.len())?;
+        if let Some(&weight) = weights
+            .iter()
+            .find(|weight| !(**weight >= 0.0 && weight.is_finite()))
+        {
+            return Err(Error::OutOfRange {
+                name: "row weight",
+                value: f64::from(weight),
+                expected: "finite and not negative",
+            });
+        }
+        self.weights = Some(weights);
+        Ok(self)
+    }
+
+    /// How many rows count.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether no row counts.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// The flattened positions that the rows were made for.
+    pub fn positions(&self) -> usize {
+        self.positions
+    }
+
+    /// The rows, positions rising.
+    pub fn as_slice(&self) -> &[Row] {
+        &self.rows
+    }
+
+    /// The marks of the statistics rows, where the caller gave some.
+    pub fn marks(&self) -> Option<&[bool]> {
+        self.marks.as_deref()
+    }
+
+    /// The weights, where the caller gave some.
+    pub fn weights(&self) -> Option<&[f32]> {
+        self.weights.as_deref()
+    }
+
+    /// The weight of row `row`: 1 where none was given.
+    pub fn weight(&self, row: usize) -> f32 {
+        (self.weights.as_ref()).map_or(1.0, |weights| weights.get(row).copied().unwrap_or(0.0))
+    }
+
+    /// How many rows have more than one token to choose from.
+    pub fn branching_count(&self, sets: &TokenSets) -> usize {
+        (self.rows.iter())
+            .filter(|row| sets.get(row.set).is_some_and(|set| set.len() > 1))
+            .count()
+    }
+
+    fn check_length(&self, what: &'static str, actual: usize) -> Result<()> {
+        if actual == self.rows.len() {
+            return Ok(());
+        }
+        Err(Error::LengthMismatch {
+            what,
+            expected: self.rows.len(),
+            actual,
+        })
+    }
+
+    /// `shift` is how far before its label a row predicts from.
+    fn walk(trie: Option<&TokenTrie>, labels: &Labels, shift: usize) -> Result<Self> {
+        check_position_count(labels.tokens.len())?;
+        let mut rows = Vec::new();
+        for (batch_row, line) in labels.lines().enumerate() {
+            let mut node = 0;
+            let mut response = 0;
+            for (position, &label) in line.iter().enumerate() {
+                let Some(target) = label else {
+                    (node, response) = (0, position + 1);
+                    continue;
+                };
+                if position >= shift {
+                    rows.push(Row {
+                        position: (batch_row * labels.length + position - shift) as u32,
+                        set: node,
+                        target,
+                    });
+                }
+                if let Some(trie) = trie {
+                    node = trie.child(node, target).ok_or_else(|| Error::NotInTrie {
+                        batch_row,
+                        position,
+                        token: target,
+                        prefix: line[response..position].iter().copied().flatten().collect(),
+                        choices: trie.children(node).len(),
+                    })?;
+                }
+            }
+        }
+        Ok(Self {
+            positions: labels.tokens.len(),
+            rows,
+            marks: None,
+            weights: None,
+        })
+    }
+}
+
+fn check_position_count(positions: usize) -> Result<()> {
+    if u32::try_from(positions).is_ok() {
+        return Ok(());
+    }
+    Err(Error::TooLarge {
+        what: "positions",
+        size: positions as u64,
+        limit: u64::from(u32::MAX),
+    })
+}
+
+/// A matrix of labels `[batch, length]`, each a token or "ignore".
+///
+/// Made from a tensor (`[T]` or `[B, T]`; i64 with −100 to ignore, or u32 with `u32::MAX`), or from
+/// vectors of responses, of which the shorter are padded with "ignore" up to the longest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Labels {
+    length: usize,
+    tokens: Vec<Option<u32>>,
+}
+
+impl Labels {
+    /// Labels of one batch row after another, each row `length` long.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] where `labels` does not divide into rows of that length, and
+    /// [`Error::InvalidLabel`] for a label that is neither a token nor −100.
+    pub fn new(labels: &[i64], length: usize) -> Result<Self> {
+        if !labels.is_empty() && (length == 0 || !labels.len().is_multiple_of(length)) {
+            return Err(Error::LengthMismatch {
+                what: "labels of the last batch row",
+                expected: length,
+                actual: labels.len().checked_rem(length).unwrap_or(labels.len()),
+            });
+        }
+        let tokens = (labels.iter().enumerate())
+            .map(|(index, &label)| {
+                token(label).ok_or(Error::InvalidLabel {
+                    batch_row: index / length,
+                    position: index % length,
+                    label,
+                })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { length, tokens })
+    }
+
+    fn lines(&self) -> impl Iterator<Item = &[Option<u32>]> {
+        self.tokens.chunks(self.length.max(1))
+    }
+}
+
+/// `Some(None)` for a label to ignore, `None` for one that is invalid.
+fn token(label: i64) -> Option<Option<u32>> {
+    match u32::try_from(label) {
+        Ok(u32::MAX) => Some(None),
+        Ok(token) => Some(Some(token)),
+        Err(_) => (label == IGNORED).then_some(None),
+    }
+}
+
+impl TryFrom<&[Vec<i64>]> for Labels {
+    type Error = Error;
+
+    fn try_from(lines: &[Vec<i64>]) -> Result<Self> {
+        let length = lines.iter().map(Vec::len).max().unwrap_or(0);
+        let padded: Vec<i64> = (lines.iter())
+            .flat_map(|line| {
+                let padding = std::iter::repeat_n(IGNORED, length - line.len());
+                line.iter().copied().chain(padding)
+            })
+            .collect();
+        Self::new(&padded, length)
+    }
+}
+
+impl TryFrom<&Vec<Vec<i64>>> for Labels {
+    type Error = Error;
+
+    fn try_from(lines: &Vec<Vec<i64>>) -> Result<Self> {
+        lines.as_slice().try_into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trie() -> TokenTrie {
+        TokenTrie::new([(0, vec![5, 6, 9]), (1, vec![5, 7, 8, 9])]).unwrap()
+    }
+
+    fn row(position: u32, set: u32, target: u32) -> Row {
+        Row {
+            position,
+            set,
+            target,
+        }
+    }
+
+    #[test]
+    fn unshifted_labels_are_predicted_one_position_earlier() {
+        let trie = trie();
+        let labels = vec![vec![-100, 5, 6, 9], vec![-100, -100, 5, 7]];
+        let rows = Rows::from_unshifted(&trie, &labels).unwrap();
+        let after_five = trie.walk(&[5]).unwrap();
+        let expected = [
+            row(0, 0, 5),
+            row(1, after_five, 6),
+            row(2, trie.walk(&[5, 6]).unwrap(), 9),
+            row(5, 0, 5),
+            row(6, after_five, 7),
+        ];
+        assert_eq!(rows.as_slice(), expected);
+        assert_eq!(rows.branching_count(trie.sets()), 2);
+    }
+
+    #[test]
+    fn a_label_at_position_zero_is_walked_but_not_predicted() {
+        let trie = trie();
+        let rows = Rows::from_unshifted(&trie, &vec![vec![5, 6, 9]]).unwrap();
+        assert_eq!(rows.as_slice()[0], row(0, trie.walk(&[5]).unwrap(), 6));
+        assert_eq!(rows.len(), 2);
+    }
+
+    #[test]
+    fn ignored_labels_part_two_responses_of_one_batch_row() {
+        let trie = trie();
+        let rows = Rows::from_shifted(&trie, &vec![vec![5, 6, 9, -100, 5, 7]]).unwrap();
+        let sets: Vec<u32> = rows.as_slice().iter().map(|row| row.set).collect();
+        assert_eq!((sets[0], sets[3]), (0, 0));
+        assert_eq!(sets[1], sets[4]);
+    }
+
+    #[test]
+    fn a_label_outside_the_trie_is_an_error_with_its_prefix() {
+        let labels = vec![vec![-100, -100, -100], vec![-100, 5, 8]];
+        let error = Rows::from_unshifted(&trie(), &labels).unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                Error::NotInTrie { batch_row: 1, position: 2, token: 8, prefix, choices: 2 }
+                    if prefix == &[5]
+            ),
+            "{error}"
+        );
+        let after_the_end = Rows::from_shifted(&trie(), &vec![vec![5, 6, 9, 5]]).unwrap_err();
+        assert!(matches!(after_the_end, Error::NotInTrie { choices: 0, .. }));
+    }
+
+    #[test]
+    fn labels_that_are_no_tokens_are_errors_and_both_idioms_of_ignore_are_not() {
+        let error = Labels::new(&[5, -1], 2).unwrap_err();
+        assert!(matches!(
+            error,
+            Error::InvalidLabel {
+                position: 1,
+                label: -1,
+                ..
+            }
+        ));
+        assert!(Labels::new(&[1 << 40], 1).is_err());
+        let labels = Labels::new(&[-100, i64::from(u32::MAX), 5], 3).unwrap();
+        assert_eq!(labels.tokens, [None, None, Some(5)]);
+        assert!(Labels::new(&[1, 2, 3], 2).is_err());
+        assert!(Labels::new(&[1], 0).is_err());
+    }
+
+    #[test]
+    fn empty_batches_give_no_rows() {
+        for labels in [vec![], vec![vec![]], vec![vec![-100; 3]]] {
+            assert!(Rows::from_unshifted(&trie(), &labels).unwrap().is_empty());
+        }
+    }
+
+    #[test]
+    fn raw_rows_must_rise_and_stay_inside_the_batch() {
+        assert!(Rows::from_raw(3, vec![row(0, 0, 5), row(2, 0, 5)]).is_ok());
+        assert!(Rows::from_raw(2, vec![row(2, 0, 5)]).is_err());
+        assert!(Rows::from_raw(3, vec![row(1, 0, 5), row(1, 0, 5)]).is_err());
+    }
+
+    #[test]
+    fn weights_and_marks_must_fit_the_rows() {
+        let rows = || Rows::from_raw(3, vec![row(0, 0, 5), row(2, 0, 5)]).unwrap();
+        assert!(rows().with_weights(vec![1.0]).is_err());
+        assert!(rows().with_weights(vec![1.0, f32::NAN]).is_err());
+        assert!(rows().with_weights(vec![1.0, -1.0]).is_err());
+        assert!(rows().with_marks(vec![true; 3]).is_err());
+        assert_eq!(rows().with_weights(vec![0.5, 2.0]).unwrap().weight(1), 2.0);
+    }
+}

@@ -1,0 +1,439 @@
+//! The temperature of the softmax: fixed, or chosen by the Adaptive Temperature Strategy.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result, Statistics};
+
+/// The temperature τ that logits are divided by.
+///
+/// ```
+/// use candle_trie::{AdaptiveStrategy, Scope, Statistics, Temperature};
+/// let mut temperature = Temperature::from(AdaptiveStrategy {
+///     scope: Scope::Branching,
+///     ..AdaptiveStrategy::default()
+/// });
+/// assert_eq!(temperature.value(), 1.5);
+/// // Statistics of several micro-batches merge; one step is taken for all of them.
+/// let statistics = Statistics::of_row(&[9.0, 0.5, -0.5, 1.0, -1.0, 0.0], 0);
+/// temperature.step(&statistics, 0)?;
+/// # Ok::<(), candle_trie::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub enum Temperature {
+    /// Always this value.
+    Fixed(f64),
+    /// Follows the logits.
+    Adaptive(AdaptiveTemperature),
+}
+
+/// A temperature that follows the logits: the strategy, and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdaptiveTemperature {
+    /// How it follows them.
+    pub strategy: AdaptiveStrategy,
+    state: TemperatureState,
+}
+
+/// The Adaptive Temperature Strategy (ATS) of arXiv 2504.04178, section 4.2.
+///
+/// For statistics rows with mean target logit μ⁺, mean μ and variance σ² of their valid logits, and
+/// fan-out n, put Δ = μ⁺ − μ and C = ln(n·η). The estimate is the root of Δ/τ − σ²/(2τ²) = C, the
+/// temperature at which the target's Gaussian-approximated probability is η:
+///
+/// τ̂ = (Δ + √max(Δ² − 2Cσ², 0)) / 2C, clamped to `minimum..=maximum`; then τ ← (1 − α)τ + ατ̂.
+///
+/// The default holds the paper's values.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdaptiveStrategy {
+    /// η: the probability that the target should have; above 0, at most 1.
+    pub eta: f64,
+    /// α: how much of a new estimate enters the temperature; 0 to 1.
+    pub alpha: f64,
+    /// The lower clamp of the estimate.
+    pub minimum: f64,
+    /// The upper clamp of the estimate.
+    pub maximum: f64,
+    /// τ₀: the temperature to begin with, and throughout the warm-up.
+    pub initial: f64,
+    /// While the step is below this, the temperature is τ₀.
+    pub warm_up: u64,
+    /// Which rows the statistics are of.
+    pub scope: Scope,
+    /// Where η·n ≤ 1, compute what the published arithmetic gives instead of refusing.
+    pub allow_degenerate: bool,
+}
+
+impl Default for AdaptiveStrategy {
+    fn default() -> Self {
+        Self {
+            eta: 0.25,
+            alpha: 0.05,
+            minimum: 1.5,
+            maximum: 5.0,
+            initial: 1.5,
+            warm_up: 0,
+            scope: Scope::Root,
+            allow_degenerate: false,
+        }
+    }
+}
+
+/// Which rows the statistics of ATS are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The rows at the root (set 0), pooled, as published.
+    Root,
+    /// All branching rows, each centred on its own mean: Δ = mean of (z_y − m_t), σ² = mean of s_t²
+    /// and C = mean of ln(n_t·η), with m_t and s_t² (unbiased) the mean and variance of row t's own
+    /// valid logits. Adding a constant to a row changes nothing, as in the loss itself. A batch with
+    /// C ≤ 0 leaves the temperature as it was.
+    Branching,
+    /// The rows that the caller marks ([`Rows::with_marks`](crate::Rows::with_marks)), pooled; their
+    /// sets must have one size.
+    Marked,
+}
+
+impl Scope {
+    /// The scope's name in messages and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Branching => "branching",
+            Self::Marked => "marked",
+        }
+    }
+}
+
+/// Where an adaptive temperature stands: enough to go on as if never interrupted.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct TemperatureState {
+    /// τ.
+    pub value: f64,
+    /// The number of the next step.
+    pub step: u64,
+}
+
+impl Temperature {
+    /// Always `value`.
+    pub fn fixed(value: f64) -> Self {
+        Self::Fixed(value)
+    }
+
+    /// ATS with the paper's settings.
+    pub fn adaptive() -> Self {
+        AdaptiveStrategy::default().into()
+    }
+
+    /// τ as it stands.
+    pub fn value(&self) -> f64 {
+        match self {
+            Self::Fixed(value) => *value,
+            Self::Adaptive(adaptive) => adaptive.state.value,
+        }
+    }
+
+    /// Takes step number `step` with the statistics of all that was seen in it, and returns the new
+    /// τ. A fixed temperature stays.
+    ///
+    /// Without statistics (no row, or a variance that is not a number) τ stays as it was; during the
+    /// warm-up it is τ₀ in any case.
+    ///
+    /// # Errors
+    /// [`Error::UnequalFanOut`] and [`Error::DegenerateScope`] for pooled statistics that ATS cannot
+    /// use. τ then stays as it was.
+    pub fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
+        match self {
+            Self::Fixed(value) => Ok(*value),
+            Self::Adaptive(adaptive) => adaptive.step(statistics, step),
+        }
+    }
+
+    /// Where it stands, to be saved with a checkpoint. The state of a fixed temperature has step 0.
+    pub fn state(&self) -> TemperatureState {
+        match self {
+            Self::Fixed(value) => TemperatureState {
+                value: *value,
+                step: 0,
+            },
+            Self::Adaptive(adaptive) => adaptive.state,
+        }
+    }
+
+    /// Goes on from where [`state`](Self::state) was taken. A fixed temperature takes the value.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a temperature that is not positive and finite.
+    pub fn restore(&mut self, state: TemperatureState) -> Result<()> {
+        check_positive("temperature", state.value)?;
+        match self {
+            Self::Fixed(value) => *value = state.value,
+            Self::Adaptive(adaptive) => adaptive.state = state,
+        }
+        Ok(())
+    }
+
+    /// Refuses settings out of range, and a root scope whose fan-out ATS is not defined for.
+    /// `root_fan_out` is the size of set 0.
+    pub(crate) fn check(&self, root_fan_out: u32) -> Result<()> {
+        match self {
+            Self::Fixed(value) => check_positive("temperature", *value),
+            Self::Adaptive(adaptive) => {
+                adaptive.strategy.check()?;
+                match adaptive.strategy.scope {
+                    Scope::Root => adaptive.strategy.check_fan_out(root_fan_out),
+                    Scope::Branching | Scope::Marked => Ok(()),
+                }
+            }
+        }
+    }
+}
+
+impl From<AdaptiveStrategy> for Temperature {
+    fn from(strategy: AdaptiveStrategy) -> Self {
+        Self::Adaptive(AdaptiveTemperature {
+            strategy,
+            state: TemperatureState {
+                value: strategy.initial,
+                step: 0,
+            },
+        })
+    }
+}
+
+impl AdaptiveTemperature {
+    fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
+        let estimate = self.strategy.estimate(statistics)?;
+        self.state.step = step.saturating_add(1);
+        if step < self.strategy.warm_up {
+            self.state.value = self.strategy.initial;
+        } else if let Some(estimate) = estimate {
+            let alpha = self.strategy.alpha;
+            self.state.value = (1.0 - alpha) * self.state.value + alpha * estimate;
+        }
+        Ok(self.state.value)
+    }
+}
+
+impl AdaptiveStrategy {
+    /// The clamped estimate τ̂, or `None` where the statistics give none.
+    ///
+    /// # Errors
+    /// As [`Temperature::step`].
+    pub fn estimate(&self, statistics: &Statistics) -> Result<Option<f64>> {
+        if statistics.rows() == 0 {
+            return Ok(None);
+        }
+        let (delta, variance, log_odds) = match self.scope {
+            Scope::Root | Scope::Marked => {
+                let fan_out = statistics.fan_out().ok_or(Error::UnequalFanOut {
+                    scope: self.scope.name(),
+                    rows: statistics.rows(),
+                })?;
+                self.check_fan_out(fan_out)?;
+                (
+                    statistics.target_mean() - statistics.mean(),
+                    statistics.variance(),
+                    (f64::from(fan_out) * self.eta).ln(),
+                )
+            }
+            Scope::Branching => {
+                let log_odds = statistics.mean_log_size() + self.eta.ln();
+                if log_odds <= 0.0 {
+                    return Ok(None);
+                }
+                (
+                    statistics.centred_target_mean(),
+                    statistics.mean_row_variance(),
+                    log_odds,
+                )
+            }
+        };
+        let discriminant = delta * delta - 2.0 * log_odds * variance;
+        if discriminant.is_nan() {
+            return Ok(None);
+        }
+        let root = (delta + discriminant.max(0.0).sqrt()) / (2.0 * log_odds);
+        // 0/0, which the published arithmetic reaches at C = 0, is no estimate.
+        Ok((!root.is_nan()).then(|| root.clamp(self.minimum, self.maximum)))
+    }
+
+    fn check(&self) -> Result<()> {
+        let within = |name, value: f64, inside, expected| match inside {
+            true => Ok(()),
+            false => Err(Error::OutOfRange {
+                name,
+                value,
+                expected,
+            }),
+        };
+        let (eta, alpha) = (self.eta, self.alpha);
+        within("eta", eta, eta > 0.0 && eta <= 1.0, "above 0 and at most 1")?;
+        within(
+            "alpha",
+            alpha,
+            (0.0..=1.0).contains(&alpha),
+            "between 0 and 1",
+        )?;
+        check_positive("initial temperature", self.initial)?;
+        check_positive("minimum temperature", self.minimum)?;
+        check_positive("maximum temperature", self.maximum)?;
+        let ordered = self.minimum <= self.maximum;
+        within(
+            "maximum temperature",
+            self.maximum,
+            ordered,
+            "at least the minimum",
+        )
+    }
+
+    fn check_fan_out(&self, fan_out: u32) -> Result<()> {
+        if self.allow_degenerate || self.eta * f64::from(fan_out) > 1.0 {
+            return Ok(());
+        }
+        Err(Error::DegenerateScope {
+            eta: self.eta,
+            fan_out,
+        })
+    }
+}
+
+pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<()> {
+    if value > 0.0 && value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::OutOfRange {
+        name,
+        value,
+        expected: "positive and finite",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One row of 20 logits: mean 0, a given spread, and a target standing out by `delta`.
+    fn row(delta: f64, spread: f64) -> Statistics {
+        Statistics::of_moments(20, 0.0, 19.0 * spread * spread, delta)
+    }
+
+    fn strategy() -> AdaptiveStrategy {
+        AdaptiveStrategy {
+            alpha: 1.0,
+            ..AdaptiveStrategy::default()
+        }
+    }
+
+    #[test]
+    fn the_estimate_solves_the_published_equation() {
+        let (delta, spread) = (8.0, 1.4);
+        let tau = strategy().estimate(&row(delta, spread)).unwrap().unwrap();
+        let left = delta / tau - spread * spread / (2.0 * tau * tau);
+        assert!((left - (20.0f64 * 0.25).ln()).abs() < 1e-12, "{tau}");
+    }
+
+    #[test]
+    fn pooled_and_row_centred_forms_agree_on_one_row() {
+        let branching = AdaptiveStrategy {
+            scope: Scope::Branching,
+            ..strategy()
+        };
+        let statistics = row(7.0, 1.2);
+        let (pooled, centred) = (
+            strategy().estimate(&statistics),
+            branching.estimate(&statistics),
+        );
+        let (pooled, centred) = (pooled.unwrap().unwrap(), centred.unwrap().unwrap());
+        assert!((pooled - centred).abs() < 1e-12);
+    }
+
+    #[test]
+    fn the_clamp_comes_before_the_average() {
+        let mut temperature = Temperature::from(AdaptiveStrategy {
+            alpha: 0.5,
+            initial: 2.0,
+            ..strategy()
+        });
+        temperature.step(&row(1000.0, 1.0), 0).unwrap();
+        assert_eq!(temperature.value(), 3.5);
+    }
+
+    #[test]
+    fn the_warm_up_resets_and_no_statistics_change_nothing() {
+        let mut temperature = Temperature::from(AdaptiveStrategy {
+            warm_up: 2,
+            ..strategy()
+        });
+        let state = TemperatureState {
+            value: 4.0,
+            step: 0,
+        };
+        temperature.restore(state).unwrap();
+        assert_eq!(temperature.step(&Statistics::default(), 1).unwrap(), 1.5);
+        temperature.step(&row(8.0, 1.4), 2).unwrap();
+        let before = temperature.value();
+        assert!(before > 4.0);
+        assert_eq!(temperature.step(&Statistics::default(), 3).unwrap(), before);
+        assert_eq!(temperature.state().step, 4);
+    }
+
+    #[test]
+    fn degenerate_fan_outs_are_refused_or_give_the_published_arithmetic() {
+        let two = Statistics::of_moments(2, 0.0, 1.0, 0.5);
+        assert!(matches!(
+            strategy().estimate(&two),
+            Err(Error::DegenerateScope { fan_out: 2, .. })
+        ));
+        let published = AdaptiveStrategy {
+            allow_degenerate: true,
+            ..strategy()
+        };
+        assert_eq!(published.estimate(&two).unwrap(), Some(1.5));
+        let at_zero = |delta| published.estimate(&Statistics::of_moments(4, 0.0, 1.0, delta));
+        assert_eq!(at_zero(1.0).unwrap(), Some(5.0));
+        assert_eq!(at_zero(-1.0).unwrap(), None);
+        let branching = AdaptiveStrategy {
+            scope: Scope::Branching,
+            ..strategy()
+        };
+        assert_eq!(branching.estimate(&two).unwrap(), None);
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        let defaults = AdaptiveStrategy::default();
+        for wrong in [
+            AdaptiveStrategy {
+                eta: 0.0,
+                ..defaults
+            },
+            AdaptiveStrategy {
+                eta: 1.5,
+                ..defaults
+            },
+            AdaptiveStrategy {
+                alpha: -0.1,
+                ..defaults
+            },
+            AdaptiveStrategy {
+                alpha: f64::NAN,
+                ..defaults
+            },
+            AdaptiveStrategy {
+                initial: 0.0,
+                ..defaults
+            },
+            AdaptiveStrategy {
+                minimum: 3.0,
+                maximum: 2.0,
+                ..defaults
+            },
+        ] {
+            assert!(Temperature::from(wrong).check(100).is_err(), "{wrong:?}");
+        }
+        assert!(Temperature::fixed(f64::INFINITY).check(100).is_err());
+        assert!(Temperature::adaptive().check(4).is_err());
+        assert!(Temperature::adaptive().check(5).is_ok());
+    }
+}

@@ -28,7 +28,8 @@ struct Record {
 /// Reads `id2name4Rec.json` of a folder: one object from item ids to titles.
 pub fn read_catalogue(folder: &Path) -> Result<Catalogue> {
     let path = folder.join(TITLES_FILE);
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let titles: BTreeMap<u64, String> = serde_json::from_str(&text).map_err(|error| {
         anyhow!(
             "{}, line {}: {error}; expected one JSON object from item ids to titles, such as {{\"1\": \"Emma\"}}",
@@ -46,7 +47,8 @@ pub fn read_catalogue(folder: &Path) -> Result<Catalogue> {
 /// Reads rows of a CSV file with the columns `user_id`, `item_ids` (a JSON list: the history, then the target) and
 /// `timestamp`. Every item must have a title.
 pub fn read_interactions(path: &Path, catalogue: &Catalogue) -> Result<Vec<Interaction>> {
-    let mut reader = csv::Reader::from_path(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut reader =
+        csv::Reader::from_path(path).with_context(|| format!("cannot read {}", path.display()))?;
     let headers = reader
         .headers()
         .with_context(|| path.display().to_string())?
@@ -73,7 +75,10 @@ pub fn read_interactions(path: &Path, catalogue: &Catalogue) -> Result<Vec<Inter
         interactions.push(interaction);
     }
     if interactions.is_empty() {
-        bail!("{}: expected at least one row after the header", path.display());
+        bail!(
+            "{}: expected at least one row after the header",
+            path.display()
+        );
     }
     Ok(interactions)
 }
@@ -92,10 +97,12 @@ fn parse_interaction(item_ids: &str, catalogue: &Catalogue) -> Result<Interactio
 
 /// The only `train*.csv` of a folder, or the largest.
 pub fn find_training_file(folder: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder).with_context(|| format!("cannot read the folder {}", folder.display()))?;
+    let entries = fs::read_dir(folder)
+        .with_context(|| format!("cannot read the folder {}", folder.display()))?;
     let mut largest: Option<(u64, PathBuf)> = None;
     for entry in entries {
-        let entry = entry.with_context(|| format!("cannot read the folder {}", folder.display()))?;
+        let entry =
+            entry.with_context(|| format!("cannot read the folder {}", folder.display()))?;
         let name = entry.file_name().to_string_lossy().into_owned();
         if !(name.starts_with("train") && name.ends_with(".csv")) {
             continue;
@@ -112,13 +119,20 @@ pub fn find_training_file(folder: &Path) -> Result<PathBuf> {
 }
 
 /// At most `count` rows, chosen by the seed and left in their order.
-pub fn sample(interactions: Vec<Interaction>, count: Option<usize>, random: &mut Random) -> Vec<Interaction> {
+pub fn sample(
+    interactions: Vec<Interaction>,
+    count: Option<usize>,
+    random: &mut Random,
+) -> Vec<Interaction> {
     let Some(count) = count.filter(|&count| count < interactions.len()) else {
         return interactions;
     };
     let mut chosen = index::sample(random, interactions.len(), count).into_vec();
     chosen.sort_unstable();
-    chosen.into_iter().map(|row| interactions[row].clone()).collect()
+    chosen
+        .into_iter()
+        .map(|row| interactions[row].clone())
+        .collect()
 }
 
 #[cfg(test)]
@@ -144,26 +158,47 @@ mod tests {
     fn rows_are_read() {
         let folder = folder(&[
             (TITLES_FILE, r#"{"1": "A", "2": "B"}"#),
-            ("train.csv", "user_id,item_ids,timestamp\n7,\"[1, 1, 2]\",99\n"),
+            (
+                "train.csv",
+                "user_id,item_ids,timestamp\n7,\"[1, 1, 2]\",99\n",
+            ),
         ]);
         let catalogue = read_catalogue(folder.path()).unwrap();
         let interactions = read_interactions(&folder.path().join("train.csv"), &catalogue).unwrap();
-        assert_eq!(interactions, [Interaction { history: vec![1, 1], target: 2 }]);
+        assert_eq!(
+            interactions,
+            [Interaction {
+                history: vec![1, 1],
+                target: 2
+            }]
+        );
     }
 
     #[test]
     fn what_is_wrong_is_said_with_file_and_line() {
         let header = "user_id,item_ids,timestamp\n";
         let unknown = message(&format!("{header}7,\"[1, 2]\",99\n8,\"[1, 3]\",99\n"));
-        assert!(unknown.contains("train.csv, line 3") && unknown.contains("item 3 has no title"), "{unknown}");
+        assert!(
+            unknown.contains("train.csv, line 3") && unknown.contains("item 3 has no title"),
+            "{unknown}"
+        );
         let broken = message(&format!("{header}7,\"[1, x]\",99\n"));
-        assert!(broken.contains("line 2") && broken.contains("expected item_ids"), "{broken}");
+        assert!(
+            broken.contains("line 2") && broken.contains("expected item_ids"),
+            "{broken}"
+        );
         let short = message(&format!("{header}7,\"[1]\",99\n"));
         assert!(short.contains("at least two item ids"), "{short}");
         let columns = message("user,items\n1,2\n");
-        assert!(columns.contains("line 1") && columns.contains("user, items"), "{columns}");
+        assert!(
+            columns.contains("line 1") && columns.contains("user, items"),
+            "{columns}"
+        );
         let fields = message(&format!("{header}7,\"[1, 2]\",99,5\n"));
-        assert!(fields.contains("line 2") || fields.contains("line: 2"), "{fields}");
+        assert!(
+            fields.contains("line 2") || fields.contains("line: 2"),
+            "{fields}"
+        );
         assert!(message(header).contains("at least one row"));
     }
 
@@ -171,6 +206,9 @@ mod tests {
     fn malformed_titles_name_the_line() {
         let folder = folder(&[(TITLES_FILE, "{\"1\": \"A\",\n \"x\": \"B\"}")]);
         let text = format!("{:#}", read_catalogue(folder.path()).unwrap_err());
-        assert!(text.contains("id2name4Rec.json, line 2") && text.contains("expected one JSON object"), "{text}");
+        assert!(
+            text.contains("id2name4Rec.json, line 2") && text.contains("expected one JSON object"),
+            "{text}"
+        );
     }
 }

@@ -5,16 +5,27 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use tokenizers::{
     AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
-    models::{TrainerWrapper, bpe::{BPE, BpeTrainer}},
+    models::bpe::{BPE, BpeTrainer},
     normalizers::NormalizerWrapper,
-    pre_tokenizers::{PreTokenizerWrapper, byte_level::ByteLevel, sequence::Sequence, split::{Split, SplitPattern}},
+    pre_tokenizers::{
+        PreTokenizerWrapper,
+        byte_level::ByteLevel,
+        sequence::Sequence,
+        split::{Split, SplitPattern},
+    },
 };
 
 /// The end token of a tokenizer that is trained here.
 pub const END_TOKEN: &str = "<|endoftext|>";
 
 /// End tokens of the model families, in the order in which they are looked for.
-const KNOWN_END_TOKENS: [&str; 5] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", END_TOKEN, "</s>"];
+const KNOWN_END_TOKENS: [&str; 5] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    END_TOKEN,
+    "</s>",
+];
 
 /// Llama 3's splitting. It keeps an opening quote with the first letters of a title; where the quote stands alone,
 /// every title begins with the same token, the root of the trie has no fan-out, and the published temperature strategy
@@ -29,9 +40,16 @@ pub struct TextTokenizer {
 
 impl TextTokenizer {
     /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.
-    pub fn train<'a>(texts: impl Iterator<Item = &'a str> + Send, vocabulary: usize) -> Result<Self> {
-        let words = Split::new(SplitPattern::Regex(WORDS.into()), SplitDelimiterBehavior::Isolated, false)
-            .map_err(anyhow::Error::from_boxed)?;
+    pub fn train<'a>(
+        texts: impl Iterator<Item = &'a str> + Send,
+        vocabulary: usize,
+    ) -> Result<Self> {
+        let words = Split::new(
+            SplitPattern::Regex(WORDS.into()),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )
+        .map_err(anyhow::Error::from_boxed)?;
         let bytes = ByteLevel::new(false, true, false);
         let mut tokenizer = TokenizerBuilder::new()
             .with_model(BPE::default())
@@ -50,7 +68,9 @@ impl TextTokenizer {
             .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
-        tokenizer.train(&mut trainer, texts).map_err(anyhow::Error::from_boxed)?;
+        tokenizer
+            .train(&mut trainer, texts)
+            .map_err(anyhow::Error::from_boxed)?;
         Self::new(tokenizer.into(), None)
     }
 
@@ -63,8 +83,13 @@ impl TextTokenizer {
 
     fn new(tokenizer: Tokenizer, end_token: Option<&str>) -> Result<Self> {
         let end = match end_token {
-            Some(name) => tokenizer.token_to_id(name).with_context(|| format!("there is no token {name:?}"))?,
-            None => match KNOWN_END_TOKENS.iter().find_map(|name| tokenizer.token_to_id(name)) {
+            Some(name) => tokenizer
+                .token_to_id(name)
+                .with_context(|| format!("there is no token {name:?}"))?,
+            None => match KNOWN_END_TOKENS
+                .iter()
+                .find_map(|name| tokenizer.token_to_id(name))
+            {
                 Some(end) => end,
                 None => bail!("none of {KNOWN_END_TOKENS:?} is a token: name the end token"),
             },
@@ -81,7 +106,10 @@ impl TextTokenizer {
 
     /// The tokens of a text, with nothing added before or after.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.tokenizer.encode_fast(text, false).map_err(anyhow::Error::from_boxed)?;
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, false)
+            .map_err(anyhow::Error::from_boxed)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -92,7 +120,11 @@ impl TextTokenizer {
 
     /// One more than the largest token: what an embedding must hold.
     pub fn vocabulary(&self) -> usize {
-        self.tokenizer.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1)
+        self.tokenizer
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |largest| largest as usize + 1)
     }
 }
 
@@ -100,7 +132,11 @@ impl TextTokenizer {
 mod tests {
     use super::*;
 
-    const TITLES: [&str; 3] = ["\"The Sea\", \"The Sea Wall\"", "\"A Sea of Glass\"", "\"Glass Walls\""];
+    const TITLES: [&str; 3] = [
+        "\"The Sea\", \"The Sea Wall\"",
+        "\"A Sea of Glass\"",
+        "\"Glass Walls\"",
+    ];
 
     #[test]
     fn training_is_repeatable_and_loses_nothing() {

@@ -48,7 +48,12 @@ impl Attention {
         // A key and value head serves the `group` query heads beside each other: they are extra queries of that head.
         let group = self.heads / self.key_value_heads;
         let by_head = |tensor: &Tensor| tensor.transpose(1, 2)?.contiguous();
-        let queries = by_head(&queries)?.reshape((batch, self.key_value_heads, group * tokens, self.width))?;
+        let queries = by_head(&queries)?.reshape((
+            batch,
+            self.key_value_heads,
+            group * tokens,
+            self.width,
+        ))?;
         let scores = queries.matmul(&by_head(&keys)?.t()?)?;
         let scores = scores.reshape((batch, self.heads, tokens, tokens))?;
         let weights = causal_softmax(&scores, 1.0 / (self.width as f64).sqrt())?;
@@ -62,21 +67,41 @@ impl Attention {
     }
 
     /// Attention of one new token of every beam, `[beams, 1, hidden]`, which joins the cache.
-    pub fn step(&self, x: &Tensor, layer: &mut LayerCache, cache: &Step) -> candle_core::Result<Tensor> {
+    pub fn step(
+        &self,
+        x: &Tensor,
+        layer: &mut LayerCache,
+        cache: &Step,
+    ) -> candle_core::Result<Tensor> {
         let (beams, _, _) = x.dims3()?;
         let (queries, keys, values) = self.project(x, &cache.positions)?;
         layer.push(&keys, &values)?;
         let queries = queries.reshape((beams, self.heads, self.width))?;
         let mixed = layer.attend(&queries, &cache.lengths, &cache.users)?;
-        linear(&mixed.reshape((beams, 1, self.heads * self.width))?, &self.output)
+        linear(
+            &mixed.reshape((beams, 1, self.heads * self.width))?,
+            &self.output,
+        )
     }
 
-    fn project(&self, x: &Tensor, first_positions: &[u32]) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    fn project(
+        &self,
+        x: &Tensor,
+        first_positions: &[u32],
+    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let (batch, tokens, _) = x.dims3()?;
         let heads = |weight, heads| linear(x, weight)?.reshape((batch, tokens, heads, self.width));
         Ok((
-            rotate(&heads(&self.query, self.heads)?, first_positions, self.theta)?,
-            rotate(&heads(&self.key, self.key_value_heads)?, first_positions, self.theta)?,
+            rotate(
+                &heads(&self.query, self.heads)?,
+                first_positions,
+                self.theta,
+            )?,
+            rotate(
+                &heads(&self.key, self.key_value_heads)?,
+                first_positions,
+                self.theta,
+            )?,
             heads(&self.value, self.key_value_heads)?,
         ))
     }
@@ -91,7 +116,11 @@ pub struct Step {
 
 impl Step {
     pub fn of(cache: &Cache) -> Self {
-        Self { lengths: cache.lengths.clone(), users: cache.users.clone(), positions: cache.next_positions() }
+        Self {
+            lengths: cache.lengths.clone(),
+            users: cache.users.clone(),
+            positions: cache.next_positions(),
+        }
     }
 }
 
@@ -99,5 +128,6 @@ impl Step {
 pub fn linear(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
     let (batch, tokens, width) = x.dims3()?;
     let rows = x.reshape((batch * tokens, width))?;
-    rows.matmul(&weight.t()?)?.reshape((batch, tokens, weight.dim(0)?))
+    rows.matmul(&weight.t()?)?
+        .reshape((batch, tokens, weight.dim(0)?))
 }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, constant, elements, for_element_of};
+use super::elements::{Element, constant, elements, for_element_of, largest};
 
 /// Keys and values of all layers while responses are decoded. All beams of a user share the prompt's.
 pub struct Cache {
@@ -27,7 +27,10 @@ pub(super) struct LayerCache {
 impl Cache {
     /// Makes beam `i` continue what beam `parents[i]` was.
     pub fn continue_from(&mut self, parents: &[u32]) -> Result<()> {
-        self.users = parents.iter().map(|&parent| self.users[parent as usize]).collect();
+        self.users = parents
+            .iter()
+            .map(|&parent| self.users[parent as usize])
+            .collect();
         for layer in &mut self.layers {
             if let Some(own) = &layer.own {
                 let parents = Tensor::new(parents, own.device())?;
@@ -49,7 +52,10 @@ impl Cache {
 impl LayerCache {
     /// Keeps the keys and values `[users, tokens, heads, width]` of the prompts.
     pub fn new(keys: &Tensor, values: &Tensor) -> Result<Self> {
-        Ok(Self { prompt: Tensor::stack(&[keys, values], 0)?, own: None })
+        Ok(Self {
+            prompt: Tensor::stack(&[keys, values], 0)?,
+            own: None,
+        })
     }
 
     /// Adds one token's keys and values `[beams, 1, heads, width]` to every beam.
@@ -67,8 +73,13 @@ impl LayerCache {
         let Some(own) = &self.own else {
             candle_core::bail!("a beam attends before its first token is cached");
         };
-        let op = Attend { lengths: lengths.to_vec(), users: users.to_vec() };
-        queries.contiguous()?.apply_op3_no_bwd(&self.prompt, own, &op)
+        let op = Attend {
+            lengths: lengths.to_vec(),
+            users: users.to_vec(),
+        };
+        queries
+            .contiguous()?
+            .apply_op3_no_bwd(&self.prompt, own, &op)
     }
 }
 
@@ -91,42 +102,107 @@ impl CustomOp3 for Attend {
         own: &CpuStorage,
         own_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (_, query_heads, width) = query_layout.shape().dims3()?;
-        let (_, users, tokens, heads, _) = prompt_layout.shape().dims5()?;
-        let (_, beams, steps, _, _) = own_layout.shape().dims5()?;
         for_element_of!(queries, T => {
-            let queries = elements::<T>(queries, query_layout)?;
-            let (prompt_keys, prompt_values) = elements::<T>(prompt, prompt_layout)?.split_at(users * tokens * heads * width);
-            let (own_keys, own_values) = elements::<T>(own, own_layout)?.split_at(beams * steps * heads * width);
-            let mut output = vec![T::zero(); queries.len()];
-            output.par_chunks_mut(query_heads * width).enumerate().for_each(|(beam, output)| {
-                let user = self.users[beam] as usize;
-                let prompt = user * tokens..user * tokens + self.lengths[user] as usize;
-                let own = beam * steps..(beam + 1) * steps;
-                let queries = &queries[beam * query_heads * width..];
-                for (head, output) in output.chunks_mut(width).enumerate() {
-                    let group = head / (query_heads / heads);
-                    let at = |place: usize| (place * heads + group) * width;
-                    let past = prompt.clone()
-                        .map(|place| (&prompt_keys[at(place)..][..width], &prompt_values[at(place)..][..width]))
-                        .chain(own.clone()
-                            .map(|place| (&own_keys[at(place)..][..width], &own_values[at(place)..][..width])));
-                    attend(&queries[head * width..][..width], past, output);
-                }
-            });
+            let prompt = Past::<T>::new(elements(prompt, prompt_layout)?, prompt_layout)?;
+            let own = Past::new(elements(own, own_layout)?, own_layout)?;
+            let output = self.mixed(elements(queries, query_layout)?, query_layout, &prompt, &own)?;
             Ok((candle_core::WithDType::to_cpu_storage_owned(output), query_layout.shape().clone()))
         })
     }
 }
 
+impl Attend {
+    fn mixed<T: Element>(
+        &self,
+        queries: &[T],
+        layout: &Layout,
+        prompt: &Past<T>,
+        own: &Past<T>,
+    ) -> Result<Vec<T>> {
+        let (_, heads, width) = layout.shape().dims3()?;
+        let group = heads / prompt.heads;
+        let mut output = vec![T::zero(); queries.len()];
+        let beams = output
+            .par_chunks_mut(heads * width)
+            .zip(queries.par_chunks(heads * width));
+        beams
+            .zip(&self.users)
+            .enumerate()
+            .for_each(|(beam, ((output, queries), &user))| {
+                let length = self.lengths[user as usize] as usize;
+                for (head, (output, query)) in output
+                    .chunks_mut(width)
+                    .zip(queries.chunks(width))
+                    .enumerate()
+                {
+                    let seen = prompt.of(user as usize, length, head / group);
+                    attend(
+                        query,
+                        seen.chain(own.of(beam, own.tokens, head / group)),
+                        output,
+                    );
+                }
+            });
+        Ok(output)
+    }
+}
+
+/// Keys and values `[owners, tokens, heads, width]`.
+struct Past<'a, T> {
+    keys: &'a [T],
+    values: &'a [T],
+    tokens: usize,
+    heads: usize,
+    width: usize,
+}
+
+impl<'a, T: Element> Past<'a, T> {
+    fn new(stacked: &'a [T], layout: &Layout) -> Result<Self> {
+        let (_, _, tokens, heads, width) = layout.shape().dims5()?;
+        let (keys, values) = stacked.split_at(stacked.len() / 2);
+        Ok(Self {
+            keys,
+            values,
+            tokens,
+            heads,
+            width,
+        })
+    }
+
+    /// Keys and values of one head for the first `length` tokens of an owner.
+    fn of(
+        &self,
+        owner: usize,
+        length: usize,
+        head: usize,
+    ) -> impl Iterator<Item = (&'a [T], &'a [T])> + Clone {
+        let (keys, values, heads, width) = (self.keys, self.values, self.heads, self.width);
+        let first = owner * self.tokens;
+        (first..first + length).map(move |token| {
+            let start = (token * heads + head) * width;
+            (&keys[start..start + width], &values[start..start + width])
+        })
+    }
+}
+
 /// The softmax-weighted mean of values, over keys and values that are walked twice.
-fn attend<'a, T: Element>(query: &[T], past: impl Iterator<Item = (&'a [T], &'a [T])> + Clone, output: &mut [T]) {
+fn attend<'a, T: Element>(
+    query: &[T],
+    past: impl Iterator<Item = (&'a [T], &'a [T])> + Clone,
+    output: &mut [T],
+) {
     let scale = constant::<T>(query.len() as f64).sqrt().recip();
     let mut weights: Vec<T> = past
         .clone()
-        .map(|(key, _)| query.iter().zip(key).fold(T::zero(), |sum, (&q, &k)| sum + q * k) * scale)
+        .map(|(key, _)| {
+            query
+                .iter()
+                .zip(key)
+                .fold(T::zero(), |sum, (&q, &k)| sum + q * k)
+                * scale
+        })
         .collect();
-    let largest = weights.iter().fold(T::neg_infinity(), |largest, &score| largest.max(score));
+    let largest = largest(&weights);
     let mut sum = T::zero();
     for weight in &mut weights {
         *weight = (*weight - largest).exp();

@@ -81,20 +81,33 @@ impl LlamaConfig {
             ensure!(size > 0, "{name} is 0");
         }
         ensure!(
-            self.hidden_size.is_multiple_of(self.num_attention_heads) && self.head_size().is_multiple_of(2),
+            self.hidden_size.is_multiple_of(self.num_attention_heads)
+                && self.head_size().is_multiple_of(2),
             "a hidden size of {} does not divide into {} heads of even width",
             self.hidden_size,
             self.num_attention_heads
         );
         ensure!(
-            self.num_attention_heads.is_multiple_of(self.num_key_value_heads),
+            self.num_attention_heads
+                .is_multiple_of(self.num_key_value_heads),
             "{} query heads cannot share {} key and value heads evenly",
             self.num_attention_heads,
             self.num_key_value_heads
         );
-        ensure!(self.model_type == "llama", "model_type is {:?}, expected \"llama\"", self.model_type);
-        ensure!(self.hidden_act == "silu", "hidden_act is {:?}, expected \"silu\"", self.hidden_act);
-        ensure!(self.tie_word_embeddings, "tie_word_embeddings is false, and an untied head is not supported");
+        ensure!(
+            self.model_type == "llama",
+            "model_type is {:?}, expected \"llama\"",
+            self.model_type
+        );
+        ensure!(
+            self.hidden_act == "silu",
+            "hidden_act is {:?}, expected \"silu\"",
+            self.hidden_act
+        );
+        ensure!(
+            self.tie_word_embeddings,
+            "tie_word_embeddings is false, and an untied head is not supported"
+        );
         Ok(())
     }
 }

@@ -21,6 +21,12 @@ pub fn constant<T: Element>(value: f64) -> T {
     <T as WithDType>::from_f64(value)
 }
 
+/// The largest element, −∞ where there is none.
+pub fn largest<T: Element>(values: &[T]) -> T {
+    let larger = |largest, &value| if value > largest { value } else { largest };
+    values.iter().fold(T::neg_infinity(), larger)
+}
+
 /// Calls `$body` with `$element` as the type that the storage holds.
 macro_rules! for_element_of {
     ($storage:expr, $element:ident => $body:expr) => {

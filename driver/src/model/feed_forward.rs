@@ -100,7 +100,8 @@ fn gate_gradient<T: Element>(gate: &[T], up: &[T], gradient: &[T]) -> Vec<T> {
         .zip(up.par_chunks(BLOCK))
         .zip(gradient.par_chunks(BLOCK));
     blocks.for_each(|(((output, gate), up), gradient)| {
-        for (((output, &gate), &up), &gradient) in output.iter_mut().zip(gate).zip(up).zip(gradient) {
+        for (((output, &gate), &up), &gradient) in output.iter_mut().zip(gate).zip(up).zip(gradient)
+        {
             let open = sigmoid(gate);
             *output = gradient * up * open * (T::one() + gate * (T::one() - open));
         }

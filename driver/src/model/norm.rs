@@ -1,13 +1,29 @@
 //! RMSNorm: candle's own has no backward.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, Var};
 use rayon::prelude::*;
 
 use super::elements::{Element, constant, elements, for_element_of};
 
 /// `x / sqrt(mean(x²) + ε) · weight` over the last dimension.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, epsilon: f64) -> Result<Tensor> {
-    x.contiguous()?.apply_op2(weight, RmsNorm { epsilon })
+pub struct Norm {
+    weight: Var,
+    epsilon: f64,
+}
+
+impl Norm {
+    pub fn new(weight: Var, epsilon: f64) -> Self {
+        Self { weight, epsilon }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        x.contiguous()?.apply_op2(
+            &self.weight,
+            RmsNorm {
+                epsilon: self.epsilon,
+            },
+        )
+    }
 }
 
 struct RmsNorm {
@@ -108,12 +124,16 @@ impl CustomOp2 for WeightGradient {
 
 fn inverse_root_mean_square<T: Element>(row: &[T], epsilon: f64) -> T {
     let sum = row.iter().fold(T::zero(), |sum, &x| sum + x * x);
-    (sum / constant(row.len() as f64) + constant(epsilon)).sqrt().recip()
+    (sum / constant(row.len() as f64) + constant(epsilon))
+        .sqrt()
+        .recip()
 }
 
 fn normalise<T: Element>(x: &[T], weight: &[T], epsilon: f64) -> Vec<T> {
     let mut output = vec![T::zero(); x.len()];
-    let rows = output.par_chunks_mut(weight.len()).zip(x.par_chunks(weight.len()));
+    let rows = output
+        .par_chunks_mut(weight.len())
+        .zip(x.par_chunks(weight.len()));
     rows.with_min_len(64).for_each(|(output, row)| {
         let scale = inverse_root_mean_square(row, epsilon);
         for ((output, &x), &weight) in output.iter_mut().zip(row).zip(weight) {
@@ -136,9 +156,13 @@ fn input_gradient<T: Element>(x: &[T], weight: &[T], gradient: &[T], epsilon: f6
             .iter()
             .zip(weight)
             .zip(gradient)
-            .fold(T::zero(), |sum, ((&x, &weight), &gradient)| sum + x * weight * gradient);
+            .fold(T::zero(), |sum, ((&x, &weight), &gradient)| {
+                sum + x * weight * gradient
+            });
         let pull = along * scale * scale * scale / constant(width as f64);
-        for (((output, &x), &weight), &gradient) in output.iter_mut().zip(row).zip(weight).zip(gradient) {
+        for (((output, &x), &weight), &gradient) in
+            output.iter_mut().zip(row).zip(weight).zip(gradient)
+        {
             *output = gradient * weight * scale - x * pull;
         }
     });

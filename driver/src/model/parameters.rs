@@ -25,14 +25,23 @@ const DEVIATION: f64 = 0.02;
 impl Parameters {
     /// First weights from a random stream.
     pub fn random(random: Random, dtype: DType) -> Self {
-        Self { named: Vec::new(), source: Source::Random { random: Box::new(random), dtype } }
+        Self {
+            named: Vec::new(),
+            source: Source::Random {
+                random: Box::new(random),
+                dtype,
+            },
+        }
     }
 
     /// Weights from a safetensors file.
     pub fn load(path: &Path) -> Result<Self> {
         let tensors = safetensors::load(path, &Device::Cpu)
             .with_context(|| format!("cannot read the weights {}", path.display()))?;
-        Ok(Self { named: Vec::new(), source: Source::Tensors(tensors) })
+        Ok(Self {
+            named: Vec::new(),
+            source: Source::Tensors(tensors),
+        })
     }
 
     /// A matrix: normally distributed, or as the file has it.

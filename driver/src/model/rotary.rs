@@ -11,14 +11,23 @@ use super::elements::{Element, constant, elements, for_element_of};
 pub fn rotate(x: &Tensor, first_positions: &[u32], theta: f64) -> Result<Tensor> {
     let (batch, tokens, _, width) = x.dims4()?;
     if first_positions.len() != batch {
-        bail!("{} first positions for a batch of {batch}", first_positions.len());
+        bail!(
+            "{} first positions for a batch of {batch}",
+            first_positions.len()
+        );
     }
-    let last = first_positions.iter().max().map_or(0, |&first| first as usize + tokens);
+    let last = first_positions
+        .iter()
+        .max()
+        .map_or(0, |&first| first as usize + tokens);
     let angles = Angles {
         turns: turns(last, width / 2, theta),
         first_positions: first_positions.to_vec(),
     };
-    x.contiguous()?.apply_op1(Rotate { angles: Arc::new(angles), backwards: false })
+    x.contiguous()?.apply_op1(Rotate {
+        angles: Arc::new(angles),
+        backwards: false,
+    })
 }
 
 struct Angles {
@@ -32,7 +41,11 @@ fn turns(positions: usize, pairs: usize, theta: f64) -> Vec<(f64, f64)> {
         .map(|pair| theta.powf(-(pair as f64) / pairs as f64))
         .collect();
     (0..positions)
-        .flat_map(|position| frequencies.iter().map(move |frequency| position as f64 * frequency))
+        .flat_map(|position| {
+            frequencies
+                .iter()
+                .map(move |frequency| position as f64 * frequency)
+        })
         .map(|angle| (angle.cos(), angle.sin()))
         .collect()
 }
@@ -56,7 +69,10 @@ impl CustomOp1 for Rotate {
     }
 
     fn bwd(&self, _x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let back = Rotate { angles: self.angles.clone(), backwards: !self.backwards };
+        let back = Rotate {
+            angles: self.angles.clone(),
+            backwards: !self.backwards,
+        };
         gradient.contiguous()?.apply_op1_no_bwd(&back).map(Some)
     }
 }

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, constant, elements, for_element_of};
+use super::elements::{Element, constant, elements, for_element_of, largest};
 
 /// Attention weights from scores `[.., tokens, tokens]`: query `t` sees the keys up to `t`.
 pub fn causal_softmax(scores: &Tensor, scale: f64) -> Result<Tensor> {
@@ -29,7 +29,9 @@ impl CustomOp1 for CausalSoftmax {
 
     fn bwd(&self, _scores: &Tensor, weights: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let gradient = gradient.contiguous()?;
-        weights.apply_op2_no_bwd(&gradient, &ScoreGradient { scale: self.scale }).map(Some)
+        weights
+            .apply_op2_no_bwd(&gradient, &ScoreGradient { scale: self.scale })
+            .map(Some)
     }
 }
 
@@ -64,11 +66,14 @@ impl CustomOp2 for ScoreGradient {
 
 fn attention_weights<T: Element>(scores: &[T], tokens: usize, scale: T) -> Vec<T> {
     let mut weights = vec![T::zero(); scores.len()];
-    let rows = weights.par_chunks_mut(tokens).zip(scores.par_chunks(tokens)).enumerate();
+    let rows = weights
+        .par_chunks_mut(tokens)
+        .zip(scores.par_chunks(tokens))
+        .enumerate();
     rows.with_min_len(32).for_each(|(row, (weights, scores))| {
         let seen = row % tokens + 1;
         let (weights, scores) = (&mut weights[..seen], &scores[..seen]);
-        let largest = scores.iter().fold(T::neg_infinity(), |largest, &score| largest.max(score));
+        let largest = largest(scores);
         let mut sum = T::zero();
         for (weight, &score) in weights.iter_mut().zip(scores) {
             *weight = ((score - largest) * scale).exp();
@@ -88,16 +93,19 @@ fn score_gradient<T: Element>(weights: &[T], gradient: &[T], tokens: usize, scal
         .zip(weights.par_chunks(tokens))
         .zip(gradient.par_chunks(tokens))
         .enumerate();
-    rows.with_min_len(32).for_each(|(row, ((output, weights), gradient))| {
-        let seen = row % tokens + 1;
-        let (weights, gradient) = (&weights[..seen], &gradient[..seen]);
-        let mean = weights
-            .iter()
-            .zip(gradient)
-            .fold(T::zero(), |sum, (&weight, &gradient)| sum + weight * gradient);
-        for ((output, &weight), &gradient) in output.iter_mut().zip(weights).zip(gradient) {
-            *output = weight * (gradient - mean) * scale;
-        }
-    });
+    rows.with_min_len(32)
+        .for_each(|(row, ((output, weights), gradient))| {
+            let seen = row % tokens + 1;
+            let (weights, gradient) = (&weights[..seen], &gradient[..seen]);
+            let mean = weights
+                .iter()
+                .zip(gradient)
+                .fold(T::zero(), |sum, (&weight, &gradient)| {
+                    sum + weight * gradient
+                });
+            for ((output, &weight), &gradient) in output.iter_mut().zip(weights).zip(gradient) {
+                *output = weight * (gradient - mean) * scale;
+            }
+        });
     output
 }

@@ -1,6 +1,7 @@
 //! Trie-masked softmax losses for candle.
 #![deny(missing_docs)]
 
+mod decode;
 mod error;
 mod rows;
 mod sets;
@@ -8,6 +9,7 @@ mod statistics;
 mod temperature;
 mod trie;
 
+pub use decode::{BeamSearch, Found, Step};
 pub use error::{Error, Result};
 pub use rows::{Labels, Row, Rows};
 pub use sets::{TokenSet, TokenSets};

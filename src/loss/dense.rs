@@ -1,6 +1,6 @@
 //! The loss over logits as a candle custom op.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Shape, Storage, Tensor};
@@ -35,10 +35,11 @@ pub(super) fn forward(
     let op = Arc::new(DenseLoss {
         batch,
         source,
-        forward: OnceLock::new(),
+        passed: Passed::default(),
     });
-    let loss = logits.apply_op1(SharedLoss(op.clone()))?;
-    let forward = op.forward()?;
+    let applied = logits.apply_op1(SharedLoss(op.clone()));
+    let loss = op.passed.unwrapped(applied)?;
+    let forward = op.passed.forward()?;
     Ok((output(loss, &op.batch, forward)?, forward.stepped.clone()))
 }
 
@@ -80,20 +81,56 @@ pub(super) fn value_and_gradient_into(
     let op = GradientInto {
         batch: &batch,
         source: &source,
-        forward: OnceLock::new(),
+        passed: Passed::default(),
     };
-    gradient.inplace_op2(logits, &op)?;
-    let forward = op.forward.into_inner().ok_or_else(not_run)?;
-    let output = detached_output(logits, &batch, &forward)?;
-    Ok((output, forward.stepped))
+    op.passed.unwrapped(gradient.inplace_op2(logits, &op))?;
+    let forward = op.passed.forward()?;
+    let output = detached_output(logits, &batch, forward)?;
+    Ok((output, forward.stepped.clone()))
 }
 
 /// The custom op from logits `[.., V]` to the loss of one batch.
 struct DenseLoss {
     batch: Batch,
     source: TemperatureSource,
-    /// Set by the forward pass; the backward pass may come any number of times.
+    passed: Passed,
+}
+
+/// What a pass inside candle left behind. The backward pass may read it any number of times.
+#[derive(Default)]
+struct Passed {
     forward: OnceLock<Forward>,
+    /// candle's error type keeps only the words of ours.
+    refusal: Mutex<Option<Error>>,
+}
+
+impl Passed {
+    fn keep(&self, pass: Result<Forward>) -> candle_core::Result<&Forward> {
+        match pass {
+            Ok(forward) => Ok(self.forward.get_or_init(|| forward)),
+            Err(error) => {
+                let words = candle_core::Error::Msg(error.to_string());
+                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Err(words)
+            }
+        }
+    }
+
+    /// The result of the op, with our own error where it was ours.
+    fn unwrapped<T>(&self, applied: candle_core::Result<T>) -> Result<T> {
+        applied.map_err(|error| {
+            let refusal = self
+                .refusal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            refusal.unwrap_or(Error::Candle(error))
+        })
+    }
+
+    fn forward(&self) -> Result<&Forward> {
+        self.forward.get().ok_or_else(not_run)
+    }
 }
 
 /// The op as candle's graph holds it, while [`forward`] reads what it left.
@@ -111,14 +148,14 @@ impl CustomOp1 for SharedLoss {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let op = &*self.0;
         let dtype = storage.dtype();
-        let forward = with_element!(dtype, LOGITS, T => {
-            pass(view::<T>(storage, layout)?, &op.batch, &op.source, None)
-        })?;
-        let loss = loss_values(&op.batch, &forward);
-        let shape = loss_shape(&op.batch, layout.dims());
-        let forward = op.forward.get_or_init(|| forward);
-        debug_assert_eq!(forward.softmaxes.len(), op.batch.rows.len());
-        Ok((storage_of(loss, dtype), shape))
+        let forward = op.passed.keep(with_element!(dtype, LOGITS, T => {
+            view::<T>(storage, layout).and_then(|view| pass(view, &op.batch, &op.source, None))
+        }))?;
+        let loss = loss_values(&op.batch, forward);
+        Ok((
+            storage_of(loss, dtype),
+            loss_shape(&op.batch, layout.dims()),
+        ))
     }
 
     fn bwd(
@@ -128,7 +165,7 @@ impl CustomOp1 for SharedLoss {
         upstream: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
         let op = &*self.0;
-        let forward = op.forward()?;
+        let forward = op.passed.forward()?;
         let upstream = upstream
             .to_dtype(DType::F64)?
             .flatten_all()?
@@ -150,17 +187,11 @@ impl CustomOp1 for SharedLoss {
     }
 }
 
-impl DenseLoss {
-    fn forward(&self) -> Result<&Forward> {
-        self.forward.get().ok_or_else(not_run)
-    }
-}
-
 /// Loss and gradient in one pass, the gradient written over a tensor that the caller keeps.
 struct GradientInto<'a> {
     batch: &'a Batch,
     source: &'a TemperatureSource,
-    forward: OnceLock<Forward>,
+    passed: Passed,
 }
 
 impl InplaceOp2 for GradientInto<'_> {
@@ -176,16 +207,16 @@ impl InplaceOp2 for GradientInto<'_> {
         logits_layout: &Layout,
     ) -> candle_core::Result<()> {
         let range = gradient_layout.contiguous_offsets();
-        let forward: Result<Forward> = with_element!(logits.dtype(), LOGITS, T => {
-            let view = view::<T>(logits, logits_layout)?;
-            let values = (T::storage_as_mut_slice(gradient).zip(range))
-                .and_then(|(values, (start, end))| values.get_mut(start..end));
-            let values = values.ok_or_else(|| not_contiguous(gradient_layout))?;
-            pass(view, self.batch, self.source, Some(Gradient { values, zeroed: false }))
-        });
-        let forward = forward?;
-        self.forward.get_or_init(|| forward);
-        Ok(())
+        let mut write = || {
+            with_element!(logits.dtype(), LOGITS, T => {
+                let view = view::<T>(logits, logits_layout)?;
+                let values = (T::storage_as_mut_slice(gradient).zip(range))
+                    .and_then(|(values, (start, end))| values.get_mut(start..end));
+                let values = values.ok_or_else(|| not_contiguous(gradient_layout))?;
+                pass(view, self.batch, self.source, Some(Gradient { values, zeroed: false }))
+            })
+        };
+        self.passed.keep(write()).map(|_| ())
     }
 }
 

@@ -1,8 +1,10 @@
 //! Trie-masked softmax losses for candle.
 #![deny(missing_docs)]
 
+mod backend;
 mod decode;
 mod error;
+mod loss;
 mod rows;
 mod sets;
 mod statistics;
@@ -11,6 +13,7 @@ mod trie;
 
 pub use decode::{BeamSearch, Found, Step};
 pub use error::{Error, Result};
+pub use loss::{Convention, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};
 pub use sets::{TokenSet, TokenSets};
 pub use statistics::Statistics;

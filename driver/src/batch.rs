@@ -21,16 +21,30 @@ impl Batch {
     /// Lays out examples. What stands in the padding does not matter.
     pub fn new(examples: &[&Example]) -> Result<Self> {
         let length = |example: &Example| example.prompt.len() + example.response.len() - 1;
-        let width = examples.iter().map(|example| length(example)).max().unwrap_or(0);
-        let longest = examples.iter().map(|example| example.response.len()).max().unwrap_or(0);
+        let width = examples
+            .iter()
+            .map(|example| length(example))
+            .max()
+            .unwrap_or(0);
+        let longest = examples
+            .iter()
+            .map(|example| example.response.len())
+            .max()
+            .unwrap_or(0);
         let mut tokens = Vec::with_capacity(examples.len() * width);
         let mut positions = Vec::with_capacity(examples.len() * longest);
         for (row, example) in examples.iter().enumerate() {
-            let read = example.prompt.iter().chain(&example.response).take(length(example));
+            let read = example
+                .prompt
+                .iter()
+                .chain(&example.response)
+                .take(length(example));
             tokens.extend(read);
             tokens.resize((row + 1) * width, 0);
             let first = row * width + example.prompt.len() - 1;
-            positions.extend((0..longest).map(|label| (first + label.min(example.response.len() - 1)) as u32));
+            positions.extend(
+                (0..longest).map(|label| (first + label.min(example.response.len() - 1)) as u32),
+            );
         }
         Ok(Self {
             tokens: Tensor::from_vec(tokens, (examples.len(), width), &Device::Cpu)?,

@@ -47,7 +47,10 @@ mod tests {
     #[test]
     fn places_are_counted_and_discounted() {
         let ranking = Ranking::of(&[Some(0), Some(4), Some(5), None]);
-        assert_eq!((ranking.hit_rate_1, ranking.hit_rate_5, ranking.hit_rate_10), (0.25, 0.5, 0.75));
+        assert_eq!(
+            (ranking.hit_rate_1, ranking.hit_rate_5, ranking.hit_rate_10),
+            (0.25, 0.5, 0.75)
+        );
         let (fifth, sixth) = (1.0 / 6f64.log2(), 1.0 / 7f64.log2());
         assert!((ranking.ndcg_5 - (1.0 + fifth) / 4.0).abs() < 1e-12);
         assert!((ranking.ndcg_10 - (1.0 + fifth + sixth) / 4.0).abs() < 1e-12);

@@ -35,7 +35,11 @@ impl Responses {
         for item in catalogue.items() {
             let mut path = tokenizer.encode(&Prompt::response(&item.title))?;
             if path.is_empty() {
-                bail!("the title of item {}, {:?}, tokenizes to nothing", item.id, item.title);
+                bail!(
+                    "the title of item {}, {:?}, tokenizes to nothing",
+                    item.id,
+                    item.title
+                );
             }
             path.push(tokenizer.end());
             paths.insert(item.id, path);
@@ -64,13 +68,18 @@ impl Responses {
 
     /// The tokens of an item's response.
     pub fn path(&self, item: u64) -> Result<&[u32]> {
-        let path = self.paths.get(&item).with_context(|| format!("item {item} is not in the catalogue"))?;
+        let path = self
+            .paths
+            .get(&item)
+            .with_context(|| format!("item {item} is not in the catalogue"))?;
         Ok(path)
     }
 
     /// The leaf of an item: items with one title share it.
     pub fn leaf(&self, item: u64) -> Result<u32> {
-        self.trie.walk(self.path(item)?).with_context(|| format!("item {item} is not in the trie"))
+        self.trie
+            .walk(self.path(item)?)
+            .with_context(|| format!("item {item} is not in the trie"))
     }
 
     /// One row in tokens.
@@ -81,7 +90,10 @@ impl Responses {
         prompt: &Prompt,
         tokenizer: &TextTokenizer,
     ) -> Result<Example> {
-        let titles = interaction.history.iter().filter_map(|&item| catalogue.title(item));
+        let titles = interaction
+            .history
+            .iter()
+            .filter_map(|&item| catalogue.title(item));
         Ok(Example {
             prompt: tokenizer.encode(&prompt.text(titles))?,
             response: self.path(interaction.target)?.to_vec(),

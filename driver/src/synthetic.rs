@@ -64,9 +64,16 @@ impl World {
         let (training, test) = (users(training)?, users(test)?);
         let items = (1..)
             .zip(&books)
-            .map(|(id, book)| Item { id, title: book.title.clone() })
+            .map(|(id, book)| Item {
+                id,
+                title: book.title.clone(),
+            })
             .collect();
-        Ok(Self { catalogue: Catalogue::new(items)?, training, test })
+        Ok(Self {
+            catalogue: Catalogue::new(items)?,
+            training,
+            test,
+        })
     }
 }
 
@@ -77,23 +84,49 @@ fn write_books(random: &mut Random) -> Vec<Book> {
     for genre in 0..GENRES.len() {
         for _ in 0..AUTHORS_OF_A_GENRE {
             let author = names.len();
-            let name = fresh(&mut names, || format!("{} {}", pick(&FIRST_NAMES, random), pick(&LAST_NAMES, random)));
+            let name = fresh(&mut names, || {
+                format!(
+                    "{} {}",
+                    pick(&FIRST_NAMES, random),
+                    pick(&LAST_NAMES, random)
+                )
+            });
             for _ in 0..SERIES_OF_AN_AUTHOR {
                 write_series(genre, author, &mut titles, &mut books, random);
             }
             for _ in 0..SINGLE_BOOKS_OF_AN_AUTHOR {
-                let title = fresh(&mut titles, || format!("The {} by {name}", subject(&GENRES[genre], random)));
+                let title = fresh(&mut titles, || {
+                    format!("The {} by {name}", subject(&GENRES[genre], random))
+                });
                 let popularity = popularity(random);
-                books.push(Book { title, genre, author, next_volume: None, popularity });
+                books.push(Book {
+                    title,
+                    genre,
+                    author,
+                    next_volume: None,
+                    popularity,
+                });
             }
         }
     }
     books
 }
 
-fn write_series(genre: usize, author: usize, titles: &mut HashSet<String>, books: &mut Vec<Book>, random: &mut Random) {
+fn write_series(
+    genre: usize,
+    author: usize,
+    titles: &mut HashSet<String>,
+    books: &mut Vec<Book>,
+    random: &mut Random,
+) {
     let words = &GENRES[genre];
-    let series = fresh(titles, || format!("The {} of {}", pick(words.nouns, random), pick(words.places, random)));
+    let series = fresh(titles, || {
+        format!(
+            "The {} of {}",
+            pick(words.nouns, random),
+            pick(words.places, random)
+        )
+    });
     let opening = popularity(random);
     for volume in 1..=VOLUMES_OF_A_SERIES {
         books.push(Book {
@@ -108,7 +141,11 @@ fn write_series(genre: usize, author: usize, titles: &mut HashSet<String>, books
 }
 
 fn subject(genre: &Genre, random: &mut Random) -> String {
-    format!("{} {}", pick(genre.adjectives, random), pick(genre.nouns, random))
+    format!(
+        "{} {}",
+        pick(genre.adjectives, random),
+        pick(genre.nouns, random)
+    )
 }
 
 /// A text that is not in use yet. The words allow far more than are asked for.
@@ -152,18 +189,28 @@ fn next_choice(books: &[Book], chosen: &[usize], random: &mut Random) -> Result<
     {
         return Ok(next);
     }
-    let unread = |book: &&Book| !chosen.iter().any(|&chosen| std::ptr::eq(&books[chosen], *book));
+    let unread = |book: &&Book| {
+        !chosen
+            .iter()
+            .any(|&chosen| std::ptr::eq(&books[chosen], *book))
+    };
     if random.random_bool(SAME_AUTHOR) {
-        popular(books, random, |book| book.author == last.author && unread(&book))
+        popular(books, random, |book| {
+            book.author == last.author && unread(&book)
+        })
     } else if random.random_bool(SAME_GENRE) {
-        popular(books, random, |book| book.genre == last.genre && unread(&book))
+        popular(books, random, |book| {
+            book.genre == last.genre && unread(&book)
+        })
     } else {
         popular(books, random, |book| unread(&book))
     }
 }
 
 fn popular(books: &[Book], random: &mut Random, eligible: impl Fn(&Book) -> bool) -> Result<usize> {
-    let candidates: Vec<usize> = (0..books.len()).filter(|&book| eligible(&books[book])).collect();
+    let candidates: Vec<usize> = (0..books.len())
+        .filter(|&book| eligible(&books[book]))
+        .collect();
     let chosen = candidates.choose_weighted(random, |&book| books[book].popularity)?;
     Ok(*chosen)
 }
@@ -176,17 +223,30 @@ mod tests {
     fn a_seed_makes_one_world() {
         let [first, again, other] = [1, 1, 2].map(|seed| World::new(seed, 50, 10).unwrap());
         assert_eq!(first.catalogue.items(), again.catalogue.items());
-        assert_eq!((&first.training, &first.test), (&again.training, &again.test));
+        assert_eq!(
+            (&first.training, &first.test),
+            (&again.training, &again.test)
+        );
         assert_ne!(first.training, other.training);
     }
 
     #[test]
     fn titles_differ_and_every_row_is_known() {
         let world = World::new(7, 200, 50).unwrap();
-        let titles: HashSet<&str> = world.catalogue.items().iter().map(|item| item.title.as_str()).collect();
+        let titles: HashSet<&str> = world
+            .catalogue
+            .items()
+            .iter()
+            .map(|item| item.title.as_str())
+            .collect();
         assert_eq!(titles.len(), world.catalogue.items().len());
         for row in world.training.iter().chain(&world.test) {
-            assert!(row.history.iter().chain([&row.target]).all(|&item| world.catalogue.title(item).is_some()));
+            assert!(
+                row.history
+                    .iter()
+                    .chain([&row.target])
+                    .all(|&item| world.catalogue.title(item).is_some())
+            );
             assert!(!row.history.contains(&row.target));
         }
     }

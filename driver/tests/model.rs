@@ -4,7 +4,13 @@ use candle_core::{DType, Device, Tensor};
 use msl::model::{Llama, LlamaConfig};
 
 fn model() -> Llama {
-    let model = Llama::random(LlamaConfig::new(11, 8, 12, 2, 4, 2, 0), 5, DType::F64).unwrap();
+    let config = LlamaConfig {
+        vocab_size: 11,
+        hidden_size: 8,
+        intermediate_size: 12,
+        ..LlamaConfig::default()
+    };
+    let model = Llama::random(config, 5, DType::F64).unwrap();
     // Larger weights than a fresh model's, so that no gradient is too small to measure.
     for (_, weight) in model.parameters() {
         let spread = (weight.as_tensor() * 12.0).unwrap();

@@ -34,35 +34,29 @@ pub struct LlamaConfig {
     pub eos_token_id: u32,
 }
 
-impl LlamaConfig {
-    /// A model with the given sizes and Llama's other settings.
-    pub fn new(
-        vocabulary: usize,
-        hidden: usize,
-        intermediate: usize,
-        layers: usize,
-        heads: usize,
-        key_value_heads: usize,
-        end_token: u32,
-    ) -> Self {
+impl Default for LlamaConfig {
+    /// Llama's settings, with sizes of a model that learns a little on a processor.
+    fn default() -> Self {
         Self {
             architectures: vec!["LlamaForCausalLM".into()],
             model_type: "llama".into(),
-            vocab_size: vocabulary,
-            hidden_size: hidden,
-            intermediate_size: intermediate,
-            num_hidden_layers: layers,
-            num_attention_heads: heads,
-            num_key_value_heads: key_value_heads,
+            vocab_size: 4_096,
+            hidden_size: 128,
+            intermediate_size: 256,
+            num_hidden_layers: 2,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
             hidden_act: "silu".into(),
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             max_position_embeddings: 2_048,
             tie_word_embeddings: true,
-            eos_token_id: end_token,
+            eos_token_id: 0,
         }
     }
+}
 
+impl LlamaConfig {
     /// Width of one head.
     pub fn head_size(&self) -> usize {
         self.hidden_size / self.num_attention_heads

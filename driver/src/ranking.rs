@@ -27,7 +27,7 @@ impl Ranking {
     pub fn of(places: &[Option<usize>]) -> Self {
         let mean = |gain: &dyn Fn(usize) -> f64, first: usize| {
             let within = places.iter().flatten().filter(|&&place| place < first);
-            within.map(|&place| gain(place)).sum::<f64>() / places.len().max(1) as f64
+            within.fold(0.0, |sum, &place| sum + gain(place)) / places.len().max(1) as f64
         };
         let discounted = |place: usize| 1.0 / (place as f64 + 2.0).log2();
         Self {

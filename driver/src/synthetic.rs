@@ -96,7 +96,8 @@ fn write_books(random: &mut Random) -> Vec<Book> {
             }
             for _ in 0..SINGLE_BOOKS_OF_AN_AUTHOR {
                 let title = fresh(&mut titles, || {
-                    format!("The {} by {name}", subject(&GENRES[genre], random))
+                    let article = pick(&["", "The "], random);
+                    format!("{article}{} by {name}", subject(&GENRES[genre], random))
                 });
                 let popularity = popularity(random);
                 books.push(Book {
@@ -121,11 +122,9 @@ fn write_series(
 ) {
     let words = &GENRES[genre];
     let series = fresh(titles, || {
-        format!(
-            "The {} of {}",
-            pick(words.nouns, random),
-            pick(words.places, random)
-        )
+        let article = pick(&["", "The "], random);
+        let (noun, place) = (pick(words.nouns, random), pick(words.places, random));
+        format!("{article}{noun} of {place}")
     });
     let opening = popularity(random);
     for volume in 1..=VOLUMES_OF_A_SERIES {

@@ -13,7 +13,7 @@ mod trie;
 
 pub use decode::{BeamSearch, Found, Step};
 pub use error::{Error, Result};
-pub use loss::{Convention, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
+pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};
 pub use sets::{TokenSet, TokenSets};
 pub use statistics::Statistics;

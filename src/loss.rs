@@ -8,12 +8,16 @@ use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
 mod convention;
 mod dense;
+mod head;
 mod labels;
+mod linear;
 mod output;
+mod pass;
 pub mod reference;
 mod tensor;
 
 pub use convention::{Convention, Reduction};
+pub use head::{FrozenHead, Head};
 pub use output::LossOutput;
 
 /// The masked softmax loss (MSL) of arXiv 2504.04178, with a fixed or an adaptive temperature.
@@ -228,6 +232,76 @@ impl MaskedSoftmaxLoss {
             dense::value_and_gradient_into(logits, self.batch(rows)?, source, gradient)?;
         self.take_step(temperature);
         Ok(output)
+    }
+
+    /// The loss of `hidden` `[.., H]` × `head` `[V, H]`, without ever making the logits: only the head
+    /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward).
+    ///
+    /// The gradient of the head is made only where it is tracked: pass `&head.detach()` or a
+    /// [`FrozenHead`] when it is not trained.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and for a head that does not fit the hidden states.
+    pub fn forward_linear<'h>(
+        &mut self,
+        hidden: &Tensor,
+        head: impl Into<Head<'h>>,
+        rows: &Rows,
+    ) -> Result<LossOutput> {
+        let source = TemperatureSource::Stepping(self.temperature.clone());
+        let batch = self.batch(rows)?;
+        let (output, temperature) = linear::forward(hidden, head.into(), batch, source)?;
+        self.take_step(temperature);
+        Ok(output)
+    }
+
+    /// As [`forward_at`](Self::forward_at), from hidden states and head.
+    ///
+    /// # Errors
+    /// As [`forward_linear`](Self::forward_linear).
+    pub fn forward_linear_at<'h>(
+        &self,
+        hidden: &Tensor,
+        head: impl Into<Head<'h>>,
+        rows: &Rows,
+        temperature: f64,
+    ) -> Result<LossOutput> {
+        check_positive("temperature", temperature)?;
+        let source = TemperatureSource::Given(temperature);
+        Ok(linear::forward(hidden, head.into(), self.batch(rows)?, source)?.0)
+    }
+
+    /// As [`evaluate`](Self::evaluate), from hidden states and head.
+    ///
+    /// # Errors
+    /// As [`forward_linear`](Self::forward_linear).
+    pub fn evaluate_linear<'h>(
+        &self,
+        hidden: &Tensor,
+        head: impl Into<Head<'h>>,
+        rows: &Rows,
+    ) -> Result<LossOutput> {
+        let head = head.into();
+        let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
+        let head = Head {
+            weight: &weight,
+            bias: bias.as_ref(),
+            gathered: head.gathered,
+        };
+        self.forward_linear_at(&hidden.detach(), head, rows, self.temperature.value())
+    }
+
+    /// As [`statistics`](Self::statistics), from hidden states and head.
+    ///
+    /// # Errors
+    /// As [`forward_linear`](Self::forward_linear).
+    pub fn statistics_linear<'h>(
+        &self,
+        hidden: &Tensor,
+        head: impl Into<Head<'h>>,
+        rows: &Rows,
+    ) -> Result<Statistics> {
+        linear::statistics(hidden, head.into(), self.batch(rows)?)
     }
 
     fn take_step(&mut self, stepped: Option<Temperature>) {

@@ -131,6 +131,22 @@ impl Batch {
         self.sets.get(row.set).unwrap_or(TokenSet::Listed(&[]))
     }
 
+    /// The vocabulary's size, where every row ranges over all of it.
+    pub fn whole_vocabulary(&self) -> Option<usize> {
+        match self.sets.get(0) {
+            Some(TokenSet::All { size }) => Some(size as usize),
+            _ => None,
+        }
+    }
+
+    /// The tokens of a row whose set is listed; none for the whole vocabulary.
+    pub fn listed(&self, row: &BatchRow) -> &[u32] {
+        match self.set(row) {
+            TokenSet::Listed(tokens) => tokens,
+            TokenSet::All { .. } => &[],
+        }
+    }
+
     /// How many tokens the row's softmax ranges over.
     pub fn size(&self, row: &BatchRow) -> usize {
         self.set(row).len()

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::balance::balanced;
 use super::element::Element;
-use super::softmax::{RowSoftmax, gather, statistics, write_gradient};
+use super::softmax::{RowSoftmax, check_finite, gather, statistics, write_gradient};
 use crate::backend::batch::{Batch, BatchRow};
-use crate::{Error, Result, Statistics};
+use crate::{Result, Statistics};
 
 /// Sets longer than this are gathered anew in the second phase: keeping them would copy a good part
 /// of `[N, V]`, and a row of this size still lies in a core's own cache.
@@ -83,7 +83,7 @@ fn gather_stretch<T: Element>(
         gather(logits.row(row.position), batch.set(row), &mut kept);
         let scores = &kept[start..];
         if batch.checked {
-            check_finite(batch, row, scores)?;
+            check_finite(row, batch.set(row).iter(), scores)?;
         }
         if row.in_statistics {
             sum = sum.merge(&statistics(scores, row.rank as usize));
@@ -101,19 +101,6 @@ fn gather_stretch<T: Element>(
 
 fn is_kept(batch: &Batch, row: &BatchRow) -> bool {
     row.in_statistics && batch.size(row) <= KEPT_TOKENS
-}
-
-fn check_finite<R: super::vector::Real>(batch: &Batch, row: &BatchRow, scores: &[R]) -> Result<()> {
-    let value = |score: &R| -> f64 { (*score).into() };
-    match (batch.set(row).iter().zip(scores)).find(|(_, score)| !value(score).is_finite()) {
-        None => Ok(()),
-        Some((token, score)) => Err(Error::NonFinite {
-            row: row.row as usize,
-            position: row.position,
-            token,
-            value: value(score),
-        }),
-    }
 }
 
 /// Phase two: the softmax of every row, and the gradient where one is asked for.
@@ -164,14 +151,14 @@ pub(crate) fn softmax_rows<T: Element>(
     softmaxes.concat()
 }
 
-/// The gradient for a given upstream gradient of each row's share of the result, from what
-/// [`softmax_rows`] left behind.
+/// The gradient from what [`softmax_rows`] left behind; `factor` is what p − [v = y] of a row is
+/// multiplied by.
 pub(crate) fn backward<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
     softmaxes: &[RowSoftmax],
     temperature: f64,
-    upstream: impl Fn(&BatchRow) -> f64 + Sync,
+    factor: impl Fn(&BatchRow) -> f64 + Sync,
     gradient: Gradient<T>,
 ) {
     let ranges = stretches(batch, logits.vocabulary, !gradient.zeroed);
@@ -185,9 +172,8 @@ pub(crate) fn backward<T: Element>(
             scratch.clear();
             gather(logits.row(row.position), batch.set(row), &mut scratch);
             softmax.exponentials(&mut scratch, rank, temperature);
-            let factor = upstream(row) * batch.gradient_factor(row, temperature);
             let values = share.row(row.position);
-            write_gradient(softmax, &scratch, batch.set(row), rank, factor, values);
+            write_gradient(softmax, &scratch, batch.set(row), rank, factor(row), values);
         }
         share.finish();
     });

@@ -180,6 +180,54 @@ pub(super) fn scale_into<T: Element>(values: &[T::Real], factor: f64, target: &m
     );
 }
 
+/// Multiplies every value by `factor`.
+pub(super) fn scale<R: Real>(values: &mut [R], factor: f64) {
+    if factor == 1.0 {
+        return;
+    }
+    let factor = R::from_f64(factor);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for value in values.iter_mut() {
+                *value = *value * factor;
+            }
+        },
+    );
+}
+
+/// Σ a·b over two rows of one length.
+pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let mut partial = [R::ZERO; LANES];
+            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+            for (a, b) in a.iter().zip(b) {
+                for lane in 0..LANES {
+                    partial[lane] += a[lane] * b[lane];
+                }
+            }
+            for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+                partial[lane] += a * b;
+            }
+            lanes(&partial, R::ZERO, |a, b| a + b, |sum, value| sum + value)
+        },
+    )
+}
+
+/// Adds `factor` times `source` to `target`.
+pub(super) fn add_scaled<R: Real>(target: &mut [R], factor: R, source: &[R]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (target, &source) in target.iter_mut().zip(source) {
+                *target += factor * source;
+            }
+        },
+    );
+}
+
 /// Folds `values` in independent lanes, then the lanes pairwise in a fixed order.
 #[inline(always)]
 fn lanes<R: Copy, A: Copy>(

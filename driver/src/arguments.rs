@@ -37,7 +37,7 @@ pub struct DemoArguments {
     pub seed: u64,
 
     /// Rows to train on
-    #[arg(long, default_value_t = 4_000)]
+    #[arg(long, default_value_t = 5_000)]
     pub training_rows: usize,
 
     /// Rows to evaluate on

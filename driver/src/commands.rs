@@ -51,7 +51,9 @@ fn train_tokenizer(
     vocabulary: usize,
 ) -> Result<TextTokenizer> {
     let titles = catalogue.items().iter().map(|item| item.title.as_str());
-    let texts: Vec<String> = titles.map(|title| prompt.text([title, title])).collect();
+    let texts: Vec<String> = titles
+        .flat_map(|title| [prompt.text([title, title]), Prompt::response(title)])
+        .collect();
     TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
 }
 

@@ -1,7 +1,9 @@
 //! What a training run is told: options of the command line, and part of its checkpoint.
 
-use anyhow::{Result, ensure};
-use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Temperature, TokenSets, TokenTrie};
+use anyhow::{Result, anyhow, ensure};
+use candle_trie::{
+    AdaptiveStrategy, Error, MaskedSoftmaxLoss, Scope, Temperature, TokenSets, TokenTrie,
+};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -132,9 +134,30 @@ impl LossSettings {
                 MaskedSoftmaxLoss::new(everything, Temperature::fixed(self.temperature))?
             }
             LossKind::Msl => MaskedSoftmaxLoss::new(trie, Temperature::fixed(self.temperature))?,
-            LossKind::Ats => MaskedSoftmaxLoss::new(trie, self.strategy()?)?,
+            LossKind::Ats => self.adaptive(trie)?,
         };
         Ok(loss)
+    }
+
+    fn adaptive(&self, trie: &TokenTrie) -> Result<MaskedSoftmaxLoss> {
+        let fan_out = trie.children(trie.root()).len();
+        let odds = self.eta * fan_out as f64;
+        if self.scope == StatisticsScope::Root && odds > 1.0 && odds < 2.0 {
+            eprintln!(
+                "warning: η·n = {} × {fan_out} = {odds}, so close to 1 that the temperature will sit at a clamp; \
+                 consider --scope branching",
+                self.eta
+            );
+        }
+        MaskedSoftmaxLoss::new(trie, self.strategy()?).map_err(|error| match error {
+            Error::DegenerateScope { eta, fan_out } => anyhow!(
+                "ats is not defined in the root scope of this catalogue and tokenizer: titles begin with {fan_out} \
+                 different tokens, and η·n = {eta} × {fan_out} = {odds} must be above 1. Use --scope branching, raise \
+                 --eta above {}, or take the published arithmetic as it is with --allow-degenerate",
+                1.0 / f64::from(fan_out)
+            ),
+            error => error.into(),
+        })
     }
 
     /// A loss over the trie that only serves to look at the statistics which ats would see.

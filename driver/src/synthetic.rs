@@ -61,7 +61,8 @@ impl World {
         let mut users = |count: usize| -> Result<Vec<Interaction>> {
             (0..count).map(|_| read_on(&books, &mut random)).collect()
         };
-        let (training, test) = (users(training)?, users(test)?);
+        // In this order the same users are tested, however many are trained on.
+        let (test, training) = (users(test)?, users(training)?);
         let items = (1..)
             .zip(&books)
             .map(|(id, book)| Item {

@@ -12,23 +12,17 @@ pub struct Batch {
     pub tokens: Tensor,
     /// Real tokens, padding left out.
     pub token_count: usize,
-    labels: Vec<Vec<i64>>,
     /// Where each label is predicted from, in the flattened tokens: `[rows · longest response]`.
     positions: Tensor,
 }
 
 impl Batch {
-    /// Lays out examples. What stands in the padding does not matter.
-    pub fn new(examples: &[&Example]) -> Result<Self> {
+    /// Lays out examples, with room for `longest` labels each. What stands in the padding does not matter.
+    pub fn new(examples: &[&Example], longest: usize) -> Result<Self> {
         let length = |example: &Example| example.prompt.len() + example.response.len() - 1;
         let width = examples
             .iter()
             .map(|example| length(example))
-            .max()
-            .unwrap_or(0);
-        let longest = examples
-            .iter()
-            .map(|example| example.response.len())
             .max()
             .unwrap_or(0);
         let mut tokens = Vec::with_capacity(examples.len() * width);
@@ -49,17 +43,8 @@ impl Batch {
         Ok(Self {
             tokens: Tensor::from_vec(tokens, (examples.len(), width), &Device::Cpu)?,
             token_count: examples.iter().map(|example| length(example)).sum(),
-            labels: examples
-                .iter()
-                .map(|example| example.response.iter().map(|&token| token.into()).collect())
-                .collect(),
             positions: Tensor::new(positions, &Device::Cpu)?,
         })
-    }
-
-    /// The rows that count, for hidden states or logits that [`Batch::response_hidden`] has picked.
-    pub fn rows(&self, trie: &TokenTrie) -> Result<Rows> {
-        Ok(Rows::from_shifted(trie, &self.labels)?)
     }
 
     /// The hidden states that predict the responses, `[rows, longest response, hidden]`: the head is not computed
@@ -70,4 +55,17 @@ impl Batch {
         let picked = flat.index_select(&self.positions, 0)?;
         Ok(picked.reshape((rows, self.positions.elem_count() / rows.max(1), width))?)
     }
+}
+
+/// The most tokens of any response.
+pub fn longest_response(examples: &[&Example]) -> usize {
+    let lengths = examples.iter().map(|example| example.response.len());
+    lengths.max().unwrap_or(0)
+}
+
+/// The rows of responses `[examples, longest response]`, for what [`Batch::response_hidden`] has picked.
+pub fn response_rows(examples: &[&Example], trie: &TokenTrie) -> Result<Rows> {
+    let labels = |example: &&Example| example.response.iter().map(|&token| token.into()).collect();
+    let labels: Vec<Vec<i64>> = examples.iter().map(labels).collect();
+    Ok(Rows::from_shifted(trie, &labels)?)
 }

@@ -5,7 +5,11 @@ use candle_core::{Device, Tensor};
 use candle_trie::{BeamSearch, Convention, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
 
 use crate::{
-    batch::Batch, model::Llama, progress::Progress, ranking::Ranking, responses::Example,
+    batch::{Batch, longest_response, response_rows},
+    model::Llama,
+    progress::Progress,
+    ranking::Ranking,
+    responses::Example,
     train::logits,
 };
 
@@ -62,9 +66,12 @@ impl Evaluator<'_> {
         loss: &MaskedSoftmaxLoss,
         examples: &[&Example],
     ) -> Result<f64> {
-        let batch = Batch::new(examples)?;
+        let batch = Batch::new(examples, longest_response(examples))?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
-        let output = loss.evaluate(&logits(&hidden, model.head())?, &batch.rows(self.trie)?)?;
+        let output = loss.evaluate(
+            &logits(&hidden, model.head())?,
+            &response_rows(examples, self.trie)?,
+        )?;
         Ok(output.loss.to_scalar::<f32>()?.into())
     }
 

@@ -22,3 +22,4 @@ pub mod settings;
 pub mod synthetic;
 pub mod tokenizer;
 pub mod train;
+pub mod workers;

@@ -11,11 +11,22 @@ use msl::{arguments::Arguments, commands};
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    keep_candle_from_spinning();
     match commands::run(&Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Training shares out whole pieces of a batch. candle would share out every long element-wise operation besides, among
+/// threads that spin until the slowest is done: on a busy machine that is ten times slower than one thread.
+fn keep_candle_from_spinning() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: this is the first thing that the only thread does, so no other reads the environment meanwhile.
+        unsafe { std::env::set_var(THREADS, "1") };
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var, backprop::GradStore};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use candle_trie::{LossOutput, MaskedSoftmaxLoss, Rows, Statistics, TokenTrie};
@@ -10,14 +10,19 @@ use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use crate::{
-    batch::Batch,
+    batch::{Batch, longest_response, response_rows},
     metrics::StepMetrics,
     model::Llama,
     progress::Progress,
     random::{Purpose, random},
     responses::Example,
     settings::{LossSettings, TrainingSettings},
+    workers::Workers,
 };
+
+/// Rows that go through the model together: few enough for the caches, and the unit of work for the threads. A
+/// constant, so that a run does not depend on how many threads there are.
+const SHARD: usize = 16;
 
 /// What came of a training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,6 +51,7 @@ pub struct Trainer<'a> {
     observer: MaskedSoftmaxLoss,
     optimizer: AdamW,
     weights: Vec<Var>,
+    workers: Workers,
 }
 
 impl<'a> Trainer<'a> {
@@ -75,6 +81,7 @@ impl<'a> Trainer<'a> {
             observer: loss.observer(trie)?,
             optimizer: AdamW::new(weights.clone(), parameters)?,
             weights,
+            workers: Workers::new()?,
         })
     }
 
@@ -113,10 +120,12 @@ impl<'a> Trainer<'a> {
 
     fn step(&mut self, examples: &[&Example], step: usize, steps: usize) -> Result<StepMetrics> {
         let begun = Instant::now();
-        let batch = Batch::new(examples)?;
-        let rows = batch.rows(self.trie)?;
-        let hidden = batch.response_hidden(&self.model.hidden(&batch.tokens)?)?;
-        let (output, statistics) = self.response_loss(&hidden, &rows)?;
+        let shards = self.shards(examples)?;
+        let hidden = self.hidden(&shards)?;
+        let joined = Tensor::cat(&hidden.iter().map(Tensor::detach).collect::<Vec<_>>(), 0)?;
+        let joined = Var::from_tensor(&joined)?;
+        let rows = response_rows(examples, self.trie)?;
+        let (output, statistics) = self.response_loss(&joined, &rows)?;
         let loss: f64 = output.loss.to_scalar::<f32>()?.into();
         if !loss.is_finite() {
             bail!(
@@ -125,10 +134,15 @@ impl<'a> Trainer<'a> {
             );
         }
         let mut gradients = output.loss.backward()?;
+        let upstream = gradients
+            .remove(&joined)
+            .context("the hidden states have no gradient")?;
+        self.add_gradients(&mut gradients, &hidden, &upstream)?;
         let gradient_norm = clip(&mut gradients, &self.weights, self.settings.clip)?;
         let learning_rate = self.settings.learning_rate_at(step, steps);
         self.optimizer.set_learning_rate(learning_rate);
         self.optimizer.step(&gradients)?;
+        let tokens: usize = shards.iter().map(|shard| shard.token_count).sum();
         let observed = |value: f64| (statistics.rows() > 0 && value.is_finite()).then_some(value);
         Ok(StepMetrics {
             step: step + 1,
@@ -140,8 +154,49 @@ impl<'a> Trainer<'a> {
             gradient_norm,
             rows: output.labelled_rows,
             learning_rate,
-            tokens_per_second: batch.token_count as f64 / begun.elapsed().as_secs_f64(),
+            tokens_per_second: tokens as f64 / begun.elapsed().as_secs_f64(),
         })
+    }
+
+    fn shards(&self, examples: &[&Example]) -> Result<Vec<Batch>> {
+        let longest = longest_response(examples);
+        let shards = examples.chunks(SHARD);
+        shards.map(|shard| Batch::new(shard, longest)).collect()
+    }
+
+    /// The hidden states that predict the responses, shard by shard.
+    fn hidden(&self, shards: &[Batch]) -> Result<Vec<Tensor>> {
+        let hidden = |shard: &Batch| shard.response_hidden(&self.model.hidden(&shard.tokens)?);
+        self.workers
+            .map(shards.len(), |shard| hidden(&shards[shard]))
+    }
+
+    /// Goes back through the shards from the gradient of their hidden states. The sums are taken in the order of the
+    /// shards, so that they do not depend on the threads.
+    fn add_gradients(
+        &self,
+        sums: &mut GradStore,
+        hidden: &[Tensor],
+        upstream: &Tensor,
+    ) -> Result<()> {
+        let gradients = self.workers.map(hidden.len(), |shard| {
+            let hidden = &hidden[shard];
+            let upstream = upstream.narrow(0, shard * SHARD, hidden.dim(0)?)?;
+            Ok((hidden * upstream)?.sum_all()?.backward()?)
+        })?;
+        for weight in &self.weights {
+            for gradient in gradients
+                .iter()
+                .filter_map(|gradients| gradients.get(weight))
+            {
+                let sum = match sums.remove(weight) {
+                    Some(sum) => (sum + gradient)?,
+                    None => gradient.clone(),
+                };
+                sums.insert(weight, sum);
+            }
+        }
+        Ok(())
     }
 
     /// The loss of the hidden states that predict responses, and the statistics of its rows.

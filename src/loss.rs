@@ -85,7 +85,7 @@ impl MaskedSoftmaxLoss {
     /// A loss over these token sets (`&trie`, or sets from elsewhere) at this temperature.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a setting out of range; [`Error::DegenerateScope`] for the root
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range; [`Error::DegenerateScope`](crate::Error::DegenerateScope) for the root
     /// scope of a catalogue with η·n ≤ 1, for which ATS is not defined.
     pub fn new(sets: impl Into<TokenSets>, temperature: impl Into<Temperature>) -> Result<Self> {
         let (sets, temperature) = (sets.into(), temperature.into());
@@ -105,7 +105,7 @@ impl MaskedSoftmaxLoss {
     /// The same loss under another convention.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a denominator that is not positive and finite.
     pub fn with_convention(mut self, convention: Convention) -> Result<Self> {
         self.set_convention(convention)?;
         Ok(self)
@@ -114,7 +114,7 @@ impl MaskedSoftmaxLoss {
     /// Changes the convention, as a [`Reduction::MeanOver`] may need from batch to batch.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a denominator that is not positive and finite.
     pub fn set_convention(&mut self, convention: Convention) -> Result<()> {
         if let Reduction::MeanOver(denominator) = convention.reduction {
             check_positive("denominator", denominator)?;
@@ -123,7 +123,7 @@ impl MaskedSoftmaxLoss {
         Ok(())
     }
 
-    /// The same loss in checked mode: an infinite or NaN valid logit is an [`Error::NonFinite`] that
+    /// The same loss in checked mode: an infinite or NaN valid logit is an [`Error::NonFinite`](crate::Error::NonFinite) that
     /// names its row and token, at the price of one more look at every valid logit. Unchecked, NaN
     /// comes out as NaN.
     #[must_use]
@@ -174,7 +174,7 @@ impl MaskedSoftmaxLoss {
     /// [`Temperature::step`].
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::OutOfRange`] for `temperature`.
+    /// As [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for `temperature`.
     pub fn forward_at(&self, logits: &Tensor, rows: &Rows, temperature: f64) -> Result<LossOutput> {
         check_positive("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);

@@ -36,6 +36,7 @@
 #![deny(missing_docs)]
 
 mod backend;
+mod decode;
 mod error;
 mod loss;
 mod rows;
@@ -44,6 +45,7 @@ mod statistics;
 mod temperature;
 mod trie;
 
+pub use decode::{BeamSearch, Found, Step};
 pub use error::{Error, Result};
 pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};

@@ -134,7 +134,7 @@ pub(crate) fn softmax_rows<T: Element>(
                     };
                     let rank = row.rank as usize;
                     let softmax = RowSoftmax::new(scores, rank, temperature);
-                    if let Some(share) = &mut share {
+                    if let Some(share) = share.as_mut().filter(|_| row.counts()) {
                         let factor = batch.gradient_factor(row, temperature);
                         let values = share.row(row.position);
                         write_gradient(&softmax, scores, batch.set(row), rank, factor, values);
@@ -168,6 +168,9 @@ pub(crate) fn backward<T: Element>(
         let Some(mut share) = share else { return };
         for index in rows {
             let (row, softmax) = (&batch.rows[index], &softmaxes[index]);
+            if !row.counts() {
+                continue;
+            }
             let rank = row.rank as usize;
             scratch.clear();
             gather(logits.row(row.position), batch.set(row), &mut scratch);

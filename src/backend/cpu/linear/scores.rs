@@ -206,9 +206,12 @@ fn soften_slots<R: Real>(
     (slots.into_par_iter().zip(&plan.rows))
         .with_min_len(ROWS_PER_TASK)
         .map(|(scores, &row)| {
-            let rank = batch.rows[row as usize].rank as usize;
+            let row = &batch.rows[row as usize];
+            let rank = row.rank as usize;
             let softmax = RowSoftmax::new(scores, rank, temperature);
-            if wanted.hidden || wanted.head {
+            if !row.counts() {
+                scores.fill(R::ZERO);
+            } else if wanted.hidden || wanted.head {
                 softmax.errors(scores, rank);
             }
             softmax

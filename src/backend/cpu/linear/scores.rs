@@ -147,11 +147,13 @@ fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statisti
     if !batch.checked && !batch.rows.iter().any(|row| row.in_statistics) {
         return Ok(Statistics::default());
     }
-    let parts = (0..plan.rows.len())
+    let parts: Vec<Result<Statistics>> = (0..plan.rows.len())
         .into_par_iter()
         .with_min_len(ROWS_PER_TASK)
         .map(of_slot)
-        .collect::<Result<Vec<_>>>()?;
+        .collect();
+    // Not collected in parallel: of several errors always the same is to be heard.
+    let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
     Ok(parts.iter().sum())
 }
 

@@ -286,7 +286,7 @@ impl MaskedSoftmaxLoss {
         let head = Head {
             weight: &weight,
             bias: bias.as_ref(),
-            gathered: head.gathered,
+            ..head
         };
         self.forward_linear_at(&hidden.detach(), head, rows, self.temperature.value())
     }

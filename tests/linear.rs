@@ -424,6 +424,33 @@ fn a_frozen_head_gives_the_same_bits_and_takes_no_gradient() {
     }
 }
 
+/// Its gathered rows belong to set numbers, which mean other tokens elsewhere.
+#[test]
+fn a_head_frozen_for_other_sets_is_refused() {
+    let sets = |size: u32| TokenSets::from_raw(vec![0, size], (0..size).collect()).unwrap();
+    let head = Tensor::ones((1100, 4), DType::F32, &Device::Cpu).unwrap();
+    let hidden = Tensor::ones((8, 4), DType::F32, &Device::Cpu).unwrap();
+    let frozen = FrozenHead::new(&head, sets(1000)).unwrap();
+    assert_eq!(frozen.gathered_sets(), 1);
+    let row = |position| Row {
+        position,
+        set: 0,
+        target: 1,
+    };
+    let rows = Rows::from_raw(8, (0..8).map(row).collect()).unwrap();
+    let run = |sets: TokenSets| {
+        let mut loss = MaskedSoftmaxLoss::new(sets, Temperature::fixed(1.0)).unwrap();
+        loss.forward_linear(&hidden, &frozen, &rows)
+    };
+    let error = run(sets(1100)).unwrap_err();
+    assert!(
+        matches!(error, Error::Unsupported { what: "head", .. }),
+        "{error}"
+    );
+    run(sets(1000)).unwrap();
+    run(TokenSets::whole_vocabulary(1100).unwrap()).unwrap();
+}
+
 #[test]
 fn the_gathered_rows_stay_within_their_bytes() {
     let batch = Batch::new(24, 5);

@@ -209,7 +209,7 @@ fn check_leaves(offsets: &[u32], leaves: &Leaves) -> Result<()> {
         let items = &leaves.items[bounds[0] as usize..bounds[1] as usize];
         if items.is_empty() || !items.is_sorted() {
             return Err(malformed(format!(
-                "leaf {node} must have items in rising order, but has {items:?}"
+                "leaf {node} must have at least one item, and its items in rising order"
             )));
         }
     }

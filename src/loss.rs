@@ -123,9 +123,9 @@ impl MaskedSoftmaxLoss {
         Ok(())
     }
 
-    /// The same loss in checked mode: an infinite or NaN valid logit is an [`Error::NonFinite`](crate::Error::NonFinite) that
-    /// names its row and token, at the price of one more look at every valid logit. Unchecked, NaN
-    /// comes out as NaN.
+    /// The same loss in checked mode: an infinite or NaN valid logit of a row that has a loss or
+    /// statistics is an [`Error::NonFinite`](crate::Error::NonFinite) that names its row and token,
+    /// at the price of one more look at every valid logit. Unchecked, NaN comes out as NaN.
     #[must_use]
     pub fn checked(mut self) -> Self {
         self.checked = true;

@@ -147,7 +147,8 @@ impl MaskedSoftmaxLoss {
         &self.temperature
     }
 
-    /// The temperature, to be stepped or restored by the caller.
+    /// The temperature, to be stepped or restored by the caller. The convention was chosen for the
+    /// temperature that the loss was made with, and stays.
     pub fn temperature_mut(&mut self) -> &mut Temperature {
         &mut self.temperature
     }
@@ -181,12 +182,14 @@ impl MaskedSoftmaxLoss {
         Ok(dense::forward(logits, self.batch(rows)?, source)?.0)
     }
 
-    /// The loss at the temperature as it stands, without a gradient and without a step.
+    /// The loss at the temperature as it stands, without a gradient, a step or statistics.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn evaluate(&self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        self.forward_at(&logits.detach(), rows, self.temperature.value())
+        let source = TemperatureSource::Given(self.temperature.value());
+        let batch = self.batch_in_scope(rows, None)?;
+        Ok(dense::forward(&logits.detach(), batch, source)?.0)
     }
 
     /// The statistics that an adaptive temperature looks at; those of no row for a fixed one.
@@ -288,7 +291,9 @@ impl MaskedSoftmaxLoss {
             bias: bias.as_ref(),
             ..head
         };
-        self.forward_linear_at(&hidden.detach(), head, rows, self.temperature.value())
+        let source = TemperatureSource::Given(self.temperature.value());
+        let batch = self.batch_in_scope(rows, None)?;
+        Ok(linear::forward(&hidden.detach(), head, batch, source)?.0)
     }
 
     /// As [`statistics`](Self::statistics), from hidden states and head.
@@ -310,21 +315,22 @@ impl MaskedSoftmaxLoss {
         }
     }
 
-    fn scope(&self) -> Option<Scope> {
-        match &self.temperature {
+    fn batch(&self, rows: &Rows) -> Result<Batch> {
+        let scope = match &self.temperature {
             Temperature::Fixed(_) => None,
             Temperature::Adaptive(adaptive) => Some(adaptive.strategy.scope),
-        }
+        };
+        self.batch_in_scope(rows, scope)
     }
 
-    fn batch(&self, rows: &Rows) -> Result<Batch> {
+    fn batch_in_scope(&self, rows: &Rows, scope: Option<Scope>) -> Result<Batch> {
         let denominator = match self.convention.reduction {
             Reduction::MeanOverLabelled => Denominator::LabelledWeight,
             Reduction::MeanOverBranching => Denominator::BranchingWeight,
             Reduction::MeanOver(denominator) => Denominator::Given(denominator),
             Reduction::Sum | Reduction::None => Denominator::Given(1.0),
         };
-        let mut batch = Batch::new(&self.sets, rows, self.scope(), denominator)?;
+        let mut batch = Batch::new(&self.sets, rows, scope, denominator)?;
         batch.times_temperature = self.convention.times_temperature;
         batch.checked = self.checked;
         batch.reduced = self.convention.reduction != Reduction::None;

@@ -141,7 +141,8 @@ impl Temperature {
     ///
     /// # Errors
     /// [`Error::UnequalFanOut`] and [`Error::DegenerateScope`] for pooled statistics that ATS cannot
-    /// use, and [`Error::OutOfRange`] for a setting out of range. τ then stays as it was.
+    /// use (during the warm-up too), and [`Error::OutOfRange`] for a setting out of range. τ then stays
+    /// as it was.
     pub fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
         match self {
             Self::Fixed(value) => check_positive("temperature", *value).map(|()| *value),

@@ -21,7 +21,7 @@ use crate::{Error, Result, TokenTrie};
 /// let trie = TokenTrie::new([(10, vec![1, 2, 0]), (11, vec![1, 3, 0]), (12, vec![4, 0])])?;
 /// // A model that answers [0, ln 1, ln 3, ln 1, ln 1] to everything, for one user and two beams.
 /// let row = [0.0, 0.0, 3f32.ln(), 0.0, 0.0];
-/// let model = |beams: usize| Tensor::new(vec![row; beams], &Device::Cpu);
+/// let model = |beams: usize| Tensor::new(vec![row.to_vec(); beams], &Device::Cpu);
 ///
 /// let mut search = BeamSearch::new(&trie, 1, 2, 1.0)?;
 /// let mut logits = model(1)?;

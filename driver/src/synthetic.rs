@@ -82,7 +82,7 @@ fn write_books(random: &mut Random) -> Vec<Book> {
     let mut books = Vec::new();
     let mut titles = HashSet::new();
     let mut names = HashSet::new();
-    for genre in 0..GENRES.len() {
+    for (genre, words) in GENRES.iter().enumerate() {
         for _ in 0..AUTHORS_OF_A_GENRE {
             let author = names.len();
             let name = fresh(&mut names, || {
@@ -98,7 +98,7 @@ fn write_books(random: &mut Random) -> Vec<Book> {
             for _ in 0..SINGLE_BOOKS_OF_AN_AUTHOR {
                 let title = fresh(&mut titles, || {
                     let article = pick(&["", "The "], random);
-                    format!("{article}{} by {name}", subject(&GENRES[genre], random))
+                    format!("{article}{} by {name}", subject(words, random))
                 });
                 let popularity = popularity(random);
                 books.push(Book {

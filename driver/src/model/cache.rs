@@ -206,11 +206,11 @@ fn attend<'a, T: Element>(
     let mut sum = T::zero();
     for weight in &mut weights {
         *weight = (*weight - largest).exp();
-        sum = sum + *weight;
+        sum += *weight;
     }
     for (&weight, (_, value)) in weights.iter().zip(past) {
         for (output, &value) in output.iter_mut().zip(value) {
-            *output = *output + weight / sum * value;
+            *output += weight / sum * value;
         }
     }
 }

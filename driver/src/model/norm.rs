@@ -174,7 +174,7 @@ fn weight_gradient<T: Element>(x: &[T], gradient: &[T], width: usize, epsilon: f
     for (row, gradient) in x.chunks(width).zip(gradient.chunks(width)) {
         let scale = inverse_root_mean_square(row, epsilon);
         for ((output, &x), &gradient) in output.iter_mut().zip(row).zip(gradient) {
-            *output = *output + x * scale * gradient;
+            *output += x * scale * gradient;
         }
     }
     output

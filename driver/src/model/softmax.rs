@@ -77,10 +77,10 @@ fn attention_weights<T: Element>(scores: &[T], tokens: usize, scale: T) -> Vec<T
         let mut sum = T::zero();
         for (weight, &score) in weights.iter_mut().zip(scores) {
             *weight = ((score - largest) * scale).exp();
-            sum = sum + *weight;
+            sum += *weight;
         }
         for weight in weights {
-            *weight = *weight / sum;
+            *weight /= sum;
         }
     });
     weights

@@ -27,6 +27,8 @@ pub enum Command {
     Train(Box<TrainArguments>),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
+    /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
+    Shapes(ShapesArguments),
 }
 
 /// Options of `msl demo`.
@@ -170,6 +172,38 @@ pub struct EvaluateArguments {
     /// The temperature of the softmax [default: that of training]
     #[arg(long, value_name = "τ")]
     pub temperature: Option<f64>,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `msl shapes`.
+#[derive(Args)]
+pub struct ShapesArguments {
+    /// The folder with id2name4Rec.json and train*.csv
+    #[arg(long, value_name = "FOLDER")]
+    pub data: PathBuf,
+
+    /// A tokenizer.json
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: PathBuf,
+
+    /// The token that ends a response [default: looked for among the usual ones]
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
+
+    /// The training rows [default: the largest train*.csv of the data folder]
+    #[arg(long, value_name = "FILE")]
+    pub train: Option<PathBuf>,
+
+    /// Responses in the batch: those of the first training rows
+    #[arg(long, default_value_t = 128)]
+    pub responses: usize,
+
+    /// The safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
 
     /// Print one JSON object instead of the table
     #[arg(long)]

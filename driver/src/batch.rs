@@ -8,7 +8,7 @@ use crate::responses::Example;
 
 /// Prompts with their responses, padded on the right.
 pub struct Batch {
-    /// `[rows, tokens]`. The last token of a response is only predicted, never read.
+    /// `[rows, tokens]`.
     pub tokens: Tensor,
     /// Real tokens, padding left out.
     pub token_count: usize,
@@ -16,33 +16,49 @@ pub struct Batch {
     positions: Tensor,
 }
 
+/// How far into its response a model reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// To the last token, which is only predicted.
+    Whole,
+    /// To the last token that is one of several in the trie, which is only predicted: under the masked softmax the
+    /// rows after it have neither loss nor gradient.
+    Chosen,
+}
+
+impl Reading {
+    /// How many tokens of prompt and response a model reads.
+    fn length(self, example: &Example) -> usize {
+        let predicted = match self {
+            Self::Whole => example.response.len(),
+            Self::Chosen => example.chosen.max(1),
+        };
+        example.prompt.len() + predicted - 1
+    }
+}
+
 impl Batch {
-    /// Lays out examples, with room for `longest` labels each. What stands in the padding does not matter.
-    pub fn new(examples: &[&Example], longest: usize) -> Result<Self> {
-        let length = |example: &Example| example.prompt.len() + example.response.len() - 1;
+    /// Lays out examples, with room for `longest` labels each. What stands in the padding does not matter, and neither
+    /// does what predicts the labels beyond what is read.
+    pub fn new(examples: &[&Example], longest: usize, reading: Reading) -> Result<Self> {
         let width = examples
             .iter()
-            .map(|example| length(example))
+            .map(|example| reading.length(example))
             .max()
             .unwrap_or(0);
         let mut tokens = Vec::with_capacity(examples.len() * width);
         let mut positions = Vec::with_capacity(examples.len() * longest);
         for (row, example) in examples.iter().enumerate() {
-            let read = example
-                .prompt
-                .iter()
-                .chain(&example.response)
-                .take(length(example));
-            tokens.extend(read);
+            let length = reading.length(example);
+            tokens.extend(example.prompt.iter().chain(&example.response).take(length));
             tokens.resize((row + 1) * width, 0);
-            let first = row * width + example.prompt.len() - 1;
-            positions.extend(
-                (0..longest).map(|label| (first + label.min(example.response.len() - 1)) as u32),
-            );
+            let (first, last) = (example.prompt.len() - 1, length - 1);
+            positions
+                .extend((0..longest).map(|label| (row * width + (first + label).min(last)) as u32));
         }
         Ok(Self {
             tokens: Tensor::from_vec(tokens, (examples.len(), width), &Device::Cpu)?,
-            token_count: examples.iter().map(|example| length(example)).sum(),
+            token_count: examples.iter().map(|example| reading.length(example)).sum(),
             positions: Tensor::new(positions, &Device::Cpu)?,
         })
     }

@@ -2,6 +2,7 @@
 
 mod demo;
 mod evaluate;
+mod shapes;
 mod train;
 
 use anyhow::Result;
@@ -21,6 +22,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::Train(arguments) => train::train(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
+        Command::Shapes(arguments) => shapes::shapes(arguments),
     }
 }
 

@@ -5,12 +5,11 @@ use candle_core::{Device, Tensor};
 use candle_trie::{BeamSearch, Convention, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
 
 use crate::{
-    batch::{Batch, longest_response, response_rows},
+    batch::{Batch, Reading, longest_response, response_rows},
     model::Llama,
     progress::Progress,
     ranking::Ranking,
     responses::Example,
-    train::logits,
 };
 
 /// How well a model recommends.
@@ -66,12 +65,10 @@ impl Evaluator<'_> {
         loss: &MaskedSoftmaxLoss,
         examples: &[&Example],
     ) -> Result<f64> {
-        let batch = Batch::new(examples, longest_response(examples))?;
+        let batch = Batch::new(examples, longest_response(examples), Reading::Chosen)?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
-        let output = loss.evaluate(
-            &logits(&hidden, model.head())?,
-            &response_rows(examples, self.trie)?,
-        )?;
+        let rows = response_rows(examples, self.trie)?;
+        let output = loss.evaluate_linear(&hidden, model.head(), &rows)?;
         Ok(output.loss.to_scalar::<f32>()?.into())
     }
 

@@ -28,6 +28,8 @@ pub struct StepMetrics {
     pub gradient_norm: f64,
     /// Labelled rows in the batch.
     pub rows: usize,
+    /// Tokens that the model read, padding left out.
+    pub tokens: usize,
     /// The learning rate.
     pub learning_rate: f64,
     /// Tokens that the model read, by the seconds of the step.

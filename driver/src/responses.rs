@@ -24,6 +24,9 @@ pub struct Example {
     pub prompt: Vec<u32>,
     /// What it should answer, end token included.
     pub response: Vec<u32>,
+    /// How many tokens of the response there are up to the last that was one of several: what comes after them needs
+    /// no model.
+    pub chosen: usize,
     /// The item that the response names.
     pub target: u64,
 }
@@ -94,10 +97,39 @@ impl Responses {
             .history
             .iter()
             .filter_map(|&item| catalogue.title(item));
+        let response = self.path(interaction.target)?.to_vec();
         Ok(Example {
             prompt: tokenizer.encode(&prompt.text(titles))?,
-            response: self.path(interaction.target)?.to_vec(),
+            chosen: chosen(&self.trie, &response),
+            response,
             target: interaction.target,
         })
+    }
+}
+
+/// How many tokens of a response there are up to the last that was one of several.
+pub fn chosen(trie: &TokenTrie, response: &[u32]) -> usize {
+    let mut node = Some(trie.root());
+    let mut chosen = 0;
+    for (index, &token) in response.iter().enumerate() {
+        let Some(parent) = node else { break };
+        if trie.children(parent).len() > 1 {
+            chosen = index + 1;
+        }
+        node = trie.child(parent, token);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unary_tail_begins_after_the_last_choice() {
+        let trie = TokenTrie::new([(0, vec![1, 2, 3, 9]), (1, vec![1, 4, 5, 9])]).unwrap();
+        assert_eq!(chosen(&trie, &[1, 2, 3, 9]), 2);
+        let single = TokenTrie::new([(0, vec![1, 2, 9])]).unwrap();
+        assert_eq!(chosen(&single, &[1, 2, 9]), 0);
     }
 }

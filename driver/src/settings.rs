@@ -99,6 +99,16 @@ pub struct TrainingSettings {
     /// The seed of everything that is random
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
+
+    /// Make the logits of the response rows instead of going from hidden states × head to the loss: the same numbers,
+    /// more slowly
+    #[arg(long)]
+    pub dense: bool,
+
+    /// Let the model read the end of a response too, where the trie leaves one way to go on and msl and ats have
+    /// neither loss nor gradient: the same numbers, more slowly
+    #[arg(long)]
+    pub read_unary_tail: bool,
 }
 
 /// The sizes of a model that is trained from scratch.
@@ -249,6 +259,8 @@ mod tests {
             learning_rate_warm_up: 20,
             clip: 1.0,
             seed: 0,
+            dense: false,
+            read_unary_tail: false,
         };
         let rates: Vec<f64> = (0..40)
             .map(|step| settings.learning_rate_at(step, 40))

@@ -10,13 +10,13 @@ use rand::seq::SliceRandom;
 use serde::Serialize;
 
 use crate::{
-    batch::{Batch, longest_response, response_rows},
+    batch::{Batch, Reading, longest_response, response_rows},
     metrics::StepMetrics,
     model::Llama,
     progress::Progress,
     random::{Purpose, random},
     responses::Example,
-    settings::{LossSettings, TrainingSettings},
+    settings::{LossKind, LossSettings, TrainingSettings},
     workers::Workers,
 };
 
@@ -52,6 +52,7 @@ pub struct Trainer<'a> {
     optimizer: AdamW,
     weights: Vec<Var>,
     workers: Workers,
+    reading: Reading,
 }
 
 impl<'a> Trainer<'a> {
@@ -82,6 +83,10 @@ impl<'a> Trainer<'a> {
             optimizer: AdamW::new(weights.clone(), parameters)?,
             weights,
             workers: Workers::new()?,
+            reading: match loss.loss {
+                LossKind::Msl | LossKind::Ats if !settings.read_unary_tail => Reading::Chosen,
+                _ => Reading::Whole,
+            },
         })
     }
 
@@ -153,6 +158,7 @@ impl<'a> Trainer<'a> {
             variance: observed(statistics.variance()),
             gradient_norm,
             rows: output.labelled_rows,
+            tokens,
             learning_rate,
             tokens_per_second: tokens as f64 / begun.elapsed().as_secs_f64(),
         })
@@ -161,7 +167,9 @@ impl<'a> Trainer<'a> {
     fn shards(&self, examples: &[&Example]) -> Result<Vec<Batch>> {
         let longest = longest_response(examples);
         let shards = examples.chunks(SHARD);
-        shards.map(|shard| Batch::new(shard, longest)).collect()
+        shards
+            .map(|shard| Batch::new(shard, longest, self.reading))
+            .collect()
     }
 
     /// The hidden states that predict the responses, shard by shard.
@@ -201,11 +209,15 @@ impl<'a> Trainer<'a> {
 
     /// The loss of the hidden states that predict responses, and the statistics of its rows.
     fn response_loss(&mut self, hidden: &Tensor, rows: &Rows) -> Result<(LossOutput, Statistics)> {
-        let logits = logits(hidden, self.model.head())?;
-        let output = self.loss.forward(&logits, rows)?;
+        let head = self.model.head();
+        let output = if self.settings.dense {
+            self.loss.forward(&logits(hidden, head)?, rows)?
+        } else {
+            self.loss.forward_linear(hidden, head, rows)?
+        };
         let mut statistics = output.read_statistics()?;
         if statistics.rows() == 0 {
-            statistics = self.observer.statistics(&logits.detach(), rows)?;
+            statistics = self.observer.statistics_linear(hidden, head, rows)?;
         }
         Ok((output, statistics))
     }
@@ -228,7 +240,7 @@ impl<'a> Trainer<'a> {
 }
 
 /// The logits `[rows, labels, vocabulary]` of hidden states.
-pub fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
+fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
     let (rows, labels, width) = hidden.dims3()?;
     let logits = hidden.reshape((rows * labels, width))?.matmul(&head.t()?)?;
     Ok(logits.reshape((rows, labels, head.dim(0)?))?)

@@ -61,6 +61,8 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
             learning_rate_warm_up: 20,
             clip: 1.0,
             seed: arguments.seed,
+            dense: false,
+            read_unary_tail: false,
         },
         training_examples: tokenize(&world.training)?,
         test_examples: tokenize(&world.test)?,

@@ -1,0 +1,169 @@
+use std::collections::{BTreeSet, HashMap};
+
+use anyhow::{Context, Result, ensure};
+use candle_trie::{Rows, TokenTrie};
+use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use serde::Serialize;
+
+use crate::{
+    arguments::ShapesArguments,
+    paper_format::{find_training_file, read_catalogue, read_interactions},
+    report::{print_json, table},
+    responses::Responses,
+    tokenizer::TextTokenizer,
+};
+
+/// The sizes of what was written.
+#[derive(Serialize)]
+struct Report {
+    command: &'static str,
+    responses: usize,
+    rows: usize,
+    branching_rows: usize,
+    sets: usize,
+    valid_logits: usize,
+    distinct_tokens: usize,
+    vocabulary: usize,
+}
+
+/// `msl shapes`
+pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
+    let catalogue = read_catalogue(&arguments.data)?;
+    let file = match &arguments.train {
+        Some(file) => file.clone(),
+        None => find_training_file(&arguments.data)?,
+    };
+    let interactions = read_interactions(&file, &catalogue)?;
+    ensure!(
+        interactions.len() >= arguments.responses,
+        "{} has {} rows, fewer than the {} responses asked for",
+        file.display(),
+        interactions.len(),
+        arguments.responses
+    );
+    let tokenizer = TextTokenizer::load(&arguments.tokenizer, arguments.end_token.as_deref())?;
+    let responses = Responses::new(&catalogue, &tokenizer)?;
+    // Packed without padding: the head is wanted at labelled positions alone.
+    let mut packed: Vec<Vec<i64>> = Vec::new();
+    for interaction in &interactions[..arguments.responses] {
+        let response = responses.path(interaction.target)?;
+        packed.push(response.iter().map(|&token| token.into()).collect());
+    }
+    let batch = Batch::new(responses.trie(), &packed)?;
+    batch.write(arguments, tokenizer.vocabulary())?;
+    batch.report(arguments, tokenizer.vocabulary())
+}
+
+/// The rows of a batch, and the sets that they name, numbered anew with the root first.
+struct Batch {
+    offsets: Vec<u32>,
+    tokens: Vec<u32>,
+    /// Position, set and target of each row.
+    rows: Vec<[u32; 3]>,
+}
+
+impl Batch {
+    fn new(trie: &TokenTrie, responses: &[Vec<i64>]) -> Result<Self> {
+        let mut rows = Vec::new();
+        for response in responses {
+            let walked = Rows::from_shifted(trie, std::slice::from_ref(response))?;
+            for row in walked.as_slice() {
+                rows.push([rows.len() as u32, row.set, row.target]);
+            }
+        }
+        let nodes: BTreeSet<u32> = rows.iter().map(|row| row[1]).chain([trie.root()]).collect();
+        let mut offsets = vec![0];
+        let mut tokens = Vec::new();
+        let mut numbers = HashMap::new();
+        for (number, &node) in nodes.iter().enumerate() {
+            numbers.insert(node, number as u32);
+            tokens.extend_from_slice(trie.children(node));
+            offsets.push(tokens.len() as u32);
+        }
+        for row in &mut rows {
+            row[1] = numbers[&row[1]];
+        }
+        Ok(Self {
+            offsets,
+            tokens,
+            rows,
+        })
+    }
+
+    fn write(&self, arguments: &ShapesArguments, vocabulary: usize) -> Result<()> {
+        let bytes = |values: &[u32]| -> Vec<u8> {
+            values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect()
+        };
+        let arrays = [
+            ("offsets", vec![self.offsets.len()], bytes(&self.offsets)),
+            ("tokens", vec![self.tokens.len()], bytes(&self.tokens)),
+            (
+                "rows",
+                vec![self.rows.len(), 3],
+                bytes(self.rows.as_flattened()),
+            ),
+        ];
+        let views = arrays
+            .iter()
+            .map(|(name, shape, bytes)| {
+                Ok((*name, TensorView::new(Dtype::U32, shape.clone(), bytes)?))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let name =
+            |path: &std::path::Path| path.file_name().unwrap_or_default().display().to_string();
+        let metadata = [
+            ("format", "candle-trie-shape".to_owned()),
+            ("version", "1".to_owned()),
+            ("catalogue", name(&arguments.data)),
+            ("tokenizer", name(&arguments.tokenizer)),
+            ("vocabulary", vocabulary.to_string()),
+            ("positions", self.rows.len().to_string()),
+        ];
+        let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
+        serialize_to_file(views, Some(HashMap::from(metadata)), &arguments.output)
+            .with_context(|| format!("cannot write {}", arguments.output.display()))
+    }
+
+    fn report(&self, arguments: &ShapesArguments, vocabulary: usize) -> Result<()> {
+        let size = |row: &[u32; 3]| {
+            let set = row[1] as usize;
+            (self.offsets[set + 1] - self.offsets[set]) as usize
+        };
+        let report = Report {
+            command: "shapes",
+            responses: arguments.responses,
+            rows: self.rows.len(),
+            branching_rows: self.rows.iter().filter(|row| size(row) > 1).count(),
+            sets: self.offsets.len() - 1,
+            valid_logits: self.rows.iter().map(size).sum(),
+            distinct_tokens: self.tokens.iter().collect::<BTreeSet<_>>().len(),
+            vocabulary,
+        };
+        if arguments.json {
+            return print_json(&report);
+        }
+        let mut table = table(&[
+            "responses",
+            "rows",
+            "branching",
+            "sets",
+            "valid logits",
+            "tokens",
+            "vocabulary",
+        ]);
+        table.add_row([
+            report.responses,
+            report.rows,
+            report.branching_rows,
+            report.sets,
+            report.valid_logits,
+            report.distinct_tokens,
+            report.vocabulary,
+        ]);
+        println!("{table}");
+        Ok(())
+    }
+}

@@ -1,7 +1,9 @@
 //! Trie-masked softmax losses for candle.
 #![deny(missing_docs)]
 
+mod backend;
 mod error;
+mod loss;
 mod rows;
 mod sets;
 mod statistics;
@@ -9,6 +11,7 @@ mod temperature;
 mod trie;
 
 pub use error::{Error, Result};
+pub use loss::{Convention, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};
 pub use sets::{TokenSet, TokenSets};
 pub use statistics::Statistics;

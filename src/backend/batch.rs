@@ -1,0 +1,159 @@
+//! A batch resolved against its token sets: the rows that need any arithmetic, and what each is
+//! worth.
+
+use crate::{Error, Result, Rows, Scope, TokenSet, TokenSets};
+
+/// The rows of a batch that have something to compute: the branching ones, and those whose logits
+/// the statistics are taken from.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub sets: TokenSets,
+    /// The flattened leading dimensions.
+    pub positions: usize,
+    pub rows: Vec<BatchRow>,
+    /// Whether the loss is multiplied by τ.
+    pub times_temperature: bool,
+    /// Whether infinite and NaN logits are looked for.
+    pub checked: bool,
+    /// Whether the result is one number, or one for each position.
+    pub reduced: bool,
+    /// How many rows were labelled, and how many of them branch.
+    pub labelled_rows: usize,
+    pub branching_rows: usize,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BatchRow {
+    /// The index in the caller's `Rows`, for messages.
+    pub row: u32,
+    pub position: u32,
+    pub set: u32,
+    /// The rank of the target in its set.
+    pub rank: u32,
+    /// What the row's loss counts in the result: its weight over the mean's denominator.
+    pub share: f64,
+    /// Whether its logits enter the statistics.
+    pub in_statistics: bool,
+}
+
+/// What a mean divides by.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Denominator {
+    LabelledWeight,
+    BranchingWeight,
+    Given(f64),
+}
+
+impl Batch {
+    /// `scope` is that of an adaptive temperature, `None` where no statistics are wanted.
+    pub fn new(
+        sets: &TokenSets,
+        rows: &Rows,
+        scope: Option<Scope>,
+        denominator: Denominator,
+    ) -> Result<Self> {
+        if scope == Some(Scope::Marked) && rows.marks().is_none() {
+            return Err(Error::Malformed {
+                what: "rows",
+                detail:
+                    "Scope::Marked takes its statistics from marked rows, but none were marked: \
+                         see Rows::with_marks"
+                        .into(),
+            });
+        }
+        let mut labelled_weight = 0.0;
+        let mut branching_weight = 0.0;
+        let mut branching_rows = 0;
+        let mut resolved = Vec::with_capacity(rows.len());
+        for (index, row) in rows.as_slice().iter().enumerate() {
+            let set = sets.get(row.set).ok_or_else(|| Error::UnknownSet {
+                row: index,
+                set: row.set,
+                sets: sets.count().unwrap_or(0),
+            })?;
+            let rank = set.position(row.target).ok_or(Error::TargetNotInSet {
+                row: index,
+                position: row.position,
+                target: row.target,
+                set: row.set,
+                size: set.len(),
+            })?;
+            let branching = set.len() > 1;
+            let weight = f64::from(rows.weight(index));
+            labelled_weight += weight;
+            if branching {
+                branching_weight += weight;
+                branching_rows += 1;
+            }
+            let in_statistics = match scope {
+                None => false,
+                Some(Scope::Root) => row.set == 0,
+                Some(Scope::Branching) => branching,
+                Some(Scope::Marked) => rows.marks().is_some_and(|marks| marks[index]),
+            };
+            if branching || in_statistics {
+                resolved.push(BatchRow {
+                    row: index as u32,
+                    position: row.position,
+                    set: row.set,
+                    rank: rank as u32,
+                    share: weight,
+                    in_statistics,
+                });
+            }
+        }
+        let denominator = match denominator {
+            Denominator::LabelledWeight => labelled_weight,
+            Denominator::BranchingWeight => branching_weight,
+            Denominator::Given(denominator) => denominator,
+        };
+        for row in &mut resolved {
+            // Rows that all weigh nothing are a batch without rows, not 0/0.
+            row.share = if row.share == 0.0 {
+                0.0
+            } else {
+                row.share / denominator
+            };
+        }
+        Ok(Self {
+            sets: sets.clone(),
+            positions: rows.positions(),
+            rows: resolved,
+            times_temperature: false,
+            checked: false,
+            reduced: true,
+            labelled_rows: rows.len(),
+            branching_rows,
+        })
+    }
+
+    pub fn set(&self, row: &BatchRow) -> TokenSet<'_> {
+        self.sets.get(row.set).unwrap_or(TokenSet::Listed(&[]))
+    }
+
+    /// How many tokens the row's softmax ranges over.
+    pub fn size(&self, row: &BatchRow) -> usize {
+        self.set(row).len()
+    }
+
+    /// What a row's loss is multiplied by in the result.
+    pub fn loss_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
+        let factor = if self.times_temperature {
+            temperature
+        } else {
+            1.0
+        };
+        row.share * factor
+    }
+
+    /// What p − [v = y] is multiplied by to give the gradient of the result: τ cancels the 1/τ of
+    /// the chain rule where the loss is multiplied by it.
+    pub fn gradient_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
+        let factor = if self.times_temperature {
+            1.0
+        } else {
+            temperature.recip()
+        };
+        row.share * factor
+    }
+}

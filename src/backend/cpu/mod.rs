@@ -1,0 +1,7 @@
+//! The CPU: parallel over rows, vectorised along them.
+
+mod balance;
+pub(crate) mod dense;
+pub(crate) mod element;
+pub(crate) mod softmax;
+mod vector;

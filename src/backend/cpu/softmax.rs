@@ -1,0 +1,99 @@
+//! The softmax of one row whose valid logits lie gathered in one place.
+
+use super::element::Element;
+use super::vector::{self, Real};
+use crate::{Statistics, TokenSet};
+
+/// What the softmax of one row leaves behind: enough for its loss and, with the logits, its
+/// gradient. The target is kept apart from the others, so that neither a small loss nor 1 − p_y is
+/// the difference of two numbers near 1.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowSoftmax {
+    maximum: f64,
+    /// Σ exp((z_v − maximum)/τ) over the tokens other than the target.
+    others: f64,
+    /// (z_y − maximum)/τ.
+    target: f64,
+}
+
+impl RowSoftmax {
+    /// Replaces the gathered logits by their exponentials, the target's by 0.
+    pub fn new<R: Real>(scores: &mut [R], rank: usize, temperature: f64) -> Self {
+        let maximum: f64 = vector::maximum(scores).into();
+        let target: f64 = scores[rank].into();
+        scores[rank] = R::NEG_INFINITY;
+        Self {
+            maximum,
+            others: vector::exponentials(scores, maximum, temperature.recip()),
+            target: (target - maximum) / temperature,
+        }
+    }
+
+    /// The same replacement of the logits by exponentials, when the rest is known.
+    pub fn exponentials<R: Real>(&self, scores: &mut [R], rank: usize, temperature: f64) {
+        scores[rank] = R::NEG_INFINITY;
+        vector::exponentials(scores, self.maximum, temperature.recip());
+    }
+
+    /// −ln p_y.
+    pub fn loss(&self) -> f64 {
+        if self.target == 0.0 {
+            self.others.ln_1p()
+        } else {
+            (self.others + self.target.exp()).ln() - self.target
+        }
+    }
+
+    /// 1/Σ: what an exponential is multiplied by to be a probability.
+    pub fn inverse_sum(&self) -> f64 {
+        (self.others + self.target.exp()).recip()
+    }
+
+    /// p_y − 1.
+    pub fn target_gradient(&self) -> f64 {
+        -self.others * self.inverse_sum()
+    }
+}
+
+/// The valid logits of a row, gathered and widened into `scores`.
+pub(super) fn gather<T: Element>(logits: &[T], set: TokenSet, scores: &mut Vec<T::Real>) {
+    match set {
+        TokenSet::Listed(tokens) => {
+            scores.extend(tokens.iter().map(|&token| logits[token as usize].widen()));
+        }
+        TokenSet::All { size } => vector::widen(&logits[..size as usize], scores),
+    }
+}
+
+/// Writes `factor·(p_v − [v = y])` at the tokens of the set, from the exponentials that
+/// [`RowSoftmax`] left in `scores`.
+pub(super) fn write_gradient<T: Element>(
+    softmax: &RowSoftmax,
+    scores: &[T::Real],
+    set: TokenSet,
+    rank: usize,
+    factor: f64,
+    gradient: &mut [T],
+) {
+    let scale = factor * softmax.inverse_sum();
+    let target = T::narrow(T::Real::from_f64(factor * softmax.target_gradient()));
+    match set {
+        TokenSet::Listed(tokens) => {
+            let scale = T::Real::from_f64(scale);
+            for (&token, &score) in tokens.iter().zip(scores) {
+                gradient[token as usize] = T::narrow(score * scale);
+            }
+            gradient[tokens[rank] as usize] = target;
+        }
+        TokenSet::All { size } => {
+            vector::scale_into(scores, scale, &mut gradient[..size as usize]);
+            gradient[rank] = target;
+        }
+    }
+}
+
+/// The statistics of a row's gathered logits.
+pub(super) fn statistics<R: Real>(scores: &[R], rank: usize) -> Statistics {
+    let (mean, deviations) = vector::moments(scores);
+    Statistics::of_moments(scores.len(), mean, deviations, scores[rank].into())
+}

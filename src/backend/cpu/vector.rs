@@ -1,0 +1,256 @@
+//! Loops over one row, written so that the compiler vectorises them for the instruction set that
+//! the machine turns out to have.
+
+use std::ops::{Add, AddAssign, Mul, Sub};
+
+use pulp::Arch;
+
+use super::element::Element;
+
+/// Independent partial results a loop: enough to fill the widest registers and hide the latency of
+/// their additions. Fixed, so that results do not depend on the machine's width.
+const LANES: usize = 16;
+
+/// The type that a row is computed in.
+pub(crate) trait Real:
+    Copy
+    + Send
+    + Sync
+    + 'static
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + AddAssign
+    + Element<Real = Self>
+    + Into<f64>
+{
+    const ZERO: Self;
+    const NEG_INFINITY: Self;
+
+    fn from_f64(value: f64) -> Self;
+
+    /// eˣ for x ≤ 0 to within 2 ulp; results below the smallest normal number may be 0; NaN for NaN.
+    fn exponential(self) -> Self;
+}
+
+impl Real for f32 {
+    const ZERO: Self = 0.0;
+    const NEG_INFINITY: Self = f32::NEG_INFINITY;
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+
+    /// Cephes' expf: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial for eʳ, and 2ⁿ put into the
+    /// exponent bits. std's does not vectorise.
+    #[inline(always)]
+    fn exponential(self) -> Self {
+        const LOWEST: f32 = -87.3;
+        // Adding 1.5·2²³ leaves the nearest integer in the low bits of the mantissa.
+        const ROUND: f32 = 12_582_912.0;
+        // ln 2 in two parts: n times the first is exact.
+        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+        let x = self;
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = x - n * LN_2[0] - n * LN_2[1];
+        let mut polynomial = 1.987_569_1e-4;
+        for coefficient in [
+            1.398_2e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ] {
+            polynomial = polynomial * r + coefficient;
+        }
+        let mantissa = polynomial * r * r + r + 1.0;
+        let exponent = shifted.to_bits().wrapping_shl(23);
+        let scaled = f32::from_bits(mantissa.to_bits().wrapping_add(exponent));
+        // A comparison with NaN is false, and so NaN comes through as mantissa's payload; an
+        // integer addition could hide it, so it is asked for by name.
+        if x < LOWEST {
+            0.0
+        } else if x.is_nan() {
+            x
+        } else {
+            scaled
+        }
+    }
+}
+
+impl Real for f64 {
+    const ZERO: Self = 0.0;
+    const NEG_INFINITY: Self = f64::NEG_INFINITY;
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn exponential(self) -> Self {
+        self.exp()
+    }
+}
+
+/// Copies `source` into `target`, widened.
+pub(super) fn widen<T: Element>(source: &[T], target: &mut Vec<T::Real>) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || target.extend(source.iter().map(|value| value.widen())),
+    );
+}
+
+/// The largest value; NaN values are passed over (they come back in the exponentials). −∞ for none.
+pub(super) fn maximum<R: Real>(values: &[R]) -> R {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let larger = |a: R, b: R| if b > a { b } else { a };
+            lanes(values, R::NEG_INFINITY, larger, |largest, value| {
+                larger(largest, value)
+            })
+        },
+    )
+}
+
+/// Replaces every value by `exp((value − maximum)·inverse_temperature)` and returns their sum.
+pub(super) fn exponentials<R: Real>(
+    values: &mut [R],
+    maximum: f64,
+    inverse_temperature: f64,
+) -> f64 {
+    let (maximum, inverse) = (R::from_f64(maximum), R::from_f64(inverse_temperature));
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for value in values.iter_mut() {
+                *value = ((*value - maximum) * inverse).exponential();
+            }
+            sum(values)
+        },
+    )
+}
+
+/// The sum, in f64 over blocks that are summed in the values' own type: rows of a whole vocabulary
+/// keep the precision of short ones.
+#[inline(always)]
+fn sum<R: Real>(values: &[R]) -> f64 {
+    const BLOCK: usize = 1024;
+    (values.chunks(BLOCK))
+        .map(|block| lanes(block, R::ZERO, |a, b| a + b, |sum, value| sum + value).into())
+        .sum()
+}
+
+/// The mean and the sum of squared deviations from it, in f64, shifted by the first value so that a
+/// common offset costs no precision.
+pub(super) fn moments<R: Real>(values: &[R]) -> (f64, f64) {
+    let Some(&shift) = values.first() else {
+        return (0.0, 0.0);
+    };
+    let shift: f64 = shift.into();
+    let count = values.len() as f64;
+    let [sum, squares] = Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let add = |a: [f64; 2], b: [f64; 2]| [a[0] + b[0], a[1] + b[1]];
+            lanes(values, [0.0; 2], add, |sums, value: R| {
+                let apart: f64 = value.into() - shift;
+                add(sums, [apart, apart * apart])
+            })
+        },
+    );
+    let apart = sum / count;
+    (shift + apart, (squares - sum * apart).max(0.0))
+}
+
+/// Writes every value times `factor`, narrowed once.
+pub(super) fn scale_into<T: Element>(values: &[T::Real], factor: f64, target: &mut [T]) {
+    let factor = T::Real::from_f64(factor);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (target, &value) in target.iter_mut().zip(values) {
+                *target = T::narrow(value * factor);
+            }
+        },
+    );
+}
+
+/// Folds `values` in independent lanes, then the lanes pairwise in a fixed order.
+#[inline(always)]
+fn lanes<R: Copy, A: Copy>(
+    values: &[R],
+    start: A,
+    join: impl Fn(A, A) -> A,
+    fold: impl Fn(A, R) -> A,
+) -> A {
+    let mut partial = [start; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            partial[lane] = fold(partial[lane], chunk[lane]);
+        }
+    }
+    for (lane, &value) in rest.iter().enumerate() {
+        partial[lane] = fold(partial[lane], value);
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for lane in 0..width {
+            partial[lane] = join(partial[lane], partial[lane + width]);
+        }
+    }
+    partial[0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exponentials_are_within_two_ulp_down_to_the_smallest_normal() {
+        for step in 0..873_000 {
+            let x = -1e-4 * step as f32;
+            let expected = f64::from(x).exp();
+            let error = (f64::from(x.exponential()) - expected).abs() / expected;
+            assert!(
+                error < 2.0 * f64::from(f32::EPSILON),
+                "exp({x}) is off by {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn exponentials_of_the_extremes_are_zero_one_or_nan() {
+        assert_eq!(0.0f32.exponential(), 1.0);
+        assert_eq!(f32::NEG_INFINITY.exponential(), 0.0);
+        assert_eq!((-1e30f32).exponential(), 0.0);
+        assert!(f32::NAN.exponential().is_nan());
+    }
+
+    #[test]
+    fn folds_agree_with_plain_loops_at_every_odd_length() {
+        for length in 0..70 {
+            let values: Vec<f32> = (0..length).map(|i| ((i * 37) % 23) as f32 - 11.0).collect();
+            assert_eq!(
+                f64::from(maximum(&values)),
+                (values.iter())
+                    .map(|&v| f64::from(v))
+                    .fold(f64::NEG_INFINITY, f64::max)
+            );
+            assert_eq!(
+                sum(&values),
+                values.iter().map(|&v| f64::from(v)).sum::<f64>()
+            );
+            let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / length.max(1) as f64;
+            let deviations: f64 = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();
+            let (found_mean, found) = moments(&values);
+            assert!((found_mean - mean).abs() < 1e-12 && (found - deviations).abs() < 1e-9);
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The arithmetic, free of candle: what a batch asks for, and how a machine computes it.
+
+pub(crate) mod batch;
+pub(crate) mod cpu;

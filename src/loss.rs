@@ -1,0 +1,259 @@
+//! The masked softmax loss for candle tensors.
+
+use candle_core::Tensor;
+
+use crate::backend::batch::{Batch, Denominator};
+use crate::temperature::check_positive;
+use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
+
+mod convention;
+mod dense;
+mod labels;
+mod output;
+pub mod reference;
+mod tensor;
+
+pub use convention::{Convention, Reduction};
+pub use output::LossOutput;
+
+/// The masked softmax loss (MSL) of arXiv 2504.04178, with a fixed or an adaptive temperature.
+///
+/// Position t of a response that has walked to node u, with target y and logits z, has
+///
+/// loss = ln Σ_{v ∈ C(u)} exp(z_v/τ) − z_y/τ,  ∂loss/∂z_v = (p_v − \[v = y\])/τ for v in C(u), else 0
+///
+/// (equations 5 and 6). A unary row, whose C(u) has one token, has loss 0 and gradient 0. Over
+/// [`TokenSets::whole_vocabulary`] it is the plain language-model loss.
+///
+/// Logits may be f32, f16 or bf16 (computed in f32) or f64 (computed in f64). The convention follows
+/// the temperature, as published, unless [`with_convention`](Self::with_convention) says otherwise.
+///
+/// ```
+/// use candle_core::{Device, Tensor, Var};
+/// use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Rows, Scope, TokenTrie};
+///
+/// let trie = TokenTrie::new([(0, [1, 2, 9]), (1, [1, 3, 9]), (2, [4, 2, 9])])?;
+/// let strategy = AdaptiveStrategy { scope: Scope::Branching, ..AdaptiveStrategy::default() };
+/// let mut loss = MaskedSoftmaxLoss::new(&trie, strategy)?;
+///
+/// let labels = Tensor::new(&[[-100i64, 1, 3, 9]], &Device::Cpu)?;
+/// let rows = Rows::from_unshifted(&trie, &labels)?;
+/// let logits = Var::zeros((1, 4, 10), candle_core::DType::F32, &Device::Cpu)?; // [B, T, V]
+/// let output = loss.forward(&logits, &rows)?;
+/// let gradients = output.loss.backward()?;
+/// let gradient = gradients.get(&logits).unwrap().to_vec3::<f32>()?;
+/// assert_eq!(gradient[0][0][4], 0.25); // 4 could have been written at the root: (1/2 − 0) / 2 rows
+/// assert_eq!(gradient[0][0][5], 0.0); // 5 could not
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct MaskedSoftmaxLoss {
+    sets: TokenSets,
+    temperature: Temperature,
+    convention: Convention,
+    checked: bool,
+}
+
+/// Where the temperature of one pass comes from.
+#[derive(Debug, Clone)]
+enum TemperatureSource {
+    /// It is this.
+    Given(f64),
+    /// It takes a step from here with the statistics of the pass.
+    Stepping(Temperature),
+}
+
+impl TemperatureSource {
+    /// τ for a pass with these statistics and, where it took a step, where it went.
+    fn resolve(&self, statistics: &Statistics) -> Result<(f64, Option<Temperature>)> {
+        match self {
+            Self::Given(value) => Ok((*value, None)),
+            Self::Stepping(temperature) => {
+                let mut temperature = temperature.clone();
+                let value = temperature.step(statistics, temperature.state().step)?;
+                Ok((value, Some(temperature)))
+            }
+        }
+    }
+}
+
+impl MaskedSoftmaxLoss {
+    /// A loss over these token sets (`&trie`, or sets from elsewhere) at this temperature.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a setting out of range; [`Error::DegenerateScope`] for the root
+    /// scope of a catalogue with η·n ≤ 1, for which ATS is not defined.
+    pub fn new(sets: impl Into<TokenSets>, temperature: impl Into<Temperature>) -> Result<Self> {
+        let (sets, temperature) = (sets.into(), temperature.into());
+        temperature.check(sets.get(0).map_or(0, |set| set.len() as u32))?;
+        let convention = match temperature {
+            Temperature::Fixed(_) => Convention::fixed(),
+            Temperature::Adaptive(_) => Convention::adaptive(),
+        };
+        Ok(Self {
+            sets,
+            temperature,
+            convention,
+            checked: false,
+        })
+    }
+
+    /// The same loss under another convention.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
+    pub fn with_convention(mut self, convention: Convention) -> Result<Self> {
+        self.set_convention(convention)?;
+        Ok(self)
+    }
+
+    /// Changes the convention, as a [`Reduction::MeanOver`] may need from batch to batch.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
+    pub fn set_convention(&mut self, convention: Convention) -> Result<()> {
+        if let Reduction::MeanOver(denominator) = convention.reduction {
+            check_positive("denominator", denominator)?;
+        }
+        self.convention = convention;
+        Ok(())
+    }
+
+    /// The same loss in checked mode: an infinite or NaN valid logit is an [`Error::NonFinite`] that
+    /// names its row and token, at the price of one more look at every valid logit. Unchecked, NaN
+    /// comes out as NaN.
+    #[must_use]
+    pub fn checked(mut self) -> Self {
+        self.checked = true;
+        self
+    }
+
+    /// The token sets.
+    pub fn sets(&self) -> &TokenSets {
+        &self.sets
+    }
+
+    /// The convention.
+    pub fn convention(&self) -> Convention {
+        self.convention
+    }
+
+    /// The temperature as it stands.
+    pub fn temperature(&self) -> &Temperature {
+        &self.temperature
+    }
+
+    /// The temperature, to be stepped or restored by the caller.
+    pub fn temperature_mut(&mut self) -> &mut Temperature {
+        &mut self.temperature
+    }
+
+    /// The loss of `logits` `[.., V]`, differentiable. An adaptive temperature takes a step with the
+    /// statistics of these rows first, and the new τ is used: the shortcut for a step that is one
+    /// batch on one device.
+    ///
+    /// The last dimension of `logits` must be contiguous and the leading ones must flatten to the
+    /// positions that `rows` was made for.
+    ///
+    /// # Errors
+    /// Rows that do not fit the logits or the token sets, a dtype, device or layout that is not
+    /// supported, and statistics that ATS cannot use. The temperature then stays as it was.
+    pub fn forward(&mut self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
+        let source = TemperatureSource::Stepping(self.temperature.clone());
+        let (output, temperature) = dense::forward(logits, self.batch(rows)?, source)?;
+        self.take_step(temperature);
+        Ok(output)
+    }
+
+    /// The loss at a given temperature, differentiable; takes no step. The output's statistics are
+    /// those of these rows, to be merged over micro-batches, devices or processes before
+    /// [`Temperature::step`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and [`Error::OutOfRange`] for `temperature`.
+    pub fn forward_at(&self, logits: &Tensor, rows: &Rows, temperature: f64) -> Result<LossOutput> {
+        check_positive("temperature", temperature)?;
+        let source = TemperatureSource::Given(temperature);
+        Ok(dense::forward(logits, self.batch(rows)?, source)?.0)
+    }
+
+    /// The loss at the temperature as it stands, without a gradient and without a step.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn evaluate(&self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
+        self.forward_at(&logits.detach(), rows, self.temperature.value())
+    }
+
+    /// The statistics that an adaptive temperature looks at; those of no row for a fixed one.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn statistics(&self, logits: &Tensor, rows: &Rows) -> Result<Statistics> {
+        dense::statistics(logits, self.batch(rows)?)
+    }
+
+    /// The loss and the gradient of the logits (of the loss's sum under [`Reduction::None`]) in one
+    /// pass, without autograd. Steps the temperature as [`forward`](Self::forward) does. The
+    /// gradient has the shape and dtype of the logits.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn value_and_gradient(
+        &mut self,
+        logits: &Tensor,
+        rows: &Rows,
+    ) -> Result<(LossOutput, Tensor)> {
+        let source = TemperatureSource::Stepping(self.temperature.clone());
+        let (output, gradient, temperature) =
+            dense::value_and_gradient(logits, self.batch(rows)?, source)?;
+        self.take_step(temperature);
+        Ok((output, gradient))
+    }
+
+    /// As [`value_and_gradient`](Self::value_and_gradient), writing the gradient over `gradient`: a
+    /// contiguous tensor of the shape and dtype of the logits, kept from step to step.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and for a `gradient` that does not fit or shares the memory of
+    /// `logits`.
+    pub fn value_and_gradient_into(
+        &mut self,
+        logits: &Tensor,
+        rows: &Rows,
+        gradient: &Tensor,
+    ) -> Result<LossOutput> {
+        let source = TemperatureSource::Stepping(self.temperature.clone());
+        let (output, temperature) =
+            dense::value_and_gradient_into(logits, self.batch(rows)?, source, gradient)?;
+        self.take_step(temperature);
+        Ok(output)
+    }
+
+    fn take_step(&mut self, stepped: Option<Temperature>) {
+        if let Some(temperature) = stepped {
+            self.temperature = temperature;
+        }
+    }
+
+    fn scope(&self) -> Option<Scope> {
+        match &self.temperature {
+            Temperature::Fixed(_) => None,
+            Temperature::Adaptive(adaptive) => Some(adaptive.strategy.scope),
+        }
+    }
+
+    fn batch(&self, rows: &Rows) -> Result<Batch> {
+        let denominator = match self.convention.reduction {
+            Reduction::MeanOverLabelled => Denominator::LabelledWeight,
+            Reduction::MeanOverBranching => Denominator::BranchingWeight,
+            Reduction::MeanOver(denominator) => Denominator::Given(denominator),
+            Reduction::Sum | Reduction::None => Denominator::Given(1.0),
+        };
+        let mut batch = Batch::new(&self.sets, rows, self.scope(), denominator)?;
+        batch.times_temperature = self.convention.times_temperature;
+        batch.checked = self.checked;
+        batch.reduced = self.convention.reduction != Reduction::None;
+        Ok(batch)
+    }
+}

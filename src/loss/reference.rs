@@ -1,0 +1,192 @@
+//! The definition of the loss in f64, in the plainest code there is: what fast implementations are
+//! checked against.
+//!
+//! Nothing here is shared with the fast paths but the types that describe a batch.
+//!
+//! ```
+//! use candle_trie::reference::{self, Reference};
+//! use candle_trie::{Convention, Rows, Temperature, TokenTrie};
+//!
+//! let trie = TokenTrie::new([(0, [0, 2]), (1, [1, 2])])?;
+//! let rows = Rows::from_shifted(&trie, &vec![vec![0, 2]])?;
+//! let logits = [0.0, f64::ln(3.0), 50.0, 0.0, 0.0, 0.0]; // [2, 3]
+//! let Reference { loss, gradient, .. } = reference::loss(
+//!     &logits, 3, trie.sets(), &rows, &mut Temperature::fixed(1.0), Convention::fixed(),
+//! )?;
+//! assert!((loss - f64::ln(4.0) / 2.0).abs() < 1e-15); // p = 1/4; the end token is unary
+//! assert_eq!(gradient[2], 0.0); // masked, whatever its logit
+//! # Ok::<(), candle_trie::Error>(())
+//! ```
+
+use crate::loss::{Convention, Reduction};
+use crate::{Error, Result, Row, Rows, Scope, Statistics, Temperature, TokenSets};
+
+/// What the definition gives.
+#[derive(Debug, Clone)]
+pub struct Reference {
+    /// The reduced loss; under [`Reduction::None`] the sum of `losses`.
+    pub loss: f64,
+    /// The loss of each row of the `Rows`, weighted, and times τ where the convention says so.
+    pub losses: Vec<f64>,
+    /// ∂loss/∂logits, `[N, V]` in row-major order.
+    pub gradient: Vec<f64>,
+    /// The statistics that an adaptive temperature looked at.
+    pub statistics: Statistics,
+    /// The temperature used.
+    pub temperature: f64,
+}
+
+/// The loss of `logits` (`[N, vocabulary]` in row-major order), stepping an adaptive temperature
+/// with the statistics of these rows first.
+///
+/// # Errors
+/// A row whose set does not exist or does not hold its target, a token outside the vocabulary,
+/// logits that do not fit, and statistics that ATS cannot use.
+pub fn loss(
+    logits: &[f64],
+    vocabulary: usize,
+    sets: &TokenSets,
+    rows: &Rows,
+    temperature: &mut Temperature,
+    convention: Convention,
+) -> Result<Reference> {
+    if logits.len() != rows.positions() * vocabulary {
+        return Err(Error::LengthMismatch {
+            what: "logits",
+            expected: rows.positions() * vocabulary,
+            actual: logits.len(),
+        });
+    }
+    let resolved = (rows.as_slice().iter().enumerate())
+        .map(|(index, row)| ReferenceRow::new(index, row, logits, vocabulary, sets))
+        .collect::<Result<Vec<_>>>()?;
+
+    let statistics = statistics(&resolved, rows, temperature);
+    let step = temperature.state().step;
+    let tau = temperature.step(&statistics, step)?;
+
+    let weight = |index: usize| f64::from(rows.weight(index));
+    let total_weight = |branching_only: bool| -> f64 {
+        let counts = |row: &ReferenceRow| !branching_only || row.tokens.len() > 1;
+        let counted = resolved.iter().enumerate().filter(|(_, row)| counts(row));
+        counted.map(|(index, _)| weight(index)).sum()
+    };
+    let denominator = match convention.reduction {
+        Reduction::MeanOverLabelled => total_weight(false),
+        Reduction::MeanOverBranching => total_weight(true),
+        Reduction::MeanOver(denominator) => denominator,
+        Reduction::Sum | Reduction::None => 1.0,
+    };
+    let factor = if convention.times_temperature {
+        tau
+    } else {
+        1.0
+    };
+
+    let mut losses = vec![0.0; rows.len()];
+    let mut gradient = vec![0.0; logits.len()];
+    let mut sum = 0.0;
+    for (index, row) in resolved.iter().enumerate() {
+        if row.tokens.len() == 1 || weight(index) == 0.0 {
+            continue;
+        }
+        let log_sum_exp = row.log_sum_exp(tau);
+        losses[index] = weight(index) * factor * (log_sum_exp - row.target_logit() / tau);
+        sum += losses[index];
+        for (&token, &logit) in row.tokens.iter().zip(&row.logits) {
+            let probability = (logit / tau - log_sum_exp).exp();
+            let hot = if token == row.target { 1.0 } else { 0.0 };
+            gradient[row.position * vocabulary + token as usize] =
+                weight(index) * factor * (probability - hot) / tau / denominator;
+        }
+    }
+    Ok(Reference {
+        loss: if sum == 0.0 { 0.0 } else { sum / denominator },
+        losses,
+        gradient,
+        statistics,
+        temperature: tau,
+    })
+}
+
+/// A row with the tokens of its set and their logits.
+struct ReferenceRow {
+    position: usize,
+    set: u32,
+    target: u32,
+    rank: usize,
+    tokens: Vec<u32>,
+    logits: Vec<f64>,
+}
+
+impl ReferenceRow {
+    fn new(
+        index: usize,
+        row: &Row,
+        logits: &[f64],
+        vocabulary: usize,
+        sets: &TokenSets,
+    ) -> Result<Self> {
+        let set = sets.get(row.set).ok_or(Error::UnknownSet {
+            row: index,
+            set: row.set,
+            sets: sets.count().unwrap_or(0),
+        })?;
+        let tokens: Vec<u32> = set.iter().collect();
+        let rank = tokens.iter().position(|&token| token == row.target);
+        let rank = rank.ok_or(Error::TargetNotInSet {
+            row: index,
+            position: row.position,
+            target: row.target,
+            set: row.set,
+            size: tokens.len(),
+        })?;
+        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocabulary) {
+            return Err(Error::TokenOutsideVocabulary { token, vocabulary });
+        }
+        let position = row.position as usize;
+        let logit = |&token: &u32| logits[position * vocabulary + token as usize];
+        Ok(Self {
+            position,
+            set: row.set,
+            target: row.target,
+            rank,
+            logits: tokens.iter().map(logit).collect(),
+            tokens,
+        })
+    }
+
+    fn target_logit(&self) -> f64 {
+        self.logits[self.rank]
+    }
+
+    fn log_sum_exp(&self, tau: f64) -> f64 {
+        let maximum = self
+            .logits
+            .iter()
+            .copied()
+            .fold(f64::NEG_INFINITY, f64::max)
+            / tau;
+        let sum: f64 = self
+            .logits
+            .iter()
+            .map(|logit| (logit / tau - maximum).exp())
+            .sum();
+        maximum + sum.ln()
+    }
+}
+
+fn statistics(resolved: &[ReferenceRow], rows: &Rows, temperature: &Temperature) -> Statistics {
+    let Temperature::Adaptive(adaptive) = temperature else {
+        return Statistics::default();
+    };
+    let counts = |index: usize, row: &ReferenceRow| match adaptive.strategy.scope {
+        Scope::Root => row.set == 0,
+        Scope::Branching => row.tokens.len() > 1,
+        Scope::Marked => rows.marks().is_some_and(|marks| marks[index]),
+    };
+    (resolved.iter().enumerate())
+        .filter(|(index, row)| counts(*index, row))
+        .map(|(_, row)| Statistics::of_row(&row.logits, row.rank))
+        .fold(Statistics::default(), |sum, row| sum.merge(&row))
+}

@@ -1,0 +1,144 @@
+//! From candle's storage and layouts to the slices that the backend takes.
+
+use candle_core::{CpuStorage, DType, Device, Layout, Tensor, WithDType};
+
+use crate::backend::cpu::element::Element;
+use crate::{Error, Result};
+
+/// A type that both candle and the CPU backend know.
+pub(super) trait Scalar: Element + WithDType {
+    /// The values of a storage of this type, to be written.
+    fn storage_as_mut_slice(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+}
+
+macro_rules! scalar {
+    ($T:ty, $variant:ident) => {
+        impl Scalar for $T {
+            fn storage_as_mut_slice(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+                match storage {
+                    CpuStorage::$variant(values) => Some(values),
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+scalar!(f32, F32);
+scalar!(f64, F64);
+scalar!(half::f16, F16);
+scalar!(half::bf16, BF16);
+
+/// Runs `$body` with `$T` bound to the element type of `$dtype`.
+macro_rules! with_element {
+    ($dtype:expr, $what:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => Err($crate::loss::tensor::unsupported_dtype($what, other)),
+        }
+    };
+}
+pub(super) use with_element;
+
+/// A matrix in memory: rows of `width` elements, `stride` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a, T> {
+    pub values: &'a [T],
+    pub stride: usize,
+    pub width: usize,
+}
+
+/// The matrix that a tensor `[.., width]` is once its leading dimensions are flattened.
+pub(super) fn matrix<'a, T>(
+    what: &'static str,
+    values: &'a [T],
+    layout: &Layout,
+) -> Result<Matrix<'a, T>> {
+    let unsupported = || Error::Unsupported {
+        what,
+        expected: "a layout whose last dimension is contiguous and whose leading ones flatten \
+                   (call .contiguous())"
+            .into(),
+        actual: format!(
+            "shape {:?} with strides {:?}",
+            layout.dims(),
+            layout.stride()
+        ),
+    };
+    let (&width, leading) = layout.dims().split_last().ok_or_else(unsupported)?;
+    let (&last, strides) = layout.stride().split_last().ok_or_else(unsupported)?;
+    if width > 1 && last != 1 {
+        return Err(unsupported());
+    }
+    // From the innermost leading dimension outwards, each must step over all of those inside it.
+    let mut stride = None;
+    let mut expected = 0;
+    for (&size, &step) in leading
+        .iter()
+        .zip(strides)
+        .rev()
+        .filter(|(size, _)| **size != 1)
+    {
+        match stride {
+            None => stride = Some(step),
+            Some(_) if step == expected => {}
+            Some(_) => return Err(unsupported()),
+        }
+        expected = step * size;
+    }
+    Ok(Matrix {
+        values: values.get(layout.start_offset()..).unwrap_or(&[]),
+        stride: stride.unwrap_or(width),
+        width,
+    })
+}
+
+/// Refuses a tensor whose leading dimensions are not the positions that the rows were made for.
+pub(super) fn check_positions(tensor: &Tensor, positions: usize) -> Result<()> {
+    let found = match tensor.dims().split_last() {
+        Some((_, leading)) => leading.iter().product(),
+        None => 0,
+    };
+    if found == positions {
+        return Ok(());
+    }
+    Err(Error::PositionMismatch {
+        rows: positions,
+        positions: found,
+        shape: tensor.dims().to_vec(),
+    })
+}
+
+/// Refuses a device that no backend of this build serves.
+pub(super) fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
+    match tensor.device() {
+        Device::Cpu => Ok(()),
+        other => Err(Error::Unsupported {
+            what,
+            expected: "a tensor on the CPU".into(),
+            actual: format!("a tensor on {:?}", other.location()),
+        }),
+    }
+}
+
+pub(super) fn unsupported_dtype(what: &'static str, dtype: DType) -> Error {
+    Error::Unsupported {
+        what,
+        expected: "dtype f32, f16, bf16 or f64".into(),
+        actual: format!("{dtype:?}"),
+    }
+}

@@ -1,6 +1,6 @@
 //! Barriers and warp operations: who has arrived, who goes on, and who never will.
 
-use crate::block::{Block, BlockArrival, State, WarpArrival, WarpOperation};
+use crate::block::{Block, BlockArrival, State, Warp, WarpArrival, WarpOperation};
 use crate::fault::Fault;
 use crate::machine::Machine;
 use crate::order::{Order, WARP};
@@ -14,7 +14,8 @@ impl Machine<'_> {
             State::AtWarp(arrival) => self.arrive_at_warp(arrival),
             State::AtBlock(_) => self.arrive_at_block(),
             State::AtGrid(site) => self.arrive_at_grid(site),
-            State::Runnable | State::Returned => Ok(()),
+            State::Returned => self.leave_warp(),
+            State::Runnable => Ok(()),
         }
     }
 
@@ -83,54 +84,111 @@ impl Machine<'_> {
 
     fn arrive_at_warp(&mut self, arrival: WarpArrival) -> Result<(), Fault> {
         let (place, thread) = self.current;
-        let WarpArrival { operation, mask, site, .. } = arrival;
-        let fault = |machine: &Self, reason: String| Err(Fault::Warp { reason, thread: machine.who(), site });
-        if mask >> (thread % WARP) & 1 == 0 {
-            return fault(self, format!("its own lane {} is not in the mask {mask:#010x}", thread % WARP));
+        let (mask, mine) = (arrival.mask, 1 << (thread % WARP));
+        let block = &self.blocks[place];
+        let warp = block.warps[thread / WARP];
+        if mask & mine == 0 {
+            return self.warp_fault(arrival, format!("its own lane {} is not in the mask {mask:#010x}", thread % WARP));
         }
-        // Whoever waits for this lane, or is waited for, must be in the same operation.
-        for (lane, other) in Block::lanes(thread, u32::MAX) {
-            let Some(State::AtWarp(theirs)) = self.blocks[place].threads.get(other).map(|thread| thread.state) else { continue };
-            let together = mask >> lane & 1 == 1 || theirs.mask >> (thread % WARP) & 1 == 1;
-            if together && (theirs.mask != mask || theirs.operation != operation) {
-                let theirs = format!("{:?} with mask {:#010x} at {}", theirs.operation, theirs.mask, theirs.site);
-                return fault(self, format!("{operation:?} with mask {mask:#010x}, but lane {lane} is in {theirs}"));
+        let together = warp.waiting & mask;
+        if together != 0 {
+            let other = thread / WARP * WARP + together.trailing_zeros() as usize;
+            if let State::AtWarp(theirs) = block.threads[other].state
+                && (theirs.mask, theirs.operation) != (mask, arrival.operation)
+            {
+                return self.disagreement(arrival, other, theirs);
             }
+        } else {
+            self.begin_warp_operation(arrival, warp)?;
         }
-        let mut arrivals = [None; WARP];
-        for (lane, other) in Block::lanes(thread, mask) {
-            arrivals[lane] = match self.blocks[place].threads.get(other).map(|thread| thread.state) {
-                None => return fault(self, format!("the mask {mask:#010x} names lane {lane}, which the block does not have")),
-                Some(State::Returned) => return fault(self, format!("the mask {mask:#010x} names lane {lane}, which has returned")),
-                Some(State::AtWarp(theirs)) => Some(theirs),
-                Some(_) => return Ok(()),
-            };
+        let warp = &mut self.blocks[place].warps[thread / WARP];
+        warp.waiting |= mine;
+        warp.expected |= mask;
+        if warp.waiting & mask == mask {
+            warp.waiting &= !mask;
+            warp.expected &= !mask;
+            self.release_warp(arrival.operation, mask)?;
         }
-        self.release_warp(operation, mask, &arrivals)
+        Ok(())
     }
 
-    fn release_warp(&mut self, operation: WarpOperation, mask: u32, arrivals: &[Option<WarpArrival>; WARP]) -> Result<(), Fault> {
+    /// The first lane to arrive: can the others of its mask follow?
+    fn begin_warp_operation(&self, arrival: WarpArrival, warp: Warp) -> Result<(), Fault> {
         let (place, thread) = self.current;
-        let lanes = Block::lanes(thread, mask);
-        let ballot = arrivals.iter().enumerate().filter(|(_, arrival)| arrival.is_some_and(|arrival| arrival.value != 0));
-        let ballot: u64 = ballot.map(|(lane, _)| 1 << lane).sum();
-        if operation == WarpOperation::Barrier {
-            let first = thread / WARP * WARP;
-            let warp = self.blocks[place].threads[first..].iter_mut().take(WARP).enumerate();
-            Order::join_lanes(warp.filter(|(lane, _)| mask >> lane & 1 == 1).map(|(lane, thread)| (lane, &mut thread.order)));
+        let threads = &self.blocks[place].threads;
+        let mask = arrival.mask;
+        if let Some((lane, _)) = Block::lanes(thread, mask).find(|(_, other)| *other >= threads.len()) {
+            return self.warp_fault(arrival, format!("the mask {mask:#010x} names lane {lane}, which the block does not have"));
         }
-        for (lane, other) in lanes {
-            let Some(arrival) = arrivals[lane] else { continue };
+        if warp.returned & mask != 0 {
+            let lane = (warp.returned & mask).trailing_zeros();
+            return self.warp_fault(arrival, format!("the mask {mask:#010x} names lane {lane}, which has returned"));
+        }
+        let waiting = Block::lanes(thread, warp.waiting).find_map(|(_, other)| match threads[other].state {
+            State::AtWarp(theirs) if theirs.mask & mask != 0 => Some((other, theirs)),
+            _ => None,
+        });
+        match waiting {
+            Some((other, theirs)) => self.disagreement(arrival, other, theirs),
+            None => Ok(()),
+        }
+    }
+
+    fn disagreement(&self, arrival: WarpArrival, other: usize, theirs: WarpArrival) -> Result<(), Fault> {
+        let WarpArrival { operation, mask, .. } = arrival;
+        let theirs = format!("{:?} with mask {:#010x} at {}", theirs.operation, theirs.mask, theirs.site);
+        self.warp_fault(arrival, format!("{operation:?} with mask {mask:#010x}, but lane {} is in {theirs}", other % WARP))
+    }
+
+    fn warp_fault(&self, arrival: WarpArrival, reason: String) -> Result<(), Fault> {
+        Err(Fault::Warp { reason, thread: self.who(), site: arrival.site })
+    }
+
+    fn leave_warp(&mut self) -> Result<(), Fault> {
+        let (place, thread) = self.current;
+        let mine = 1 << (thread % WARP);
+        let warp = &mut self.blocks[place].warps[thread / WARP];
+        warp.returned |= mine;
+        if warp.expected & mine == 0 {
+            return Ok(());
+        }
+        let waiting = warp.waiting;
+        let threads = &self.blocks[place].threads;
+        let waiting = Block::lanes(thread, waiting).find_map(|(_, other)| match threads[other].state {
+            State::AtWarp(arrival) if arrival.mask & mine != 0 => Some((other, arrival)),
+            _ => None,
+        });
+        let Some((other, arrival)) = waiting else { return Ok(()) };
+        let reason = format!("the mask {:#010x} names lane {}, which has returned", arrival.mask, thread % WARP);
+        Err(Fault::Warp { reason, thread: self.thread_at((place, other)), site: arrival.site })
+    }
+
+    fn release_warp(&mut self, operation: WarpOperation, mask: u32) -> Result<(), Fault> {
+        let (place, thread) = self.current;
+        let first = thread / WARP * WARP;
+        let warp = &mut self.blocks[place].threads[first..];
+        if operation == WarpOperation::Barrier {
+            let orders = warp.iter_mut().take(WARP).map(|thread| &mut thread.order).enumerate();
+            Order::join_lanes(orders.filter(|(lane, _)| mask >> lane & 1 == 1));
+        }
+        let mut values = [0; WARP];
+        for (lane, thread) in warp.iter().take(WARP).enumerate() {
+            if let State::AtWarp(arrival) = thread.state {
+                values[lane] = arrival.value;
+            }
+        }
+        let ballot = Block::lanes(thread, mask).fold(0, |bits, (lane, _)| bits | u64::from(values[lane] != 0) << lane);
+        for (_, other) in Block::lanes(thread, mask) {
+            let State::AtWarp(arrival) = self.blocks[place].threads[other].state else { continue };
+            let source = arrival.source as usize;
+            if operation == WarpOperation::Shuffle && (source >= WARP || mask >> source & 1 == 0) {
+                let reason = format!("asks for the value of lane {source}, which is not in the mask {mask:#010x}");
+                return Err(Fault::Warp { reason, thread: self.thread_at((place, other)), site: arrival.site });
+            }
             let result = match operation {
                 WarpOperation::Barrier => 0,
                 WarpOperation::Ballot => ballot,
-                WarpOperation::Shuffle => match arrivals.get(arrival.source as usize) {
-                    Some(Some(source)) => source.value,
-                    _ => {
-                        let reason = format!("asks for the value of lane {}, which is not in the mask {mask:#010x}", arrival.source);
-                        return Err(Fault::Warp { reason, thread: self.thread_at((place, other)), site: arrival.site });
-                    }
-                },
+                WarpOperation::Shuffle => values[source],
             };
             self.go_on(place, other, result);
         }

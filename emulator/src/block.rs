@@ -65,12 +65,23 @@ pub(crate) struct Thread {
     pub(crate) trace: Vec<Event>,
 }
 
+/// Lanes of a warp, as bits. The masks of warp operations that lanes wait in never overlap.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Warp {
+    /// In a warp operation.
+    pub(crate) waiting: u32,
+    /// Named by the masks of those operations.
+    pub(crate) expected: u32,
+    pub(crate) returned: u32,
+}
+
 /// A block of the grid whose threads have begun and not all returned.
 pub(crate) struct Block {
     /// Its place in the grid, x fastest.
     pub(crate) index: u32,
     pub(crate) shared: Region,
     pub(crate) threads: Vec<Thread>,
+    pub(crate) warps: Vec<Warp>,
     pub(crate) at_barrier: usize,
     pub(crate) at_grid: usize,
 }
@@ -78,13 +89,14 @@ pub(crate) struct Block {
 impl Block {
     pub(crate) fn new(shared_bytes: u32) -> Self {
         let shared = Region::new("shared memory", shared_bytes as usize, false);
-        Self { index: 0, shared, threads: Vec::new(), at_barrier: 0, at_grid: 0 }
+        Self { index: 0, shared, threads: Vec::new(), warps: Vec::new(), at_barrier: 0, at_grid: 0 }
     }
 
     /// Begins as block `index` of the grid, with nothing left of the one before. Its stacks begin at `first_stack`.
     pub(crate) fn begin(&mut self, index: u32, threads: usize, stacks: &mut Stacks, first_stack: usize, entry: extern "C" fn() -> !) {
         self.index = index;
         self.shared.shadow.forget();
+        self.warps = vec![Warp::default(); threads.div_ceil(WARP)];
         self.threads.clear();
         self.threads.extend((0..threads).map(|thread| Thread {
             fiber: stacks.fiber(first_stack + thread, entry),

@@ -40,11 +40,15 @@ fn main() {
 fn compile() -> Result<(), String> {
     let target = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     if target != "x86_64" {
-        return Err(format!("the emulator switches between threads on x86_64 only, not on {target}"));
+        return Err(format!(
+            "the emulator switches between threads on x86_64 only, not on {target}"
+        ));
     }
     let compiler = env::var("CXX").unwrap_or_else(|_| "g++".into());
     if Command::new(&compiler).arg("--version").output().is_err() {
-        return Err(format!("no C++ compiler '{compiler}' (set CXX, or install g++)"));
+        return Err(format!(
+            "no C++ compiler '{compiler}' (set CXX, or install g++)"
+        ));
     }
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|error| error.to_string())?);
     let mut objects = vec![object(&compiler, Path::new("runtime/hooks.cpp"), &[], &out)];
@@ -73,7 +77,17 @@ fn object(compiler: &str, source: &Path, flags: &[&str], out: &Path) -> PathBuf 
     let name = source.to_string_lossy().replace(['/', '.'], "_");
     let object = out.join(format!("{name}.o"));
     run(Command::new(compiler)
-        .args(["-x", "c++", "-std=c++17", "-O2", "-g", "-fPIC", "-fno-exceptions", "-Wall", "-Wextra"])
+        .args([
+            "-x",
+            "c++",
+            "-std=c++17",
+            "-O2",
+            "-g",
+            "-fPIC",
+            "-fno-exceptions",
+            "-Wall",
+            "-Wextra",
+        ])
         .args(flags)
         .arg("-c")
         .arg(source)
@@ -90,7 +104,10 @@ fn run(command: &mut Command) {
                 println!("cargo::warning={line}");
             }
         }
-        Ok(output) => panic!("{command:?} failed:\n{}", String::from_utf8_lossy(&output.stderr)),
+        Ok(output) => panic!(
+            "{command:?} failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        ),
         Err(error) => panic!("{command:?}: {error}"),
     }
 }

@@ -10,6 +10,9 @@ mod statistics;
 mod temperature;
 mod trie;
 
+#[cfg(feature = "cuda")]
+pub use backend::cuda;
+pub use backend::launch;
 pub use error::{Error, Result};
 pub use loss::{Convention, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};

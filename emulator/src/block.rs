@@ -89,11 +89,25 @@ pub(crate) struct Block {
 impl Block {
     pub(crate) fn new(shared_bytes: u32) -> Self {
         let shared = Region::new("shared memory", shared_bytes as usize, false);
-        Self { index: 0, shared, threads: Vec::new(), warps: Vec::new(), at_barrier: 0, at_grid: 0 }
+        Self {
+            index: 0,
+            shared,
+            threads: Vec::new(),
+            warps: Vec::new(),
+            at_barrier: 0,
+            at_grid: 0,
+        }
     }
 
     /// Begins as block `index` of the grid, with nothing left of the one before. Its stacks begin at `first_stack`.
-    pub(crate) fn begin(&mut self, index: u32, threads: usize, stacks: &mut Stacks, first_stack: usize, entry: extern "C" fn() -> !) {
+    pub(crate) fn begin(
+        &mut self,
+        index: u32,
+        threads: usize,
+        stacks: &mut Stacks,
+        first_stack: usize,
+        entry: extern "C" fn() -> !,
+    ) {
         self.index = index;
         self.shared.shadow.forget();
         self.warps = vec![Warp::default(); threads.div_ceil(WARP)];
@@ -110,6 +124,8 @@ impl Block {
     /// The threads of a warp that a mask names, as (lane, index in the block).
     pub(crate) fn lanes(thread: usize, mask: u32) -> impl Iterator<Item = (usize, usize)> + Clone {
         let first = thread / WARP * WARP;
-        (0..WARP).filter(move |lane| mask >> lane & 1 == 1).map(move |lane| (lane, first + lane))
+        (0..WARP)
+            .filter(move |lane| mask >> lane & 1 == 1)
+            .map(move |lane| (lane, first + lane))
     }
 }

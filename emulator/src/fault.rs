@@ -123,31 +123,94 @@ impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Launch(reason) => write!(formatter, "the launch is not possible: {reason}"),
-            Self::OutOfBounds { access, bytes, place, thread, site } => {
-                write!(formatter, "{site}: {thread} makes a {} of {bytes} bytes {place}", word(*access))
+            Self::OutOfBounds {
+                access,
+                bytes,
+                place,
+                thread,
+                site,
+            } => {
+                write!(
+                    formatter,
+                    "{site}: {thread} makes a {} of {bytes} bytes {place}",
+                    word(*access)
+                )
             }
-            Self::Misaligned { bytes, address, thread, site } => {
-                write!(formatter, "{site}: {thread} accesses {bytes} bytes at {address:#x}, which is no multiple of {bytes}")
+            Self::Misaligned {
+                bytes,
+                address,
+                thread,
+                site,
+            } => {
+                write!(
+                    formatter,
+                    "{site}: {thread} accesses {bytes} bytes at {address:#x}, which is no multiple of {bytes}"
+                )
             }
-            Self::NeverWritten { buffer, offset, thread, site } => {
-                write!(formatter, "{site}: {thread} reads byte {offset} of '{buffer}', which nobody has written")
+            Self::NeverWritten {
+                buffer,
+                offset,
+                thread,
+                site,
+            } => {
+                write!(
+                    formatter,
+                    "{site}: {thread} reads byte {offset} of '{buffer}', which nobody has written"
+                )
             }
             Self::OutputNeverWritten { buffer, element } => {
-                write!(formatter, "no kernel has written element {element} of '{buffer}'")
+                write!(
+                    formatter,
+                    "no kernel has written element {element} of '{buffer}'"
+                )
             }
-            Self::Race { buffer, offset, earlier: (first, at), later: (second, site) } => {
-                write!(formatter, "{site}: {second} races for byte {offset} of '{buffer}' with {first} at {at}")
+            Self::Race {
+                buffer,
+                offset,
+                earlier: (first, at),
+                later: (second, site),
+            } => {
+                write!(
+                    formatter,
+                    "{site}: {second} races for byte {offset} of '{buffer}' with {first} at {at}"
+                )
             }
-            Self::Barrier { reason, thread, site } => write!(formatter, "{site}: {thread} waits here, but {reason}"),
-            Self::Warp { reason, thread, site } => write!(formatter, "{site}: {thread}: {reason}"),
-            Self::Endless { steps, thread, site } => {
-                write!(formatter, "no end after {steps} steps; {thread} was last seen at {site}")
+            Self::Barrier {
+                reason,
+                thread,
+                site,
+            } => write!(formatter, "{site}: {thread} waits here, but {reason}"),
+            Self::Warp {
+                reason,
+                thread,
+                site,
+            } => write!(formatter, "{site}: {thread}: {reason}"),
+            Self::Endless {
+                steps,
+                thread,
+                site,
+            } => {
+                write!(
+                    formatter,
+                    "no end after {steps} steps; {thread} was last seen at {site}"
+                )
             }
-            Self::StackOverflow(thread) => write!(formatter, "{thread} needs more stack than the emulator gives"),
-            Self::ScheduleDependent { seeds: (a, b), byte } => {
-                write!(formatter, "the results depend on the order of the threads: seeds {a} and {b} differ at byte {byte}")
+            Self::StackOverflow(thread) => write!(
+                formatter,
+                "{thread} needs more stack than the emulator gives"
+            ),
+            Self::ScheduleDependent {
+                seeds: (a, b),
+                byte,
+            } => {
+                write!(
+                    formatter,
+                    "the results depend on the order of the threads: seeds {a} and {b} differ at byte {byte}"
+                )
             }
-            Self::NotEmulated(reason) => write!(formatter, "kernels are not emulated here: {reason}"),
+            Self::NotEmulated(reason) => {
+                write!(formatter, "kernels are not emulated here: {reason}")
+            }
         }
     }
 }
@@ -169,7 +232,9 @@ impl Fault {
             Self::OutOfBounds { site, .. }
             | Self::Misaligned { site, .. }
             | Self::NeverWritten { site, .. }
-            | Self::Race { later: (_, site), .. }
+            | Self::Race {
+                later: (_, site), ..
+            }
             | Self::Barrier { site, .. }
             | Self::Warp { site, .. }
             | Self::Endless { site, .. } => site,

@@ -9,7 +9,7 @@ const STACK_BYTES: usize = 64 << 10;
 /// Stacks that start at multiples of a power of two would fight for the same lines of the cache.
 const STRIDE: usize = STACK_BYTES + 320;
 /// Lies at the end of every stack; there are no guard pages.
-const UNTOUCHED: u64 = 0x7ac0_57ac_b07_70;
+const UNTOUCHED: u64 = 0x5bad_c0de_5bad_c0de;
 
 /// The stacks of all fibers that are alive together.
 pub(crate) struct Stacks {
@@ -26,7 +26,8 @@ pub(crate) struct Fiber {
 
 impl Stacks {
     pub(crate) fn new(count: usize) -> Self {
-        let layout = Layout::from_size_align(count.max(1) * STRIDE, 64).expect("the stacks fit into memory");
+        let layout =
+            Layout::from_size_align(count.max(1) * STRIDE, 64).expect("the stacks fit into memory");
         // SAFETY: the layout is not empty.
         let base = unsafe { alloc(layout) };
         if base.is_null() {
@@ -37,7 +38,10 @@ impl Stacks {
 
     /// A fiber that will run `entry` when first switched to. `entry` must not return.
     pub(crate) fn fiber(&mut self, index: usize, entry: extern "C" fn() -> !) -> Fiber {
-        assert!((index + 1) * STRIDE <= self.layout.size(), "a fiber without a stack");
+        assert!(
+            (index + 1) * STRIDE <= self.layout.size(),
+            "a fiber without a stack"
+        );
         // SAFETY: the stack of this index lies within the allocation, by the assertion; the eight words at its top are
         // what `switch` pops: six registers, the address to go on at, and a return address of 0 for unwinders.
         unsafe {
@@ -46,7 +50,10 @@ impl Stacks {
             let frame = lowest.add(STACK_BYTES).cast::<usize>().sub(8);
             frame.write_bytes(0, 8);
             frame.add(6).write(entry as usize);
-            Fiber { stack_pointer: frame.cast(), lowest: lowest as usize }
+            Fiber {
+                stack_pointer: frame.cast(),
+                lowest: lowest as usize,
+            }
         }
     }
 }
@@ -61,7 +68,10 @@ impl Drop for Stacks {
 impl Fiber {
     /// A place to save the flow of control that is running now.
     pub(crate) const fn running() -> Self {
-        Self { stack_pointer: std::ptr::null_mut(), lowest: 0 }
+        Self {
+            stack_pointer: std::ptr::null_mut(),
+            lowest: 0,
+        }
     }
 
     pub(crate) fn stack(&self) -> Range<usize> {
@@ -89,10 +99,20 @@ impl Fiber {
 #[unsafe(naked)]
 unsafe extern "sysv64" fn switch(save: *mut *mut u8, load: *mut u8) {
     naked_asm!(
-        "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
         "mov [rdi], rsp",
         "mov rsp, rsi",
-        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
         "ret",
     )
 }

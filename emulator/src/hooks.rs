@@ -16,7 +16,11 @@ pub(crate) struct Index {
 
 /// The place of the `linear`-th of a box, x fastest.
 fn unravel(linear: u32, [x, y, _]: [u32; 3]) -> Index {
-    Index { x: linear % x, y: linear / x % y, z: linear / x / y }
+    Index {
+        x: linear % x,
+        y: linear / x % y,
+        z: linear / x / y,
+    }
 }
 
 fn extent([x, y, z]: [u32; 3]) -> Index {
@@ -55,7 +59,11 @@ extern "C" fn emulator_shared_memory() -> *mut u8 {
 
 #[unsafe(no_mangle)]
 extern "C" fn emulator_on_access(address: usize, bytes: u32, store: u32, caller: usize) {
-    let access = if store != 0 { Access::Store } else { Access::Load };
+    let access = if store != 0 {
+        Access::Store
+    } else {
+        Access::Load
+    };
     with_machine(|machine| machine.access(address, bytes, access, Site::returning_to(caller)));
 }
 
@@ -84,7 +92,12 @@ extern "C" fn emulator_on_fence() {
         let threads_per_block = machine.threads_per_block() as u32;
         let thread = machine.blocks[block].index * threads_per_block + index as u32;
         let order = &mut machine.thread_mut().order;
-        *order = Observer { thread, threads_per_block, order }.fence();
+        *order = Observer {
+            thread,
+            threads_per_block,
+            order,
+        }
+        .fence();
         Ok(())
     });
 }
@@ -103,7 +116,14 @@ fn wait(state: State, site: Site) -> u64 {
 #[unsafe(no_mangle)]
 extern "C" fn emulator_on_block_barrier(counts: u32, predicate: u32, caller: usize) -> u32 {
     let site = Site::returning_to(caller);
-    wait(State::AtBlock(BlockArrival { counts: counts != 0, predicate: predicate != 0, site }), site) as u32
+    wait(
+        State::AtBlock(BlockArrival {
+            counts: counts != 0,
+            predicate: predicate != 0,
+            site,
+        }),
+        site,
+    ) as u32
 }
 
 #[unsafe(no_mangle)]
@@ -114,7 +134,16 @@ extern "C" fn emulator_on_grid_barrier(caller: usize) {
 
 fn warp(operation: WarpOperation, mask: u32, value: u64, source: u32, caller: usize) -> u64 {
     let site = Site::returning_to(caller);
-    wait(State::AtWarp(WarpArrival { operation, mask, value, source, site }), site)
+    wait(
+        State::AtWarp(WarpArrival {
+            operation,
+            mask,
+            value,
+            source,
+            site,
+        }),
+        site,
+    )
 }
 
 #[unsafe(no_mangle)]

@@ -26,7 +26,9 @@ impl Kernel {
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
         // SAFETY: the list is made of statics, complete before `main`, and ends with a null pointer.
         let follow = |kernel: *const Self| unsafe { kernel.as_ref() };
-        std::iter::successors(follow(emulator_first_kernel()), move |kernel| follow(kernel.next))
+        std::iter::successors(follow(emulator_first_kernel()), move |kernel| {
+            follow(kernel.next)
+        })
     }
 
     pub(crate) fn name(&self) -> &'static str {

@@ -21,7 +21,10 @@ pub struct Limits {
 impl Default for Limits {
     /// The shared memory of the smallest device the kernels are for, and few blocks, as each thread is a stack.
     fn default() -> Self {
-        Self { shared_bytes: 99 << 10, resident_blocks: 64 }
+        Self {
+            shared_bytes: 99 << 10,
+            resident_blocks: 64,
+        }
     }
 }
 
@@ -57,7 +60,12 @@ pub struct Emulator {
 
 impl Default for Emulator {
     fn default() -> Self {
-        Self { seed: 0, traced: false, limits: Limits::default(), step_limit: 4 << 30 }
+        Self {
+            seed: 0,
+            traced: false,
+            limits: Limits::default(),
+            step_limit: 4 << 30,
+        }
     }
 }
 
@@ -74,22 +82,31 @@ pub struct Report {
 impl Report {
     /// What was moved to and from the buffer of this name.
     pub fn traffic(&self, buffer: &str) -> Traffic {
-        self.buffers.iter().filter(|(name, _)| name == buffer).fold(Traffic::default(), |mut all, &(_, one)| {
-            all += one;
-            all
-        })
+        self.buffers.iter().filter(|(name, _)| name == buffer).fold(
+            Traffic::default(),
+            |mut all, &(_, one)| {
+                all += one;
+                all
+            },
+        )
     }
 }
 
 impl Emulator {
     /// Threads in the order that this seed gives.
     pub fn with_seed(seed: u64) -> Self {
-        Self { seed, ..Self::default() }
+        Self {
+            seed,
+            ..Self::default()
+        }
     }
 
     /// Counts sectors and bank conflicts too.
     pub fn traced(self) -> Self {
-        Self { traced: true, ..self }
+        Self {
+            traced: true,
+            ..self
+        }
     }
 
     /// Runs a launch to its end or to its first fault.
@@ -97,7 +114,8 @@ impl Emulator {
         if let Some(reason) = crate::skipped() {
             return Err(Fault::NotEmulated(reason));
         }
-        let kernel = Kernel::find(launch.kernel).ok_or_else(|| Fault::Launch(format!("there is no kernel '{}'", launch.kernel)))?;
+        let kernel = Kernel::find(launch.kernel)
+            .ok_or_else(|| Fault::Launch(format!("there is no kernel '{}'", launch.kernel)))?;
         self.check(launch, kernel).map_err(Fault::Launch)?;
         let mut machine = Machine::new(kernel, memory, launch.grid, launch.block);
         machine.set_params(launch.params);
@@ -111,31 +129,68 @@ impl Emulator {
         memory.settle();
         outcome?;
         let shared = traffic.pop().unwrap_or_default();
-        let buffers = memory.regions().iter().map(|region| region.name.clone()).zip(traffic).collect();
-        Ok(Report { steps, shared, buffers })
+        let buffers = memory
+            .regions()
+            .iter()
+            .map(|region| region.name.clone())
+            .zip(traffic)
+            .collect();
+        Ok(Report {
+            steps,
+            shared,
+            buffers,
+        })
     }
 
     fn check(&self, launch: &Launch<'_>, kernel: &Kernel) -> Result<(), String> {
-        let Launch { grid, block, shared_bytes, params, .. } = launch;
-        let product = |shape: &[u32; 3]| shape.iter().map(|&extent| u64::from(extent)).product::<u64>();
+        let Launch {
+            grid,
+            block,
+            shared_bytes,
+            params,
+            ..
+        } = launch;
+        let product = |shape: &[u32; 3]| {
+            shape
+                .iter()
+                .map(|&extent| u64::from(extent))
+                .product::<u64>()
+        };
         let (blocks, threads) = (product(grid), product(block));
         if blocks == 0 || threads == 0 {
-            return Err(format!("a grid of {grid:?} blocks of {block:?} threads is empty"));
+            return Err(format!(
+                "a grid of {grid:?} blocks of {block:?} threads is empty"
+            ));
         }
         if blocks * threads >= u64::from(u32::MAX) - 1 {
-            return Err(format!("{blocks} blocks of {threads} threads are more than the emulator numbers"));
+            return Err(format!(
+                "{blocks} blocks of {threads} threads are more than the emulator numbers"
+            ));
         }
         if threads > u64::from(kernel.threads) {
-            return Err(format!("{threads} threads a block, and the kernel is bound to {}", kernel.threads));
+            return Err(format!(
+                "{threads} threads a block, and the kernel is bound to {}",
+                kernel.threads
+            ));
         }
         if *shared_bytes > self.limits.shared_bytes {
-            return Err(format!("{shared_bytes} bytes of shared memory, and the device has {}", self.limits.shared_bytes));
+            return Err(format!(
+                "{shared_bytes} bytes of shared memory, and the device has {}",
+                self.limits.shared_bytes
+            ));
         }
         if launch.cooperative && blocks > u64::from(self.limits.resident_blocks) {
-            return Err(format!("{blocks} cooperative blocks, and the device holds {}", self.limits.resident_blocks));
+            return Err(format!(
+                "{blocks} cooperative blocks, and the device holds {}",
+                self.limits.resident_blocks
+            ));
         }
         if params.len() != kernel.params_bytes as usize {
-            return Err(format!("{} bytes of parameters, and the kernel takes {}", params.len(), kernel.params_bytes));
+            return Err(format!(
+                "{} bytes of parameters, and the kernel takes {}",
+                params.len(),
+                kernel.params_bytes
+            ));
         }
         Ok(())
     }
@@ -153,10 +208,20 @@ pub fn same_for_every_schedule<T: Pod>(
             first = Some((seed, result));
             continue;
         };
-        let (a, b) = (bytemuck::cast_slice::<T, u8>(expected), bytemuck::cast_slice::<T, u8>(&result));
+        let (a, b) = (
+            bytemuck::cast_slice::<T, u8>(expected),
+            bytemuck::cast_slice::<T, u8>(&result),
+        );
         if a != b {
-            let byte = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(a.len().min(b.len()));
-            return Err(Fault::ScheduleDependent { seeds: (*first_seed, seed), byte });
+            let byte = a
+                .iter()
+                .zip(b)
+                .position(|(a, b)| a != b)
+                .unwrap_or(a.len().min(b.len()));
+            return Err(Fault::ScheduleDependent {
+                seeds: (*first_seed, seed),
+                byte,
+            });
         }
     }
     Ok(first.map(|(_, result)| result).unwrap_or_default())

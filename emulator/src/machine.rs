@@ -44,7 +44,12 @@ pub(crate) struct Machine<'a> {
 }
 
 impl<'a> Machine<'a> {
-    pub(crate) fn new(kernel: &'static Kernel, memory: &'a mut Memory, grid: [u32; 3], block: [u32; 3]) -> Self {
+    pub(crate) fn new(
+        kernel: &'static Kernel,
+        memory: &'a mut Memory,
+        grid: [u32; 3],
+        block: [u32; 3],
+    ) -> Self {
         let traffic = vec![Traffic::default(); memory.regions().len() + 1];
         Self {
             kernel,
@@ -88,7 +93,8 @@ impl<'a> Machine<'a> {
         for wave in order.chunks(together) {
             for (place, &index) in wave.iter().enumerate() {
                 self.blocks[place].begin(index, threads, &mut stacks, place * threads, thread_main);
-                self.ready.extend((0..threads).map(|thread| (place, thread)));
+                self.ready
+                    .extend((0..threads).map(|thread| (place, thread)));
             }
             self.run_wave()?;
             self.add_up_traces();
@@ -105,7 +111,12 @@ impl<'a> Machine<'a> {
             let outer = RUNNING.replace(machine);
             // SAFETY: the machine stays where it is while the fiber runs, which reaches it through `RUNNING` alone, and
             // this borrow is not used meanwhile. The fiber belongs to a thread that has begun and not returned.
-            unsafe { Fiber::switch(&raw mut (*machine).scheduler, &raw const (&(*machine).blocks)[block].threads[thread].fiber) };
+            unsafe {
+                Fiber::switch(
+                    &raw mut (*machine).scheduler,
+                    &raw const (&(*machine).blocks)[block].threads[thread].fiber,
+                )
+            };
             RUNNING.set(outer);
             if let Some(fault) = self.fault.take() {
                 return Err(fault);
@@ -124,10 +135,18 @@ impl<'a> Machine<'a> {
         }
         let shared = self.traffic.len() - 1;
         for block in &mut self.blocks {
-            let traces: Vec<_> = block.threads.iter_mut().map(|thread| std::mem::take(&mut thread.trace)).collect();
+            let traces: Vec<_> = block
+                .threads
+                .iter_mut()
+                .map(|thread| std::mem::take(&mut thread.trace))
+                .collect();
             for warp in traces.chunks(WARP) {
                 traffic::of_warp(warp, |place, traffic| {
-                    self.traffic[if let Place::Buffer(index) = place { index } else { shared }] += traffic;
+                    self.traffic[if let Place::Buffer(index) = place {
+                        index
+                    } else {
+                        shared
+                    }] += traffic;
                 });
             }
         }
@@ -139,7 +158,10 @@ impl<'a> Machine<'a> {
     }
 
     pub(crate) fn thread_at(&self, (block, thread): (usize, usize)) -> Thread {
-        Thread { block: self.blocks[block].index, thread: thread as u32 }
+        Thread {
+            block: self.blocks[block].index,
+            thread: thread as u32,
+        }
     }
 
     pub(crate) fn thread_mut(&mut self) -> &mut crate::block::Thread {
@@ -149,30 +171,53 @@ impl<'a> Machine<'a> {
 
     fn by_global_index(&self, thread: u32) -> Thread {
         let size = self.threads_per_block() as u32;
-        Thread { block: thread / size, thread: thread % size }
+        Thread {
+            block: thread / size,
+            thread: thread % size,
+        }
     }
 
     pub(crate) fn step(&mut self, site: Site) -> Result<(), Fault> {
         self.steps += 1;
         if self.steps > self.step_limit {
-            return Err(Fault::Endless { steps: self.step_limit, thread: self.who(), site });
+            return Err(Fault::Endless {
+                steps: self.step_limit,
+                thread: self.who(),
+                site,
+            });
         }
         Ok(())
     }
 
     /// A thread is about to touch memory.
     #[inline]
-    pub(crate) fn access(&mut self, address: usize, bytes: u32, access: Access, site: Site) -> Result<(), Fault> {
+    pub(crate) fn access(
+        &mut self,
+        address: usize,
+        bytes: u32,
+        access: Access,
+        site: Site,
+    ) -> Result<(), Fault> {
         let (b, t) = self.current;
         if self.blocks[b].threads[t].fiber.stack().contains(&address) {
             return Ok(());
         }
         self.step(site)?;
         if bytes.is_power_of_two() && bytes <= 16 && !address.is_multiple_of(bytes as usize) {
-            return Err(Fault::Misaligned { bytes, address: address as u64, thread: self.who(), site });
+            return Err(Fault::Misaligned {
+                bytes,
+                address: address as u64,
+                thread: self.who(),
+                site,
+            });
         }
         let threads_per_block = self.threads_per_block() as u32;
-        let Block { index, shared, threads, .. } = &mut self.blocks[b];
+        let Block {
+            index,
+            shared,
+            threads,
+            ..
+        } = &mut self.blocks[b];
         let thread = &mut threads[t];
         let (place, region) = if shared.contains(address) {
             (Place::Shared, shared)
@@ -187,7 +232,11 @@ impl<'a> Machine<'a> {
             let past = region.start + region.bytes;
             return Err(self.out_of_bounds(past, bytes, access, site));
         }
-        let me = Observer { thread: *index * threads_per_block + t as u32, threads_per_block, order: &thread.order };
+        let me = Observer {
+            thread: *index * threads_per_block + t as u32,
+            threads_per_block,
+            order: &thread.order,
+        };
         if let Err(objection) = region.shadow.touch(offset..end, access, site, &me) {
             let buffer = region.name.clone();
             return Err(self.object(objection, buffer, offset as u64, site));
@@ -198,7 +247,13 @@ impl<'a> Machine<'a> {
         };
         self.traffic[counted].count(access, u64::from(bytes));
         if self.traced {
-            thread.trace.push(Event { site, place, access, bytes, address: address as u64 });
+            thread.trace.push(Event {
+                site,
+                place,
+                access,
+                bytes,
+                address: address as u64,
+            });
         }
         Ok(())
     }
@@ -206,10 +261,20 @@ impl<'a> Machine<'a> {
     #[cold]
     fn object(&self, objection: Objection, buffer: String, offset: u64, site: Site) -> Fault {
         match objection {
-            Objection::NeverWritten => Fault::NeverWritten { buffer, offset, thread: self.who(), site },
+            Objection::NeverWritten => Fault::NeverWritten {
+                buffer,
+                offset,
+                thread: self.who(),
+                site,
+            },
             Objection::Race(mark) => {
                 let earlier = (self.by_global_index(mark.thread), mark.site);
-                Fault::Race { buffer, offset, earlier, later: (self.who(), site) }
+                Fault::Race {
+                    buffer,
+                    offset,
+                    earlier,
+                    later: (self.who(), site),
+                }
             }
         }
     }
@@ -219,11 +284,20 @@ impl<'a> Machine<'a> {
         let shared = &self.blocks[self.current.0].shared;
         let past = address.wrapping_sub(shared.start + shared.bytes);
         let place = if past < 1 << 16 {
-            format!("{past} bytes past the end of shared memory ({} bytes)", shared.bytes)
+            format!(
+                "{past} bytes past the end of shared memory ({} bytes)",
+                shared.bytes
+            )
         } else {
             self.memory.describe(address)
         };
-        Fault::OutOfBounds { access, bytes, place, thread: self.who(), site }
+        Fault::OutOfBounds {
+            access,
+            bytes,
+            place,
+            thread: self.who(),
+            site,
+        }
     }
 }
 
@@ -258,7 +332,12 @@ pub(crate) fn suspend() {
 
 /// Where every thread of a kernel begins.
 extern "C" fn thread_main() -> ! {
-    let (enter, params) = with_machine(|machine| Ok((machine.kernel.enter, machine.params.as_ptr().cast::<c_void>())));
+    let (enter, params) = with_machine(|machine| {
+        Ok((
+            machine.kernel.enter,
+            machine.params.as_ptr().cast::<c_void>(),
+        ))
+    });
     // SAFETY: the parameters are a copy, aligned, of as many bytes as the kernel's parameter struct has (checked at launch).
     unsafe { enter(params) };
     with_machine(|machine| {

@@ -38,7 +38,8 @@ impl<T> Buffer<T> {
     /// The pointer that a kernel would get if this buffer were the part that starts at element `first` of a much larger
     /// one: for offsets that no test has the memory for.
     pub fn address_as_window(&self, first: u64) -> u64 {
-        self.address().wrapping_sub(first.wrapping_mul(size_of::<T>() as u64))
+        self.address()
+            .wrapping_sub(first.wrapping_mul(size_of::<T>() as u64))
     }
 
     /// How many elements.
@@ -64,14 +65,22 @@ pub(crate) struct Region {
 
 impl Region {
     pub(crate) fn new(name: &str, bytes: usize, written: bool) -> Self {
-        let layout = Layout::from_size_align(bytes + 2 * RED_ZONE, ALIGNMENT).expect("the buffer fits into memory");
+        let layout = Layout::from_size_align(bytes + 2 * RED_ZONE, ALIGNMENT)
+            .expect("the buffer fits into memory");
         // SAFETY: the layout is not empty.
         let allocation = unsafe { alloc_zeroed(layout) };
         if allocation.is_null() {
             handle_alloc_error(layout);
         }
         let shadow = Shadow::new(bytes, written);
-        Self { name: name.into(), start: allocation as usize + RED_ZONE, bytes, shadow, allocation, layout }
+        Self {
+            name: name.into(),
+            start: allocation as usize + RED_ZONE,
+            bytes,
+            shadow,
+            allocation,
+            layout,
+        }
     }
 
     pub(crate) fn contains(&self, address: usize) -> bool {
@@ -100,7 +109,9 @@ impl Memory {
     /// A buffer that holds what the host hands over.
     pub fn upload<T: Pod>(&mut self, name: &str, values: &[T]) -> Buffer<T> {
         let mut region = Region::new(name, size_of_val(values), true);
-        region.content().copy_from_slice(bytemuck::cast_slice(values));
+        region
+            .content()
+            .copy_from_slice(bytemuck::cast_slice(values));
         self.add(region, values.len())
     }
 
@@ -113,7 +124,10 @@ impl Memory {
     pub fn download<T: Pod>(&mut self, buffer: Buffer<T>) -> Result<Vec<T>, Fault> {
         let region = self.region_at(buffer.address);
         if let Some(byte) = region.shadow.never_written() {
-            return Err(Fault::OutputNeverWritten { buffer: region.name.clone(), element: byte / size_of::<T>() });
+            return Err(Fault::OutputNeverWritten {
+                buffer: region.name.clone(),
+                element: byte / size_of::<T>(),
+            });
         }
         let mut values = vec![T::zeroed(); buffer.len];
         bytemuck::cast_slice_mut(&mut values).copy_from_slice(region.content());
@@ -124,7 +138,11 @@ impl Memory {
         let address = region.start;
         let place = self.buffers.partition_point(|other| other.start < address);
         self.buffers.insert(place, region);
-        Buffer { address, len, element: PhantomData }
+        Buffer {
+            address,
+            len,
+            element: PhantomData,
+        }
     }
 
     fn region_at(&mut self, start: usize) -> &mut Region {
@@ -135,9 +153,17 @@ impl Memory {
     /// The buffer that an address lies in, by its place.
     #[inline]
     pub(crate) fn find(&mut self, address: usize) -> Option<usize> {
-        if !self.buffers.get(self.last_found).is_some_and(|region| region.contains(address)) {
-            let after = self.buffers.partition_point(|region| region.start <= address);
-            self.last_found = after.checked_sub(1).filter(|&index| self.buffers[index].contains(address))?;
+        if !self
+            .buffers
+            .get(self.last_found)
+            .is_some_and(|region| region.contains(address))
+        {
+            let after = self
+                .buffers
+                .partition_point(|region| region.start <= address);
+            self.last_found = after
+                .checked_sub(1)
+                .filter(|&index| self.buffers[index].contains(address))?;
         }
         Some(self.last_found)
     }
@@ -160,11 +186,26 @@ impl Memory {
 
     /// Where an address lies that is in no buffer, for people.
     pub(crate) fn describe(&self, address: usize) -> String {
-        let distance = |region: &&Region| if address < region.start { region.start - address } else { address - region.start - region.bytes };
+        let distance = |region: &&Region| {
+            if address < region.start {
+                region.start - address
+            } else {
+                address - region.start - region.bytes
+            }
+        };
         match self.buffers.iter().min_by_key(distance) {
             Some(nearest) if distance(&nearest) < RED_ZONE => {
-                let side = if address < nearest.start { "before the start" } else { "past the end" };
-                format!("{} bytes {side} of '{}' ({} bytes)", distance(&nearest), nearest.name, nearest.bytes)
+                let side = if address < nearest.start {
+                    "before the start"
+                } else {
+                    "past the end"
+                };
+                format!(
+                    "{} bytes {side} of '{}' ({} bytes)",
+                    distance(&nearest),
+                    nearest.name,
+                    nearest.bytes
+                )
             }
             _ => format!("at {address:#x}, where no buffer is"),
         }

@@ -24,9 +24,17 @@ pub(crate) struct Mark {
 
 impl Mark {
     /// Nobody.
-    pub(crate) const NONE: Self = Self { thread: u32::MAX, site: Site::HOST, clock: 0 };
+    pub(crate) const NONE: Self = Self {
+        thread: u32::MAX,
+        site: Site::HOST,
+        clock: 0,
+    };
     /// The host, between launches: known to everyone.
-    pub(crate) const HOST: Self = Self { thread: u32::MAX - 1, site: Site::HOST, clock: 0 };
+    pub(crate) const HOST: Self = Self {
+        thread: u32::MAX - 1,
+        site: Site::HOST,
+        clock: 0,
+    };
     const ATOMIC: u64 = 1 << 63;
 
     fn clock(self) -> u64 {
@@ -47,7 +55,10 @@ pub(crate) struct Knowledge {
 
 impl Knowledge {
     pub(crate) fn join(&mut self, other: &Self) {
-        for (mine, theirs) in [(&mut self.blocks, &other.blocks), (&mut self.threads, &other.threads)] {
+        for (mine, theirs) in [
+            (&mut self.blocks, &other.blocks),
+            (&mut self.threads, &other.threads),
+        ] {
             for (&key, &clock) in theirs {
                 let known = mine.entry(key).or_default();
                 *known = clock.max(*known);
@@ -78,7 +89,11 @@ pub(crate) struct Observer<'a> {
 
 impl Observer<'_> {
     pub(crate) fn mark(&self, site: Site, atomic: bool) -> Mark {
-        Mark { thread: self.thread, site, clock: self.order.clock | if atomic { Mark::ATOMIC } else { 0 } }
+        Mark {
+            thread: self.thread,
+            site,
+            clock: self.order.clock | if atomic { Mark::ATOMIC } else { 0 },
+        }
     }
 
     fn block(&self) -> Range<u32> {
@@ -100,9 +115,17 @@ impl Observer<'_> {
             let (lane, mine) = (mark.thread - block.start, self.thread - block.start);
             let barriers = order.clock / BARRIER * BARRIER;
             let same_warp = lane / WARP as u32 == mine / WARP as u32;
-            if same_warp { barriers + u64::from(order.lanes[lane as usize % WARP]) } else { barriers }
+            if same_warp {
+                barriers + u64::from(order.lanes[lane as usize % WARP])
+            } else {
+                barriers
+            }
         };
-        clock < known || order.learnt.as_ref().is_some_and(|learnt| self.has_learnt(learnt, mark))
+        clock < known
+            || order
+                .learnt
+                .as_ref()
+                .is_some_and(|learnt| self.has_learnt(learnt, mark))
     }
 
     /// How far apart two threads are: of one warp, of one block, or of two.
@@ -117,7 +140,10 @@ impl Observer<'_> {
 
     fn has_learnt(&self, learnt: &Knowledge, mark: Mark) -> bool {
         let block = mark.thread / self.threads_per_block;
-        let known = learnt.blocks.get(&block).max(learnt.threads.get(&mark.thread));
+        let known = learnt
+            .blocks
+            .get(&block)
+            .max(learnt.threads.get(&mark.thread));
         known.is_some_and(|&known| mark.clock() < known)
     }
 
@@ -136,7 +162,9 @@ impl Observer<'_> {
         let lanes = (warp..block.end.min(warp + WARP as u32)).zip(order.lanes);
         let mut here = Knowledge {
             blocks: HashMap::from([(block.start / self.threads_per_block, barriers)]),
-            threads: lanes.map(|(thread, lane)| (thread, barriers + u64::from(lane))).collect(),
+            threads: lanes
+                .map(|(thread, lane)| (thread, barriers + u64::from(lane)))
+                .collect(),
         };
         here.threads.insert(self.thread, order.clock + 1);
         known.join(&here);
@@ -187,7 +215,11 @@ impl Order {
     /// A synchronisation of the grid: from here on all clocks are equal, and everything before is known.
     pub(crate) fn join_grid<'a>(threads: impl Iterator<Item = &'a mut Order>) {
         let mut threads: Vec<_> = threads.collect();
-        let barriers = threads.iter().map(|order| order.clock / BARRIER + 1).max().unwrap_or_default();
+        let barriers = threads
+            .iter()
+            .map(|order| order.clock / BARRIER + 1)
+            .max()
+            .unwrap_or_default();
         for order in &mut threads {
             order.pass_barrier(barriers);
             order.other_blocks = order.clock;

@@ -27,7 +27,10 @@ struct Cell {
 
 impl Cell {
     const fn new(written: Mark) -> Self {
-        Self { written, read: [Mark::NONE; 2] }
+        Self {
+            written,
+            read: [Mark::NONE; 2],
+        }
     }
 }
 
@@ -51,7 +54,12 @@ const COARSEST: usize = 16;
 impl Shadow {
     pub(crate) fn new(bytes: usize, written: bool) -> Self {
         let cell = Cell::new(if written { Mark::HOST } else { Mark::NONE });
-        Self { bytes, cell_bytes: COARSEST, cells: vec![cell; bytes.div_ceil(COARSEST)], changed: false }
+        Self {
+            bytes,
+            cell_bytes: COARSEST,
+            cells: vec![cell; bytes.div_ceil(COARSEST)],
+            changed: false,
+        }
     }
 
     /// As if nothing had been written.
@@ -66,7 +74,11 @@ impl Shadow {
     pub(crate) fn settle(&mut self) {
         if self.changed {
             for cell in &mut self.cells {
-                *cell = Cell::new(if cell.written == Mark::NONE { Mark::NONE } else { Mark::HOST });
+                *cell = Cell::new(if cell.written == Mark::NONE {
+                    Mark::NONE
+                } else {
+                    Mark::HOST
+                });
             }
             self.changed = false;
         }
@@ -74,12 +86,22 @@ impl Shadow {
 
     /// The first byte that nobody has written.
     pub(crate) fn never_written(&self) -> Option<usize> {
-        let first = self.cells.iter().position(|cell| cell.written == Mark::NONE)? * self.cell_bytes;
+        let first = self
+            .cells
+            .iter()
+            .position(|cell| cell.written == Mark::NONE)?
+            * self.cell_bytes;
         (first < self.bytes).then_some(first)
     }
 
     #[inline]
-    pub(crate) fn touch(&mut self, range: Range<usize>, access: Access, site: Site, me: &Observer<'_>) -> Result<(), Objection> {
+    pub(crate) fn touch(
+        &mut self,
+        range: Range<usize>,
+        access: Access,
+        site: Site,
+        me: &Observer<'_>,
+    ) -> Result<(), Objection> {
         if (range.start | range.end) & (self.cell_bytes - 1) != 0 {
             self.split(&range);
         }
@@ -90,7 +112,9 @@ impl Shadow {
             match access {
                 Access::Load => cell.load(mark, me)?,
                 Access::Store => cell.store(mark, me)?,
-                Access::Atomic if cell.written == Mark::NONE => return Err(Objection::NeverWritten),
+                Access::Atomic if cell.written == Mark::NONE => {
+                    return Err(Objection::NeverWritten);
+                }
                 Access::Atomic => cell.store(mark, me)?,
             }
         }
@@ -101,7 +125,10 @@ impl Shadow {
     fn split(&mut self, range: &Range<usize>) {
         let finer = 1 << (range.start | range.end).trailing_zeros();
         let parts = self.cell_bytes / finer;
-        let split = self.cells.iter().flat_map(|&cell| std::iter::repeat_n(cell, parts));
+        let split = self
+            .cells
+            .iter()
+            .flat_map(|&cell| std::iter::repeat_n(cell, parts));
         self.cells = split.take(self.bytes.div_ceil(finer)).collect();
         self.cell_bytes = finer;
     }
@@ -137,8 +164,14 @@ impl Cell {
     fn add_reader(&mut self, mark: Mark, me: &Observer<'_>) {
         let [first, second] = self.read;
         if me.knows(first) {
-            self.read = if me.knows(second) { [mark, Mark::NONE] } else { [mark, second] };
-        } else if me.knows(second) || me.distance(first.thread, mark.thread) > me.distance(first.thread, second.thread) {
+            self.read = if me.knows(second) {
+                [mark, Mark::NONE]
+            } else {
+                [mark, second]
+            };
+        } else if me.knows(second)
+            || me.distance(first.thread, mark.thread) > me.distance(first.thread, second.thread)
+        {
             self.read[1] = mark;
         }
     }

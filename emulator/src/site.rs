@@ -25,7 +25,9 @@ impl Site {
         let mut lines = Vec::new();
         let address = anchor().wrapping_add(self.0 as i32 as usize);
         backtrace::resolve(address as *mut _, |symbol| {
-            let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) else { return };
+            let (Some(file), Some(line)) = (symbol.filename(), symbol.lineno()) else {
+                return;
+            };
             let file = in_repository(&file.to_string_lossy());
             // What the emulator itself puts around a kernel is no place that a reader looks for.
             if !file.starts_with("emulator/include/") {
@@ -39,14 +41,20 @@ impl Site {
 /// The kernels are compiled in the emulator's folder, as `../kernels/…` and as `planted/…`.
 fn in_repository(file: &str) -> String {
     match file.strip_prefix(env!("CARGO_MANIFEST_DIR")) {
-        Some(inside) => inside.strip_prefix("/../").map_or_else(|| format!("emulator{inside}"), str::to_string),
+        Some(inside) => inside
+            .strip_prefix("/../")
+            .map_or_else(|| format!("emulator{inside}"), str::to_string),
         None => file.to_string(),
     }
 }
 
 impl fmt::Display for Site {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines = if *self == Self::HOST { vec!["the host".to_string()] } else { self.lines() };
+        let lines = if *self == Self::HOST {
+            vec!["the host".to_string()]
+        } else {
+            self.lines()
+        };
         match lines.split_first() {
             None => write!(formatter, "an unknown place (is the program stripped?)"),
             Some((first, [])) => write!(formatter, "{first}"),

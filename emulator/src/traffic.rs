@@ -83,11 +83,16 @@ pub(crate) fn of_warp(lanes: &[Vec<Event>], mut add: impl FnMut(Place, Traffic))
     }
     // Stable: lanes stay in order.
     events.sort_by_key(|&(site, turn, event)| (site, turn, event.place));
-    let same = |a: &(Site, u32, Event), b: &(Site, u32, Event)| (a.0, a.1, a.2.place) == (b.0, b.1, b.2.place);
+    let same = |a: &(Site, u32, Event), b: &(Site, u32, Event)| {
+        (a.0, a.1, a.2.place) == (b.0, b.1, b.2.place)
+    };
     for together in events.chunk_by(same) {
         let accesses: Vec<Event> = together.iter().map(|&(_, _, event)| event).collect();
         let traffic = match accesses[0].place {
-            Place::Shared => Traffic { bank_conflicts: bank_conflicts(&accesses), ..Traffic::default() },
+            Place::Shared => Traffic {
+                bank_conflicts: bank_conflicts(&accesses),
+                ..Traffic::default()
+            },
             Place::Buffer(_) => sectors(&accesses),
         };
         add(accesses[0].place, traffic);
@@ -95,13 +100,22 @@ pub(crate) fn of_warp(lanes: &[Vec<Event>], mut add: impl FnMut(Place, Traffic))
 }
 
 fn sectors(accesses: &[Event]) -> Traffic {
-    let mut touched: Vec<u64> = accesses.iter().flat_map(|access| units(access, SECTOR_BYTES)).collect();
+    let mut touched: Vec<u64> = accesses
+        .iter()
+        .flat_map(|access| units(access, SECTOR_BYTES))
+        .collect();
     touched.sort_unstable();
     touched.dedup();
-    let mut bytes: Vec<u64> = accesses.iter().flat_map(|access| units(access, 1)).collect();
+    let mut bytes: Vec<u64> = accesses
+        .iter()
+        .flat_map(|access| units(access, 1))
+        .collect();
     bytes.sort_unstable();
     bytes.dedup();
-    let (sectors, least) = (touched.len() as u64, (bytes.len() as u64).div_ceil(SECTOR_BYTES));
+    let (sectors, least) = (
+        touched.len() as u64,
+        (bytes.len() as u64).div_ceil(SECTOR_BYTES),
+    );
     let mut traffic = Traffic::default();
     if accesses[0].access != Access::Store {
         (traffic.load_sectors, traffic.least_load_sectors) = (sectors, least);
@@ -118,17 +132,26 @@ fn units(access: &Event, unit: u64) -> std::ops::RangeInclusive<u64> {
 }
 
 fn bank_conflicts(accesses: &[Event]) -> u64 {
-    let lanes_at_once = (SHARED_BYTES_AT_ONCE / u64::from(accesses[0].bytes).max(BANK_BYTES)).max(1) as usize;
+    let lanes_at_once =
+        (SHARED_BYTES_AT_ONCE / u64::from(accesses[0].bytes).max(BANK_BYTES)).max(1) as usize;
     let parts = accesses.chunks(lanes_at_once);
-    parts.map(|part| {
-        let mut words: Vec<u64> = part.iter().flat_map(|access| units(access, BANK_BYTES)).collect();
-        words.sort_unstable();
-        words.dedup();
-        let mut of_bank = [0u64; BANKS];
-        for word in words {
-            of_bank[word as usize % BANKS] += 1;
-        }
-        of_bank.into_iter().max().unwrap_or_default().saturating_sub(1)
-    })
-    .sum()
+    parts
+        .map(|part| {
+            let mut words: Vec<u64> = part
+                .iter()
+                .flat_map(|access| units(access, BANK_BYTES))
+                .collect();
+            words.sort_unstable();
+            words.dedup();
+            let mut of_bank = [0u64; BANKS];
+            for word in words {
+                of_bank[word as usize % BANKS] += 1;
+            }
+            of_bank
+                .into_iter()
+                .max()
+                .unwrap_or_default()
+                .saturating_sub(1)
+        })
+        .sum()
 }

@@ -29,9 +29,17 @@ fn a_barrier_that_not_all_reach_is_caught() {
         return;
     }
     for (kernel, mark, what) in [
-        ("barrier_early_return", "return", "thread 9 of block 0 has returned"),
+        (
+            "barrier_early_return",
+            "return",
+            "thread 9 of block 0 has returned",
+        ),
         ("barrier_in_a_branch", "branch", "has returned"),
-        ("barrier_at_two_lines", "lines", "waits at another: emulator/planted/barriers.cu:"),
+        (
+            "barrier_at_two_lines",
+            "lines",
+            "waits at another: emulator/planted/barriers.cu:",
+        ),
         ("barrier_fewer_turns", "turns", "has returned"),
         ("barrier_of_grid_alone", "grid", "not cooperative"),
     ] {
@@ -48,10 +56,15 @@ fn a_grid_barrier_that_a_block_skips_is_caught() {
     if is_skipped() {
         return;
     }
-    for fault in faults("barrier_grid_early_return", || Planted::new(3, 32).cooperative()) {
+    for fault in faults("barrier_grid_early_return", || {
+        Planted::new(3, 32).cooperative()
+    }) {
         assert_fault!(fault, Fault::Barrier { .. });
         assert_eq!(fault.line().unwrap(), marked("barriers.cu", "gridreturn"));
-        assert!(fault.to_string().contains("of block 1 has returned"), "{fault}");
+        assert!(
+            fault.to_string().contains("of block 1 has returned"),
+            "{fault}"
+        );
     }
 }
 
@@ -60,7 +73,11 @@ fn lanes_that_do_not_agree_are_caught() {
     if is_skipped() {
         return;
     }
-    for (kernel, mark) in [("warp_not_in_mask", "mask"), ("warp_masks_differ", "masks"), ("warp_source_outside", "source")] {
+    for (kernel, mark) in [
+        ("warp_not_in_mask", "mask"),
+        ("warp_masks_differ", "masks"),
+        ("warp_source_outside", "source"),
+    ] {
         for fault in faults(kernel, || Planted::new(1, 32)) {
             assert_fault!(fault, Fault::Warp { .. });
             assert_eq!(fault.line().unwrap(), marked("barriers.cu", mark));
@@ -82,7 +99,10 @@ fn a_lane_that_never_comes_is_caught() {
     }
     for fault in faults("warp_lane_elsewhere", || Planted::new(1, 32)) {
         assert_fault!(fault, Fault::Barrier { .. });
-        assert!(fault.to_string().contains("thread 0 of block 0 waits at"), "{fault}");
+        assert!(
+            fault.to_string().contains("thread 0 of block 0 waits at"),
+            "{fault}"
+        );
     }
 }
 
@@ -93,7 +113,10 @@ fn a_partial_warp_cannot_use_the_whole_mask() {
     }
     for fault in faults("warp_sound", || Planted::new(1, 40)) {
         assert_fault!(fault, Fault::Warp { .. });
-        assert!(fault.to_string().contains("which the block does not have"), "{fault}");
+        assert!(
+            fault.to_string().contains("which the block does not have"),
+            "{fault}"
+        );
     }
 }
 

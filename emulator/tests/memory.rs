@@ -10,7 +10,11 @@ fn a_kernel_that_stays_inside_is_sound() {
     if is_skipped() {
         return;
     }
-    let mut planted = assert_sound("memory_sound", || Planted { count: 64, ..Planted::new(1, 64) }).unwrap();
+    let mut planted = assert_sound("memory_sound", || Planted {
+        count: 64,
+        ..Planted::new(1, 64)
+    })
+    .unwrap();
     assert_eq!(planted.output().unwrap()[63], 63.0);
 }
 
@@ -19,10 +23,25 @@ fn a_load_past_the_end_is_caught() {
     if is_skipped() {
         return;
     }
-    for fault in faults("memory_load_past_end", || Planted { blocks: 2, ..Planted::new(1, 64) }) {
-        assert_fault!(fault, Fault::OutOfBounds { access: Access::Load, bytes: 4, .. });
+    for fault in faults("memory_load_past_end", || Planted {
+        blocks: 2,
+        ..Planted::new(1, 64)
+    }) {
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Load,
+                bytes: 4,
+                ..
+            }
+        );
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "load"));
-        assert!(fault.to_string().contains("0 bytes past the end of 'input' (256 bytes)"), "{fault}");
+        assert!(
+            fault
+                .to_string()
+                .contains("0 bytes past the end of 'input' (256 bytes)"),
+            "{fault}"
+        );
     }
 }
 
@@ -32,9 +51,20 @@ fn a_store_before_the_start_is_caught() {
         return;
     }
     for fault in faults("memory_store_before_start", || Planted::new(1, 32)) {
-        assert_fault!(fault, Fault::OutOfBounds { access: Access::Store, .. });
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Store,
+                ..
+            }
+        );
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "store"));
-        assert!(fault.to_string().contains("4 bytes before the start of 'output'"), "{fault}");
+        assert!(
+            fault
+                .to_string()
+                .contains("4 bytes before the start of 'output'"),
+            "{fault}"
+        );
     }
 }
 
@@ -45,7 +75,12 @@ fn shared_memory_has_an_end() {
     }
     for fault in faults("memory_shared_past_end", || Planted::new(1, 32)) {
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "shared"));
-        assert!(fault.to_string().contains("0 bytes past the end of shared memory (128 bytes)"), "{fault}");
+        assert!(
+            fault
+                .to_string()
+                .contains("0 bytes past the end of shared memory (128 bytes)"),
+            "{fault}"
+        );
     }
 }
 
@@ -55,7 +90,13 @@ fn a_thread_has_no_part_in_the_stack_of_another() {
         return;
     }
     for fault in faults("memory_stack_of_another", || Planted::new(1, 32)) {
-        assert_fault!(fault, Fault::OutOfBounds { access: Access::Load, .. });
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Load,
+                ..
+            }
+        );
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "stack"));
     }
 }
@@ -68,13 +109,21 @@ fn a_window_of_a_larger_buffer_is_as_strict() {
     // As if the 32 numbers were the part of a buffer that begins at element 2³³ of `output`.
     let first = 1u64 << 33;
     let windowed = |at| {
-        let mut planted = Planted { count: at, ..Planted::new(1, 32) };
+        let mut planted = Planted {
+            count: at,
+            ..Planted::new(1, 32)
+        };
         planted.output_address = planted.output.address_as_window(first);
         planted
     };
     assert_sound("memory_far_away", || windowed(first));
     for fault in faults("memory_far_away", || windowed(first + 1)) {
-        assert!(fault.to_string().contains("0 bytes past the end of 'output'"), "{fault}");
+        assert!(
+            fault
+                .to_string()
+                .contains("0 bytes past the end of 'output'"),
+            "{fault}"
+        );
     }
     // What an offset of 32 bits would come to.
     for fault in faults("memory_far_away", || windowed(first as u32 as u64)) {
@@ -87,8 +136,17 @@ fn aligned_accesses_are_sound() {
     if is_skipped() {
         return;
     }
-    let planted = || Planted { threads: 16, ..Planted::new(1, 64) };
-    assert_eq!(assert_sound("alignment_sound", planted).unwrap().output().unwrap()[63], 63.0);
+    let planted = || Planted {
+        threads: 16,
+        ..Planted::new(1, 64)
+    };
+    assert_eq!(
+        assert_sound("alignment_sound", planted)
+            .unwrap()
+            .output()
+            .unwrap()[63],
+        63.0
+    );
 }
 
 #[test]
@@ -96,9 +154,15 @@ fn misaligned_accesses_are_caught() {
     if is_skipped() {
         return;
     }
-    for fault in faults("alignment_of_packet", || Planted { threads: 8, ..Planted::new(1, 64) }) {
+    for fault in faults("alignment_of_packet", || Planted {
+        threads: 8,
+        ..Planted::new(1, 64)
+    }) {
         assert_fault!(fault, Fault::Misaligned { bytes: 16, .. });
-        assert!(fault.to_string().contains(&marked("memory.cu", "packet")), "{fault}");
+        assert!(
+            fault.to_string().contains(&marked("memory.cu", "packet")),
+            "{fault}"
+        );
     }
     for fault in faults("alignment_of_number", || Planted::new(1, 32)) {
         assert_fault!(fault, Fault::Misaligned { bytes: 4, .. });
@@ -138,7 +202,10 @@ fn an_output_with_a_gap_is_caught() {
         return;
     }
     let mut planted = assert_sound("initialisation_of_output", || Planted::new(1, 32)).unwrap();
-    assert_fault!(planted.output().unwrap_err(), Fault::OutputNeverWritten { element: 5, .. });
+    assert_fault!(
+        planted.output().unwrap_err(),
+        Fault::OutputNeverWritten { element: 5, .. }
+    );
 }
 
 #[test]
@@ -148,10 +215,35 @@ fn a_launch_beyond_the_device_is_refused() {
     }
     let refusals = [
         ("no_such_kernel", Planted::new(1, 32)),
-        ("memory_sound", Planted { blocks: 0, ..Planted::new(1, 32) }),
-        ("memory_sound", Planted { threads: 2048, ..Planted::new(1, 32) }),
-        ("memory_sound", Planted { shared_bytes: 1 << 20, ..Planted::new(1, 32) }),
-        ("memory_sound", Planted { blocks: 65, ..Planted::new(1, 32) }.cooperative()),
+        (
+            "memory_sound",
+            Planted {
+                blocks: 0,
+                ..Planted::new(1, 32)
+            },
+        ),
+        (
+            "memory_sound",
+            Planted {
+                threads: 2048,
+                ..Planted::new(1, 32)
+            },
+        ),
+        (
+            "memory_sound",
+            Planted {
+                shared_bytes: 1 << 20,
+                ..Planted::new(1, 32)
+            },
+        ),
+        (
+            "memory_sound",
+            Planted {
+                blocks: 65,
+                ..Planted::new(1, 32)
+            }
+            .cooperative(),
+        ),
         ("block_sum", Planted::new(1, 32)),
     ];
     for (kernel, mut planted) in refusals {

@@ -5,9 +5,15 @@ mod planted;
 use candle_trie_emulator::{Emulator, Fault, same_for_every_schedule};
 use planted::{Planted, is_skipped};
 
-fn results(kernel: &str, read: impl Fn(&mut Planted) -> Result<Vec<f32>, Fault>) -> Result<Vec<f32>, Fault> {
+fn results(
+    kernel: &str,
+    read: impl Fn(&mut Planted) -> Result<Vec<f32>, Fault>,
+) -> Result<Vec<f32>, Fault> {
     same_for_every_schedule(0..8, |emulator: Emulator| {
-        let mut planted = Planted { emulator, ..Planted::new(1, 64) };
+        let mut planted = Planted {
+            emulator,
+            ..Planted::new(1, 64)
+        };
         // Numbers whose sum depends on the order, and zeros to add them to.
         let numbers: Vec<f32> = (1..=64).map(|number| 1.0 / number as f32).collect();
         planted.input = planted.memory.upload("numbers", &numbers);
@@ -23,7 +29,12 @@ fn results_without_order_are_the_same() {
         return;
     }
     let counters = results("schedule_sound", |planted| {
-        Ok(planted.memory.download(planted.counter)?.into_iter().map(|count| count as f32).collect())
+        Ok(planted
+            .memory
+            .download(planted.counter)?
+            .into_iter()
+            .map(|count| count as f32)
+            .collect())
     });
     assert_eq!(counters.unwrap(), [2016.0, 63.0]);
 }
@@ -46,7 +57,10 @@ fn a_seed_gives_the_same_order_again() {
         return;
     }
     let run = |seed| {
-        let mut planted = Planted { emulator: Emulator::with_seed(seed), ..Planted::new(2, 64) };
+        let mut planted = Planted {
+            emulator: Emulator::with_seed(seed),
+            ..Planted::new(2, 64)
+        };
         planted.run("schedule_first_come").unwrap();
         planted.output().unwrap()
     };

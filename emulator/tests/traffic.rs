@@ -6,7 +6,12 @@ use candle_trie_emulator::Report;
 use planted::{Planted, is_skipped};
 
 fn traced(kernel: &str, count: u64, threads: u32) -> Report {
-    let mut planted = Planted { threads, shared_bytes: 64 << 10, count, ..Planted::new(1, 1024) };
+    let mut planted = Planted {
+        threads,
+        shared_bytes: 64 << 10,
+        count,
+        ..Planted::new(1, 1024)
+    };
     planted.emulator = planted.emulator.traced();
     planted.run(kernel).unwrap()
 }
@@ -18,9 +23,26 @@ fn neighbours_share_sectors() {
     }
     let report = traced("traffic_stride", 1, 64);
     let (input, output) = (report.traffic("input"), report.traffic("output"));
-    assert_eq!((input.loaded, input.stored, output.loaded, output.stored), (256, 0, 0, 256));
-    assert_eq!((input.load_sectors, input.least_load_sectors, input.store_sectors), (8, 8, 0));
-    assert_eq!((output.store_sectors, output.least_store_sectors, output.load_sectors), (8, 8, 0));
+    assert_eq!(
+        (input.loaded, input.stored, output.loaded, output.stored),
+        (256, 0, 0, 256)
+    );
+    assert_eq!(
+        (
+            input.load_sectors,
+            input.least_load_sectors,
+            input.store_sectors
+        ),
+        (8, 8, 0)
+    );
+    assert_eq!(
+        (
+            output.store_sectors,
+            output.least_store_sectors,
+            output.load_sectors
+        ),
+        (8, 8, 0)
+    );
 }
 
 #[test]
@@ -30,7 +52,11 @@ fn strides_waste_sectors() {
     }
     for (stride, sectors) in [(2, 16), (4, 32), (8, 64), (16, 64)] {
         let input = traced("traffic_stride", stride, 64).traffic("input");
-        assert_eq!((input.loaded, input.load_sectors, input.least_load_sectors), (256, sectors, 8), "stride {stride}");
+        assert_eq!(
+            (input.loaded, input.load_sectors, input.least_load_sectors),
+            (256, sectors, 8),
+            "stride {stride}"
+        );
     }
 }
 
@@ -42,8 +68,18 @@ fn a_packet_is_one_access() {
     let report = traced("traffic_packets", 0, 64);
     assert_eq!(report.steps, 2 * 64);
     let (input, output) = (report.traffic("input"), report.traffic("output"));
-    assert_eq!((input.loaded, input.load_sectors, input.least_load_sectors), (1024, 32, 32));
-    assert_eq!((output.stored, output.store_sectors, output.least_store_sectors), (1024, 32, 32));
+    assert_eq!(
+        (input.loaded, input.load_sectors, input.least_load_sectors),
+        (1024, 32, 32)
+    );
+    assert_eq!(
+        (
+            output.stored,
+            output.store_sectors,
+            output.least_store_sectors
+        ),
+        (1024, 32, 32)
+    );
 }
 
 #[test]
@@ -66,6 +102,12 @@ fn packets_are_served_by_quarters_of_a_warp() {
         return;
     }
     for (stride, conflicts) in [(4, 0), (8, 4), (32, 4 * 7)] {
-        assert_eq!(traced("traffic_shared_packets", stride, 32).shared.bank_conflicts, conflicts, "stride {stride}");
+        assert_eq!(
+            traced("traffic_shared_packets", stride, 32)
+                .shared
+                .bank_conflicts,
+            conflicts,
+            "stride {stride}"
+        );
     }
 }

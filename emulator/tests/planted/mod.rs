@@ -37,7 +37,10 @@ impl Planted {
         let numbers: Vec<f32> = (0..threads).map(|number| number as f32).collect();
         let output = memory.allocate("output", (blocks * threads) as usize);
         Self {
-            emulator: Emulator { step_limit: 1 << 20, ..Emulator::default() },
+            emulator: Emulator {
+                step_limit: 1 << 20,
+                ..Emulator::default()
+            },
             blocks,
             threads,
             shared_bytes: threads * 4,
@@ -52,18 +55,29 @@ impl Planted {
     }
 
     pub fn cooperative(self) -> Self {
-        Self { cooperative: true, ..self }
+        Self {
+            cooperative: true,
+            ..self
+        }
     }
 
     /// An output that holds zeros.
     pub fn with_output(mut self) -> Self {
         self.output = self.memory.upload("output", &vec![0.0; self.output.len()]);
-        Self { output_address: self.output.address(), ..self }
+        Self {
+            output_address: self.output.address(),
+            ..self
+        }
     }
 
     pub fn run(&mut self, kernel: &str) -> Result<Report, Fault> {
         let (input, counter) = (self.input.address(), self.counter.address());
-        let params = Params { input, output: self.output_address, counter, count: self.count };
+        let params = Params {
+            input,
+            output: self.output_address,
+            counter,
+            count: self.count,
+        };
         let launch = Launch {
             kernel,
             grid: [self.blocks, 1, 1],
@@ -116,10 +130,15 @@ pub fn faults(kernel: &str, make: impl Fn() -> Planted) -> Vec<Fault> {
 
 /// The line of a planted source that is marked with `fault: <name>`.
 pub fn marked(file: &str, name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("planted").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("planted")
+        .join(file);
     let source = std::fs::read_to_string(&path).unwrap();
     let mark = format!("// fault: {name}");
-    let line = source.lines().position(|line| line.ends_with(&mark)).expect("the mark");
+    let line = source
+        .lines()
+        .position(|line| line.ends_with(&mark))
+        .expect("the mark");
     format!("emulator/planted/{file}:{}", line + 1)
 }
 

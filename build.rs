@@ -1,7 +1,8 @@
 //! With the feature `cuda`: compiles kernels/*.cu, one fatbin each, for the crate to embed.
 //!
-//! `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is; `CANDLE_TRIE_CUDA_ARCHS` (`90`, or `80,90`) narrows the
-//! architectures. Where there is no CUDA toolkit, scripts/cuda-toolkit gets what is needed.
+//! `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is; `CANDLE_TRIE_CUDA_ARCHS` (`90`,
+//! or `80,90`) narrows the architectures. Where there is no CUDA toolkit, scripts/cuda-toolkit gets
+//! what is needed.
 
 #[path = "build/ptxas.rs"]
 mod ptxas;
@@ -10,7 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// Ampere (A100; RTX 30), Ada, Hopper, Blackwell (B200; RTX 50). PTX of the first and the last is for all others.
+/// Ampere (A100; RTX 30), Ada, Hopper, Blackwell (B200; RTX 50). PTX of the first and the last is
+/// for all others.
 const ARCHITECTURES: &str = "80,86,89,90,100,120";
 
 const VARIABLES: [&str; 4] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "CANDLE_TRIE_CUDA_ARCHS"];

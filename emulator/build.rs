@@ -7,8 +7,8 @@ use std::{env, fs};
 /// The kernels of the library, and those that the emulator's own tests run.
 const SOURCES: [&str; 2] = ["../kernels", "planted"];
 
-/// Instrumentation comes before loops become vector code or calls of `memset`, which would hide accesses;
-/// a tail call would hide where it was made.
+/// Instrumentation comes before loops become vector code or calls of `memset`, which would hide
+/// accesses; a tail call would hide where it was made.
 const KERNEL_FLAGS: &[&str] = &[
     "-fsanitize=thread",
     "-fno-tree-vectorize",

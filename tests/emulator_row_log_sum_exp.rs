@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use candle_trie::Row;
 use candle_trie::launch::{Element, RowLogSumExp, TokenSetsView};
 use candle_trie_emulator::{Buffer, Emulator, Fault, Memory, Report, same_for_every_schedule};
-use emulated::{LIMITS, SEEDS, is_skipped, noise, run};
+use emulated::{LIMITS, SEEDS, noise, run};
 use half::{bf16, f16};
 
 const VOCABULARY: usize = 1003;
@@ -160,11 +160,7 @@ fn assert_correct_in_every_element(
     .assert_correct(|bits| bf16::from_bits(bits).to_f64());
 }
 
-#[test]
 fn rows_over_token_sets_are_those_of_f64() {
-    if is_skipped() {
-        return;
-    }
     let (offsets, tokens) = token_sets();
     let rows = rows(5);
     for (scale, temperature) in [(3.0, 1.0), (3.0, 2.5), (1e4, 1.5)] {
@@ -184,20 +180,12 @@ fn rows_over_token_sets_are_those_of_f64() {
     }
 }
 
-#[test]
 fn rows_over_the_whole_vocabulary_are_those_of_f64() {
-    if is_skipped() {
-        return;
-    }
     let logits = noise(POSITIONS * VOCABULARY);
     assert_correct_in_every_element(&logits, VOCABULARY, &rows(3), None, 1.5);
 }
 
-#[test]
 fn offsets_pass_two_to_the_thirty_one() {
-    if is_skipped() {
-        return;
-    }
     let (offsets, tokens) = token_sets();
     let logits = noise(VOCABULARY);
     let near = [Row {
@@ -227,11 +215,7 @@ fn offsets_pass_two_to_the_thirty_one() {
     assert_eq!(far, near);
 }
 
-#[test]
 fn a_valid_logit_is_loaded_once_and_no_other() {
-    if is_skipped() {
-        return;
-    }
     let (offsets, tokens) = token_sets();
     let rows = rows(5);
     let logits = noise(POSITIONS * VOCABULARY);
@@ -272,4 +256,11 @@ fn there_is_no_launch_without_rows() {
         out: 0,
     };
     assert_eq!(plan.launch(&LIMITS), None);
+}
+
+candle_trie_emulator::emulated_tests! {
+    rows_over_token_sets_are_those_of_f64,
+    rows_over_the_whole_vocabulary_are_those_of_f64,
+    offsets_pass_two_to_the_thirty_one,
+    a_valid_logit_is_loaded_once_and_no_other,
 }

@@ -4,16 +4,12 @@ mod emulated;
 
 use candle_trie::launch::Sum;
 use candle_trie_emulator::{Emulator, Memory, same_for_every_schedule};
-use emulated::{LIMITS, SEEDS, is_skipped, noise, run};
+use emulated::{LIMITS, SEEDS, noise, run};
 
 /// Less than a packet, whole blocks, ragged ends, several blocks, as many as are resident.
 const COUNTS: [usize; 9] = [0, 1, 3, 4, 1023, 1024, 1025, 5000, 100_003];
 
-#[test]
 fn sums_of_blocks_are_sums() {
-    if is_skipped() {
-        return;
-    }
     for count in COUNTS {
         let numbers = noise(count);
         let plan = Sum::new(count as u64, &LIMITS);
@@ -30,11 +26,7 @@ fn sums_of_blocks_are_sums() {
     }
 }
 
-#[test]
 fn the_total_of_a_grid_is_the_sum() {
-    if is_skipped() {
-        return;
-    }
     for count in COUNTS {
         let numbers = noise(count);
         let plan = Sum::new(count as u64, &LIMITS);
@@ -51,11 +43,7 @@ fn the_total_of_a_grid_is_the_sum() {
     }
 }
 
-#[test]
 fn a_sum_moves_its_numbers_once() {
-    if is_skipped() {
-        return;
-    }
     let count = 16 * 4096;
     let mut memory = Memory::new();
     let plan = Sum::new(count as u64, &LIMITS);
@@ -81,4 +69,10 @@ fn assert_close(count: usize, parts: &[f32], numbers: &[f32]) {
         (ours - expected).abs() < 1e-5 * (count as f64).max(1.0).sqrt(),
         "{count}: {ours}, not {expected}"
     );
+}
+
+candle_trie_emulator::emulated_tests! {
+    sums_of_blocks_are_sums,
+    the_total_of_a_grid_is_the_sum,
+    a_sum_moves_its_numbers_once,
 }

@@ -5,7 +5,8 @@ mod ptxas;
 
 use ptxas::{Usage, usages};
 
-/// What nvcc 13.0 said of a kernel that indexes a local array, with 24 registers to do it in, and of one that is sound.
+/// What nvcc 13.0 said of a kernel that indexes a local array, with 24 registers to do it in, and
+/// of one that is sound.
 const SPILLING: &str = "\
 ptxas info    : Overriding maximum register limit 256 for 'spilling' with  24 of maxrregcount option
 ptxas info    : 0 bytes gmem

@@ -99,7 +99,8 @@ impl Block {
         }
     }
 
-    /// Begins as block `index` of the grid, with nothing left of the one before. Its stacks begin at `first_stack`.
+    /// Begins as block `index` of the grid, with nothing left of the one before. Its stacks begin
+    /// at `first_stack`.
     pub(crate) fn begin(
         &mut self,
         index: u32,

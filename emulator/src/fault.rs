@@ -73,7 +73,8 @@ pub enum Fault {
         /// Who came second.
         later: (Thread, Site),
     },
-    /// A barrier that not all threads of the block (or of the grid) reach, or that they reach at different lines.
+    /// A barrier that not all threads of the block (or of the grid) reach, or that they reach at
+    /// different lines.
     Barrier {
         /// What the threads do instead, in words.
         reason: String,
@@ -226,7 +227,8 @@ fn word(access: Access) -> &'static str {
 impl std::error::Error for Fault {}
 
 impl Fault {
-    /// The line of a kernel source, as `file:line`, where it happened (for a race, the later of the two).
+    /// The line of a kernel source, as `file:line`, where it happened (for a race, the later of the
+    /// two).
     pub fn line(&self) -> Option<String> {
         let site = match self {
             Self::OutOfBounds { site, .. }

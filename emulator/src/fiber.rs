@@ -42,8 +42,9 @@ impl Stacks {
             (index + 1) * STRIDE <= self.layout.size(),
             "a fiber without a stack"
         );
-        // SAFETY: the stack of this index lies within the allocation, by the assertion; the eight words at its top are
-        // what `switch` pops: six registers, the address to go on at, and a return address of 0 for unwinders.
+        // SAFETY: the stack of this index lies within the allocation, by the assertion; the eight
+        // words at its top are what `switch` pops: six registers, the address to go on at, and a
+        // return address of 0 for unwinders.
         unsafe {
             let lowest = self.base.add(index * STRIDE);
             lowest.cast::<u64>().write(UNTOUCHED);
@@ -79,7 +80,8 @@ impl Fiber {
     }
 
     pub(crate) fn overflowed(&self) -> bool {
-        // SAFETY: the lowest word of a stack that `Stacks::fiber` wrote, and that lives as long as the launch.
+        // SAFETY: the lowest word of a stack that `Stacks::fiber` wrote, and that lives as long as
+        // the launch.
         unsafe { (self.lowest as *const u64).read() != UNTOUCHED }
     }
 
@@ -87,15 +89,17 @@ impl Fiber {
     ///
     /// # Safety
     ///
-    /// Both must be valid for the whole switch; `to` must be a fiber that is suspended, and no borrow that the code in
-    /// `to` relies on may be broken by the code that runs now.
+    /// Both must be valid for the whole switch; `to` must be a fiber that is suspended, and no
+    /// borrow that the code in `to` relies on may be broken by the code that runs now.
     pub(crate) unsafe fn switch(from: *mut Fiber, to: *const Fiber) {
-        // SAFETY: the caller's promise; `switch` changes nothing but registers and the saved stack pointer.
+        // SAFETY: the caller's promise; `switch` changes nothing but registers and the saved stack
+        // pointer.
         unsafe { switch(&raw mut (*from).stack_pointer, (*to).stack_pointer) }
     }
 }
 
-/// Pushes what the System V calling convention has a function keep, and pops the same of the other stack.
+/// Pushes what the System V calling convention has a function keep, and pops the same of the other
+/// stack.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn switch(save: *mut *mut u8, load: *mut u8) {
     naked_asm!(

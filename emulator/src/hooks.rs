@@ -67,7 +67,8 @@ extern "C" fn emulator_on_access(address: usize, bytes: u32, store: u32, caller:
     with_machine(|machine| machine.access(address, bytes, access, Site::returning_to(caller)));
 }
 
-/// Others may run first: it is where a schedule can make a difference, and a thread may be waiting for them.
+/// Others may run first: it is where a schedule can make a difference, and a thread may be waiting
+/// for them.
 #[unsafe(no_mangle)]
 extern "C" fn emulator_on_atomic(address: usize, bytes: u32, caller: usize) {
     with_machine(|machine| {

@@ -24,7 +24,8 @@ fn emulator_first_kernel() -> *const Kernel {
 
 impl Kernel {
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
-        // SAFETY: the list is made of statics, complete before `main`, and ends with a null pointer.
+        // SAFETY: the list is made of statics, complete before `main`, and ends with a null
+        // pointer.
         let follow = |kernel: *const Self| unsafe { kernel.as_ref() };
         std::iter::successors(follow(emulator_first_kernel()), move |kernel| {
             follow(kernel.next)

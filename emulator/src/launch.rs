@@ -19,7 +19,8 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// The shared memory of the smallest device the kernels are for, and few blocks, as each thread is a stack.
+    /// The shared memory of the smallest device the kernels are for, and few blocks, as each thread
+    /// is a stack.
     fn default() -> Self {
         Self {
             shared_bytes: 99 << 10,

@@ -1,17 +1,26 @@
 //! Runs the CUDA kernels of candle-trie on the host, under checks stricter than a GPU's.
 //!
-//! The build script compiles `kernels/*.cu`, unchanged, with the host's C++ compiler and `-fsanitize=thread`, but links
-//! functions of our own in place of the sanitizer: every load and store of a kernel calls us with its address. Threads
-//! are fibers. A launch either runs to its end or stops at the first [`Fault`], which names a line of the source:
+//! The build script compiles `kernels/*.cu`, unchanged, with the host's C++ compiler and
+//! `-fsanitize=thread`, but links functions of our own in place of the sanitizer: every load and
+//! store of a kernel calls us with its address. Threads are fibers. A launch either runs to its end
+//! or stops at the first [`Fault`], which names a line of the source:
 //!
 //! - memory outside every live buffer, or misaligned for the access;
 //! - bytes read, by a kernel or by the host, that nobody has written;
-//! - races: two accesses to one address, at least one a store, that no barrier, `__syncwarp`, grid synchronisation or
-//!   fenced atomic orders. (Shuffles and votes order nothing: NVIDIA promises no more.)
-//! - barriers that not all threads reach, warp operations whose lanes do not agree, launches beyond the device;
+//! - races: two accesses to one address, at least one a store, that no barrier, `__syncwarp`, grid
+//!   synchronisation or fenced atomic orders. (Shuffles and votes order nothing: NVIDIA promises no
+//!   more.)
+//! - barriers that not all threads reach, warp operations whose lanes do not agree, launches beyond
+//!   the device;
 //! - results that depend on the order of the threads ([`same_for_every_schedule`]).
 //!
-//! A [`Report`] counts what was moved: bytes by buffer and, when traced, 32-byte sectors and bank conflicts.
+//! A kernel source is the same for both compilers if it keeps to `kernels/device.cuh`: a head by
+//! `KERNEL`, which takes one parameter struct; shared memory by `device::shared_memory()`, never
+//! `__shared__` or `static`; 16 bytes at once by `Packet`; whole warps; no inline PTX, no
+//! `__constant__`, no CUB.
+//!
+//! A [`Report`] counts what was moved: bytes by buffer and, when traced, 32-byte sectors and bank
+//! conflicts.
 //!
 //! ```
 //! use candle_trie_emulator::{Emulator, Launch, Memory, skipped};
@@ -56,7 +65,33 @@ pub use shadow::Access;
 pub use site::Site;
 pub use traffic::Traffic;
 
-/// Why kernels are not emulated on this machine: a test that needs them says so, and is no proof of anything.
+/// Makes tests of functions that run kernels: where kernels are not emulated, the tests are
+/// reported as ignored.
+#[cfg(emulated)]
+#[macro_export]
+macro_rules! emulated_tests {
+    ($($name:ident),* $(,)?) => { $crate::emulated_tests_with! { [] $($name),* } };
+}
+
+/// Makes tests of functions that run kernels: as kernels are not emulated here, the tests are
+/// reported as ignored.
+#[cfg(not(emulated))]
+#[macro_export]
+macro_rules! emulated_tests {
+    ($($name:ident),* $(,)?) => {
+        $crate::emulated_tests_with! { [#[ignore = "kernels are not emulated here: see the warnings of the build"]] $($name),* }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! emulated_tests_with {
+    ([] $($name:ident),*) => { mod emulated_tests { $(#[test] fn $name() { super::$name() })* } };
+    ([#$ignore:tt] $($name:ident),*) => { mod emulated_tests { $(#[test] #$ignore fn $name() { super::$name() })* } };
+}
+
+/// Why kernels are not emulated on this machine: a test that needs them says so, and is no proof of
+/// anything.
 pub fn skipped() -> Option<&'static str> {
     option_env!("EMULATOR_SKIPPED")
 }

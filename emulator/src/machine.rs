@@ -109,8 +109,9 @@ impl<'a> Machine<'a> {
             let (block, thread) = self.current;
             let machine = std::ptr::from_mut(self).cast::<Machine<'static>>();
             let outer = RUNNING.replace(machine);
-            // SAFETY: the machine stays where it is while the fiber runs, which reaches it through `RUNNING` alone, and
-            // this borrow is not used meanwhile. The fiber belongs to a thread that has begun and not returned.
+            // SAFETY: the machine stays where it is while the fiber runs, which reaches it through
+            // `RUNNING` alone, and this borrow is not used meanwhile. The fiber belongs to a thread
+            // that has begun and not returned.
             unsafe {
                 Fiber::switch(
                     &raw mut (*machine).scheduler,
@@ -305,8 +306,8 @@ impl<'a> Machine<'a> {
 ///
 /// A fault ends the launch: the thread that caused it is left where it is and never goes on.
 pub(crate) fn with_machine<R>(act: impl FnOnce(&mut Machine<'static>) -> Result<R, Fault>) -> R {
-    // SAFETY: kernels run only inside `run_wave`, which has put its machine here; fibers take turns, and none keeps a
-    // borrow while another runs.
+    // SAFETY: kernels run only inside `run_wave`, which has put its machine here; fibers take
+    // turns, and none keeps a borrow while another runs.
     let machine = unsafe { RUNNING.get().as_mut() };
     let Some(machine) = machine else { abort() };
     match act(machine) {
@@ -322,7 +323,8 @@ pub(crate) fn with_machine<R>(act: impl FnOnce(&mut Machine<'static>) -> Result<
 /// Lets the others run, until the scheduler comes back to this thread.
 pub(crate) fn suspend() {
     let machine = RUNNING.get();
-    // SAFETY: as in `with_machine`; the running fiber is the current thread's, and the scheduler waits in `run_wave`.
+    // SAFETY: as in `with_machine`; the running fiber is the current thread's, and the scheduler
+    // waits in `run_wave`.
     unsafe {
         let (block, thread) = (*machine).current;
         let fiber = &raw mut (&mut (*machine).blocks)[block].threads[thread].fiber;
@@ -338,7 +340,8 @@ extern "C" fn thread_main() -> ! {
             machine.params.as_ptr().cast::<c_void>(),
         ))
     });
-    // SAFETY: the parameters are a copy, aligned, of as many bytes as the kernel's parameter struct has (checked at launch).
+    // SAFETY: the parameters are a copy, aligned, of as many bytes as the kernel's parameter struct
+    // has (checked at launch).
     unsafe { enter(params) };
     with_machine(|machine| {
         machine.thread_mut().state = State::Returned;

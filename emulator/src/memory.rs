@@ -35,8 +35,8 @@ impl<T> Buffer<T> {
         self.address as u64
     }
 
-    /// The pointer that a kernel would get if this buffer were the part that starts at element `first` of a much larger
-    /// one: for offsets that no test has the memory for.
+    /// The pointer that a kernel would get if this buffer were the part that starts at element
+    /// `first` of a much larger one: for offsets that no test has the memory for.
     pub fn address_as_window(&self, first: u64) -> u64 {
         self.address()
             .wrapping_sub(first.wrapping_mul(size_of::<T>() as u64))
@@ -88,7 +88,8 @@ impl Region {
     }
 
     fn content(&mut self) -> &mut [u8] {
-        // SAFETY: inside the allocation, which this borrow keeps; kernels write to it only while a launch holds `Memory`.
+        // SAFETY: inside the allocation, which this borrow keeps; kernels write to it only while a
+        // launch holds `Memory`.
         unsafe { std::slice::from_raw_parts_mut(self.allocation.add(RED_ZONE), self.bytes) }
     }
 }

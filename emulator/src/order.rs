@@ -1,9 +1,10 @@
 //! What happens before what: clocks of threads, and what each thread knows of the others.
 //!
-//! A thread's clock counts the barriers it has passed (high half) and, since the last of them, its warp
-//! synchronisations (low half). Barriers are the same for all threads of a block, so what a thread knows of other warps
-//! is one number; of its own warp, a number for each lane; of other blocks, what the last grid synchronisation brought.
-//! Only atomics with fences teach anything else, and that is kept in a table beside.
+//! A thread's clock counts the barriers it has passed (high half) and, since the last of them, its
+//! warp synchronisations (low half). Barriers are the same for all threads of a block, so what a
+//! thread knows of other warps is one number; of its own warp, a number for each lane; of other
+//! blocks, what the last grid synchronisation brought. Only atomics with fences teach anything
+//! else, and that is kept in a table beside.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -147,7 +148,8 @@ impl Observer<'_> {
         known.is_some_and(|&known| mark.clock() < known)
     }
 
-    /// `__threadfence`: takes in what atomics have read, and makes ready what the next ones pass on.
+    /// `__threadfence`: takes in what atomics have read, and makes ready what the next ones pass
+    /// on.
     pub(crate) fn fence(&self) -> Order {
         let mut order = self.order.clone();
         if let Some(read) = order.unfenced.take() {
@@ -212,7 +214,8 @@ impl Order {
         }
     }
 
-    /// A synchronisation of the grid: from here on all clocks are equal, and everything before is known.
+    /// A synchronisation of the grid: from here on all clocks are equal, and everything before is
+    /// known.
     pub(crate) fn join_grid<'a>(threads: impl Iterator<Item = &'a mut Order>) {
         let mut threads: Vec<_> = threads.collect();
         let barriers = threads

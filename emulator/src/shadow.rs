@@ -16,9 +16,10 @@ pub enum Access {
     Atomic,
 }
 
-/// Two readers are enough. Of readers that do not know of each other, the two that are kept are as far apart as they
-/// come (in different blocks, else in different warps), and a writer that does not know of some reader does not know of
-/// one of these; but for orders made by atomics or by parts of a warp, where a race may go unseen, never one invented.
+/// Two readers are enough. Of readers that do not know of each other, the two that are kept are as
+/// far apart as they come (in different blocks, else in different warps), and a writer that does
+/// not know of some reader does not know of one of these; but for orders made by atomics or by
+/// parts of a warp, where a race may go unseen, never one invented.
 #[derive(Clone, Copy)]
 struct Cell {
     written: Mark,
@@ -41,7 +42,8 @@ pub(crate) enum Objection {
     Race(Mark),
 }
 
-/// The shadow of a buffer. Its cells are as coarse as the accesses so far allow, and are split when a finer one comes.
+/// The shadow of a buffer. Its cells are as coarse as the accesses so far allow, and are split when
+/// a finer one comes.
 pub(crate) struct Shadow {
     bytes: usize,
     cell_bytes: usize,
@@ -159,7 +161,8 @@ impl Cell {
         Ok(())
     }
 
-    /// A reader that the new one knows of is no longer needed: whoever knows of the new one knows of it too.
+    /// A reader that the new one knows of is no longer needed: whoever knows of the new one knows
+    /// of it too.
     #[inline]
     fn add_reader(&mut self, mark: Mark, me: &Observer<'_>) {
         let [first, second] = self.read;

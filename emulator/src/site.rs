@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// A place in a kernel's code: small enough to be kept with every byte of memory, and resolved to a line when read.
+/// A place in a kernel's code: small enough to be kept with every byte of memory, and resolved to a
+/// line when read.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site(u32);
 
@@ -20,7 +21,8 @@ impl Site {
         Self((address - 1).wrapping_sub(anchor()) as u32)
     }
 
-    /// `file:line` in a kernel source, innermost first: a line of a header is followed by the lines it is inlined at.
+    /// `file:line` in a kernel source, innermost first: a line of a header is followed by the lines
+    /// it is inlined at.
     pub fn lines(self) -> Vec<String> {
         let mut lines = Vec::new();
         let address = anchor().wrapping_add(self.0 as i32 as usize);

@@ -20,7 +20,8 @@ pub struct Traffic {
     pub loaded: u64,
     /// Bytes stored.
     pub stored: u64,
-    /// 32-byte sectors that the loads of warps touch. Counted, like what follows, in a traced launch only.
+    /// 32-byte sectors that the loads of warps touch. Counted, like what follows, in a traced
+    /// launch only.
     pub load_sectors: u64,
     /// The least that those loads could touch: their distinct bytes, packed.
     pub least_load_sectors: u64,
@@ -28,7 +29,8 @@ pub struct Traffic {
     pub store_sectors: u64,
     /// The same of stores.
     pub least_store_sectors: u64,
-    /// Shared memory: how many times an access of a warp waits because two lanes want different words of one bank.
+    /// Shared memory: how many times an access of a warp waits because two lanes want different
+    /// words of one bank.
     pub bank_conflicts: u64,
 }
 
@@ -68,8 +70,9 @@ pub(crate) struct Event {
     pub(crate) address: u64,
 }
 
-/// The accesses of a warp's lanes, put together again as the hardware would have made them: the n-th time that each
-/// lane is at an instruction is one access of the warp. (Lanes that skip turns of a loop are so joined a turn early.)
+/// The accesses of a warp's lanes, put together again as the hardware would have made them: the
+/// n-th time that each lane is at an instruction is one access of the warp. (Lanes that skip turns
+/// of a loop are so joined a turn early.)
 pub(crate) fn of_warp(lanes: &[Vec<Event>], mut add: impl FnMut(Place, Traffic)) {
     debug_assert!(lanes.len() <= WARP);
     let mut events = Vec::new();

@@ -3,31 +3,19 @@
 mod planted;
 
 use candle_trie_emulator::Fault;
-use planted::{Planted, assert_sound, faults, is_skipped, marked};
+use planted::{Planted, assert_sound, faults, marked};
 
-#[test]
 fn barriers_that_all_reach_are_sound() {
-    if is_skipped() {
-        return;
-    }
     let mut planted = assert_sound("barrier_sound", || Planted::new(1, 64)).unwrap();
     assert_eq!(planted.output().unwrap(), [32.0 * 100.0 + 10.0 + 1.0; 64]);
 }
 
-#[test]
 fn warp_operations_are_cudas() {
-    if is_skipped() {
-        return;
-    }
     let mut planted = assert_sound("warp_sound", || Planted::new(1, 96)).unwrap();
     assert_eq!(planted.output().unwrap(), [1.0; 96]);
 }
 
-#[test]
 fn a_barrier_that_not_all_reach_is_caught() {
-    if is_skipped() {
-        return;
-    }
     for (kernel, mark, what) in [
         (
             "barrier_early_return",
@@ -51,11 +39,7 @@ fn a_barrier_that_not_all_reach_is_caught() {
     }
 }
 
-#[test]
 fn a_grid_barrier_that_a_block_skips_is_caught() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("barrier_grid_early_return", || {
         Planted::new(3, 32).cooperative()
     }) {
@@ -68,11 +52,7 @@ fn a_grid_barrier_that_a_block_skips_is_caught() {
     }
 }
 
-#[test]
 fn lanes_that_do_not_agree_are_caught() {
-    if is_skipped() {
-        return;
-    }
     for (kernel, mark) in [
         ("warp_not_in_mask", "mask"),
         ("warp_masks_differ", "masks"),
@@ -88,11 +68,7 @@ fn lanes_that_do_not_agree_are_caught() {
     }
 }
 
-#[test]
 fn a_lane_that_never_comes_is_caught() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("warp_lane_returned", || Planted::new(1, 32)) {
         assert_fault!(fault, Fault::Warp { .. });
         assert_eq!(fault.line().unwrap(), marked("barriers.cu", "returned"));
@@ -106,11 +82,7 @@ fn a_lane_that_never_comes_is_caught() {
     }
 }
 
-#[test]
 fn a_partial_warp_cannot_use_the_whole_mask() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("warp_sound", || Planted::new(1, 40)) {
         assert_fault!(fault, Fault::Warp { .. });
         assert!(
@@ -120,12 +92,19 @@ fn a_partial_warp_cannot_use_the_whole_mask() {
     }
 }
 
-#[test]
 fn a_wait_without_end_is_caught() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("endless_wait", || Planted::new(1, 32)) {
         assert_fault!(fault, Fault::Endless { .. });
     }
+}
+
+candle_trie_emulator::emulated_tests! {
+    barriers_that_all_reach_are_sound,
+    warp_operations_are_cudas,
+    a_barrier_that_not_all_reach_is_caught,
+    a_grid_barrier_that_a_block_skips_is_caught,
+    lanes_that_do_not_agree_are_caught,
+    a_lane_that_never_comes_is_caught,
+    a_partial_warp_cannot_use_the_whole_mask,
+    a_wait_without_end_is_caught,
 }

@@ -3,13 +3,9 @@
 mod planted;
 
 use candle_trie_emulator::{Access, Fault};
-use planted::{Planted, assert_sound, faults, is_skipped, marked};
+use planted::{Planted, assert_sound, faults, marked};
 
-#[test]
 fn a_kernel_that_stays_inside_is_sound() {
-    if is_skipped() {
-        return;
-    }
     let mut planted = assert_sound("memory_sound", || Planted {
         count: 64,
         ..Planted::new(1, 64)
@@ -18,11 +14,7 @@ fn a_kernel_that_stays_inside_is_sound() {
     assert_eq!(planted.output().unwrap()[63], 63.0);
 }
 
-#[test]
 fn a_load_past_the_end_is_caught() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("memory_load_past_end", || Planted {
         blocks: 2,
         ..Planted::new(1, 64)
@@ -45,11 +37,7 @@ fn a_load_past_the_end_is_caught() {
     }
 }
 
-#[test]
 fn a_store_before_the_start_is_caught() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("memory_store_before_start", || Planted::new(1, 32)) {
         assert_fault!(
             fault,
@@ -68,11 +56,7 @@ fn a_store_before_the_start_is_caught() {
     }
 }
 
-#[test]
 fn shared_memory_has_an_end() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("memory_shared_past_end", || Planted::new(1, 32)) {
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "shared"));
         assert!(
@@ -84,11 +68,7 @@ fn shared_memory_has_an_end() {
     }
 }
 
-#[test]
 fn a_thread_has_no_part_in_the_stack_of_another() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("memory_stack_of_another", || Planted::new(1, 32)) {
         assert_fault!(
             fault,
@@ -101,11 +81,7 @@ fn a_thread_has_no_part_in_the_stack_of_another() {
     }
 }
 
-#[test]
 fn a_window_of_a_larger_buffer_is_as_strict() {
-    if is_skipped() {
-        return;
-    }
     // As if the 32 numbers were the part of a buffer that begins at element 2³³ of `output`.
     let first = 1u64 << 33;
     let windowed = |at| {
@@ -131,11 +107,7 @@ fn a_window_of_a_larger_buffer_is_as_strict() {
     }
 }
 
-#[test]
 fn aligned_accesses_are_sound() {
-    if is_skipped() {
-        return;
-    }
     let planted = || Planted {
         threads: 16,
         ..Planted::new(1, 64)
@@ -149,11 +121,7 @@ fn aligned_accesses_are_sound() {
     );
 }
 
-#[test]
 fn misaligned_accesses_are_caught() {
-    if is_skipped() {
-        return;
-    }
     for fault in faults("alignment_of_packet", || Planted {
         threads: 8,
         ..Planted::new(1, 64)
@@ -170,20 +138,12 @@ fn misaligned_accesses_are_caught() {
     }
 }
 
-#[test]
 fn what_is_written_may_be_read() {
-    if is_skipped() {
-        return;
-    }
     let mut planted = assert_sound("initialisation_sound", || Planted::new(1, 32)).unwrap();
     assert_eq!(planted.output().unwrap()[31], 0.0);
 }
 
-#[test]
 fn reading_what_nobody_has_written_is_caught() {
-    if is_skipped() {
-        return;
-    }
     for (kernel, blocks, mark) in [
         ("initialisation_of_global", 1, "global"),
         ("initialisation_of_shared", 1, "shared"),
@@ -196,11 +156,7 @@ fn reading_what_nobody_has_written_is_caught() {
     }
 }
 
-#[test]
 fn an_output_with_a_gap_is_caught() {
-    if is_skipped() {
-        return;
-    }
     let mut planted = assert_sound("initialisation_of_output", || Planted::new(1, 32)).unwrap();
     assert_fault!(
         planted.output().unwrap_err(),
@@ -208,11 +164,7 @@ fn an_output_with_a_gap_is_caught() {
     );
 }
 
-#[test]
 fn a_launch_beyond_the_device_is_refused() {
-    if is_skipped() {
-        return;
-    }
     let refusals = [
         ("no_such_kernel", Planted::new(1, 32)),
         (
@@ -251,4 +203,19 @@ fn a_launch_beyond_the_device_is_refused() {
         println!("{fault}");
         assert_fault!(fault, Fault::Launch(_));
     }
+}
+
+candle_trie_emulator::emulated_tests! {
+    a_kernel_that_stays_inside_is_sound,
+    a_load_past_the_end_is_caught,
+    a_store_before_the_start_is_caught,
+    shared_memory_has_an_end,
+    a_thread_has_no_part_in_the_stack_of_another,
+    a_window_of_a_larger_buffer_is_as_strict,
+    aligned_accesses_are_sound,
+    misaligned_accesses_are_caught,
+    what_is_written_may_be_read,
+    reading_what_nobody_has_written_is_caught,
+    an_output_with_a_gap_is_caught,
+    a_launch_beyond_the_device_is_refused,
 }

@@ -1,11 +1,11 @@
-//! The shims' conversions against the crate `half`, for every half and for floats on and beside every border.
+//! The shims' conversions against the crate `half`, for every half and for floats on and beside
+//! every border.
 
 mod planted;
 
 use bytemuck::{Pod, Zeroable};
 use candle_trie_emulator::{Emulator, Launch, Memory};
 use half::{bf16, f16};
-use planted::is_skipped;
 
 /// Mirrors `NumbersParams`.
 #[repr(C)]
@@ -42,11 +42,7 @@ fn floats() -> Vec<f32> {
         .collect()
 }
 
-#[test]
 fn conversions_are_those_of_half() {
-    if is_skipped() {
-        return;
-    }
     let wide = floats();
     let narrow: Vec<u16> = (0..wide.len()).map(|index| index as u16).collect();
     let mut memory = Memory::new();
@@ -106,4 +102,8 @@ fn conversions_are_those_of_half() {
             "bfloat16 {bits:#06x}: {brain:e}"
         );
     }
+}
+
+candle_trie_emulator::emulated_tests! {
+    conversions_are_those_of_half,
 }

@@ -3,7 +3,7 @@
 mod planted;
 
 use candle_trie_emulator::Fault;
-use planted::{Planted, assert_sound, faults, is_skipped};
+use planted::{Planted, assert_sound, faults};
 
 fn assert_races(kernel: &str, buffer: &str, make: impl Fn() -> Planted) {
     for fault in faults(kernel, make) {
@@ -27,11 +27,7 @@ fn assert_races(kernel: &str, buffer: &str, make: impl Fn() -> Planted) {
     }
 }
 
-#[test]
 fn ordered_accesses_are_sound() {
-    if is_skipped() {
-        return;
-    }
     assert_sound("race_sound_barrier", || Planted::new(3, 96));
     assert_sound("race_sound_halves", || Planted::new(1, 64));
     assert_sound("race_sound_warp", || Planted::new(1, 32));
@@ -44,11 +40,7 @@ fn ordered_accesses_are_sound() {
     assert_sound("race_sound_atomics", || Planted::new(4, 64));
 }
 
-#[test]
 fn races_in_shared_memory_are_caught() {
-    if is_skipped() {
-        return;
-    }
     assert_races("race_load_after_store", "shared memory", || {
         Planted::new(1, 64)
     });
@@ -57,11 +49,7 @@ fn races_in_shared_memory_are_caught() {
     });
 }
 
-#[test]
 fn races_in_global_memory_are_caught() {
-    if is_skipped() {
-        return;
-    }
     assert_races("race_two_stores", "output", || Planted::new(1, 32));
     assert_races("race_between_blocks", "output", || {
         Planted::new(2, 32).with_output()
@@ -72,11 +60,7 @@ fn races_in_global_memory_are_caught() {
     assert_races("race_reader_writes", "input", || Planted::new(4, 64));
 }
 
-#[test]
 fn a_warp_is_not_in_lockstep() {
-    if is_skipped() {
-        return;
-    }
     assert_races("race_warp_in_lockstep", "shared memory", || {
         Planted::new(1, 32)
     });
@@ -86,22 +70,14 @@ fn a_warp_is_not_in_lockstep() {
     assert_races("race_half_a_warp", "shared memory", || Planted::new(1, 32));
 }
 
-#[test]
 fn an_atomic_without_fences_orders_nothing() {
-    if is_skipped() {
-        return;
-    }
     assert_races("race_last_block_without_fence", "output", || {
         Planted::new(5, 64)
     });
     assert_races("race_atomic_and_load", "counter", || Planted::new(1, 64));
 }
 
-#[test]
 fn what_a_launch_did_is_known_to_the_next() {
-    if is_skipped() {
-        return;
-    }
     let mut planted = Planted::new(1, 64);
     for kernel in [
         "race_sound_barrier",
@@ -110,4 +86,13 @@ fn what_a_launch_did_is_known_to_the_next() {
     ] {
         planted.run(kernel).unwrap();
     }
+}
+
+candle_trie_emulator::emulated_tests! {
+    ordered_accesses_are_sound,
+    races_in_shared_memory_are_caught,
+    races_in_global_memory_are_caught,
+    a_warp_is_not_in_lockstep,
+    an_atomic_without_fences_orders_nothing,
+    what_a_launch_did_is_known_to_the_next,
 }

@@ -3,7 +3,7 @@
 mod planted;
 
 use candle_trie_emulator::{Emulator, Fault, same_for_every_schedule};
-use planted::{Planted, is_skipped};
+use planted::Planted;
 
 fn results(
     kernel: &str,
@@ -23,11 +23,7 @@ fn results(
     })
 }
 
-#[test]
 fn results_without_order_are_the_same() {
-    if is_skipped() {
-        return;
-    }
     let counters = results("schedule_sound", |planted| {
         Ok(planted
             .memory
@@ -39,11 +35,7 @@ fn results_without_order_are_the_same() {
     assert_eq!(counters.unwrap(), [2016.0, 63.0]);
 }
 
-#[test]
 fn results_that_depend_on_the_order_are_caught() {
-    if is_skipped() {
-        return;
-    }
     for kernel in ["schedule_float_sum", "schedule_first_come"] {
         let fault = results(kernel, Planted::output).unwrap_err();
         println!("{kernel}: {fault}");
@@ -51,11 +43,7 @@ fn results_that_depend_on_the_order_are_caught() {
     }
 }
 
-#[test]
 fn a_seed_gives_the_same_order_again() {
-    if is_skipped() {
-        return;
-    }
     let run = |seed| {
         let mut planted = Planted {
             emulator: Emulator::with_seed(seed),
@@ -66,4 +54,10 @@ fn a_seed_gives_the_same_order_again() {
     };
     assert_eq!(run(3), run(3));
     assert_ne!(run(3), run(4));
+}
+
+candle_trie_emulator::emulated_tests! {
+    results_without_order_are_the_same,
+    results_that_depend_on_the_order_are_caught,
+    a_seed_gives_the_same_order_again,
 }

@@ -5,13 +5,8 @@ mod planted;
 use std::time::{Duration, Instant};
 
 use candle_trie_emulator::{Emulator, Launch, Memory};
-use planted::is_skipped;
 
-#[test]
 fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
-    if is_skipped() {
-        return;
-    }
     const BLOCKS: u32 = 2000;
     const CHUNK: usize = 256 * 16;
     let mut memory = Memory::new();
@@ -50,4 +45,8 @@ fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
         rate / 1e6
     );
     assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+}
+
+candle_trie_emulator::emulated_tests! {
+    two_thousand_blocks_of_a_reduction_finish_in_seconds,
 }

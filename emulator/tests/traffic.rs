@@ -3,7 +3,7 @@
 mod planted;
 
 use candle_trie_emulator::Report;
-use planted::{Planted, is_skipped};
+use planted::Planted;
 
 fn traced(kernel: &str, count: u64, threads: u32) -> Report {
     let mut planted = Planted {
@@ -16,11 +16,7 @@ fn traced(kernel: &str, count: u64, threads: u32) -> Report {
     planted.run(kernel).unwrap()
 }
 
-#[test]
 fn neighbours_share_sectors() {
-    if is_skipped() {
-        return;
-    }
     let report = traced("traffic_stride", 1, 64);
     let (input, output) = (report.traffic("input"), report.traffic("output"));
     assert_eq!(
@@ -45,11 +41,7 @@ fn neighbours_share_sectors() {
     );
 }
 
-#[test]
 fn strides_waste_sectors() {
-    if is_skipped() {
-        return;
-    }
     for (stride, sectors) in [(2, 16), (4, 32), (8, 64), (16, 64)] {
         let input = traced("traffic_stride", stride, 64).traffic("input");
         assert_eq!(
@@ -60,11 +52,7 @@ fn strides_waste_sectors() {
     }
 }
 
-#[test]
 fn a_packet_is_one_access() {
-    if is_skipped() {
-        return;
-    }
     let report = traced("traffic_packets", 0, 64);
     assert_eq!(report.steps, 2 * 64);
     let (input, output) = (report.traffic("input"), report.traffic("output"));
@@ -82,11 +70,7 @@ fn a_packet_is_one_access() {
     );
 }
 
-#[test]
 fn bank_conflicts_follow_the_stride() {
-    if is_skipped() {
-        return;
-    }
     for (stride, conflicts) in [(1, 0), (2, 1), (4, 3), (8, 7), (32, 31), (33, 0)] {
         let report = traced("traffic_banks", stride, 32);
         assert_eq!(report.shared.bank_conflicts, conflicts, "stride {stride}");
@@ -96,11 +80,7 @@ fn bank_conflicts_follow_the_stride() {
     assert_eq!(traced("traffic_banks", 32, 64).shared.bank_conflicts, 62);
 }
 
-#[test]
 fn packets_are_served_by_quarters_of_a_warp() {
-    if is_skipped() {
-        return;
-    }
     for (stride, conflicts) in [(4, 0), (8, 4), (32, 4 * 7)] {
         assert_eq!(
             traced("traffic_shared_packets", stride, 32)
@@ -110,4 +90,12 @@ fn packets_are_served_by_quarters_of_a_warp() {
             "stride {stride}"
         );
     }
+}
+
+candle_trie_emulator::emulated_tests! {
+    neighbours_share_sectors,
+    strides_waste_sectors,
+    a_packet_is_one_access,
+    bank_conflicts_follow_the_stride,
+    packets_are_served_by_quarters_of_a_warp,
 }

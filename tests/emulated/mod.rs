@@ -3,7 +3,7 @@
 
 use bytemuck::Pod;
 use candle_trie::launch::{DeviceLimits, Launch};
-use candle_trie_emulator::{Emulator, Fault, Memory, Report, skipped};
+use candle_trie_emulator::{Emulator, Fault, Memory, Report};
 
 /// The smallest device that the kernels are for, with few multiprocessors, as each thread of a
 /// resident block is a stack.
@@ -30,14 +30,6 @@ pub fn run<P: Pod>(
         params: bytemuck::bytes_of(&launch.params),
     };
     emulator.run(&launch, memory)
-}
-
-/// Says that a test proves nothing here.
-pub fn is_skipped() -> bool {
-    if let Some(reason) = skipped() {
-        println!("skipped: {reason}");
-    }
-    skipped().is_some()
 }
 
 /// Numbers that look random and are the same every time, in (−1, 1).

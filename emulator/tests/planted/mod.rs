@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bytemuck::{Pod, Zeroable};
-use candle_trie_emulator::{Buffer, Emulator, Fault, Launch, Memory, Report, skipped};
+use candle_trie_emulator::{Buffer, Emulator, Fault, Launch, Memory, Report};
 
 /// Mirrors `PlantedParams`.
 #[repr(C)]
@@ -16,7 +16,8 @@ struct Params {
     count: u64,
 }
 
-/// A launch of a planted kernel: `threads` numbers 0, 1, 2, … in, room for as many out for every block.
+/// A launch of a planted kernel: `threads` numbers 0, 1, 2, … in, room for as many out for every
+/// block.
 pub struct Planted {
     pub emulator: Emulator,
     pub blocks: u32,
@@ -92,14 +93,6 @@ impl Planted {
     pub fn output(&mut self) -> Result<Vec<f32>, Fault> {
         self.memory.download(self.output)
     }
-}
-
-/// Says that a test proves nothing here.
-pub fn is_skipped() -> bool {
-    if let Some(reason) = skipped() {
-        println!("skipped: {reason}");
-    }
-    skipped().is_some()
 }
 
 /// Runs `kernel` under several schedules, each on fresh memory: none may object.

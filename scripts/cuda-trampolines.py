@@ -28,6 +28,7 @@ FUNCTION = re.compile(r'extern "C" \{\s*fn (\w+)\(.*?\)(?: -> ([^;]+))?;', re.DO
 # One trampoline: jump through the slot, which at first leads to code that fills it. r10 and r11 carry no argument.
 TRAMPOLINE = """
     .globl {name}
+    .hidden {name}
     .type {name}, @function
 {name}:
     jmp *slots+{offset}(%rip)

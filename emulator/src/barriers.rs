@@ -1,9 +1,9 @@
-//! Barriers and warp operations: who has arrived, who goes on, and who never will.
+//! Barriers of blocks and of the grid: who has arrived, who goes on, and who never will.
 
-use crate::block::{Block, BlockArrival, State, Warp, WarpArrival, WarpOperation};
+use crate::block::{Block, BlockArrival, State};
 use crate::fault::Fault;
 use crate::machine::Machine;
-use crate::order::{Order, WARP};
+use crate::order::Order;
 use crate::site::Site;
 
 impl Machine<'_> {
@@ -19,7 +19,7 @@ impl Machine<'_> {
         }
     }
 
-    fn go_on(&mut self, block: usize, thread: usize, result: u64) {
+    pub(crate) fn go_on(&mut self, block: usize, thread: usize, result: u64) {
         let one = &mut self.blocks[block].threads[thread];
         one.state = State::Runnable;
         one.result = result;
@@ -102,216 +102,33 @@ impl Machine<'_> {
         Ok(())
     }
 
-    fn arrive_at_warp(&mut self, arrival: WarpArrival) -> Result<(), Fault> {
-        let (place, thread) = self.current;
-        let (mask, mine) = (arrival.mask, 1 << (thread % WARP));
-        let block = &self.blocks[place];
-        let warp = block.warps[thread / WARP];
-        if mask & mine == 0 {
-            return self.warp_fault(
-                arrival,
-                format!(
-                    "its own lane {} is not in the mask {mask:#010x}",
-                    thread % WARP
-                ),
-            );
-        }
-        let together = warp.waiting & mask;
-        if together != 0 {
-            let other = thread / WARP * WARP + together.trailing_zeros() as usize;
-            if let State::AtWarp(theirs) = block.threads[other].state
-                && (theirs.mask, theirs.operation) != (mask, arrival.operation)
-            {
-                return self.disagreement(arrival, other, theirs);
-            }
-        } else {
-            self.begin_warp_operation(arrival, warp)?;
-        }
-        let warp = &mut self.blocks[place].warps[thread / WARP];
-        warp.waiting |= mine;
-        warp.expected |= mask;
-        if warp.waiting & mask == mask {
-            warp.waiting &= !mask;
-            warp.expected &= !mask;
-            self.release_warp(arrival.operation, mask)?;
-        }
-        Ok(())
-    }
-
-    /// The first lane to arrive: can the others of its mask follow?
-    fn begin_warp_operation(&self, arrival: WarpArrival, warp: Warp) -> Result<(), Fault> {
-        let (place, thread) = self.current;
-        let threads = &self.blocks[place].threads;
-        let mask = arrival.mask;
-        if let Some((lane, _)) =
-            Block::lanes(thread, mask).find(|(_, other)| *other >= threads.len())
-        {
-            return self.warp_fault(
-                arrival,
-                format!("the mask {mask:#010x} names lane {lane}, which the block does not have"),
-            );
-        }
-        if warp.returned & mask != 0 {
-            let lane = (warp.returned & mask).trailing_zeros();
-            return self.warp_fault(
-                arrival,
-                format!("the mask {mask:#010x} names lane {lane}, which has returned"),
-            );
-        }
-        let waiting =
-            Block::lanes(thread, warp.waiting).find_map(|(_, other)| match threads[other].state {
-                State::AtWarp(theirs) if theirs.mask & mask != 0 => Some((other, theirs)),
-                _ => None,
-            });
-        match waiting {
-            Some((other, theirs)) => self.disagreement(arrival, other, theirs),
-            None => Ok(()),
-        }
-    }
-
-    fn disagreement(
-        &self,
-        arrival: WarpArrival,
-        other: usize,
-        theirs: WarpArrival,
-    ) -> Result<(), Fault> {
-        let WarpArrival {
-            operation, mask, ..
-        } = arrival;
-        let theirs = format!(
-            "{:?} with mask {:#010x} at {}",
-            theirs.operation, theirs.mask, theirs.site
-        );
-        self.warp_fault(
-            arrival,
-            format!(
-                "{operation:?} with mask {mask:#010x}, but lane {} is in {theirs}",
-                other % WARP
-            ),
-        )
-    }
-
-    fn warp_fault(&self, arrival: WarpArrival, reason: String) -> Result<(), Fault> {
-        Err(Fault::Warp {
-            reason,
-            thread: self.who(),
-            site: arrival.site,
-        })
-    }
-
-    fn leave_warp(&mut self) -> Result<(), Fault> {
-        let (place, thread) = self.current;
-        let mine = 1 << (thread % WARP);
-        let warp = &mut self.blocks[place].warps[thread / WARP];
-        warp.returned |= mine;
-        if warp.expected & mine == 0 {
-            return Ok(());
-        }
-        let waiting = warp.waiting;
-        let threads = &self.blocks[place].threads;
-        let waiting =
-            Block::lanes(thread, waiting).find_map(|(_, other)| match threads[other].state {
-                State::AtWarp(arrival) if arrival.mask & mine != 0 => Some((other, arrival)),
-                _ => None,
-            });
-        let Some((other, arrival)) = waiting else {
-            return Ok(());
-        };
-        let reason = format!(
-            "the mask {:#010x} names lane {}, which has returned",
-            arrival.mask,
-            thread % WARP
-        );
-        Err(Fault::Warp {
-            reason,
-            thread: self.thread_at((place, other)),
-            site: arrival.site,
-        })
-    }
-
-    fn release_warp(&mut self, operation: WarpOperation, mask: u32) -> Result<(), Fault> {
-        let (place, thread) = self.current;
-        let first = thread / WARP * WARP;
-        let warp = &mut self.blocks[place].threads[first..];
-        if operation == WarpOperation::Barrier {
-            let orders = warp
-                .iter_mut()
-                .take(WARP)
-                .map(|thread| &mut thread.order)
-                .enumerate();
-            Order::join_lanes(orders.filter(|(lane, _)| mask >> lane & 1 == 1));
-        }
-        let mut values = [0; WARP];
-        for (lane, thread) in warp.iter().take(WARP).enumerate() {
-            if let State::AtWarp(arrival) = thread.state {
-                values[lane] = arrival.value;
-            }
-        }
-        let ballot = Block::lanes(thread, mask).fold(0, |bits, (lane, _)| {
-            bits | u64::from(values[lane] != 0) << lane
-        });
-        for (_, other) in Block::lanes(thread, mask) {
-            let State::AtWarp(arrival) = self.blocks[place].threads[other].state else {
-                continue;
-            };
-            let source = arrival.source as usize;
-            if operation == WarpOperation::Shuffle && (source >= WARP || mask >> source & 1 == 0) {
-                let reason = format!(
-                    "asks for the value of lane {source}, which is not in the mask {mask:#010x}"
-                );
-                return Err(Fault::Warp {
-                    reason,
-                    thread: self.thread_at((place, other)),
-                    site: arrival.site,
-                });
-            }
-            let result = match operation {
-                WarpOperation::Barrier => 0,
-                WarpOperation::Ballot => ballot,
-                WarpOperation::Shuffle => values[source],
-            };
-            self.go_on(place, other, result);
-        }
-        Ok(())
-    }
-
     /// Nothing can run any more: a fault, unless that is because all is done.
     pub(crate) fn all_returned(&self) -> Result<(), Fault> {
-        let states = || {
-            self.blocks.iter().enumerate().flat_map(|(block, alive)| {
-                alive
-                    .threads
-                    .iter()
-                    .enumerate()
-                    .map(move |(thread, one)| ((block, thread), one.state))
-            })
+        let of_block = |(place, block): (usize, &Block)| -> Vec<_> {
+            let threads = block.threads.iter().enumerate();
+            threads
+                .map(|(thread, one)| ((place, thread), one.state))
+                .collect()
         };
+        let states: Vec<_> = self.blocks.iter().enumerate().flat_map(of_block).collect();
         // The barrier of a block first: a lane that is missing elsewhere often waits there.
-        let waits_for_block = |state: &State| matches!(state, State::AtBlock(_));
-        let waiting = states()
-            .find(|(_, state)| waits_for_block(state))
-            .or_else(|| states().find(|(_, state)| state.site().is_some()));
-        let Some((place, state)) = waiting else {
+        let at_block = states
+            .iter()
+            .find(|(_, state)| matches!(state, State::AtBlock(_)));
+        let waiting = at_block.or_else(|| states.iter().find(|(_, state)| state.site().is_some()));
+        let Some(&(place, state)) = waiting else {
             return Ok(());
         };
         let site = state.site().unwrap_or(Site::HOST);
-        let missing = states().find(|(other, state)| {
-            (other.0 == place.0
-                || matches!(
-                    self.blocks[place.0].threads[place.1].state,
-                    State::AtGrid(_)
-                ))
-                && state
-                    .site()
-                    .is_none_or(|theirs| theirs != site && theirs.lines() != site.lines())
-        });
-        let reason = match missing {
-            Some((other, State::Returned)) => format!("{} has returned", self.thread_at(other)),
-            Some((other, state)) => format!(
-                "{} waits at {}",
-                self.thread_at(other),
-                state.site().unwrap_or(Site::HOST)
-            ),
+
+        let concerns = |other: usize| other == place.0 || matches!(state, State::AtGrid(_));
+        let elsewhere = |theirs: Site| theirs != site && theirs.lines() != site.lines();
+        let missing = states
+            .iter()
+            .find(|(other, state)| concerns(other.0) && state.site().is_none_or(elsewhere));
+        let reason = match missing.map(|(other, state)| (self.thread_at(*other), state.site())) {
+            Some((other, None)) => format!("{other} has returned"),
+            Some((other, Some(theirs))) => format!("{other} waits at {theirs}"),
             None => "it waits for threads that never come".into(),
         };
         Err(Fault::Barrier {

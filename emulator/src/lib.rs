@@ -57,6 +57,7 @@ mod random;
 mod shadow;
 mod site;
 mod traffic;
+mod warp;
 
 pub use fault::{Fault, Thread};
 pub use launch::{Emulator, Launch, Limits, Report, same_for_every_schedule};

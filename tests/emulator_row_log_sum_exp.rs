@@ -24,9 +24,9 @@ fn token_sets() -> (Vec<u32>, Vec<u32>) {
     (offsets, tokens)
 }
 
-/// Every set at some position, in no order, and more rows than positions.
+/// Every set at some position, in no order; more rows than blocks, which so take several each.
 fn rows(sets: u32) -> Vec<Row> {
-    (0..23)
+    (0..101)
         .map(|row| Row {
             position: row * 5 % POSITIONS as u32,
             set: row * 3 % sets,

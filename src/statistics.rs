@@ -120,6 +120,11 @@ impl Statistics {
         self.deviations / (self.tokens - 1.0).max(0.0)
     }
 
+    /// The sum of squared deviations of all valid logits from their mean.
+    pub fn deviations(&self) -> f64 {
+        self.deviations
+    }
+
     /// μ⁺: the mean of the targets' logits (0 for no row).
     pub fn target_mean(&self) -> f64 {
         self.target_mean

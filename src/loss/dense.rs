@@ -1,30 +1,20 @@
 //! The loss over logits as a candle custom op.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Shape, Tensor};
 
-use super::output::{loss_dtype, scalar, statistics_tensor};
-use super::tensor::{Scalar, check_device, check_positions, matrix, with_element};
+use super::output::loss_dtype;
+use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, storage_of};
+use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
 use super::{LossOutput, TemperatureSource};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::dense::{Gradient, Logits, backward, gather_statistics, softmax_rows};
-use crate::backend::cpu::softmax::RowSoftmax;
 use crate::{Error, Result, Statistics, Temperature};
 
 const LOGITS: &str = "logits";
 const GRADIENT: &str = "gradient";
-
-/// What the forward pass leaves for the caller and for the backward pass.
-#[derive(Debug)]
-struct Forward {
-    softmaxes: Vec<RowSoftmax>,
-    statistics: Statistics,
-    temperature: f64,
-    /// Where a stepping temperature went.
-    stepped: Option<Temperature>,
-}
 
 pub(super) fn forward(
     logits: &Tensor,
@@ -93,44 +83,7 @@ pub(super) fn value_and_gradient_into(
 struct DenseLoss {
     batch: Batch,
     source: TemperatureSource,
-    passed: Passed,
-}
-
-/// What a pass inside candle left behind. The backward pass may read it any number of times.
-#[derive(Default)]
-struct Passed {
-    forward: OnceLock<Forward>,
-    /// candle's error type keeps only the words of ours.
-    refusal: Mutex<Option<Error>>,
-}
-
-impl Passed {
-    fn keep(&self, pass: Result<Forward>) -> candle_core::Result<&Forward> {
-        match pass {
-            Ok(forward) => Ok(self.forward.get_or_init(|| forward)),
-            Err(error) => {
-                let words = candle_core::Error::Msg(error.to_string());
-                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                Err(words)
-            }
-        }
-    }
-
-    /// The result of the op, with our own error where it was ours.
-    fn unwrapped<T>(&self, applied: candle_core::Result<T>) -> Result<T> {
-        applied.map_err(|error| {
-            let refusal = self
-                .refusal
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            refusal.unwrap_or(Error::Candle(error))
-        })
-    }
-
-    fn forward(&self) -> Result<&Forward> {
-        self.forward.get().ok_or_else(not_run)
-    }
+    passed: Passed<Forward>,
 }
 
 /// The op as candle's graph holds it, while [`forward`] reads what it left.
@@ -166,10 +119,7 @@ impl CustomOp1 for SharedLoss {
     ) -> candle_core::Result<Option<Tensor>> {
         let op = &*self.0;
         let forward = op.passed.forward()?;
-        let upstream = upstream
-            .to_dtype(DType::F64)?
-            .flatten_all()?
-            .to_vec1::<f64>()?;
+        let upstream = Upstream::new(upstream)?;
         let gradient: Result<Tensor> = with_element!(logits.dtype(), LOGITS, T => {
             let (storage, layout) = logits.storage_and_layout();
             let mut values = bytemuck::zeroed_vec(logits.elem_count());
@@ -178,7 +128,7 @@ impl CustomOp1 for SharedLoss {
                 &op.batch,
                 &forward.softmaxes,
                 forward.temperature,
-                |row| upstream[if op.batch.reduced { 0 } else { row.position as usize }],
+                |row| upstream.factor(&op.batch, row, forward.temperature),
                 Gradient { values: &mut values, zeroed: true },
             );
             Ok(Tensor::from_vec(values, logits.shape(), logits.device())?)
@@ -191,7 +141,7 @@ impl CustomOp1 for SharedLoss {
 struct GradientInto<'a> {
     batch: &'a Batch,
     source: &'a TemperatureSource,
-    passed: Passed,
+    passed: Passed<Forward>,
 }
 
 impl InplaceOp2 for GradientInto<'_> {
@@ -239,49 +189,11 @@ fn pass<T: Scalar>(
     })
 }
 
-/// The loss of the batch: one value, or one for each position.
-fn loss_values(batch: &Batch, forward: &Forward) -> Vec<f64> {
-    let losses = (batch.rows.iter().zip(&forward.softmaxes)).map(|(row, softmax)| {
-        let factor = batch.loss_factor(row, forward.temperature);
-        (row.position as usize, factor * softmax.loss())
-    });
-    if batch.reduced {
-        return vec![losses.map(|(_, loss)| loss).sum()];
-    }
-    let mut values = vec![0.0; batch.positions];
-    losses.for_each(|(position, loss)| values[position] = loss);
-    values
-}
-
-fn loss_shape(batch: &Batch, logits: &[usize]) -> Shape {
-    match logits.split_last() {
-        Some((_, leading)) if !batch.reduced => Shape::from(leading),
-        _ => Shape::from(()),
-    }
-}
-
-fn storage_of(values: Vec<f64>, logits: DType) -> CpuStorage {
-    match loss_dtype(logits) {
-        DType::F64 => CpuStorage::F64(values),
-        _ => CpuStorage::F32(values.into_iter().map(|value| value as f32).collect()),
-    }
-}
-
 /// The output of a pass that autograd does not see.
 fn detached_output(logits: &Tensor, batch: &Batch, forward: &Forward) -> Result<LossOutput> {
     let values = loss_values(batch, forward);
     let loss = Tensor::from_vec(values, loss_shape(batch, logits.dims()), logits.device())?;
     output(loss.to_dtype(loss_dtype(logits.dtype()))?, batch, forward)
-}
-
-fn output(loss: Tensor, batch: &Batch, forward: &Forward) -> Result<LossOutput> {
-    Ok(LossOutput {
-        temperature: scalar(forward.temperature, loss.device())?,
-        statistics: statistics_tensor(&forward.statistics, loss.device())?,
-        loss,
-        labelled_rows: batch.labelled_rows,
-        branching_rows: batch.branching_rows,
-    })
 }
 
 /// Everything that the slices of the backend rely on, refused in words before any work.
@@ -290,7 +202,7 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     check_positions(logits, batch.positions)?;
     let vocabulary = logits.dims().last().copied().unwrap_or(0);
     let token = batch.sets.max_token();
-    if !batch.rows.is_empty() && token as usize >= vocabulary {
+    if token as usize >= vocabulary {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
     Ok(())
@@ -331,17 +243,6 @@ fn view<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Logit
     })
 }
 
-fn cpu<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CpuStorage> {
-    match storage {
-        Storage::Cpu(storage) => Ok(storage),
-        _ => Err(Error::Unsupported {
-            what,
-            expected: "a tensor on the CPU".into(),
-            actual: "a tensor elsewhere".into(),
-        }),
-    }
-}
-
 fn not_contiguous(layout: &Layout) -> Error {
     Error::Unsupported {
         what: GRADIENT,
@@ -352,10 +253,4 @@ fn not_contiguous(layout: &Layout) -> Error {
             layout.stride()
         ),
     }
-}
-
-fn not_run() -> Error {
-    Error::Candle(candle_core::Error::Msg(
-        "the masked softmax loss has not been run forward".into(),
-    ))
 }

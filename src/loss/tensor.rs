@@ -1,18 +1,26 @@
 //! From candle's storage and layouts to the slices that the backend takes.
 
-use candle_core::{CpuStorage, DType, Device, Layout, Tensor, WithDType};
+use std::collections::HashMap;
 
+use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor, WithDType};
+
+use super::head::Gathered;
 use crate::backend::cpu::element::Element;
+use crate::backend::cpu::linear::HeadRows;
 use crate::{Error, Result};
 
 /// A type that both candle and the CPU backend know.
 pub(super) trait Scalar: Element + WithDType {
     /// The values of a storage of this type, to be written.
     fn storage_as_mut_slice(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+
+    /// Head rows gathered for this type, kept among those of all types and found again.
+    fn wrap(gathered: HashMap<u32, HeadRows<Self::Real>>) -> Gathered;
+    fn unwrap(gathered: &Gathered) -> Option<&HashMap<u32, HeadRows<Self::Real>>>;
 }
 
 macro_rules! scalar {
-    ($T:ty, $variant:ident) => {
+    ($T:ty, $variant:ident, $computed:ident) => {
         impl Scalar for $T {
             fn storage_as_mut_slice(storage: &mut CpuStorage) -> Option<&mut [Self]> {
                 match storage {
@@ -20,13 +28,24 @@ macro_rules! scalar {
                     _ => None,
                 }
             }
+
+            fn wrap(gathered: HashMap<u32, HeadRows<Self::Real>>) -> Gathered {
+                Gathered::$computed(gathered)
+            }
+
+            fn unwrap(gathered: &Gathered) -> Option<&HashMap<u32, HeadRows<Self::Real>>> {
+                match gathered {
+                    Gathered::$computed(gathered) => Some(gathered),
+                    _ => None,
+                }
+            }
         }
     };
 }
-scalar!(f32, F32);
-scalar!(f64, F64);
-scalar!(half::f16, F16);
-scalar!(half::bf16, BF16);
+scalar!(f32, F32, F32);
+scalar!(f64, F64, F64);
+scalar!(half::f16, F16, F32);
+scalar!(half::bf16, BF16, F32);
 
 /// Runs `$body` with `$T` bound to the element type of `$dtype`.
 macro_rules! with_element {
@@ -84,6 +103,8 @@ pub(super) fn matrix<'a, T>(
     if width > 1 && last != 1 {
         return Err(unsupported());
     }
+    // Where there is no row at all, it does not matter how far apart they would be.
+    let leading = if leading.contains(&0) { &[] } else { leading };
     // From the innermost leading dimension outwards, each must step over all of those inside it.
     let mut stride = None;
     let mut expected = 0;
@@ -131,6 +152,18 @@ pub(super) fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
             what,
             expected: "a tensor on the CPU".into(),
             actual: format!("a tensor on {:?}", other.location()),
+        }),
+    }
+}
+
+/// The storage of a tensor on the CPU.
+pub(super) fn cpu<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CpuStorage> {
+    match storage {
+        Storage::Cpu(storage) => Ok(storage),
+        _ => Err(Error::Unsupported {
+            what,
+            expected: "a tensor on the CPU".into(),
+            actual: "a tensor elsewhere".into(),
         }),
     }
 }

@@ -258,7 +258,6 @@ fn number_nodes(paths: &Paths, sorted: &[SortedPath]) -> Result<(TokenSets, Vec<
     let mut tokens = vec![0; edges];
     let mut offsets = vec![0; edges + 2];
     offsets[edges + 1] = edges as u32;
-    offsets[0] = 0;
     let leaves: Vec<Vec<LeafStart>> = divide(&counts, depth, &mut tokens, &mut offsets[1..=edges])
         .into_par_iter()
         .zip(sorted.par_chunks(chunk_length))

@@ -27,6 +27,18 @@ pub(super) fn balanced(count: usize, cost: impl Fn(usize) -> usize) -> Vec<Range
     ranges
 }
 
+/// Cuts `values` into consecutive pieces of these lengths, leaving what lies behind them.
+pub(super) fn split<T>(values: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
+    let mut rest = values;
+    lengths
+        .map(|length| {
+            let (piece, others) = std::mem::take(&mut rest).split_at_mut(length);
+            rest = others;
+            piece
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::balanced;

@@ -8,9 +8,9 @@ use rayon::prelude::*;
 
 use super::balance::balanced;
 use super::element::Element;
-use super::softmax::{RowSoftmax, gather, statistics, write_gradient};
+use super::softmax::{RowSoftmax, check_finite, gather, statistics, write_gradient};
 use crate::backend::batch::{Batch, BatchRow};
-use crate::{Error, Result, Statistics};
+use crate::{Result, Statistics};
 
 /// Sets longer than this are gathered anew in the second phase: keeping them would copy a good part
 /// of `[N, V]`, and a row of this size still lies in a core's own cache.
@@ -35,7 +35,9 @@ pub(crate) struct Gradient<'a, T> {
 struct Stretch<R> {
     rows: Range<usize>,
     kept: Vec<R>,
-    statistics: Statistics,
+    /// Those of each row: merged in the order of the rows, so that the result does not depend on
+    /// where the stretches begin.
+    statistics: Vec<Statistics>,
 }
 
 /// What the first phase leaves: the statistics, and the gathered rows they were computed from.
@@ -57,11 +59,15 @@ pub(crate) fn gather_statistics<T: Element>(
     batch: &Batch,
     zeroing: bool,
 ) -> Result<Gathered<T::Real>> {
-    let stretches = stretches(batch, logits.vocabulary, zeroing)
+    let stretches: Vec<Result<_>> = stretches(batch, logits.vocabulary, zeroing)
         .into_par_iter()
         .map(|rows| gather_stretch(logits, batch, rows))
-        .collect::<Result<Vec<_>>>()?;
-    let statistics = stretches.iter().map(|stretch| &stretch.statistics).sum();
+        .collect();
+    // Not collected in parallel: of several errors the first is to be heard.
+    let stretches: Vec<Stretch<_>> = stretches.into_iter().collect::<Result<_>>()?;
+    let statistics = (stretches.iter())
+        .flat_map(|stretch| &stretch.statistics)
+        .sum();
     Ok(Gathered {
         stretches,
         statistics,
@@ -74,7 +80,7 @@ fn gather_stretch<T: Element>(
     rows: Range<usize>,
 ) -> Result<Stretch<T::Real>> {
     let mut kept = Vec::new();
-    let mut sum = Statistics::default();
+    let mut statistics_of_rows = Vec::new();
     for row in &batch.rows[rows.clone()] {
         if !row.in_statistics && !batch.checked {
             continue;
@@ -83,10 +89,10 @@ fn gather_stretch<T: Element>(
         gather(logits.row(row.position), batch.set(row), &mut kept);
         let scores = &kept[start..];
         if batch.checked {
-            check_finite(batch, row, scores)?;
+            check_finite(row, batch.set(row).iter(), scores)?;
         }
         if row.in_statistics {
-            sum = sum.merge(&statistics(scores, row.rank as usize));
+            statistics_of_rows.push(statistics(scores, row.rank as usize));
         }
         if !is_kept(batch, row) {
             kept.truncate(start);
@@ -95,25 +101,12 @@ fn gather_stretch<T: Element>(
     Ok(Stretch {
         rows,
         kept,
-        statistics: sum,
+        statistics: statistics_of_rows,
     })
 }
 
 fn is_kept(batch: &Batch, row: &BatchRow) -> bool {
     row.in_statistics && batch.size(row) <= KEPT_TOKENS
-}
-
-fn check_finite<R: super::vector::Real>(batch: &Batch, row: &BatchRow, scores: &[R]) -> Result<()> {
-    let value = |score: &R| -> f64 { (*score).into() };
-    match (batch.set(row).iter().zip(scores)).find(|(_, score)| !value(score).is_finite()) {
-        None => Ok(()),
-        Some((token, score)) => Err(Error::NonFinite {
-            row: row.row as usize,
-            position: row.position,
-            token,
-            value: value(score),
-        }),
-    }
 }
 
 /// Phase two: the softmax of every row, and the gradient where one is asked for.
@@ -147,7 +140,7 @@ pub(crate) fn softmax_rows<T: Element>(
                     };
                     let rank = row.rank as usize;
                     let softmax = RowSoftmax::new(scores, rank, temperature);
-                    if let Some(share) = &mut share {
+                    if let Some(share) = share.as_mut().filter(|_| row.counts()) {
                         let factor = batch.gradient_factor(row, temperature);
                         let values = share.row(row.position);
                         write_gradient(&softmax, scores, batch.set(row), rank, factor, values);
@@ -164,14 +157,14 @@ pub(crate) fn softmax_rows<T: Element>(
     softmaxes.concat()
 }
 
-/// The gradient for a given upstream gradient of each row's share of the result, from what
-/// [`softmax_rows`] left behind.
+/// The gradient from what [`softmax_rows`] left behind; `factor` is what p − [v = y] of a row is
+/// multiplied by.
 pub(crate) fn backward<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
     softmaxes: &[RowSoftmax],
     temperature: f64,
-    upstream: impl Fn(&BatchRow) -> f64 + Sync,
+    factor: impl Fn(&BatchRow) -> f64 + Sync,
     gradient: Gradient<T>,
 ) {
     let ranges = stretches(batch, logits.vocabulary, !gradient.zeroed);
@@ -181,13 +174,15 @@ pub(crate) fn backward<T: Element>(
         let Some(mut share) = share else { return };
         for index in rows {
             let (row, softmax) = (&batch.rows[index], &softmaxes[index]);
+            if !row.counts() {
+                continue;
+            }
             let rank = row.rank as usize;
             scratch.clear();
             gather(logits.row(row.position), batch.set(row), &mut scratch);
             softmax.exponentials(&mut scratch, rank, temperature);
-            let factor = upstream(row) * batch.gradient_factor(row, temperature);
             let values = share.row(row.position);
-            write_gradient(softmax, &scratch, batch.set(row), rank, factor, values);
+            write_gradient(softmax, &scratch, batch.set(row), rank, factor(row), values);
         }
         share.finish();
     });

@@ -3,5 +3,7 @@
 mod balance;
 pub(crate) mod dense;
 pub(crate) mod element;
+pub(crate) mod linear;
+mod matrix;
 pub(crate) mod softmax;
 mod vector;

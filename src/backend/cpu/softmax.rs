@@ -2,7 +2,8 @@
 
 use super::element::Element;
 use super::vector::{self, Real};
-use crate::{Statistics, TokenSet};
+use crate::backend::batch::BatchRow;
+use crate::{Error, Result, Statistics, TokenSet};
 
 /// What the softmax of one row leaves behind: enough for its loss and, with the logits, its
 /// gradient. The target is kept apart from the others, so that neither a small loss nor 1 − p_y is
@@ -29,10 +30,57 @@ impl RowSoftmax {
         }
     }
 
+    /// From the largest logit of the tokens other than the target, the sum of their exponentials
+    /// relative to it, and the target's logit.
+    pub fn from_parts(others_maximum: f64, others: f64, target: f64, temperature: f64) -> Self {
+        let maximum = if target > others_maximum {
+            target
+        } else {
+            others_maximum
+        };
+        let mut softmax = Self {
+            maximum,
+            others,
+            target: (target - maximum) / temperature,
+        };
+        softmax.others *= softmax.relative_to(others_maximum, temperature);
+        softmax
+    }
+
+    /// What exponentials relative to another maximum are multiplied by to be relative to this one.
+    pub fn relative_to(&self, maximum: f64, temperature: f64) -> f64 {
+        if maximum == self.maximum {
+            return 1.0;
+        }
+        ((maximum - self.maximum) / temperature).exp()
+    }
+
     /// The same replacement of the logits by exponentials, when the rest is known.
     pub fn exponentials<R: Real>(&self, scores: &mut [R], rank: usize, temperature: f64) {
         scores[rank] = R::NEG_INFINITY;
         vector::exponentials(scores, self.maximum, temperature.recip());
+    }
+
+    /// Replaces the exponentials that [`new`](Self::new) left by p_v − \[v = y\].
+    pub fn errors<R: Real>(&self, scores: &mut [R], rank: usize) {
+        vector::scale(scores, self.inverse_sum());
+        scores[rank] = R::from_f64(self.target_gradient());
+    }
+
+    /// Replaces some of the row's logits, the target's at `rank` if it is among them, by
+    /// `factor·(p_v − \[v = y\])`.
+    pub fn chunk_errors<R: Real>(
+        &self,
+        logits: &mut [R],
+        rank: Option<usize>,
+        temperature: f64,
+        factor: f64,
+    ) {
+        vector::exponentials(logits, self.maximum, temperature.recip());
+        vector::scale(logits, factor * self.inverse_sum());
+        if let Some(rank) = rank {
+            logits[rank] = R::from_f64(factor * self.target_gradient());
+        }
     }
 
     /// −ln p_y.
@@ -90,6 +138,26 @@ pub(super) fn write_gradient<T: Element>(
             gradient[rank] = target;
         }
     }
+}
+
+/// Refuses logits that are infinite or NaN.
+pub(super) fn check_finite<R: Real>(
+    row: &BatchRow,
+    mut tokens: impl Iterator<Item = u32>,
+    scores: &[R],
+) -> Result<()> {
+    for &score in scores {
+        let (token, value) = (tokens.next(), score.into());
+        if !value.is_finite() {
+            return Err(Error::NonFinite {
+                row: row.row as usize,
+                position: row.position,
+                token: token.unwrap_or(0),
+                value,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The statistics of a row's gathered logits.

@@ -164,7 +164,10 @@ pub(super) fn moments<R: Real>(values: &[R]) -> (f64, f64) {
         },
     );
     let apart = sum / count;
-    (shift + apart, (squares - sum * apart).max(0.0))
+    let deviations = squares - sum * apart;
+    // Rounding may take it below 0. Not `max`, which would make 0 of NaN too.
+    let deviations = if deviations < 0.0 { 0.0 } else { deviations };
+    (shift + apart, deviations)
 }
 
 /// Writes every value times `factor`, narrowed once.
@@ -175,6 +178,54 @@ pub(super) fn scale_into<T: Element>(values: &[T::Real], factor: f64, target: &m
         || {
             for (target, &value) in target.iter_mut().zip(values) {
                 *target = T::narrow(value * factor);
+            }
+        },
+    );
+}
+
+/// Multiplies every value by `factor`.
+pub(super) fn scale<R: Real>(values: &mut [R], factor: f64) {
+    if factor == 1.0 {
+        return;
+    }
+    let factor = R::from_f64(factor);
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for value in values.iter_mut() {
+                *value = *value * factor;
+            }
+        },
+    );
+}
+
+/// Σ a·b over two rows of one length.
+pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            let mut partial = [R::ZERO; LANES];
+            let ((a, a_rest), (b, b_rest)) = (a.as_chunks::<LANES>(), b.as_chunks::<LANES>());
+            for (a, b) in a.iter().zip(b) {
+                for lane in 0..LANES {
+                    partial[lane] += a[lane] * b[lane];
+                }
+            }
+            for (lane, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
+                partial[lane] += a * b;
+            }
+            lanes(&partial, R::ZERO, |a, b| a + b, |sum, value| sum + value)
+        },
+    )
+}
+
+/// Adds `factor` times `source` to `target`.
+pub(super) fn add_scaled<R: Real>(target: &mut [R], factor: R, source: &[R]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (target, &source) in target.iter_mut().zip(source) {
+                *target += factor * source;
             }
         },
     );

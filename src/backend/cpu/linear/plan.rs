@@ -1,0 +1,87 @@
+//! The order in which a batch's rows are computed.
+
+use std::ops::Range;
+
+use crate::backend::batch::Batch;
+
+/// A set's rows are multiplied with its gathered head rows from this many rows × tokens on. Below,
+/// gathering the head rows costs more than the matrix product saves: see "Grouping" in
+/// docs/benchmarks.md for the measurement.
+pub(super) const GROUPED_WORK: usize = 4096;
+/// A set's head rows are read once for each row where there are fewer than this.
+pub(super) const GROUPED_ROWS: usize = 4;
+
+#[derive(Debug)]
+pub(crate) struct Plan {
+    /// The row of the batch in each slot.
+    pub rows: Vec<u32>,
+    /// Where the scores of each slot begin; one entry more than slots.
+    pub starts: Vec<usize>,
+    /// The slots of each matrix product, from slot 0 on; the slots after them are ragged.
+    pub groups: Vec<Range<usize>>,
+}
+
+impl Plan {
+    pub fn new(batch: &Batch) -> Self {
+        let mut by_set: Vec<u32> = (0..batch.rows.len() as u32).collect();
+        by_set.sort_by_key(|&row| batch.rows[row as usize].set);
+        let (grouped, ragged): (Vec<&[u32]>, Vec<&[u32]>) = by_set
+            .chunk_by(|&a, &b| batch.rows[a as usize].set == batch.rows[b as usize].set)
+            .partition(|rows| {
+                let tokens = batch.size(&batch.rows[rows[0] as usize]);
+                rows.len() >= GROUPED_ROWS && rows.len() * tokens >= GROUPED_WORK
+            });
+        let mut groups = Vec::with_capacity(grouped.len());
+        let mut first = 0;
+        for rows in &grouped {
+            groups.push(first..first + rows.len());
+            first += rows.len();
+        }
+        let rows: Vec<u32> = grouped
+            .into_iter()
+            .chain(ragged)
+            .flatten()
+            .copied()
+            .collect();
+        let mut starts = Vec::with_capacity(rows.len() + 1);
+        starts.push(0);
+        let mut end = 0;
+        for &row in &rows {
+            end += batch.size(&batch.rows[row as usize]);
+            starts.push(end);
+        }
+        Self {
+            rows,
+            starts,
+            groups,
+        }
+    }
+
+    /// The rows in the order of the batch, with no scores to keep.
+    pub fn in_order(rows: usize) -> Self {
+        Self {
+            rows: (0..rows as u32).collect(),
+            starts: Vec::new(),
+            groups: Vec::new(),
+        }
+    }
+
+    /// The slots that no matrix product covers.
+    pub fn ragged(&self) -> Range<usize> {
+        self.groups.last().map_or(0, |group| group.end)..self.rows.len()
+    }
+
+    /// Where the scores of these slots lie.
+    pub fn scores(&self, slots: &Range<usize>) -> Range<usize> {
+        self.starts[slots.start]..self.starts[slots.end]
+    }
+
+    /// `values`, given slot by slot, in the order of the batch.
+    pub fn in_batch_order<V: Clone>(&self, values: &[V]) -> Vec<V> {
+        let mut slots = vec![0; self.rows.len()];
+        for (slot, &row) in self.rows.iter().enumerate() {
+            slots[row as usize] = slot;
+        }
+        slots.into_iter().map(|slot| values[slot].clone()).collect()
+    }
+}

@@ -1,0 +1,249 @@
+//! Scores of the valid tokens, then their softmax and the hidden gradient: two phases with the
+//! temperature between them. Statistics are taken from the scores as these are made.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::plan::Plan;
+use super::{Head, HeadRows, Hidden, Softened, Wanted, gather_hidden};
+use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::cpu::balance::{balanced, split};
+use crate::backend::cpu::element::Element;
+use crate::backend::cpu::matrix::{Matrix, multiply, padded};
+use crate::backend::cpu::softmax::{RowSoftmax, check_finite, statistics};
+use crate::backend::cpu::vector::{self, Real};
+use crate::{Result, Statistics};
+
+/// Rows of a group handed to one thread at least.
+const ROWS_PER_TASK: usize = 8;
+
+/// The first phase's result: everything by slot.
+pub(crate) struct Scores<'a, R: Clone> {
+    plan: Plan,
+    /// `[slots, H]`, rows `padded(H)` apart.
+    hidden: Vec<R>,
+    scores: Vec<R>,
+    /// The head rows of each group.
+    head_rows: Vec<Cow<'a, HeadRows<R>>>,
+    pub statistics: Statistics,
+}
+
+/// Phase one: the scores of every row's tokens, and the statistics.
+pub(crate) fn score<'a, T: Element>(
+    hidden: Hidden<T>,
+    head: &Head<'a, T>,
+    batch: &Batch,
+) -> Result<Scores<'a, T::Real>> {
+    let plan = Plan::new(batch);
+    let stride = padded(hidden.width);
+    let gathered = gather_hidden(hidden, batch, &plan);
+    let mut scores = vec![T::Real::ZERO; plan.starts[plan.rows.len()]];
+    let mut head_rows = Vec::with_capacity(plan.groups.len());
+    for group in &plan.groups {
+        let row = &batch.rows[plan.rows[group.start] as usize];
+        let rows = group_head_rows(head, batch, row);
+        let products = &mut scores[plan.scores(group)];
+        let hidden = &gathered[group.start * stride..group.end * stride];
+        let left = Matrix::new(hidden, group.len(), head.width, stride);
+        let right = Matrix::new(&rows.values, batch.size(row), head.width, stride);
+        multiply(left, right.transposed(), products, false);
+        add_bias(head, batch, row, products);
+        head_rows.push(rows);
+    }
+    score_ragged(head, batch, &plan, &gathered, &mut scores);
+    let statistics = measure(batch, &plan, &scores)?;
+    Ok(Scores {
+        plan,
+        hidden: gathered,
+        scores,
+        head_rows,
+        statistics,
+    })
+}
+
+fn group_head_rows<'a, T: Element>(
+    head: &Head<'a, T>,
+    batch: &Batch,
+    row: &BatchRow,
+) -> Cow<'a, HeadRows<T::Real>> {
+    match head.frozen.and_then(|frozen| frozen.get(&row.set)) {
+        Some(rows) => Cow::Borrowed(rows),
+        None => Cow::Owned(head.gather(batch.listed(row).iter().copied())),
+    }
+}
+
+fn add_bias<T: Element>(head: &Head<T>, batch: &Batch, row: &BatchRow, scores: &mut [T::Real]) {
+    if head.bias.is_empty() {
+        return;
+    }
+    let bias: Vec<T::Real> = batch
+        .listed(row)
+        .iter()
+        .map(|&token| head.bias(token))
+        .collect();
+    for scores in scores.chunks_mut(bias.len()) {
+        for (score, &bias) in scores.iter_mut().zip(&bias) {
+            *score += bias;
+        }
+    }
+}
+
+/// The ragged rows: one dot product a token, the head row read where it lies.
+fn score_ragged<T: Element>(
+    head: &Head<T>,
+    batch: &Batch,
+    plan: &Plan,
+    hidden: &[T::Real],
+    scores: &mut [T::Real],
+) {
+    let stride = padded(head.width);
+    let stretches = ragged_stretches(plan, head.width);
+    let scores = split(
+        &mut scores[plan.scores(&plan.ragged())],
+        stretches.iter().map(|slots| plan.scores(slots).len()),
+    );
+    stretches
+        .into_par_iter()
+        .zip(scores)
+        .for_each(|(slots, mut scores)| {
+            let mut widened = Vec::new();
+            for slot in slots {
+                let row = &batch.rows[plan.rows[slot] as usize];
+                let hidden = &hidden[slot * stride..][..head.width];
+                let tokens = batch.listed(row);
+                for (score, &token) in scores.iter_mut().zip(tokens) {
+                    let head_row = T::widened(head.row(token), &mut widened);
+                    *score = vector::dot(hidden, head_row) + head.bias(token);
+                }
+                scores = &mut std::mem::take(&mut scores)[tokens.len()..];
+            }
+        });
+}
+
+fn ragged_stretches(plan: &Plan, width: usize) -> Vec<Range<usize>> {
+    let ragged = plan.ragged();
+    let size = |slot: usize| plan.starts[slot + 1] - plan.starts[slot];
+    (balanced(ragged.len(), |index| size(ragged.start + index) * width).into_iter())
+        .map(|range| ragged.start + range.start..ragged.start + range.end)
+        .collect()
+}
+
+/// The statistics, row by row and then merged in the order of the slots.
+fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statistics> {
+    let of_slot = |slot: usize| {
+        let row = &batch.rows[plan.rows[slot] as usize];
+        let scores = &scores[plan.starts[slot]..plan.starts[slot + 1]];
+        if batch.checked {
+            check_finite(row, batch.listed(row).iter().copied(), scores)?;
+        }
+        Ok(if row.in_statistics {
+            statistics(scores, row.rank as usize)
+        } else {
+            Statistics::default()
+        })
+    };
+    if !batch.checked && !batch.rows.iter().any(|row| row.in_statistics) {
+        return Ok(Statistics::default());
+    }
+    let parts: Vec<Result<Statistics>> = (0..plan.rows.len())
+        .into_par_iter()
+        .with_min_len(ROWS_PER_TASK)
+        .map(of_slot)
+        .collect();
+    // Not collected in parallel: of several errors always the same is to be heard.
+    let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
+    Ok(parts.iter().sum())
+}
+
+/// Phase two: the softmax of every row, in the order of the batch, and what its gradients are made of.
+pub(crate) fn soften<T: Element>(
+    scored: Scores<T::Real>,
+    head: &Head<T>,
+    batch: &Batch,
+    temperature: f64,
+    wanted: Wanted,
+) -> (Vec<RowSoftmax>, Softened<T::Real>) {
+    let Scores {
+        plan,
+        hidden,
+        mut scores,
+        head_rows,
+        ..
+    } = scored;
+    let softmaxes = soften_slots(batch, &plan, &mut scores, temperature, wanted);
+    let mut by_slot = Vec::new();
+    if wanted.hidden {
+        by_slot = vec![T::Real::ZERO; plan.rows.len() * head.width];
+        for (group, rows) in plan.groups.iter().zip(&head_rows) {
+            let tokens = plan.starts[group.start + 1] - plan.starts[group.start];
+            let left = Matrix::new(&scores[plan.scores(group)], group.len(), tokens, tokens);
+            let right = Matrix::new(&rows.values, tokens, head.width, padded(head.width));
+            let gradient = &mut by_slot[group.start * head.width..group.end * head.width];
+            multiply(left, right, gradient, false);
+        }
+        ragged_hidden_gradient(head, batch, &plan, &scores, &mut by_slot);
+    }
+    let softmaxes = plan.in_batch_order(&softmaxes);
+    let softened = Softened {
+        hidden_gradient: by_slot,
+        hidden: if wanted.head { hidden } else { Vec::new() },
+        errors: if wanted.head { scores } else { Vec::new() },
+        plan,
+    };
+    (softmaxes, softened)
+}
+
+/// Replaces the scores by p_v − \[v = y\] where a gradient is wanted.
+fn soften_slots<R: Real>(
+    batch: &Batch,
+    plan: &Plan,
+    scores: &mut [R],
+    temperature: f64,
+    wanted: Wanted,
+) -> Vec<RowSoftmax> {
+    let sizes = plan.starts.windows(2).map(|pair| pair[1] - pair[0]);
+    let slots = split(scores, sizes);
+    (slots.into_par_iter().zip(&plan.rows))
+        .with_min_len(ROWS_PER_TASK)
+        .map(|(scores, &row)| {
+            let row = &batch.rows[row as usize];
+            let rank = row.rank as usize;
+            let softmax = RowSoftmax::new(scores, rank, temperature);
+            if !row.counts() {
+                scores.fill(R::ZERO);
+            } else if wanted.hidden || wanted.head {
+                softmax.errors(scores, rank);
+            }
+            softmax
+        })
+        .collect()
+}
+
+fn ragged_hidden_gradient<T: Element>(
+    head: &Head<T>,
+    batch: &Batch,
+    plan: &Plan,
+    errors: &[T::Real],
+    by_slot: &mut [T::Real],
+) {
+    let stretches = ragged_stretches(plan, head.width);
+    let gradients = split(
+        &mut by_slot[plan.ragged().start * head.width..],
+        stretches.iter().map(|slots| slots.len() * head.width),
+    );
+    stretches
+        .into_par_iter()
+        .zip(gradients)
+        .for_each(|(slots, gradients)| {
+            let mut widened = Vec::new();
+            for (slot, gradient) in slots.zip(gradients.chunks_mut(head.width.max(1))) {
+                let row = &batch.rows[plan.rows[slot] as usize];
+                let errors = &errors[plan.starts[slot]..plan.starts[slot + 1]];
+                for (&token, &error) in batch.listed(row).iter().zip(errors) {
+                    vector::add_scaled(gradient, error, T::widened(head.row(token), &mut widened));
+                }
+            }
+        });
+}

@@ -1,0 +1,312 @@
+//! The plain language-model loss over hidden states and head: the head in chunks of tokens, the
+//! softmax carried along (as in flash attention), and never more than one chunk of logits at a time.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::head_gradient::HeadGradient;
+use super::plan::Plan;
+use super::{Head, Hidden, Softened, Wanted, gather_hidden};
+use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::cpu::element::Element;
+use crate::backend::cpu::matrix::{Matrix, multiply, padded};
+use crate::backend::cpu::softmax::{RowSoftmax, check_finite};
+use crate::backend::cpu::vector::{self, Real};
+use crate::{Error, Result, Statistics};
+
+/// Logits held at a time: a chunk is as many tokens as make about this many with the batch's rows.
+const CHUNK_LOGITS: usize = 1 << 21;
+/// Fewer tokens than this would make thin matrix products of long batches.
+const LEAST_CHUNK: usize = 64;
+
+/// A batch whose rows all range over the tokens `0..size`.
+pub(crate) struct WholeVocabulary<'a, T: Element> {
+    head: &'a Head<'a, T>,
+    batch: &'a Batch,
+    size: usize,
+    /// `[rows, H]`, rows `padded(H)` apart.
+    hidden: Vec<T::Real>,
+}
+
+/// The head rows of a chunk: as they lie where they need no widening.
+struct ChunkHead<'a, R: Clone> {
+    values: Cow<'a, [R]>,
+    stride: usize,
+    rows: usize,
+    width: usize,
+}
+
+/// One row's softmax over the tokens seen so far, the target left out.
+#[derive(Clone, Copy)]
+struct Running {
+    maximum: f64,
+    others: f64,
+    target: f64,
+}
+
+impl<'a, T: Element> WholeVocabulary<'a, T> {
+    /// `None` where the batch ranges over listed sets.
+    pub fn new(hidden: Hidden<T>, head: &'a Head<'a, T>, batch: &'a Batch) -> Option<Self> {
+        Some(Self {
+            head,
+            batch,
+            size: batch.whole_vocabulary()?,
+            hidden: gather_hidden(hidden, batch, &Plan::in_order(batch.rows.len())),
+        })
+    }
+
+    /// The statistics: a pass of its own, as the softmax needs the temperature first. The checked
+    /// mode looks at every logit here.
+    pub fn statistics(&self) -> Result<Statistics> {
+        let rows = &self.batch.rows;
+        if !self.batch.checked && !rows.iter().any(|row| row.in_statistics) {
+            return Ok(Statistics::default());
+        }
+        // Pooled moments of a row's logits merge as the statistics of rows do.
+        let mut parts = vec![Statistics::default(); rows.len()];
+        let mut targets = vec![0.0; rows.len()];
+        for chunk in self.chunks() {
+            let mut logits = self.logits(&ChunkHead::new(self.head, &chunk), &chunk);
+            (logits
+                .par_chunks_mut(chunk.len())
+                .zip(rows)
+                .zip(&mut parts)
+                .zip(&mut targets))
+            .try_for_each(|(((logits, row), part), target)| {
+                if self.batch.checked {
+                    check_finite(row, chunk.start as u32.., logits)?;
+                }
+                if let Some(&logit) = rank_in(row, &chunk).and_then(|rank| logits.get(rank)) {
+                    *target = logit.into();
+                }
+                let (mean, deviations) = vector::moments(logits);
+                *part = part.merge(&Statistics::of_moments(logits.len(), mean, deviations, 0.0));
+                Ok::<(), Error>(())
+            })?;
+        }
+        let whole = rows
+            .iter()
+            .zip(parts.iter().zip(targets))
+            .filter(|(row, _)| row.in_statistics);
+        Ok(whole
+            .map(|(_, (part, target))| {
+                Statistics::of_moments(self.size, part.mean(), part.deviations(), target)
+            })
+            .fold(Statistics::default(), |sum, row| sum.merge(&row)))
+    }
+
+    /// The softmax of every row and, where wanted, the hidden gradient, made along with it: what was
+    /// added before a larger maximum was met is scaled down when it is.
+    pub fn soften(self, temperature: f64, wanted: Wanted) -> (Vec<RowSoftmax>, Softened<T::Real>) {
+        let width = self.head.width;
+        let rows = &self.batch.rows;
+        let mut running = vec![Running::default(); rows.len()];
+        let mut gradient = vec![T::Real::ZERO; if wanted.hidden { rows.len() * width } else { 0 }];
+        for chunk in self.chunks() {
+            let head_rows = ChunkHead::new(self.head, &chunk);
+            let mut logits = self.logits(&head_rows, &chunk);
+            let scales: Vec<f64> = (logits
+                .par_chunks_mut(chunk.len())
+                .zip(rows)
+                .zip(&mut running))
+            .map(|((logits, row), running)| running.add(logits, row, &chunk, temperature))
+            .collect();
+            if wanted.hidden {
+                for (gradient, &scale) in gradient.chunks_mut(width.max(1)).zip(&scales) {
+                    vector::scale(gradient, scale);
+                }
+                let left = Matrix::new(&logits, rows.len(), chunk.len(), chunk.len());
+                multiply(left, head_rows.matrix(), &mut gradient, true);
+            }
+        }
+        let softmaxes: Vec<RowSoftmax> = (running.iter())
+            .map(|row| RowSoftmax::from_parts(row.maximum, row.others, row.target, temperature))
+            .collect();
+        if wanted.hidden {
+            self.finish_gradient(&running, &softmaxes, temperature, &mut gradient);
+        }
+        let softened = Softened {
+            plan: Plan::in_order(rows.len()),
+            hidden_gradient: gradient,
+            hidden: if wanted.head { self.hidden } else { Vec::new() },
+            errors: Vec::new(),
+        };
+        (softmaxes, softened)
+    }
+
+    /// Divides the gathered Σ e_v W_v by the sum and adds the target's (p_y − 1)·W_y.
+    fn finish_gradient(
+        &self,
+        running: &[Running],
+        softmaxes: &[RowSoftmax],
+        temperature: f64,
+        gradient: &mut [T::Real],
+    ) {
+        let mut widened = Vec::new();
+        let rows = self.batch.rows.iter().zip(running).zip(softmaxes);
+        for (((row, running), softmax), gradient) in
+            rows.zip(gradient.chunks_mut(self.head.width.max(1)))
+        {
+            let scale = softmax.inverse_sum() * softmax.relative_to(running.maximum, temperature);
+            vector::scale(gradient, scale);
+            let target = T::widened(self.head.row(row.rank), &mut widened);
+            vector::add_scaled(
+                gradient,
+                T::Real::from_f64(softmax.target_gradient()),
+                target,
+            );
+        }
+    }
+
+    fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
+        chunks(self.size, self.batch.rows.len())
+    }
+
+    fn logits(&self, head_rows: &ChunkHead<T::Real>, chunk: &Range<usize>) -> Vec<T::Real> {
+        logits(
+            self.head,
+            head_rows,
+            &self.hidden,
+            self.batch.rows.len(),
+            chunk,
+        )
+    }
+}
+
+/// The gradient of the head: the logits chunk by chunk once more, since all sums are known now, and
+/// every row of the gradient written once.
+pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
+    softened: &Softened<T::Real>,
+    softmaxes: &[RowSoftmax],
+    head: &Head<T>,
+    batch: &Batch,
+    temperature: f64,
+    factor: impl Fn(&BatchRow) -> f64 + Sync,
+    gradient: HeadGradient<T>,
+) {
+    let size = batch.whole_vocabulary().unwrap_or(0);
+    let (rows, width) = (&batch.rows, head.width);
+    for chunk in chunks(size, rows.len()) {
+        let head_rows = ChunkHead::new(head, &chunk);
+        let mut errors = logits(head, &head_rows, &softened.hidden, rows.len(), &chunk);
+        (errors.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes)).for_each(
+            |((logits, row), softmax)| {
+                softmax.chunk_errors(logits, rank_in(row, &chunk), temperature, factor(row));
+            },
+        );
+        let left = Matrix::new(&errors, rows.len(), chunk.len(), chunk.len());
+        let right = Matrix::new(&softened.hidden, rows.len(), width, padded(width));
+        let mut products = vec![T::Real::ZERO; chunk.len() * width];
+        multiply(left.transposed(), right, &mut products, false);
+        let target = &mut gradient.head[chunk.start * width..chunk.end * width];
+        vector::scale_into(&products, 1.0, target);
+        if let Some(bias) = gradient.bias.get_mut(chunk) {
+            for (index, bias) in bias.iter_mut().enumerate() {
+                let column = errors.iter().skip(index).step_by(left.columns);
+                *bias = T::narrow(column.fold(T::Real::ZERO, |sum, &error| sum + error));
+            }
+        }
+    }
+}
+
+fn chunks(size: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+    // No row has no logits to chunk.
+    let size = if rows == 0 { 0 } else { size };
+    let length = (CHUNK_LOGITS / rows.max(1)).max(LEAST_CHUNK);
+    (0..size)
+        .step_by(length)
+        .map(move |start| start..(start + length).min(size))
+}
+
+impl<'a, R: Real> ChunkHead<'a, R> {
+    fn new<T: Element<Real = R>>(head: &Head<'a, T>, chunk: &Range<usize>) -> Self {
+        let (rows, width) = (chunk.len(), head.width);
+        match T::as_real(&head.values[chunk.start * head.stride..]) {
+            Some(values) => Self {
+                values: Cow::Borrowed(values),
+                stride: head.stride,
+                rows,
+                width,
+            },
+            None => Self {
+                values: Cow::Owned(head.gather(chunk.start as u32..chunk.end as u32).values),
+                stride: padded(width),
+                rows,
+                width,
+            },
+        }
+    }
+
+    fn matrix(&self) -> Matrix<'_, R> {
+        Matrix::new(&self.values, self.rows, self.width, self.stride)
+    }
+}
+
+/// The logits `[rows, chunk]`.
+fn logits<T: Element>(
+    head: &Head<T>,
+    head_rows: &ChunkHead<T::Real>,
+    hidden: &[T::Real],
+    rows: usize,
+    chunk: &Range<usize>,
+) -> Vec<T::Real> {
+    let mut logits = vec![T::Real::ZERO; rows * chunk.len()];
+    let left = Matrix::new(hidden, rows, head.width, padded(head.width));
+    multiply(left, head_rows.matrix().transposed(), &mut logits, false);
+    if let Some(bias) = head.bias.get(chunk.clone()) {
+        for logits in logits.chunks_mut(chunk.len()) {
+            for (logit, bias) in logits.iter_mut().zip(bias) {
+                *logit += bias.widen();
+            }
+        }
+    }
+    logits
+}
+
+/// Where a row's target lies in the chunk.
+fn rank_in(row: &BatchRow, chunk: &Range<usize>) -> Option<usize> {
+    let rank = row.rank as usize;
+    chunk.contains(&rank).then(|| rank - chunk.start)
+}
+
+impl Default for Running {
+    fn default() -> Self {
+        Self {
+            maximum: f64::NEG_INFINITY,
+            others: 0.0,
+            target: 0.0,
+        }
+    }
+}
+
+impl Running {
+    /// Adds a chunk's logits, replacing them by their exponentials relative to the new maximum, and
+    /// returns what everything added before must be multiplied by.
+    fn add<R: Real>(
+        &mut self,
+        logits: &mut [R],
+        row: &BatchRow,
+        chunk: &Range<usize>,
+        temperature: f64,
+    ) -> f64 {
+        if let Some(rank) = rank_in(row, chunk) {
+            self.target = logits[rank].into();
+            logits[rank] = R::NEG_INFINITY;
+        }
+        let maximum = vector::maximum(logits).into().max(self.maximum);
+        if maximum == f64::NEG_INFINITY {
+            // Nothing but the target so far, or a vocabulary of −∞: as if nothing had come.
+            let nan = logits.iter().any(|&logit| logit.into().is_nan());
+            logits.fill(R::ZERO);
+            self.others += if nan { f64::NAN } else { 0.0 };
+            return 1.0;
+        }
+        let scale = ((self.maximum - maximum) / temperature).exp();
+        let sum = vector::exponentials(logits, maximum, temperature.recip());
+        self.others = self.others * scale + sum;
+        self.maximum = maximum;
+        scale
+    }
+}

@@ -1,0 +1,216 @@
+//! The head of a language model, as the loss over hidden states takes it.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::tensor::{Scalar, check_device, cpu, matrix, with_element};
+use crate::backend::cpu::linear::{self, HeadRows};
+use crate::{Error, Result, TokenSet, TokenSets};
+
+pub(super) const HEAD: &str = "head";
+pub(super) const BIAS: &str = "head bias";
+
+/// A head `[V, H]`, perhaps with a bias `[V]`: what [`forward_linear`] multiplies hidden states by.
+///
+/// Made from a tensor (tracked, if its gradient is wanted) or from a [`FrozenHead`].
+///
+/// [`forward_linear`]: crate::MaskedSoftmaxLoss::forward_linear
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    pub(super) weight: &'a Tensor,
+    pub(super) bias: Option<&'a Tensor>,
+    pub(super) gathered: Option<&'a Arc<Gathered>>,
+    /// The token sets that `gathered` is of.
+    pub(super) gathered_sets: Option<&'a TokenSets>,
+}
+
+impl<'a> Head<'a> {
+    /// A head with a bias.
+    pub fn with_bias(weight: &'a Tensor, bias: &'a Tensor) -> Self {
+        Self {
+            weight,
+            bias: Some(bias),
+            gathered: None,
+            gathered_sets: None,
+        }
+    }
+}
+
+impl<'a> From<&'a Tensor> for Head<'a> {
+    fn from(weight: &'a Tensor) -> Self {
+        Self {
+            weight,
+            bias: None,
+            gathered: None,
+            gathered_sets: None,
+        }
+    }
+}
+
+impl<'a> From<&'a FrozenHead> for Head<'a> {
+    fn from(head: &'a FrozenHead) -> Self {
+        Self {
+            weight: &head.weight,
+            bias: head.bias.as_ref(),
+            gathered: Some(&head.gathered),
+            gathered_sets: Some(&head.sets),
+        }
+    }
+}
+
+/// A head that will not change: it keeps the gathered rows of the largest token sets, which every
+/// batch uses again.
+///
+/// Make it anew when the head changes: nothing notices that by itself. It takes no gradient.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_trie::{FrozenHead, TokenTrie};
+/// let trie = TokenTrie::new((0..100).map(|item| (item, [item as u32, 100])))?;
+/// let head = Tensor::zeros((101, 8), DType::F32, &Device::Cpu)?;
+/// let head = FrozenHead::new(&head, &trie)?;
+/// assert_eq!(head.gathered_sets(), 1); // the root's
+/// # Ok::<(), candle_trie::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct FrozenHead {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    sets: TokenSets,
+    gathered: Arc<Gathered>,
+}
+
+/// Gathered head rows by token set, in the type they are computed in.
+#[derive(Debug)]
+pub(super) enum Gathered {
+    F32(HashMap<u32, HeadRows<f32>>),
+    F64(HashMap<u32, HeadRows<f64>>),
+}
+
+impl FrozenHead {
+    /// What [`new`](Self::new) lets the gathered rows take.
+    pub const DEFAULT_LIMIT: usize = 64 << 20;
+
+    /// Sets smaller than this are seldom worth a matrix product, and are read where they lie.
+    const LEAST_TOKENS: usize = 32;
+
+    /// Gathers the rows of `head` `[V, H]` for the largest of `sets`, within
+    /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes.
+    ///
+    /// # Errors
+    /// A head that is not two-dimensional, of a dtype, device or layout that is not supported, or
+    /// too small for the tokens of `sets`.
+    pub fn new(head: &Tensor, sets: impl Into<TokenSets>) -> Result<Self> {
+        Self::within(head, None, sets, Self::DEFAULT_LIMIT)
+    }
+
+    /// The same with a bias `[V]`, if there is one, and within a given number of bytes.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn within(
+        head: &Tensor,
+        bias: Option<&Tensor>,
+        sets: impl Into<TokenSets>,
+        bytes: usize,
+    ) -> Result<Self> {
+        let sets = sets.into();
+        let (weight, bias) = (head.detach(), bias.map(Tensor::detach));
+        check_head(&weight, bias.as_ref(), &sets)?;
+        let gathered = with_element!(weight.dtype(), HEAD, T => {
+            let (storage, layout) = weight.storage_and_layout();
+            let matrix = matrix(HEAD, <T as candle_core::WithDType>::cpu_storage_as_slice(cpu(HEAD, &storage)?)?, layout)?;
+            let head = linear::Head::<T> {
+                values: matrix.values,
+                stride: matrix.stride,
+                width: matrix.width,
+                bias: &[],
+                frozen: None,
+            };
+            let gathered = (largest_sets(&sets, head.row_bytes(), bytes).into_iter())
+                .map(|(set, tokens)| (set, head.gather(tokens.iter().copied())))
+                .collect();
+            Ok(<T as Scalar>::wrap(gathered))
+        })?;
+        Ok(Self {
+            weight,
+            bias,
+            sets,
+            gathered: Arc::new(gathered),
+        })
+    }
+
+    /// How many sets have their rows gathered.
+    pub fn gathered_sets(&self) -> usize {
+        match &*self.gathered {
+            Gathered::F32(sets) => sets.len(),
+            Gathered::F64(sets) => sets.len(),
+        }
+    }
+}
+
+/// The largest sets whose rows, `row_bytes` each, stay within `bytes` in all.
+fn largest_sets(sets: &TokenSets, row_bytes: usize, bytes: usize) -> Vec<(u32, &[u32])> {
+    let count = sets.count().unwrap_or(0) as u32;
+    let mut candidates: Vec<(u32, &[u32])> = (0..count)
+        .filter_map(|set| match sets.get(set) {
+            Some(TokenSet::Listed(tokens)) if tokens.len() >= FrozenHead::LEAST_TOKENS => {
+                Some((set, tokens))
+            }
+            _ => None,
+        })
+        .collect();
+    candidates.sort_by_key(|(set, tokens)| (Reverse(tokens.len()), *set));
+    let mut left = bytes;
+    candidates.retain(
+        |(_, tokens)| match left.checked_sub(tokens.len() * row_bytes) {
+            Some(rest) => {
+                left = rest;
+                true
+            }
+            None => false,
+        },
+    );
+    candidates
+}
+
+/// Refuses a head that does not fit its bias or the tokens of the sets.
+pub(super) fn check_head(weight: &Tensor, bias: Option<&Tensor>, sets: &TokenSets) -> Result<()> {
+    check_device(HEAD, weight)?;
+    let &[vocabulary, _] = weight.dims() else {
+        return Err(Error::Unsupported {
+            what: HEAD,
+            expected: "shape [V, H]".into(),
+            actual: format!("{:?}", weight.dims()),
+        });
+    };
+    let token = sets.max_token();
+    if token as usize >= vocabulary {
+        return Err(Error::TokenOutsideVocabulary { token, vocabulary });
+    }
+    let Some(bias) = bias else { return Ok(()) };
+    check_device(BIAS, bias)?;
+    if bias.dims() == [vocabulary] && bias.dtype() == weight.dtype() && bias.is_contiguous() {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: BIAS,
+        expected: format!("contiguous {:?} of shape [{vocabulary}]", weight.dtype()),
+        actual: format!("{:?} of shape {:?}", bias.dtype(), bias.dims()),
+    })
+}
+
+/// Refuses a head of another dtype than the hidden states.
+pub(super) fn check_dtype(hidden: &Tensor, weight: &Tensor) -> Result<()> {
+    if hidden.dtype() == weight.dtype() {
+        return with_element!(hidden.dtype(), "hidden states", _T => Ok(()));
+    }
+    Err(Error::Unsupported {
+        what: HEAD,
+        expected: format!("{:?}, as the hidden states", hidden.dtype()),
+        actual: format!("{:?}", weight.dtype()),
+    })
+}

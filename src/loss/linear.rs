@@ -1,0 +1,269 @@
+//! The loss over hidden states × head as a candle custom op.
+
+use std::sync::Arc;
+
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
+
+use super::head::{BIAS, Gathered, HEAD, Head, check_dtype, check_head};
+use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, storage_of};
+use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
+use super::{LossOutput, TemperatureSource};
+use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::cpu::linear::{
+    self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, score, soften,
+    whole_vocabulary_head_gradient,
+};
+use crate::{Error, Result, Statistics, Temperature};
+
+const HIDDEN: &str = "hidden states";
+
+pub(super) fn forward(
+    hidden: &Tensor,
+    head: Head,
+    batch: Batch,
+    source: TemperatureSource,
+) -> Result<(LossOutput, Option<Temperature>)> {
+    check(hidden, &head, &batch)?;
+    with_element!(hidden.dtype(), HIDDEN, T => forward_of::<T>(hidden, head, batch, source))
+}
+
+pub(super) fn statistics(hidden: &Tensor, head: Head, batch: Batch) -> Result<Statistics> {
+    check(hidden, &head, &batch)?;
+    let bias = bias_or_none(&head)?;
+    with_element!(hidden.dtype(), HIDDEN, T => {
+        let (hidden, head_storage) = (hidden.storage_and_layout(), head.weight.storage_and_layout());
+        let bias = bias.storage_and_layout();
+        let view = head_view::<T>(
+            cpu(HEAD, &head_storage.0)?,
+            head_storage.1,
+            cpu(BIAS, &bias.0)?,
+            bias.1,
+            head.gathered,
+        )?;
+        let hidden = hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?;
+        match WholeVocabulary::new(hidden, &view, &batch) {
+            Some(rows) => rows.statistics(),
+            None => Ok(score(hidden, &view, &batch)?.statistics),
+        }
+    })
+}
+
+fn forward_of<T: Scalar>(
+    hidden: &Tensor,
+    head: Head,
+    batch: Batch,
+    source: TemperatureSource,
+) -> Result<(LossOutput, Option<Temperature>)> {
+    let bias = bias_or_none(&head)?;
+    let op = Arc::new(LinearLoss::<T> {
+        batch,
+        source,
+        gathered: head.gathered.cloned(),
+        wanted: Wanted {
+            hidden: hidden.track_op(),
+            head: head.weight.track_op() || bias.track_op(),
+        },
+        passed: Passed::default(),
+    });
+    let applied = hidden.apply_op3(head.weight, &bias, SharedLoss(op.clone()));
+    let loss = op.passed.unwrapped(applied)?;
+    let (forward, _) = op.passed.forward()?;
+    Ok((output(loss, &op.batch, forward)?, forward.stepped.clone()))
+}
+
+/// candle's op takes three tensors; an empty one stands for no bias.
+fn bias_or_none(head: &Head) -> Result<Tensor> {
+    match head.bias {
+        Some(bias) => Ok(bias.clone()),
+        None => Ok(Tensor::zeros(0, head.weight.dtype(), head.weight.device())?),
+    }
+}
+
+/// The custom op from hidden states `[.., H]`, head `[V, H]` and bias to the loss of one batch.
+struct LinearLoss<T: Scalar> {
+    batch: Batch,
+    source: TemperatureSource,
+    gathered: Option<Arc<Gathered>>,
+    wanted: Wanted,
+    passed: Passed<(Forward, Softened<T::Real>)>,
+}
+
+/// The op as candle's graph holds it, while [`forward_of`] reads what it left.
+struct SharedLoss<T: Scalar>(Arc<LinearLoss<T>>);
+
+impl<T: Scalar> LinearLoss<T> {
+    fn pass(
+        &self,
+        hidden: Hidden<T>,
+        head: &linear::Head<T>,
+    ) -> Result<(Forward, Softened<T::Real>)> {
+        let (batch, wanted) = (&self.batch, self.wanted);
+        let (statistics, temperature, stepped, softened);
+        match WholeVocabulary::new(hidden, head, batch) {
+            Some(rows) => {
+                statistics = rows.statistics()?;
+                (temperature, stepped) = self.source.resolve(&statistics)?;
+                softened = rows.soften(temperature, wanted);
+            }
+            None => {
+                let scores = score(hidden, head, batch)?;
+                statistics = scores.statistics;
+                (temperature, stepped) = self.source.resolve(&statistics)?;
+                softened = soften(scores, head, batch, temperature, wanted);
+            }
+        }
+        let (softmaxes, softened) = softened;
+        let forward = Forward {
+            softmaxes,
+            statistics,
+            temperature,
+            stepped,
+        };
+        Ok((forward, softened))
+    }
+
+    /// The gradients of the head and its bias.
+    fn head_gradients(
+        &self,
+        head: &Tensor,
+        bias: &Tensor,
+        factor: impl Fn(&BatchRow) -> f64 + Sync,
+    ) -> Result<(Tensor, Tensor)> {
+        let (forward, softened) = self.passed.forward()?;
+        let mut head_values = bytemuck::zeroed_vec(head.elem_count());
+        let mut bias_values = bytemuck::zeroed_vec(bias.elem_count());
+        let gradient = HeadGradient::<T> {
+            head: &mut head_values,
+            bias: &mut bias_values,
+            width: head.dim(1)?,
+        };
+        if self.batch.whole_vocabulary().is_none() {
+            head_gradient(softened, &self.batch, factor, gradient);
+        } else {
+            let (head, bias) = (head.storage_and_layout(), bias.storage_and_layout());
+            let (head_cpu, bias_cpu) = (cpu(HEAD, &head.0)?, cpu(BIAS, &bias.0)?);
+            let head = head_view::<T>(head_cpu, head.1, bias_cpu, bias.1, None)?;
+            whole_vocabulary_head_gradient(
+                softened,
+                &forward.softmaxes,
+                &head,
+                &self.batch,
+                forward.temperature,
+                factor,
+                gradient,
+            );
+        }
+        Ok((
+            Tensor::from_vec(head_values, head.shape(), head.device())?,
+            Tensor::from_vec(bias_values, bias.shape(), bias.device())?,
+        ))
+    }
+}
+
+impl<T: Scalar> CustomOp3 for SharedLoss<T> {
+    fn name(&self) -> &'static str {
+        "masked-softmax-loss-linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        hidden: &CpuStorage,
+        hidden_layout: &Layout,
+        head: &CpuStorage,
+        head_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let op = &*self.0;
+        let gathered = op.gathered.as_ref();
+        let pass = head_view::<T>(head, head_layout, bias, bias_layout, gathered)
+            .and_then(|head| op.pass(hidden_view(hidden, hidden_layout)?, &head));
+        let (forward, _) = op.passed.keep(pass)?;
+        let loss = loss_values(&op.batch, forward);
+        let shape = loss_shape(&op.batch, hidden_layout.dims());
+        Ok((storage_of(loss, hidden.dtype()), shape))
+    }
+
+    fn bwd(
+        &self,
+        hidden: &Tensor,
+        head: &Tensor,
+        bias: &Tensor,
+        _loss: &Tensor,
+        upstream: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let op = &*self.0;
+        let (forward, softened) = op.passed.forward()?;
+        let upstream = Upstream::new(upstream)?;
+        let factor = |row: &BatchRow| upstream.factor(&op.batch, row, forward.temperature);
+        let mut hidden_gradient = None;
+        if op.wanted.hidden {
+            let mut values: Vec<T> = bytemuck::zeroed_vec(hidden.elem_count());
+            softened.write_hidden_gradient(&op.batch, factor, head.dim(1)?, &mut values);
+            hidden_gradient = Some(Tensor::from_vec(values, hidden.shape(), hidden.device())?);
+        }
+        if !op.wanted.head {
+            return Ok((hidden_gradient, None, None));
+        }
+        let (head_gradient, bias_gradient) = op.head_gradients(head, bias, factor)?;
+        Ok((
+            hidden_gradient,
+            head.track_op().then_some(head_gradient),
+            bias.track_op().then_some(bias_gradient),
+        ))
+    }
+}
+
+/// Everything that the slices of the backend rely on, refused in words before any work.
+fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
+    check_device(HIDDEN, hidden)?;
+    check_positions(hidden, batch.positions)?;
+    check_head(head.weight, head.bias, &batch.sets)?;
+    check_dtype(hidden, head.weight)?;
+    let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
+    // The whole vocabulary needs no gathered rows, and takes a head frozen for any sets.
+    if other_sets.is_some() && batch.whole_vocabulary().is_none() {
+        return Err(Error::Unsupported {
+            what: HEAD,
+            expected: "a FrozenHead made for the token sets of this loss".into(),
+            actual: "one made for other sets".into(),
+        });
+    }
+    match (hidden.dims().last(), head.weight.dims().last()) {
+        (Some(hidden), Some(head)) if hidden == head => Ok(()),
+        (hidden, head) => Err(Error::LengthMismatch {
+            what: "width of the hidden states (the head's is expected)",
+            expected: head.copied().unwrap_or(0),
+            actual: hidden.copied().unwrap_or(0),
+        }),
+    }
+}
+
+fn hidden_view<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Hidden<'a, T>> {
+    let matrix = matrix(HIDDEN, T::cpu_storage_as_slice(storage)?, layout)?;
+    Ok(Hidden {
+        values: matrix.values,
+        stride: matrix.stride,
+        width: matrix.width,
+    })
+}
+
+fn head_view<'a, T: Scalar>(
+    head: &'a CpuStorage,
+    head_layout: &Layout,
+    bias: &'a CpuStorage,
+    bias_layout: &Layout,
+    gathered: Option<&'a Arc<Gathered>>,
+) -> Result<linear::Head<'a, T>> {
+    let matrix = matrix(HEAD, T::cpu_storage_as_slice(head)?, head_layout)?;
+    let bias = T::cpu_storage_as_slice(bias)?;
+    let (start, end) = bias_layout.contiguous_offsets().unwrap_or((0, 0));
+    Ok(linear::Head {
+        values: matrix.values,
+        stride: matrix.stride,
+        width: matrix.width,
+        bias: bias.get(start..end).unwrap_or(&[]),
+        frozen: gathered.and_then(|gathered| T::unwrap(gathered)),
+    })
+}

@@ -1,0 +1,136 @@
+//! What the passes over logits and over hidden states have in common: what they leave behind, and
+//! how it becomes a tensor.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use candle_core::{CpuStorage, DType, Shape, Tensor};
+
+use super::LossOutput;
+use super::output::{loss_dtype, scalar, statistics_tensor};
+use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::cpu::softmax::RowSoftmax;
+use crate::{Error, Result, Statistics, Temperature};
+
+/// What the forward pass leaves for the caller and for the backward pass.
+#[derive(Debug)]
+pub(super) struct Forward {
+    pub softmaxes: Vec<RowSoftmax>,
+    pub statistics: Statistics,
+    pub temperature: f64,
+    /// Where a stepping temperature went.
+    pub stepped: Option<Temperature>,
+}
+
+/// What a pass inside candle left behind. The backward pass may read it any number of times.
+pub(super) struct Passed<F> {
+    forward: OnceLock<F>,
+    /// candle's error type keeps only the words of ours.
+    refusal: Mutex<Option<Error>>,
+}
+
+impl<F> Default for Passed<F> {
+    fn default() -> Self {
+        Self {
+            forward: OnceLock::new(),
+            refusal: Mutex::default(),
+        }
+    }
+}
+
+impl<F> Passed<F> {
+    pub fn keep(&self, pass: Result<F>) -> candle_core::Result<&F> {
+        match pass {
+            Ok(forward) => Ok(self.forward.get_or_init(|| forward)),
+            Err(error) => {
+                let words = candle_core::Error::Msg(error.to_string());
+                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Err(words)
+            }
+        }
+    }
+
+    /// The result of the op, with our own error where it was ours.
+    pub fn unwrapped<T>(&self, applied: candle_core::Result<T>) -> Result<T> {
+        applied.map_err(|error| {
+            let refusal = self
+                .refusal
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            refusal.unwrap_or(Error::Candle(error))
+        })
+    }
+
+    pub fn forward(&self) -> Result<&F> {
+        self.forward.get().ok_or_else(not_run)
+    }
+}
+
+/// The loss of the batch: one value, or one for each position.
+pub(super) fn loss_values(batch: &Batch, forward: &Forward) -> Vec<f64> {
+    let counting = (batch.rows.iter().zip(&forward.softmaxes)).filter(|(row, _)| row.counts());
+    let losses = counting.map(|(row, softmax)| {
+        let factor = batch.loss_factor(row, forward.temperature);
+        (row.position as usize, factor * softmax.loss())
+    });
+    if batch.reduced {
+        // Not `sum`, which gives −0 for no row.
+        return vec![losses.fold(0.0, |sum, (_, loss)| sum + loss)];
+    }
+    let mut values = vec![0.0; batch.positions];
+    losses.for_each(|(position, loss)| values[position] = loss);
+    values
+}
+
+pub(super) fn loss_shape(batch: &Batch, logits: &[usize]) -> Shape {
+    match logits.split_last() {
+        Some((_, leading)) if !batch.reduced => Shape::from(leading),
+        _ => Shape::from(()),
+    }
+}
+
+pub(super) fn storage_of(values: Vec<f64>, logits: DType) -> CpuStorage {
+    match loss_dtype(logits) {
+        DType::F64 => CpuStorage::F64(values),
+        _ => CpuStorage::F32(values.into_iter().map(|value| value as f32).collect()),
+    }
+}
+
+pub(super) fn output(loss: Tensor, batch: &Batch, forward: &Forward) -> Result<LossOutput> {
+    Ok(LossOutput {
+        temperature: scalar(forward.temperature, loss.device())?,
+        statistics: statistics_tensor(&forward.statistics, loss.device())?,
+        loss,
+        labelled_rows: batch.labelled_rows,
+        branching_rows: batch.branching_rows,
+    })
+}
+
+/// The upstream gradient as autograd hands it over: for the loss, or for each position's.
+pub(super) struct Upstream(Vec<f64>);
+
+impl Upstream {
+    pub fn new(upstream: &Tensor) -> candle_core::Result<Self> {
+        Ok(Self(
+            upstream.to_dtype(DType::F64)?.flatten_all()?.to_vec1()?,
+        ))
+    }
+
+    /// What p − [v = y] of a row is multiplied by.
+    pub fn factor(&self, batch: &Batch, row: &BatchRow, temperature: f64) -> f64 {
+        let index = if batch.reduced {
+            0
+        } else {
+            row.position as usize
+        };
+        self.0.get(index).map_or(0.0, |upstream| {
+            upstream * batch.gradient_factor(row, temperature)
+        })
+    }
+}
+
+fn not_run() -> Error {
+    Error::Candle(candle_core::Error::Msg(
+        "the masked softmax loss has not been run forward".into(),
+    ))
+}

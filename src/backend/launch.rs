@@ -51,6 +51,8 @@ impl DeviceLimits {
     /// Every kernel is bound to so many threads a block, and so leaves registers for as many on a
     /// multiprocessor, in blocks of whatever size.
     const THREADS_PER_MULTIPROCESSOR: u32 = 1024;
+    /// The fewest that any supported architecture holds (the RTX 30 series).
+    const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
 
     /// How many blocks of this shape are sure to be resident together: the most that a cooperative
     /// launch may have. 0 where not even one fits.
@@ -60,9 +62,10 @@ impl DeviceLimits {
             return 0;
         }
         let by_threads = Self::THREADS_PER_MULTIPROCESSOR / threads.max(1);
+        let blocks = by_threads.min(Self::BLOCKS_PER_MULTIPROCESSOR);
         let held = shared_bytes.saturating_add(Self::RESERVED_SHARED_BYTES);
         let by_shared_memory = self.shared_bytes_per_multiprocessor / held;
-        self.multiprocessors * by_threads.min(by_shared_memory)
+        self.multiprocessors * blocks.min(by_shared_memory)
     }
 }
 
@@ -106,5 +109,6 @@ mod tests {
         assert_eq!(LIMITS.resident_blocks(256, 99 << 10), 10);
         assert_eq!(LIMITS.resident_blocks(256, 100 << 10), 0);
         assert_eq!(LIMITS.resident_blocks(2048, 0), 0);
+        assert_eq!(LIMITS.resident_blocks(32, 0), 160);
     }
 }

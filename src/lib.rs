@@ -45,6 +45,9 @@ mod statistics;
 mod temperature;
 mod trie;
 
+#[cfg(feature = "cuda")]
+pub use backend::cuda;
+pub use backend::launch;
 pub use decode::{BeamSearch, Found, Step};
 pub use error::{Error, Result};
 pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};

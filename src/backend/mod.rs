@@ -2,3 +2,6 @@
 
 pub(crate) mod batch;
 pub(crate) mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod launch;

@@ -1,0 +1,57 @@
+//! What `nvcc -Xptxas -v` says of each kernel and target.
+
+/// The resources of one kernel on one target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(dead_code)] // The build reads names alone.
+pub struct Usage {
+    /// The kernel's name.
+    pub kernel: String,
+    /// `sm_90`, for example.
+    pub target: String,
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Local memory of a thread: arrays that found no place in registers.
+    pub stack_bytes: u32,
+    /// Bytes that are put aside for want of registers.
+    pub spilled_bytes: u32,
+}
+
+/// Every kernel on every target, in the order of the text.
+pub fn usages(text: &str) -> Vec<Usage> {
+    let mut usages: Vec<Usage> = Vec::new();
+    for line in text.lines() {
+        if let Some((_, names)) = line.split_once("Compiling entry function ") {
+            let mut quoted = names.split('\'').skip(1).step_by(2).map(str::to_string);
+            if let (Some(kernel), Some(target)) = (quoted.next(), quoted.next()) {
+                usages.push(Usage {
+                    kernel,
+                    target,
+                    registers: 0,
+                    stack_bytes: 0,
+                    spilled_bytes: 0,
+                });
+            }
+        } else if let Some(usage) = usages.last_mut() {
+            usage.registers += before(line, " registers");
+            usage.stack_bytes += before(line, " bytes stack frame");
+            usage.spilled_bytes +=
+                before(line, " bytes spill stores") + before(line, " bytes spill loads");
+        }
+    }
+    usages
+}
+
+/// Each kernel once, sorted.
+#[allow(dead_code)] // For the build.
+pub fn kernel_names(text: &str) -> Vec<String> {
+    let mut names: Vec<_> = usages(text).into_iter().map(|usage| usage.kernel).collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// The number that stands before some words; 0 where the words are missing.
+fn before(line: &str, words: &str) -> u32 {
+    let number = |(head, _): (&str, &str)| head.rsplit([' ', ',']).next()?.parse().ok();
+    line.split_once(words).and_then(number).unwrap_or_default()
+}

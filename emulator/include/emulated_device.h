@@ -1,0 +1,21 @@
+// kernels/device.cuh for the emulator.
+#pragma once
+
+#include "cuda_runtime.h"
+#include "kernel_list.h"
+
+namespace device {
+
+inline unsigned char* shared_memory() { return emulator_shared_memory(); }
+
+// By one call each: the host's compiler would split the sixteen bytes.
+__forceinline__ uint4 load128(const void* address) {
+    uint4 value;
+    emulator_load128(address, &value);
+    return value;
+}
+__forceinline__ void store128(void* address, uint4 value) { emulator_store128(address, &value); }
+__forceinline__ uint4 load128_once(const void* address) { return load128(address); }
+__forceinline__ void store128_once(void* address, uint4 value) { store128(address, value); }
+
+}  // namespace device

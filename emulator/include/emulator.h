@@ -1,0 +1,32 @@
+// What the host side of the emulator offers to kernels. The functions are in runtime/hooks.cpp, which passes each call
+// on to Rust together with the place it came from.
+#pragma once
+
+#include <cstdint>
+
+extern "C" {
+
+struct EmulatorIndex {
+    uint32_t x, y, z;
+};
+
+EmulatorIndex emulator_thread_index() __attribute__((const));
+EmulatorIndex emulator_block_index() __attribute__((const));
+EmulatorIndex emulator_block_dim() __attribute__((const));
+EmulatorIndex emulator_grid_dim() __attribute__((const));
+uint32_t emulator_lane() __attribute__((const));
+unsigned char* emulator_shared_memory() __attribute__((const));
+
+uint32_t emulator_block_barrier(uint32_t counts, uint32_t predicate);
+void emulator_grid_barrier();
+void emulator_warp_barrier(uint32_t mask);
+uint64_t emulator_shuffle(uint32_t mask, uint64_t value, uint32_t source);
+uint32_t emulator_ballot(uint32_t mask, uint32_t predicate);
+void emulator_fence();
+
+void emulator_load128(const void* address, void* value);
+void emulator_store128(void* address, const void* value);
+uint64_t emulator_atomic(void* address, uint32_t bytes, uint64_t (*change)(uint64_t, uint64_t, uint64_t), uint64_t a,
+                         uint64_t b);
+
+}

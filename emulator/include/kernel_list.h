@@ -1,0 +1,29 @@
+// The kernels of the program, as a list that each enters itself in when the program starts.
+#pragma once
+
+#include <cstdint>
+
+namespace emulator {
+
+struct Kernel {
+    const char* name;
+    uint32_t params_bytes;
+    uint32_t threads;
+    void (*enter)(const void* params);
+    const Kernel* next;
+
+    Kernel(const char* name, uint32_t params_bytes, uint32_t threads, void (*enter)(const void*));
+};
+
+// The parameters are the host's memory, which a kernel may read only as the copy it is handed.
+template <class Params, void (*kernel)(Params)>
+__attribute__((no_sanitize("thread"))) void enter(const void* params) {
+    kernel(*static_cast<const Params*>(params));
+}
+
+}  // namespace emulator
+
+#define KERNEL(name, Params, threads)                                                                          \
+    static void name(Params params);                                                                           \
+    static const emulator::Kernel name##_entry(#name, sizeof(Params), threads, emulator::enter<Params, name>); \
+    static void name([[maybe_unused]] Params params)

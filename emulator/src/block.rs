@@ -1,0 +1,132 @@
+//! Blocks that are alive, and their threads.
+
+use crate::fiber::{Fiber, Stacks};
+use crate::memory::Region;
+use crate::order::{Order, WARP};
+use crate::site::Site;
+use crate::traffic::Event;
+
+/// What a warp does together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WarpOperation {
+    Barrier,
+    Shuffle,
+    Ballot,
+}
+
+/// A lane's part in a warp operation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WarpArrival {
+    pub(crate) operation: WarpOperation,
+    pub(crate) mask: u32,
+    /// What a shuffle hands out, or a vote.
+    pub(crate) value: u64,
+    /// Which lane's value a shuffle asks for.
+    pub(crate) source: u32,
+    pub(crate) site: Site,
+}
+
+/// A thread's part in a barrier of its block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BlockArrival {
+    /// Whether the barrier counts predicates.
+    pub(crate) counts: bool,
+    pub(crate) predicate: bool,
+    pub(crate) site: Site,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum State {
+    Runnable,
+    AtWarp(WarpArrival),
+    AtBlock(BlockArrival),
+    AtGrid(Site),
+    Returned,
+}
+
+impl State {
+    /// Where a thread waits.
+    pub(crate) fn site(&self) -> Option<Site> {
+        match self {
+            Self::AtWarp(arrival) => Some(arrival.site),
+            Self::AtBlock(arrival) => Some(arrival.site),
+            Self::AtGrid(site) => Some(*site),
+            Self::Runnable | Self::Returned => None,
+        }
+    }
+}
+
+pub(crate) struct Thread {
+    pub(crate) fiber: Fiber,
+    pub(crate) state: State,
+    pub(crate) order: Order,
+    /// What the operation that it waited for gave it.
+    pub(crate) result: u64,
+    pub(crate) trace: Vec<Event>,
+}
+
+/// Lanes of a warp, as bits. The masks of warp operations that lanes wait in never overlap.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Warp {
+    /// In a warp operation.
+    pub(crate) waiting: u32,
+    /// Named by the masks of those operations.
+    pub(crate) expected: u32,
+    pub(crate) returned: u32,
+}
+
+/// A block of the grid whose threads have begun and not all returned.
+pub(crate) struct Block {
+    /// Its place in the grid, x fastest.
+    pub(crate) index: u32,
+    pub(crate) shared: Region,
+    pub(crate) threads: Vec<Thread>,
+    pub(crate) warps: Vec<Warp>,
+    pub(crate) at_barrier: usize,
+    pub(crate) at_grid: usize,
+}
+
+impl Block {
+    pub(crate) fn new(shared_bytes: u32) -> Self {
+        let shared = Region::new("shared memory", shared_bytes as usize, false);
+        Self {
+            index: 0,
+            shared,
+            threads: Vec::new(),
+            warps: Vec::new(),
+            at_barrier: 0,
+            at_grid: 0,
+        }
+    }
+
+    /// Begins as block `index` of the grid, with nothing left of the one before. Its stacks begin
+    /// at `first_stack`.
+    pub(crate) fn begin(
+        &mut self,
+        index: u32,
+        threads: usize,
+        stacks: &mut Stacks,
+        first_stack: usize,
+        entry: extern "C" fn() -> !,
+    ) {
+        self.index = index;
+        self.shared.shadow.forget();
+        self.warps = vec![Warp::default(); threads.div_ceil(WARP)];
+        self.threads.clear();
+        self.threads.extend((0..threads).map(|thread| Thread {
+            fiber: stacks.fiber(first_stack + thread, entry),
+            state: State::Runnable,
+            order: Order::default(),
+            result: 0,
+            trace: Vec::new(),
+        }));
+    }
+
+    /// The threads of a warp that a mask names, as (lane, index in the block).
+    pub(crate) fn lanes(thread: usize, mask: u32) -> impl Iterator<Item = (usize, usize)> + Clone {
+        let first = thread / WARP * WARP;
+        (0..WARP)
+            .filter(move |lane| mask >> lane & 1 == 1)
+            .map(move |lane| (lane, first + lane))
+    }
+}

@@ -1,0 +1,214 @@
+//! Device memory: buffers with names, far apart, each under a shadow.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::marker::PhantomData;
+
+use bytemuck::Pod;
+
+use crate::fault::Fault;
+use crate::shadow::Shadow;
+
+/// What lies on either side of a buffer. Untouched, it costs no memory.
+const RED_ZONE: usize = 1 << 20;
+/// As strict as `cudaMalloc`.
+const ALIGNMENT: usize = 256;
+
+/// The memory of an emulated device.
+#[derive(Default)]
+pub struct Memory {
+    /// By address.
+    buffers: Vec<Region>,
+    last_found: usize,
+}
+
+/// A buffer of the device, as the host holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffer<T> {
+    address: usize,
+    len: usize,
+    element: PhantomData<T>,
+}
+
+impl<T> Buffer<T> {
+    /// What a kernel gets as its pointer.
+    pub fn address(&self) -> u64 {
+        self.address as u64
+    }
+
+    /// The pointer that a kernel would get if this buffer were the part that starts at element
+    /// `first` of a much larger one: for offsets that no test has the memory for.
+    pub fn address_as_window(&self, first: u64) -> u64 {
+        self.address()
+            .wrapping_sub(first.wrapping_mul(size_of::<T>() as u64))
+    }
+
+    /// How many elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no element.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Bytes of a device: of a buffer, or the shared memory of a block.
+pub(crate) struct Region {
+    pub(crate) name: String,
+    pub(crate) start: usize,
+    pub(crate) bytes: usize,
+    pub(crate) shadow: Shadow,
+    allocation: *mut u8,
+    layout: Layout,
+}
+
+impl Region {
+    pub(crate) fn new(name: &str, bytes: usize, written: bool) -> Self {
+        let layout = Layout::from_size_align(bytes + 2 * RED_ZONE, ALIGNMENT)
+            .expect("the buffer fits into memory");
+        // SAFETY: the layout is not empty.
+        let allocation = unsafe { alloc_zeroed(layout) };
+        if allocation.is_null() {
+            handle_alloc_error(layout);
+        }
+        let shadow = Shadow::new(bytes, written);
+        Self {
+            name: name.into(),
+            start: allocation as usize + RED_ZONE,
+            bytes,
+            shadow,
+            allocation,
+            layout,
+        }
+    }
+
+    pub(crate) fn contains(&self, address: usize) -> bool {
+        address.wrapping_sub(self.start) < self.bytes
+    }
+
+    fn content(&mut self) -> &mut [u8] {
+        // SAFETY: inside the allocation, which this borrow keeps; kernels write to it only while a
+        // launch holds `Memory`.
+        unsafe { std::slice::from_raw_parts_mut(self.allocation.add(RED_ZONE), self.bytes) }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout.
+        unsafe { dealloc(self.allocation, self.layout) }
+    }
+}
+
+impl Memory {
+    /// No buffer yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A buffer that holds what the host hands over.
+    pub fn upload<T: Pod>(&mut self, name: &str, values: &[T]) -> Buffer<T> {
+        let mut region = Region::new(name, size_of_val(values), true);
+        region
+            .content()
+            .copy_from_slice(bytemuck::cast_slice(values));
+        self.add(region, values.len())
+    }
+
+    /// A buffer that nobody has written.
+    pub fn allocate<T: Pod>(&mut self, name: &str, len: usize) -> Buffer<T> {
+        self.add(Region::new(name, len * size_of::<T>(), false), len)
+    }
+
+    /// What a buffer holds. An element that no kernel has written is a fault.
+    pub fn download<T: Pod>(&mut self, buffer: Buffer<T>) -> Result<Vec<T>, Fault> {
+        let region = self.region_at(buffer.address);
+        if let Some(byte) = region.shadow.never_written() {
+            return Err(Fault::OutputNeverWritten {
+                buffer: region.name.clone(),
+                element: byte / size_of::<T>(),
+            });
+        }
+        let mut values = vec![T::zeroed(); buffer.len];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(region.content());
+        Ok(values)
+    }
+
+    fn add<T>(&mut self, region: Region, len: usize) -> Buffer<T> {
+        let address = region.start;
+        let place = self.buffers.partition_point(|other| other.start < address);
+        self.buffers.insert(place, region);
+        Buffer {
+            address,
+            len,
+            element: PhantomData,
+        }
+    }
+
+    fn region_at(&mut self, start: usize) -> &mut Region {
+        let index = self.buffers.iter().position(|region| region.start == start);
+        &mut self.buffers[index.expect("the buffer is of this memory")]
+    }
+
+    /// The buffer that an address lies in, by its place.
+    #[inline]
+    pub(crate) fn find(&mut self, address: usize) -> Option<usize> {
+        if !self
+            .buffers
+            .get(self.last_found)
+            .is_some_and(|region| region.contains(address))
+        {
+            let after = self
+                .buffers
+                .partition_point(|region| region.start <= address);
+            self.last_found = after
+                .checked_sub(1)
+                .filter(|&index| self.buffers[index].contains(address))?;
+        }
+        Some(self.last_found)
+    }
+
+    #[inline]
+    pub(crate) fn region(&mut self, index: usize) -> &mut Region {
+        &mut self.buffers[index]
+    }
+
+    pub(crate) fn regions(&self) -> &[Region] {
+        &self.buffers
+    }
+
+    /// The launch is over.
+    pub(crate) fn settle(&mut self) {
+        for region in &mut self.buffers {
+            region.shadow.settle();
+        }
+    }
+
+    /// Where an address lies that is in no buffer, for people.
+    pub(crate) fn describe(&self, address: usize) -> String {
+        let distance = |region: &&Region| {
+            if address < region.start {
+                region.start - address
+            } else {
+                address - region.start - region.bytes
+            }
+        };
+        match self.buffers.iter().min_by_key(distance) {
+            Some(nearest) if distance(&nearest) < RED_ZONE => {
+                let side = if address < nearest.start {
+                    "before the start"
+                } else {
+                    "past the end"
+                };
+                format!(
+                    "{} bytes {side} of '{}' ({} bytes)",
+                    distance(&nearest),
+                    nearest.name,
+                    nearest.bytes
+                )
+            }
+            _ => format!("at {address:#x}, where no buffer is"),
+        }
+    }
+}

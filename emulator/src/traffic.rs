@@ -1,0 +1,160 @@
+//! What a launch moves: bytes by buffer, sectors and bank conflicts by warp access.
+
+use std::collections::HashMap;
+use std::ops::AddAssign;
+
+use crate::order::WARP;
+use crate::shadow::Access;
+use crate::site::Site;
+
+const SECTOR_BYTES: u64 = 32;
+const BANKS: usize = 32;
+const BANK_BYTES: u64 = 4;
+/// Wider accesses of a warp are served in parts of this many bytes.
+const SHARED_BYTES_AT_ONCE: u64 = 128;
+
+/// What was loaded and stored. An atomic counts as both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes loaded.
+    pub loaded: u64,
+    /// Bytes stored.
+    pub stored: u64,
+    /// 32-byte sectors that the loads of warps touch. Counted, like what follows, in a traced
+    /// launch only.
+    pub load_sectors: u64,
+    /// The least that those loads could touch: their distinct bytes, packed.
+    pub least_load_sectors: u64,
+    /// The same of stores.
+    pub store_sectors: u64,
+    /// The same of stores.
+    pub least_store_sectors: u64,
+    /// Shared memory: how many times an access of a warp waits because two lanes want different
+    /// words of one bank.
+    pub bank_conflicts: u64,
+}
+
+impl Traffic {
+    pub(crate) fn count(&mut self, access: Access, bytes: u64) {
+        self.loaded += if access == Access::Store { 0 } else { bytes };
+        self.stored += if access == Access::Load { 0 } else { bytes };
+    }
+}
+
+impl AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.loaded += other.loaded;
+        self.stored += other.stored;
+        self.load_sectors += other.load_sectors;
+        self.least_load_sectors += other.least_load_sectors;
+        self.store_sectors += other.store_sectors;
+        self.least_store_sectors += other.least_store_sectors;
+        self.bank_conflicts += other.bank_conflicts;
+    }
+}
+
+/// Where bytes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    Shared,
+    Buffer(usize),
+}
+
+/// One access of one thread.
+#[derive(Clone, Copy)]
+pub(crate) struct Event {
+    pub(crate) site: Site,
+    pub(crate) place: Place,
+    pub(crate) access: Access,
+    pub(crate) bytes: u32,
+    pub(crate) address: u64,
+}
+
+/// The accesses of a warp's lanes, put together again as the hardware would have made them: the
+/// n-th time that each lane is at an instruction is one access of the warp. (Lanes that skip turns
+/// of a loop are so joined a turn early.)
+pub(crate) fn of_warp(lanes: &[Vec<Event>], mut add: impl FnMut(Place, Traffic)) {
+    debug_assert!(lanes.len() <= WARP);
+    let mut events = Vec::new();
+    for lane in lanes {
+        let mut turns = HashMap::<Site, u32>::new();
+        for event in lane {
+            let turn = turns.entry(event.site).or_default();
+            events.push((event.site, *turn, *event));
+            *turn += 1;
+        }
+    }
+    // Stable: lanes stay in order.
+    events.sort_by_key(|&(site, turn, event)| (site, turn, event.place));
+    let same = |a: &(Site, u32, Event), b: &(Site, u32, Event)| {
+        (a.0, a.1, a.2.place) == (b.0, b.1, b.2.place)
+    };
+    for together in events.chunk_by(same) {
+        let accesses: Vec<Event> = together.iter().map(|&(_, _, event)| event).collect();
+        let traffic = match accesses[0].place {
+            Place::Shared => Traffic {
+                bank_conflicts: bank_conflicts(&accesses),
+                ..Traffic::default()
+            },
+            Place::Buffer(_) => sectors(&accesses),
+        };
+        add(accesses[0].place, traffic);
+    }
+}
+
+fn sectors(accesses: &[Event]) -> Traffic {
+    let mut touched: Vec<u64> = accesses
+        .iter()
+        .flat_map(|access| units(access, SECTOR_BYTES))
+        .collect();
+    touched.sort_unstable();
+    touched.dedup();
+    let mut bytes: Vec<u64> = accesses
+        .iter()
+        .flat_map(|access| units(access, 1))
+        .collect();
+    bytes.sort_unstable();
+    bytes.dedup();
+    let (sectors, least) = (
+        touched.len() as u64,
+        (bytes.len() as u64).div_ceil(SECTOR_BYTES),
+    );
+    let mut traffic = Traffic::default();
+    if accesses[0].access != Access::Store {
+        (traffic.load_sectors, traffic.least_load_sectors) = (sectors, least);
+    }
+    if accesses[0].access != Access::Load {
+        (traffic.store_sectors, traffic.least_store_sectors) = (sectors, least);
+    }
+    traffic
+}
+
+/// The numbers of the units of memory that an access touches.
+fn units(access: &Event, unit: u64) -> std::ops::RangeInclusive<u64> {
+    access.address / unit..=(access.address + u64::from(access.bytes) - 1) / unit
+}
+
+fn bank_conflicts(accesses: &[Event]) -> u64 {
+    let lanes_at_once =
+        (SHARED_BYTES_AT_ONCE / u64::from(accesses[0].bytes).max(BANK_BYTES)).max(1) as usize;
+    let parts = accesses.chunks(lanes_at_once);
+    parts
+        .map(|part| {
+            let mut words: Vec<u64> = part
+                .iter()
+                .flat_map(|access| units(access, BANK_BYTES))
+                .collect();
+            words.sort_unstable();
+            words.dedup();
+            let mut of_bank = [0u64; BANKS];
+            for word in words {
+                of_bank[word as usize % BANKS] += 1;
+            }
+            of_bank
+                .into_iter()
+                .max()
+                .unwrap_or_default()
+                .saturating_sub(1)
+        })
+        .sum()
+}

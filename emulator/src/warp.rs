@@ -1,0 +1,152 @@
+//! Warp operations: lanes that wait for each other, and must agree on what they do.
+
+use crate::block::{Block, State, WarpArrival, WarpOperation};
+use crate::fault::Fault;
+use crate::machine::Machine;
+use crate::order::{Order, WARP};
+
+impl Machine<'_> {
+    /// The current thread has arrived at a warp operation: the last one of its mask releases all.
+    pub(crate) fn arrive_at_warp(&mut self, arrival: WarpArrival) -> Result<(), Fault> {
+        let (place, thread) = self.current;
+        let WarpArrival {
+            operation, mask, ..
+        } = arrival;
+        match self.waiting_for(mask) {
+            Some((_, theirs)) if (theirs.mask, theirs.operation) == (mask, operation) => {}
+            Some((other, theirs)) => {
+                let theirs = format!(
+                    "{:?} with mask {:#010x} at {}",
+                    theirs.operation, theirs.mask, theirs.site
+                );
+                let reason = format!(
+                    "{operation:?} with mask {mask:#010x}, but lane {} is in {theirs}",
+                    other % WARP
+                );
+                return self.warp_fault(thread, arrival, reason);
+            }
+            None => self.all_can_come(arrival)?,
+        }
+        let lane = thread % WARP;
+        if mask >> lane & 1 == 0 {
+            let reason = format!("its own lane {lane} is not in the mask {mask:#010x}");
+            return self.warp_fault(thread, arrival, reason);
+        }
+        let warp = &mut self.blocks[place].warps[thread / WARP];
+        warp.waiting |= 1 << lane;
+        warp.expected |= mask;
+        if warp.waiting & mask == mask {
+            warp.waiting &= !mask;
+            warp.expected &= !mask;
+            self.release_warp(operation, mask)?;
+        }
+        Ok(())
+    }
+
+    /// The current thread has returned: nobody may be waiting for it.
+    pub(crate) fn leave_warp(&mut self) -> Result<(), Fault> {
+        let (place, thread) = self.current;
+        let lane = thread % WARP;
+        self.blocks[place].warps[thread / WARP].returned |= 1 << lane;
+        match self.waiting_for(1 << lane) {
+            Some((other, arrival)) => {
+                self.warp_fault(other, arrival, has_returned(arrival.mask, lane))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A thread of the current warp that waits for any of these lanes.
+    fn waiting_for(&self, mask: u32) -> Option<(usize, WarpArrival)> {
+        let (place, thread) = self.current;
+        let block = &self.blocks[place];
+        let warp = block.warps[thread / WARP];
+        if warp.expected & mask == 0 {
+            return None;
+        }
+        Block::lanes(thread, warp.waiting).find_map(|(_, other)| match block.threads[other].state {
+            State::AtWarp(arrival) if arrival.mask & mask != 0 => Some((other, arrival)),
+            _ => None,
+        })
+    }
+
+    /// For the first lane to arrive: whether the others of its mask exist, and still run.
+    fn all_can_come(&self, arrival: WarpArrival) -> Result<(), Fault> {
+        let (place, thread) = self.current;
+        let block = &self.blocks[place];
+        let mask = arrival.mask;
+        if let Some((lane, _)) =
+            Block::lanes(thread, mask).find(|&(_, other)| other >= block.threads.len())
+        {
+            let reason =
+                format!("the mask {mask:#010x} names lane {lane}, which the block does not have");
+            return self.warp_fault(thread, arrival, reason);
+        }
+        let returned = block.warps[thread / WARP].returned & mask;
+        if returned != 0 {
+            return self.warp_fault(
+                thread,
+                arrival,
+                has_returned(mask, returned.trailing_zeros() as usize),
+            );
+        }
+        Ok(())
+    }
+
+    fn release_warp(&mut self, operation: WarpOperation, mask: u32) -> Result<(), Fault> {
+        let (place, thread) = self.current;
+        let first = thread / WARP * WARP;
+        let warp = &mut self.blocks[place].threads[first..];
+        if operation == WarpOperation::Barrier {
+            let orders = warp
+                .iter_mut()
+                .take(WARP)
+                .map(|thread| &mut thread.order)
+                .enumerate();
+            Order::join_lanes(orders.filter(|(lane, _)| mask >> lane & 1 == 1));
+        }
+        let arrivals = Block::lanes(thread, mask).filter_map(|(lane, other)| {
+            match warp[other - first].state {
+                State::AtWarp(arrival) => Some((lane, arrival)),
+                _ => None,
+            }
+        });
+        let mut values = [0; WARP];
+        let mut ballot = 0;
+        for (lane, arrival) in arrivals.clone() {
+            values[lane] = arrival.value;
+            ballot |= u64::from(arrival.value != 0) << lane;
+        }
+        for (lane, arrival) in arrivals.collect::<Vec<_>>() {
+            let source = arrival.source as usize;
+            let result = match operation {
+                WarpOperation::Barrier => 0,
+                WarpOperation::Ballot => ballot,
+                WarpOperation::Shuffle if source < WARP && mask >> source & 1 == 1 => {
+                    values[source]
+                }
+                WarpOperation::Shuffle => {
+                    let reason = format!(
+                        "asks for the value of lane {source}, which is not in the mask {mask:#010x}"
+                    );
+                    return self.warp_fault(first + lane, arrival, reason);
+                }
+            };
+            self.go_on(place, first + lane, result);
+        }
+        Ok(())
+    }
+
+    fn warp_fault(&self, thread: usize, arrival: WarpArrival, reason: String) -> Result<(), Fault> {
+        let thread = self.thread_at((self.current.0, thread));
+        Err(Fault::Warp {
+            reason,
+            thread,
+            site: arrival.site,
+        })
+    }
+}
+
+fn has_returned(mask: u32, lane: usize) -> String {
+    format!("the mask {mask:#010x} names lane {lane}, which has returned")
+}

@@ -1,0 +1,221 @@
+//! Memory: bounds, alignment, initialisation.
+
+mod planted;
+
+use candle_trie_emulator::{Access, Fault};
+use planted::{Planted, assert_sound, faults, marked};
+
+fn a_kernel_that_stays_inside_is_sound() {
+    let mut planted = assert_sound("memory_sound", || Planted {
+        count: 64,
+        ..Planted::new(1, 64)
+    })
+    .unwrap();
+    assert_eq!(planted.output().unwrap()[63], 63.0);
+}
+
+fn a_load_past_the_end_is_caught() {
+    for fault in faults("memory_load_past_end", || Planted {
+        blocks: 2,
+        ..Planted::new(1, 64)
+    }) {
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Load,
+                bytes: 4,
+                ..
+            }
+        );
+        assert_eq!(fault.line().unwrap(), marked("memory.cu", "load"));
+        assert!(
+            fault
+                .to_string()
+                .contains("0 bytes past the end of 'input' (256 bytes)"),
+            "{fault}"
+        );
+    }
+}
+
+fn a_store_before_the_start_is_caught() {
+    for fault in faults("memory_store_before_start", || Planted::new(1, 32)) {
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Store,
+                ..
+            }
+        );
+        assert_eq!(fault.line().unwrap(), marked("memory.cu", "store"));
+        assert!(
+            fault
+                .to_string()
+                .contains("4 bytes before the start of 'output'"),
+            "{fault}"
+        );
+    }
+}
+
+fn shared_memory_has_an_end() {
+    for fault in faults("memory_shared_past_end", || Planted::new(1, 32)) {
+        assert_eq!(fault.line().unwrap(), marked("memory.cu", "shared"));
+        assert!(
+            fault
+                .to_string()
+                .contains("0 bytes past the end of shared memory (128 bytes)"),
+            "{fault}"
+        );
+    }
+}
+
+fn a_thread_has_no_part_in_the_stack_of_another() {
+    for fault in faults("memory_stack_of_another", || Planted::new(1, 32)) {
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Load,
+                ..
+            }
+        );
+        assert_eq!(fault.line().unwrap(), marked("memory.cu", "stack"));
+    }
+}
+
+fn a_window_of_a_larger_buffer_is_as_strict() {
+    // As if the 32 numbers were the part of a buffer that begins at element 2³³ of `output`.
+    let first = 1u64 << 33;
+    let windowed = |at| {
+        let mut planted = Planted {
+            count: at,
+            ..Planted::new(1, 32)
+        };
+        planted.output_address = planted.output.address_as_window(first);
+        planted
+    };
+    assert_sound("memory_far_away", || windowed(first));
+    for fault in faults("memory_far_away", || windowed(first + 1)) {
+        assert!(
+            fault
+                .to_string()
+                .contains("0 bytes past the end of 'output'"),
+            "{fault}"
+        );
+    }
+    // What an offset of 32 bits would come to.
+    for fault in faults("memory_far_away", || windowed(first as u32 as u64)) {
+        assert_fault!(fault, Fault::OutOfBounds { .. });
+    }
+}
+
+fn aligned_accesses_are_sound() {
+    let planted = || Planted {
+        threads: 16,
+        ..Planted::new(1, 64)
+    };
+    assert_eq!(
+        assert_sound("alignment_sound", planted)
+            .unwrap()
+            .output()
+            .unwrap()[63],
+        63.0
+    );
+}
+
+fn misaligned_accesses_are_caught() {
+    for fault in faults("alignment_of_packet", || Planted {
+        threads: 8,
+        ..Planted::new(1, 64)
+    }) {
+        assert_fault!(fault, Fault::Misaligned { bytes: 16, .. });
+        assert!(
+            fault.to_string().contains(&marked("memory.cu", "packet")),
+            "{fault}"
+        );
+    }
+    for fault in faults("alignment_of_number", || Planted::new(1, 32)) {
+        assert_fault!(fault, Fault::Misaligned { bytes: 4, .. });
+        assert_eq!(fault.line().unwrap(), marked("memory.cu", "number"));
+    }
+}
+
+fn what_is_written_may_be_read() {
+    let mut planted = assert_sound("initialisation_sound", || Planted::new(1, 32)).unwrap();
+    assert_eq!(planted.output().unwrap()[31], 0.0);
+}
+
+fn reading_what_nobody_has_written_is_caught() {
+    for (kernel, blocks, mark) in [
+        ("initialisation_of_global", 1, "global"),
+        ("initialisation_of_shared", 1, "shared"),
+        ("initialisation_by_block_before", 4, "before"),
+    ] {
+        for fault in faults(kernel, || Planted::new(blocks, 32)) {
+            assert_fault!(fault, Fault::NeverWritten { .. });
+            assert_eq!(fault.line().unwrap(), marked("initialisation.cu", mark));
+        }
+    }
+}
+
+fn an_output_with_a_gap_is_caught() {
+    let mut planted = assert_sound("initialisation_of_output", || Planted::new(1, 32)).unwrap();
+    assert_fault!(
+        planted.output().unwrap_err(),
+        Fault::OutputNeverWritten { element: 5, .. }
+    );
+}
+
+fn a_launch_beyond_the_device_is_refused() {
+    let refusals = [
+        ("no_such_kernel", Planted::new(1, 32)),
+        (
+            "memory_sound",
+            Planted {
+                blocks: 0,
+                ..Planted::new(1, 32)
+            },
+        ),
+        (
+            "memory_sound",
+            Planted {
+                threads: 2048,
+                ..Planted::new(1, 32)
+            },
+        ),
+        (
+            "memory_sound",
+            Planted {
+                shared_bytes: 1 << 20,
+                ..Planted::new(1, 32)
+            },
+        ),
+        (
+            "memory_sound",
+            Planted {
+                blocks: 65,
+                ..Planted::new(1, 32)
+            }
+            .cooperative(),
+        ),
+        ("block_sum", Planted::new(1, 32)),
+    ];
+    for (kernel, mut planted) in refusals {
+        let fault = planted.run(kernel).unwrap_err();
+        println!("{fault}");
+        assert_fault!(fault, Fault::Launch(_));
+    }
+}
+
+candle_trie_emulator::emulated_tests! {
+    a_kernel_that_stays_inside_is_sound,
+    a_load_past_the_end_is_caught,
+    a_store_before_the_start_is_caught,
+    shared_memory_has_an_end,
+    a_thread_has_no_part_in_the_stack_of_another,
+    a_window_of_a_larger_buffer_is_as_strict,
+    aligned_accesses_are_sound,
+    misaligned_accesses_are_caught,
+    what_is_written_may_be_read,
+    reading_what_nobody_has_written_is_caught,
+    an_output_with_a_gap_is_caught,
+    a_launch_beyond_the_device_is_refused,
+}

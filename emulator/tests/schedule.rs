@@ -1,0 +1,63 @@
+//! Orders of threads: drawn from a seed, and without influence on results.
+
+mod planted;
+
+use candle_trie_emulator::{Emulator, Fault, same_for_every_schedule};
+use planted::Planted;
+
+fn results(
+    kernel: &str,
+    read: impl Fn(&mut Planted) -> Result<Vec<f32>, Fault>,
+) -> Result<Vec<f32>, Fault> {
+    same_for_every_schedule(0..8, |emulator: Emulator| {
+        let mut planted = Planted {
+            emulator,
+            ..Planted::new(1, 64)
+        };
+        // Numbers whose sum depends on the order, and zeros to add them to.
+        let numbers: Vec<f32> = (1..=64).map(|number| 1.0 / number as f32).collect();
+        planted.input = planted.memory.upload("numbers", &numbers);
+        let mut planted = planted.with_output();
+        planted.run(kernel)?;
+        read(&mut planted)
+    })
+}
+
+fn results_without_order_are_the_same() {
+    let counters = results("schedule_sound", |planted| {
+        Ok(planted
+            .memory
+            .download(planted.counter)?
+            .into_iter()
+            .map(|count| count as f32)
+            .collect())
+    });
+    assert_eq!(counters.unwrap(), [2016.0, 63.0]);
+}
+
+fn results_that_depend_on_the_order_are_caught() {
+    for kernel in ["schedule_float_sum", "schedule_first_come"] {
+        let fault = results(kernel, Planted::output).unwrap_err();
+        println!("{kernel}: {fault}");
+        assert_fault!(fault, Fault::ScheduleDependent { seeds: (0, _), .. });
+    }
+}
+
+fn a_seed_gives_the_same_order_again() {
+    let run = |seed| {
+        let mut planted = Planted {
+            emulator: Emulator::with_seed(seed),
+            ..Planted::new(2, 64)
+        };
+        planted.run("schedule_first_come").unwrap();
+        planted.output().unwrap()
+    };
+    assert_eq!(run(3), run(3));
+    assert_ne!(run(3), run(4));
+}
+
+candle_trie_emulator::emulated_tests! {
+    results_without_order_are_the_same,
+    results_that_depend_on_the_order_are_caught,
+    a_seed_gives_the_same_order_again,
+}

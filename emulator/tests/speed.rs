@@ -1,0 +1,52 @@
+//! How fast kernels run: two thousand blocks of a reduction are a matter of seconds.
+
+mod planted;
+
+use std::time::{Duration, Instant};
+
+use candle_trie_emulator::{Emulator, Launch, Memory};
+
+fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
+    const BLOCKS: u32 = 2000;
+    const CHUNK: usize = 256 * 16;
+    let mut memory = Memory::new();
+    let values = vec![1.0_f32; BLOCKS as usize * CHUNK];
+    let partials = memory.allocate::<f32>("partials", BLOCKS as usize);
+    let input = memory.upload("values", &values);
+    let params = [
+        input.address(),
+        partials.address(),
+        0,
+        values.len() as u64,
+        CHUNK as u64,
+    ];
+    let (grid, block, params) = ([BLOCKS, 1, 1], [256, 1, 1], bytemuck::bytes_of(&params));
+    let launch = Launch {
+        kernel: "block_sum",
+        grid,
+        block,
+        shared_bytes: 128,
+        cooperative: false,
+        params,
+    };
+
+    let start = Instant::now();
+    let report = Emulator::default().run(&launch, &mut memory).unwrap();
+    let elapsed = start.elapsed();
+    assert_eq!(
+        memory.download(partials).unwrap(),
+        vec![CHUNK as f32; BLOCKS as usize]
+    );
+    let rate = report.steps as f64 / elapsed.as_secs_f64();
+    println!(
+        "{} steps of {} threads in {elapsed:.2?}: {:.1} million steps a second",
+        report.steps,
+        BLOCKS * 256,
+        rate / 1e6
+    );
+    assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+}
+
+candle_trie_emulator::emulated_tests! {
+    two_thousand_blocks_of_a_reduction_finish_in_seconds,
+}

@@ -1,0 +1,37 @@
+// The one header that knows which compiler reads it: nvcc for the GPU, or the host's for the emulator.
+// It holds what the two must spell differently: a kernel's head, dynamic shared memory and 128-bit accesses.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+
+// A kernel takes one parameter struct by value and is launched with at most `threads` threads a block.
+#define KERNEL(name, Params, threads) \
+    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params params)
+
+namespace device {
+
+// The block's dynamic shared memory. There is no other: a `static` array would be one for all blocks of the emulator.
+__device__ __forceinline__ unsigned char* shared_memory() {
+    extern __shared__ __align__(16) unsigned char bytes[];
+    return bytes;
+}
+
+__device__ __forceinline__ uint4 load128(const void* address) { return *static_cast<const uint4*>(address); }
+__device__ __forceinline__ void store128(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
+
+// For bytes that nobody reads again: they should not push others out of the cache.
+__device__ __forceinline__ uint4 load128_once(const void* address) { return __ldcs(static_cast<const uint4*>(address)); }
+__device__ __forceinline__ void store128_once(void* address, uint4 value) { __stcs(static_cast<uint4*>(address), value); }
+
+}  // namespace device
+
+#else
+#include <emulated_device.h>
+#endif

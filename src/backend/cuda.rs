@@ -1,0 +1,195 @@
+//! Runs launch plans on a CUDA device, through candle's stream.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytemuck::Pod;
+use candle_core::CudaDevice;
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
+};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaFunction, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
+    LaunchConfig, PushKernelArg, SyncOnDrop,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+
+use super::launch::{DeviceLimits, Launch};
+use crate::{Error, Result};
+
+/// A compiled source: its kernels, and code for every architecture of the build.
+struct Module {
+    kernels: &'static [&'static str],
+    image: &'static [u8],
+}
+
+static MODULES: &[Module] = &include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+
+type Kernels = Arc<HashMap<&'static str, CudaFunction>>;
+
+/// Launches the crate's kernels on one device.
+///
+/// Work is issued on the device's own stream, which [`CudaDevice`] may tie to the calling thread of
+/// the host: make and use an executor on the thread that issues candle's work.
+#[derive(Clone)]
+pub struct Executor {
+    stream: Arc<CudaStream>,
+    kernels: Kernels,
+    limits: DeviceLimits,
+}
+
+/// Buffers that a launch reads and writes, as the addresses that its parameters carry.
+///
+/// cudarc orders the launch after the work of other streams on these buffers when they are added,
+/// and the others' later work after the launch when the list is dropped: [`Executor::launch`] takes
+/// it and drops it once the launch is issued.
+#[derive(Default)]
+pub struct Buffers<'a> {
+    held: Vec<SyncOnDrop<'a>>,
+}
+
+impl<'a> Buffers<'a> {
+    /// No buffer yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The address of a buffer that the launch reads.
+    pub fn read<T>(&mut self, executor: &'a Executor, buffer: &'a impl DevicePtr<T>) -> u64 {
+        let (address, held) = buffer.device_ptr(&executor.stream);
+        self.held.push(held);
+        address
+    }
+
+    /// The address of a buffer that the launch writes.
+    pub fn write<T>(
+        &mut self,
+        executor: &'a Executor,
+        buffer: &'a mut impl DevicePtrMut<T>,
+    ) -> u64 {
+        let (address, held) = buffer.device_ptr_mut(&executor.stream);
+        self.held.push(held);
+        address
+    }
+}
+
+/// A parameter struct on its way to a kernel.
+#[repr(transparent)]
+struct ByValue<P>(P);
+
+// SAFETY: any bytes of a Pod type may be copied into a kernel's parameter space.
+unsafe impl<P: Pod> DeviceRepr for ByValue<P> {}
+
+impl Executor {
+    /// An executor on candle's device and stream. The first one of a context loads the kernels.
+    ///
+    /// # Errors
+    /// What the driver says, when it cannot load code for this device.
+    pub fn new(device: &CudaDevice) -> Result<Self> {
+        let stream = device.cuda_stream();
+        let context = stream.context();
+        Ok(Self {
+            kernels: kernels_of(context)?,
+            limits: limits_of(context).map_err(driver_error)?,
+            stream,
+        })
+    }
+
+    /// What plans must know of the device.
+    #[must_use]
+    pub fn limits(&self) -> &DeviceLimits {
+        &self.limits
+    }
+
+    /// Issues a launch.
+    ///
+    /// # Safety
+    /// The parameters must be those of the kernel, and their addresses must be of device buffers in
+    /// `buffers` that are as large as the kernel's source says.
+    ///
+    /// # Errors
+    /// What the driver says, when it refuses the launch.
+    pub unsafe fn launch<P: Pod>(&self, launch: &Launch<P>, buffers: Buffers<'_>) -> Result<()> {
+        let function = self.kernels.get(launch.kernel).ok_or(Error::Malformed {
+            what: "launch",
+            detail: format!("there is no kernel '{}'", launch.kernel),
+        })?;
+        let shape = LaunchConfig {
+            grid_dim: launch.grid.into(),
+            block_dim: launch.block.into(),
+            shared_mem_bytes: launch.shared_bytes,
+        };
+        let params = ByValue(launch.params);
+        let mut issue = self.stream.launch_builder(function);
+        issue.arg(&params);
+        // SAFETY: the caller's promise about the parameters; the buffers are held until after this.
+        let issued = unsafe {
+            if launch.cooperative {
+                issue.launch_cooperative(shape)
+            } else {
+                issue.launch(shape)
+            }
+        };
+        drop(buffers);
+        issued.map_err(driver_error)?;
+        Ok(())
+    }
+}
+
+/// The kernels of a context, loaded once. A loaded kernel keeps its context alive, so an address
+/// never comes to stand for another.
+fn kernels_of(context: &Arc<CudaContext>) -> Result<Kernels> {
+    static LOADED: OnceLock<Mutex<HashMap<usize, Kernels>>> = OnceLock::new();
+    let mut loaded = LOADED
+        .get_or_init(Mutex::default)
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    let address = context.cu_ctx() as usize;
+    if let Some(kernels) = loaded.get(&address) {
+        return Ok(kernels.clone());
+    }
+    let kernels = Arc::new(load(context).map_err(driver_error)?);
+    loaded.insert(address, kernels.clone());
+    Ok(kernels)
+}
+
+fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction>, DriverError> {
+    let shared_bytes =
+        context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
+    let mut kernels = HashMap::new();
+    for module in MODULES {
+        let loaded = context.load_module(Ptx::from_binary(module.image.to_vec()))?;
+        for &name in module.kernels {
+            let function = loaded.load_function(name)?;
+            // A launch may have more than the 48 KiB that every device allows unasked.
+            function.set_attribute(
+                FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                shared_bytes,
+            )?;
+            kernels.insert(name, function);
+        }
+    }
+    Ok(kernels)
+}
+
+fn limits_of(context: &CudaContext) -> Result<DeviceLimits, DriverError> {
+    let attribute = |attribute| {
+        context
+            .attribute(attribute)
+            .map(|value| value.max(0) as u32)
+    };
+    Ok(DeviceLimits {
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_bytes_per_block: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+        )?,
+        shared_bytes_per_multiprocessor: attribute(
+            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
+        )?,
+    })
+}
+
+fn driver_error(error: DriverError) -> Error {
+    candle_core::Error::Cuda(Box::new(error)).into()
+}

@@ -1,0 +1,114 @@
+//! Launch plans: which kernel, in which shape, with which parameters. They are made without a
+//! device, so whatever runs them (a GPU, or the emulator of the tests) runs the same.
+
+mod row_log_sum_exp;
+mod sum;
+
+use bytemuck::{Pod, Zeroable};
+
+pub use row_log_sum_exp::{RowLogSumExp, RowLogSumExpParams};
+pub use sum::{Sum, SumParams};
+
+/// Threads that run together.
+const WARP: u32 = 32;
+
+/// Shared memory that a block reduction of `kernels/reduce.cuh` needs for values of so many bytes.
+const fn reduction_bytes(value_bytes: u32) -> u32 {
+    1024 / WARP * value_bytes
+}
+
+/// A kernel, the shape it is launched in, and its one parameter, which is passed by value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Launch<P> {
+    /// The kernel's name in its source.
+    pub kernel: &'static str,
+    /// Blocks.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: [u32; 3],
+    /// Dynamic shared memory of a block.
+    pub shared_bytes: u32,
+    /// Whether all blocks must be resident together, because they wait for each other.
+    pub cooperative: bool,
+    /// The parameters: a struct that a kernel source mirrors, with device addresses in it.
+    pub params: P,
+}
+
+/// What plans must know of a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceLimits {
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Shared memory that one block may ask for.
+    pub shared_bytes_per_block: u32,
+    /// Shared memory of a multiprocessor, for all its blocks.
+    pub shared_bytes_per_multiprocessor: u32,
+}
+
+impl DeviceLimits {
+    /// The runtime keeps this much of each block's shared memory for itself.
+    const RESERVED_SHARED_BYTES: u32 = 1024;
+    /// Every kernel is bound to so many threads a block, and so leaves registers for as many on a
+    /// multiprocessor, in blocks of whatever size.
+    const THREADS_PER_MULTIPROCESSOR: u32 = 1024;
+    /// The fewest that any supported architecture holds (the RTX 30 series).
+    const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
+
+    /// How many blocks of this shape are sure to be resident together: the most that a cooperative
+    /// launch may have. 0 where not even one fits.
+    #[must_use]
+    pub fn resident_blocks(&self, threads: u32, shared_bytes: u32) -> u32 {
+        if shared_bytes > self.shared_bytes_per_block {
+            return 0;
+        }
+        let by_threads = Self::THREADS_PER_MULTIPROCESSOR / threads.max(1);
+        let blocks = by_threads.min(Self::BLOCKS_PER_MULTIPROCESSOR);
+        let held = shared_bytes.saturating_add(Self::RESERVED_SHARED_BYTES);
+        let by_shared_memory = self.shared_bytes_per_multiprocessor / held;
+        self.multiprocessors * blocks.min(by_shared_memory)
+    }
+}
+
+/// The element types that kernels are compiled for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Element {
+    /// IEEE single precision.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// The upper half of a single.
+    Bf16,
+}
+
+/// Token sets in device memory; mirrors `TokenSets` of `kernels/token_sets.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TokenSetsView {
+    /// The address of the u32 offsets, or 0 where every set is the whole vocabulary.
+    pub offsets: u64,
+    /// The address of the u32 tokens.
+    pub tokens: u64,
+    /// How many tokens there are in all.
+    pub vocabulary: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: DeviceLimits = DeviceLimits {
+        multiprocessors: 10,
+        shared_bytes_per_block: 99 << 10,
+        shared_bytes_per_multiprocessor: 100 << 10,
+    };
+
+    #[test]
+    fn what_is_resident_is_bound_by_threads_and_by_shared_memory() {
+        assert_eq!(LIMITS.resident_blocks(256, 0), 40);
+        assert_eq!(LIMITS.resident_blocks(256, 49 << 10), 20);
+        assert_eq!(LIMITS.resident_blocks(256, 99 << 10), 10);
+        assert_eq!(LIMITS.resident_blocks(256, 100 << 10), 0);
+        assert_eq!(LIMITS.resident_blocks(2048, 0), 0);
+        assert_eq!(LIMITS.resident_blocks(32, 0), 160);
+    }
+}

@@ -1,0 +1,57 @@
+//! No kernel spills registers or keeps arrays in local memory, on any target.
+
+#[path = "../build/ptxas.rs"]
+mod ptxas;
+
+use ptxas::{Usage, usages};
+
+/// What nvcc 13.0 said of a kernel that indexes a local array, with 24 registers to do it in, and
+/// of one that is sound.
+const SPILLING: &str = "\
+ptxas info    : Overriding maximum register limit 256 for 'spilling' with  24 of maxrregcount option
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'spilling' for 'sm_90'
+ptxas info    : Function properties for spilling
+    272 bytes stack frame, 144 bytes spill stores, 148 bytes spill loads
+ptxas info    : Used 24 registers, used 0 barriers, 272 bytes cumulative stack size
+ptxas info    : Compile time = 14.704 ms
+ptxas info    : Compiling entry function 'sound' for 'sm_120'
+ptxas info    : Function properties for sound
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 15 registers, used 1 barriers
+";
+
+fn in_local_memory(text: &str) -> Vec<Usage> {
+    usages(text)
+        .into_iter()
+        .filter(|usage| usage.stack_bytes > 0 || usage.spilled_bytes > 0)
+        .collect()
+}
+
+#[test]
+fn spills_and_frames_are_seen() {
+    let spilling = Usage {
+        kernel: "spilling".into(),
+        target: "sm_90".into(),
+        registers: 24,
+        stack_bytes: 272,
+        spilled_bytes: 292,
+    };
+    assert_eq!(in_local_memory(SPILLING), [spilling]);
+    assert_eq!(usages(SPILLING).len(), 2);
+    assert_eq!(usages(SPILLING)[1].registers, 15);
+    assert_eq!(ptxas::kernel_names(SPILLING), ["sound", "spilling"]);
+}
+
+#[cfg(feature = "cuda")]
+#[test]
+fn no_kernel_uses_local_memory() {
+    let text = include_str!(env!("CANDLE_TRIE_PTXAS"));
+    let usages = usages(text);
+    assert!(!usages.is_empty(), "ptxas said nothing:\n{text}");
+    assert!(
+        usages.iter().all(|usage| usage.registers > 0),
+        "a form of words that is not understood:\n{text}"
+    );
+    assert_eq!(in_local_memory(text), []);
+}

@@ -169,9 +169,9 @@ pub enum Error {
     /// The published ATS has no solution for this fan-out: `η·n ≤ 1`.
     #[error(
         "ATS is undefined here: η·n = {eta} × {fan_out} = {} ≤ 1, so no temperature gives the target \
-         a probability of η. Use Scope::Branching, raise η above {}, or set allow_degenerate for the \
-         published arithmetic",
-        eta * f64::from(*fan_out), 1.0 / f64::from(*fan_out)
+         a probability of η. Use Scope::Branching, {}or set allow_degenerate for the published \
+         arithmetic",
+        eta * f64::from(*fan_out), higher_eta(*fan_out)
     )]
     DegenerateScope {
         /// The target probability η.
@@ -221,6 +221,14 @@ pub enum Error {
 
 /// A `Result` whose error is this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Advice that only a fan-out of more than one token can follow, η being a probability.
+fn higher_eta(fan_out: u32) -> String {
+    match fan_out {
+        0 | 1 => String::new(),
+        _ => format!("raise η above {}, ", 1.0 / f64::from(fan_out)),
+    }
+}
 
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {

@@ -1,7 +1,42 @@
-//! Trie-masked softmax losses for candle.
+//! Trie-masked softmax losses for [candle](https://docs.rs/candle-core): tune a language model as a
+//! recommender with the **Masked Softmax Loss** (MSL) and its **Adaptive Temperature Strategy** (ATS)
+//! of [arXiv 2504.04178](https://arxiv.org/abs/2504.04178).
+//!
+//! A model that recommends by writing an item's title has, at every token, only a few tokens that
+//! continue some item of the catalogue. MSL puts those tokens alone into the softmax:
+//!
+//! * [`TokenTrie`] holds the catalogue, and [`TokenSets`] what may follow each of its nodes;
+//! * [`Rows`] says which positions of a batch count and where in the trie each stands;
+//! * [`MaskedSoftmaxLoss`] is the loss, over logits ([`forward`](MaskedSoftmaxLoss::forward)) or over
+//!   hidden states × head without ever making the logits
+//!   ([`forward_linear`](MaskedSoftmaxLoss::forward_linear)), with a real backward;
+//! * [`Temperature`] is fixed or adaptive, and [`Statistics`] what an adaptive one looks at;
+//! * [`reference`](mod@reference) is the definition in f64, to check everything against.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor, Var};
+//! use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Rows, Scope, TokenTrie};
+//!
+//! // A catalogue of three titles; token 9 ends each.
+//! let trie = TokenTrie::new([(0, vec![1, 2, 9]), (1, vec![1, 3, 9]), (2, vec![4, 9])])?;
+//! let strategy = AdaptiveStrategy { scope: Scope::Branching, ..Default::default() };
+//! let mut loss = MaskedSoftmaxLoss::new(&trie, strategy)?;
+//!
+//! // One response behind a prompt of two tokens, as Hugging Face labels it.
+//! let labels = Tensor::new(&[[-100i64, -100, 1, 3, 9]], &Device::Cpu)?;
+//! let rows = Rows::from_unshifted(&trie, &labels)?;
+//! let hidden = Var::randn(0f32, 1.0, (1, 5, 8), &Device::Cpu)?; // [B, T, H], from a model
+//! let head = Tensor::randn(0f32, 1.0, (10, 8), &Device::Cpu)?; // [V, H]
+//!
+//! let output = loss.forward_linear(&hidden, &head, &rows)?;
+//! let gradients = output.loss.backward()?;
+//! assert_eq!(gradients.get(&hidden).unwrap().dims(), [1, 5, 8]);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 #![deny(missing_docs)]
 
 mod backend;
+mod decode;
 mod error;
 mod loss;
 mod rows;
@@ -10,6 +45,7 @@ mod statistics;
 mod temperature;
 mod trie;
 
+pub use decode::{BeamSearch, Found, Step};
 pub use error::{Error, Result};
 pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};
@@ -19,3 +55,8 @@ pub use temperature::{
     AdaptiveStrategy, AdaptiveTemperature, Scope, Temperature, TemperatureState,
 };
 pub use trie::TokenTrie;
+
+/// The README's examples, compiled and run.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -85,7 +85,7 @@ impl MaskedSoftmaxLoss {
     /// A loss over these token sets (`&trie`, or sets from elsewhere) at this temperature.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a setting out of range; [`Error::DegenerateScope`] for the root
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range; [`Error::DegenerateScope`](crate::Error::DegenerateScope) for the root
     /// scope of a catalogue with η·n ≤ 1, for which ATS is not defined.
     pub fn new(sets: impl Into<TokenSets>, temperature: impl Into<Temperature>) -> Result<Self> {
         let (sets, temperature) = (sets.into(), temperature.into());
@@ -105,7 +105,7 @@ impl MaskedSoftmaxLoss {
     /// The same loss under another convention.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a denominator that is not positive and finite.
     pub fn with_convention(mut self, convention: Convention) -> Result<Self> {
         self.set_convention(convention)?;
         Ok(self)
@@ -114,7 +114,7 @@ impl MaskedSoftmaxLoss {
     /// Changes the convention, as a [`Reduction::MeanOver`] may need from batch to batch.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a denominator that is not positive and finite.
     pub fn set_convention(&mut self, convention: Convention) -> Result<()> {
         if let Reduction::MeanOver(denominator) = convention.reduction {
             check_positive("denominator", denominator)?;
@@ -123,9 +123,9 @@ impl MaskedSoftmaxLoss {
         Ok(())
     }
 
-    /// The same loss in checked mode: an infinite or NaN valid logit is an [`Error::NonFinite`] that
-    /// names its row and token, at the price of one more look at every valid logit. Unchecked, NaN
-    /// comes out as NaN.
+    /// The same loss in checked mode: an infinite or NaN valid logit of a row that has a loss or
+    /// statistics is an [`Error::NonFinite`](crate::Error::NonFinite) that names its row and token,
+    /// at the price of one more look at every valid logit. Unchecked, NaN comes out as NaN.
     #[must_use]
     pub fn checked(mut self) -> Self {
         self.checked = true;
@@ -147,7 +147,8 @@ impl MaskedSoftmaxLoss {
         &self.temperature
     }
 
-    /// The temperature, to be stepped or restored by the caller.
+    /// The temperature, to be stepped or restored by the caller. The convention was chosen for the
+    /// temperature that the loss was made with, and stays.
     pub fn temperature_mut(&mut self) -> &mut Temperature {
         &mut self.temperature
     }
@@ -174,19 +175,21 @@ impl MaskedSoftmaxLoss {
     /// [`Temperature::step`].
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::OutOfRange`] for `temperature`.
+    /// As [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for `temperature`.
     pub fn forward_at(&self, logits: &Tensor, rows: &Rows, temperature: f64) -> Result<LossOutput> {
         check_positive("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
         Ok(dense::forward(logits, self.batch(rows)?, source)?.0)
     }
 
-    /// The loss at the temperature as it stands, without a gradient and without a step.
+    /// The loss at the temperature as it stands, without a gradient, a step or statistics.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn evaluate(&self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        self.forward_at(&logits.detach(), rows, self.temperature.value())
+        let source = TemperatureSource::Given(self.temperature.value());
+        let batch = self.batch_in_scope(rows, None)?;
+        Ok(dense::forward(&logits.detach(), batch, source)?.0)
     }
 
     /// The statistics that an adaptive temperature looks at; those of no row for a fixed one.
@@ -286,9 +289,11 @@ impl MaskedSoftmaxLoss {
         let head = Head {
             weight: &weight,
             bias: bias.as_ref(),
-            gathered: head.gathered,
+            ..head
         };
-        self.forward_linear_at(&hidden.detach(), head, rows, self.temperature.value())
+        let source = TemperatureSource::Given(self.temperature.value());
+        let batch = self.batch_in_scope(rows, None)?;
+        Ok(linear::forward(&hidden.detach(), head, batch, source)?.0)
     }
 
     /// As [`statistics`](Self::statistics), from hidden states and head.
@@ -310,21 +315,22 @@ impl MaskedSoftmaxLoss {
         }
     }
 
-    fn scope(&self) -> Option<Scope> {
-        match &self.temperature {
+    fn batch(&self, rows: &Rows) -> Result<Batch> {
+        let scope = match &self.temperature {
             Temperature::Fixed(_) => None,
             Temperature::Adaptive(adaptive) => Some(adaptive.strategy.scope),
-        }
+        };
+        self.batch_in_scope(rows, scope)
     }
 
-    fn batch(&self, rows: &Rows) -> Result<Batch> {
+    fn batch_in_scope(&self, rows: &Rows, scope: Option<Scope>) -> Result<Batch> {
         let denominator = match self.convention.reduction {
             Reduction::MeanOverLabelled => Denominator::LabelledWeight,
             Reduction::MeanOverBranching => Denominator::BranchingWeight,
             Reduction::MeanOver(denominator) => Denominator::Given(denominator),
             Reduction::Sum | Reduction::None => Denominator::Given(1.0),
         };
-        let mut batch = Batch::new(&self.sets, rows, self.scope(), denominator)?;
+        let mut batch = Batch::new(&self.sets, rows, scope, denominator)?;
         batch.times_temperature = self.convention.times_temperature;
         batch.checked = self.checked;
         batch.reduced = self.convention.reduction != Reduction::None;

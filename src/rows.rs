@@ -78,7 +78,8 @@ impl Rows {
     /// Rows for labels (standing where they are predicted) that no trie constrains: every row has
     /// set 0. For the plain language-model loss over
     /// [`TokenSets::whole_vocabulary`](crate::TokenSets::whole_vocabulary) on text that is no item;
-    /// rows walked along a trie serve that loss too.
+    /// rows walked along a trie serve that loss too. Labels as Hugging Face has them go through
+    /// [`Labels::shifted`] first.
     ///
     /// # Errors
     /// [`Error::InvalidLabel`], and what making [`Labels`] gives.
@@ -296,6 +297,19 @@ impl Labels {
         Ok(Self { length, tokens })
     }
 
+    /// The same labels where they are predicted: each one position earlier. The first label of a
+    /// batch row is predicted by nothing and drops out.
+    #[must_use]
+    pub fn shifted(mut self) -> Self {
+        for line in self.tokens.chunks_mut(self.length.max(1)) {
+            line.rotate_left(1);
+            if let Some(last) = line.last_mut() {
+                *last = None;
+            }
+        }
+        self
+    }
+
     fn lines(&self) -> impl Iterator<Item = &[Option<u32>]> {
         self.tokens.chunks(self.length.max(1))
     }
@@ -415,6 +429,13 @@ mod tests {
         assert_eq!(labels.tokens, [None, None, Some(5)]);
         assert!(Labels::new(&[1, 2, 3], 2).is_err());
         assert!(Labels::new(&[1], 0).is_err());
+    }
+
+    #[test]
+    fn shifted_labels_stand_where_they_are_predicted() {
+        let labels = Labels::new(&[7, -100, 5, 6, 4, 3], 3).unwrap().shifted();
+        let rows = Rows::unconstrained(labels).unwrap();
+        assert_eq!(rows.as_slice(), [row(1, 0, 5), row(3, 0, 4), row(4, 0, 3)]);
     }
 
     #[test]

@@ -141,10 +141,11 @@ impl Temperature {
     ///
     /// # Errors
     /// [`Error::UnequalFanOut`] and [`Error::DegenerateScope`] for pooled statistics that ATS cannot
-    /// use. τ then stays as it was.
+    /// use (during the warm-up too), and [`Error::OutOfRange`] for a setting out of range. τ then stays
+    /// as it was.
     pub fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
         match self {
-            Self::Fixed(value) => Ok(*value),
+            Self::Fixed(value) => check_positive("temperature", *value).map(|()| *value),
             Self::Adaptive(adaptive) => adaptive.step(statistics, step),
         }
     }
@@ -221,6 +222,7 @@ impl AdaptiveStrategy {
     /// # Errors
     /// As [`Temperature::step`].
     pub fn estimate(&self, statistics: &Statistics) -> Result<Option<f64>> {
+        self.check()?;
         if statistics.rows() == 0 {
             return Ok(None);
         }

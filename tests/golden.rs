@@ -81,11 +81,12 @@ struct Case {
     rows: Rows,
 }
 
-/// What one run gives: the loss, the dense gradient through autograd and through
-/// `value_and_gradient`, the temperature and the statistics.
+/// What one run gives: the loss and the dense gradient of the logits, each through autograd, through
+/// `value_and_gradient` and through `forward_linear` (the logits as hidden states, times the identity),
+/// the temperature and the statistics.
 struct Outcome {
-    loss: f64,
-    gradients: [Vec<f64>; 2],
+    losses: [f64; 3],
+    gradients: [Vec<f64>; 3],
     temperature: f64,
     statistics: candle_trie::Statistics,
 }
@@ -195,17 +196,16 @@ impl Case {
         let output = loss.clone().forward(&logits, &self.rows)?;
         let gradient = output.loss.backward()?.get(&logits).unwrap().clone();
         let (fused, fused_gradient) = loss.clone().value_and_gradient(&logits, &self.rows)?;
-        let (value, fused_value) = (f64_of(&output.loss), f64_of(&fused.loss));
-        assert_eq!(
-            value, fused_value,
-            "{}: fused and autograd losses differ",
-            self.name
-        );
+        let identity = Tensor::eye(self.vocabulary, dtype, &Device::Cpu)?;
+        let linear = loss
+            .clone()
+            .forward_linear(&logits, &identity, &self.rows)?;
+        let linear_gradient = linear.loss.backward()?.get(&logits).unwrap().clone();
         Ok(Outcome {
-            loss: value,
-            gradients: [f64s_of(&gradient), f64s_of(&fused_gradient)],
             temperature: output.read_temperature()?,
             statistics: output.read_statistics()?,
+            losses: [output.loss, fused.loss, linear.loss].map(|loss| f64_of(&loss)),
+            gradients: [gradient, fused_gradient, linear_gradient].map(|g| f64s_of(&g)),
         })
     }
 
@@ -280,12 +280,10 @@ impl Case {
         tolerance: f64,
         what: &str,
     ) {
-        assert_close(
-            outcome.loss,
-            number(&published["loss"]),
-            tolerance,
-            &format!("{what}: loss"),
-        );
+        for loss in outcome.losses {
+            let published = number(&published["loss"]);
+            assert_close(loss, published, tolerance, &format!("{what}: loss"));
+        }
         let gradient = self.published_gradient(kind);
         for ours in &outcome.gradients {
             assert_gradients_close(ours, &gradient, tolerance, what);
@@ -332,12 +330,14 @@ impl Case {
 }
 
 fn check_reference(expected: &Reference, outcome: &Outcome, tolerance: f64, what: &str) {
-    assert_close(
-        outcome.loss,
-        expected.loss,
-        tolerance,
-        &format!("{what}: reference loss"),
-    );
+    for loss in outcome.losses {
+        assert_close(
+            loss,
+            expected.loss,
+            tolerance,
+            &format!("{what}: reference loss"),
+        );
+    }
     assert_close(outcome.temperature, expected.temperature, tolerance, what);
     for ours in &outcome.gradients {
         assert_gradients_close(ours, &expected.gradient, tolerance, what);

@@ -424,6 +424,67 @@ fn a_frozen_head_gives_the_same_bits_and_takes_no_gradient() {
     }
 }
 
+/// A unary row that statistics are taken from, and a row of weight 0, with scores that are NaN.
+#[test]
+fn rows_that_do_not_count_cannot_spoil_the_result() {
+    let sets = TokenSets::from_raw(vec![0, 1, 3], vec![3, 1, 2]).unwrap();
+    let strategy = AdaptiveStrategy {
+        allow_degenerate: true,
+        ..AdaptiveStrategy::default()
+    };
+    let head = Tensor::new(&[[1.0f32], [2.0], [3.0], [f32::NAN]], &Device::Cpu).unwrap();
+    let hidden = Var::new(&[[1.0f32], [f32::NAN], [1.0]], &Device::Cpu).unwrap();
+    let row = |position, set, target| Row {
+        position,
+        set,
+        target,
+    };
+    let all = vec![row(0, 0, 3), row(1, 1, 2), row(2, 1, 1)];
+    for (rows, weights) in [
+        (all.clone(), vec![1.0, 0.0, 1.0]),
+        (all[..2].to_vec(), vec![1.0, 0.0]),
+    ] {
+        let rows = Rows::from_raw(3, rows)
+            .unwrap()
+            .with_weights(weights)
+            .unwrap();
+        let mut loss = MaskedSoftmaxLoss::new(&sets, strategy).unwrap();
+        let output = loss.forward_linear(&hidden, &head, &rows).unwrap();
+        let gradients = output.loss.backward().unwrap();
+        let found = [f64s(&output.loss), f64s(gradients.get(&hidden).unwrap())].concat();
+        assert!(found.iter().all(|number| number.is_finite()), "{found:?}");
+        assert_eq!(found[1..3], [0.0; 2]);
+        assert_eq!(found[3] != 0.0, rows.len() == 3);
+    }
+}
+
+/// Its gathered rows belong to set numbers, which mean other tokens elsewhere.
+#[test]
+fn a_head_frozen_for_other_sets_is_refused() {
+    let sets = |size: u32| TokenSets::from_raw(vec![0, size], (0..size).collect()).unwrap();
+    let head = Tensor::ones((1100, 4), DType::F32, &Device::Cpu).unwrap();
+    let hidden = Tensor::ones((8, 4), DType::F32, &Device::Cpu).unwrap();
+    let frozen = FrozenHead::new(&head, sets(1000)).unwrap();
+    assert_eq!(frozen.gathered_sets(), 1);
+    let row = |position| Row {
+        position,
+        set: 0,
+        target: 1,
+    };
+    let rows = Rows::from_raw(8, (0..8).map(row).collect()).unwrap();
+    let run = |sets: TokenSets| {
+        let mut loss = MaskedSoftmaxLoss::new(sets, Temperature::fixed(1.0)).unwrap();
+        loss.forward_linear(&hidden, &frozen, &rows)
+    };
+    let error = run(sets(1100)).unwrap_err();
+    assert!(
+        matches!(error, Error::Unsupported { what: "head", .. }),
+        "{error}"
+    );
+    run(sets(1000)).unwrap();
+    run(TokenSets::whole_vocabulary(1100).unwrap()).unwrap();
+}
+
 #[test]
 fn the_gathered_rows_stay_within_their_bytes() {
     let batch = Batch::new(24, 5);

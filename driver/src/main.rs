@@ -1,1 +1,32 @@
-fn main() {}
+//! `msl`: tune and evaluate a language model as a recommender with the masked softmax loss.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use msl::{arguments::Arguments, commands};
+
+/// A training step makes and drops the same large tensors again and again. The system's allocator gives such memory
+/// back each time, and every page of it is then faulted in anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    keep_candle_from_spinning();
+    match commands::run(&Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Training shares out whole pieces of a batch. candle would share out every long element-wise operation besides, among
+/// threads that spin until the slowest is done: on a busy machine that is ten times slower than one thread.
+fn keep_candle_from_spinning() {
+    const THREADS: &str = "CANDLE_NUM_THREADS";
+    if std::env::var_os(THREADS).is_none() {
+        // SAFETY: this is the first thing that the only thread does, so no other reads the environment meanwhile.
+        unsafe { std::env::set_var(THREADS, "1") };
+    }
+}

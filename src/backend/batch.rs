@@ -30,10 +30,19 @@ pub(crate) struct BatchRow {
     pub set: u32,
     /// The rank of the target in its set.
     pub rank: u32,
-    /// What the row's loss counts in the result: its weight over the mean's denominator.
+    /// What the row's loss counts in the result: its weight over the mean's denominator. 0 for a row
+    /// that is unary or weighs nothing and has nothing but statistics.
     pub share: f64,
     /// Whether its logits enter the statistics.
     pub in_statistics: bool,
+}
+
+impl BatchRow {
+    /// Whether the row has a loss and a gradient. Where it has none its logits may be anything, NaN
+    /// too, and must not reach the result.
+    pub fn counts(&self) -> bool {
+        self.share != 0.0
+    }
 }
 
 /// What a mean divides by.
@@ -91,13 +100,14 @@ impl Batch {
                 Some(Scope::Branching) => branching,
                 Some(Scope::Marked) => rows.marks().is_some_and(|marks| marks[index]),
             };
-            if branching || in_statistics {
+            let counts = branching && weight > 0.0;
+            if counts || in_statistics {
                 resolved.push(BatchRow {
                     row: index as u32,
                     position: row.position,
                     set: row.set,
                     rank: rank as u32,
-                    share: weight,
+                    share: if counts { weight } else { 0.0 },
                     in_statistics,
                 });
             }
@@ -108,12 +118,10 @@ impl Batch {
             Denominator::Given(denominator) => denominator,
         };
         for row in &mut resolved {
-            // Rows that all weigh nothing are a batch without rows, not 0/0.
-            row.share = if row.share == 0.0 {
-                0.0
-            } else {
-                row.share / denominator
-            };
+            // Where no row counts the denominator may be 0, and 0/0 is no share.
+            if row.counts() {
+                row.share /= denominator;
+            }
         }
         Ok(Self {
             sets: sets.clone(),

@@ -202,7 +202,7 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     check_positions(logits, batch.positions)?;
     let vocabulary = logits.dims().last().copied().unwrap_or(0);
     let token = batch.sets.max_token();
-    if !batch.rows.is_empty() && token as usize >= vocabulary {
+    if token as usize >= vocabulary {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
     Ok(())

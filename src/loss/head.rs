@@ -23,6 +23,8 @@ pub struct Head<'a> {
     pub(super) weight: &'a Tensor,
     pub(super) bias: Option<&'a Tensor>,
     pub(super) gathered: Option<&'a Arc<Gathered>>,
+    /// The token sets that `gathered` is of.
+    pub(super) gathered_sets: Option<&'a TokenSets>,
 }
 
 impl<'a> Head<'a> {
@@ -32,6 +34,7 @@ impl<'a> Head<'a> {
             weight,
             bias: Some(bias),
             gathered: None,
+            gathered_sets: None,
         }
     }
 }
@@ -42,6 +45,7 @@ impl<'a> From<&'a Tensor> for Head<'a> {
             weight,
             bias: None,
             gathered: None,
+            gathered_sets: None,
         }
     }
 }
@@ -52,6 +56,7 @@ impl<'a> From<&'a FrozenHead> for Head<'a> {
             weight: &head.weight,
             bias: head.bias.as_ref(),
             gathered: Some(&head.gathered),
+            gathered_sets: Some(&head.sets),
         }
     }
 }
@@ -74,6 +79,7 @@ impl<'a> From<&'a FrozenHead> for Head<'a> {
 pub struct FrozenHead {
     weight: Tensor,
     bias: Option<Tensor>,
+    sets: TokenSets,
     gathered: Arc<Gathered>,
 }
 
@@ -132,6 +138,7 @@ impl FrozenHead {
         Ok(Self {
             weight,
             bias,
+            sets,
             gathered: Arc::new(gathered),
         })
     }

@@ -221,6 +221,15 @@ fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_positions(hidden, batch.positions)?;
     check_head(head.weight, head.bias, &batch.sets)?;
     check_dtype(hidden, head.weight)?;
+    let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
+    // The whole vocabulary needs no gathered rows, and takes a head frozen for any sets.
+    if other_sets.is_some() && batch.whole_vocabulary().is_none() {
+        return Err(Error::Unsupported {
+            what: HEAD,
+            expected: "a FrozenHead made for the token sets of this loss".into(),
+            actual: "one made for other sets".into(),
+        });
+    }
     match (hidden.dims().last(), head.weight.dims().last()) {
         (Some(hidden), Some(head)) if hidden == head => Ok(()),
         (hidden, head) => Err(Error::LengthMismatch {

@@ -68,12 +68,14 @@ impl<F> Passed<F> {
 
 /// The loss of the batch: one value, or one for each position.
 pub(super) fn loss_values(batch: &Batch, forward: &Forward) -> Vec<f64> {
-    let losses = (batch.rows.iter().zip(&forward.softmaxes)).map(|(row, softmax)| {
+    let counting = (batch.rows.iter().zip(&forward.softmaxes)).filter(|(row, _)| row.counts());
+    let losses = counting.map(|(row, softmax)| {
         let factor = batch.loss_factor(row, forward.temperature);
         (row.position as usize, factor * softmax.loss())
     });
     if batch.reduced {
-        return vec![losses.map(|(_, loss)| loss).sum()];
+        // Not `sum`, which gives −0 for no row.
+        return vec![losses.fold(0.0, |sum, (_, loss)| sum + loss)];
     }
     let mut values = vec![0.0; batch.positions];
     losses.for_each(|(position, loss)| values[position] = loss);

@@ -90,11 +90,11 @@ pub fn loss(
         if row.tokens.len() == 1 || weight(index) == 0.0 {
             continue;
         }
-        let log_sum_exp = row.log_sum_exp(tau);
-        losses[index] = weight(index) * factor * (log_sum_exp - row.target_logit() / tau);
+        let log_probabilities = row.log_probabilities(tau);
+        losses[index] = -weight(index) * factor * log_probabilities[row.rank];
         sum += losses[index];
-        for (&token, &logit) in row.tokens.iter().zip(&row.logits) {
-            let probability = (logit / tau - log_sum_exp).exp();
+        for (&token, log_probability) in row.tokens.iter().zip(log_probabilities) {
+            let probability = log_probability.exp();
             let hot = if token == row.target { 1.0 } else { 0.0 };
             gradient[row.position * vocabulary + token as usize] =
                 weight(index) * factor * (probability - hot) / tau / denominator;
@@ -156,23 +156,16 @@ impl ReferenceRow {
         })
     }
 
-    fn target_logit(&self) -> f64 {
-        self.logits[self.rank]
-    }
-
-    fn log_sum_exp(&self, tau: f64) -> f64 {
+    /// Relative to the largest logit, so that logits of any size keep their precision.
+    fn log_probabilities(&self, tau: f64) -> Vec<f64> {
         let maximum = self
             .logits
             .iter()
             .copied()
-            .fold(f64::NEG_INFINITY, f64::max)
-            / tau;
-        let sum: f64 = self
-            .logits
-            .iter()
-            .map(|logit| (logit / tau - maximum).exp())
-            .sum();
-        maximum + sum.ln()
+            .fold(f64::NEG_INFINITY, f64::max);
+        let scaled = self.logits.iter().map(|logit| (logit - maximum) / tau);
+        let sum: f64 = scaled.clone().map(f64::exp).sum();
+        scaled.map(|logit| logit - sum.ln()).collect()
     }
 }
 

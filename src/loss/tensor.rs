@@ -103,6 +103,8 @@ pub(super) fn matrix<'a, T>(
     if width > 1 && last != 1 {
         return Err(unsupported());
     }
+    // Where there is no row at all, it does not matter how far apart they would be.
+    let leading = if leading.contains(&0) { &[] } else { leading };
     // From the innermost leading dimension outwards, each must step over all of those inside it.
     let mut stride = None;
     let mut expected = 0;

@@ -66,10 +66,14 @@ impl TokenTrie {
             ("format".to_owned(), FORMAT.to_owned()),
             ("version".to_owned(), VERSION.to_owned()),
         ]);
-        serialize_to_file(views, Some(metadata), path.as_ref()).map_err(|error| match error {
+        // Written aside and renamed, so that an interrupted save leaves the file that was there.
+        let mut aside = path.as_ref().as_os_str().to_owned();
+        aside.push(".partial");
+        serialize_to_file(views, Some(metadata), aside.as_ref()).map_err(|error| match error {
             safetensors::SafeTensorError::IoError(source) => io_error(path.as_ref(), source),
             error => unreadable(error),
-        })
+        })?;
+        std::fs::rename(&aside, path.as_ref()).map_err(|source| io_error(path.as_ref(), source))
     }
 
     /// Reads a trie that [`save`](Self::save) wrote.
@@ -209,7 +213,7 @@ fn check_leaves(offsets: &[u32], leaves: &Leaves) -> Result<()> {
         let items = &leaves.items[bounds[0] as usize..bounds[1] as usize];
         if items.is_empty() || !items.is_sorted() {
             return Err(malformed(format!(
-                "leaf {node} must have items in rising order, but has {items:?}"
+                "leaf {node} must have at least one item, and its items in rising order"
             )));
         }
     }

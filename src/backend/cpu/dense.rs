@@ -35,7 +35,9 @@ pub(crate) struct Gradient<'a, T> {
 struct Stretch<R> {
     rows: Range<usize>,
     kept: Vec<R>,
-    statistics: Statistics,
+    /// Those of each row: merged in the order of the rows, so that the result does not depend on
+    /// where the stretches begin.
+    statistics: Vec<Statistics>,
 }
 
 /// What the first phase leaves: the statistics, and the gathered rows they were computed from.
@@ -57,11 +59,15 @@ pub(crate) fn gather_statistics<T: Element>(
     batch: &Batch,
     zeroing: bool,
 ) -> Result<Gathered<T::Real>> {
-    let stretches = stretches(batch, logits.vocabulary, zeroing)
+    let stretches: Vec<Result<_>> = stretches(batch, logits.vocabulary, zeroing)
         .into_par_iter()
         .map(|rows| gather_stretch(logits, batch, rows))
-        .collect::<Result<Vec<_>>>()?;
-    let statistics = stretches.iter().map(|stretch| &stretch.statistics).sum();
+        .collect();
+    // Not collected in parallel: of several errors the first is to be heard.
+    let stretches: Vec<Stretch<_>> = stretches.into_iter().collect::<Result<_>>()?;
+    let statistics = (stretches.iter())
+        .flat_map(|stretch| &stretch.statistics)
+        .sum();
     Ok(Gathered {
         stretches,
         statistics,
@@ -74,7 +80,7 @@ fn gather_stretch<T: Element>(
     rows: Range<usize>,
 ) -> Result<Stretch<T::Real>> {
     let mut kept = Vec::new();
-    let mut sum = Statistics::default();
+    let mut statistics_of_rows = Vec::new();
     for row in &batch.rows[rows.clone()] {
         if !row.in_statistics && !batch.checked {
             continue;
@@ -86,7 +92,7 @@ fn gather_stretch<T: Element>(
             check_finite(row, batch.set(row).iter(), scores)?;
         }
         if row.in_statistics {
-            sum = sum.merge(&statistics(scores, row.rank as usize));
+            statistics_of_rows.push(statistics(scores, row.rank as usize));
         }
         if !is_kept(batch, row) {
             kept.truncate(start);
@@ -95,7 +101,7 @@ fn gather_stretch<T: Element>(
     Ok(Stretch {
         rows,
         kept,
-        statistics: sum,
+        statistics: statistics_of_rows,
     })
 }
 
@@ -134,7 +140,7 @@ pub(crate) fn softmax_rows<T: Element>(
                     };
                     let rank = row.rank as usize;
                     let softmax = RowSoftmax::new(scores, rank, temperature);
-                    if let Some(share) = &mut share {
+                    if let Some(share) = share.as_mut().filter(|_| row.counts()) {
                         let factor = batch.gradient_factor(row, temperature);
                         let values = share.row(row.position);
                         write_gradient(&softmax, scores, batch.set(row), rank, factor, values);
@@ -168,6 +174,9 @@ pub(crate) fn backward<T: Element>(
         let Some(mut share) = share else { return };
         for index in rows {
             let (row, softmax) = (&batch.rows[index], &softmaxes[index]);
+            if !row.counts() {
+                continue;
+            }
             let rank = row.rank as usize;
             scratch.clear();
             gather(logits.row(row.position), batch.set(row), &mut scratch);

@@ -164,7 +164,10 @@ pub(super) fn moments<R: Real>(values: &[R]) -> (f64, f64) {
         },
     );
     let apart = sum / count;
-    (shift + apart, (squares - sum * apart).max(0.0))
+    let deviations = squares - sum * apart;
+    // Rounding may take it below 0. Not `max`, which would make 0 of NaN too.
+    let deviations = if deviations < 0.0 { 0.0 } else { deviations };
+    (shift + apart, deviations)
 }
 
 /// Writes every value times `factor`, narrowed once.

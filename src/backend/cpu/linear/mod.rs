@@ -82,6 +82,9 @@ impl<R: Real> Softened<R> {
             .zip(self.hidden_gradient.chunks(width.max(1)))
         {
             let row = &batch.rows[row as usize];
+            if !row.counts() {
+                continue;
+            }
             let target = &mut gradient[row.position as usize * width..][..width];
             vector::scale_into(unscaled, factor(row), target);
         }

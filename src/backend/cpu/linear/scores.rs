@@ -147,11 +147,13 @@ fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statisti
     if !batch.checked && !batch.rows.iter().any(|row| row.in_statistics) {
         return Ok(Statistics::default());
     }
-    let parts = (0..plan.rows.len())
+    let parts: Vec<Result<Statistics>> = (0..plan.rows.len())
         .into_par_iter()
         .with_min_len(ROWS_PER_TASK)
         .map(of_slot)
-        .collect::<Result<Vec<_>>>()?;
+        .collect();
+    // Not collected in parallel: of several errors always the same is to be heard.
+    let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
     Ok(parts.iter().sum())
 }
 
@@ -206,9 +208,12 @@ fn soften_slots<R: Real>(
     (slots.into_par_iter().zip(&plan.rows))
         .with_min_len(ROWS_PER_TASK)
         .map(|(scores, &row)| {
-            let rank = batch.rows[row as usize].rank as usize;
+            let row = &batch.rows[row as usize];
+            let rank = row.rank as usize;
             let softmax = RowSoftmax::new(scores, rank, temperature);
-            if wanted.hidden || wanted.head {
+            if !row.counts() {
+                scores.fill(R::ZERO);
+            } else if wanted.hidden || wanted.head {
                 softmax.errors(scores, rank);
             }
             softmax

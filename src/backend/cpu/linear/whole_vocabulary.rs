@@ -30,6 +30,14 @@ pub(crate) struct WholeVocabulary<'a, T: Element> {
     hidden: Vec<T::Real>,
 }
 
+/// The head rows of a chunk: as they lie where they need no widening.
+struct ChunkHead<'a, R: Clone> {
+    values: Cow<'a, [R]>,
+    stride: usize,
+    rows: usize,
+    width: usize,
+}
+
 /// One row's softmax over the tokens seen so far, the target left out.
 #[derive(Clone, Copy)]
 struct Running {
@@ -60,7 +68,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         let mut parts = vec![Statistics::default(); rows.len()];
         let mut targets = vec![0.0; rows.len()];
         for chunk in self.chunks() {
-            let mut logits = self.logits(&chunk, &self.head_rows(&chunk));
+            let mut logits = self.logits(&ChunkHead::new(self.head, &chunk), &chunk);
             (logits
                 .par_chunks_mut(chunk.len())
                 .zip(rows)
@@ -97,8 +105,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         let mut running = vec![Running::default(); rows.len()];
         let mut gradient = vec![T::Real::ZERO; if wanted.hidden { rows.len() * width } else { 0 }];
         for chunk in self.chunks() {
-            let head_rows = self.head_rows(&chunk);
-            let mut logits = self.logits(&chunk, &head_rows);
+            let head_rows = ChunkHead::new(self.head, &chunk);
+            let mut logits = self.logits(&head_rows, &chunk);
             let scales: Vec<f64> = (logits
                 .par_chunks_mut(chunk.len())
                 .zip(rows)
@@ -110,7 +118,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
                     vector::scale(gradient, scale);
                 }
                 let left = Matrix::new(&logits, rows.len(), chunk.len(), chunk.len());
-                multiply(left, self.matrix(&head_rows, &chunk), &mut gradient, true);
+                multiply(left, head_rows.matrix(), &mut gradient, true);
             }
         }
         let softmaxes: Vec<RowSoftmax> = (running.iter())
@@ -156,21 +164,13 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         chunks(self.size, self.batch.rows.len())
     }
 
-    fn head_rows(&self, chunk: &Range<usize>) -> Cow<'a, [T::Real]> {
-        head_rows(self.head, chunk)
-    }
-
-    fn matrix<'m>(&self, rows: &'m Cow<[T::Real]>, chunk: &Range<usize>) -> Matrix<'m, T::Real> {
-        chunk_matrix(self.head, rows, chunk)
-    }
-
-    fn logits(&self, chunk: &Range<usize>, head_rows: &Cow<[T::Real]>) -> Vec<T::Real> {
+    fn logits(&self, head_rows: &ChunkHead<T::Real>, chunk: &Range<usize>) -> Vec<T::Real> {
         logits(
             self.head,
+            head_rows,
             &self.hidden,
             self.batch.rows.len(),
             chunk,
-            head_rows,
         )
     }
 }
@@ -189,8 +189,8 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     let size = batch.whole_vocabulary().unwrap_or(0);
     let (rows, width) = (&batch.rows, head.width);
     for chunk in chunks(size, rows.len()) {
-        let head_rows = head_rows(head, &chunk);
-        let mut errors = logits(head, &softened.hidden, rows.len(), &chunk, &head_rows);
+        let head_rows = ChunkHead::new(head, &chunk);
+        let mut errors = logits(head, &head_rows, &softened.hidden, rows.len(), &chunk);
         (errors.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes)).for_each(
             |((logits, row), softmax)| {
                 softmax.chunk_errors(logits, rank_in(row, &chunk), temperature, factor(row));
@@ -220,37 +220,41 @@ fn chunks(size: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..(start + length).min(size))
 }
 
-/// The head rows of a chunk: as they lie where they need no widening.
-fn head_rows<'a, T: Element>(head: &Head<'a, T>, chunk: &Range<usize>) -> Cow<'a, [T::Real]> {
-    match T::as_real(&head.values[chunk.start * head.stride..]) {
-        Some(values) => Cow::Borrowed(values),
-        None => Cow::Owned(head.gather(chunk.start as u32..chunk.end as u32).values),
+impl<'a, R: Real> ChunkHead<'a, R> {
+    fn new<T: Element<Real = R>>(head: &Head<'a, T>, chunk: &Range<usize>) -> Self {
+        let (rows, width) = (chunk.len(), head.width);
+        match T::as_real(&head.values[chunk.start * head.stride..]) {
+            Some(values) => Self {
+                values: Cow::Borrowed(values),
+                stride: head.stride,
+                rows,
+                width,
+            },
+            None => Self {
+                values: Cow::Owned(head.gather(chunk.start as u32..chunk.end as u32).values),
+                stride: padded(width),
+                rows,
+                width,
+            },
+        }
+    }
+
+    fn matrix(&self) -> Matrix<'_, R> {
+        Matrix::new(&self.values, self.rows, self.width, self.stride)
     }
 }
 
-fn chunk_matrix<'m, T: Element>(
-    head: &Head<T>,
-    rows: &'m Cow<[T::Real]>,
-    chunk: &Range<usize>,
-) -> Matrix<'m, T::Real> {
-    let stride = match rows {
-        Cow::Borrowed(_) => head.stride,
-        Cow::Owned(_) => padded(head.width),
-    };
-    Matrix::new(rows, chunk.len(), head.width, stride)
-}
-
+/// The logits `[rows, chunk]`.
 fn logits<T: Element>(
     head: &Head<T>,
+    head_rows: &ChunkHead<T::Real>,
     hidden: &[T::Real],
     rows: usize,
     chunk: &Range<usize>,
-    head_rows: &Cow<[T::Real]>,
 ) -> Vec<T::Real> {
     let mut logits = vec![T::Real::ZERO; rows * chunk.len()];
     let left = Matrix::new(hidden, rows, head.width, padded(head.width));
-    let right = chunk_matrix(head, head_rows, chunk).transposed();
-    multiply(left, right, &mut logits, false);
+    multiply(left, head_rows.matrix().transposed(), &mut logits, false);
     if let Some(bias) = head.bias.get(chunk.clone()) {
         for logits in logits.chunks_mut(chunk.len()) {
             for (logit, bias) in logits.iter_mut().zip(bias) {

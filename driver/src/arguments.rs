@@ -1,0 +1,177 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    prompt::{Prompt, PromptStyle},
+    settings::{LossSettings, ModelSettings, TrainingSettings},
+};
+
+/// Tune and evaluate a language model as a recommender with the masked softmax loss
+#[derive(Parser)]
+#[command(name = "msl", version, propagate_version = true)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Watch a small model become a recommender: a synthetic catalogue, three losses, one table
+    Demo(DemoArguments),
+    /// Train a model from scratch on a catalogue in the paper's format
+    Train(Box<TrainArguments>),
+    /// Evaluate a trained model on the test rows of a catalogue
+    Evaluate(EvaluateArguments),
+}
+
+/// Options of `msl demo`.
+#[derive(Args)]
+pub struct DemoArguments {
+    /// The seed of the catalogue, its users, the models and the order of training
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+
+    /// Rows to train on
+    #[arg(long, default_value_t = 5_000)]
+    pub training_rows: usize,
+
+    /// Rows to evaluate on
+    #[arg(long, default_value_t = 500)]
+    pub test_rows: usize,
+
+    /// Passes over the training rows
+    #[arg(long, default_value_t = 2)]
+    pub epochs: usize,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `msl train`.
+#[derive(Args)]
+pub struct TrainArguments {
+    /// The folder with id2name4Rec.json and train*.csv
+    #[arg(long, value_name = "FOLDER")]
+    pub data: PathBuf,
+
+    /// The folder to write the trained model to
+    #[arg(long, value_name = "FOLDER")]
+    pub output: PathBuf,
+
+    /// Replace the output folder if it is there
+    #[arg(long)]
+    pub overwrite: bool,
+
+    /// The training rows [default: the largest train*.csv of the data folder]
+    #[arg(long, value_name = "FILE")]
+    pub train: Option<PathBuf>,
+
+    /// Use this many training rows, chosen by the seed [default: all]
+    #[arg(long, value_name = "ROWS")]
+    pub samples: Option<usize>,
+
+    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// The token that ends a response [default: looked for among the usual ones]
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
+
+    /// The largest vocabulary of a tokenizer that is trained here
+    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
+    pub vocabulary: usize,
+
+    /// The words around a history.
+    #[command(flatten, next_help_heading = "Prompt")]
+    pub prompt: PromptArguments,
+
+    /// The loss and its temperature.
+    #[command(flatten, next_help_heading = "Loss")]
+    pub loss: LossSettings,
+
+    /// How the training goes.
+    #[command(flatten, next_help_heading = "Training")]
+    pub training: TrainingSettings,
+
+    /// The sizes of the model.
+    #[command(flatten, next_help_heading = "Model")]
+    pub model: ModelSettings,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How to speak of the items.
+#[derive(Args)]
+pub struct PromptArguments {
+    /// What an item is called
+    #[arg(long, default_value = "book")]
+    pub noun: String,
+
+    /// What users do with an item, in the past participle: read, watched, played
+    #[arg(long, default_value = "read")]
+    pub verb: String,
+
+    /// How a history is worded
+    #[arg(long, value_enum, default_value = "alpaca")]
+    pub prompt: PromptStyle,
+}
+
+impl PromptArguments {
+    /// The wording.
+    pub fn prompt(&self) -> Prompt {
+        Prompt {
+            style: self.prompt,
+            noun: self.noun.clone(),
+            verb: self.verb.clone(),
+        }
+    }
+}
+
+/// Options of `msl evaluate`.
+#[derive(Args)]
+pub struct EvaluateArguments {
+    /// The folder of a trained model
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+
+    /// The folder with id2name4Rec.json, train*.csv (for popularity) and test.csv
+    #[arg(long, value_name = "FOLDER")]
+    pub data: PathBuf,
+
+    /// The training rows that popularity counts [default: the largest train*.csv of the data folder]
+    #[arg(long, value_name = "FILE")]
+    pub train: Option<PathBuf>,
+
+    /// The test rows [default: test.csv of the data folder]
+    #[arg(long, value_name = "FILE")]
+    pub test: Option<PathBuf>,
+
+    /// Use this many test rows, chosen by the seed of training [default: all]
+    #[arg(long, value_name = "ROWS")]
+    pub samples: Option<usize>,
+
+    /// Beams of a search
+    #[arg(long, default_value_t = 10)]
+    pub beams: usize,
+
+    /// Users evaluated side by side
+    #[arg(long, default_value_t = 32)]
+    pub batch_size: usize,
+
+    /// The temperature of the softmax [default: that of training]
+    #[arg(long, value_name = "τ")]
+    pub temperature: Option<f64>,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}

@@ -1,0 +1,71 @@
+//! Several rows side by side.
+
+use anyhow::Result;
+use candle_core::{Device, Tensor};
+use candle_trie::{Rows, TokenTrie};
+
+use crate::responses::Example;
+
+/// Prompts with their responses, padded on the right.
+pub struct Batch {
+    /// `[rows, tokens]`. The last token of a response is only predicted, never read.
+    pub tokens: Tensor,
+    /// Real tokens, padding left out.
+    pub token_count: usize,
+    /// Where each label is predicted from, in the flattened tokens: `[rows · longest response]`.
+    positions: Tensor,
+}
+
+impl Batch {
+    /// Lays out examples, with room for `longest` labels each. What stands in the padding does not matter.
+    pub fn new(examples: &[&Example], longest: usize) -> Result<Self> {
+        let length = |example: &Example| example.prompt.len() + example.response.len() - 1;
+        let width = examples
+            .iter()
+            .map(|example| length(example))
+            .max()
+            .unwrap_or(0);
+        let mut tokens = Vec::with_capacity(examples.len() * width);
+        let mut positions = Vec::with_capacity(examples.len() * longest);
+        for (row, example) in examples.iter().enumerate() {
+            let read = example
+                .prompt
+                .iter()
+                .chain(&example.response)
+                .take(length(example));
+            tokens.extend(read);
+            tokens.resize((row + 1) * width, 0);
+            let first = row * width + example.prompt.len() - 1;
+            positions.extend(
+                (0..longest).map(|label| (first + label.min(example.response.len() - 1)) as u32),
+            );
+        }
+        Ok(Self {
+            tokens: Tensor::from_vec(tokens, (examples.len(), width), &Device::Cpu)?,
+            token_count: examples.iter().map(|example| length(example)).sum(),
+            positions: Tensor::new(positions, &Device::Cpu)?,
+        })
+    }
+
+    /// The hidden states that predict the responses, `[rows, longest response, hidden]`: the head is not computed
+    /// anywhere else.
+    pub fn response_hidden(&self, hidden: &Tensor) -> Result<Tensor> {
+        let (rows, tokens, width) = hidden.dims3()?;
+        let flat = hidden.reshape((rows * tokens, width))?;
+        let picked = flat.index_select(&self.positions, 0)?;
+        Ok(picked.reshape((rows, self.positions.elem_count() / rows.max(1), width))?)
+    }
+}
+
+/// The most tokens of any response.
+pub fn longest_response(examples: &[&Example]) -> usize {
+    let lengths = examples.iter().map(|example| example.response.len());
+    lengths.max().unwrap_or(0)
+}
+
+/// The rows of responses `[examples, longest response]`, for what [`Batch::response_hidden`] has picked.
+pub fn response_rows(examples: &[&Example], trie: &TokenTrie) -> Result<Rows> {
+    let labels = |example: &&Example| example.response.iter().map(|&token| token.into()).collect();
+    let labels: Vec<Vec<i64>> = examples.iter().map(labels).collect();
+    Ok(Rows::from_shifted(trie, &labels)?)
+}

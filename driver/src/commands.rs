@@ -1,0 +1,67 @@
+//! What the subcommands do.
+
+mod demo;
+mod evaluate;
+mod train;
+
+use anyhow::Result;
+
+use crate::{
+    arguments::Command,
+    catalogue::{Catalogue, Interaction},
+    progress::Progress,
+    prompt::Prompt,
+    responses::{Example, Responses},
+    tokenizer::TextTokenizer,
+};
+
+/// Does what the command line asks for.
+pub fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Demo(arguments) => demo::demo(arguments),
+        Command::Train(arguments) => train::train(arguments),
+        Command::Evaluate(arguments) => evaluate::evaluate(arguments),
+    }
+}
+
+/// Rows in tokens.
+fn examples(
+    interactions: &[Interaction],
+    catalogue: &Catalogue,
+    prompt: &Prompt,
+    tokenizer: &TextTokenizer,
+    responses: &Responses,
+) -> Result<Vec<Example>> {
+    let mut progress = Progress::new("tokenizing", interactions.len());
+    let examples = interactions
+        .iter()
+        .map(|interaction| {
+            progress.advance(1);
+            responses.example(interaction, catalogue, prompt, tokenizer)
+        })
+        .collect::<Result<_>>();
+    progress.finish();
+    examples
+}
+
+/// Trains a tokenizer on the titles as prompts and responses quote them, and on the words around them.
+fn train_tokenizer(
+    catalogue: &Catalogue,
+    prompt: &Prompt,
+    vocabulary: usize,
+) -> Result<TextTokenizer> {
+    let titles = catalogue.items().iter().map(|item| item.title.as_str());
+    let texts: Vec<String> = titles
+        .flat_map(|title| [prompt.text([title, title]), Prompt::response(title)])
+        .collect();
+    TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
+}
+
+/// What the item NLL is to be measured by.
+fn nll_note(responses: &Responses) -> String {
+    let titles = responses.trie().leaf_count();
+    format!(
+        "Item NLL in nats: uniform over the {titles} titles is {:.3}; popularity's is of its counts plus one.",
+        (titles as f64).ln()
+    )
+}

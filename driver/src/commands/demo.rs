@@ -1,0 +1,143 @@
+use anyhow::Result;
+use candle_core::DType;
+
+use super::{examples, nll_note, train_tokenizer};
+use crate::{
+    arguments::DemoArguments,
+    evaluate::Evaluator,
+    model::Llama,
+    popularity::popularity,
+    prompt::{Prompt, PromptStyle},
+    report::{Comparison, Line},
+    responses::{Example, Responses},
+    settings::{LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
+    synthetic::World,
+    tokenizer::TextTokenizer,
+    train::Trainer,
+};
+
+/// The most tokens of the demo's tokenizer.
+const VOCABULARY: usize = 1_024;
+const BATCH_SIZE: usize = 32;
+const LEARNING_RATE: f64 = 4e-3;
+const BEAMS: usize = 10;
+const USERS_SIDE_BY_SIDE: usize = 50;
+
+const MODEL: ModelSettings = ModelSettings {
+    hidden: 96,
+    intermediate: 192,
+    layers: 2,
+    heads: 4,
+    key_value_heads: 2,
+};
+
+/// All that the three models share.
+struct Demo {
+    seed: u64,
+    training: TrainingSettings,
+    tokenizer: TextTokenizer,
+    responses: Responses,
+    training_examples: Vec<Example>,
+    test_examples: Vec<Example>,
+}
+
+/// `msl demo`
+pub fn demo(arguments: &DemoArguments) -> Result<()> {
+    let world = World::new(arguments.seed, arguments.training_rows, arguments.test_rows)?;
+    let prompt = Prompt {
+        style: PromptStyle::Titles,
+        noun: "book".into(),
+        verb: "read".into(),
+    };
+    let tokenizer = train_tokenizer(&world.catalogue, &prompt, VOCABULARY)?;
+    let responses = Responses::new(&world.catalogue, &tokenizer)?;
+    let tokenize = |rows| examples(rows, &world.catalogue, &prompt, &tokenizer, &responses);
+    let demo = Demo {
+        seed: arguments.seed,
+        training: TrainingSettings {
+            epochs: arguments.epochs,
+            batch_size: BATCH_SIZE,
+            learning_rate: LEARNING_RATE,
+            learning_rate_warm_up: 20,
+            clip: 1.0,
+            seed: arguments.seed,
+        },
+        training_examples: tokenize(&world.training)?,
+        test_examples: tokenize(&world.test)?,
+        tokenizer,
+        responses,
+    };
+    let mut rows = vec![Line::popularity(popularity(
+        &world.training,
+        &world.test,
+        &demo.responses,
+    )?)];
+    for (name, loss) in [
+        ("LML", LossKind::Lml),
+        ("MSL τ=1", LossKind::Msl),
+        ("MSL+ATS", LossKind::Ats),
+    ] {
+        rows.push(demo.train_and_evaluate(name, loss)?);
+    }
+    Comparison {
+        command: "demo",
+        seed: arguments.seed,
+        users: demo.test_examples.len(),
+        rows,
+        notes: vec![
+            format!(
+                "{} items, {} training rows, {} epochs, {} users, {BEAMS} beams; a title begins with one of {} tokens.",
+                world.catalogue.items().len(),
+                demo.training_examples.len(),
+                arguments.epochs,
+                demo.test_examples.len(),
+                demo.responses.trie().children(0).len(),
+            ),
+            nll_note(&demo.responses),
+        ],
+    }
+    .print(arguments.json)
+}
+
+impl Demo {
+    fn train_and_evaluate(&self, name: &str, kind: LossKind) -> Result<Line> {
+        let trie = self.responses.trie();
+        let config = MODEL.config(self.tokenizer.vocabulary(), self.tokenizer.end());
+        let model = Llama::random(config, self.seed, DType::F32)?;
+        let mut trainer = Trainer::new(&model, trie, &loss_settings(kind), &self.training)?;
+        let trained =
+            trainer.train(&format!("training {name}"), &self.training_examples, |_| {
+                Ok(())
+            })?;
+        let evaluator = Evaluator {
+            trie,
+            beams: BEAMS,
+            batch_size: USERS_SIDE_BY_SIDE,
+            temperature: trained.temperature,
+        };
+        let evaluation =
+            evaluator.evaluate(&format!("evaluating {name}"), &model, &self.test_examples)?;
+        Ok(Line {
+            name: name.into(),
+            ranking: evaluation.ranking,
+            item_nll: evaluation.item_nll,
+            temperature: Some(trained.temperature),
+            seconds: Some(trained.seconds),
+            rows_per_second: Some(trained.rows_per_second),
+        })
+    }
+}
+
+fn loss_settings(loss: LossKind) -> LossSettings {
+    LossSettings {
+        loss,
+        temperature: 1.0,
+        eta: 0.25,
+        alpha: 0.05,
+        clamp: vec![1.5, 5.0],
+        initial_temperature: 1.5,
+        temperature_warm_up: 0,
+        scope: StatisticsScope::Root,
+        allow_degenerate: false,
+    }
+}

@@ -1,0 +1,120 @@
+use anyhow::{Context, Result, ensure};
+use candle_core::DType;
+use serde::Serialize;
+
+use super::{examples, train_tokenizer};
+use crate::{
+    arguments::TrainArguments,
+    catalogue::Catalogue,
+    checkpoint::{self, METRICS_FILE, TrainingRecord},
+    metrics::MetricsFile,
+    model::Llama,
+    output::OutputFolder,
+    paper_format::{find_training_file, read_catalogue, read_interactions, sample},
+    prompt::Prompt,
+    random::{Purpose, random},
+    report::{print_json, table},
+    responses::Responses,
+    tokenizer::TextTokenizer,
+    train::{Trained, Trainer},
+};
+
+/// `msl train`
+pub fn train(arguments: &TrainArguments) -> Result<()> {
+    OutputFolder::check(&arguments.output, arguments.overwrite)?;
+    let seed = arguments.training.seed;
+    let catalogue = read_catalogue(&arguments.data)?;
+    let file = match &arguments.train {
+        Some(file) => file.clone(),
+        None => find_training_file(&arguments.data)?,
+    };
+    let interactions = read_interactions(&file, &catalogue)?;
+    let interactions = sample(
+        interactions,
+        arguments.samples,
+        &mut random(seed, Purpose::Sample),
+    );
+    ensure!(
+        !interactions.is_empty(),
+        "--samples 0 leaves nothing to train on"
+    );
+
+    let prompt = arguments.prompt.prompt();
+    let tokenizer = tokenizer(arguments, &catalogue, &prompt)?;
+    let responses = Responses::new(&catalogue, &tokenizer)?;
+    let config = arguments
+        .model
+        .config(tokenizer.vocabulary(), tokenizer.end());
+    let model = Llama::random(config, seed, DType::F32)?;
+    let mut trainer = Trainer::new(
+        &model,
+        responses.trie(),
+        &arguments.loss,
+        &arguments.training,
+    )?;
+    let examples = examples(&interactions, &catalogue, &prompt, &tokenizer, &responses)?;
+
+    let output = OutputFolder::create(&arguments.output, arguments.overwrite)?;
+    let mut metrics = MetricsFile::create(&output.path().join(METRICS_FILE))?;
+    let trained = trainer.train("training", &examples, |step| metrics.write(step))?;
+    let record = TrainingRecord {
+        prompt,
+        end_token: arguments.end_token.clone(),
+        loss: arguments.loss.clone(),
+        training: arguments.training.clone(),
+        model: arguments.model.clone(),
+        temperature: trainer.loss().temperature().state(),
+    };
+    checkpoint::save(output.path(), &model, &tokenizer, responses.trie(), &record)?;
+    output.finish()?;
+    report(arguments, &trained)
+}
+
+fn tokenizer(
+    arguments: &TrainArguments,
+    catalogue: &Catalogue,
+    prompt: &Prompt,
+) -> Result<TextTokenizer> {
+    match &arguments.tokenizer {
+        Some(file) => TextTokenizer::load(file, arguments.end_token.as_deref()),
+        None => train_tokenizer(catalogue, prompt, arguments.vocabulary)
+            .context("cannot train a tokenizer"),
+    }
+}
+
+fn report(arguments: &TrainArguments, trained: &Trained) -> Result<()> {
+    #[derive(Serialize)]
+    struct Report<'a> {
+        command: &'static str,
+        output: &'a std::path::Path,
+        #[serde(flatten)]
+        trained: &'a Trained,
+    }
+    if arguments.json {
+        return print_json(&Report {
+            command: "train",
+            output: &arguments.output,
+            trained,
+        });
+    }
+    let mut table = table(&[
+        "run",
+        "steps",
+        "first loss",
+        "last loss",
+        "temperature",
+        "seconds",
+        "rows/s",
+    ]);
+    table.add_row([
+        arguments.output.display().to_string(),
+        trained.steps.to_string(),
+        format!("{:.4}", trained.first_loss),
+        format!("{:.4}", trained.last_loss),
+        format!("{:.3}", trained.temperature),
+        format!("{:.1}", trained.seconds),
+        format!("{:.0}", trained.rows_per_second),
+    ]);
+    println!("{table}");
+    Ok(())
+}

@@ -1,0 +1,25 @@
+//! The parts of `msl`: data, prompts, a small Llama-style model, training and evaluation with the losses of
+//! `candle-trie`.
+
+pub mod arguments;
+pub mod batch;
+pub mod catalogue;
+pub mod checkpoint;
+pub mod commands;
+pub mod evaluate;
+pub mod metrics;
+pub mod model;
+pub mod output;
+pub mod paper_format;
+pub mod popularity;
+pub mod progress;
+pub mod prompt;
+pub mod random;
+pub mod ranking;
+pub mod report;
+pub mod responses;
+pub mod settings;
+pub mod synthetic;
+pub mod tokenizer;
+pub mod train;
+pub mod workers;

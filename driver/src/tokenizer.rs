@@ -1,0 +1,159 @@
+//! Text to tokens: a byte-pair tokenizer, read from a file or trained on the catalogue.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokenizers::{
+    AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
+    models::bpe::{BPE, BpeTrainer},
+    normalizers::NormalizerWrapper,
+    pre_tokenizers::{
+        PreTokenizerWrapper,
+        byte_level::ByteLevel,
+        sequence::Sequence,
+        split::{Split, SplitPattern},
+    },
+};
+
+/// The end token of a tokenizer that is trained here.
+pub const END_TOKEN: &str = "<|endoftext|>";
+
+/// End tokens of the model families, in the order in which they are looked for.
+const KNOWN_END_TOKENS: [&str; 5] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|end_of_text|>",
+    END_TOKEN,
+    "</s>",
+];
+
+/// Llama 3's splitting. It keeps an opening quote with the first letters of a title; where the quote stands alone,
+/// every title begins with the same token, the root of the trie has no fan-out, and the published temperature strategy
+/// is not defined there.
+const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A tokenizer and the token that ends a response.
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    end: u32,
+}
+
+impl TextTokenizer {
+    /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.
+    pub fn train<'a>(
+        texts: impl Iterator<Item = &'a str> + Send,
+        vocabulary: usize,
+    ) -> Result<Self> {
+        let words = Split::new(
+            SplitPattern::Regex(WORDS.into()),
+            SplitDelimiterBehavior::Isolated,
+            false,
+        )
+        .map_err(anyhow::Error::from_boxed)?;
+        let bytes = ByteLevel::new(false, true, false);
+        let mut tokenizer = TokenizerBuilder::new()
+            .with_model(BPE::default())
+            .with_normalizer(None::<NormalizerWrapper>)
+            .with_pre_tokenizer(Some(Sequence::new(vec![
+                PreTokenizerWrapper::Split(words),
+                PreTokenizerWrapper::ByteLevel(bytes),
+            ])))
+            .with_post_processor(Some(bytes))
+            .with_decoder(Some(bytes))
+            .build()
+            .map_err(anyhow::Error::from_boxed)?;
+        let mut trainer = BpeTrainer::builder()
+            .vocab_size(vocabulary)
+            .show_progress(false)
+            .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        tokenizer
+            .train(&mut trainer, texts)
+            .map_err(anyhow::Error::from_boxed)?;
+        Self::new(tokenizer.into(), None)
+    }
+
+    /// Reads a `tokenizer.json`. `end_token` names the token that ends a response; without it a known one is looked for.
+    pub fn load(path: &Path, end_token: Option<&str>) -> Result<Self> {
+        let tokenizer = Tokenizer::from_file(path)
+            .map_err(|error| anyhow!("cannot read the tokenizer {}: {error}", path.display()))?;
+        Self::new(tokenizer, end_token).with_context(|| path.display().to_string())
+    }
+
+    fn new(tokenizer: Tokenizer, end_token: Option<&str>) -> Result<Self> {
+        let end = match end_token {
+            Some(name) => tokenizer
+                .token_to_id(name)
+                .with_context(|| format!("there is no token {name:?}"))?,
+            None => match KNOWN_END_TOKENS
+                .iter()
+                .find_map(|name| tokenizer.token_to_id(name))
+            {
+                Some(end) => end,
+                None => bail!("none of {KNOWN_END_TOKENS:?} is a token: name the end token"),
+            },
+        };
+        Ok(Self { tokenizer, end })
+    }
+
+    /// Writes a `tokenizer.json`.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        self.tokenizer
+            .save(path, true)
+            .map_err(|error| anyhow!("cannot write {}: {error}", path.display()))
+    }
+
+    /// The tokens of a text, with nothing added before or after.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, false)
+            .map_err(anyhow::Error::from_boxed)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The token that ends a response.
+    pub fn end(&self) -> u32 {
+        self.end
+    }
+
+    /// One more than the largest token: what an embedding must hold.
+    pub fn vocabulary(&self) -> usize {
+        self.tokenizer
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |largest| largest as usize + 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TITLES: [&str; 3] = [
+        "\"The Sea\", \"The Sea Wall\"",
+        "\"A Sea of Glass\"",
+        "\"Glass Walls\"",
+    ];
+
+    #[test]
+    fn training_is_repeatable_and_loses_nothing() {
+        let first = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
+        let second = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
+        for text in ["\"The Sea\"", "\"Ünïcode – 本\"\n"] {
+            let tokens = first.encode(text).unwrap();
+            assert_eq!(tokens, second.encode(text).unwrap());
+            assert_eq!(first.tokenizer.decode(&tokens, false).unwrap(), text);
+        }
+        assert!(first.vocabulary() <= 300);
+    }
+
+    #[test]
+    fn titles_begin_with_different_tokens() {
+        let tokenizer = TextTokenizer::train(TITLES.into_iter(), 400).unwrap();
+        let first = |text| tokenizer.encode(text).unwrap()[0];
+        assert_ne!(first("\"The Sea\""), first("\"A Sea of Glass\""));
+    }
+}

@@ -1,0 +1,84 @@
+//! Threads that each take whole pieces of work.
+
+use anyhow::{Context, Result, anyhow};
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// One pool of one thread for each processor. A small model's operations are too short to be shared out one by one:
+/// threads would spend more time waiting for each other than working. Inside such a pool every operation stays on its
+/// thread.
+pub struct Workers {
+    pools: Vec<ThreadPool>,
+}
+
+impl Workers {
+    /// As many workers as rayon would use threads.
+    pub fn new() -> Result<Self> {
+        let pool = |_| {
+            ThreadPoolBuilder::new()
+                .num_threads(1)
+                .build()
+                .context("cannot start a thread")
+        };
+        let pools = (0..rayon::current_num_threads())
+            .map(pool)
+            .collect::<Result<_>>()?;
+        Ok(Self { pools })
+    }
+
+    /// Does `task` for every index below `count`, and gives the results in their order.
+    pub fn map<R: Send>(
+        &self,
+        count: usize,
+        task: impl Fn(usize) -> Result<R> + Sync,
+    ) -> Result<Vec<R>> {
+        let share = |worker: usize| -> Vec<Result<R>> {
+            self.pools[worker].install(|| {
+                (worker..count)
+                    .step_by(self.pools.len())
+                    .map(&task)
+                    .collect()
+            })
+        };
+        let mut shares = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..self.pools.len())
+                .map(|worker| scope.spawn(move || share(worker)))
+                .collect();
+            let joined = threads
+                .into_iter()
+                .map(|thread| thread.join().map_err(|_| anyhow!("a worker panicked")));
+            joined
+                .map(|share| share.map(Vec::into_iter))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        let next = |index: usize| {
+            let share = &mut shares[index % self.pools.len()];
+            share
+                .next()
+                .unwrap_or_else(|| Err(anyhow!("a worker left its piece {index} undone")))
+        };
+        (0..count).map(next).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_and_errors_come_through() {
+        let workers = Workers::new().unwrap();
+        assert_eq!(
+            workers.map(7, |index| Ok(index * 2)).unwrap(),
+            [0, 2, 4, 6, 8, 10, 12]
+        );
+        assert!(workers.map(0, Ok).unwrap().is_empty());
+        let failed = workers.map(5, |index| {
+            if index == 3 {
+                Err(anyhow!("three"))
+            } else {
+                Ok(index)
+            }
+        });
+        assert_eq!(failed.unwrap_err().to_string(), "three");
+    }
+}

@@ -1,0 +1,219 @@
+//! What the binary says to bad input, and that it leaves everything as it was.
+
+use std::{fs, path::Path};
+
+use crate::running::{SMALL, errors, msl, write_catalogue};
+
+/// Fails to train on a folder, and gives what was said.
+fn refused(folder: &Path, options: &[&str]) -> String {
+    let base = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
+    let output = msl(folder, &[&base[..], &SMALL, options].concat());
+    assert!(!output.status.success());
+    assert!(output.stdout.is_empty());
+    assert!(!folder.join("run").exists(), "a run was left behind");
+    let left_over = fs::read_dir(folder).unwrap().any(|entry| {
+        entry
+            .unwrap()
+            .file_name()
+            .to_string_lossy()
+            .contains("partial")
+    });
+    assert!(!left_over, "half a run was left behind");
+    errors(&output)
+}
+
+fn assert_says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    }
+}
+
+#[test]
+fn malformed_files_are_named_with_their_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        write_catalogue(folder.path());
+        fs::write(folder.path().join(name), text).unwrap();
+    };
+    write("id2name4Rec.json", "{\"1\": \"A\",\n \"2\": 7}");
+    assert_says(
+        &refused(folder.path(), &[]),
+        &["id2name4Rec.json, line 2", "expected"],
+    );
+    write("id2name4Rec.json", "{}");
+    assert_says(
+        &refused(folder.path(), &[]),
+        &["id2name4Rec.json", "no item"],
+    );
+    write(
+        "train.csv",
+        "user_id,item_ids,timestamp\n1,\"[1, 2]\",5\n2,\"[1; 2]\",5\n",
+    );
+    assert_says(
+        &refused(folder.path(), &[]),
+        &["train.csv, line 3", "expected item_ids to be a list"],
+    );
+    write("train.csv", "user_id,item_ids,timestamp\n1,\"[1, 99]\",5\n");
+    assert_says(
+        &refused(folder.path(), &[]),
+        &["train.csv, line 2", "item 99 has no title"],
+    );
+    fs::remove_file(folder.path().join("train.csv")).unwrap();
+    assert_says(
+        &refused(folder.path(), &[]),
+        &["expected a file train*.csv"],
+    );
+}
+
+#[test]
+fn a_title_of_no_tokens_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    // It knows the one word "Sea", and says nothing of others.
+    let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+        "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": {"</s>": 0, "S": 1}, "merges": []}}"#;
+    fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    let message = refused(folder.path(), &["--tokenizer", "tokenizer.json"]);
+    assert_says(&message, &["the title of item", "tokenizes to nothing"]);
+    assert_says(
+        &refused(
+            folder.path(),
+            &["--tokenizer", "tokenizer.json", "--end-token", "<end>"],
+        ),
+        &["no token \"<end>\""],
+    );
+    assert_says(
+        &refused(folder.path(), &["--tokenizer", "nowhere.json"]),
+        &["nowhere.json"],
+    );
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    assert_says(&refused(folder.path(), &["--speed", "9"]), &["--speed"]);
+    assert_says(
+        &refused(folder.path(), &["--samples", "0"]),
+        &["--samples 0"],
+    );
+    assert_says(
+        &refused(folder.path(), &["--temperature", "0"]),
+        &["temperature", "positive"],
+    );
+    assert_says(
+        &refused(folder.path(), &["--learning-rate", "NaN"]),
+        &["--learning-rate"],
+    );
+    // Given twice, an option is an error rather than a guess.
+    assert_says(&refused(folder.path(), &["--heads", "3"]), &["--heads"]);
+    assert_says(
+        &refused(
+            folder.path(),
+            &["--vocabulary", "10", "--train", "nowhere.csv"],
+        ),
+        &["nowhere.csv"],
+    );
+}
+
+#[test]
+fn a_scope_that_is_not_defined_is_explained() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let output = msl(
+        folder.path(),
+        &["train", "--data", ".", "--output", "run", "--loss", "ats"],
+    );
+    assert!(!output.status.success() && !folder.path().join("run").exists());
+    assert_says(&errors(&output), &["η·n", "branching"]);
+}
+
+#[test]
+fn a_run_is_not_written_over_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    fs::create_dir(folder.path().join("run")).unwrap();
+    fs::write(folder.path().join("run/file"), "old").unwrap();
+    let options = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
+    let train = |more: &[&str]| msl(folder.path(), &[&options[..], &SMALL, more].concat());
+    assert_says(
+        &errors(&train(&[])),
+        &["run is there already", "--overwrite"],
+    );
+    // Asked for, but failing: the old run stays.
+    assert!(
+        !train(&["--overwrite", "--train", "nowhere.csv"])
+            .status
+            .success()
+    );
+    assert_eq!(
+        fs::read_to_string(folder.path().join("run/file")).unwrap(),
+        "old"
+    );
+    assert!(train(&["--overwrite"]).status.success());
+    assert!(
+        !folder.path().join("run/file").exists() && folder.path().join("run/config.json").exists()
+    );
+}
+
+#[test]
+fn a_checkpoint_of_something_else_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let train = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
+    assert!(
+        msl(folder.path(), &[&train[..], &SMALL].concat())
+            .status
+            .success()
+    );
+    let evaluate = || {
+        let output = msl(folder.path(), &["evaluate", "run", "--data", "."]);
+        assert!(!output.status.success() && output.stdout.is_empty());
+        errors(&output)
+    };
+    let config = folder.path().join("run/config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace("\"intermediate_size\": 32", "\"intermediate_size\": 48"),
+    )
+    .unwrap();
+    assert_says(
+        &evaluate(),
+        &[
+            "model.layers.0.mlp.gate_proj.weight",
+            "[32, 16]",
+            "[48, 16]",
+        ],
+    );
+    fs::write(
+        &config,
+        text.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 2"),
+    )
+    .unwrap();
+    assert_says(&evaluate(), &["there is no tensor model.layers.1"]);
+    fs::write(
+        &config,
+        text.replace("\"num_hidden_layers\": 1", "\"num_hidden_layers\": 0"),
+    )
+    .unwrap();
+    assert_says(&evaluate(), &["has no tensor model.layers.0"]);
+    fs::write(&config, text.replace("\"llama\"", "\"mamba\"")).unwrap();
+    assert_says(&evaluate(), &["mamba", "llama"]);
+    fs::write(&config, "{").unwrap();
+    assert_says(&evaluate(), &["config.json"]);
+    fs::write(&config, text).unwrap();
+
+    let titles = folder.path().join("id2name4Rec.json");
+    let renamed = fs::read_to_string(&titles)
+        .unwrap()
+        .replace("Sea Book 0", "Sea Book 9");
+    fs::write(titles, renamed).unwrap();
+    assert_says(&evaluate(), &["another catalogue"]);
+    assert_says(
+        &errors(&msl(folder.path(), &["evaluate", "nowhere", "--data", "."])),
+        &["nowhere is no folder"],
+    );
+}

@@ -1,0 +1,81 @@
+//! Running the binary on small catalogues.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+/// Runs `msl` in a folder.
+pub fn msl(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_msl"))
+        .current_dir(folder)
+        .args(arguments)
+        .output()
+        .unwrap()
+}
+
+/// The one JSON object that a successful command prints.
+pub fn json(output: &Output) -> serde_json::Value {
+    assert!(output.status.success(), "{}", errors(output));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// What a command says on standard error.
+pub fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Writes a catalogue in the paper's format: forty books, two of them with one title, and users who read on.
+pub fn write_catalogue(folder: &Path) {
+    let subjects = ["Sea", "Glass", "Winter", "Garden", "Harbour"];
+    let title = |item: usize| {
+        format!(
+            "The {} Book {}",
+            subjects[item % 5],
+            if item == 39 { 7 } else { item / 5 }
+        )
+    };
+    let titles: Vec<String> = (0..40)
+        .map(|item| format!("\"{}\": {:?}", item + 1, title(item)))
+        .collect();
+    fs::write(
+        folder.join("id2name4Rec.json"),
+        format!("{{{}}}", titles.join(",\n")),
+    )
+    .unwrap();
+    let rows = |users: std::ops::Range<usize>| {
+        let row = |user: usize| {
+            let first = user * 7 % 37 + 1;
+            format!(
+                "{user},\"[{}, {}, {}]\",{}\n",
+                first,
+                first + 1,
+                first + 2,
+                1_000 + user
+            )
+        };
+        let header = "user_id,item_ids,timestamp\n".to_owned();
+        header + &users.map(row).collect::<String>()
+    };
+    fs::write(folder.join("train.csv"), rows(0..48)).unwrap();
+    fs::write(folder.join("test.csv"), rows(48..60)).unwrap();
+}
+
+/// Options of a training that takes a moment.
+pub const SMALL: [&str; 14] = [
+    "--hidden",
+    "16",
+    "--intermediate",
+    "32",
+    "--layers",
+    "1",
+    "--heads",
+    "2",
+    "--key-value-heads",
+    "1",
+    "--batch-size",
+    "16",
+    "--epochs",
+    "2",
+];

@@ -1,0 +1,118 @@
+//! Same input, same bits.
+
+use candle_core::{DType, Tensor, Var};
+use candle_trie::{Rows, Scope, TokenSets};
+
+use crate::batch::*;
+
+const POSITIONS: usize = 900;
+const VOCABULARY: usize = 400;
+
+/// Enough work for several threads, in sets of very unequal sizes.
+fn problem() -> (TokenSets, Rows) {
+    let mut offsets = vec![0];
+    let mut tokens = Vec::new();
+    for size in [300, 2, 50, 1, 9] {
+        tokens.extend(VOCABULARY as u32 - size..VOCABULARY as u32);
+        offsets.push(tokens.len() as u32);
+    }
+    let counts = (0..POSITIONS as u32).filter(|position| position % 10 != 3);
+    let rows: Vec<_> = counts
+        .map(|position| (position, position % 7 % 5, VOCABULARY as u32 - 1))
+        .collect();
+    (
+        TokenSets::from_raw(offsets, tokens).unwrap(),
+        rows_of(POSITIONS, &rows),
+    )
+}
+
+/// Everything that a step gives, as bits; on as many threads as asked for.
+fn step(threads: usize, logits: &Tensor, scope: Scope) -> Vec<Vec<u64>> {
+    let (sets, rows) = problem();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+    pool.build().unwrap().install(|| {
+        let loss = loss(&sets, &strategy(scope).into(), conventions()[0]);
+        let (output, gradient) = loss.clone().value_and_gradient(logits, &rows).unwrap();
+        let kept = gradient.zeros_like().unwrap();
+        let into = loss
+            .clone()
+            .value_and_gradient_into(logits, &rows, &kept)
+            .unwrap();
+        let statistics = loss.statistics(logits, &rows).unwrap();
+        assert_eq!(output.read_statistics().unwrap(), statistics);
+        [
+            &output.loss,
+            &output.temperature,
+            &output.statistics,
+            &gradient,
+            &into.loss,
+            &into.temperature,
+            &kept,
+        ]
+        .map(|tensor| f64s(tensor).into_iter().map(f64::to_bits).collect())
+        .to_vec()
+    })
+}
+
+#[test]
+fn neither_threads_nor_repetition_nor_the_way_it_is_called_change_a_bit() {
+    for dtype in [DType::F32, DType::BF16, DType::F64] {
+        let logits = noise(30, POSITIONS * VOCABULARY, 3.0);
+        let logits = tensor(&logits, &[POSITIONS, VOCABULARY], dtype);
+        for scope in [Scope::Root, Scope::Branching] {
+            let alone = step(1, &logits, scope);
+            assert_eq!(alone[..3], [&alone[4..6], &alone[2..3]].concat());
+            assert_eq!(alone[3], alone[6]);
+            for threads in [1, 2, 3, 8] {
+                assert!(
+                    step(threads, &logits, scope) == alone,
+                    "{dtype:?}, {scope:?}: {threads} threads differ from one"
+                );
+            }
+        }
+    }
+}
+
+/// The linear operation's scores come from matrix products and dot products, divided among threads.
+#[test]
+fn threads_do_not_change_a_bit_of_the_linear_operation_either() {
+    const WIDTH: usize = 40;
+    let (sets, rows) = problem();
+    let hidden = tensor(
+        &noise(31, POSITIONS * WIDTH, 1.0),
+        &[POSITIONS, WIDTH],
+        DType::F32,
+    );
+    let head = tensor(
+        &noise(32, VOCABULARY * WIDTH, 1.0),
+        &[VOCABULARY, WIDTH],
+        DType::F32,
+    );
+    let step = |threads: usize, sets: &TokenSets| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
+        pool.build().unwrap().install(|| {
+            let hidden = Var::from_tensor(&hidden).unwrap();
+            let head = Var::from_tensor(&head).unwrap();
+            let strategy = strategy(Scope::Branching).into();
+            let mut loss = loss(sets, &strategy, conventions()[0]);
+            let output = loss.forward_linear(&hidden, &*head, &rows).unwrap();
+            let gradients = output.loss.backward().unwrap();
+            [
+                &output.loss,
+                &output.temperature,
+                gradients.get(&hidden).unwrap(),
+                gradients.get(&head).unwrap(),
+            ]
+            .map(f64s)
+        })
+    };
+    for sets in [sets, TokenSets::whole_vocabulary(VOCABULARY).unwrap()] {
+        let alone = step(1, &sets);
+        for threads in [2, 3, 8] {
+            assert!(
+                step(threads, &sets) == alone,
+                "{threads} threads differ from one"
+            );
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Proofs of the loss over logits: its gradients, precision, layouts, limits, refusals.
+
+mod batch;
+mod determinism;
+mod gradients;
+mod layouts;
+mod limits;
+mod micro_batches;
+mod precision;
+mod refusals;

@@ -1,0 +1,270 @@
+//! What a caller gets wrong, and what it hears: the variant, and its numbers.
+
+use candle_core::{DType, Tensor};
+use candle_trie::{
+    AdaptiveStrategy, Convention, Error, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Scope,
+    Temperature,
+};
+
+use crate::batch::*;
+
+fn logits() -> Tensor {
+    tensor(&noise(60, 56, 3.0), &SHAPE, DType::F32)
+}
+
+/// The refusal of every way to call the loss, which must be one and leave the temperature alone.
+fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
+    let mut calls: Vec<Result<LossOutput, Error>> = Vec::new();
+    let mut called = loss.clone();
+    calls.push(called.forward(logits, rows));
+    calls.push(
+        called
+            .value_and_gradient(logits, rows)
+            .map(|(output, _)| output),
+    );
+    let kept = logits.zeros_like().unwrap();
+    calls.push(called.value_and_gradient_into(logits, rows, &kept));
+    assert_eq!(called.temperature(), loss.temperature());
+    let errors: Vec<Error> = calls.into_iter().map(|call| call.unwrap_err()).collect();
+    let words: Vec<String> = errors.iter().map(Error::to_string).collect();
+    assert!(words.iter().all(|other| other == &words[0]), "{words:?}");
+    errors.into_iter().next().unwrap()
+}
+
+fn fixed() -> MaskedSoftmaxLoss {
+    loss(&sets(), &Temperature::fixed(1.0), Convention::fixed())
+}
+
+#[test]
+fn rows_made_for_other_positions() {
+    let error = refused(&fixed(), &logits(), &rows_of(9, &[(0, 0, 2)]));
+    assert!(
+        matches!(&error, Error::PositionMismatch { rows: 9, positions: 8, shape }
+            if shape == &SHAPE),
+        "{error}"
+    );
+    let scalar = tensor(&[1.0], &[], DType::F32);
+    assert!(fixed().forward(&scalar, &rows_of(0, &[])).is_err());
+}
+
+#[test]
+fn tokens_outside_the_vocabulary() {
+    let narrow = logits().narrow(2, 0, 6).unwrap().contiguous().unwrap();
+    // The last row is unary: sets that do not fit the logits are wrong whichever rows a batch has.
+    for rows in [rows(), rows_of(8, &[(2, 2, 3)])] {
+        let error = refused(&fixed(), &narrow, &rows);
+        assert!(
+            matches!(
+                error,
+                Error::TokenOutsideVocabulary {
+                    token: 6,
+                    vocabulary: 6
+                }
+            ),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_target_that_is_not_in_its_set() {
+    let error = refused(&fixed(), &logits(), &rows_of(8, &[(0, 0, 2), (3, 1, 5)]));
+    assert!(
+        matches!(
+            error,
+            Error::TargetNotInSet {
+                row: 1,
+                position: 3,
+                target: 5,
+                set: 1,
+                size: 2
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_set_that_does_not_exist() {
+    let error = refused(&fixed(), &logits(), &rows_of(8, &[(0, 0, 2), (3, 4, 5)]));
+    assert!(
+        matches!(
+            error,
+            Error::UnknownSet {
+                row: 1,
+                set: 4,
+                sets: 4
+            }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn logits_of_a_dtype_that_has_no_softmax() {
+    let integers = logits().ones_like().unwrap().to_dtype(DType::U32).unwrap();
+    let error = refused(&fixed(), &integers, &rows());
+    assert!(
+        matches!(&error, Error::Unsupported { what: "logits", actual, .. } if actual == "U32"),
+        "{error}"
+    );
+    assert!(fixed().statistics(&integers, &rows()).is_err());
+}
+
+#[test]
+fn a_gradient_buffer_that_does_not_fit() {
+    let (logits, rows) = (logits(), rows());
+    let transposed = tensor(&[0.0; 56], &[2, VOCABULARY, 4], DType::F32);
+    for (gradient, part) in [
+        (logits.clone(), "the memory of the logits"),
+        (logits.narrow(0, 0, 2).unwrap(), "the memory of the logits"),
+        (logits.to_dtype(DType::BF16).unwrap(), "BF16"),
+        (logits.reshape((8, VOCABULARY)).unwrap(), "[8, 7]"),
+        (transposed.transpose(1, 2).unwrap(), "strides [28, 1, 4]"),
+    ] {
+        let error = fixed().value_and_gradient_into(&logits, &rows, &gradient);
+        let error = error.unwrap_err();
+        assert!(
+            matches!(&error, Error::Unsupported { what: "gradient", actual, .. }
+                if actual.contains(part)),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn marked_rows_of_unequal_fan_out() {
+    let adaptive = loss(
+        &sets(),
+        &strategy(Scope::Marked).into(),
+        Convention::adaptive(),
+    );
+    let marked = |marks| rows().with_marks(marks).unwrap();
+    let error = refused(
+        &adaptive,
+        &logits(),
+        &marked(vec![true, true, false, false, false, false]),
+    );
+    assert!(
+        matches!(
+            error,
+            Error::UnequalFanOut {
+                scope: "marked",
+                rows: 2
+            }
+        ),
+        "{error}"
+    );
+    let mut equal = adaptive.clone();
+    let marks = vec![true, false, false, true, false, false];
+    equal.forward(&logits(), &marked(marks)).unwrap();
+}
+
+#[test]
+fn the_marked_scope_without_marks() {
+    let adaptive = loss(
+        &sets(),
+        &strategy(Scope::Marked).into(),
+        Convention::adaptive(),
+    );
+    let error = refused(&adaptive, &logits(), &rows_of(8, &[(0, 0, 2)]));
+    assert!(error.to_string().contains("with_marks"), "{error}");
+}
+
+#[test]
+fn a_fan_out_for_which_ats_has_no_solution() {
+    let strategy = AdaptiveStrategy {
+        eta: 0.2,
+        ..strategy(Scope::Root)
+    };
+    let error = MaskedSoftmaxLoss::new(sets(), strategy).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            Error::DegenerateScope {
+                eta: 0.2,
+                fan_out: 5
+            }
+        ),
+        "{error}"
+    );
+    assert!(error.to_string().contains("Scope::Branching"), "{error}");
+
+    // The sets of marked rows are known with the rows alone.
+    let strategy = AdaptiveStrategy {
+        scope: Scope::Marked,
+        ..strategy
+    };
+    let marked = loss(&sets(), &strategy.into(), Convention::adaptive());
+    let error = refused(&marked, &logits(), &rows());
+    assert!(
+        matches!(error, Error::DegenerateScope { fan_out: 5, .. }),
+        "{error}"
+    );
+}
+
+#[test]
+fn settings_out_of_range() {
+    for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let out_of_range = |error| matches!(error, Error::OutOfRange { .. });
+        let new = MaskedSoftmaxLoss::new(sets(), Temperature::fixed(wrong));
+        assert!(out_of_range(new.unwrap_err()));
+        let at = fixed().forward_at(&logits(), &rows(), wrong);
+        assert!(out_of_range(at.unwrap_err()));
+        let denominator = fixed().with_convention(Convention {
+            reduction: Reduction::MeanOver(wrong),
+            times_temperature: false,
+        });
+        assert!(out_of_range(denominator.unwrap_err()));
+        // Settings changed behind the constructor's back.
+        let mut swapped = fixed();
+        *swapped.temperature_mut() = Temperature::fixed(wrong);
+        assert!(out_of_range(
+            swapped.forward(&logits(), &rows()).unwrap_err()
+        ));
+    }
+}
+
+#[test]
+fn settings_that_nobody_checked_are_refused_when_a_step_is_taken() {
+    let statistics = fixed_statistics();
+    for wrong in [
+        AdaptiveStrategy {
+            minimum: 3.0,
+            maximum: 2.0,
+            ..strategy(Scope::Root)
+        },
+        AdaptiveStrategy {
+            minimum: f64::NAN,
+            ..strategy(Scope::Root)
+        },
+        AdaptiveStrategy {
+            eta: f64::NAN,
+            ..strategy(Scope::Branching)
+        },
+        AdaptiveStrategy {
+            alpha: 2.0,
+            ..strategy(Scope::Branching)
+        },
+    ] {
+        assert!(matches!(
+            wrong.estimate(&statistics),
+            Err(Error::OutOfRange { .. })
+        ));
+        let mut temperature = Temperature::from(wrong);
+        assert!(temperature.step(&statistics, 0).is_err());
+    }
+}
+
+fn fixed_statistics() -> candle_trie::Statistics {
+    candle_trie::Statistics::of_row(&[3.0, 1.0, 0.0, -1.0, 0.5], 0)
+}
+
+#[test]
+fn an_error_keeps_its_words_on_the_way_through_candle_and_back() {
+    let error = refused(&fixed(), &logits(), &rows_of(9, &[(0, 0, 2)]));
+    let words = error.to_string();
+    let in_candle = candle_core::Error::from(error);
+    assert!(in_candle.to_string().contains(&words));
+    assert!(Error::from(in_candle).to_string().contains(&words));
+}

@@ -56,7 +56,8 @@ impl TokenSets {
                 )));
             }
         }
-        Ok(Self::from_checked(offsets, tokens))
+        let max_token = tokens.iter().copied().max().unwrap_or(0);
+        Ok(Self::from_checked(offsets, tokens, max_token))
     }
 
     /// The set of all tokens `0..size`, without storing it: the plain language-model loss.
@@ -79,9 +80,9 @@ impl TokenSets {
         Ok(Self(Kind::WholeVocabulary { size }))
     }
 
-    /// Sets whose parts the caller has checked, or has built so that they need no check.
-    pub(crate) fn from_checked(offsets: Vec<u32>, tokens: Vec<u32>) -> Self {
-        let max_token = tokens.iter().copied().max().unwrap_or(0);
+    /// Sets whose parts the caller has checked, or has built so that they need no check, with the
+    /// largest token in them.
+    pub(crate) fn from_checked(offsets: Vec<u32>, tokens: Vec<u32>, max_token: u32) -> Self {
         Self(Kind::Listed {
             offsets: Arc::new(offsets),
             tokens: Arc::new(tokens),

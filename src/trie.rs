@@ -7,6 +7,7 @@ use crate::{Error, Result};
 
 mod build;
 mod file;
+mod packing;
 
 /// An immutable trie over the token paths of a catalogue's items.
 ///

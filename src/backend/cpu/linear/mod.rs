@@ -12,6 +12,8 @@ mod whole_vocabulary;
 
 use std::collections::HashMap;
 
+use rayon::prelude::*;
+
 pub(crate) use head_gradient::{HeadGradient, head_gradient};
 pub(crate) use plan::Plan;
 pub(crate) use scores::{score, soften};
@@ -21,6 +23,9 @@ use super::element::Element;
 use super::matrix::padded;
 use super::vector::{self, Real};
 use crate::backend::batch::{Batch, BatchRow};
+
+/// Rows handed to one thread at least.
+const ROWS_PER_TASK: usize = 8;
 
 /// Hidden states `[N, H]`, rows `stride` elements apart.
 #[derive(Clone, Copy)]
@@ -71,23 +76,28 @@ impl<R: Real> Softened<R> {
     pub fn write_hidden_gradient<T: Element<Real = R>>(
         &self,
         batch: &Batch,
-        factor: impl Fn(&BatchRow) -> f64,
+        factor: impl Fn(&BatchRow) -> f64 + Sync,
         width: usize,
         gradient: &mut [T],
     ) {
-        for (&row, unscaled) in self
-            .plan
-            .rows
-            .iter()
-            .zip(self.hidden_gradient.chunks(width.max(1)))
-        {
-            let row = &batch.rows[row as usize];
-            if !row.counts() {
-                continue;
-            }
-            let target = &mut gradient[row.position as usize * width..][..width];
-            vector::scale_into(unscaled, factor(row), target);
-        }
+        let unscaled = self.hidden_gradient.chunks(width.max(1));
+        let mut by_position: Vec<_> = (self.plan.rows.iter().zip(unscaled))
+            .map(|(&row, unscaled)| (&batch.rows[row as usize], unscaled))
+            .collect();
+        by_position.sort_unstable_by_key(|(row, _)| row.position);
+        let mut rest = gradient;
+        let mut position = 0;
+        let rows: Vec<_> = (by_position.into_iter())
+            .map(|(row, unscaled)| {
+                let skipped = (row.position - position) as usize * width;
+                let (target, others) = std::mem::take(&mut rest)[skipped..].split_at_mut(width);
+                (rest, position) = (others, row.position + 1);
+                (row, unscaled, target)
+            })
+            .collect();
+        rows.into_par_iter()
+            .with_min_len(ROWS_PER_TASK)
+            .for_each(|(row, unscaled, target)| vector::scale_into(unscaled, factor(row), target));
     }
 }
 

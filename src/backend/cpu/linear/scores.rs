@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::plan::Plan;
-use super::{Head, HeadRows, Hidden, Softened, Wanted, gather_hidden};
+use super::{Head, HeadRows, Hidden, ROWS_PER_TASK, Softened, Wanted, gather_hidden};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::{balanced, split};
 use crate::backend::cpu::element::Element;
@@ -15,9 +15,6 @@ use crate::backend::cpu::matrix::{Matrix, multiply, padded};
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite, statistics};
 use crate::backend::cpu::vector::{self, Real};
 use crate::{Result, Statistics};
-
-/// Rows of a group handed to one thread at least.
-const ROWS_PER_TASK: usize = 8;
 
 /// The first phase's result: everything by slot.
 pub(crate) struct Scores<'a, R: Clone> {

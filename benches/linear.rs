@@ -1,0 +1,179 @@
+//! The loss layer of three models on one batch of a real catalogue: ours from hidden states, ours
+//! from logits, and candle's own operations; forward and backward to the hidden states.
+
+mod support;
+
+use std::time::Duration;
+
+use candle_core::{Result, Tensor, Var};
+use candle_trie::{AdaptiveStrategy, FrozenHead, MaskedSoftmaxLoss, Scope, Temperature};
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main};
+use rayon::prelude::*;
+use support::composed::Composed;
+use support::memory::peak_of;
+use support::{MODELS, Model, SMOLLM2, Shape, head, hidden_states, record, uniform};
+
+type Group<'a> = BenchmarkGroup<'a, criterion::measurement::WallTime>;
+
+/// A way to the loss, differentiable in the hidden states.
+type Way<'a> = (&'a str, Box<dyn FnMut(&Tensor) -> Result<Tensor> + 'a>);
+
+fn model(criterion: &mut Criterion, model: &Model) {
+    let shape = Shape::books();
+    let rows = &shape.rows;
+    let hidden = Var::from_tensor(&hidden_states(rows.positions(), model.hidden)).unwrap();
+    let head = head(model);
+    let frozen = FrozenHead::new(&head, &shape.sets).unwrap();
+    let composed = Composed::new(&shape, model.vocabulary).unwrap();
+    let fixed = || MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0)).unwrap();
+    let (mut linear, mut dense) = (fixed(), fixed());
+    let strategy = AdaptiveStrategy {
+        scope: Scope::Branching,
+        ..AdaptiveStrategy::default()
+    };
+    let mut adaptive = MaskedSoftmaxLoss::new(&shape.sets, strategy).unwrap();
+
+    let mut ways: [Way; 4] = [
+        (
+            "linear",
+            Box::new(|hidden| Ok(linear.forward_linear(hidden, &frozen, rows)?.loss)),
+        ),
+        (
+            "linear, adaptive temperature",
+            Box::new(|hidden| Ok(adaptive.forward_linear(hidden, &frozen, rows)?.loss)),
+        ),
+        (
+            "dense",
+            Box::new(|hidden| Ok(dense.forward(&hidden.matmul(&head.t()?)?, rows)?.loss)),
+        ),
+        ("composed", Box::new(|hidden| composed.loss(hidden, &head))),
+    ];
+    let mut group = criterion.benchmark_group(model.name);
+    let mut results = Vec::new();
+    for (name, way) in &mut ways {
+        let mut step = || {
+            let loss = way(&hidden).unwrap();
+            let gradients = loss.backward().unwrap();
+            (loss, gradients.get(&hidden).unwrap().clone())
+        };
+        few_samples_if_slow(&mut group, name.starts_with("linear"));
+        let mut measured = false;
+        group.bench_function(*name, |bencher| {
+            if !measured {
+                step(); // Memory that is kept from call to call is not a step's.
+                let (peak, (loss, gradient)) = peak_of(&mut step);
+                let output = gradient.elem_count() * size_of::<f32>();
+                let figure = format!("{}/{name}/peak bytes", model.name);
+                record(&figure, (peak - output) as f64);
+                results.push((*name, loss, gradient));
+                measured = true;
+            }
+            bencher.iter(&mut step);
+        });
+    }
+    group.finish();
+    for name in ["linear", "dense"] {
+        agree(&results, name, "composed");
+    }
+    record(
+        &format!("{}/flops", model.name),
+        // Two products, a multiplication and an addition a pair.
+        (4 * shape.branching_logits() * model.hidden) as f64,
+    );
+    record(
+        &format!("{}/head bytes", model.name),
+        (shape.distinct_tokens().len() * model.hidden * size_of::<f32>()) as f64,
+    );
+    frozen_bytes(&shape, model, &head);
+}
+
+fn few_samples_if_slow(group: &mut Group, fast: bool) {
+    if fast {
+        group.sample_size(100).warm_up_time(Duration::from_secs(1));
+        group.measurement_time(Duration::from_secs(3));
+    } else {
+        group.sample_size(10).warm_up_time(Duration::from_millis(1));
+        group.measurement_time(Duration::from_millis(1));
+    }
+}
+
+/// What is compared must be the same thing.
+fn agree(results: &[(&str, Tensor, Tensor)], ours: &str, theirs: &str) {
+    let find = |name: &str| results.iter().find(|result| result.0 == name);
+    let (Some((_, loss, gradient)), Some((_, their_loss, their_gradient))) =
+        (find(ours), find(theirs))
+    else {
+        return; // One of them was not asked for.
+    };
+    let largest = |tensor: &Tensor| -> Result<f32> { tensor.abs()?.max_all()?.to_scalar() };
+    let apart =
+        |a: &Tensor, b: &Tensor| Ok::<_, candle_core::Error>(largest(&(a - b)?)? / largest(b)?);
+    let loss = apart(loss, their_loss).unwrap();
+    let gradient = apart(gradient, their_gradient).unwrap();
+    assert!(
+        loss < 1e-5 && gradient < 1e-4,
+        "{ours} and {theirs}: {loss} {gradient}"
+    );
+}
+
+fn frozen_bytes(shape: &Shape, model: &Model, head: &Tensor) {
+    let (peak, _) = peak_of(|| FrozenHead::new(head, &shape.sets).unwrap());
+    record(&format!("{}/frozen head bytes", model.name), peak as f64);
+}
+
+/// What the machine can do: the rates that floors are computed from.
+fn machine(criterion: &mut Criterion) {
+    const SIDE: usize = 2048;
+    const READ: usize = 1 << 27;
+    let square = |seed| {
+        Tensor::from_vec(
+            uniform(SIDE * SIDE, 1.0, seed),
+            (SIDE, SIDE),
+            &candle_core::Device::Cpu,
+        )
+        .unwrap()
+    };
+    let (left, right) = (square(3), square(4));
+    let mut group = criterion.benchmark_group("machine");
+    group
+        .sample_size(20)
+        .measurement_time(Duration::from_secs(2));
+    group.bench_function("matrix product", |bencher| {
+        bencher.iter(|| left.matmul(&right).unwrap());
+    });
+    record("machine/matrix product/flops", 2.0 * (SIDE as f64).powi(3));
+    let values = uniform(READ, 1.0, 5);
+    group.bench_function("read", |bencher| {
+        bencher.iter(|| -> f32 { values.par_chunks(1 << 16).map(|values| sum(values)).sum() });
+    });
+    record("machine/read/bytes", (READ * size_of::<f32>()) as f64);
+    drop(values);
+    let mut logits = vec![1.0f32; Shape::books().rows.positions() * SMOLLM2.vocabulary];
+    group.bench_function("fill", |bencher| {
+        bencher.iter(|| {
+            let rows = logits.par_chunks_mut(SMOLLM2.vocabulary);
+            rows.for_each(|row| row.fill(0.0));
+        });
+    });
+    group.finish();
+}
+
+/// A sum in independent lanes: as fast as memory.
+fn sum(values: &[f32]) -> f32 {
+    let mut lanes = [0.0; 64];
+    for values in values.chunks_exact(lanes.len()) {
+        for (lane, value) in lanes.iter_mut().zip(values) {
+            *lane += value;
+        }
+    }
+    lanes.iter().sum()
+}
+
+fn models(criterion: &mut Criterion) {
+    for shape in &MODELS {
+        model(criterion, shape);
+    }
+}
+
+criterion_group!(benches, machine, models);
+criterion_main!(benches);

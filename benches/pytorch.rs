@@ -1,0 +1,58 @@
+//! Our side of scripts/compare-with-pytorch: times the loss on given inputs and prints one line of
+//! JSON. The arguments are a shape and a safetensors file with `hidden` `[N, H]` and `head` `[V, H]`.
+
+mod support;
+
+use std::path::Path;
+use std::time::Instant;
+
+use candle_core::{Device, Result, Tensor, Var};
+use candle_trie::{FrozenHead, MaskedSoftmaxLoss, Temperature};
+use serde_json::json;
+use support::Shape;
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = (std::env::args().skip(1))
+        .filter(|argument| !argument.starts_with("--"))
+        .collect();
+    let [shape, inputs] = &arguments[..] else {
+        eprintln!("this is one side of scripts/compare-with-pytorch");
+        return Ok(());
+    };
+    let shape = Shape::read(Path::new(shape));
+    let rows = &shape.rows;
+    let inputs = candle_core::safetensors::load(inputs, &Device::Cpu)?;
+    let (hidden, head) = (Var::from_tensor(&inputs["hidden"])?, &inputs["head"]);
+    let mut loss = MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0))?;
+
+    let frozen = FrozenHead::new(head, &shape.sets)?;
+    let value = loss.forward_linear(&hidden, &frozen, rows)?.loss;
+    let linear = median_seconds(200, || {
+        loss.forward_linear(&hidden, &frozen, rows)?.loss.backward()
+    })?;
+    let dense = median_seconds(3, || {
+        let logits = hidden.matmul(&head.t()?)?;
+        loss.forward(&logits, rows)?.loss.backward()
+    })?;
+    let logits = Var::from_tensor(&hidden.matmul(&head.t()?)?)?;
+    let given_logits = median_seconds(10, || loss.forward(&logits, rows)?.loss.backward())?;
+    let result = json!({
+        "seconds": { "linear": linear, "dense": dense, "given_logits": given_logits },
+        "loss": value.to_scalar::<f32>()?,
+    });
+    println!("{result}");
+    Ok(())
+}
+
+/// The median of so many runs after a first.
+fn median_seconds<T>(runs: usize, mut run: impl FnMut() -> Result<T>) -> Result<f64> {
+    run()?;
+    let mut seconds = Vec::with_capacity(runs);
+    for _ in 0..runs {
+        let start = Instant::now();
+        run()?;
+        seconds.push(start.elapsed().as_secs_f64());
+    }
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[runs / 2])
+}

@@ -83,6 +83,7 @@ impl<R: Real> Softened<R> {
         let unscaled = self.hidden_gradient.chunks(width.max(1));
         let mut by_position: Vec<_> = (self.plan.rows.iter().zip(unscaled))
             .map(|(&row, unscaled)| (&batch.rows[row as usize], unscaled))
+            .filter(|(row, _)| row.counts())
             .collect();
         by_position.sort_unstable_by_key(|(row, _)| row.position);
         let mut rest = gradient;

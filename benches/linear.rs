@@ -144,7 +144,7 @@ fn machine(criterion: &mut Criterion) {
     record("machine/matrix product/flops", 2.0 * (SIDE as f64).powi(3));
     let values = uniform(READ, 1.0, 5);
     group.bench_function("read", |bencher| {
-        bencher.iter(|| -> f32 { values.par_chunks(1 << 16).map(|values| sum(values)).sum() });
+        bencher.iter(|| -> f32 { values.par_chunks(1 << 16).map(sum).sum() });
     });
     record("machine/read/bytes", (READ * size_of::<f32>()) as f64);
     drop(values);

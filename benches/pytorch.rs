@@ -6,10 +6,10 @@ mod support;
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Var};
 use candle_trie::{FrozenHead, MaskedSoftmaxLoss, Temperature};
 use serde_json::json;
-use support::Shape;
+use support::{Shape, settle_allocator};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = (std::env::args().skip(1))
@@ -25,6 +25,7 @@ fn main() -> Result<()> {
     let (hidden, head) = (Var::from_tensor(&inputs["hidden"])?, &inputs["head"]);
     let mut loss = MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0))?;
 
+    settle_allocator();
     let frozen = FrozenHead::new(head, &shape.sets)?;
     let value = loss.forward_linear(&hidden, &frozen, rows)?.loss;
     let linear = median_seconds(200, || {

@@ -9,11 +9,12 @@ use candle_core::{Device, Tensor, Var};
 use candle_trie::{FrozenHead, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets};
 use criterion::{Criterion, criterion_group, criterion_main};
 use support::memory::peak_of;
-use support::{SMOLLM2, Shape, hidden_states, record, uniform};
+use support::{SMOLLM2, Shape, hidden_states, record, settle_allocator, uniform};
 
 const VOCABULARIES: [usize; 4] = [16_384, 131_072, 524_288, 2_097_152];
 
 fn vocabulary(criterion: &mut Criterion) {
+    settle_allocator();
     let mut group = criterion.benchmark_group("vocabulary");
     group.measurement_time(Duration::from_secs(3));
     for size in VOCABULARIES {

@@ -5,6 +5,8 @@
 //! enough work for a matrix product, then the ragged rest. Everything kept of a row (its scores, its
 //! hidden state, its hidden gradient) lies at its place in that order, its *slot*.
 
+#[cfg(test)]
+mod grouping;
 mod head_gradient;
 mod plan;
 mod scores;

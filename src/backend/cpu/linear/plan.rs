@@ -4,12 +4,12 @@ use std::ops::Range;
 
 use crate::backend::batch::Batch;
 
-/// A set's rows are multiplied with its gathered head rows from this many rows × tokens on. Below,
-/// gathering the head rows costs more than the matrix product saves: see "Grouping" in
-/// docs/benchmarks.md for the measurement.
-pub(super) const GROUPED_WORK: usize = 4096;
-/// A set's head rows are read once for each row where there are fewer than this.
+/// A set's rows become a matrix product from this many rows on: with fewer, gathering the head rows
+/// costs more than reading each once for a few rows saves. See "Grouping" in docs/benchmarks.md.
 pub(super) const GROUPED_ROWS: usize = 4;
+/// Nor do fewer rows × tokens than this: so small a product keeps one thread busy and no other, while
+/// ragged rows are shared out.
+pub(super) const GROUPED_WORK: usize = 512;
 
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -23,21 +23,28 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub fn new(batch: &Batch) -> Self {
+        Self::grouping(batch, |rows, tokens| {
+            rows >= GROUPED_ROWS && rows * tokens >= GROUPED_WORK
+        })
+    }
+
+    /// The plan whose groups are the sets for whose numbers of rows and tokens `grouped` says so.
+    pub fn grouping(batch: &Batch, grouped: impl Fn(usize, usize) -> bool) -> Self {
         let mut by_set: Vec<u32> = (0..batch.rows.len() as u32).collect();
         by_set.sort_by_key(|&row| batch.rows[row as usize].set);
-        let (grouped, ragged): (Vec<&[u32]>, Vec<&[u32]>) = by_set
+        let (groups_of_rows, ragged): (Vec<&[u32]>, Vec<&[u32]>) = by_set
             .chunk_by(|&a, &b| batch.rows[a as usize].set == batch.rows[b as usize].set)
             .partition(|rows| {
                 let tokens = batch.size(&batch.rows[rows[0] as usize]);
-                rows.len() >= GROUPED_ROWS && rows.len() * tokens >= GROUPED_WORK
+                grouped(rows.len(), tokens)
             });
-        let mut groups = Vec::with_capacity(grouped.len());
+        let mut groups = Vec::with_capacity(groups_of_rows.len());
         let mut first = 0;
-        for rows in &grouped {
+        for rows in &groups_of_rows {
             groups.push(first..first + rows.len());
             first += rows.len();
         }
-        let rows: Vec<u32> = grouped
+        let rows: Vec<u32> = groups_of_rows
             .into_iter()
             .chain(ragged)
             .flatten()

@@ -33,7 +33,15 @@ pub(crate) fn score<'a, T: Element>(
     head: &Head<'a, T>,
     batch: &Batch,
 ) -> Result<Scores<'a, T::Real>> {
-    let plan = Plan::new(batch);
+    score_as_planned(Plan::new(batch), hidden, head, batch)
+}
+
+pub(super) fn score_as_planned<'a, T: Element>(
+    plan: Plan,
+    hidden: Hidden<T>,
+    head: &Head<'a, T>,
+    batch: &Batch,
+) -> Result<Scores<'a, T::Real>> {
     let stride = padded(hidden.width);
     let gathered = gather_hidden(hidden, batch, &plan);
     let mut scores = vec![T::Real::ZERO; plan.starts[plan.rows.len()]];

@@ -1,0 +1,82 @@
+//! The measurement behind `GROUPED_ROWS` and `GROUPED_WORK`: run by scripts/benchmarks.
+
+use std::time::{Duration, Instant};
+
+use super::plan::Plan;
+use super::scores::{score_as_planned, soften};
+use super::{Head, Hidden, Wanted};
+use crate::backend::batch::{Batch, Denominator};
+use crate::{Row, Rows, TokenSets};
+
+/// As many sets of each size as have something for every thread to do, as the tail of a batch has.
+const SETS: usize = 16;
+const ROWS: [usize; 5] = [2, 4, 8, 32, 128];
+const TOKENS: [usize; 5] = [8, 32, 128, 512, 1024];
+
+#[test]
+#[ignore = "a measurement, not a test"]
+fn grouping() {
+    for width in [576, 2048] {
+        println!(
+            "| rows \\ tokens, H = {width} | {} |",
+            TOKENS.map(|t| t.to_string()).join(" | ")
+        );
+        println!("|---:|{}", "---:|".repeat(TOKENS.len()));
+        for rows in ROWS {
+            let ratios =
+                TOKENS.map(|tokens| format!("{:.1}", ragged_to_grouped(rows, tokens, width)));
+            println!("| {rows} | {} |", ratios.join(" | "));
+        }
+        println!();
+    }
+}
+
+/// How many times longer a pass over ragged rows takes than one in matrix products, gathering of the
+/// head rows included.
+fn ragged_to_grouped(rows: usize, tokens: usize, width: usize) -> f64 {
+    let offsets = (0..=SETS).map(|set| (set * tokens) as u32).collect();
+    let sets = TokenSets::from_raw(offsets, (0..(SETS * tokens) as u32).collect()).unwrap();
+    let targets = (0..SETS * rows).map(|index| {
+        let set = (index % SETS) as u32;
+        Row {
+            position: index as u32,
+            set,
+            target: set * tokens as u32,
+        }
+    });
+    let targets = Rows::from_raw(SETS * rows, targets.collect()).unwrap();
+    let batch = Batch::new(&sets, &targets, None, Denominator::LabelledWeight).unwrap();
+    let numbers = |count: usize| (0..count).map(|i| (i % 251) as f32 / 251.0 - 0.5).collect();
+    let (hidden, head): (Vec<f32>, Vec<f32>) =
+        (numbers(SETS * rows * width), numbers(SETS * tokens * width));
+    let hidden = Hidden {
+        values: &hidden,
+        stride: width,
+        width,
+    };
+    let head = Head {
+        values: &head,
+        stride: width,
+        width,
+        bias: &[],
+        frozen: None,
+    };
+    let wanted = Wanted {
+        hidden: true,
+        head: false,
+    };
+    let pass = |grouped: bool| {
+        let start = Instant::now();
+        let plan = Plan::grouping(&batch, |_, _| grouped);
+        let scores = score_as_planned(plan, hidden, &head, &batch).unwrap();
+        soften(scores, &head, &batch, 1.0, wanted);
+        start.elapsed()
+    };
+    let mut shortest = [Duration::MAX; 2];
+    for _ in 0..11 {
+        for (grouped, shortest) in shortest.iter_mut().enumerate() {
+            *shortest = pass(grouped == 1).min(*shortest);
+        }
+    }
+    shortest[0].as_secs_f64() / shortest[1].as_secs_f64()
+}

@@ -7,6 +7,7 @@ use candle_trie::{TemperatureState, TokenTrie};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
+    dataset::DataArguments,
     model::{Llama, LlamaConfig},
     prompt::Prompt,
     settings::{LossSettings, ModelSettings, TrainingSettings},
@@ -24,6 +25,8 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 /// How a model was trained, and how to ask it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TrainingRecord {
+    /// Where the rows came from.
+    pub data: DataArguments,
     /// The wording of prompts.
     pub prompt: Prompt,
     /// The text of the end token, where one was named.

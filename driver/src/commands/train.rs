@@ -7,10 +7,10 @@ use crate::{
     arguments::TrainArguments,
     catalogue::Catalogue,
     checkpoint::{self, METRICS_FILE, TrainingRecord},
+    dataset::{Dataset, sample},
     metrics::MetricsFile,
     model::Llama,
     output::OutputFolder,
-    paper_format::{find_training_file, read_catalogue, read_interactions, sample},
     prompt::Prompt,
     random::{Purpose, random},
     report::{print_json, table},
@@ -23,14 +23,13 @@ use crate::{
 pub fn train(arguments: &TrainArguments) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
     let seed = arguments.training.seed;
-    let catalogue = read_catalogue(&arguments.data)?;
-    let file = match &arguments.train {
-        Some(file) => file.clone(),
-        None => find_training_file(&arguments.data)?,
-    };
-    let interactions = read_interactions(&file, &catalogue)?;
+    let Dataset {
+        catalogue,
+        training,
+        ..
+    } = Dataset::read(&arguments.data, seed)?;
     let interactions = sample(
-        interactions,
+        &training,
         arguments.samples,
         &mut random(seed, Purpose::Sample),
     );
@@ -58,6 +57,7 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
     let mut metrics = MetricsFile::create(&output.path().join(METRICS_FILE))?;
     let trained = trainer.train("training", &examples, |step| metrics.write(step))?;
     let record = TrainingRecord {
+        data: arguments.data.absolute()?,
         prompt,
         end_token: arguments.end_token.clone(),
         loss: arguments.loss.clone(),

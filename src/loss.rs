@@ -15,6 +15,7 @@ mod output;
 mod pass;
 pub mod reference;
 mod tensor;
+pub(crate) mod valid_logits;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};

@@ -27,6 +27,15 @@ pub(crate) struct Scores<'a, R: Clone> {
     pub statistics: Statistics,
 }
 
+impl<R: Clone> Scores<'_, R> {
+    /// The scores of each row of the batch, in its order.
+    pub fn in_batch_order(&self) -> Vec<&[R]> {
+        let slots = self.plan.starts.windows(2);
+        let by_slot: Vec<&[R]> = slots.map(|slot| &self.scores[slot[0]..slot[1]]).collect();
+        self.plan.in_batch_order(&by_slot)
+    }
+}
+
 /// Phase one: the scores of every row's tokens, and the statistics.
 pub(crate) fn score<'a, T: Element>(
     hidden: Hidden<T>,

@@ -4,9 +4,11 @@
 pub mod arguments;
 pub mod batch;
 pub mod catalogue;
+pub mod catalogue_shape;
 pub mod checkpoint;
 pub mod commands;
 pub mod dataset;
+pub mod device;
 pub mod evaluate;
 pub mod events;
 pub mod gradients;

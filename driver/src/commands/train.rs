@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use serde::Serialize;
 
-use super::{examples, train_tokenizer};
+use super::{examples, open_tokenizer};
 use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
@@ -38,8 +38,8 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
         ..arguments.run.clone()
     };
     let data = Rows::read(&settings)?;
-    let tokenizer = data.tokenizer(&settings)?;
-    let task = data.tokenize(&settings, &tokenizer)?;
+    let tokenizer = open_tokenizer(&settings.tokenizer, data.catalogue(), &data.prompt)?;
+    let task = data.tokenize(&tokenizer)?;
     let config = (settings.model).config(tokenizer.vocabulary(), tokenizer.end());
     let model = Llama::random(config, settings.training.seed, DType::F32)?;
     let trainer = task.trainer(&model, &settings)?;
@@ -77,7 +77,7 @@ pub fn resume(arguments: &ResumeArguments) -> Result<()> {
         state,
     } = run.latest()?;
     let settings = run.settings();
-    let task = Rows::read(settings)?.tokenize(settings, &tokenizer)?;
+    let task = Rows::read(settings)?.tokenize(&tokenizer)?;
     (task.responses)
         .check_same(&run.trie()?)
         .with_context(|| arguments.run.display().to_string())?;
@@ -135,15 +135,7 @@ impl Rows {
         })
     }
 
-    fn tokenizer(&self, settings: &RunSettings) -> Result<TextTokenizer> {
-        match &settings.tokenizer {
-            Some(file) => TextTokenizer::load(file, settings.end_token.as_deref()),
-            None => train_tokenizer(self.catalogue(), &self.prompt, settings.vocabulary)
-                .context("cannot train a tokenizer"),
-        }
-    }
-
-    fn tokenize(&self, _settings: &RunSettings, tokenizer: &TextTokenizer) -> Result<Task> {
+    fn tokenize(&self, tokenizer: &TextTokenizer) -> Result<Task> {
         let responses = Responses::new(self.catalogue(), tokenizer)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
         Ok(Task {

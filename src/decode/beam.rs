@@ -12,8 +12,8 @@ use crate::{Error, Result, TokenSets, TokenTrie};
 /// A beam search for the most probable items of many users at once, constrained by a trie.
 ///
 /// The caller owns the model; the search says what to feed it. Logits (or hidden states) come one row
-/// a living beam: first one beam a user, after its prompt and the tokens of [`lead`](Self::lead);
-/// then those of the last [`Step`], in its order.
+/// a living beam: first one beam a user (but see [`users`](Self::users)), after its prompt and the
+/// tokens of [`lead`](Self::lead); then those of the last [`Step`], in its order.
 ///
 /// A beam from which only one item can be reached is finished, without the steps to its end, and
 /// takes no place from the living ones.
@@ -163,6 +163,12 @@ impl BeamSearch {
     /// The tokens that every path begins with: to be fed behind each prompt, before the first step.
     pub fn lead(&self) -> &[u32] {
         &self.lead
+    }
+
+    /// The user of each living beam.
+    pub fn users(&self) -> Vec<u32> {
+        let of_user = |(user, beams): (u32, &Beams)| vec![user; beams.living.len()];
+        (0..).zip(&self.users).flat_map(of_user).collect()
     }
 
     /// How many beams live: the rows that the next logits must have.

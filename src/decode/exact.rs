@@ -18,23 +18,24 @@ use crate::{Result, TokenTrie};
 /// bounds all that is left, and the search ends when the `k` best items found are no worse: nothing is
 /// missed, where a beam search may have dropped the beginning of a good title.
 ///
-/// Logits (or hidden states) come one row a prefix that [`wanted`](Self::wanted) lists.
+/// The caller owns the model. Logits (or hidden states) come one row an entry of
+/// [`wanted`](Self::wanted), after the prompt, the tokens of [`lead`](Self::lead) and those of the
+/// entry. [`exact_top_k`] is the short way, for a model that keeps nothing of what it has read.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
 /// use candle_trie::{ExactSearch, TokenTrie};
 /// // The first token of items 0 and 1 is the more probable, but each of them less so than item 2.
 /// let trie = TokenTrie::new([(0, vec![1, 1, 0]), (1, vec![1, 2, 0]), (2, vec![2, 0])])?;
-/// let model = |prefixes: &[Vec<u32>]| {
-///     let row = |prefix: &Vec<u32>| match prefix[..] {
-///         [] => vec![0.0, 0.55f32.ln(), 0.45f32.ln()],
-///         _ => vec![0.0; 3],
-///     };
-///     Tensor::new(prefixes.iter().map(row).collect::<Vec<_>>(), &Device::Cpu)
-/// };
 /// let mut search = ExactSearch::new(&trie, 1, 1, 1.0)?;
 /// while let Some(expansion) = search.wanted() {
-///     search.step(&model(&expansion.prefixes)?)?;
+///     // A real model continues what it read for row `parents[i]` with the tokens `tokens[i]` here.
+///     let row = |parent: &Option<u32>| match parent {
+///         None => vec![0.0, 0.55f32.ln(), 0.45f32.ln()],
+///         Some(_) => vec![0.0; 3],
+///     };
+///     let logits: Vec<_> = expansion.parents.iter().map(row).collect();
+///     search.step(&Tensor::new(logits, &Device::Cpu)?)?;
 /// }
 /// let found = search.found(0);
 /// assert_eq!(found[0].items, [2]); // a beam of one would have kept token 1 alone
@@ -48,6 +49,8 @@ pub struct ExactSearch {
     temperature: f64,
     at_once: usize,
     lead: Vec<u32>,
+    /// Rows that were asked about, before those that are.
+    rows: u32,
     users: Vec<Frontier>,
 }
 
@@ -56,9 +59,11 @@ pub struct ExactSearch {
 pub struct Expansion {
     /// The user of each.
     pub users: Vec<u32>,
-    /// What the user's response begins with, behind the prompt and [`ExactSearch::lead`]. Empty in
-    /// the first expansion.
-    pub prefixes: Vec<Vec<u32>>,
+    /// The row that each continues, counted from 0 over all expansions so far; `None` for the prompt
+    /// and [`ExactSearch::lead`] alone.
+    pub parents: Vec<Option<u32>>,
+    /// The tokens that continue it: one at the least, but none behind the prompt.
+    pub tokens: Vec<Vec<u32>>,
 }
 
 /// How far one user's search has come.
@@ -76,6 +81,7 @@ struct Frontier {
 #[derive(Debug, Clone)]
 struct Open {
     path: Path,
+    parent: Option<u32>,
     tokens: Vec<u32>,
 }
 
@@ -98,6 +104,7 @@ impl ExactSearch {
             temperature,
             at_once: Self::DEFAULT_AT_ONCE,
             lead: Vec::new(),
+            rows: 0,
             users: vec![Frontier::default(); users],
         };
         search.begin();
@@ -138,7 +145,8 @@ impl ExactSearch {
         for (user, frontier) in self.users.iter().enumerate() {
             for open in &frontier.asked {
                 wanted.users.push(user as u32);
-                wanted.prefixes.push(open.tokens.clone());
+                wanted.parents.push(open.parent);
+                wanted.tokens.push(open.tokens.clone());
             }
         }
         (!wanted.users.is_empty()).then_some(wanted)
@@ -200,8 +208,11 @@ impl ExactSearch {
             if path.is_whole(&self.trie) {
                 user.found.push(path);
             } else {
-                let tokens = Vec::new();
-                user.asked.push(Open { path, tokens });
+                user.asked.push(Open {
+                    path,
+                    parent: None,
+                    tokens: Vec::new(),
+                });
             }
         }
     }
@@ -213,32 +224,31 @@ impl ExactSearch {
 
     fn expand(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<()> {
         check_logits(valid, nodes, &self.trie)?;
-        let mut rows = valid.iter();
+        let mut rows = (self.rows..).zip(valid);
         for user in &mut self.users {
-            for (open, logits) in std::mem::take(&mut user.asked).iter().zip(&mut rows) {
-                user.follow(
-                    &self.trie,
-                    open,
-                    log_softmax(logits, self.temperature),
-                    self.k,
-                );
+            let asked = std::mem::take(&mut user.asked);
+            for (open, (row, logits)) in asked.iter().zip(&mut rows) {
+                let log_probabilities = log_softmax(logits, self.temperature);
+                user.follow(&self.trie, open.path, row, log_probabilities, self.k);
             }
             user.ask(self.k, self.at_once);
         }
+        self.rows += valid.len() as u32;
         Ok(())
     }
 }
 
 impl Frontier {
-    /// Adds what an open prefix can become.
+    /// Adds what the prefix of a row can become.
     fn follow(
         &mut self,
         trie: &TokenTrie,
-        open: &Open,
+        path: Path,
+        row: u32,
         log_probabilities: impl Iterator<Item = f64>,
         k: usize,
     ) {
-        for (token, path) in open.path.continued(trie, log_probabilities) {
+        for (token, path) in path.continued(trie, log_probabilities) {
             if self.left_out.holds(&path) || path.log_probability < self.least(k) {
                 continue;
             }
@@ -246,8 +256,11 @@ impl Frontier {
             if path.is_whole(trie) {
                 self.find(trie, path, k);
             } else {
-                let tokens = [&open.tokens[..], &[token], &rode[..]].concat();
-                self.open.push(Open { path, tokens });
+                self.open.push(Open {
+                    path,
+                    parent: Some(row),
+                    tokens: [&[token], &rode[..]].concat(),
+                });
             }
         }
     }
@@ -331,11 +344,19 @@ pub fn exact_top_k(
     mut model: impl FnMut(&[Vec<u32>]) -> Result<Tensor>,
 ) -> Result<Vec<Found>> {
     let mut search = ExactSearch::new(trie, 1, k, temperature)?;
-    while let Some(mut expansion) = search.wanted() {
-        for prefix in &mut expansion.prefixes {
-            prefix.splice(..0, search.lead().iter().copied());
-        }
-        search.step(&model(&expansion.prefixes)?)?;
+    let mut read: Vec<Vec<u32>> = Vec::new();
+    while let Some(Expansion {
+        parents, tokens, ..
+    }) = search.wanted()
+    {
+        let prefix = |(parent, tokens): (&Option<u32>, &Vec<u32>)| {
+            let read = parent.map_or(search.lead(), |row| &read[row as usize]);
+            [read, tokens].concat()
+        };
+        let prefixes: Vec<_> = parents.iter().zip(&tokens).map(prefix).collect();
+        let logits = model(&prefixes)?;
+        read.extend(prefixes);
+        search.step(&logits)?;
     }
     Ok(search.found(0))
 }

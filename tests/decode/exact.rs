@@ -5,13 +5,16 @@ use proptest::prelude::*;
 use crate::model::{VOCABULARY, all, assert_found, catalogue, rows};
 
 /// Runs a search for one user to its end; `after` sees it after every step.
-fn run(mut search: ExactSearch, mut after: impl FnMut(&ExactSearch)) -> Vec<Found> {
+pub fn run(mut search: ExactSearch, mut after: impl FnMut(&ExactSearch)) -> Vec<Found> {
+    let mut read: Vec<Vec<u32>> = Vec::new();
     while let Some(expansion) = search.wanted() {
-        let prefixes = expansion.prefixes.iter();
-        let whole: Vec<_> = prefixes
-            .map(|prefix| [search.lead(), prefix].concat())
-            .collect();
-        search.step(&rows(&whole)).unwrap();
+        let first = read.len();
+        for (parent, tokens) in expansion.parents.iter().zip(&expansion.tokens) {
+            let parent = parent.map_or(search.lead(), |row| &read[..first][row as usize]);
+            let prefix = [parent, tokens].concat();
+            read.push(prefix);
+        }
+        search.step(&rows(&read[first..])).unwrap();
         after(&search);
     }
     search.found(0)

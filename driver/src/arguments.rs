@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    model::LoraSettings,
     prompt::{Prompt, PromptStyle},
     settings::{LossSettings, ModelSettings, TrainingSettings},
 };
@@ -23,7 +24,7 @@ pub struct Arguments {
 pub enum Command {
     /// Watch a small model become a recommender: a synthetic catalogue, three losses, one table
     Demo(DemoArguments),
-    /// Train a model from scratch on a catalogue in the paper's format
+    /// Train a model on a catalogue in the paper's format: adapters of a pretrained one, or a small one from scratch
     Train(Box<TrainArguments>),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
@@ -102,8 +103,23 @@ pub struct TrainArguments {
     #[command(flatten, next_help_heading = "Training")]
     pub training: TrainingSettings,
 
+    /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
+    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
+    /// of the sizes below is trained from scratch]
+    #[arg(
+        long = "model",
+        value_name = "FOLDER|FILE.gguf",
+        help_heading = "Pretrained model",
+        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
+    )]
+    pub pretrained: Option<PathBuf>,
+
+    /// The adapters of a pretrained model.
+    #[command(flatten, next_help_heading = "Pretrained model")]
+    pub adapter: LoraSettings,
+
     /// The sizes of the model.
-    #[command(flatten, next_help_heading = "Model")]
+    #[command(flatten, next_help_heading = "Model from scratch")]
     pub model: ModelSettings,
 
     /// Print one JSON object instead of the table

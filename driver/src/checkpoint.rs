@@ -1,21 +1,24 @@
 //! A trained model and all that belongs to it, in one folder.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
+use candle_core::DType;
 use candle_trie::{TemperatureState, TokenTrie};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    model::{Llama, LlamaConfig},
+    adapter,
+    model::{Llama, LlamaConfig, LoraSettings},
+    pretrained::{CONFIG_FILE, Pretrained, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE},
     prompt::Prompt,
     settings::{LossSettings, ModelSettings, TrainingSettings},
     tokenizer::TextTokenizer,
 };
 
-const WEIGHTS_FILE: &str = "model.safetensors";
-const CONFIG_FILE: &str = "config.json";
-const TOKENIZER_FILE: &str = "tokenizer.json";
 const TRIE_FILE: &str = "trie.safetensors";
 const TRAINING_FILE: &str = "training.json";
 /// The file of one JSON object a step.
@@ -34,8 +37,20 @@ pub struct TrainingRecord {
     pub training: TrainingSettings,
     /// The sizes.
     pub model: ModelSettings,
+    /// Where the model is a pretrained one with adapters: which, and their sizes.
+    #[serde(default)]
+    pub adapted: Option<AdaptedRecord>,
     /// The temperature at the end.
     pub temperature: TemperatureState,
+}
+
+/// A pretrained model with adapters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AdaptedRecord {
+    /// Where the pretrained model is.
+    pub base: PathBuf,
+    /// Size and place of the adapters.
+    pub adapter: LoraSettings,
 }
 
 /// A trained model with its tokenizer and its trie.
@@ -58,7 +73,10 @@ pub fn save(
     trie: &TokenTrie,
     record: &TrainingRecord,
 ) -> Result<()> {
-    model.save(&folder.join(WEIGHTS_FILE))?;
+    match &record.adapted {
+        Some(adapted) => adapter::save(folder, model, &adapted.adapter, &adapted.base)?,
+        None => model.save(&folder.join(WEIGHTS_FILE))?,
+    }
     tokenizer.save(&folder.join(TOKENIZER_FILE))?;
     trie.save(folder.join(TRIE_FILE))?;
     write_json(&folder.join(CONFIG_FILE), model.config())?;
@@ -85,7 +103,19 @@ impl Checkpoint {
             folder.display(),
             config.vocab_size
         );
-        let model = Llama::load(config, &folder.join(WEIGHTS_FILE))?;
+        let model = match &record.adapted {
+            Some(adapted) => {
+                let base = Pretrained::open(&adapted.base, record.end_token.as_deref())?;
+                let (mut model, _) = base.read()?;
+                adapter::load(folder, &mut model)?;
+                model
+            }
+            None => {
+                let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)])?;
+                Llama::of(config, Box::new(weights), DType::F32, false)
+                    .with_context(|| folder.display().to_string())?
+            }
+        };
         Ok(Self {
             model,
             tokenizer,

@@ -1,6 +1,7 @@
 //! The parts of `msl`: data, prompts, a small Llama-style model, training and evaluation with the losses of
 //! `candle-trie`.
 
+pub mod adapter;
 pub mod arguments;
 pub mod batch;
 pub mod catalogue;
@@ -12,6 +13,7 @@ pub mod model;
 pub mod output;
 pub mod paper_format;
 pub mod popularity;
+pub mod pretrained;
 pub mod progress;
 pub mod prompt;
 pub mod random;

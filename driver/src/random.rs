@@ -1,6 +1,6 @@
 //! Random numbers that depend on the seed and on nothing else: not on the machine, the threads or the crate's version.
 
-use rand::SeedableRng;
+use rand::{RngCore, SeedableRng};
 
 /// A stream of random numbers.
 pub type Random = rand_chacha::ChaCha8Rng;
@@ -16,6 +16,8 @@ pub enum Purpose {
     Weights,
     /// The order of the training rows.
     Order,
+    /// What drops out in training.
+    Noise,
 }
 
 /// The stream of a seed for one purpose.
@@ -23,4 +25,11 @@ pub fn random(seed: u64, purpose: Purpose) -> Random {
     let mut random = Random::seed_from_u64(seed);
     random.set_stream(purpose as u64);
     random
+}
+
+/// The noise of one shard of one step: it depends on the seed and on these alone, so that a run can go on anywhere.
+pub fn noise(seed: u64, step: usize, shard: usize) -> u64 {
+    let mut random = random(seed, Purpose::Noise);
+    random.set_word_pos(((step as u128) << 20 | shard as u128) << 1);
+    random.next_u64()
 }

@@ -5,7 +5,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use candle_core::{Tensor, Var, backprop::GradStore};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use candle_trie::{LossOutput, MaskedSoftmaxLoss, Rows, Statistics, TokenTrie};
+use candle_trie::{FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Rows, Statistics, TokenTrie};
 use rand::seq::SliceRandom;
 use serde::Serialize;
 
@@ -14,15 +14,21 @@ use crate::{
     metrics::StepMetrics,
     model::Llama,
     progress::Progress,
-    random::{Purpose, random},
+    random::{Purpose, noise, random},
     responses::Example,
     settings::{LossKind, LossSettings, TrainingSettings},
     workers::Workers,
 };
 
-/// Rows that go through the model together: few enough for the caches, and the unit of work for the threads. A
-/// constant, so that a run does not depend on how many threads there are.
-const SHARD: usize = 16;
+/// Rows that go through the model together: few enough for the caches, and the unit of work for the threads. It depends
+/// on the model alone, so that a run does not depend on how many threads there are.
+fn shard_rows(model: &Llama) -> usize {
+    if model.config().hidden_size < 512 {
+        16
+    } else {
+        2
+    }
+}
 
 /// What came of a training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -49,6 +55,8 @@ pub struct Trainer<'a> {
     loss: MaskedSoftmaxLoss,
     /// Looks at the statistics where the loss does not.
     observer: MaskedSoftmaxLoss,
+    /// Where the head is not trained and the trie masks the loss.
+    frozen_head: Option<FrozenHead>,
     optimizer: AdamW,
     weights: Vec<Var>,
     workers: Workers,
@@ -80,6 +88,10 @@ impl<'a> Trainer<'a> {
             settings,
             loss: loss.build(trie, model.config().vocab_size)?,
             observer: loss.observer(trie)?,
+            frozen_head: match model.head().track_op() || loss.loss == LossKind::Lml {
+                true => None,
+                false => Some(FrozenHead::new(model.head(), trie)?),
+            },
             optimizer: AdamW::new(weights.clone(), parameters)?,
             weights,
             workers: Workers::new()?,
@@ -126,7 +138,7 @@ impl<'a> Trainer<'a> {
     fn step(&mut self, examples: &[&Example], step: usize, steps: usize) -> Result<StepMetrics> {
         let begun = Instant::now();
         let shards = self.shards(examples)?;
-        let hidden = self.hidden(&shards)?;
+        let hidden = self.hidden(&shards, step)?;
         let joined = Tensor::cat(&hidden.iter().map(Tensor::detach).collect::<Vec<_>>(), 0)?;
         let joined = Var::from_tensor(&joined)?;
         let rows = response_rows(examples, self.trie)?;
@@ -166,17 +178,19 @@ impl<'a> Trainer<'a> {
 
     fn shards(&self, examples: &[&Example]) -> Result<Vec<Batch>> {
         let longest = longest_response(examples);
-        let shards = examples.chunks(SHARD);
+        let shards = examples.chunks(shard_rows(self.model));
         shards
             .map(|shard| Batch::new(shard, longest, self.reading))
             .collect()
     }
 
     /// The hidden states that predict the responses, shard by shard.
-    fn hidden(&self, shards: &[Batch]) -> Result<Vec<Tensor>> {
-        let hidden = |shard: &Batch| shard.response_hidden(&self.model.hidden(&shard.tokens)?);
-        self.workers
-            .map(shards.len(), |shard| hidden(&shards[shard]))
+    fn hidden(&self, shards: &[Batch], step: usize) -> Result<Vec<Tensor>> {
+        self.workers.map(shards.len(), |index| {
+            let noise = noise(self.settings.seed, step, index);
+            let shard = &shards[index];
+            shard.response_hidden(&self.model.hidden_in_training(&shard.tokens, noise)?)
+        })
     }
 
     /// Goes back through the shards from the gradient of their hidden states. The sums are taken in the order of the
@@ -189,7 +203,7 @@ impl<'a> Trainer<'a> {
     ) -> Result<()> {
         let gradients = self.workers.map(hidden.len(), |shard| {
             let hidden = &hidden[shard];
-            let upstream = upstream.narrow(0, shard * SHARD, hidden.dim(0)?)?;
+            let upstream = upstream.narrow(0, shard * shard_rows(self.model), hidden.dim(0)?)?;
             Ok((hidden * upstream)?.sum_all()?.backward()?)
         })?;
         for weight in &self.weights {
@@ -209,9 +223,13 @@ impl<'a> Trainer<'a> {
 
     /// The loss of the hidden states that predict responses, and the statistics of its rows.
     fn response_loss(&mut self, hidden: &Tensor, rows: &Rows) -> Result<(LossOutput, Statistics)> {
-        let head = self.model.head();
+        let head = match &self.frozen_head {
+            Some(head) => Head::from(head),
+            None => Head::from(self.model.head()),
+        };
         let output = if self.settings.dense {
-            self.loss.forward(&logits(hidden, head)?, rows)?
+            self.loss
+                .forward(&logits(hidden, self.model.head())?, rows)?
         } else {
             self.loss.forward_linear(hidden, head, rows)?
         };

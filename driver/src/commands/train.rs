@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 use serde::Serialize;
@@ -6,11 +8,12 @@ use super::{examples, train_tokenizer};
 use crate::{
     arguments::TrainArguments,
     catalogue::Catalogue,
-    checkpoint::{self, METRICS_FILE, TrainingRecord},
+    checkpoint::{self, AdaptedRecord, METRICS_FILE, TrainingRecord},
     metrics::MetricsFile,
     model::Llama,
     output::OutputFolder,
     paper_format::{find_training_file, read_catalogue, read_interactions, sample},
+    pretrained::Pretrained,
     prompt::Prompt,
     random::{Purpose, random},
     report::{print_json, table},
@@ -40,12 +43,11 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
     );
 
     let prompt = arguments.prompt.prompt();
-    let tokenizer = tokenizer(arguments, &catalogue, &prompt)?;
+    let (model, tokenizer, adapted) = match &arguments.pretrained {
+        Some(base) => adapted_model(arguments, base)?,
+        None => new_model(arguments, &catalogue, &prompt)?,
+    };
     let responses = Responses::new(&catalogue, &tokenizer)?;
-    let config = arguments
-        .model
-        .config(tokenizer.vocabulary(), tokenizer.end());
-    let model = Llama::random(config, seed, DType::F32)?;
     let mut trainer = Trainer::new(
         &model,
         responses.trie(),
@@ -59,15 +61,47 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
     let trained = trainer.train("training", &examples, |step| metrics.write(step))?;
     let record = TrainingRecord {
         prompt,
-        end_token: arguments.end_token.clone(),
+        end_token: tokenizer.end_text(),
         loss: arguments.loss.clone(),
         training: arguments.training.clone(),
         model: arguments.model.clone(),
+        adapted,
         temperature: trainer.loss().temperature().state(),
     };
     checkpoint::save(output.path(), &model, &tokenizer, responses.trie(), &record)?;
     output.finish()?;
     report(arguments, &trained)
+}
+
+/// A model to train from scratch.
+fn new_model(
+    arguments: &TrainArguments,
+    catalogue: &Catalogue,
+    prompt: &Prompt,
+) -> Result<(Llama, TextTokenizer, Option<AdaptedRecord>)> {
+    let tokenizer = tokenizer(arguments, catalogue, prompt)?;
+    let config = arguments
+        .model
+        .config(tokenizer.vocabulary(), tokenizer.end());
+    let model = Llama::random(config, arguments.training.seed, DType::F32)?;
+    Ok((model, tokenizer, None))
+}
+
+/// A pretrained model, to train adapters beside it.
+fn adapted_model(
+    arguments: &TrainArguments,
+    base: &Path,
+) -> Result<(Llama, TextTokenizer, Option<AdaptedRecord>)> {
+    let adapter = &arguments.adapter;
+    adapter.check()?;
+    let pretrained = Pretrained::open(base, arguments.end_token.as_deref())?;
+    let (mut model, tokenizer) = pretrained.read()?;
+    model.adapt(adapter, arguments.training.seed)?;
+    let adapted = AdaptedRecord {
+        base: base.canonicalize()?,
+        adapter: adapter.clone(),
+    };
+    Ok((model, tokenizer, Some(adapted)))
 }
 
 fn tokenizer(

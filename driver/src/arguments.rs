@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
+    dataset::{DataArguments, Split},
     model::LoraSettings,
     prompt::{Prompt, PromptStyle},
     settings::{LossSettings, ModelSettings, TrainingSettings},
@@ -59,9 +60,9 @@ pub struct DemoArguments {
 /// Options of `msl train`.
 #[derive(Args)]
 pub struct TrainArguments {
-    /// The folder with id2name4Rec.json and train*.csv
-    #[arg(long, value_name = "FOLDER")]
-    pub data: PathBuf,
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
 
     /// The folder to write the trained model to
     #[arg(long, value_name = "FOLDER")]
@@ -70,10 +71,6 @@ pub struct TrainArguments {
     /// Replace the output folder if it is there
     #[arg(long)]
     pub overwrite: bool,
-
-    /// The training rows [default: the largest train*.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
-    pub train: Option<PathBuf>,
 
     /// Use this many training rows, chosen by the seed [default: all]
     #[arg(long, value_name = "ROWS")]
@@ -161,19 +158,19 @@ pub struct EvaluateArguments {
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// The folder with id2name4Rec.json, train*.csv (for popularity) and test.csv
+    /// The folder of the catalogue and its users [default: that of training]
     #[arg(long, value_name = "FOLDER")]
-    pub data: PathBuf,
+    pub data: Option<PathBuf>,
 
-    /// The training rows that popularity counts [default: the largest train*.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
-    pub train: Option<PathBuf>,
+    /// Which rows to evaluate on
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: Split,
 
-    /// The test rows [default: test.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
+    /// Evaluate on the rows of this file instead, in the paper's format
+    #[arg(long, value_name = "FILE", conflicts_with = "split")]
     pub test: Option<PathBuf>,
 
-    /// Use this many test rows, chosen by the seed of training [default: all]
+    /// Use this many of them, chosen by the seed of training [default: all]
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
@@ -197,9 +194,9 @@ pub struct EvaluateArguments {
 /// Options of `msl shapes`.
 #[derive(Args)]
 pub struct ShapesArguments {
-    /// The folder with id2name4Rec.json and train*.csv
-    #[arg(long, value_name = "FOLDER")]
-    pub data: PathBuf,
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
 
     /// A tokenizer.json
     #[arg(long, value_name = "FILE")]
@@ -208,10 +205,6 @@ pub struct ShapesArguments {
     /// The token that ends a response [default: looked for among the usual ones]
     #[arg(long, value_name = "TOKEN")]
     pub end_token: Option<String>,
-
-    /// The training rows [default: the largest train*.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
-    pub train: Option<PathBuf>,
 
     /// Responses in the batch: those of the first training rows
     #[arg(long, default_value_t = 128)]

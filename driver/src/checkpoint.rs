@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
     adapter,
+    dataset::DataArguments,
     model::{Llama, LlamaConfig, LoraSettings},
     pretrained::{CONFIG_FILE, Pretrained, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE},
     prompt::Prompt,
@@ -27,6 +28,8 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 /// How a model was trained, and how to ask it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct TrainingRecord {
+    /// Where the rows came from.
+    pub data: DataArguments,
     /// The wording of prompts.
     pub prompt: Prompt,
     /// The text of the end token, where one was named.

@@ -16,20 +16,26 @@ pub enum Purpose {
     Weights,
     /// The order of the training rows.
     Order,
-    /// What drops out in training.
-    Noise,
+    /// Which rows are held out for validation.
+    Validation,
+    /// What dropout leaves out.
+    Dropout,
 }
 
 /// The stream of a seed for one purpose.
 pub fn random(seed: u64, purpose: Purpose) -> Random {
+    random_at(seed, purpose, 0)
+}
+
+/// The stream of a seed for one purpose at one moment (an epoch, a step). A run that goes on from there needs nothing of
+/// what came before.
+pub fn random_at(seed: u64, purpose: Purpose, moment: u64) -> Random {
     let mut random = Random::seed_from_u64(seed);
-    random.set_stream(purpose as u64);
+    random.set_stream((moment << 8) | purpose as u64);
     random
 }
 
-/// The noise of one shard of one step: it depends on the seed and on these alone, so that a run can go on anywhere.
+/// The noise of one shard of one step.
 pub fn noise(seed: u64, step: usize, shard: usize) -> u64 {
-    let mut random = random(seed, Purpose::Noise);
-    random.set_word_pos(((step as u128) << 20 | shard as u128) << 1);
-    random.next_u64()
+    random_at(seed, Purpose::Dropout, (step as u64) << 16 | shard as u64).next_u64()
 }

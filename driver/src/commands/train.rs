@@ -9,10 +9,10 @@ use crate::{
     arguments::TrainArguments,
     catalogue::Catalogue,
     checkpoint::{self, AdaptedRecord, METRICS_FILE, TrainingRecord},
+    dataset::{Dataset, sample},
     metrics::MetricsFile,
     model::Llama,
     output::OutputFolder,
-    paper_format::{find_training_file, read_catalogue, read_interactions, sample},
     pretrained::Pretrained,
     prompt::Prompt,
     random::{Purpose, random},
@@ -26,14 +26,13 @@ use crate::{
 pub fn train(arguments: &TrainArguments) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
     let seed = arguments.training.seed;
-    let catalogue = read_catalogue(&arguments.data)?;
-    let file = match &arguments.train {
-        Some(file) => file.clone(),
-        None => find_training_file(&arguments.data)?,
-    };
-    let interactions = read_interactions(&file, &catalogue)?;
+    let Dataset {
+        catalogue,
+        training,
+        ..
+    } = Dataset::read(&arguments.data, seed)?;
     let interactions = sample(
-        interactions,
+        &training,
         arguments.samples,
         &mut random(seed, Purpose::Sample),
     );
@@ -60,6 +59,7 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
     let mut metrics = MetricsFile::create(&output.path().join(METRICS_FILE))?;
     let trained = trainer.train("training", &examples, |step| metrics.write(step))?;
     let record = TrainingRecord {
+        data: arguments.data.absolute()?,
         prompt,
         end_token: tokenizer.end_text(),
         loss: arguments.loss.clone(),

@@ -1,13 +1,17 @@
 //! Adapters on disk, as PEFT keeps them.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, safetensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::model::{Llama, LoraSettings};
+use crate::{
+    json::{read_json, write_json},
+    model::{Llama, LoraSettings},
+    pretrained::Pretrained,
+};
 
 /// PEFT's name of the file of sizes.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -62,10 +66,7 @@ impl AdapterConfig {
     /// Reads the configuration of a folder; kinds of adapter that are not known are an error.
     pub fn load(folder: &Path) -> Result<Self> {
         let path = folder.join(CONFIG_FILE);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let config: Self =
-            serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let config: Self = read_json(&path)?;
         config.check().with_context(|| path.display().to_string())?;
         Ok(config)
     }
@@ -110,27 +111,50 @@ impl AdapterConfig {
 }
 
 /// Writes a model's adapters into a folder. `base` says where the model itself is.
-pub fn save(folder: &Path, model: &Llama, settings: &LoraSettings, base: &Path) -> Result<()> {
+pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
+    let settings = model.adapters().context("the model has no adapters")?;
     let path = folder.join(WEIGHTS_FILE);
     let tensors: HashMap<String, Tensor> = (model.parameters().iter())
         .map(|(name, weight)| (format!("{PREFIX}{name}"), weight.as_tensor().clone()))
         .collect();
     safetensors::save(&tensors, &path)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    let path = folder.join(CONFIG_FILE);
-    let text = serde_json::to_string_pretty(&AdapterConfig::new(settings, base))? + "\n";
-    fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    write_json(
+        &folder.join(CONFIG_FILE),
+        &AdapterConfig::new(settings, base),
+    )
+}
+
+/// Whether a folder has adapters.
+pub fn is_in(folder: &Path) -> bool {
+    folder.join(CONFIG_FILE).is_file()
 }
 
 /// Gives a model the adapters of a folder.
-pub fn load(folder: &Path, model: &mut Llama) -> Result<AdapterConfig> {
+pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
     let config = AdapterConfig::load(folder)?;
-    model.adapt(&config.settings(), 0)?;
+    model
+        .adapt(&config.settings(), 0)
+        .with_context(|| folder.display().to_string())?;
     let path = folder.join(WEIGHTS_FILE);
     let tensors = safetensors::load(&path, &Device::Cpu)
         .with_context(|| format!("cannot read the adapters {}", path.display()))?;
-    set(model, tensors).with_context(|| path.display().to_string())?;
-    Ok(config)
+    set(model, tensors).with_context(|| path.display().to_string())
+}
+
+/// The model that a folder's adapters belong to, from where `adapter_config.json` says it is, with the adapters.
+pub fn load_with_base(folder: &Path) -> Result<Llama> {
+    let base = AdapterConfig::load(folder)?
+        .base_model_name_or_path
+        .with_context(|| {
+            format!(
+                "{} does not name a model",
+                folder.join(CONFIG_FILE).display()
+            )
+        })?;
+    let (mut model, _) = Pretrained::open(Path::new(&base), None)?.read()?;
+    load(folder, &mut model)?;
+    Ok(model)
 }
 
 fn set(model: &Llama, mut tensors: HashMap<String, Tensor>) -> Result<()> {

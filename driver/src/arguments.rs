@@ -3,12 +3,13 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     dataset::{DataArguments, Split},
     model::LoraSettings,
     prompt::{Prompt, PromptStyle},
-    settings::{LossSettings, ModelSettings, TrainingSettings},
+    settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
 
 /// Tune and evaluate a language model as a recommender with the masked softmax loss
@@ -25,8 +26,10 @@ pub struct Arguments {
 pub enum Command {
     /// Watch a small model become a recommender: a synthetic catalogue, three losses, one table
     Demo(DemoArguments),
-    /// Train a model on a catalogue in the paper's format: adapters of a pretrained one, or a small one from scratch
+    /// Train a model on a catalogue and its users: adapters of a pretrained one, or a small one from scratch
     Train(Box<TrainArguments>),
+    /// Go on with a training that was interrupted, to the same result bit for bit
+    Resume(ResumeArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
     /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
@@ -60,11 +63,11 @@ pub struct DemoArguments {
 /// Options of `msl train`.
 #[derive(Args)]
 pub struct TrainArguments {
-    /// Where the rows come from.
-    #[command(flatten, next_help_heading = "Data")]
-    pub data: DataArguments,
+    /// All that decides what comes out.
+    #[command(flatten)]
+    pub run: RunSettings,
 
-    /// The folder to write the trained model to
+    /// The folder to write the run to
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
@@ -72,21 +75,57 @@ pub struct TrainArguments {
     #[arg(long)]
     pub overwrite: bool,
 
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// All that decides what comes out of a training. A run keeps it, to be gone on with.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
+
     /// Use this many training rows, chosen by the seed [default: all]
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", help_heading = "Data")]
     pub samples: Option<usize>,
 
     /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Model")]
     pub tokenizer: Option<PathBuf>,
 
     /// The token that ends a response [default: looked for among the usual ones]
-    #[arg(long, value_name = "TOKEN")]
+    #[arg(long, value_name = "TOKEN", help_heading = "Model")]
     pub end_token: Option<String>,
 
     /// The largest vocabulary of a tokenizer that is trained here
-    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
+    #[arg(
+        long,
+        default_value_t = 4_096,
+        value_name = "TOKENS",
+        help_heading = "Model"
+    )]
     pub vocabulary: usize,
+
+    /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
+    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
+    /// of the sizes below is trained from scratch]
+    #[arg(
+        long = "model",
+        value_name = "FOLDER|FILE.gguf",
+        help_heading = "Model",
+        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
+    )]
+    pub pretrained: Option<PathBuf>,
+
+    /// The adapters of a pretrained model.
+    #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
+    pub adapter: LoraSettings,
+
+    /// The sizes of the model.
+    #[command(flatten, next_help_heading = "Model from scratch")]
+    pub model: ModelSettings,
 
     /// The words around a history.
     #[command(flatten, next_help_heading = "Prompt")]
@@ -100,24 +139,17 @@ pub struct TrainArguments {
     #[command(flatten, next_help_heading = "Training")]
     pub training: TrainingSettings,
 
-    /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
-    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
-    /// of the sizes below is trained from scratch]
-    #[arg(
-        long = "model",
-        value_name = "FOLDER|FILE.gguf",
-        help_heading = "Pretrained model",
-        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
-    )]
-    pub pretrained: Option<PathBuf>,
+    /// What is kept of it.
+    #[command(flatten, next_help_heading = "Checkpoints")]
+    pub checkpoints: CheckpointSettings,
+}
 
-    /// The adapters of a pretrained model.
-    #[command(flatten, next_help_heading = "Pretrained model")]
-    pub adapter: LoraSettings,
-
-    /// The sizes of the model.
-    #[command(flatten, next_help_heading = "Model from scratch")]
-    pub model: ModelSettings,
+/// Options of `msl resume`.
+#[derive(Args)]
+pub struct ResumeArguments {
+    /// The folder of a run that was interrupted
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
 
     /// Print one JSON object instead of the table
     #[arg(long)]
@@ -125,7 +157,7 @@ pub struct TrainArguments {
 }
 
 /// How to speak of the items.
-#[derive(Args)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptArguments {
     /// What an item is called
     #[arg(long, default_value = "book")]
@@ -154,9 +186,13 @@ impl PromptArguments {
 /// Options of `msl evaluate`.
 #[derive(Args)]
 pub struct EvaluateArguments {
-    /// The folder of a trained model
+    /// The folder of a run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+
+    /// The step of the checkpoint [default: the best on the validation rows, or the last where there were none]
+    #[arg(long, value_name = "STEP")]
+    pub checkpoint: Option<usize>,
 
     /// The folder of the catalogue and its users [default: that of training]
     #[arg(long, value_name = "FOLDER")]

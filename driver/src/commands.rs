@@ -21,6 +21,7 @@ pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::Train(arguments) => train::train(arguments),
+        Command::Resume(arguments) => train::resume(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
         Command::Shapes(arguments) => shapes::shapes(arguments),
     }

@@ -1,12 +1,15 @@
 //! Output folders that are whole or not there.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+
+const PARTIAL: &str = ".partial-";
+const REPLACED: &str = ".replaced-";
 
 /// A folder that is written beside its place and put there when it is complete. Dropped before that, it leaves nothing
 /// behind.
@@ -26,7 +29,7 @@ impl OutputFolder {
         fs::create_dir_all(parent)
             .with_context(|| format!("cannot create the folder {}", parent.display()))?;
         let partial = tempfile::Builder::new()
-            .prefix(&format!("{}.partial-", name.to_string_lossy()))
+            .prefix(&format!("{}{PARTIAL}", name.to_string_lossy()))
             .tempdir_in(parent)
             .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
         Ok(Self {
@@ -51,19 +54,25 @@ impl OutputFolder {
         self.partial.path()
     }
 
-    /// Puts the complete folder in its place.
+    /// Whether a folder of this name was left over by a process that was killed.
+    pub fn is_left_over(name: &str) -> bool {
+        name.contains(PARTIAL) || name.starts_with(REPLACED)
+    }
+
+    /// Puts the complete folder in its place. It has reached the disk before it is there.
     pub fn finish(self) -> Result<()> {
         let cannot = || format!("cannot move the finished run to {}", self.target.display());
         let old = tempfile::Builder::new()
-            .prefix(".replaced-")
+            .prefix(REPLACED)
             .tempdir_in(parent(&self.target))
             .with_context(cannot)?;
         let moved_aside = self.target.exists();
         if moved_aside {
             fs::rename(&self.target, old.path().join("run")).with_context(cannot)?;
         }
+        readable_by_all(self.partial.path()).with_context(cannot)?;
+        sync(self.partial.path()).with_context(cannot)?;
         let partial = self.partial.keep();
-        readable_by_all(&partial).with_context(cannot)?;
         if let Err(error) = fs::rename(&partial, &self.target) {
             if moved_aside {
                 // The old run is worth more than a second error message.
@@ -71,8 +80,28 @@ impl OutputFolder {
             }
             return Err(error).with_context(cannot);
         }
-        Ok(())
+        sync_entry(parent(&self.target)).with_context(cannot)
     }
+}
+
+/// Waits until everything in a folder has reached the disk.
+fn sync(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        match entry.file_type()?.is_dir() {
+            true => sync(&entry.path())?,
+            false => sync_entry(&entry.path())?,
+        }
+    }
+    sync_entry(folder)
+}
+
+/// Waits until a file, or the names in a folder, have reached the disk.
+fn sync_entry(path: &Path) -> io::Result<()> {
+    if cfg!(windows) && path.is_dir() {
+        return Ok(());
+    }
+    fs::File::open(path)?.sync_all()
 }
 
 fn parent(target: &Path) -> &Path {
@@ -83,7 +112,7 @@ fn parent(target: &Path) -> &Path {
 }
 
 /// A temporary folder is its owner's alone; a finished run is like any other folder.
-fn readable_by_all(folder: &Path) -> std::io::Result<()> {
+fn readable_by_all(folder: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;

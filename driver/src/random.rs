@@ -1,6 +1,6 @@
 //! Random numbers that depend on the seed and on nothing else: not on the machine, the threads or the crate's version.
 
-use rand::{RngCore, SeedableRng};
+use rand::SeedableRng;
 
 /// A stream of random numbers.
 pub type Random = rand_chacha::ChaCha8Rng;
@@ -33,9 +33,4 @@ pub fn random_at(seed: u64, purpose: Purpose, moment: u64) -> Random {
     let mut random = Random::seed_from_u64(seed);
     random.set_stream((moment << 8) | purpose as u64);
     random
-}
-
-/// The noise of one shard of one step.
-pub fn noise(seed: u64, step: usize, shard: usize) -> u64 {
-    random_at(seed, Purpose::Dropout, (step as u64) << 16 | shard as u64).next_u64()
 }

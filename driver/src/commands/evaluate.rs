@@ -11,19 +11,24 @@ use crate::{
     random::{Purpose, random},
     report::{Comparison, Line},
     responses::Responses,
+    run_folder::RunFolder,
 };
 
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
     ensure!(arguments.batch_size > 0, "--batch-size is 0");
+    let run = RunFolder::open(&arguments.run)?;
     let Checkpoint {
         model,
         tokenizer,
-        trie,
-        record,
-    } = Checkpoint::load(&arguments.run)?;
-    let seed = record.training.seed;
-    let mut data = record.data.clone();
+        state,
+    } = match arguments.checkpoint {
+        Some(step) => run.load(step)?,
+        None => run.best()?,
+    };
+    let (settings, trie) = (run.settings(), run.trie()?);
+    let seed = settings.training.seed;
+    let mut data = settings.data.clone();
     if let Some(folder) = &arguments.data {
         data.data = folder.clone();
         data.train = None;
@@ -40,12 +45,18 @@ pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
     responses
         .check_same(&trie)
         .with_context(|| arguments.run.display().to_string())?;
-    let examples = examples(&test, catalogue, &record.prompt, &tokenizer, &responses)?;
+    let examples = examples(
+        &test,
+        catalogue,
+        &settings.prompt.prompt(),
+        &tokenizer,
+        &responses,
+    )?;
     let evaluator = Evaluator {
         trie: &trie,
         beams: arguments.beams,
         batch_size: arguments.batch_size,
-        temperature: arguments.temperature.unwrap_or(record.temperature.value),
+        temperature: arguments.temperature.unwrap_or(state.temperature.value),
     };
     let evaluation = evaluator.evaluate("evaluating", &model, &examples)?;
     let popularity = popularity(&dataset.training, &test, &responses)?;

@@ -24,6 +24,7 @@ pub struct Llama {
     head: Option<Tensor>,
     weights: NamedTensors,
     parameters: NamedVariables,
+    adapters: Option<LoraSettings>,
 }
 
 impl Llama {
@@ -70,6 +71,7 @@ impl Llama {
             head,
             weights,
             parameters,
+            adapters: None,
         })
     }
 
@@ -77,6 +79,7 @@ impl Llama {
     /// changes nothing until it is trained.
     pub fn adapt(&mut self, settings: &LoraSettings, seed: u64) -> Result<()> {
         settings.check()?;
+        self.adapters = Some(settings.clone());
         let mut random = random(seed, Purpose::Weights);
         self.embedding = self.embedding.detach();
         self.head = self.head.as_ref().map(Tensor::detach);
@@ -125,6 +128,11 @@ impl Llama {
     /// The sizes.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
+    }
+
+    /// Size and place of the adapters, if it has any.
+    pub fn adapters(&self) -> Option<&LoraSettings> {
+        self.adapters.as_ref()
     }
 
     /// What is trained, with its names: all weights, or the adapters.

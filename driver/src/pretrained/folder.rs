@@ -1,15 +1,15 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use candle_core::{Device, Tensor, safetensors::MmapedSafetensors};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::Deserialize;
 
 use super::Pretrained;
 use crate::{
+    json::read_json,
     model::{LlamaConfig, Weights},
     tokenizer::TextTokenizer,
 };
@@ -49,12 +49,6 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let index: Index = read_json(&index)?;
     let files: BTreeSet<String> = index.weight_map.into_values().collect();
     Ok(files.into_iter().map(|file| folder.join(file)).collect())
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| path.display().to_string())
 }
 
 /// Weights in safetensors files, which are mapped and read weight by weight.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     dataset::{DataArguments, Split},
+    device::DeviceChoice,
     model::LoraSettings,
     prompt::{Prompt, PromptStyle},
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
@@ -16,6 +17,10 @@ use crate::{
 #[derive(Parser)]
 #[command(name = "msl", version, propagate_version = true)]
 pub struct Arguments {
+    /// Where to compute: auto (the first GPU that can be used, else the processor), cpu or cuda:N
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -30,6 +35,8 @@ pub enum Command {
     Train(Box<TrainArguments>),
     /// Go on with a training that was interrupted, to the same result bit for bit
     Resume(ResumeArguments),
+    /// Look at a catalogue as the losses will see it, and hear which scope of ats is defined for it
+    Inspect(InspectArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
     /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
@@ -91,22 +98,9 @@ pub struct RunSettings {
     #[arg(long, value_name = "ROWS", help_heading = "Data")]
     pub samples: Option<usize>,
 
-    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
-    #[arg(long, value_name = "FILE", help_heading = "Model")]
-    pub tokenizer: Option<PathBuf>,
-
-    /// The token that ends a response [default: looked for among the usual ones]
-    #[arg(long, value_name = "TOKEN", help_heading = "Model")]
-    pub end_token: Option<String>,
-
-    /// The largest vocabulary of a tokenizer that is trained here
-    #[arg(
-        long,
-        default_value_t = 4_096,
-        value_name = "TOKENS",
-        help_heading = "Model"
-    )]
-    pub vocabulary: usize,
+    /// What cuts texts into tokens.
+    #[command(flatten, next_help_heading = "Model")]
+    pub tokenizer: TokenizerArguments,
 
     /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
     /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
@@ -142,6 +136,63 @@ pub struct RunSettings {
     /// What is kept of it.
     #[command(flatten, next_help_heading = "Checkpoints")]
     pub checkpoints: CheckpointSettings,
+}
+
+/// What cuts texts into tokens.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerArguments {
+    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// The token that ends a response [default: looked for among the usual ones]
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
+
+    /// The largest vocabulary of a tokenizer that is trained here
+    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
+    pub vocabulary: usize,
+}
+
+/// Options of `msl inspect`.
+#[derive(Args)]
+pub struct InspectArguments {
+    /// The folder of the catalogue and its users: RecBole's atomic files or the paper's files
+    #[arg(value_name = "CATALOGUE")]
+    pub catalogue: PathBuf,
+
+    /// The column of a .item file that names the items [default: the one called title or name, or ending so]
+    #[arg(long, value_name = "COLUMN")]
+    pub title_column: Option<String>,
+
+    /// What cuts texts into tokens.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArguments,
+
+    /// The words around a history.
+    #[command(flatten, next_help_heading = "Prompt")]
+    pub prompt: PromptArguments,
+
+    /// η: the probability that ats gives the average target
+    #[arg(long, default_value_t = 0.25, value_name = "η")]
+    pub eta: f64,
+
+    /// Print one JSON object instead of the tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl InspectArguments {
+    /// Where the rows come from.
+    pub fn data(&self) -> DataArguments {
+        DataArguments {
+            data: self.catalogue.clone(),
+            train: None,
+            validation: 0,
+            title_column: self.title_column.clone(),
+            history: 10,
+        }
+    }
 }
 
 /// Options of `msl resume`.

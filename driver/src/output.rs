@@ -70,8 +70,7 @@ impl OutputFolder {
         if moved_aside {
             fs::rename(&self.target, old.path().join("run")).with_context(cannot)?;
         }
-        readable_by_all(self.partial.path()).with_context(cannot)?;
-        sync(self.partial.path()).with_context(cannot)?;
+        publish(self.partial.path()).with_context(cannot)?;
         let partial = self.partial.keep();
         if let Err(error) = fs::rename(&partial, &self.target) {
             if moved_aside {
@@ -80,24 +79,23 @@ impl OutputFolder {
             }
             return Err(error).with_context(cannot);
         }
-        sync_entry(parent(&self.target)).with_context(cannot)
+        sync(parent(&self.target)).with_context(cannot)
     }
 }
 
-/// Waits until everything in a folder has reached the disk.
-fn sync(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        match entry.file_type()?.is_dir() {
-            true => sync(&entry.path())?,
-            false => sync_entry(&entry.path())?,
+/// Makes everything in a folder readable, and waits until it has reached the disk.
+fn publish(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            publish(&entry?.path())?;
         }
     }
-    sync_entry(folder)
+    readable_by_all(path)?;
+    sync(path)
 }
 
 /// Waits until a file, or the names in a folder, have reached the disk.
-fn sync_entry(path: &Path) -> io::Result<()> {
+fn sync(path: &Path) -> io::Result<()> {
     if cfg!(windows) && path.is_dir() {
         return Ok(());
     }
@@ -111,12 +109,14 @@ fn parent(target: &Path) -> &Path {
     }
 }
 
-/// A temporary folder is its owner's alone; a finished run is like any other folder.
-fn readable_by_all(folder: &Path) -> io::Result<()> {
+/// A temporary folder is its owner's alone, and so are files that came to be beside their place; a finished run is like
+/// any other folder.
+fn readable_by_all(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        let mode = if path.is_dir() { 0o755 } else { 0o644 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     Ok(())
 }

@@ -106,7 +106,7 @@ impl RunFolder {
             path.display(),
             self.steps()?
         );
-        Checkpoint::load(&path, self.settings.end_token.as_deref())
+        Checkpoint::load(&path, self.settings.tokenizer.end_token.as_deref())
     }
 
     /// Puts the checkpoint of a step there, which `save` writes, and then drops all but this one and the best.

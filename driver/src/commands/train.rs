@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
 use serde::Serialize;
 
-use super::{examples, train_tokenizer};
+use super::{examples, open_tokenizer};
 use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
@@ -48,8 +48,8 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
         Some(base) => adapted_model(&settings, base)?,
         None => data.new_model(&settings)?,
     };
-    settings.end_token = tokenizer.end_text();
-    let task = data.tokenize(&settings, &tokenizer)?;
+    settings.tokenizer.end_token = tokenizer.end_text();
+    let task = data.tokenize(&tokenizer)?;
     let trainer = task.trainer(&model, &settings)?;
     let state = TrainingState {
         step: 0,
@@ -88,7 +88,7 @@ pub fn resume(arguments: &ResumeArguments) -> Result<()> {
         state,
     } = run.latest()?;
     let settings = run.settings();
-    let task = Rows::read(settings)?.tokenize(settings, &tokenizer)?;
+    let task = Rows::read(settings)?.tokenize(&tokenizer)?;
     (task.responses)
         .check_same(&run.trie()?)
         .with_context(|| arguments.run.display().to_string())?;
@@ -112,7 +112,7 @@ pub fn resume(arguments: &ResumeArguments) -> Result<()> {
 /// A pretrained model with new adapters.
 fn adapted_model(settings: &RunSettings, base: &Path) -> Result<(Llama, TextTokenizer)> {
     settings.adapter.check()?;
-    let pretrained = Pretrained::open(base, settings.end_token.as_deref())?;
+    let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
     let (mut model, tokenizer) = pretrained.read()?;
     model.adapt(&settings.adapter, settings.training.seed)?;
     Ok((model, tokenizer))
@@ -166,21 +166,13 @@ impl Rows {
 
     /// A model to train from scratch.
     fn new_model(&self, settings: &RunSettings) -> Result<(Llama, TextTokenizer)> {
-        let tokenizer = self.tokenizer(settings)?;
+        let tokenizer = open_tokenizer(&settings.tokenizer, self.catalogue(), &self.prompt)?;
         let config = (settings.model).config(tokenizer.vocabulary(), tokenizer.end());
         let model = Llama::random(config, settings.training.seed, DType::F32)?;
         Ok((model, tokenizer))
     }
 
-    fn tokenizer(&self, settings: &RunSettings) -> Result<TextTokenizer> {
-        match &settings.tokenizer {
-            Some(file) => TextTokenizer::load(file, settings.end_token.as_deref()),
-            None => train_tokenizer(self.catalogue(), &self.prompt, settings.vocabulary)
-                .context("cannot train a tokenizer"),
-        }
-    }
-
-    fn tokenize(&self, _settings: &RunSettings, tokenizer: &TextTokenizer) -> Result<Task> {
+    fn tokenize(&self, tokenizer: &TextTokenizer) -> Result<Task> {
         let responses = Responses::new(self.catalogue(), tokenizer)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
         Ok(Task {

@@ -10,6 +10,7 @@ use crate::{
     device::DeviceChoice,
     model::LoraSettings,
     prompt::{Prompt, PromptStyle},
+    search::SearchSettings,
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
 
@@ -261,9 +262,8 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
-    /// Beams of a search
-    #[arg(long, default_value_t = 10)]
-    pub beams: usize,
+    #[command(flatten)]
+    pub search: SearchSettings,
 
     /// Users evaluated side by side
     #[arg(long, default_value_t = 32)]

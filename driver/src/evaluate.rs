@@ -1,8 +1,7 @@
 //! Evaluation: beam search over the trie, and the item NLL.
 
-use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use candle_trie::{BeamSearch, Convention, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
+use anyhow::Result;
+use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
 
 use crate::{
     batch::{Batch, Reading, longest_response, response_rows},
@@ -10,6 +9,7 @@ use crate::{
     progress::Progress,
     ranking::Ranking,
     responses::Example,
+    search::{SearchSettings, Searcher},
 };
 
 /// How well a model recommends.
@@ -25,8 +25,8 @@ pub struct Evaluation {
 pub struct Evaluator<'a> {
     /// The trie of all responses.
     pub trie: &'a TokenTrie,
-    /// Beams of a search.
-    pub beams: usize,
+    /// How the catalogue is searched.
+    pub search: SearchSettings,
     /// Users evaluated side by side.
     pub batch_size: usize,
     /// The temperature of the softmax: that of training.
@@ -37,12 +37,13 @@ impl Evaluator<'_> {
     /// Evaluates a model on examples.
     pub fn evaluate(&self, label: &str, model: &Llama, examples: &[Example]) -> Result<Evaluation> {
         let loss = self.sum_of_item_nlls()?;
+        let searcher = Searcher::new(self.trie, model, self.search, self.temperature)?;
         let mut places = Vec::with_capacity(examples.len());
         let mut item_nll = 0.0;
         let mut progress = Progress::new(label, examples.len());
         for examples in by_length(examples).chunks(self.batch_size) {
             item_nll += self.item_nll(model, &loss, examples)?;
-            places.extend(self.places(model, examples)?);
+            places.extend(self.places(&searcher, examples)?);
             progress.advance(examples.len());
         }
         progress.finish();
@@ -87,27 +88,16 @@ impl Evaluator<'_> {
         Ok(output.loss.to_scalar::<f32>()?.into())
     }
 
-    /// The place of each target among the items that beam search found.
-    fn places(&self, model: &Llama, examples: &[&Example]) -> Result<Vec<Option<usize>>> {
-        let search = self.search(model, examples)?;
-        let place = |(user, example): (usize, &&Example)| {
-            search
-                .found(user)
+    /// The place of each target among the items that the search found.
+    fn places(&self, searcher: &Searcher, examples: &[&Example]) -> Result<Vec<Option<usize>>> {
+        let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.prompt[..]).collect();
+        let found = searcher.recommend(&prompts, &[])?.found;
+        let place = |(found, example): (&Vec<Found>, &&Example)| {
+            found
                 .iter()
                 .position(|found| found.items.contains(&example.target))
         };
-        Ok(examples.iter().enumerate().map(place).collect())
-    }
-
-    fn search(&self, model: &Llama, examples: &[&Example]) -> Result<BeamSearch> {
-        let mut search = BeamSearch::new(self.trie, examples.len(), self.beams, self.temperature)?;
-        let (tokens, lengths) = prompts(examples, model.head().device())?;
-        let (mut hidden, mut cache) = model.read_prompts(&tokens, &lengths)?;
-        while let Some(step) = search.step(&hidden.matmul(&model.head().t()?)?)? {
-            cache.continue_from(&step.parents)?;
-            hidden = model.step(&step.tokens, &mut cache)?;
-        }
-        Ok(search)
+        Ok(found.iter().zip(examples).map(place).collect())
     }
 }
 
@@ -116,26 +106,4 @@ fn by_length(examples: &[Example]) -> Vec<&Example> {
     let mut by_length: Vec<&Example> = examples.iter().collect();
     by_length.sort_by_key(|example| example.prompt.len());
     by_length
-}
-
-/// Prompts padded on the right, and their lengths.
-fn prompts(examples: &[&Example], device: &Device) -> Result<(Tensor, Vec<u32>)> {
-    let longest = examples
-        .iter()
-        .map(|example| example.prompt.len())
-        .max()
-        .context("no example")?;
-    let mut tokens = Vec::with_capacity(examples.len() * longest);
-    for (row, example) in examples.iter().enumerate() {
-        tokens.extend_from_slice(&example.prompt);
-        tokens.resize((row + 1) * longest, 0);
-    }
-    let lengths = examples
-        .iter()
-        .map(|example| example.prompt.len() as u32)
-        .collect();
-    Ok((
-        Tensor::from_vec(tokens, (examples.len(), longest), device)?,
-        lengths,
-    ))
 }

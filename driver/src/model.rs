@@ -15,7 +15,7 @@ mod parameters;
 mod rotary;
 mod softmax;
 
-pub use cache::Cache;
+pub use cache::{Cache, Sequence};
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
 pub use llama::Llama;
 pub use lora::{LoraSettings, TARGETS};

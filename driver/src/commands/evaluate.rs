@@ -54,7 +54,7 @@ pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
     )?;
     let evaluator = Evaluator {
         trie: &trie,
-        beams: arguments.beams,
+        search: arguments.search,
         batch_size: arguments.batch_size,
         temperature: arguments.temperature.unwrap_or(state.temperature.value),
     };
@@ -76,7 +76,7 @@ pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
             },
         ],
         notes: vec![
-            format!("{} users, {} beams.", test.len(), arguments.beams),
+            format!("{} users, {} beams.", test.len(), arguments.search.beams),
             super::nll_note(&responses),
         ],
     }

@@ -265,7 +265,7 @@ impl Training<'_> {
         }
         let evaluator = Evaluator {
             trie: self.task.responses.trie(),
-            beams: 1,
+            search: SearchSettings::default(),
             batch_size: VALIDATION_BATCH,
             temperature: self.state.temperature.value,
         };

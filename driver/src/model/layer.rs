@@ -5,8 +5,8 @@ use candle_core::Tensor;
 
 use super::{
     LlamaConfig, Parameters,
-    attention::{Attention, Step},
-    cache::LayerCache,
+    attention::Attention,
+    cache::{Feed, LayerCache},
     feed_forward::gated,
     linear::Linear,
     norm::Norm,
@@ -77,14 +77,14 @@ impl Layer {
         Ok((self.feed_forward(&(x + attended)?, noise)?, keys, values))
     }
 
-    /// The layer's output for one new token of every beam.
+    /// The layer's output for tokens that are fed, `[tokens, 1, hidden]`.
     pub fn step(
         &self,
         x: &Tensor,
         cached: &mut LayerCache,
-        place: &Step,
+        feed: &Feed,
     ) -> candle_core::Result<Tensor> {
-        let attended = (self.attention).step(&self.attention_norm.forward(x)?, cached, place)?;
+        let attended = (self.attention).step(&self.attention_norm.forward(x)?, cached, feed)?;
         self.feed_forward(&(x + attended)?, None)
     }
 

@@ -245,8 +245,12 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
-    /// Beams of a search
-    #[arg(long, default_value_t = 10)]
+    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run]
+    #[arg(long, value_name = "FILE")]
+    pub ranks: Option<PathBuf>,
+
+    /// Beams of a search: lists of more items than this cannot be judged
+    #[arg(long, default_value_t = 20)]
     pub beams: usize,
 
     /// Users evaluated side by side

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     dataset::{DataArguments, Split},
     device::DeviceChoice,
+    model::LoraSettings,
     prompt::{Prompt, PromptStyle},
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
@@ -30,7 +31,7 @@ pub struct Arguments {
 pub enum Command {
     /// Watch a small model become a recommender: a synthetic catalogue, three losses, one table
     Demo(DemoArguments),
-    /// Train a model on a catalogue and its users
+    /// Train a model on a catalogue and its users: adapters of a pretrained one, or a small one from scratch
     Train(Box<TrainArguments>),
     /// Go on with a training that was interrupted, to the same result bit for bit
     Resume(ResumeArguments),
@@ -101,8 +102,23 @@ pub struct RunSettings {
     #[command(flatten, next_help_heading = "Model")]
     pub tokenizer: TokenizerArguments,
 
+    /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
+    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
+    /// of the sizes below is trained from scratch]
+    #[arg(
+        long = "model",
+        value_name = "FOLDER|FILE.gguf",
+        help_heading = "Model",
+        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
+    )]
+    pub pretrained: Option<PathBuf>,
+
+    /// The adapters of a pretrained model.
+    #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
+    pub adapter: LoraSettings,
+
     /// The sizes of the model.
-    #[command(flatten, next_help_heading = "Model")]
+    #[command(flatten, next_help_heading = "Model from scratch")]
     pub model: ModelSettings,
 
     /// The words around a history.

@@ -1,22 +1,22 @@
 //! A model at one step of its training, with all that the training needs to go on from there. The folder is one that
 //! Hugging Face's tools read.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use candle_core::{Device, Tensor, safetensors};
+use candle_core::{DType, Device, Tensor, safetensors};
 use candle_trie::TemperatureState;
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    adapter,
+    json::{read_json, write_json},
     model::{Llama, LlamaConfig},
     optimizer::AdamW,
+    pretrained::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE},
     tokenizer::TextTokenizer,
 };
 
-const WEIGHTS_FILE: &str = "model.safetensors";
-const CONFIG_FILE: &str = "config.json";
-const TOKENIZER_FILE: &str = "tokenizer.json";
 const MOMENTS_FILE: &str = "optimizer.safetensors";
 const STATE_FILE: &str = "state.json";
 
@@ -53,15 +53,19 @@ pub struct Checkpoint {
     pub state: TrainingState,
 }
 
-/// Writes a checkpoint into a folder.
+/// Writes a checkpoint into a folder. `base` is where a pretrained model is whose adapters are trained.
 pub fn save(
     folder: &Path,
     model: &Llama,
+    base: Option<&Path>,
     tokenizer: &TextTokenizer,
     optimizer: &AdamW,
     state: &TrainingState,
 ) -> Result<()> {
-    model.save(&folder.join(WEIGHTS_FILE))?;
+    match base {
+        Some(base) => adapter::save(folder, model, base)?,
+        None => model.save(&folder.join(WEIGHTS_FILE))?,
+    }
     write_json(&folder.join(CONFIG_FILE), model.config())?;
     tokenizer.save(&folder.join(TOKENIZER_FILE))?;
     let moments = folder.join(MOMENTS_FILE);
@@ -83,8 +87,16 @@ impl Checkpoint {
             tokenizer.vocabulary(),
             config.vocab_size
         );
+        let model = match adapter::is_in(folder) {
+            true => adapter::load_with_base(folder)?,
+            false => {
+                let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)])?;
+                Llama::of(config, Box::new(weights), DType::F32, false)
+                    .with_context(|| folder.display().to_string())?
+            }
+        };
         Ok(Self {
-            model: Llama::load(config, &folder.join(WEIGHTS_FILE))?,
+            model,
             tokenizer,
             state: read_json(&folder.join(STATE_FILE))?,
         })
@@ -95,17 +107,4 @@ impl Checkpoint {
 pub fn load_moments(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
     let path = folder.join(MOMENTS_FILE);
     safetensors::load(&path, device).with_context(|| format!("cannot read {}", path.display()))
-}
-
-/// Writes a file of one JSON value.
-pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// Reads a file of one JSON value.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| path.display().to_string())
 }

@@ -1,6 +1,7 @@
 //! The parts of `msl`: data, prompts, a small Llama-style model, training and evaluation with the losses of
 //! `candle-trie`.
 
+pub mod adapter;
 pub mod arguments;
 pub mod batch;
 pub mod catalogue;
@@ -13,12 +14,14 @@ pub mod evaluate;
 pub mod events;
 pub mod gradients;
 pub mod interrupt;
+pub mod json;
 pub mod metrics;
 pub mod model;
 pub mod optimizer;
 pub mod output;
 pub mod paper_format;
 pub mod popularity;
+pub mod pretrained;
 pub mod progress;
 pub mod prompt;
 pub mod random;

@@ -10,7 +10,8 @@ use candle_trie::TokenTrie;
 
 use crate::{
     arguments::RunSettings,
-    checkpoint::{Checkpoint, read_json, write_json},
+    checkpoint::Checkpoint,
+    json::{read_json, write_json},
     output::OutputFolder,
 };
 

@@ -7,7 +7,7 @@ use candle_trie::{
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::model::LlamaConfig;
+use crate::model::{EndTokens, LlamaConfig};
 
 /// Which loss a model is trained with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -293,8 +293,8 @@ impl ModelSettings {
             intermediate_size: self.intermediate,
             num_hidden_layers: self.layers,
             num_attention_heads: self.heads,
-            num_key_value_heads: self.key_value_heads,
-            eos_token_id: end_token,
+            num_key_value_heads: Some(self.key_value_heads),
+            eos_token_id: Some(EndTokens::One(end_token)),
             ..LlamaConfig::default()
         }
     }

@@ -35,7 +35,7 @@ pub struct Trainer<'a> {
     convention: Convention,
     /// Looks at the statistics where the loss does not.
     observer: MaskedSoftmaxLoss,
-    /// The head, where it is not trained.
+    /// The head, where it is not trained and the trie masks the loss.
     frozen_head: Option<FrozenHead>,
     optimizer: AdamW,
     workers: Workers,
@@ -77,6 +77,7 @@ impl<'a> Trainer<'a> {
             _ => Reading::Whole,
         };
         let observer = loss.observer(trie)?;
+        let kind = loss.loss;
         let loss = loss.build(trie, model.config().vocab_size)?;
         Ok(Self {
             model,
@@ -85,7 +86,7 @@ impl<'a> Trainer<'a> {
             convention: loss.convention(),
             loss,
             observer,
-            frozen_head: match head.track_op() {
+            frozen_head: match head.track_op() || kind == LossKind::Lml {
                 true => None,
                 false => Some(FrozenHead::new(head, trie)?),
             },
@@ -246,10 +247,12 @@ impl<'a> Trainer<'a> {
     }
 
     /// The hidden states that predict the responses, shard by shard.
-    fn hidden(&self, shards: &[Batch], _noise: &mut impl RngCore) -> Result<Vec<Tensor>> {
-        let hidden = |shard: &Batch| shard.response_hidden(&self.model.hidden(&shard.tokens)?);
-        self.workers
-            .map(shards.len(), |shard| hidden(&shards[shard]))
+    fn hidden(&self, shards: &[Batch], noise: &mut impl RngCore) -> Result<Vec<Tensor>> {
+        let noise: Vec<u64> = shards.iter().map(|_| noise.next_u64()).collect();
+        self.workers.map(shards.len(), |index| {
+            let shard = &shards[index];
+            shard.response_hidden(&self.model.hidden_in_training(&shard.tokens, noise[index])?)
+        })
     }
 
     /// Goes back through the shards from the gradient of their hidden states. Sums are taken in the order of the

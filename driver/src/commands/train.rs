@@ -1,4 +1,8 @@
-use std::{ops::ControlFlow, path::Path, time::Duration};
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::DType;
@@ -16,6 +20,7 @@ use crate::{
     metrics::{MetricsFile, StepMetrics, read_metrics},
     model::Llama,
     output::OutputFolder,
+    pretrained::Pretrained,
     prompt::Prompt,
     random::{Purpose, random},
     report::{print_json, table},
@@ -33,15 +38,18 @@ const VALIDATION_BATCH: usize = 16;
 /// `msl train`
 pub fn train(arguments: &TrainArguments) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
-    let settings = RunSettings {
+    let mut settings = RunSettings {
         data: arguments.run.data.absolute()?,
+        pretrained: absolute(arguments.run.pretrained.as_deref())?,
         ..arguments.run.clone()
     };
     let data = Rows::read(&settings)?;
-    let tokenizer = open_tokenizer(&settings.tokenizer, data.catalogue(), &data.prompt)?;
+    let (model, tokenizer) = match &settings.pretrained {
+        Some(base) => adapted_model(&settings, base)?,
+        None => data.new_model(&settings)?,
+    };
+    settings.tokenizer.end_token = tokenizer.end_text();
     let task = data.tokenize(&tokenizer)?;
-    let config = (settings.model).config(tokenizer.vocabulary(), tokenizer.end());
-    let model = Llama::random(config, settings.training.seed, DType::F32)?;
     let trainer = task.trainer(&model, &settings)?;
     let state = TrainingState {
         step: 0,
@@ -54,7 +62,10 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
         arguments.overwrite,
         &settings,
         task.responses.trie(),
-        |folder| checkpoint::save(folder, &model, &tokenizer, trainer.optimizer(), &state),
+        |folder| {
+            let (base, optimizer) = (settings.pretrained.as_deref(), trainer.optimizer());
+            checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)
+        },
     )?;
     let training = Training {
         run: &run,
@@ -98,6 +109,24 @@ pub fn resume(arguments: &ResumeArguments) -> Result<()> {
     training.go_on(trainer, arguments.json)
 }
 
+/// A pretrained model with new adapters.
+fn adapted_model(settings: &RunSettings, base: &Path) -> Result<(Llama, TextTokenizer)> {
+    settings.adapter.check()?;
+    let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
+    let (mut model, tokenizer) = pretrained.read()?;
+    model.adapt(&settings.adapter, settings.training.seed)?;
+    Ok((model, tokenizer))
+}
+
+/// A run is gone on with from anywhere.
+fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
+    path.map(|path| {
+        path.canonicalize()
+            .with_context(|| format!("there is no {}", path.display()))
+    })
+    .transpose()
+}
+
 /// What a run trains on and is validated by.
 struct Rows {
     dataset: Dataset,
@@ -133,6 +162,14 @@ impl Rows {
             dataset,
             prompt: settings.prompt.prompt(),
         })
+    }
+
+    /// A model to train from scratch.
+    fn new_model(&self, settings: &RunSettings) -> Result<(Llama, TextTokenizer)> {
+        let tokenizer = open_tokenizer(&settings.tokenizer, self.catalogue(), &self.prompt)?;
+        let config = (settings.model).config(tokenizer.vocabulary(), tokenizer.end());
+        let model = Llama::random(config, settings.training.seed, DType::F32)?;
+        Ok((model, tokenizer))
     }
 
     fn tokenize(&self, tokenizer: &TextTokenizer) -> Result<Task> {
@@ -256,7 +293,15 @@ impl Training<'_> {
         let best = self.state.best.map(|best| best.step);
         self.run.save(self.state.step, best, |folder| {
             let optimizer = trainer.optimizer();
-            checkpoint::save(folder, self.model, self.tokenizer, optimizer, &self.state)
+            let base = self.run.settings().pretrained.as_deref();
+            checkpoint::save(
+                folder,
+                self.model,
+                base,
+                self.tokenizer,
+                optimizer,
+                &self.state,
+            )
         })
     }
 }

@@ -77,7 +77,9 @@ fn model(criterion: &mut Criterion, model: &Model) {
         let mut few = Vec::new();
         group.bench_function(*name, |bencher| {
             if few.is_empty() {
-                step(); // Memory that is kept from call to call is not a step's.
+                if !slow {
+                    step(); // Memory that is kept from call to call is not a step's.
+                }
                 let (peak, (loss, gradient)) = peak_of(&mut step);
                 let output = gradient.elem_count() * size_of::<f32>();
                 let figure = format!("{}/{name}/peak bytes", model.name);

@@ -3,38 +3,56 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::Instant;
 
+use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use candle_trie::{FrozenHead, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets};
-use criterion::{Criterion, criterion_group, criterion_main};
 use support::memory::peak_of;
 use support::{SMOLLM2, Shape, hidden_states, record, settle_allocator, uniform};
 
 const VOCABULARIES: [usize; 4] = [16_384, 131_072, 524_288, 2_097_152];
+const ROUNDS: usize = 200;
 
-fn vocabulary(criterion: &mut Criterion) {
+fn main() {
     settle_allocator();
-    let mut group = criterion.benchmark_group("vocabulary");
-    group.measurement_time(Duration::from_secs(3));
-    for size in VOCABULARIES {
-        let shape = spread(&Shape::books(), size);
-        let rows = &shape.rows;
-        let hidden = hidden_states(rows.positions(), SMOLLM2.hidden);
-        let hidden = Var::from_tensor(&hidden).unwrap();
-        let head = head(&shape, size);
-        let frozen = FrozenHead::new(&head, &shape.sets).unwrap();
-        let mut loss = MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0)).unwrap();
-        let mut step = || {
-            let output = loss.forward_linear(&hidden, &frozen, rows).unwrap();
-            output.loss.backward().unwrap()
-        };
-        let (peak, gradients) = peak_of(&mut step);
-        drop(gradients);
-        record(&format!("vocabulary/{size}/peak bytes"), peak as f64);
-        group.bench_function(size.to_string(), |bencher| bencher.iter(&mut step));
+    let mut steps: Vec<_> = (VOCABULARIES.iter())
+        .map(|&size| {
+            let mut step = step(size);
+            let (peak, gradients) = peak_of(&mut step);
+            drop(gradients);
+            record(&format!("vocabulary/{size}/peak bytes"), peak as f64);
+            (size, step, Vec::with_capacity(ROUNDS))
+        })
+        .collect();
+    // Round by round, so that a second in which the machine is busy meets all sizes alike.
+    for _ in 0..ROUNDS {
+        for (_, step, seconds) in &mut steps {
+            let start = Instant::now();
+            drop(step());
+            seconds.push(start.elapsed().as_secs_f64());
+        }
     }
-    group.finish();
+    for (size, _, seconds) in &mut steps {
+        seconds.sort_by(f64::total_cmp);
+        record(&format!("vocabulary/{size}/seconds"), seconds[ROUNDS / 2]);
+    }
+}
+
+/// A training step's share: forward and backward over a vocabulary of this size.
+fn step(size: usize) -> impl FnMut() -> GradStore {
+    let shape = spread(&Shape::books(), size);
+    let hidden = hidden_states(shape.rows.positions(), SMOLLM2.hidden);
+    let hidden = Var::from_tensor(&hidden).expect("a variable");
+    let frozen = FrozenHead::new(&head(&shape, size), &shape.sets).expect("a head");
+    let temperature = Temperature::fixed(1.0);
+    let mut loss = MaskedSoftmaxLoss::new(&shape.sets, temperature).expect("a loss");
+    move || {
+        let output = loss.forward_linear(&hidden, &frozen, &shape.rows);
+        output
+            .and_then(|output| Ok(output.loss.backward()?))
+            .expect("gradients")
+    }
 }
 
 /// The shape with its distinct tokens spread evenly over a vocabulary.
@@ -68,6 +86,3 @@ fn head(shape: &Shape, vocabulary: usize) -> Tensor {
     }
     Tensor::from_vec(values, (vocabulary, width), &Device::Cpu).expect("a tensor")
 }
-
-criterion_group!(benches, vocabulary);
-criterion_main!(benches);

@@ -128,15 +128,19 @@ def given_logits(results):
     return table(["", "ms", "× its floor"], rows)
 
 
+def vocabularies(results):
+    names = [name.split("/") for name in results.figures if name.startswith("vocabulary/")]
+    return [int(size) for _, size, figure in names if figure == "seconds"]
+
+
 def vocabulary(results):
-    sizes = [int(name.split("/")[1]) for name in results.figures if name.startswith("vocabulary/")]
     rows = [
         [
             f"{size:,}",
-            milliseconds(results.seconds(f"vocabulary/{size}")),
+            milliseconds(results.figures[f"vocabulary/{size}/seconds"]),
             f"{results.figures[f'vocabulary/{size}/peak bytes'] / MEBIBYTE:.1f}",
         ]
-        for size in sizes
+        for size in vocabularies(results)
     ]
     return table(["V", "ms", "peak MiB"], rows)
 
@@ -191,8 +195,7 @@ def wanted(results):
     reused /= results.seconds("given logits/fill of reused memory")
     fresh = results.seconds("given logits/gradient into fresh memory")
     fresh /= results.seconds("given logits/writes into lazily zeroed memory")
-    sizes = [name for name in results.figures if name.startswith("vocabulary/")]
-    flat = [results.seconds(name.removesuffix("/peak bytes")) for name in sizes]
+    flat = [results.figures[f"vocabulary/{size}/seconds"] for size in vocabularies(results)]
     million, ten = results.seconds("trie/1000000"), results.seconds("trie/10000000")
     peak = results.figures["trie/10000000/peak bytes"] / results.figures["trie/10000000/input bytes"]
     rows = [

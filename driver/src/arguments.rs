@@ -3,16 +3,24 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    dataset::{DataArguments, Split},
+    device::DeviceChoice,
+    model::LoraSettings,
     prompt::{Prompt, PromptStyle},
-    settings::{LossSettings, ModelSettings, TrainingSettings},
+    settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
 
 /// Tune and evaluate a language model as a recommender with the masked softmax loss
 #[derive(Parser)]
 #[command(name = "msl", version, propagate_version = true)]
 pub struct Arguments {
+    /// Where to compute: auto (the first GPU that can be used, else the processor), cpu or cuda:N
+    #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
+    pub device: DeviceChoice,
+
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -23,8 +31,12 @@ pub struct Arguments {
 pub enum Command {
     /// Watch a small model become a recommender: a synthetic catalogue, three losses, one table
     Demo(DemoArguments),
-    /// Train a model from scratch on a catalogue in the paper's format
+    /// Train a model on a catalogue and its users: adapters of a pretrained one, or a small one from scratch
     Train(Box<TrainArguments>),
+    /// Go on with a training that was interrupted, to the same result bit for bit
+    Resume(ResumeArguments),
+    /// Look at a catalogue as the losses will see it, and hear which scope of ats is defined for it
+    Inspect(InspectArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
     /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
@@ -58,11 +70,11 @@ pub struct DemoArguments {
 /// Options of `msl train`.
 #[derive(Args)]
 pub struct TrainArguments {
-    /// The folder with id2name4Rec.json and train*.csv
-    #[arg(long, value_name = "FOLDER")]
-    pub data: PathBuf,
+    /// All that decides what comes out.
+    #[command(flatten)]
+    pub run: RunSettings,
 
-    /// The folder to write the trained model to
+    /// The folder to write the run to
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
@@ -70,25 +82,44 @@ pub struct TrainArguments {
     #[arg(long)]
     pub overwrite: bool,
 
-    /// The training rows [default: the largest train*.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
-    pub train: Option<PathBuf>,
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// All that decides what comes out of a training. A run keeps it, to be gone on with.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
 
     /// Use this many training rows, chosen by the seed [default: all]
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", help_heading = "Data")]
     pub samples: Option<usize>,
 
-    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
+    /// What cuts texts into tokens.
+    #[command(flatten, next_help_heading = "Model")]
+    pub tokenizer: TokenizerArguments,
 
-    /// The token that ends a response [default: looked for among the usual ones]
-    #[arg(long, value_name = "TOKEN")]
-    pub end_token: Option<String>,
+    /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
+    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
+    /// of the sizes below is trained from scratch]
+    #[arg(
+        long = "model",
+        value_name = "FOLDER|FILE.gguf",
+        help_heading = "Model",
+        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
+    )]
+    pub pretrained: Option<PathBuf>,
 
-    /// The largest vocabulary of a tokenizer that is trained here
-    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
-    pub vocabulary: usize,
+    /// The adapters of a pretrained model.
+    #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
+    pub adapter: LoraSettings,
+
+    /// The sizes of the model.
+    #[command(flatten, next_help_heading = "Model from scratch")]
+    pub model: ModelSettings,
 
     /// The words around a history.
     #[command(flatten, next_help_heading = "Prompt")]
@@ -102,9 +133,74 @@ pub struct TrainArguments {
     #[command(flatten, next_help_heading = "Training")]
     pub training: TrainingSettings,
 
-    /// The sizes of the model.
-    #[command(flatten, next_help_heading = "Model")]
-    pub model: ModelSettings,
+    /// What is kept of it.
+    #[command(flatten, next_help_heading = "Checkpoints")]
+    pub checkpoints: CheckpointSettings,
+}
+
+/// What cuts texts into tokens.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerArguments {
+    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// The token that ends a response [default: looked for among the usual ones]
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
+
+    /// The largest vocabulary of a tokenizer that is trained here
+    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
+    pub vocabulary: usize,
+}
+
+/// Options of `msl inspect`.
+#[derive(Args)]
+pub struct InspectArguments {
+    /// The folder of the catalogue and its users: RecBole's atomic files or the paper's files
+    #[arg(value_name = "CATALOGUE")]
+    pub catalogue: PathBuf,
+
+    /// The column of a .item file that names the items [default: the one called title or name, or ending so]
+    #[arg(long, value_name = "COLUMN")]
+    pub title_column: Option<String>,
+
+    /// What cuts texts into tokens.
+    #[command(flatten)]
+    pub tokenizer: TokenizerArguments,
+
+    /// The words around a history.
+    #[command(flatten, next_help_heading = "Prompt")]
+    pub prompt: PromptArguments,
+
+    /// η: the probability that ats gives the average target
+    #[arg(long, default_value_t = 0.25, value_name = "η")]
+    pub eta: f64,
+
+    /// Print one JSON object instead of the tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl InspectArguments {
+    /// Where the rows come from.
+    pub fn data(&self) -> DataArguments {
+        DataArguments {
+            data: self.catalogue.clone(),
+            train: None,
+            validation: 0,
+            title_column: self.title_column.clone(),
+            history: 10,
+        }
+    }
+}
+
+/// Options of `msl resume`.
+#[derive(Args)]
+pub struct ResumeArguments {
+    /// The folder of a run that was interrupted
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
 
     /// Print one JSON object instead of the table
     #[arg(long)]
@@ -112,7 +208,7 @@ pub struct TrainArguments {
 }
 
 /// How to speak of the items.
-#[derive(Args)]
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptArguments {
     /// What an item is called
     #[arg(long, default_value = "book")]
@@ -141,23 +237,27 @@ impl PromptArguments {
 /// Options of `msl evaluate`.
 #[derive(Args)]
 pub struct EvaluateArguments {
-    /// The folder of a trained model
+    /// The folder of a run
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// The folder with id2name4Rec.json, train*.csv (for popularity) and test.csv
+    /// The step of the checkpoint [default: the best on the validation rows, or the last where there were none]
+    #[arg(long, value_name = "STEP")]
+    pub checkpoint: Option<usize>,
+
+    /// The folder of the catalogue and its users [default: that of training]
     #[arg(long, value_name = "FOLDER")]
-    pub data: PathBuf,
+    pub data: Option<PathBuf>,
 
-    /// The training rows that popularity counts [default: the largest train*.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
-    pub train: Option<PathBuf>,
+    /// Which rows to evaluate on
+    #[arg(long, value_enum, default_value = "test")]
+    pub split: Split,
 
-    /// The test rows [default: test.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
+    /// Evaluate on the rows of this file instead, in the paper's format
+    #[arg(long, value_name = "FILE", conflicts_with = "split")]
     pub test: Option<PathBuf>,
 
-    /// Use this many test rows, chosen by the seed of training [default: all]
+    /// Use this many of them, chosen by the seed of training [default: all]
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
@@ -181,9 +281,9 @@ pub struct EvaluateArguments {
 /// Options of `msl shapes`.
 #[derive(Args)]
 pub struct ShapesArguments {
-    /// The folder with id2name4Rec.json and train*.csv
-    #[arg(long, value_name = "FOLDER")]
-    pub data: PathBuf,
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
 
     /// A tokenizer.json
     #[arg(long, value_name = "FILE")]
@@ -192,10 +292,6 @@ pub struct ShapesArguments {
     /// The token that ends a response [default: looked for among the usual ones]
     #[arg(long, value_name = "TOKEN")]
     pub end_token: Option<String>,
-
-    /// The training rows [default: the largest train*.csv of the data folder]
-    #[arg(long, value_name = "FILE")]
-    pub train: Option<PathBuf>,
 
     /// Responses in the batch: those of the first training rows
     #[arg(long, default_value_t = 128)]

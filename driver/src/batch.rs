@@ -40,7 +40,12 @@ impl Reading {
 impl Batch {
     /// Lays out examples, with room for `longest` labels each. What stands in the padding does not matter, and neither
     /// does what predicts the labels beyond what is read.
-    pub fn new(examples: &[&Example], longest: usize, reading: Reading) -> Result<Self> {
+    pub fn new(
+        examples: &[&Example],
+        longest: usize,
+        reading: Reading,
+        device: &Device,
+    ) -> Result<Self> {
         let width = examples
             .iter()
             .map(|example| reading.length(example))
@@ -57,9 +62,9 @@ impl Batch {
                 .extend((0..longest).map(|label| (row * width + (first + label).min(last)) as u32));
         }
         Ok(Self {
-            tokens: Tensor::from_vec(tokens, (examples.len(), width), &Device::Cpu)?,
+            tokens: Tensor::from_vec(tokens, (examples.len(), width), device)?,
             token_count: examples.iter().map(|example| reading.length(example)).sum(),
-            positions: Tensor::new(positions, &Device::Cpu)?,
+            positions: Tensor::new(positions, device)?,
         })
     }
 

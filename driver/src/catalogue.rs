@@ -16,6 +16,8 @@ pub struct Item {
 /// One training or test row: the items a user chose, and the one chosen next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interaction {
+    /// Who chose, as the data calls them.
+    pub user: String,
     /// Item ids, oldest first.
     pub history: Vec<u64>,
     /// The item chosen after them.

@@ -1,107 +1,110 @@
-//! A trained model and all that belongs to it, in one folder.
+//! A model at one step of its training, with all that the training needs to go on from there. The folder is one that
+//! Hugging Face's tools read.
 
-use std::{fs, path::Path};
+use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use candle_trie::{TemperatureState, TokenTrie};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use candle_core::{DType, Device, Tensor, safetensors};
+use candle_trie::TemperatureState;
+use serde::{Deserialize, Serialize};
 
 use crate::{
+    adapter,
+    json::{read_json, write_json},
     model::{Llama, LlamaConfig},
-    prompt::Prompt,
-    settings::{LossSettings, ModelSettings, TrainingSettings},
+    optimizer::AdamW,
+    pretrained::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE},
     tokenizer::TextTokenizer,
 };
 
-const WEIGHTS_FILE: &str = "model.safetensors";
-const CONFIG_FILE: &str = "config.json";
-const TOKENIZER_FILE: &str = "tokenizer.json";
-const TRIE_FILE: &str = "trie.safetensors";
-const TRAINING_FILE: &str = "training.json";
-/// The file of one JSON object a step.
-pub const METRICS_FILE: &str = "metrics.jsonl";
+const MOMENTS_FILE: &str = "optimizer.safetensors";
+const STATE_FILE: &str = "state.json";
 
-/// How a model was trained, and how to ask it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct TrainingRecord {
-    /// The wording of prompts.
-    pub prompt: Prompt,
-    /// The text of the end token, where one was named.
-    pub end_token: Option<String>,
-    /// The loss.
-    pub loss: LossSettings,
-    /// The training.
-    pub training: TrainingSettings,
-    /// The sizes.
-    pub model: ModelSettings,
-    /// The temperature at the end.
+/// Where a training stands, besides its weights and the moments of its optimizer. The order of the rows and what drops
+/// out follow from the seed and the step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TrainingState {
+    /// Steps taken.
+    pub step: usize,
+    /// The temperature as it stands.
     pub temperature: TemperatureState,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// The checkpoint that was best on the validation rows.
+    pub best: Option<Best>,
 }
 
-/// A trained model with its tokenizer and its trie.
+/// What a checkpoint was chosen for.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Best {
+    /// Its step.
+    pub step: usize,
+    /// Its mean item NLL on the validation rows.
+    pub item_nll: f64,
+}
+
+/// A checkpoint that was read.
 pub struct Checkpoint {
     /// The model.
     pub model: Llama,
     /// Its tokenizer.
     pub tokenizer: TextTokenizer,
-    /// The trie of the catalogue that it was trained on.
-    pub trie: TokenTrie,
-    /// How it was trained.
-    pub record: TrainingRecord,
+    /// Where the training stood.
+    pub state: TrainingState,
 }
 
-/// Writes a checkpoint into a folder.
+/// Writes a checkpoint into a folder. `base` is where a pretrained model is whose adapters are trained.
 pub fn save(
     folder: &Path,
     model: &Llama,
+    base: Option<&Path>,
     tokenizer: &TextTokenizer,
-    trie: &TokenTrie,
-    record: &TrainingRecord,
+    optimizer: &AdamW,
+    state: &TrainingState,
 ) -> Result<()> {
-    model.save(&folder.join(WEIGHTS_FILE))?;
-    tokenizer.save(&folder.join(TOKENIZER_FILE))?;
-    trie.save(folder.join(TRIE_FILE))?;
+    match base {
+        Some(base) => adapter::save(folder, model, base)?,
+        None => model.save(&folder.join(WEIGHTS_FILE))?,
+    }
     write_json(&folder.join(CONFIG_FILE), model.config())?;
-    write_json(&folder.join(TRAINING_FILE), record)
+    tokenizer.save(&folder.join(TOKENIZER_FILE))?;
+    let moments = folder.join(MOMENTS_FILE);
+    safetensors::save(&optimizer.moments(), &moments)
+        .with_context(|| format!("cannot write {}", moments.display()))?;
+    write_json(&folder.join(STATE_FILE), state)
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint; parts that do not fit together are an error.
-    pub fn load(folder: &Path) -> Result<Self> {
-        ensure!(
-            folder.is_dir(),
-            "{} is no folder with a checkpoint",
-            folder.display()
-        );
+    /// Reads a checkpoint; parts that do not fit together are an error. `end_token` names the token that ends a
+    /// response, where that was needed in training.
+    pub fn load(folder: &Path, end_token: Option<&str>) -> Result<Self> {
         let config: LlamaConfig = read_json(&folder.join(CONFIG_FILE))?;
-        let record: TrainingRecord = read_json(&folder.join(TRAINING_FILE))?;
-        let tokenizer =
-            TextTokenizer::load(&folder.join(TOKENIZER_FILE), record.end_token.as_deref())?;
-        let trie = TokenTrie::load(folder.join(TRIE_FILE))?;
-        let most = tokenizer.vocabulary().max(trie.max_token() as usize + 1);
+        let tokenizer = TextTokenizer::load(&folder.join(TOKENIZER_FILE), end_token)?;
         ensure!(
-            most <= config.vocab_size,
-            "{}: the tokenizer has {most} tokens, but vocab_size of {CONFIG_FILE} is {}",
+            tokenizer.vocabulary() <= config.vocab_size,
+            "{}: the tokenizer has {} tokens, but vocab_size of {CONFIG_FILE} is {}",
             folder.display(),
+            tokenizer.vocabulary(),
             config.vocab_size
         );
-        let model = Llama::load(config, &folder.join(WEIGHTS_FILE))?;
+        let model = match adapter::is_in(folder) {
+            true => adapter::load_with_base(folder)?,
+            false => {
+                let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)])?;
+                Llama::of(config, Box::new(weights), DType::F32, false)
+                    .with_context(|| folder.display().to_string())?
+            }
+        };
         Ok(Self {
             model,
             tokenizer,
-            trie,
-            record,
+            state: read_json(&folder.join(STATE_FILE))?,
         })
     }
 }
 
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text =
-        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| path.display().to_string())
+/// The moments of the optimizer in a checkpoint's folder.
+pub fn load_moments(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
+    let path = folder.join(MOMENTS_FILE);
+    safetensors::load(&path, device).with_context(|| format!("cannot read {}", path.display()))
 }

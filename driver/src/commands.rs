@@ -2,13 +2,14 @@
 
 mod demo;
 mod evaluate;
+mod inspect;
 mod shapes;
 mod train;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
-    arguments::Command,
+    arguments::{Command, TokenizerArguments},
     catalogue::{Catalogue, Interaction},
     progress::Progress,
     prompt::Prompt,
@@ -21,6 +22,8 @@ pub fn run(command: &Command) -> Result<()> {
     match command {
         Command::Demo(arguments) => demo::demo(arguments),
         Command::Train(arguments) => train::train(arguments),
+        Command::Resume(arguments) => train::resume(arguments),
+        Command::Inspect(arguments) => inspect::inspect(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
         Command::Shapes(arguments) => shapes::shapes(arguments),
     }
@@ -44,6 +47,19 @@ fn examples(
         .collect::<Result<_>>();
     progress.finish();
     examples
+}
+
+/// The tokenizer that was named, or one of the catalogue's own.
+fn open_tokenizer(
+    arguments: &TokenizerArguments,
+    catalogue: &Catalogue,
+    prompt: &Prompt,
+) -> Result<TextTokenizer> {
+    match &arguments.tokenizer {
+        Some(file) => TextTokenizer::load(file, arguments.end_token.as_deref()),
+        None => train_tokenizer(catalogue, prompt, arguments.vocabulary)
+            .context("cannot train a tokenizer"),
+    }
 }
 
 /// Trains a tokenizer on the titles as prompts and responses quote them, and on the words around them.

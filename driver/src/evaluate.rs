@@ -36,18 +36,11 @@ pub struct Evaluator<'a> {
 impl Evaluator<'_> {
     /// Evaluates a model on examples.
     pub fn evaluate(&self, label: &str, model: &Llama, examples: &[Example]) -> Result<Evaluation> {
-        let convention = Convention {
-            reduction: Reduction::Sum,
-            times_temperature: false,
-        };
-        let loss = MaskedSoftmaxLoss::new(self.trie, Temperature::fixed(self.temperature))?
-            .with_convention(convention)?;
+        let loss = self.sum_of_item_nlls()?;
         let mut places = Vec::with_capacity(examples.len());
         let mut item_nll = 0.0;
         let mut progress = Progress::new(label, examples.len());
-        let mut by_length: Vec<&Example> = examples.iter().collect();
-        by_length.sort_by_key(|example| example.prompt.len());
-        for examples in by_length.chunks(self.batch_size) {
+        for examples in by_length(examples).chunks(self.batch_size) {
             item_nll += self.item_nll(model, &loss, examples)?;
             places.extend(self.places(model, examples)?);
             progress.advance(examples.len());
@@ -59,13 +52,35 @@ impl Evaluator<'_> {
         })
     }
 
+    /// The mean item NLL alone, which needs no search.
+    pub fn mean_item_nll(&self, model: &Llama, examples: &[Example]) -> Result<f64> {
+        let loss = self.sum_of_item_nlls()?;
+        let mut sum = 0.0;
+        for examples in by_length(examples).chunks(self.batch_size) {
+            sum += self.item_nll(model, &loss, examples)?;
+        }
+        Ok(sum / examples.len().max(1) as f64)
+    }
+
+    /// The loss whose value is the sum of the item NLLs of its rows.
+    fn sum_of_item_nlls(&self) -> Result<MaskedSoftmaxLoss> {
+        let convention = Convention {
+            reduction: Reduction::Sum,
+            times_temperature: false,
+        };
+        let loss = MaskedSoftmaxLoss::new(self.trie, Temperature::fixed(self.temperature))?;
+        Ok(loss.with_convention(convention)?)
+    }
+
     fn item_nll(
         &self,
         model: &Llama,
         loss: &MaskedSoftmaxLoss,
         examples: &[&Example],
     ) -> Result<f64> {
-        let batch = Batch::new(examples, longest_response(examples), Reading::Chosen)?;
+        let longest = longest_response(examples);
+        let device = model.head().device();
+        let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
         let rows = response_rows(examples, self.trie)?;
         let output = loss.evaluate_linear(&hidden, model.head(), &rows)?;
@@ -86,7 +101,7 @@ impl Evaluator<'_> {
 
     fn search(&self, model: &Llama, examples: &[&Example]) -> Result<BeamSearch> {
         let mut search = BeamSearch::new(self.trie, examples.len(), self.beams, self.temperature)?;
-        let (tokens, lengths) = prompts(examples)?;
+        let (tokens, lengths) = prompts(examples, model.head().device())?;
         let (mut hidden, mut cache) = model.read_prompts(&tokens, &lengths)?;
         while let Some(step) = search.step(&hidden.matmul(&model.head().t()?)?)? {
             cache.continue_from(&step.parents)?;
@@ -96,8 +111,15 @@ impl Evaluator<'_> {
     }
 }
 
+/// Examples from the shortest prompt to the longest: batches of them need little padding.
+fn by_length(examples: &[Example]) -> Vec<&Example> {
+    let mut by_length: Vec<&Example> = examples.iter().collect();
+    by_length.sort_by_key(|example| example.prompt.len());
+    by_length
+}
+
 /// Prompts padded on the right, and their lengths.
-fn prompts(examples: &[&Example]) -> Result<(Tensor, Vec<u32>)> {
+fn prompts(examples: &[&Example], device: &Device) -> Result<(Tensor, Vec<u32>)> {
     let longest = examples
         .iter()
         .map(|example| example.prompt.len())
@@ -113,7 +135,7 @@ fn prompts(examples: &[&Example]) -> Result<(Tensor, Vec<u32>)> {
         .map(|example| example.prompt.len() as u32)
         .collect();
     Ok((
-        Tensor::from_vec(tokens, (examples.len(), longest), &Device::Cpu)?,
+        Tensor::from_vec(tokens, (examples.len(), longest), device)?,
         lengths,
     ))
 }

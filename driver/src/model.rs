@@ -1,17 +1,22 @@
-//! A Llama-style language model whose every parameter gets its gradient.
+//! Llama-style language models whose every trained parameter gets its gradient.
 
 mod attention;
 mod cache;
 mod config;
 mod elements;
 mod feed_forward;
+mod layer;
+mod linear;
 mod llama;
+mod lora;
+mod matrix;
 mod norm;
 mod parameters;
 mod rotary;
 mod softmax;
 
 pub use cache::Cache;
-pub use config::LlamaConfig;
+pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
 pub use llama::Llama;
-pub use parameters::Parameters;
+pub use lora::{LoraSettings, TARGETS};
+pub use parameters::{NamedTensors, Parameters, Weights};

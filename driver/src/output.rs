@@ -1,12 +1,15 @@
 //! Output folders that are whole or not there.
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+
+const PARTIAL: &str = ".partial-";
+const REPLACED: &str = ".replaced-";
 
 /// A folder that is written beside its place and put there when it is complete. Dropped before that, it leaves nothing
 /// behind.
@@ -26,7 +29,7 @@ impl OutputFolder {
         fs::create_dir_all(parent)
             .with_context(|| format!("cannot create the folder {}", parent.display()))?;
         let partial = tempfile::Builder::new()
-            .prefix(&format!("{}.partial-", name.to_string_lossy()))
+            .prefix(&format!("{}{PARTIAL}", name.to_string_lossy()))
             .tempdir_in(parent)
             .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
         Ok(Self {
@@ -51,19 +54,24 @@ impl OutputFolder {
         self.partial.path()
     }
 
-    /// Puts the complete folder in its place.
+    /// Whether a folder of this name was left over by a process that was killed.
+    pub fn is_left_over(name: &str) -> bool {
+        name.contains(PARTIAL) || name.starts_with(REPLACED)
+    }
+
+    /// Puts the complete folder in its place. It has reached the disk before it is there.
     pub fn finish(self) -> Result<()> {
         let cannot = || format!("cannot move the finished run to {}", self.target.display());
         let old = tempfile::Builder::new()
-            .prefix(".replaced-")
+            .prefix(REPLACED)
             .tempdir_in(parent(&self.target))
             .with_context(cannot)?;
         let moved_aside = self.target.exists();
         if moved_aside {
             fs::rename(&self.target, old.path().join("run")).with_context(cannot)?;
         }
+        publish(self.partial.path()).with_context(cannot)?;
         let partial = self.partial.keep();
-        readable_by_all(&partial).with_context(cannot)?;
         if let Err(error) = fs::rename(&partial, &self.target) {
             if moved_aside {
                 // The old run is worth more than a second error message.
@@ -71,8 +79,27 @@ impl OutputFolder {
             }
             return Err(error).with_context(cannot);
         }
-        Ok(())
+        sync(parent(&self.target)).with_context(cannot)
     }
+}
+
+/// Makes everything in a folder readable, and waits until it has reached the disk.
+fn publish(path: &Path) -> io::Result<()> {
+    if path.is_dir() {
+        for entry in fs::read_dir(path)? {
+            publish(&entry?.path())?;
+        }
+    }
+    readable_by_all(path)?;
+    sync(path)
+}
+
+/// Waits until a file, or the names in a folder, have reached the disk.
+fn sync(path: &Path) -> io::Result<()> {
+    if cfg!(windows) && path.is_dir() {
+        return Ok(());
+    }
+    fs::File::open(path)?.sync_all()
 }
 
 fn parent(target: &Path) -> &Path {
@@ -82,12 +109,14 @@ fn parent(target: &Path) -> &Path {
     }
 }
 
-/// A temporary folder is its owner's alone; a finished run is like any other folder.
-fn readable_by_all(folder: &Path) -> std::io::Result<()> {
+/// A temporary folder is its owner's alone, and so are files that came to be beside their place; a finished run is like
+/// any other folder.
+fn readable_by_all(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        fs::set_permissions(folder, fs::Permissions::from_mode(0o755))?;
+        let mode = if path.is_dir() { 0o755 } else { 0o644 };
+        fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
     }
     Ok(())
 }

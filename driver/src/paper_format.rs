@@ -7,13 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use rand::seq::index;
 use serde::Deserialize;
 
-use crate::{
-    catalogue::{Catalogue, Interaction, Item},
-    random::Random,
-};
+use crate::catalogue::{Catalogue, Interaction, Item};
 
 /// The file that names the items.
 pub const TITLES_FILE: &str = "id2name4Rec.json";
@@ -22,6 +18,7 @@ pub const TEST_FILE: &str = "test.csv";
 
 #[derive(Deserialize)]
 struct Record {
+    user_id: String,
     item_ids: String,
 }
 
@@ -53,7 +50,8 @@ pub fn read_interactions(path: &Path, catalogue: &Catalogue) -> Result<Vec<Inter
         .headers()
         .with_context(|| path.display().to_string())?
         .clone();
-    if !headers.iter().any(|column| column == "item_ids") {
+    let has = |name| headers.iter().any(|column| column == name);
+    if !(has("user_id") && has("item_ids")) {
         bail!(
             "{}, line 1: expected the columns user_id, item_ids, timestamp, found {}",
             path.display(),
@@ -70,7 +68,7 @@ pub fn read_interactions(path: &Path, catalogue: &Catalogue) -> Result<Vec<Inter
         let interaction = record
             .deserialize::<Record>(Some(&headers))
             .map_err(anyhow::Error::from)
-            .and_then(|record| parse_interaction(&record.item_ids, catalogue))
+            .and_then(|record| parse_interaction(record, catalogue))
             .with_context(|| format!("{}, line {line}", path.display()))?;
         interactions.push(interaction);
     }
@@ -83,14 +81,19 @@ pub fn read_interactions(path: &Path, catalogue: &Catalogue) -> Result<Vec<Inter
     Ok(interactions)
 }
 
-fn parse_interaction(item_ids: &str, catalogue: &Catalogue) -> Result<Interaction> {
-    let mut history: Vec<u64> = serde_json::from_str(item_ids)
+fn parse_interaction(record: Record, catalogue: &Catalogue) -> Result<Interaction> {
+    let Record { user_id, item_ids } = record;
+    let mut history: Vec<u64> = serde_json::from_str(&item_ids)
         .map_err(|error| anyhow!("expected item_ids to be a list of item ids such as \"[3, 17]\", found {item_ids:?} ({error})"))?;
     if let Some(unknown) = history.iter().find(|&&id| catalogue.title(id).is_none()) {
         bail!("item {unknown} has no title in {TITLES_FILE}");
     }
     match history.pop() {
-        Some(target) if !history.is_empty() => Ok(Interaction { history, target }),
+        Some(target) if !history.is_empty() => Ok(Interaction {
+            user: user_id,
+            history,
+            target,
+        }),
         _ => bail!("expected at least two item ids, a history and the target, found {item_ids:?}"),
     }
 }
@@ -116,23 +119,6 @@ pub fn find_training_file(folder: &Path) -> Result<PathBuf> {
         Some((_, path)) => Ok(path),
         None => bail!("{}: expected a file train*.csv", folder.display()),
     }
-}
-
-/// At most `count` rows, chosen by the seed and left in their order.
-pub fn sample(
-    interactions: Vec<Interaction>,
-    count: Option<usize>,
-    random: &mut Random,
-) -> Vec<Interaction> {
-    let Some(count) = count.filter(|&count| count < interactions.len()) else {
-        return interactions;
-    };
-    let mut chosen = index::sample(random, interactions.len(), count).into_vec();
-    chosen.sort_unstable();
-    chosen
-        .into_iter()
-        .map(|row| interactions[row].clone())
-        .collect()
 }
 
 #[cfg(test)]
@@ -168,6 +154,7 @@ mod tests {
         assert_eq!(
             interactions,
             [Interaction {
+                user: "7".into(),
                 history: vec![1, 1],
                 target: 2
             }]

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 /// Plain lines come at most this often.
 const LINE_EVERY: Duration = Duration::from_secs(5);
@@ -14,6 +14,7 @@ const LINE_EVERY: Duration = Duration::from_secs(5);
 pub struct Progress {
     label: String,
     length: usize,
+    first: usize,
     done: usize,
     detail: String,
     begun: Instant,
@@ -38,11 +39,22 @@ impl Progress {
         Self {
             label,
             length,
+            first: 0,
             done: 0,
             detail: String::new(),
             begun,
             display,
         }
+    }
+
+    /// The same task, of which so much was done before.
+    pub fn starting_at(mut self, done: usize) -> Self {
+        (self.first, self.done) = (done, done);
+        if let Display::Bar(bar) = &self.display {
+            bar.set_position(done as u64);
+            bar.reset_eta();
+        }
+        self
     }
 
     /// Says something beside the count.
@@ -71,10 +83,31 @@ impl Progress {
         };
         if due {
             eprintln!(
-                "{}: {}/{} {}",
-                self.label, self.done, self.length, self.detail
+                "{}: {}/{}, {}, {} left; {}",
+                self.label,
+                self.done,
+                self.length,
+                self.rate(),
+                HumanDuration(self.left()),
+                self.detail
             );
         }
+    }
+
+    fn per_second(&self) -> f64 {
+        (self.done - self.first) as f64 / self.begun.elapsed().as_secs_f64()
+    }
+
+    fn rate(&self) -> String {
+        match self.per_second() {
+            rate if rate < 1.0 => format!("{:.1} s each", 1.0 / rate),
+            rate => format!("{rate:.1}/s"),
+        }
+    }
+
+    fn left(&self) -> Duration {
+        let left = self.length.saturating_sub(self.done) as f64;
+        Duration::try_from_secs_f64(left / self.per_second()).unwrap_or(Duration::MAX)
     }
 
     /// Ends the task and says how long it took.

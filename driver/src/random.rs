@@ -16,11 +16,21 @@ pub enum Purpose {
     Weights,
     /// The order of the training rows.
     Order,
+    /// Which rows are held out for validation.
+    Validation,
+    /// What dropout leaves out.
+    Dropout,
 }
 
 /// The stream of a seed for one purpose.
 pub fn random(seed: u64, purpose: Purpose) -> Random {
+    random_at(seed, purpose, 0)
+}
+
+/// The stream of a seed for one purpose at one moment (an epoch, a step). A run that goes on from there needs nothing of
+/// what came before.
+pub fn random_at(seed: u64, purpose: Purpose, moment: u64) -> Random {
     let mut random = Random::seed_from_u64(seed);
-    random.set_stream(purpose as u64);
+    random.set_stream((moment << 8) | purpose as u64);
     random
 }

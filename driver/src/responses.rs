@@ -78,6 +78,11 @@ impl Responses {
         Ok(path)
     }
 
+    /// The tokens of all responses, in no order.
+    pub fn paths(&self) -> impl Iterator<Item = &[u32]> {
+        self.paths.values().map(Vec::as_slice)
+    }
+
     /// The leaf of an item: items with one title share it.
     pub fn leaf(&self, item: u64) -> Result<u32> {
         self.trie

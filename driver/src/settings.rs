@@ -7,7 +7,7 @@ use candle_trie::{
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::model::LlamaConfig;
+use crate::model::{EndTokens, LlamaConfig};
 
 /// Which loss a model is trained with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -72,6 +72,18 @@ pub struct LossSettings {
     pub allow_degenerate: bool,
 }
 
+/// How the learning rate goes down after its warm-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Decay {
+    /// In a line, to 0.
+    Linear,
+    /// Along half a wave of the cosine, to 0.
+    Cosine,
+    /// Not at all.
+    None,
+}
+
 /// How the training goes.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingSettings {
@@ -79,18 +91,31 @@ pub struct TrainingSettings {
     #[arg(long, default_value_t = 10)]
     pub epochs: usize,
 
-    /// Rows in a step
-    #[arg(long, default_value_t = 128)]
+    /// Rows in a step of the optimizer
+    #[arg(long, default_value_t = 128, value_name = "ROWS")]
     pub batch_size: usize,
 
-    /// The highest learning rate, from which it falls linearly to 0. (The paper tunes adapters of a pretrained model at
-    /// 1e-4; weights that start from nothing need more)
-    #[arg(long, default_value_t = 3e-3)]
+    /// Rows that are in memory at once: a batch of more is worked through piece by piece. The gradient is the same,
+    /// but ats can then only use the temperature that the step before has led to [default: the whole batch]
+    #[arg(long, value_name = "ROWS")]
+    pub micro_batch_size: Option<usize>,
+
+    /// The highest learning rate. (The paper tunes adapters of a pretrained model at 1e-4; weights that start from
+    /// nothing need more)
+    #[arg(long, default_value_t = 3e-3, value_name = "RATE")]
     pub learning_rate: f64,
 
     /// Steps over which the learning rate rises, at most a tenth of all
     #[arg(long, default_value_t = 20, value_name = "STEPS")]
     pub learning_rate_warm_up: usize,
+
+    /// How the learning rate goes down after that
+    #[arg(long, value_enum, default_value = "linear")]
+    pub decay: Decay,
+
+    /// The share of the learning rate by which every weight shrinks in a step
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    pub weight_decay: f64,
 
     /// The largest norm of a gradient; a longer one is shortened to it
     #[arg(long, default_value_t = 1.0, value_name = "NORM")]
@@ -109,6 +134,18 @@ pub struct TrainingSettings {
     /// neither loss nor gradient: the same numbers, more slowly
     #[arg(long)]
     pub read_unary_tail: bool,
+}
+
+/// Which steps of a training are kept.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointSettings {
+    /// Save a checkpoint, and look at the validation rows, every so many steps [default: once an epoch]
+    #[arg(long, value_name = "STEPS")]
+    pub save_every: Option<usize>,
+
+    /// End the training when the validation rows got no better in so many looks at them [default: never]
+    #[arg(long, value_name = "LOOKS")]
+    pub patience: Option<usize>,
 }
 
 /// The sizes of a model that is trained from scratch.
@@ -205,6 +242,12 @@ impl TrainingSettings {
     pub fn check(&self) -> Result<()> {
         ensure!(self.epochs > 0, "--epochs is 0");
         ensure!(self.batch_size > 0, "--batch-size is 0");
+        ensure!(self.micro_batch_size != Some(0), "--micro-batch-size is 0");
+        ensure!(
+            self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
+            "--weight-decay is {}, expected 0 or more",
+            self.weight_decay
+        );
         ensure!(
             self.learning_rate > 0.0 && self.learning_rate.is_finite(),
             "--learning-rate is {}, expected a positive number",
@@ -218,13 +261,24 @@ impl TrainingSettings {
         Ok(())
     }
 
-    /// The learning rate of a step: up over the warm-up, then down to 0, both linearly.
+    /// Rows that are in memory at once.
+    pub fn micro_batch_size(&self) -> usize {
+        self.micro_batch_size
+            .unwrap_or(self.batch_size)
+            .min(self.batch_size)
+    }
+
+    /// The learning rate of a step: up in a line over the warm-up, then down.
     pub fn learning_rate_at(&self, step: usize, steps: usize) -> f64 {
         let warm_up = self.learning_rate_warm_up.min(steps / 10);
-        let share = if step < warm_up {
-            (step + 1) as f64 / warm_up as f64
-        } else {
-            (steps - step) as f64 / (steps - warm_up) as f64
+        if step < warm_up {
+            return self.learning_rate * (step + 1) as f64 / warm_up as f64;
+        }
+        let left = (steps - step) as f64 / (steps - warm_up) as f64;
+        let share = match self.decay {
+            Decay::Linear => left,
+            Decay::Cosine => (1.0 - (std::f64::consts::PI * left).cos()) / 2.0,
+            Decay::None => 1.0,
         };
         self.learning_rate * share
     }
@@ -239,8 +293,8 @@ impl ModelSettings {
             intermediate_size: self.intermediate,
             num_hidden_layers: self.layers,
             num_attention_heads: self.heads,
-            num_key_value_heads: self.key_value_heads,
-            eos_token_id: end_token,
+            num_key_value_heads: Some(self.key_value_heads),
+            eos_token_id: Some(EndTokens::One(end_token)),
             ..LlamaConfig::default()
         }
     }
@@ -252,21 +306,32 @@ mod tests {
 
     #[test]
     fn the_learning_rate_rises_and_falls() {
-        let settings = TrainingSettings {
+        let settings = |decay| TrainingSettings {
             epochs: 1,
             batch_size: 1,
+            micro_batch_size: None,
             learning_rate: 1.0,
             learning_rate_warm_up: 20,
+            decay,
+            weight_decay: 0.0,
             clip: 1.0,
             seed: 0,
             dense: false,
             read_unary_tail: false,
         };
-        let rates: Vec<f64> = (0..40)
-            .map(|step| settings.learning_rate_at(step, 40))
-            .collect();
-        assert_eq!((rates[0], rates[3], rates[4]), (0.25, 1.0, 1.0));
-        assert!(rates[4..].windows(2).all(|pair| pair[1] < pair[0]) && rates[39] > 0.0);
-        assert_eq!(settings.learning_rate_at(0, 1), 1.0);
+        let rates = |decay| -> Vec<f64> {
+            (0..40)
+                .map(|step| settings(decay).learning_rate_at(step, 40))
+                .collect()
+        };
+        for decay in [Decay::Linear, Decay::Cosine] {
+            let rates = rates(decay);
+            assert_eq!((rates[0], rates[3], rates[4]), (0.25, 1.0, 1.0));
+            assert!(rates[4..].windows(2).all(|pair| pair[1] < pair[0]) && rates[39] > 0.0);
+            assert!((rates[22] - 0.5).abs() < 1e-12, "half way down");
+            assert_eq!(settings(decay).learning_rate_at(0, 1), 1.0);
+        }
+        assert!(rates(Decay::Cosine)[10] > rates(Decay::Linear)[10]);
+        assert!(rates(Decay::None)[3..].iter().all(|&rate| rate == 1.0));
     }
 }

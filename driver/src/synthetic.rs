@@ -59,7 +59,9 @@ impl World {
         let mut random = random(seed, Purpose::Catalogue);
         let books = write_books(&mut random);
         let mut users = |count: usize| -> Result<Vec<Interaction>> {
-            (0..count).map(|_| read_on(&books, &mut random)).collect()
+            (0..count)
+                .map(|user| read_on(user, &books, &mut random))
+                .collect()
         };
         // In this order the same users are tested, however many are trained on.
         let (test, training) = (users(test)?, users(training)?);
@@ -168,7 +170,7 @@ fn pick(words: &[&'static str], random: &mut Random) -> &'static str {
 }
 
 /// One user: a history and the choice that follows it.
-fn read_on(books: &[Book], random: &mut Random) -> Result<Interaction> {
+fn read_on(user: usize, books: &[Book], random: &mut Random) -> Result<Interaction> {
     let length = random.random_range(HISTORY);
     let genre = random.random_range(0..GENRES.len());
     let mut chosen = vec![popular(books, random, |book| book.genre == genre)?];
@@ -178,7 +180,11 @@ fn read_on(books: &[Book], random: &mut Random) -> Result<Interaction> {
     }
     let mut history: Vec<u64> = chosen.into_iter().map(|book| book as u64 + 1).collect();
     let target = history.pop().context("a user chose nothing")?;
-    Ok(Interaction { history, target })
+    Ok(Interaction {
+        user: user.to_string(),
+        history,
+        target,
+    })
 }
 
 fn next_choice(books: &[Book], chosen: &[usize], random: &mut Random) -> Result<usize> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use tokenizers::{
     AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
     models::bpe::{BPE, BpeTrainer},
@@ -71,22 +71,35 @@ impl TextTokenizer {
         tokenizer
             .train(&mut trainer, texts)
             .map_err(anyhow::Error::from_boxed)?;
-        Self::new(tokenizer.into(), None)
+        Self::new(tokenizer.into(), None, None)
     }
 
     /// Reads a `tokenizer.json`. `end_token` names the token that ends a response; without it a known one is looked for.
     pub fn load(path: &Path, end_token: Option<&str>) -> Result<Self> {
-        let tokenizer = Tokenizer::from_file(path)
-            .map_err(|error| anyhow!("cannot read the tokenizer {}: {error}", path.display()))?;
-        Self::new(tokenizer, end_token).with_context(|| path.display().to_string())
+        Self::load_for(path, end_token, None)
     }
 
-    fn new(tokenizer: Tokenizer, end_token: Option<&str>) -> Result<Self> {
-        let end = match end_token {
-            Some(name) => tokenizer
+    /// As [`load`](Self::load), for a model that ends its texts with a token of its own.
+    pub fn load_for(path: &Path, end_token: Option<&str>, end: Option<u32>) -> Result<Self> {
+        let tokenizer = Tokenizer::from_file(path)
+            .map_err(|error| anyhow!("cannot read the tokenizer {}: {error}", path.display()))?;
+        Self::new(tokenizer, end_token, end).with_context(|| path.display().to_string())
+    }
+
+    /// A tokenizer with its end token: that of a name, that of an id, or a known one.
+    pub fn new(tokenizer: Tokenizer, end_token: Option<&str>, end: Option<u32>) -> Result<Self> {
+        let end = match (end_token, end) {
+            (Some(name), _) => tokenizer
                 .token_to_id(name)
                 .with_context(|| format!("there is no token {name:?}"))?,
-            None => match KNOWN_END_TOKENS
+            (None, Some(end)) => {
+                ensure!(
+                    tokenizer.id_to_token(end).is_some(),
+                    "the model ends its texts with token {end}, which the tokenizer does not have"
+                );
+                end
+            }
+            (None, None) => match KNOWN_END_TOKENS
                 .iter()
                 .find_map(|name| tokenizer.token_to_id(name))
             {
@@ -116,6 +129,11 @@ impl TextTokenizer {
     /// The token that ends a response.
     pub fn end(&self) -> u32 {
         self.end
+    }
+
+    /// The text of the token that ends a response.
+    pub fn end_text(&self) -> Option<String> {
+        self.tokenizer.id_to_token(self.end)
     }
 
     /// One more than the largest token: what an embedding must hold.

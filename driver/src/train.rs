@@ -1,45 +1,30 @@
-//! The training loop.
+//! One step of training after another.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Tensor, Var, backprop::GradStore};
-use candle_nn::{AdamW, Optimizer, ParamsAdamW};
-use candle_trie::{LossOutput, MaskedSoftmaxLoss, Rows, Statistics, TokenTrie};
-use rand::seq::SliceRandom;
-use serde::Serialize;
+use candle_core::{Tensor, Var};
+use candle_trie::{
+    Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Statistics,
+    TemperatureState, TokenTrie,
+};
+use rand::RngCore;
 
 use crate::{
     batch::{Batch, Reading, longest_response, response_rows},
+    gradients::Gradients,
     metrics::StepMetrics,
     model::Llama,
-    progress::Progress,
-    random::{Purpose, random},
+    optimizer::AdamW,
+    random::{Purpose, random_at},
     responses::Example,
     settings::{LossKind, LossSettings, TrainingSettings},
     workers::Workers,
 };
 
-/// Rows that go through the model together: few enough for the caches, and the unit of work for the threads. A
-/// constant, so that a run does not depend on how many threads there are.
-const SHARD: usize = 16;
-
-/// What came of a training.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Trained {
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Mean loss of the first tenth of the steps.
-    pub first_loss: f64,
-    /// Mean loss of the last tenth of the steps.
-    pub last_loss: f64,
-    /// The temperature at the end.
-    pub temperature: f64,
-    /// How long it took.
-    pub seconds: f64,
-    /// Labelled rows by second.
-    pub rows_per_second: f64,
-}
+/// The most rows that go through the model together: few enough for the caches. Shards are the units of work for the
+/// threads; their size depends on the settings alone, so that a run does not depend on how many threads there are.
+const LARGEST_SHARD: usize = 16;
 
 /// A model on its way: the loss and the optimizer with their state.
 pub struct Trainer<'a> {
@@ -47,12 +32,34 @@ pub struct Trainer<'a> {
     trie: &'a TokenTrie,
     settings: &'a TrainingSettings,
     loss: MaskedSoftmaxLoss,
+    convention: Convention,
     /// Looks at the statistics where the loss does not.
     observer: MaskedSoftmaxLoss,
+    /// The head, where it is not trained and the trie masks the loss.
+    frozen_head: Option<FrozenHead>,
     optimizer: AdamW,
-    weights: Vec<Var>,
     workers: Workers,
     reading: Reading,
+}
+
+/// Some rows of a step that are in memory together.
+struct MicroBatch {
+    shards: Vec<Batch>,
+    rows: Rows,
+}
+
+/// What is known of a step when its gradient is.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    temperature: f64,
+    /// What the temperature looks at; those of no row where it is fixed.
+    statistics: Statistics,
+    /// What is reported: the same, or what an adaptive temperature would look at.
+    observed: Statistics,
+    labelled_rows: usize,
+    tokens: usize,
+    padding: usize,
 }
 
 impl<'a> Trainer<'a> {
@@ -64,178 +71,237 @@ impl<'a> Trainer<'a> {
         settings: &'a TrainingSettings,
     ) -> Result<Self> {
         settings.check()?;
-        let weights: Vec<Var> = model
-            .parameters()
-            .iter()
-            .map(|(_, weight)| weight.clone())
-            .collect();
-        let parameters = ParamsAdamW {
-            lr: settings.learning_rate,
-            weight_decay: 0.0,
-            ..ParamsAdamW::default()
+        let head = model.head();
+        let reading = match loss.loss {
+            LossKind::Msl | LossKind::Ats if !settings.read_unary_tail => Reading::Chosen,
+            _ => Reading::Whole,
         };
+        let observer = loss.observer(trie)?;
+        let kind = loss.loss;
+        let loss = loss.build(trie, model.config().vocab_size)?;
         Ok(Self {
             model,
             trie,
             settings,
-            loss: loss.build(trie, model.config().vocab_size)?,
-            observer: loss.observer(trie)?,
-            optimizer: AdamW::new(weights.clone(), parameters)?,
-            weights,
-            workers: Workers::new()?,
-            reading: match loss.loss {
-                LossKind::Msl | LossKind::Ats if !settings.read_unary_tail => Reading::Chosen,
-                _ => Reading::Whole,
+            convention: loss.convention(),
+            loss,
+            observer,
+            frozen_head: match head.track_op() || kind == LossKind::Lml {
+                true => None,
+                false => Some(FrozenHead::new(head, trie)?),
             },
+            optimizer: AdamW::new(model.parameters(), settings.weight_decay)?,
+            workers: Workers::new()?,
+            reading,
         })
     }
 
-    /// The loss, with its temperature as it stands.
-    pub fn loss(&self) -> &MaskedSoftmaxLoss {
-        &self.loss
+    /// Steps taken so far.
+    pub fn steps(&self) -> usize {
+        self.optimizer.steps()
     }
 
-    /// Trains on examples; `record` gets every step.
-    pub fn train(
+    /// The temperature as it stands.
+    pub fn temperature(&self) -> TemperatureState {
+        self.loss.temperature().state()
+    }
+
+    /// The optimizer.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.optimizer
+    }
+
+    /// Goes on from where a training stood: with the weights that it had then, this is all that it needs. What is
+    /// random in a step depends on the seed and the step alone.
+    pub fn restore(
         &mut self,
-        label: &str,
-        examples: &[Example],
-        mut record: impl FnMut(&StepMetrics) -> Result<()>,
-    ) -> Result<Trained> {
-        let steps = self.settings.epochs * examples.len().div_ceil(self.settings.batch_size);
-        let mut order: Vec<&Example> = examples.iter().collect();
-        let mut random = random(self.settings.seed, Purpose::Order);
-        let mut metrics: Vec<StepMetrics> = Vec::with_capacity(steps);
-        let mut progress = Progress::new(label, steps);
-        for _ in 0..self.settings.epochs {
-            order.shuffle(&mut random);
-            for examples in order.chunks(self.settings.batch_size) {
-                let step = self.step(examples, metrics.len(), steps)?;
-                record(&step)?;
-                progress.detail(format!(
-                    "loss {:.3}, temperature {:.3}",
-                    step.loss, step.temperature
-                ));
-                progress.advance(1);
-                metrics.push(step);
-            }
-        }
-        Ok(self.summary(&metrics, progress.finish().as_secs_f64()))
+        steps: usize,
+        moments: std::collections::HashMap<String, Tensor>,
+        temperature: TemperatureState,
+    ) -> Result<()> {
+        self.optimizer.restore(steps, moments)?;
+        Ok(self.loss.temperature_mut().restore(temperature)?)
     }
 
-    fn step(&mut self, examples: &[&Example], step: usize, steps: usize) -> Result<StepMetrics> {
+    /// Takes one step with a batch of examples, at a learning rate.
+    pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepMetrics> {
         let begun = Instant::now();
-        let shards = self.shards(examples)?;
-        let hidden = self.hidden(&shards)?;
-        let joined = Tensor::cat(&hidden.iter().map(Tensor::detach).collect::<Vec<_>>(), 0)?;
-        let joined = Var::from_tensor(&joined)?;
-        let rows = response_rows(examples, self.trie)?;
-        let (output, statistics) = self.response_loss(&joined, &rows)?;
-        let loss: f64 = output.loss.to_scalar::<f32>()?.into();
-        if !loss.is_finite() {
-            bail!(
-                "the loss of step {} is {loss}: try a lower --learning-rate",
-                step + 1
-            );
+        let pieces = self.micro_batches(examples)?;
+        self.average_over(&pieces)?;
+        let mut gradients = Gradients::of(self.model.parameters());
+        let mut sums = Sums::default();
+        let mut noise = random_at(
+            self.settings.seed,
+            Purpose::Dropout,
+            self.optimizer.steps() as u64,
+        );
+        let alone = pieces.len() == 1;
+        for piece in &pieces {
+            self.accumulate(piece, alone, &mut noise, &mut gradients, &mut sums)?;
         }
-        let mut gradients = output.loss.backward()?;
-        let upstream = gradients
-            .remove(&joined)
-            .context("the hidden states have no gradient")?;
-        self.add_gradients(&mut gradients, &hidden, &upstream)?;
-        let gradient_norm = clip(&mut gradients, &self.weights, self.settings.clip)?;
-        let learning_rate = self.settings.learning_rate_at(step, steps);
-        self.optimizer.set_learning_rate(learning_rate);
-        self.optimizer.step(&gradients)?;
-        let tokens: usize = shards.iter().map(|shard| shard.token_count).sum();
+        if !alone {
+            let temperature = self.loss.temperature_mut();
+            temperature.step(&sums.statistics, self.optimizer.steps() as u64)?;
+        }
+        let (gradients, gradient_norm) = gradients.clipped(self.settings.clip)?;
+        self.optimizer.step(&gradients, learning_rate)?;
+        let statistics = sums.observed;
         let observed = |value: f64| (statistics.rows() > 0 && value.is_finite()).then_some(value);
         Ok(StepMetrics {
-            step: step + 1,
-            loss,
-            temperature: output.read_temperature()?,
+            step: self.optimizer.steps(),
+            loss: sums.loss,
+            temperature: sums.temperature,
             positive_mean: observed(statistics.target_mean()),
             mean: observed(statistics.mean()),
             variance: observed(statistics.variance()),
             gradient_norm,
-            rows: output.labelled_rows,
-            tokens,
+            rows: sums.labelled_rows,
+            tokens: sums.tokens,
+            padding: sums.padding,
             learning_rate,
-            tokens_per_second: tokens as f64 / begun.elapsed().as_secs_f64(),
+            tokens_per_second: sums.tokens as f64 / begun.elapsed().as_secs_f64(),
+            validation_nll: None,
         })
     }
 
-    fn shards(&self, examples: &[&Example]) -> Result<Vec<Batch>> {
-        let longest = longest_response(examples);
-        let shards = examples.chunks(SHARD);
-        shards
-            .map(|shard| Batch::new(shard, longest, self.reading))
+    fn micro_batches(&self, examples: &[&Example]) -> Result<Vec<MicroBatch>> {
+        let device = self.model.head().device();
+        let shard_size = self.shard_size();
+        let micro_batch = |examples: &[&Example]| {
+            let longest = longest_response(examples);
+            let shards = examples.chunks(shard_size);
+            Ok(MicroBatch {
+                shards: shards
+                    .map(|shard| Batch::new(shard, longest, self.reading, device))
+                    .collect::<Result<_>>()?,
+                rows: response_rows(examples, self.trie)?,
+            })
+        };
+        examples
+            .chunks(self.settings.micro_batch_size())
+            .map(micro_batch)
             .collect()
     }
 
-    /// The hidden states that predict the responses, shard by shard.
-    fn hidden(&self, shards: &[Batch]) -> Result<Vec<Tensor>> {
-        let hidden = |shard: &Batch| shard.response_hidden(&self.model.hidden(&shard.tokens)?);
-        self.workers
-            .map(shards.len(), |shard| hidden(&shards[shard]))
+    /// At least two, so that two threads have something to do.
+    fn shard_size(&self) -> usize {
+        (self.settings.micro_batch_size().div_ceil(2)).min(LARGEST_SHARD)
     }
 
-    /// Goes back through the shards from the gradient of their hidden states. The sums are taken in the order of the
-    /// shards, so that they do not depend on the threads.
-    fn add_gradients(
-        &self,
-        sums: &mut GradStore,
-        hidden: &[Tensor],
-        upstream: &Tensor,
+    /// Makes the losses of the pieces add up to the mean over all of them.
+    fn average_over(&mut self, pieces: &[MicroBatch]) -> Result<()> {
+        let count = |rows: &Rows| match self.convention.reduction {
+            Reduction::MeanOverBranching => rows.branching_count(self.loss.sets()),
+            _ => rows.len(),
+        };
+        let rows: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
+        Ok(self.loss.set_convention(Convention {
+            reduction: Reduction::MeanOver(rows.max(1) as f64),
+            ..self.convention
+        })?)
+    }
+
+    /// Adds a piece's loss and gradient to those of the step. A piece that is the whole step moves the temperature
+    /// before it uses it.
+    fn accumulate(
+        &mut self,
+        piece: &MicroBatch,
+        alone: bool,
+        noise: &mut impl RngCore,
+        gradients: &mut Gradients,
+        sums: &mut Sums,
     ) -> Result<()> {
-        let gradients = self.workers.map(hidden.len(), |shard| {
-            let hidden = &hidden[shard];
-            let upstream = upstream.narrow(0, shard * SHARD, hidden.dim(0)?)?;
-            Ok((hidden * upstream)?.sum_all()?.backward()?)
-        })?;
-        for weight in &self.weights {
-            for gradient in gradients
-                .iter()
-                .filter_map(|gradients| gradients.get(weight))
-            {
-                let sum = match sums.remove(weight) {
-                    Some(sum) => (sum + gradient)?,
-                    None => gradient.clone(),
-                };
-                sums.insert(weight, sum);
-            }
+        let hidden = self.hidden(&piece.shards, noise)?;
+        let joined = Tensor::cat(&hidden.iter().map(Tensor::detach).collect::<Vec<_>>(), 0)?;
+        let joined = Var::from_tensor(&joined)?;
+        let output = self.response_loss(&joined, &piece.rows, alone)?;
+        let loss: f64 = output.loss.to_scalar::<f32>()?.into();
+        if !loss.is_finite() {
+            bail!(
+                "the loss of step {} is {loss}: try a lower --learning-rate",
+                self.optimizer.steps() + 1
+            );
+        }
+        let statistics = output.read_statistics()?;
+        let observed = match statistics.rows() {
+            0 => (self.observer).statistics_linear(&joined, self.head(), &piece.rows)?,
+            _ => statistics,
+        };
+        let mut piece_gradients = output.loss.backward()?;
+        let upstream = piece_gradients
+            .remove(&joined)
+            .context("the hidden states have no gradient")?;
+        gradients.add(&piece_gradients)?;
+        self.add_gradients(gradients, &hidden, &upstream)?;
+
+        sums.loss += loss;
+        sums.temperature = output.read_temperature()?;
+        sums.statistics = sums.statistics.merge(&statistics);
+        sums.observed = sums.observed.merge(&observed);
+        sums.labelled_rows += output.labelled_rows;
+        for shard in &piece.shards {
+            sums.tokens += shard.token_count;
+            sums.padding += shard.tokens.elem_count() - shard.token_count;
         }
         Ok(())
     }
 
-    /// The loss of the hidden states that predict responses, and the statistics of its rows.
-    fn response_loss(&mut self, hidden: &Tensor, rows: &Rows) -> Result<(LossOutput, Statistics)> {
-        let head = self.model.head();
-        let output = if self.settings.dense {
-            self.loss.forward(&logits(hidden, head)?, rows)?
-        } else {
-            self.loss.forward_linear(hidden, head, rows)?
-        };
-        let mut statistics = output.read_statistics()?;
-        if statistics.rows() == 0 {
-            statistics = self.observer.statistics_linear(hidden, head, rows)?;
-        }
-        Ok((output, statistics))
+    /// The hidden states that predict the responses, shard by shard.
+    fn hidden(&self, shards: &[Batch], noise: &mut impl RngCore) -> Result<Vec<Tensor>> {
+        let noise: Vec<u64> = shards.iter().map(|_| noise.next_u64()).collect();
+        self.workers.map(shards.len(), |index| {
+            let shard = &shards[index];
+            shard.response_hidden(&self.model.hidden_in_training(&shard.tokens, noise[index])?)
+        })
     }
 
-    fn summary(&self, metrics: &[StepMetrics], seconds: f64) -> Trained {
-        let tenth = metrics.len().div_ceil(10);
-        let mean = |steps: &[StepMetrics]| {
-            steps.iter().map(|step| step.loss).sum::<f64>() / steps.len().max(1) as f64
+    /// Goes back through the shards from the gradient of their hidden states. Sums are taken in the order of the
+    /// shards, so that they do not depend on the threads.
+    fn add_gradients(
+        &self,
+        gradients: &mut Gradients,
+        hidden: &[Tensor],
+        upstream: &Tensor,
+    ) -> Result<()> {
+        let first = |shard: usize| -> Result<usize> {
+            let before = hidden[..shard].iter().map(|hidden| hidden.dim(0));
+            Ok(before.sum::<candle_core::Result<_>>()?)
         };
-        let rows: usize = metrics.iter().map(|step| step.rows).sum();
-        Trained {
-            steps: metrics.len(),
-            first_loss: mean(&metrics[..tenth]),
-            last_loss: mean(&metrics[metrics.len() - tenth..]),
-            temperature: self.loss.temperature().value(),
-            seconds,
-            rows_per_second: rows as f64 / seconds,
+        let shards = self.workers.map(hidden.len(), |shard| {
+            let hidden = &hidden[shard];
+            let upstream = upstream.narrow(0, first(shard)?, hidden.dim(0)?)?;
+            Ok((hidden * upstream)?.sum_all()?.backward()?)
+        })?;
+        shards.iter().try_for_each(|shard| gradients.add(shard))
+    }
+
+    /// The loss of the hidden states that predict responses.
+    fn response_loss(&mut self, hidden: &Tensor, rows: &Rows, alone: bool) -> Result<LossOutput> {
+        let temperature = self.loss.temperature().value();
+        if self.settings.dense {
+            let logits = logits(hidden, self.model.head())?;
+            return Ok(match alone {
+                true => self.loss.forward(&logits, rows)?,
+                false => self.loss.forward_at(&logits, rows, temperature)?,
+            });
         }
+        let head = head(&self.frozen_head, self.model);
+        Ok(match alone {
+            true => self.loss.forward_linear(hidden, head, rows)?,
+            false => (self.loss).forward_linear_at(hidden, head, rows, temperature)?,
+        })
+    }
+
+    fn head(&self) -> Head<'_> {
+        head(&self.frozen_head, self.model)
+    }
+}
+
+/// The head as the losses take it.
+fn head<'h>(frozen: &'h Option<FrozenHead>, model: &'h Llama) -> Head<'h> {
+    match frozen {
+        Some(frozen) => frozen.into(),
+        None => model.head().into(),
     }
 }
 
@@ -244,24 +310,4 @@ fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
     let (rows, labels, width) = hidden.dims3()?;
     let logits = hidden.reshape((rows * labels, width))?.matmul(&head.t()?)?;
     Ok(logits.reshape((rows, labels, head.dim(0)?))?)
-}
-
-/// Shortens the gradient of all weights together to a norm, and gives the norm that it had.
-fn clip(gradients: &mut GradStore, weights: &[Var], longest: f64) -> Result<f64> {
-    let mut sum = 0.0;
-    for weight in weights {
-        let Some(gradient) = gradients.get(weight) else {
-            bail!("a weight of shape {:?} has no gradient", weight.dims());
-        };
-        sum += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
-    }
-    let norm = sum.sqrt();
-    if norm > longest {
-        for weight in weights {
-            if let Some(gradient) = gradients.remove(weight) {
-                gradients.insert(weight, (gradient * (longest / norm))?);
-            }
-        }
-    }
-    Ok(norm)
 }

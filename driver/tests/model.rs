@@ -1,22 +1,60 @@
-//! The model's gradients against finite differences, and its decoding against its forward pass.
+//! The models' gradients against finite differences, and their decoding against their forward pass.
 
 use candle_core::{DType, Device, Tensor};
-use msl::model::{Llama, LlamaConfig};
+use msl::model::{Llama, LlamaConfig, LoraSettings, RopeParameters, TARGETS};
 
-fn model() -> Llama {
+const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
+
+fn model(architecture: &str) -> Llama {
     let config = LlamaConfig {
+        model_type: architecture.into(),
         vocab_size: 11,
         hidden_size: 8,
         intermediate_size: 12,
+        // A width that does not follow from the hidden size.
+        head_dim: (architecture == "qwen3").then_some(6),
+        tie_word_embeddings: architecture != "qwen2",
+        rope_scaling: (architecture == "llama").then(|| RopeParameters {
+            rope_type: Some("llama3".into()),
+            factor: Some(8.0),
+            low_freq_factor: Some(1.0),
+            high_freq_factor: Some(4.0),
+            original_max_position_embeddings: Some(16.0),
+            ..RopeParameters::default()
+        }),
         ..LlamaConfig::default()
     };
     let model = Llama::random(config, 5, DType::F64).unwrap();
-    // Larger weights than a fresh model's, so that no gradient is too small to measure.
+    // Larger weights than a fresh model's, so that no gradient is too small to measure; and biases that are not 0.
     for (_, weight) in model.parameters() {
-        let spread = (weight.as_tensor() * 12.0).unwrap();
-        if weight.rank() == 2 {
-            weight.set(&spread).unwrap();
-        }
+        let spread = match weight.rank() {
+            2 => (weight.as_tensor() * 12.0).unwrap(),
+            _ => weight.add(&wave(weight.as_tensor(), 0.3)).unwrap(),
+        };
+        weight.set(&spread).unwrap();
+    }
+    model
+}
+
+/// Any values of the same shape.
+fn wave(like: &Tensor, size: f64) -> Tensor {
+    let values = Tensor::arange(0.0, like.elem_count() as f64, &Device::Cpu).unwrap();
+    let values = (values.sin().unwrap() * size).unwrap();
+    values.reshape(like.shape()).unwrap()
+}
+
+/// A model with adapters that are not new any more.
+fn adapted(architecture: &str, dropout: f64, targets: &[&str]) -> Llama {
+    let mut model = model(architecture);
+    let settings = LoraSettings {
+        rank: 3,
+        alpha: 5.0,
+        dropout,
+        targets: targets.iter().map(|target| target.to_string()).collect(),
+    };
+    model.adapt(&settings, 1).unwrap();
+    for (_, weight) in model.parameters() {
+        weight.set(&wave(weight, 0.4)).unwrap();
     }
     model
 }
@@ -27,11 +65,10 @@ fn tokens() -> Tensor {
 
 /// Any smooth function of all hidden states and of the head will do.
 fn objective(model: &Llama) -> Tensor {
-    let hidden = model.hidden(&tokens()).unwrap().flatten_to(1).unwrap();
+    let hidden = model.hidden_in_training(&tokens(), 77).unwrap();
+    let hidden = hidden.flatten_to(1).unwrap();
     let logits = hidden.matmul(&model.head().t().unwrap()).unwrap();
-    let weights = Tensor::arange(0.0, logits.elem_count() as f64, &Device::Cpu).unwrap();
-    let weights = weights.sin().unwrap().reshape(logits.shape()).unwrap();
-    (logits.tanh().unwrap() * weights)
+    (logits.tanh().unwrap() * wave(&logits, 1.0))
         .unwrap()
         .sum_all()
         .unwrap()
@@ -39,18 +76,59 @@ fn objective(model: &Llama) -> Tensor {
 
 #[test]
 fn every_parameter_has_its_true_gradient() {
-    let model = model();
-    let gradients = objective(&model).backward().unwrap();
+    for architecture in ARCHITECTURES {
+        let model = model(architecture);
+        let (layers, others) = match architecture {
+            "llama" => (9, 2),
+            "qwen2" => (12, 3),
+            _ => (11, 2),
+        };
+        assert_eq!(model.parameters().len(), 2 * layers + others);
+        assert_true_gradients(&model, architecture);
+    }
+}
+
+#[test]
+fn every_adapter_has_its_true_gradient() {
+    for architecture in ARCHITECTURES {
+        for dropout in [0.0, 0.3] {
+            let model = adapted(architecture, dropout, &TARGETS);
+            assert_eq!(model.parameters().len(), 2 * 2 * TARGETS.len());
+            assert_true_gradients(&model, &format!("{architecture}, dropout {dropout}"));
+        }
+    }
+}
+
+#[test]
+fn adapters_get_gradients() {
+    for architecture in ARCHITECTURES {
+        let model = adapted(architecture, 0.0, &["q_proj", "v_proj"]);
+        let gradients = model
+            .hidden(&tokens())
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap();
+        for (name, weight) in model.parameters() {
+            assert!(gradients.get(weight).is_some(), "{name}");
+        }
+    }
+}
+
+fn assert_true_gradients(model: &Llama, what: &str) {
+    let gradients = objective(model).backward().unwrap();
     for (name, weight) in model.parameters() {
         let gradient = gradients
             .get(weight)
-            .unwrap_or_else(|| panic!("{name} has no gradient"));
+            .unwrap_or_else(|| panic!("{what}: {name} has no gradient"));
         let gradient: Vec<f64> = gradient.flatten_all().unwrap().to_vec1().unwrap();
         let values: Vec<f64> = weight.flatten_all().unwrap().to_vec1().unwrap();
         let largest = gradient
             .iter()
             .fold(0f64, |largest, g| largest.max(g.abs()));
-        assert!(largest > 1e-6, "the gradient of {name} vanishes");
+        // A constant added to all scores of a query changes nothing, so a key's bias matters only as it is turned.
+        assert!(largest > 1e-6, "{what}: the gradient of {name} vanishes");
         for place in (0..values.len()).step_by(values.len().div_ceil(24)) {
             let at = |shift: f64| {
                 let mut moved = values.clone();
@@ -58,7 +136,7 @@ fn every_parameter_has_its_true_gradient() {
                 weight
                     .set(&Tensor::from_vec(moved, weight.shape(), &Device::Cpu).unwrap())
                     .unwrap();
-                objective(&model).to_scalar::<f64>().unwrap()
+                objective(model).to_scalar::<f64>().unwrap()
             };
             let step = 1e-5;
             let measured = (at(step) - at(-step)) / (2.0 * step);
@@ -66,7 +144,7 @@ fn every_parameter_has_its_true_gradient() {
             let error = (measured - gradient[place]).abs();
             assert!(
                 error < 1e-7 * largest.max(1.0),
-                "{name}[{place}]: {} but measured {measured}",
+                "{what}: {name}[{place}]: {} but measured {measured}",
                 gradient[place]
             );
         }
@@ -86,7 +164,13 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn decoding_gives_the_hidden_states_of_the_forward_pass() {
-    let model = model();
+    for architecture in ARCHITECTURES {
+        assert_decoding_agrees(&model(architecture));
+        assert_decoding_agrees(&adapted(architecture, 0.3, &TARGETS));
+    }
+}
+
+fn assert_decoding_agrees(model: &Llama) {
     let tokens: Vec<Vec<u32>> = tokens().to_vec2().unwrap();
     // Prompts of three and two tokens, the shorter one padded; then beams of both users, one of them twice.
     let prompts = Tensor::new(
@@ -118,4 +202,28 @@ fn decoding_gives_the_hidden_states_of_the_forward_pass() {
     let hidden = model.step(&[5, 7], &mut cache).unwrap();
     assert!(difference(&hidden.get(0).unwrap(), &sequence(&[3, 3, 4, 5])) < 1e-12);
     assert!(difference(&hidden.get(1).unwrap(), &sequence(&[1, 4, 9, 2, 7])) < 1e-12);
+}
+
+#[test]
+fn a_merged_model_is_the_adapted_one() {
+    for architecture in ARCHITECTURES {
+        let mut adapted = adapted(architecture, 0.3, &TARGETS);
+        let merged = model(architecture);
+        let weights = adapted.merged_weights().unwrap();
+        assert_eq!(weights.len(), merged.parameters().len());
+        for ((name, weight), (_, value)) in merged.parameters().iter().zip(&weights) {
+            assert_eq!(weight.dims(), value.dims(), "{name}");
+            weight.set(value).unwrap();
+        }
+        let (a, b) = (
+            adapted.hidden(&tokens()).unwrap(),
+            merged.hidden(&tokens()).unwrap(),
+        );
+        assert!(difference(&a, &b) < 1e-12, "{architecture}");
+        let plain = model(architecture).hidden(&tokens()).unwrap();
+        assert!(
+            difference(&a, &plain) > 1e-3,
+            "{architecture}: the adapters change nothing"
+        );
+    }
 }

@@ -1,15 +1,19 @@
 //! Ways of training that must come to the same.
 
+use std::ops::ControlFlow;
+
 use candle_core::DType;
+use candle_trie::{AdaptiveStrategy, Statistics, Temperature};
 use msl::{
     metrics::StepMetrics,
     model::Llama,
     prompt::{Prompt, PromptStyle},
     responses::Responses,
-    settings::{LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
+    settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
     synthetic::World,
     tokenizer::TextTokenizer,
     train::Trainer,
+    training_run::train as train_all,
 };
 
 const STEPS: usize = 20;
@@ -20,8 +24,13 @@ const LOSSES: [LossKind; 3] = [LossKind::Lml, LossKind::Msl, LossKind::Ats];
 fn losses_temperatures_and_statistics_of_the_dense_and_the_linear_path_agree_step_by_step() {
     for kind in LOSSES {
         for scope in [StatisticsScope::Root, StatisticsScope::Branching] {
-            let linear = train(kind, scope, false, false);
-            let dense = train(kind, scope, true, false);
+            let loss = loss(kind, scope);
+            let linear = train(&loss, &training());
+            let dense = TrainingSettings {
+                dense: true,
+                ..training()
+            };
+            let dense = train(&loss, &dense);
             assert_same_steps(&linear, &dense, &format!("{kind:?}, {scope:?}"));
         }
     }
@@ -30,8 +39,13 @@ fn losses_temperatures_and_statistics_of_the_dense_and_the_linear_path_agree_ste
 #[test]
 fn leaving_the_unary_tail_unread_changes_no_loss_and_no_gradient_under_a_mask() {
     for kind in LOSSES {
-        let short = train(kind, StatisticsScope::Root, false, false);
-        let whole = train(kind, StatisticsScope::Root, false, true);
+        let loss = loss(kind, StatisticsScope::Root);
+        let short = train(&loss, &training());
+        let whole = TrainingSettings {
+            read_unary_tail: true,
+            ..training()
+        };
+        let whole = train(&loss, &whole);
         assert_same_steps(&short, &whole, &format!("{kind:?}"));
         let tokens = |steps: &[StepMetrics]| steps.iter().map(|step| step.tokens).sum::<usize>();
         if kind == LossKind::Lml {
@@ -42,6 +56,60 @@ fn leaving_the_unary_tail_unread_changes_no_loss_and_no_gradient_under_a_mask() 
             );
         } else {
             assert!(tokens(&short) < tokens(&whole), "{kind:?}");
+        }
+    }
+}
+
+#[test]
+fn unequal_micro_batches_give_the_gradient_of_the_whole_batch() {
+    for kind in LOSSES {
+        // The temperature of ats comes a step later with micro-batches: here it stays where it is.
+        let loss = LossSettings {
+            alpha: 0.0,
+            ..loss(kind, StatisticsScope::Branching)
+        };
+        let whole = train(&loss, &training());
+        for micro_batch_size in [1, 3, 7] {
+            let pieces = TrainingSettings {
+                micro_batch_size: Some(micro_batch_size),
+                ..training()
+            };
+            let pieces = train(&loss, &pieces);
+            assert_same_steps(&pieces, &whole, &format!("{kind:?} by {micro_batch_size}"));
+        }
+    }
+}
+
+#[test]
+fn the_temperature_takes_one_step_a_batch_which_micro_batches_use_in_the_next() {
+    let loss = loss(LossKind::Ats, StatisticsScope::Root);
+    for (micro_batch_size, lag) in [(None, 0), (Some(3), 1)] {
+        let settings = TrainingSettings {
+            micro_batch_size,
+            ..training()
+        };
+        let (steps, fan_out) = train_with_fan_out(&loss, &settings);
+        let mut temperature = Temperature::from(AdaptiveStrategy {
+            alpha: loss.alpha,
+            initial: loss.initial_temperature,
+            warm_up: loss.temperature_warm_up,
+            ..AdaptiveStrategy::default()
+        });
+        let mut expected = vec![temperature.value(); lag];
+        for (step, metrics) in (0..).zip(&steps) {
+            let deviations = statistic(metrics.variance) * (fan_out - 1) as f64;
+            let statistics = Statistics::of_moments(
+                fan_out,
+                statistic(metrics.mean),
+                deviations,
+                statistic(metrics.positive_mean),
+            );
+            expected.push(temperature.step(&statistics, step).unwrap());
+        }
+        assert_ne!(expected[STEPS - 1], loss.initial_temperature);
+        for (metrics, expected) in steps.iter().zip(expected) {
+            let error = (metrics.temperature - expected).abs();
+            assert!(error < 1e-9, "step {}, lag {lag}: {error}", metrics.step);
         }
     }
 }
@@ -83,12 +151,45 @@ fn statistic(value: Option<f64>) -> f64 {
     value.expect("every step of this catalogue has statistics")
 }
 
-fn train(
-    kind: LossKind,
-    scope: StatisticsScope,
-    dense: bool,
-    read_unary_tail: bool,
-) -> Vec<StepMetrics> {
+fn loss(loss: LossKind, scope: StatisticsScope) -> LossSettings {
+    LossSettings {
+        loss,
+        temperature: 1.0,
+        eta: 0.25,
+        alpha: 0.3,
+        clamp: vec![1.5, 5.0],
+        initial_temperature: 2.0,
+        temperature_warm_up: 2,
+        scope,
+        allow_degenerate: false,
+    }
+}
+
+fn training() -> TrainingSettings {
+    TrainingSettings {
+        epochs: 1,
+        batch_size: BATCH_SIZE,
+        micro_batch_size: None,
+        learning_rate: 1e-3,
+        learning_rate_warm_up: 2,
+        decay: Decay::Linear,
+        weight_decay: 0.0,
+        clip: 1.0,
+        seed: 7,
+        dense: false,
+        read_unary_tail: false,
+    }
+}
+
+fn train(loss: &LossSettings, training: &TrainingSettings) -> Vec<StepMetrics> {
+    train_with_fan_out(loss, training).0
+}
+
+/// The steps of a training, and how many tokens a title can begin with.
+fn train_with_fan_out(
+    loss: &LossSettings,
+    training: &TrainingSettings,
+) -> (Vec<StepMetrics>, usize) {
     let world = World::new(7, STEPS * BATCH_SIZE, 1).unwrap();
     let prompt = Prompt {
         style: PromptStyle::Titles,
@@ -119,34 +220,12 @@ fn train(
     };
     let config = sizes.config(tokenizer.vocabulary(), tokenizer.end());
     let model = Llama::random(config, 7, DType::F32).unwrap();
-    let loss = LossSettings {
-        loss: kind,
-        temperature: 1.0,
-        eta: 0.25,
-        alpha: 0.3,
-        clamp: vec![1.5, 5.0],
-        initial_temperature: 2.0,
-        temperature_warm_up: 2,
-        scope,
-        allow_degenerate: false,
-    };
-    let training = TrainingSettings {
-        epochs: 1,
-        batch_size: BATCH_SIZE,
-        learning_rate: 1e-3,
-        learning_rate_warm_up: 2,
-        clip: 1.0,
-        seed: 7,
-        dense,
-        read_unary_tail,
-    };
-    let mut trainer = Trainer::new(&model, responses.trie(), &loss, &training).unwrap();
+    let mut trainer = Trainer::new(&model, responses.trie(), loss, training).unwrap();
     let mut steps = Vec::new();
-    trainer
-        .train("test", &examples, |step| {
-            steps.push(step.clone());
-            Ok(())
-        })
-        .unwrap();
-    steps
+    let after = |_: &Trainer, step, _| {
+        steps.push(step);
+        Ok(ControlFlow::Continue(()))
+    };
+    train_all("test", &mut trainer, training, &examples, after).unwrap();
+    (steps, responses.trie().children(0).len())
 }

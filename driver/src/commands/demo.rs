@@ -1,3 +1,5 @@
+use std::{ops::ControlFlow, time::Duration};
+
 use anyhow::Result;
 use candle_core::DType;
 
@@ -10,10 +12,11 @@ use crate::{
     prompt::{Prompt, PromptStyle},
     report::{Comparison, Line},
     responses::{Example, Responses},
-    settings::{LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
+    settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
     synthetic::World,
     tokenizer::TextTokenizer,
     train::Trainer,
+    training_run::{self, Trained},
 };
 
 /// The most tokens of the demo's tokenizer.
@@ -57,8 +60,11 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
         training: TrainingSettings {
             epochs: arguments.epochs,
             batch_size: BATCH_SIZE,
+            micro_batch_size: None,
             learning_rate: LEARNING_RATE,
             learning_rate_warm_up: 20,
+            decay: Decay::Linear,
+            weight_decay: 0.0,
             clip: 1.0,
             seed: arguments.seed,
             dense: false,
@@ -107,10 +113,21 @@ impl Demo {
         let config = MODEL.config(self.tokenizer.vocabulary(), self.tokenizer.end());
         let model = Llama::random(config, self.seed, DType::F32)?;
         let mut trainer = Trainer::new(&model, trie, &loss_settings(kind), &self.training)?;
-        let trained =
-            trainer.train(&format!("training {name}"), &self.training_examples, |_| {
-                Ok(())
-            })?;
+        let mut metrics = Vec::new();
+        let mut seconds = 0.0;
+        let after = |_: &Trainer, step, elapsed: Duration| {
+            metrics.push(step);
+            seconds = elapsed.as_secs_f64();
+            Ok(ControlFlow::Continue(()))
+        };
+        training_run::train(
+            &format!("training {name}"),
+            &mut trainer,
+            &self.training,
+            &self.training_examples,
+            after,
+        )?;
+        let trained = Trained::of(&metrics, trainer.temperature().value, seconds);
         let evaluator = Evaluator {
             trie,
             beams: BEAMS,

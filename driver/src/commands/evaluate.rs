@@ -4,51 +4,62 @@ use super::examples;
 use crate::{
     arguments::EvaluateArguments,
     checkpoint::Checkpoint,
+    dataset::{Dataset, sample},
     evaluate::Evaluator,
-    paper_format::{TEST_FILE, find_training_file, read_catalogue, read_interactions, sample},
+    paper_format,
     popularity::popularity,
     random::{Purpose, random},
     report::{Comparison, Line},
     responses::Responses,
+    run_folder::RunFolder,
 };
 
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
     ensure!(arguments.batch_size > 0, "--batch-size is 0");
-    let catalogue = read_catalogue(&arguments.data)?;
-    let training_file = match &arguments.train {
-        Some(file) => file.clone(),
-        None => find_training_file(&arguments.data)?,
-    };
-    let training = read_interactions(&training_file, &catalogue)?;
-    let test_file = arguments
-        .test
-        .clone()
-        .unwrap_or_else(|| arguments.data.join(TEST_FILE));
-    let test = read_interactions(&test_file, &catalogue)?;
-
+    let run = RunFolder::open(&arguments.run)?;
     let Checkpoint {
         model,
         tokenizer,
-        trie,
-        record,
-    } = Checkpoint::load(&arguments.run)?;
-    let seed = record.training.seed;
-    let test = sample(test, arguments.samples, &mut random(seed, Purpose::Sample));
+        state,
+    } = match arguments.checkpoint {
+        Some(step) => run.load(step)?,
+        None => run.best()?,
+    };
+    let (settings, trie) = (run.settings(), run.trie()?);
+    let seed = settings.training.seed;
+    let mut data = settings.data.clone();
+    if let Some(folder) = &arguments.data {
+        data.data = folder.clone();
+        data.train = None;
+    }
+    let dataset = Dataset::read(&data, seed)?;
+    let catalogue = &dataset.catalogue;
+    let rows = match &arguments.test {
+        Some(file) => &paper_format::read_interactions(file, catalogue)?,
+        None => dataset.split(arguments.split)?,
+    };
+    let test = sample(rows, arguments.samples, &mut random(seed, Purpose::Sample));
     ensure!(!test.is_empty(), "--samples 0 leaves nothing to evaluate");
-    let responses = Responses::new(&catalogue, &tokenizer)?;
+    let responses = Responses::new(catalogue, &tokenizer)?;
     responses
         .check_same(&trie)
         .with_context(|| arguments.run.display().to_string())?;
-    let examples = examples(&test, &catalogue, &record.prompt, &tokenizer, &responses)?;
+    let examples = examples(
+        &test,
+        catalogue,
+        &settings.prompt.prompt(),
+        &tokenizer,
+        &responses,
+    )?;
     let evaluator = Evaluator {
         trie: &trie,
         beams: arguments.beams,
         batch_size: arguments.batch_size,
-        temperature: arguments.temperature.unwrap_or(record.temperature.value),
+        temperature: arguments.temperature.unwrap_or(state.temperature.value),
     };
     let evaluation = evaluator.evaluate("evaluating", &model, &examples)?;
-    let popularity = popularity(&training, &test, &responses)?;
+    let popularity = popularity(&dataset.training, &test, &responses)?;
     Comparison {
         command: "evaluate",
         seed,

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     arguments::ShapesArguments,
-    paper_format::{find_training_file, read_catalogue, read_interactions},
+    dataset::Dataset,
     report::{print_json, table},
     responses::Responses,
     tokenizer::TextTokenizer,
@@ -28,24 +28,23 @@ struct Report {
 
 /// `msl shapes`
 pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
-    let catalogue = read_catalogue(&arguments.data)?;
-    let file = match &arguments.train {
-        Some(file) => file.clone(),
-        None => find_training_file(&arguments.data)?,
-    };
-    let interactions = read_interactions(&file, &catalogue)?;
+    let Dataset {
+        catalogue,
+        training,
+        ..
+    } = Dataset::read(&arguments.data, 0)?;
     ensure!(
-        interactions.len() >= arguments.responses,
-        "{} has {} rows, fewer than the {} responses asked for",
-        file.display(),
-        interactions.len(),
+        training.len() >= arguments.responses,
+        "{} has {} training rows, fewer than the {} responses asked for",
+        arguments.data.data.display(),
+        training.len(),
         arguments.responses
     );
     let tokenizer = TextTokenizer::load(&arguments.tokenizer, arguments.end_token.as_deref())?;
     let responses = Responses::new(&catalogue, &tokenizer)?;
     // Packed without padding: the head is wanted at labelled positions alone.
     let mut packed: Vec<Vec<i64>> = Vec::new();
-    for interaction in &interactions[..arguments.responses] {
+    for interaction in &training[..arguments.responses] {
         let response = responses.path(interaction.target)?;
         packed.push(response.iter().map(|&token| token.into()).collect());
     }
@@ -117,7 +116,7 @@ impl Batch {
         let metadata = [
             ("format", "candle-trie-shape".to_owned()),
             ("version", "1".to_owned()),
-            ("catalogue", name(&arguments.data)),
+            ("catalogue", name(&arguments.data.data)),
             ("tokenizer", name(&arguments.tokenizer)),
             ("vocabulary", vocabulary.to_string()),
             ("positions", self.rows.len().to_string()),

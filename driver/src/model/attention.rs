@@ -1,50 +1,93 @@
 //! Causal attention with grouped queries.
 
 use anyhow::Result;
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 
 use super::{
     LlamaConfig, Parameters,
     cache::{Cache, LayerCache},
+    config::Architecture,
+    linear::Linear,
+    norm::Norm,
     rotary::rotate,
     softmax::causal_softmax,
 };
 
 /// The attention of one layer.
 pub struct Attention {
-    query: Var,
-    key: Var,
-    value: Var,
-    output: Var,
+    pub query: Linear,
+    pub key: Linear,
+    pub value: Linear,
+    pub output: Linear,
+    /// Qwen 3 norms each head of the queries and of the keys.
+    norms: Option<(Norm, Norm)>,
     heads: usize,
     key_value_heads: usize,
     width: usize,
-    theta: f64,
+    frequencies: Vec<f64>,
 }
 
 impl Attention {
     pub fn new(config: &LlamaConfig, parameters: &mut Parameters, prefix: &str) -> Result<Self> {
-        let width = config.head_size();
-        let (heads, key_value_heads) = (config.num_attention_heads, config.num_key_value_heads);
-        let mut matrix = |name: &str, rows, columns| {
-            parameters.matrix(format!("{prefix}.self_attn.{name}.weight"), rows, columns)
+        let width = config.head_width();
+        let (heads, key_value_heads) = (config.num_attention_heads, config.key_value_heads());
+        let architecture = config.architecture()?;
+        let mut projection = |name: &str, heads: usize| {
+            let name = format!("{prefix}.self_attn.{name}");
+            let weight =
+                parameters.matrix(format!("{name}.weight"), heads * width, config.hidden_size)?;
+            let bias = match architecture {
+                Architecture::Qwen2 => {
+                    Some(parameters.bias(format!("{name}.bias"), heads * width)?)
+                }
+                _ => None,
+            };
+            anyhow::Ok(Linear::new(weight, bias))
+        };
+        let query = projection("q_proj", heads)?;
+        let key = projection("k_proj", key_value_heads)?;
+        let value = projection("v_proj", key_value_heads)?;
+        let output = parameters.matrix(
+            format!("{prefix}.self_attn.o_proj.weight"),
+            config.hidden_size,
+            heads * width,
+        )?;
+        let mut norm = |name: &str| {
+            let weight = parameters.scale(format!("{prefix}.self_attn.{name}.weight"), width)?;
+            anyhow::Ok(Norm::new(weight, config.rms_norm_eps))
         };
         Ok(Self {
-            query: matrix("q_proj", heads * width, config.hidden_size)?,
-            key: matrix("k_proj", key_value_heads * width, config.hidden_size)?,
-            value: matrix("v_proj", key_value_heads * width, config.hidden_size)?,
-            output: matrix("o_proj", config.hidden_size, heads * width)?,
+            query,
+            key,
+            value,
+            output: Linear::new(output, None),
+            norms: match architecture {
+                Architecture::Qwen3 => Some((norm("q_norm")?, norm("k_norm")?)),
+                _ => None,
+            },
             heads,
             key_value_heads,
             width,
-            theta: config.rope_theta,
+            frequencies: config.rotary_frequencies()?,
         })
     }
 
+    /// Trains the norms no further.
+    pub fn freeze_norms(&mut self) {
+        if let Some((query, key)) = &mut self.norms {
+            query.freeze();
+            key.freeze();
+        }
+    }
+
     /// Attention over whole sequences that begin at position 0; also the keys and values `[batch, tokens, heads, width]`.
-    pub fn forward(&self, x: &Tensor) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        noise: Option<u64>,
+    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let (batch, tokens, _) = x.dims3()?;
-        let (queries, keys, values) = self.project(x, &vec![0; batch])?;
+        let (queries, keys, values) = self.project(x, &vec![0; batch], noise)?;
         // A key and value head serves the `group` query heads beside each other: they are extra queries of that head.
         let group = self.heads / self.key_value_heads;
         let by_head = |tensor: &Tensor| tensor.transpose(1, 2)?.contiguous();
@@ -63,7 +106,7 @@ impl Attention {
             .reshape((batch, self.heads, tokens, self.width))?
             .transpose(1, 2)?
             .reshape((batch, tokens, self.heads * self.width))?;
-        Ok((linear(&mixed, &self.output)?, keys, values))
+        Ok((self.output.forward(&mixed, noise)?, keys, values))
     }
 
     /// Attention of one new token of every beam, `[beams, 1, hidden]`, which joins the cache.
@@ -74,35 +117,37 @@ impl Attention {
         cache: &Step,
     ) -> candle_core::Result<Tensor> {
         let (beams, _, _) = x.dims3()?;
-        let (queries, keys, values) = self.project(x, &cache.positions)?;
+        let (queries, keys, values) = self.project(x, &cache.positions, None)?;
         layer.push(&keys, &values)?;
         let queries = queries.reshape((beams, self.heads, self.width))?;
         let mixed = layer.attend(&queries, &cache.lengths, &cache.users)?;
-        linear(
-            &mixed.reshape((beams, 1, self.heads * self.width))?,
-            &self.output,
-        )
+        self.output
+            .forward(&mixed.reshape((beams, 1, self.heads * self.width))?, None)
     }
 
+    /// Queries, keys and values `[batch, tokens, heads, width]`, where they stand.
     fn project(
         &self,
         x: &Tensor,
         first_positions: &[u32],
+        noise: Option<u64>,
     ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let (batch, tokens, _) = x.dims3()?;
-        let heads = |weight, heads| linear(x, weight)?.reshape((batch, tokens, heads, self.width));
+        let project = |linear: &Linear, heads| {
+            linear
+                .forward(x, noise)?
+                .reshape((batch, tokens, heads, self.width))
+        };
+        let mut queries = project(&self.query, self.heads)?;
+        let mut keys = project(&self.key, self.key_value_heads)?;
+        if let Some((query_norm, key_norm)) = &self.norms {
+            queries = query_norm.forward(&queries)?;
+            keys = key_norm.forward(&keys)?;
+        }
         Ok((
-            rotate(
-                &heads(&self.query, self.heads)?,
-                first_positions,
-                self.theta,
-            )?,
-            rotate(
-                &heads(&self.key, self.key_value_heads)?,
-                first_positions,
-                self.theta,
-            )?,
-            heads(&self.value, self.key_value_heads)?,
+            rotate(&queries, first_positions, &self.frequencies)?,
+            rotate(&keys, first_positions, &self.frequencies)?,
+            project(&self.value, self.key_value_heads)?,
         ))
     }
 }
@@ -122,12 +167,4 @@ impl Step {
             positions: cache.next_positions(),
         }
     }
-}
-
-/// `x [batch, tokens, in] · weightᵀ [out, in]`, as one matrix product.
-pub fn linear(x: &Tensor, weight: &Tensor) -> candle_core::Result<Tensor> {
-    let (batch, tokens, width) = x.dims3()?;
-    let rows = x.reshape((batch * tokens, width))?;
-    rows.matmul(&weight.t()?)?
-        .reshape((batch, tokens, weight.dim(0)?))
 }

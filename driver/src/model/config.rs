@@ -1,12 +1,26 @@
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-/// The sizes of a model, under the keys of a Hugging Face `config.json`.
+/// The kinds of model that this driver knows: all are Llama's, with additions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Architecture {
+    /// Llama 2 and 3, TinyLlama, SmolLM2.
+    Llama,
+    /// Qwen 2 and 2.5: the projections of queries, keys and values have biases.
+    Qwen2,
+    /// Qwen 3: queries and keys are normed head by head, and a head has a width of its own.
+    Qwen3,
+}
+
+/// The sizes of a model, under the keys of a Hugging Face `config.json`. Keys that are not needed here are kept and
+/// written again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LlamaConfig {
-    /// Always `["LlamaForCausalLM"]`.
+    /// Such as `["LlamaForCausalLM"]`.
+    #[serde(default)]
     pub architectures: Vec<String>,
-    /// Always `llama`.
+    /// `llama`, `qwen2` or `qwen3`.
     pub model_type: String,
     /// Tokens.
     pub vocab_size: usize,
@@ -18,21 +32,87 @@ pub struct LlamaConfig {
     pub num_hidden_layers: usize,
     /// Query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; each serves the same number of query heads.
-    pub num_key_value_heads: usize,
+    /// Key and value heads, each of which serves the same number of query heads; without it, as many as query heads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_key_value_heads: Option<usize>,
+    /// Width of one head; without it, the hidden size divided among the query heads (and 128 in Qwen 3).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_dim: Option<usize>,
     /// Activation of the feed-forward gate; always `silu`.
     pub hidden_act: String,
     /// What is added to the mean square before its root is taken.
     pub rms_norm_eps: f64,
-    /// The base of the rotary wavelengths.
-    pub rope_theta: f64,
+    /// The base of the rotary wavelengths, where `rope_parameters` does not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// How the rotary wavelengths are stretched, as transformers before version 5 writes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeParameters>,
+    /// The base and the stretching, as transformers writes them from version 5 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_parameters: Option<RopeParameters>,
     /// The longest sequence the model is meant for.
     pub max_position_embeddings: usize,
-    /// Whether the head is the embedding; always, here.
+    /// Whether the head is the embedding.
+    #[serde(default)]
     pub tie_word_embeddings: bool,
-    /// The token that ends a response.
-    pub eos_token_id: u32,
+    /// The token or tokens that end a response.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eos_token_id: Option<EndTokens>,
+    /// Whether Llama's attention has biases; never, here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub attention_bias: bool,
+    /// Whether Llama's feed-forward block has biases; never, here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub mlp_bias: bool,
+    /// Whether Qwen's attention sees only the last tokens; never, here.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub use_sliding_window: bool,
+    /// All other keys.
+    #[serde(flatten)]
+    pub others: Map<String, Value>,
 }
+
+/// End tokens: one, or several of which the first is written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum EndTokens {
+    /// One.
+    One(u32),
+    /// Several.
+    Several(Vec<u32>),
+}
+
+/// The rotary wavelengths.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RopeParameters {
+    /// `default`, `linear` or `llama3`.
+    #[serde(default, alias = "type", skip_serializing_if = "Option::is_none")]
+    pub rope_type: Option<String>,
+    /// The base.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_theta: Option<f64>,
+    /// How much longer the wavelengths become.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor: Option<f64>,
+    /// llama3: wavelengths above the original length divided by this become longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub low_freq_factor: Option<f64>,
+    /// llama3: wavelengths below the original length divided by this stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub high_freq_factor: Option<f64>,
+    /// llama3: the length that the model was first trained for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original_max_position_embeddings: Option<f64>,
+}
+
+fn is_false(value: &bool) -> bool {
+    !value
+}
+
+const DEFAULT_THETA: f64 = 10_000.0;
+/// Width of a head of Qwen 3 where config.json does not say.
+const QWEN3_HEAD_WIDTH: usize = 128;
 
 impl Default for LlamaConfig {
     /// Llama's settings, with sizes of a model that learns a little on a processor.
@@ -45,63 +125,162 @@ impl Default for LlamaConfig {
             intermediate_size: 256,
             num_hidden_layers: 2,
             num_attention_heads: 4,
-            num_key_value_heads: 2,
+            num_key_value_heads: Some(2),
+            head_dim: None,
             hidden_act: "silu".into(),
             rms_norm_eps: 1e-5,
-            rope_theta: 10_000.0,
+            rope_theta: Some(DEFAULT_THETA),
+            rope_scaling: None,
+            rope_parameters: None,
             max_position_embeddings: 2_048,
             tie_word_embeddings: true,
-            eos_token_id: 0,
+            eos_token_id: Some(EndTokens::One(0)),
+            attention_bias: false,
+            mlp_bias: false,
+            use_sliding_window: false,
+            others: Map::new(),
         }
     }
 }
 
 impl LlamaConfig {
+    /// The kind of model; one that is not known is an error.
+    pub fn architecture(&self) -> Result<Architecture> {
+        match self.model_type.as_str() {
+            "llama" => Ok(Architecture::Llama),
+            "qwen2" => Ok(Architecture::Qwen2),
+            "qwen3" => Ok(Architecture::Qwen3),
+            other => bail!("model_type is {other:?}, and this driver knows llama, qwen2 and qwen3"),
+        }
+    }
+
     /// Width of one head.
-    pub fn head_size(&self) -> usize {
-        self.hidden_size / self.num_attention_heads
+    pub fn head_width(&self) -> usize {
+        match self.head_dim {
+            Some(width) => width,
+            None if self.model_type == "qwen3" => QWEN3_HEAD_WIDTH,
+            None => self.hidden_size / self.num_attention_heads.max(1),
+        }
+    }
+
+    /// Key and value heads.
+    pub fn key_value_heads(&self) -> usize {
+        self.num_key_value_heads.unwrap_or(self.num_attention_heads)
+    }
+
+    /// The end tokens, the one to write first.
+    pub fn end_tokens(&self) -> &[u32] {
+        match &self.eos_token_id {
+            None => &[],
+            Some(EndTokens::One(token)) => std::slice::from_ref(token),
+            Some(EndTokens::Several(tokens)) => tokens,
+        }
+    }
+
+    /// Radians by which each pair of a head's elements turns from one position to the next.
+    pub fn rotary_frequencies(&self) -> Result<Vec<f64>> {
+        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let theta = scaling
+            .and_then(|scaling| scaling.rope_theta)
+            .or(self.rope_theta)
+            .unwrap_or(DEFAULT_THETA);
+        let pairs = self.head_width() / 2;
+        let mut frequencies: Vec<f64> = (0..pairs)
+            .map(|pair| theta.powf(-(pair as f64) / pairs as f64))
+            .collect();
+        if let Some(scaling) = scaling {
+            scaling.stretch(&mut frequencies)?;
+        }
+        Ok(frequencies)
     }
 
     /// Refuses sizes that no model can have, and kinds of model that this driver does not know.
     pub fn check(&self) -> Result<()> {
+        self.architecture()?;
         let sizes = [
             ("vocab_size", self.vocab_size),
             ("hidden_size", self.hidden_size),
             ("intermediate_size", self.intermediate_size),
             ("num_attention_heads", self.num_attention_heads),
-            ("num_key_value_heads", self.num_key_value_heads),
+            ("num_key_value_heads", self.key_value_heads()),
+            ("the width of a head", self.head_width()),
         ];
         for (name, size) in sizes {
             ensure!(size > 0, "{name} is 0");
         }
         ensure!(
-            self.hidden_size.is_multiple_of(self.num_attention_heads)
-                && self.head_size().is_multiple_of(2),
-            "a hidden size of {} does not divide into {} heads of even width",
+            self.head_dim.is_some() || self.hidden_size.is_multiple_of(self.num_attention_heads),
+            "a hidden size of {} does not divide into {} heads",
             self.hidden_size,
             self.num_attention_heads
         );
         ensure!(
-            self.num_attention_heads
-                .is_multiple_of(self.num_key_value_heads),
-            "{} query heads cannot share {} key and value heads evenly",
-            self.num_attention_heads,
-            self.num_key_value_heads
+            self.head_width().is_multiple_of(2),
+            "a head has a width of {}, which is not even",
+            self.head_width()
         );
         ensure!(
-            self.model_type == "llama",
-            "model_type is {:?}, expected \"llama\"",
-            self.model_type
+            self.num_attention_heads
+                .is_multiple_of(self.key_value_heads()),
+            "{} query heads cannot share {} key and value heads evenly",
+            self.num_attention_heads,
+            self.key_value_heads()
         );
         ensure!(
             self.hidden_act == "silu",
             "hidden_act is {:?}, expected \"silu\"",
             self.hidden_act
         );
-        ensure!(
-            self.tie_word_embeddings,
-            "tie_word_embeddings is false, and an untied head is not supported"
-        );
+        for (name, asked) in [
+            ("attention_bias", self.attention_bias),
+            ("mlp_bias", self.mlp_bias),
+            ("use_sliding_window", self.use_sliding_window),
+        ] {
+            ensure!(!asked, "{name} is true, which is not supported");
+        }
+        self.rotary_frequencies().map(drop)
+    }
+}
+
+impl RopeParameters {
+    fn stretch(&self, frequencies: &mut [f64]) -> Result<()> {
+        let positive = |name: &str, value: Option<f64>| match value {
+            Some(value) if value > 0.0 && value.is_finite() => Ok(value),
+            Some(value) => {
+                bail!("{name} of the rotary embedding is {value}, expected a positive number")
+            }
+            None => bail!("the rotary embedding has no {name}"),
+        };
+        match self.rope_type.as_deref().unwrap_or("default") {
+            "default" => {}
+            "linear" => {
+                let factor = positive("factor", self.factor)?;
+                frequencies
+                    .iter_mut()
+                    .for_each(|frequency| *frequency /= factor);
+            }
+            "llama3" => {
+                let factor = positive("factor", self.factor)?;
+                let low = positive("low_freq_factor", self.low_freq_factor)?;
+                let high = positive("high_freq_factor", self.high_freq_factor)?;
+                let length = positive(
+                    "original_max_position_embeddings",
+                    self.original_max_position_embeddings,
+                )?;
+                ensure!(
+                    high > low,
+                    "high_freq_factor {high} of the rotary embedding is not above low_freq_factor {low}"
+                );
+                for frequency in frequencies {
+                    let turns = length * *frequency / std::f64::consts::TAU;
+                    let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    *frequency *= kept + (1.0 - kept) / factor;
+                }
+            }
+            other => {
+                bail!("rope_type is {other:?}, and this driver knows default, linear and llama3")
+            }
+        }
         Ok(())
     }
 }

@@ -5,77 +5,122 @@ use candle_core::{DType, Device, Tensor, Var, safetensors};
 
 use super::{
     Cache, LlamaConfig, Parameters,
-    attention::{Attention, Step, linear},
+    attention::Step,
     cache::LayerCache,
-    feed_forward::gated,
+    layer::Layer,
+    lora::{Adapter, LoraSettings},
     norm::Norm,
+    parameters::{NamedTensors, NamedVariables, Weights},
 };
 use crate::random::{Purpose, random};
 
-/// A Llama-style model: RMSNorm, rotary positions, grouped-query attention, gated feed-forward blocks, and a head that
-/// is the embedding.
+/// A Llama-style model: RMSNorm, rotary positions, grouped-query attention and gated feed-forward blocks.
 pub struct Llama {
     config: LlamaConfig,
-    embedding: Var,
+    embedding: Tensor,
     layers: Vec<Layer>,
     norm: Norm,
-    parameters: Vec<(String, Var)>,
-}
-
-struct Layer {
-    attention_norm: Norm,
-    attention: Attention,
-    feed_forward_norm: Norm,
-    gate: Var,
-    up: Var,
-    down: Var,
+    /// Nothing where the embedding is the head.
+    head: Option<Tensor>,
+    weights: NamedTensors,
+    parameters: NamedVariables,
+    adapters: Option<LoraSettings>,
 }
 
 impl Llama {
-    /// A model with random weights.
+    /// A model with random weights, to be trained.
     pub fn random(config: LlamaConfig, seed: u64, dtype: DType) -> Result<Self> {
-        Self::new(
-            config,
-            Parameters::random(random(seed, Purpose::Weights), dtype),
-        )
+        let random = random(seed, Purpose::Weights);
+        Self::new(config, Parameters::random(random, dtype))
     }
 
-    /// The model of a `model.safetensors` with Hugging Face's tensor names.
-    pub fn load(config: LlamaConfig, path: &Path) -> Result<Self> {
-        Self::new(config, Parameters::load(path)?).with_context(|| path.display().to_string())
+    /// A model that was trained before; with `frozen`, nothing of it can be trained until it gets adapters.
+    pub fn of(
+        config: LlamaConfig,
+        weights: Box<dyn Weights>,
+        dtype: DType,
+        frozen: bool,
+    ) -> Result<Self> {
+        Self::new(config, Parameters::of(weights, dtype, frozen))
     }
 
     fn new(config: LlamaConfig, mut parameters: Parameters) -> Result<Self> {
         config.check()?;
-        let embedding = parameters.matrix(
-            "model.embed_tokens.weight",
-            config.vocab_size,
-            config.hidden_size,
-        )?;
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+        let embedding = parameters.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
         let layers = (0..config.num_hidden_layers)
-            .map(|layer| Layer::new(&config, &mut parameters, &format!("model.layers.{layer}")))
+            .map(|layer| Layer::new(&config, &mut parameters, &layer_name(layer)))
             .collect::<Result<_>>()?;
         let norm = Norm::new(
-            parameters.scale("model.norm.weight", config.hidden_size)?,
+            parameters.scale("model.norm.weight", hidden)?,
             config.rms_norm_eps,
         );
-        let parameters = parameters.finish()?;
+        let head = match config.tie_word_embeddings {
+            true => {
+                parameters.ignore(HEAD)?;
+                None
+            }
+            false => Some(parameters.matrix(HEAD, vocabulary, hidden)?),
+        };
+        let (weights, parameters) = parameters.finish()?;
         Ok(Self {
             config,
             embedding,
             layers,
             norm,
+            head,
+            weights,
             parameters,
+            adapters: None,
         })
     }
 
-    /// Writes the weights under Hugging Face's names.
+    /// Freezes the model and gives the layers of these names adapters, which are all that is trained then. An adapter
+    /// changes nothing until it is trained.
+    pub fn adapt(&mut self, settings: &LoraSettings, seed: u64) -> Result<()> {
+        settings.check()?;
+        self.adapters = Some(settings.clone());
+        let mut random = random(seed, Purpose::Weights);
+        self.embedding = self.embedding.detach();
+        self.head = self.head.as_ref().map(Tensor::detach);
+        self.norm.freeze();
+        self.parameters.clear();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            layer.freeze();
+            for (name, linear) in layer.linears() {
+                let target = name.rsplit('.').next().unwrap_or(name);
+                if !settings.targets.iter().any(|wanted| wanted == target) {
+                    continue;
+                }
+                let stream = self.parameters.len() as u64;
+                let shape = linear.shape()?;
+                let adapter = Adapter::new(settings, &self.embedding, shape, stream, &mut random)?;
+                let name = format!("{}.{name}", layer_name(index));
+                (self.parameters).push((format!("{name}.lora_A.weight"), adapter.down.clone()));
+                (self.parameters).push((format!("{name}.lora_B.weight"), adapter.up.clone()));
+                linear.adapt(adapter);
+            }
+        }
+        Ok(())
+    }
+
+    /// All weights under Hugging Face's names, the adapters added to those that they stand beside.
+    pub fn merged_weights(&mut self) -> Result<NamedTensors> {
+        let mut merged = self.weights.clone();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            for (name, linear) in layer.linears() {
+                let name = format!("{}.{name}.weight", layer_name(index));
+                if let Some((_, weight)) = merged.iter_mut().find(|(found, _)| *found == name) {
+                    *weight = linear.merged_weight()?;
+                }
+            }
+        }
+        Ok(merged)
+    }
+
+    /// Writes the weights under Hugging Face's names, without adapters.
     pub fn save(&self, path: &Path) -> Result<()> {
-        let tensors = self
-            .parameters
-            .iter()
-            .map(|(name, weight)| (name.as_str(), weight.as_tensor().clone()))
-            .collect();
+        let tensors = self.weights.iter().cloned().collect();
         safetensors::save(&tensors, path)
             .with_context(|| format!("cannot write {}", path.display()))
     }
@@ -85,22 +130,36 @@ impl Llama {
         &self.config
     }
 
-    /// All weights with their names.
+    /// Size and place of the adapters, if it has any.
+    pub fn adapters(&self) -> Option<&LoraSettings> {
+        self.adapters.as_ref()
+    }
+
+    /// What is trained, with its names: all weights, or the adapters.
     pub fn parameters(&self) -> &[(String, Var)] {
         &self.parameters
     }
 
     /// The head `[vocabulary, hidden]`.
     pub fn head(&self) -> &Tensor {
-        &self.embedding
+        self.head.as_ref().unwrap_or(&self.embedding)
     }
 
     /// Hidden states `[batch, tokens, hidden]` of whole sequences, differentiable. Padding goes on the right, where no
     /// real token sees it.
     pub fn hidden(&self, tokens: &Tensor) -> Result<Tensor> {
+        self.pass(tokens, None)
+    }
+
+    /// As [`hidden`](Self::hidden), with what drops out in training. The same noise drops the same out.
+    pub fn hidden_in_training(&self, tokens: &Tensor, noise: u64) -> Result<Tensor> {
+        self.pass(tokens, Some(noise))
+    }
+
+    fn pass(&self, tokens: &Tensor, noise: Option<u64>) -> Result<Tensor> {
         let mut x = self.embed(tokens)?;
         for layer in &self.layers {
-            x = layer.forward(&x)?.0;
+            x = layer.forward(&x, noise)?.0;
         }
         Ok(self.norm.forward(&x)?)
     }
@@ -119,7 +178,7 @@ impl Llama {
         let mut x = self.embed(tokens)?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            let (output, keys, values) = layer.forward(&x)?;
+            let (output, keys, values) = layer.forward(&x, None)?;
             layers.push(LayerCache::new(&keys.detach(), &values.detach())?);
             x = output.detach();
         }
@@ -167,56 +226,8 @@ impl Llama {
     }
 }
 
-impl Layer {
-    fn new(config: &LlamaConfig, parameters: &mut Parameters, prefix: &str) -> Result<Self> {
-        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
-        let norm = |parameters: &mut Parameters, name: &str| {
-            let weight = parameters.scale(format!("{prefix}.{name}.weight"), hidden)?;
-            anyhow::Ok(Norm::new(weight, config.rms_norm_eps))
-        };
-        Ok(Self {
-            attention_norm: norm(parameters, "input_layernorm")?,
-            attention: Attention::new(config, parameters, prefix)?,
-            feed_forward_norm: norm(parameters, "post_attention_layernorm")?,
-            gate: parameters.matrix(
-                format!("{prefix}.mlp.gate_proj.weight"),
-                intermediate,
-                hidden,
-            )?,
-            up: parameters.matrix(format!("{prefix}.mlp.up_proj.weight"), intermediate, hidden)?,
-            down: parameters.matrix(
-                format!("{prefix}.mlp.down_proj.weight"),
-                hidden,
-                intermediate,
-            )?,
-        })
-    }
+const HEAD: &str = "lm_head.weight";
 
-    /// The layer's output for whole sequences, and its keys and values.
-    fn forward(&self, x: &Tensor) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
-        let (attended, keys, values) = self.attention.forward(&self.attention_norm.forward(x)?)?;
-        Ok((self.feed_forward(&(x + attended)?)?, keys, values))
-    }
-
-    /// The layer's output for one new token of every beam.
-    fn step(
-        &self,
-        x: &Tensor,
-        cached: &mut LayerCache,
-        place: &Step,
-    ) -> candle_core::Result<Tensor> {
-        let attended = self
-            .attention
-            .step(&self.attention_norm.forward(x)?, cached, place)?;
-        self.feed_forward(&(x + attended)?)
-    }
-
-    fn feed_forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let normalised = self.feed_forward_norm.forward(x)?;
-        let inner = gated(
-            &linear(&normalised, &self.gate)?,
-            &linear(&normalised, &self.up)?,
-        )?;
-        x + linear(&inner, &self.down)?
-    }
+fn layer_name(layer: usize) -> String {
+    format!("model.layers.{layer}")
 }

@@ -1,19 +1,24 @@
 //! RMSNorm: candle's own has no backward.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, Var};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::elements::{Element, constant, elements, for_element_of};
 
 /// `x / sqrt(mean(x²) + ε) · weight` over the last dimension.
 pub struct Norm {
-    weight: Var,
+    weight: Tensor,
     epsilon: f64,
 }
 
 impl Norm {
-    pub fn new(weight: Var, epsilon: f64) -> Self {
+    pub fn new(weight: Tensor, epsilon: f64) -> Self {
         Self { weight, epsilon }
+    }
+
+    /// Trains the weight no further.
+    pub fn freeze(&mut self) {
+        self.weight = self.weight.detach();
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -57,9 +62,12 @@ impl CustomOp2 for RmsNorm {
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let gradient = gradient.contiguous()?;
         let epsilon = self.epsilon;
-        let x_gradient = x.apply_op3_no_bwd(weight, &gradient, &InputGradient { epsilon })?;
-        let weight_gradient = x.apply_op2_no_bwd(&gradient, &WeightGradient { epsilon })?;
-        Ok((Some(x_gradient), Some(weight_gradient)))
+        let of_x = || x.apply_op3_no_bwd(weight, &gradient, &InputGradient { epsilon });
+        let of_weight = || x.apply_op2_no_bwd(&gradient, &WeightGradient { epsilon });
+        Ok((
+            x.track_op().then(of_x).transpose()?,
+            weight.track_op().then(of_weight).transpose()?,
+        ))
     }
 }
 

@@ -1,60 +1,87 @@
 //! The named weights of a model.
 
-use std::{collections::HashMap, path::Path};
-
-use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor, Var, safetensors};
+use anyhow::{Result, bail, ensure};
+use candle_core::{DType, Device, Tensor, Var};
 use rand_distr::{Distribution, Normal};
 
 use crate::random::Random;
 
-/// Weights by their Hugging Face names, in the order in which the model asked for them.
+/// Where the weights of a pretrained model lie, under their Hugging Face names.
+pub trait Weights {
+    /// A weight, taken out; nothing where there is none of that name.
+    fn take(&mut self, name: &str) -> Result<Option<Tensor>>;
+
+    /// The names of weights that nobody took.
+    fn left(&self) -> Vec<String>;
+}
+
+/// Hands a model its weights, and keeps them in the order in which it asked for them.
 pub struct Parameters {
-    named: Vec<(String, Var)>,
+    weights: Vec<(String, Tensor)>,
+    trained: Vec<(String, Var)>,
     source: Source,
+    dtype: DType,
+    frozen: bool,
 }
 
 enum Source {
-    Random { random: Box<Random>, dtype: DType },
-    Tensors(HashMap<String, Tensor>),
+    Random(Box<Random>),
+    Weights(Box<dyn Weights>),
 }
 
 /// Standard deviation of the first weights, as Llama's.
 const DEVIATION: f64 = 0.02;
 
 impl Parameters {
-    /// First weights from a random stream.
+    /// First weights from a random stream, to be trained.
     pub fn random(random: Random, dtype: DType) -> Self {
+        Self::new(Source::Random(Box::new(random)), dtype, false)
+    }
+
+    /// The weights of a trained model, to be trained further or `frozen`.
+    pub fn of(weights: Box<dyn Weights>, dtype: DType, frozen: bool) -> Self {
+        Self::new(Source::Weights(weights), dtype, frozen)
+    }
+
+    fn new(source: Source, dtype: DType, frozen: bool) -> Self {
         Self {
-            named: Vec::new(),
-            source: Source::Random {
-                random: Box::new(random),
-                dtype,
-            },
+            weights: Vec::new(),
+            trained: Vec::new(),
+            source,
+            dtype,
+            frozen,
         }
     }
 
-    /// Weights from a safetensors file.
-    pub fn load(path: &Path) -> Result<Self> {
-        let tensors = safetensors::load(path, &Device::Cpu)
-            .with_context(|| format!("cannot read the weights {}", path.display()))?;
-        Ok(Self {
-            named: Vec::new(),
-            source: Source::Tensors(tensors),
-        })
-    }
-
-    /// A matrix: normally distributed, or as the file has it.
-    pub fn matrix(&mut self, name: impl Into<String>, rows: usize, columns: usize) -> Result<Var> {
+    /// A matrix: normally distributed, or as the source has it.
+    pub fn matrix(
+        &mut self,
+        name: impl Into<String>,
+        rows: usize,
+        columns: usize,
+    ) -> Result<Tensor> {
         self.take(name.into(), &[rows, columns], |random, count| {
             let normal = Normal::new(0.0, DEVIATION)?;
             Ok((0..count).map(|_| normal.sample(random)).collect())
         })
     }
 
-    /// The weight of a norm: ones, or as the file has it.
-    pub fn scale(&mut self, name: impl Into<String>, width: usize) -> Result<Var> {
+    /// The weight of a norm: ones, or as the source has it.
+    pub fn scale(&mut self, name: impl Into<String>, width: usize) -> Result<Tensor> {
         self.take(name.into(), &[width], |_, count| Ok(vec![1.0; count]))
+    }
+
+    /// A bias: zeros, or as the source has it.
+    pub fn bias(&mut self, name: impl Into<String>, width: usize) -> Result<Tensor> {
+        self.take(name.into(), &[width], |_, count| Ok(vec![0.0; count]))
+    }
+
+    /// Leaves a weight out that the source may have all the same.
+    pub fn ignore(&mut self, name: &str) -> Result<()> {
+        if let Source::Weights(weights) = &mut self.source {
+            weights.take(name)?;
+        }
+        Ok(())
     }
 
     fn take(
@@ -62,36 +89,47 @@ impl Parameters {
         name: String,
         shape: &[usize],
         initial: impl Fn(&mut Random, usize) -> Result<Vec<f64>>,
-    ) -> Result<Var> {
+    ) -> Result<Tensor> {
         let tensor = match &mut self.source {
-            Source::Random { random, dtype } => {
+            Source::Random(random) => {
                 let values = initial(random, shape.iter().product())?;
-                Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(*dtype)?
+                Tensor::from_vec(values, shape, &Device::Cpu)?
             }
-            Source::Tensors(tensors) => {
-                let Some(tensor) = tensors.remove(&name) else {
+            Source::Weights(weights) => {
+                let Some(tensor) = weights.take(&name)? else {
                     bail!("there is no tensor {name}");
                 };
                 ensure!(
                     tensor.dims() == shape,
-                    "{name} has the shape {:?}, where config.json asks for {shape:?}",
+                    "{name} has the shape {:?}, where the configuration asks for {shape:?}",
                     tensor.dims()
                 );
                 tensor
             }
         };
-        let variable = Var::from_tensor(&tensor)?;
-        self.named.push((name, variable.clone()));
-        Ok(variable)
+        let mut tensor = tensor.to_dtype(self.dtype)?.contiguous()?;
+        if !self.frozen {
+            let variable = Var::from_tensor(&tensor)?;
+            tensor = variable.as_tensor().clone();
+            self.trained.push((name.clone(), variable));
+        }
+        self.weights.push((name, tensor.clone()));
+        Ok(tensor)
     }
 
-    /// The weights with their names; a tensor of the file that the model did not ask for is an error.
-    pub fn finish(self) -> Result<Vec<(String, Var)>> {
-        if let Source::Tensors(left) = &self.source
-            && let Some(name) = left.keys().min()
+    /// All weights and those that are trained, with their names; a tensor of the source that the model did not ask for
+    /// is an error.
+    pub fn finish(self) -> Result<(NamedTensors, NamedVariables)> {
+        if let Source::Weights(weights) = &self.source
+            && let Some(name) = weights.left().into_iter().min()
         {
-            bail!("the model of config.json has no tensor {name}");
+            bail!("a model of this configuration has no tensor {name}");
         }
-        Ok(self.named)
+        Ok((self.weights, self.trained))
     }
 }
+
+/// Tensors with their names.
+pub type NamedTensors = Vec<(String, Tensor)>;
+/// Variables with their names.
+pub type NamedVariables = Vec<(String, Var)>;

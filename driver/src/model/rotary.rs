@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use super::elements::{Element, constant, elements, for_element_of};
 
 /// Rotates `x [batch, tokens, heads, width]`; token `t` of batch row `b` stands at position `first_positions[b] + t`.
-pub fn rotate(x: &Tensor, first_positions: &[u32], theta: f64) -> Result<Tensor> {
+/// Pair `i` of a head's elements turns by `frequencies[i]` radians from one position to the next.
+pub fn rotate(x: &Tensor, first_positions: &[u32], frequencies: &[f64]) -> Result<Tensor> {
     let (batch, tokens, _, width) = x.dims4()?;
     if first_positions.len() != batch {
         bail!(
@@ -16,12 +17,18 @@ pub fn rotate(x: &Tensor, first_positions: &[u32], theta: f64) -> Result<Tensor>
             first_positions.len()
         );
     }
+    if 2 * frequencies.len() != width {
+        bail!(
+            "{} rotary frequencies for heads of width {width}",
+            frequencies.len()
+        );
+    }
     let last = first_positions
         .iter()
         .max()
         .map_or(0, |&first| first as usize + tokens);
     let angles = Angles {
-        turns: turns(last, width / 2, theta),
+        turns: turns(last, frequencies),
         first_positions: first_positions.to_vec(),
     };
     x.contiguous()?.apply_op1(Rotate {
@@ -36,10 +43,7 @@ struct Angles {
     first_positions: Vec<u32>,
 }
 
-fn turns(positions: usize, pairs: usize, theta: f64) -> Vec<(f64, f64)> {
-    let frequencies: Vec<f64> = (0..pairs)
-        .map(|pair| theta.powf(-(pair as f64) / pairs as f64))
-        .collect();
+fn turns(positions: usize, frequencies: &[f64]) -> Vec<(f64, f64)> {
     (0..positions)
         .flat_map(|position| {
             frequencies

@@ -1,0 +1,99 @@
+//! One layer: attention and a gated feed-forward block, each behind a norm and beside a residual stream.
+
+use anyhow::Result;
+use candle_core::Tensor;
+
+use super::{
+    LlamaConfig, Parameters,
+    attention::{Attention, Step},
+    cache::LayerCache,
+    feed_forward::gated,
+    linear::Linear,
+    norm::Norm,
+};
+
+/// One layer.
+pub struct Layer {
+    attention_norm: Norm,
+    attention: Attention,
+    feed_forward_norm: Norm,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+impl Layer {
+    pub fn new(config: &LlamaConfig, parameters: &mut Parameters, prefix: &str) -> Result<Self> {
+        let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
+        let norm = |parameters: &mut Parameters, name: &str| {
+            let weight = parameters.scale(format!("{prefix}.{name}.weight"), hidden)?;
+            anyhow::Ok(Norm::new(weight, config.rms_norm_eps))
+        };
+        let linear = |parameters: &mut Parameters, name: &str, out, width| {
+            let weight = parameters.matrix(format!("{prefix}.mlp.{name}.weight"), out, width)?;
+            anyhow::Ok(Linear::new(weight, None))
+        };
+        Ok(Self {
+            attention_norm: norm(parameters, "input_layernorm")?,
+            attention: Attention::new(config, parameters, prefix)?,
+            feed_forward_norm: norm(parameters, "post_attention_layernorm")?,
+            gate: linear(parameters, "gate_proj", intermediate, hidden)?,
+            up: linear(parameters, "up_proj", intermediate, hidden)?,
+            down: linear(parameters, "down_proj", hidden, intermediate)?,
+        })
+    }
+
+    /// The linear layers, by their names inside the layer.
+    pub fn linears(&mut self) -> [(&'static str, &mut Linear); 7] {
+        [
+            ("self_attn.q_proj", &mut self.attention.query),
+            ("self_attn.k_proj", &mut self.attention.key),
+            ("self_attn.v_proj", &mut self.attention.value),
+            ("self_attn.o_proj", &mut self.attention.output),
+            ("mlp.gate_proj", &mut self.gate),
+            ("mlp.up_proj", &mut self.up),
+            ("mlp.down_proj", &mut self.down),
+        ]
+    }
+
+    /// Trains none of the weights further.
+    pub fn freeze(&mut self) {
+        self.attention_norm.freeze();
+        self.feed_forward_norm.freeze();
+        self.attention.freeze_norms();
+        for (_, linear) in self.linears() {
+            linear.freeze();
+        }
+    }
+
+    /// The layer's output for whole sequences, and its keys and values.
+    pub fn forward(
+        &self,
+        x: &Tensor,
+        noise: Option<u64>,
+    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+        let (attended, keys, values) =
+            (self.attention).forward(&self.attention_norm.forward(x)?, noise)?;
+        Ok((self.feed_forward(&(x + attended)?, noise)?, keys, values))
+    }
+
+    /// The layer's output for one new token of every beam.
+    pub fn step(
+        &self,
+        x: &Tensor,
+        cached: &mut LayerCache,
+        place: &Step,
+    ) -> candle_core::Result<Tensor> {
+        let attended = (self.attention).step(&self.attention_norm.forward(x)?, cached, place)?;
+        self.feed_forward(&(x + attended)?, None)
+    }
+
+    fn feed_forward(&self, x: &Tensor, noise: Option<u64>) -> candle_core::Result<Tensor> {
+        let normalised = self.feed_forward_norm.forward(x)?;
+        let inner = gated(
+            &self.gate.forward(&normalised, noise)?,
+            &self.up.forward(&normalised, noise)?,
+        )?;
+        x + self.down.forward(&inner, noise)?
+    }
+}

@@ -1,0 +1,208 @@
+//! Low-rank adapters (LoRA): what is trained of a model whose own weights are frozen.
+
+use anyhow::{Result, ensure};
+use candle_core::{Tensor, Var};
+use clap::Args;
+use rand::{Rng, RngCore, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use super::elements::{Element, constant};
+use crate::random::Random;
+
+/// The linear layers that an adapter can stand beside, by their Hugging Face names.
+pub const TARGETS: [&str; 7] = [
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+];
+
+/// Size and place of the adapters.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoraSettings {
+    /// Rank of the adapters of a pretrained model
+    #[arg(
+        id = "lora_rank",
+        long = "lora-rank",
+        default_value_t = 8,
+        value_name = "RANK"
+    )]
+    pub rank: usize,
+
+    /// α of the adapters: what they add is scaled by α divided by the rank
+    #[arg(
+        id = "lora_alpha",
+        long = "lora-alpha",
+        default_value_t = 16.0,
+        value_name = "α"
+    )]
+    pub alpha: f64,
+
+    /// The share of an adapter's inputs that drop out in training
+    #[arg(
+        id = "lora_dropout",
+        long = "lora-dropout",
+        default_value_t = 0.0,
+        value_name = "SHARE"
+    )]
+    pub dropout: f64,
+
+    /// The linear layers that get adapters
+    #[arg(
+        id = "lora_targets",
+        long = "lora-targets",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_parser = TARGETS,
+        default_values_t = ["q_proj".to_string(), "v_proj".to_string()]
+    )]
+    pub targets: Vec<String>,
+}
+
+impl Default for LoraSettings {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            dropout: 0.0,
+            targets: vec!["q_proj".into(), "v_proj".into()],
+        }
+    }
+}
+
+impl LoraSettings {
+    /// What an adapter's output is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+
+    /// Refuses settings that no adapter can have.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.rank > 0, "the rank of the adapters is 0");
+        ensure!(
+            self.alpha.is_finite(),
+            "α of the adapters is {}, expected a number",
+            self.alpha
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.dropout),
+            "the adapters' dropout is {}, expected a share below 1",
+            self.dropout
+        );
+        ensure!(!self.targets.is_empty(), "no layer is to get an adapter");
+        for target in &self.targets {
+            ensure!(
+                TARGETS.contains(&target.as_str()),
+                "there is no linear layer {target}: adapters stand beside {}",
+                TARGETS.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// One adapter: `scale · x · downᵀ · upᵀ` is added to what its linear layer gives.
+pub struct Adapter {
+    /// `[rank, in]`, PEFT's `lora_A`.
+    pub down: Var,
+    /// `[out, rank]`, PEFT's `lora_B`.
+    pub up: Var,
+    pub scale: f64,
+    dropout: f64,
+    /// Tells this adapter's noise from the others'.
+    stream: u64,
+}
+
+impl Adapter {
+    /// An adapter that changes nothing yet: PEFT's first weights.
+    pub fn new(
+        settings: &LoraSettings,
+        like: &Tensor,
+        (out, width): (usize, usize),
+        stream: u64,
+        random: &mut Random,
+    ) -> Result<Self> {
+        let bound = 1.0 / (width as f64).sqrt();
+        let down: Vec<f64> = (0..settings.rank * width)
+            .map(|_| random.random_range(-bound..bound))
+            .collect();
+        let down = Tensor::from_vec(down, (settings.rank, width), like.device())?;
+        Ok(Self {
+            down: Var::from_tensor(&down.to_dtype(like.dtype())?)?,
+            up: Var::zeros((out, settings.rank), like.dtype(), like.device())?,
+            scale: settings.scale(),
+            dropout: settings.dropout,
+            stream,
+        })
+    }
+
+    /// What drops out in the pass of this noise.
+    pub fn dropout(&self, noise: u64) -> Option<Dropout> {
+        let dropped = (self.dropout * f64::from(DROPOUT_STEPS)).round() as u16;
+        (dropped > 0).then_some(Dropout {
+            dropped,
+            noise,
+            stream: self.stream,
+        })
+    }
+}
+
+/// The share that drops out is a multiple of one over this.
+const DROPOUT_STEPS: u32 = 1 << 16;
+
+/// Which elements drop out: the same whenever it is asked, so that nothing need be kept for the way back.
+pub struct Dropout {
+    dropped: u16,
+    noise: u64,
+    stream: u64,
+}
+
+impl Dropout {
+    /// The values, those that stay enlarged so that the mean stays.
+    pub fn apply<T: Element>(&self, values: &[T]) -> Vec<T> {
+        let mut output = values.to_vec();
+        self.apply_in_place(&mut output);
+        output
+    }
+
+    /// As [`apply`](Self::apply).
+    pub fn apply_in_place<T: Element>(&self, values: &mut [T]) {
+        let mut random = Random::seed_from_u64(self.noise);
+        random.set_stream(self.stream);
+        let share = f64::from(self.dropped) / f64::from(DROPOUT_STEPS);
+        let enlarged = constant::<T>((1.0 - share).recip());
+        for pair in values.chunks_mut(2) {
+            let bits = random.next_u32();
+            for (value, bits) in pair.iter_mut().zip([bits as u16, (bits >> 16) as u16]) {
+                let stays = bits >= self.dropped;
+                *value = if stays { *value * enlarged } else { T::zero() };
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dropout_is_repeatable_keeps_the_mean_and_differs_by_noise_and_adapter() {
+        let dropout = |noise, stream| Dropout {
+            dropped: 13_107,
+            noise,
+            stream,
+        }; // a fifth
+        let ones = vec![1f64; 100_001];
+        let kept = dropout(1, 2).apply(&ones);
+        assert_eq!(kept, dropout(1, 2).apply(&ones));
+        assert_ne!(kept, dropout(2, 2).apply(&ones));
+        assert_ne!(kept, dropout(1, 3).apply(&ones));
+        let share = kept.iter().filter(|&&value| value == 0.0).count() as f64 / ones.len() as f64;
+        let mean = kept.iter().sum::<f64>() / ones.len() as f64;
+        assert!((share - 0.2).abs() < 5e-3, "{share} dropped out");
+        assert!((mean - 1.0).abs() < 7e-3, "the mean is {mean}");
+    }
+}

@@ -1,0 +1,189 @@
+//! Runs that are killed or interrupted, and gone on with: they end with the same bits.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use candle_trie::TokenTrie;
+use msl::synthetic::World;
+use rand::{Rng, SeedableRng};
+use serde_json::Value;
+
+const ROWS: usize = 60;
+/// Two epochs of eight steps.
+const STEPS: usize = 16;
+
+/// A catalogue in the paper's format.
+fn data() -> tempfile::TempDir {
+    let world = World::new(3, ROWS, 1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let titles: BTreeMap<u64, &str> = (world.catalogue.items().iter())
+        .map(|item| (item.id, item.title.as_str()))
+        .collect();
+    let titles = serde_json::to_string(&titles).unwrap();
+    fs::write(folder.path().join("id2name4Rec.json"), titles).unwrap();
+    let mut rows = "user_id,item_ids,timestamp\n".to_owned();
+    for row in &world.training {
+        let mut items = row.history.clone();
+        items.push(row.target);
+        rows += &format!("{},\"{items:?}\",0\n", row.user);
+    }
+    fs::write(folder.path().join("train.csv"), rows).unwrap();
+    folder
+}
+
+fn msl() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_msl"));
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// A small run: ats with micro-batches, so that its temperature lags, and a validation that chooses.
+fn train(data: &Path, output: &Path) -> Command {
+    let mut command = msl();
+    command.arg("train").arg("--data").arg(data);
+    command.arg("--output").arg(output);
+    let options = "--validation 12 --epochs 2 --batch-size 6 --micro-batch-size 4 --save-every 5 --vocabulary 400 \
+                   --hidden 16 --intermediate 24 --layers 1 --heads 2 --key-value-heads 1 --prompt titles --scope branching";
+    command.args(options.split_whitespace());
+    command
+}
+
+fn resume(run: &Path) -> Command {
+    let mut command = msl();
+    command.arg("resume").arg(run);
+    command
+}
+
+/// All that a finished run holds, but for what depends on the clock.
+fn result(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    let mut folders = vec![run.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            let content = match name.as_str() {
+                "metrics.jsonl" => without_clock(&path),
+                "state.json" => without_clock_of(&fs::read_to_string(&path).unwrap()).into(),
+                // Its header lists what it says of itself in any order.
+                "trie.safetensors" => format!("{:?}", TokenTrie::load(&path).unwrap()).into(),
+                _ if name.contains("tfevents") => continue,
+                _ => fs::read(&path).unwrap(),
+            };
+            files.insert(path.strip_prefix(run).unwrap().to_owned(), content);
+        }
+    }
+    files
+}
+
+fn without_clock(path: &Path) -> Vec<u8> {
+    let file = BufReader::new(fs::File::open(path).unwrap());
+    let lines = file.lines().map(|line| without_clock_of(&line.unwrap()));
+    lines.collect::<Vec<_>>().join("\n").into()
+}
+
+fn without_clock_of(json: &str) -> String {
+    let mut value: Value = serde_json::from_str(json).unwrap();
+    let object = value.as_object_mut().unwrap();
+    object.remove("tokens_per_second");
+    object.remove("seconds");
+    value.to_string()
+}
+
+fn assert_same(found: &Path, expected: &Path) {
+    let (found, expected) = (result(found), result(expected));
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&found), names(&expected));
+    for (name, content) in &expected {
+        assert!(found[name] == *content, "{} differs", name.display());
+    }
+}
+
+fn lines(run: &Path) -> usize {
+    fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+/// Waits until a run has taken so many steps or has ended.
+fn wait_for_step(child: &mut Child, run: &Path, step: usize) {
+    while child.try_wait().unwrap().is_none() && lines(run) < step {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_at_random_steps_ends_with_the_bits_of_one_that_is_not() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let whole = runs.path().join("whole");
+    assert!(train(data.path(), &whole).status().unwrap().success());
+    assert_eq!(lines(&whole), STEPS);
+
+    let mut random = rand::rngs::StdRng::seed_from_u64(11);
+    for attempt in 0..4 {
+        let killed = runs.path().join(format!("killed-{attempt}"));
+        let mut child = train(data.path(), &killed).spawn().unwrap();
+        let mut kills = 0;
+        loop {
+            wait_for_step(&mut child, &killed, random.random_range(1..=STEPS));
+            // Anywhere in a step, or while a checkpoint is written.
+            std::thread::sleep(Duration::from_micros(random.random_range(0..8_000)));
+            if child.try_wait().unwrap().is_some() || kills == 4 {
+                break;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            child = resume(&killed).spawn().unwrap();
+        }
+        assert!(child.wait().unwrap().success());
+        assert!(kills > 0, "nothing was killed");
+        assert_same(&killed, &whole);
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_finishes_and_saves_the_step_in_hand() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let (whole, broken) = (runs.path().join("whole"), runs.path().join("broken"));
+    assert!(train(data.path(), &whole).status().unwrap().success());
+
+    let mut child = train(data.path(), &broken).spawn().unwrap();
+    wait_for_step(&mut child, &broken, 2);
+    let interrupt = Command::new("kill")
+        .args(["-INT", &child.id().to_string()])
+        .status();
+    assert!(interrupt.unwrap().success());
+    assert!(
+        !child.wait().unwrap().success(),
+        "an interrupted run says so"
+    );
+    let steps = lines(&broken);
+    assert!((2..STEPS).contains(&steps), "{steps} steps were taken");
+    assert!(broken.join(format!("checkpoint-{steps}")).is_dir());
+    assert!(resume(&broken).status().unwrap().success());
+    assert_same(&broken, &whole);
+}
+
+#[test]
+fn going_on_with_a_finished_run_changes_nothing() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("run");
+    assert!(train(data.path(), &run).status().unwrap().success());
+    let before = result(&run);
+    assert!(before.keys().any(|name| name.starts_with("checkpoint-16")));
+    assert!(resume(&run).status().unwrap().success());
+    assert_eq!(result(&run), before);
+}

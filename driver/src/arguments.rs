@@ -262,6 +262,10 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
+    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run]
+    #[arg(long, value_name = "FILE")]
+    pub ranks: Option<PathBuf>,
+
     #[command(flatten)]
     pub search: SearchSettings,
 

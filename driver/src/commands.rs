@@ -11,8 +11,11 @@ use anyhow::{Context, Result};
 use crate::{
     arguments::{Command, TokenizerArguments},
     catalogue::{Catalogue, Interaction},
+    popularity::popularity,
     progress::Progress,
     prompt::Prompt,
+    ranking::Measures,
+    report::Line,
     responses::{Example, Responses},
     tokenizer::TextTokenizer,
 };
@@ -75,11 +78,20 @@ fn train_tokenizer(
     TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
 }
 
-/// What the item NLL is to be measured by.
-fn nll_note(responses: &Responses) -> String {
+/// The two ways to recommend that every other is to be measured by.
+fn baselines(
+    training: &[Interaction],
+    test: &[Interaction],
+    responses: &Responses,
+) -> Result<Vec<Line>> {
     let titles = responses.trie().leaf_count();
-    format!(
-        "Item NLL in nats: uniform over the {titles} titles is {:.3}; popularity's is of its counts plus one.",
-        (titles as f64).ln()
-    )
+    let popularity = popularity(training, test, responses)?;
+    Ok(vec![
+        Line::new("uniform", Measures::uniform(titles)),
+        Line::new("popularity", Measures::of(&popularity, titles)),
+    ])
 }
+
+/// How to read the numbers.
+const ERRORS_NOTE: &str = "± is one standard error over the users. Item NLL is the mean −ln p of the item that came \
+                           next, in nats; popularity's p is of its counts plus one.";

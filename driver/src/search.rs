@@ -35,8 +35,8 @@ pub struct SearchSettings {
     #[arg(long, value_enum, default_value = "beam")]
     pub search: SearchKind,
 
-    /// Beams of a search; items of an exact one
-    #[arg(long, default_value_t = 10)]
+    /// Beams of a search, or items of an exact one: lists of more items than this cannot be judged
+    #[arg(long, default_value_t = 20)]
     pub beams: usize,
 
     /// What the probabilities of a beam search are normalised over
@@ -57,7 +57,7 @@ impl Default for SearchSettings {
     fn default() -> Self {
         Self {
             search: SearchKind::Beam,
-            beams: 10,
+            beams: 20,
             normalise: NormaliseOver::Trie,
             length_penalty: 0.0,
         }

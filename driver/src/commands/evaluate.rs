@@ -1,18 +1,23 @@
+use std::path::Path;
+
 use anyhow::{Context, Result, ensure};
 
-use super::examples;
+use super::{ERRORS_NOTE, baselines, examples};
 use crate::{
     arguments::EvaluateArguments,
+    catalogue::Interaction,
     checkpoint::Checkpoint,
     dataset::{Dataset, sample},
     evaluate::Evaluator,
     paper_format,
-    popularity::popularity,
     random::{Purpose, random},
+    ranking::{Measures, UserResult},
     report::{Comparison, Line},
     responses::Responses,
     run_folder::RunFolder,
 };
+
+const RANKS_FILE: &str = "ranks.csv";
 
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
@@ -59,26 +64,56 @@ pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
         temperature: arguments.temperature.unwrap_or(state.temperature.value),
     };
     let evaluation = evaluator.evaluate("evaluating", &model, &examples)?;
-    let popularity = popularity(&dataset.training, &test, &responses)?;
+    let ranks = match &arguments.ranks {
+        Some(file) => file.clone(),
+        None => arguments.run.join(RANKS_FILE),
+    };
+    write_ranks(&ranks, &test, &evaluation.users)?;
+    let mut rows = baselines(&dataset.training, &test, &responses)?;
+    let name = format!("{}, step {}", arguments.run.display(), state.step);
+    rows.push(Line {
+        temperature: Some(evaluator.temperature),
+        users_per_second: Some(evaluation.users_per_second),
+        ..Line::new(name, Measures::of(&evaluation.users, arguments.beams))
+    });
     Comparison {
         command: "evaluate",
         seed,
         users: test.len(),
-        rows: vec![
-            Line::popularity(popularity),
-            Line {
-                name: arguments.run.display().to_string(),
-                ranking: evaluation.ranking,
-                item_nll: evaluation.item_nll,
-                temperature: Some(evaluator.temperature),
-                seconds: None,
-                rows_per_second: None,
-            },
-        ],
+        rows,
         notes: vec![
-            format!("{} users, {} beams.", test.len(), arguments.search.beams),
-            super::nll_note(&responses),
+            format!(
+                "{} users, {} beams; each user's rank is in {}.",
+                test.len(),
+                arguments.search.beams,
+                ranks.display()
+            ),
+            ERRORS_NOTE.into(),
         ],
     }
     .print(arguments.json)
+}
+
+/// Writes a CSV file of one line for each user.
+fn write_ranks(path: &Path, rows: &[Interaction], users: &[UserResult]) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = csv::Writer::from_path(path).with_context(cannot)?;
+    let rank = |user: &UserResult| user.place.map(|place| (place + 1).to_string());
+    let header = ["user_id", "item_id", "rank", "item_nll"];
+    let lines = rows.iter().zip(users).map(|(row, user)| {
+        [
+            row.user.clone(),
+            row.target.to_string(),
+            rank(user).unwrap_or_default(),
+            user.item_nll.to_string(),
+        ]
+    });
+    file.write_record(header)
+        .and_then(|()| {
+            lines
+                .into_iter()
+                .try_for_each(|line| file.write_record(line))
+        })
+        .with_context(cannot)?;
+    file.flush().with_context(cannot)
 }

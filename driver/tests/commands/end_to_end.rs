@@ -1,8 +1,8 @@
 //! The commands from end to end, on small catalogues.
 
-use std::fs;
+use std::{fs, path::Path};
 
-use crate::running::{SMALL, errors, json, msl, write_catalogue};
+use crate::running::{SMALL, errors, json, last_checkpoint, line, msl, write_catalogue};
 use candle_core::{Device, safetensors};
 use msl::metrics::StepMetrics;
 
@@ -53,20 +53,44 @@ fn a_trained_run_can_be_evaluated() {
             &["evaluate", &run, "--data", ".", "--json"],
         ));
         assert_eq!(evaluated["users"], 12);
-        assert_eq!(evaluated["rows"][0]["name"], "popularity");
-        let nll = evaluated["rows"][1]["item_nll"].as_f64().unwrap();
+        for baseline in ["uniform", "popularity"] {
+            assert!(line(&evaluated, baseline)["item_nll"].as_f64().unwrap() > 0.0);
+        }
+        let model = line(&evaluated, &run);
+        let nll = model["item_nll"].as_f64().unwrap();
         assert!(nll > 0.0 && nll < 5.0, "{loss}: {nll}");
-        assert_eq!(evaluated["rows"][1]["temperature"], trained["temperature"]);
+        assert!(model["item_nll_error"].as_f64().unwrap() > 0.0);
+        assert_eq!(model["temperature"], trained["temperature"]);
+        check_ranks(&folder.path().join(&run).join("ranks.csv"), model);
     }
-    let weights = safetensors::load(
-        folder.path().join("runs/msl/model.safetensors"),
-        &Device::Cpu,
-    )
-    .unwrap();
+    let checkpoint = last_checkpoint(&folder.path().join("runs/msl"));
+    let weights = safetensors::load(checkpoint.join("model.safetensors"), &Device::Cpu).unwrap();
     assert_eq!(
         weights["model.layers.0.self_attn.k_proj.weight"].dims(),
         [8, 16]
     );
+}
+
+/// Every user's rank and item NLL are there, and give the means that were reported.
+fn check_ranks(file: &Path, model: &serde_json::Value) {
+    let text = fs::read_to_string(file).unwrap();
+    let lines: Vec<Vec<&str>> = (text.lines())
+        .map(|line| line.split(',').collect())
+        .collect();
+    assert_eq!(lines[0], ["user_id", "item_id", "rank", "item_nll"]);
+    let users = &lines[1..];
+    let ids: Vec<&str> = users.iter().map(|line| line[0]).collect();
+    let expected: Vec<String> = (48..60).map(|user| user.to_string()).collect();
+    assert_eq!(ids, expected);
+    let hits = (users.iter()).filter(|line| line[2].parse().is_ok_and(|rank: usize| rank <= 10));
+    let hit_rate = hits.count() as f64 / users.len() as f64;
+    assert!((model["hr@10"].as_f64().unwrap() - hit_rate).abs() < 1e-12);
+    let item_nll: f64 = users
+        .iter()
+        .map(|line| line[3].parse::<f64>().unwrap())
+        .sum();
+    let error = model["item_nll"].as_f64().unwrap() - item_nll / users.len() as f64;
+    assert!(error.abs() < 1e-9, "{error}");
 }
 
 #[test]
@@ -89,7 +113,7 @@ fn the_same_seed_gives_the_same_weights() {
         ];
         let output = msl(folder.path(), &[&options[..], &SMALL].concat());
         assert!(output.status.success(), "{}", errors(&output));
-        fs::read(folder.path().join(run).join("model.safetensors")).unwrap()
+        fs::read(last_checkpoint(&folder.path().join(run)).join("model.safetensors")).unwrap()
     };
     let first = train("first", "3");
     assert!(first == train("second", "3"));
@@ -115,7 +139,10 @@ fn the_demo_prints_one_object_or_one_table() {
         .iter()
         .map(|row| row["name"].as_str().unwrap())
         .collect();
-    assert_eq!(names, ["popularity", "LML", "MSL τ=1", "MSL+ATS"]);
+    assert_eq!(
+        names,
+        ["uniform", "popularity", "LML", "MSL τ=1", "MSL+ATS"]
+    );
     let output = msl(folder.path(), &options);
     let table = String::from_utf8(output.stdout).unwrap();
     for word in [

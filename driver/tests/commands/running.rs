@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -19,6 +19,27 @@ pub fn msl(folder: &Path, arguments: &[&str]) -> Output {
 pub fn json(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", errors(output));
     serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// The folder of the last checkpoint of a run.
+pub fn last_checkpoint(run: &Path) -> PathBuf {
+    let step = |path: &PathBuf| -> Option<usize> {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix("checkpoint-")?.parse().ok()
+    };
+    let entries = fs::read_dir(run).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| step(path).is_some())
+        .max_by_key(step)
+        .unwrap()
+}
+
+/// A line of a comparison.
+pub fn line<'a>(comparison: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
+    let mut lines = comparison["rows"].as_array().unwrap().iter();
+    let found = lines.find(|line| line["name"].as_str().unwrap().starts_with(name));
+    found.unwrap_or_else(|| panic!("{name} is not in {comparison}"))
 }
 
 /// What a command says on standard error.

@@ -266,6 +266,7 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
+    /// The search.
     #[command(flatten)]
     pub search: SearchSettings,
 

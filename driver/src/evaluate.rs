@@ -16,9 +16,13 @@ use crate::{
 /// How well a model recommends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// What came of every user, in the order of the examples: the place where beam search put the target, and the item
+    /// What came of every user, in the order of the examples: the place where the search put the target, and the item
     /// NLL over the softmax that the trie masks.
     pub users: Vec<UserResult>,
+    /// What each user was recommended, best first: the first item of each title.
+    pub recommended: Vec<Vec<u64>>,
+    /// Tokens that the model read for a user's search, padding left out, as a mean.
+    pub model_tokens: f64,
     /// How many users were evaluated by second.
     pub users_per_second: f64,
 }
@@ -41,21 +45,30 @@ impl Evaluator<'_> {
         let loss = self.row_losses()?;
         let searcher = Searcher::new(self.trie, model, self.search, self.temperature)?;
         let mut users = Vec::with_capacity(examples.len());
+        let mut model_tokens = 0;
         let mut progress = Progress::new(label, examples.len());
         let (order, by_length) = by_length(examples);
         for examples in by_length.chunks(self.batch_size) {
             let item_nlls = self.item_nlls(model, &loss, examples)?;
-            let places = self.places(&searcher, examples)?;
-            let results = places.into_iter().zip(item_nlls);
-            users.extend(results.map(|(place, item_nll)| UserResult { place, item_nll }));
+            let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.prompt[..]).collect();
+            let recommended = searcher.recommend(&prompts, &[])?;
+            model_tokens += recommended.model_tokens;
+            let found = recommended.found.iter().zip(examples).zip(item_nlls);
+            users.extend(found.map(|((found, example), item_nll)| {
+                let place = place(found, example.target);
+                (UserResult { place, item_nll }, first_items(found))
+            }));
             progress.advance(examples.len());
         }
         let seconds = progress.finish().as_secs_f64();
-        let mut users: Vec<(usize, UserResult)> = order.into_iter().zip(users).collect();
+        let mut users: Vec<_> = order.into_iter().zip(users).collect();
         users.sort_unstable_by_key(|(place, _)| *place);
+        let (users, recommended): (Vec<_>, _) = users.into_iter().map(|(_, user)| user).unzip();
         Ok(Evaluation {
             users_per_second: users.len() as f64 / seconds,
-            users: users.into_iter().map(|(_, user)| user).collect(),
+            model_tokens: model_tokens as f64 / users.len().max(1) as f64,
+            users,
+            recommended,
         })
     }
 
@@ -94,18 +107,19 @@ impl Evaluator<'_> {
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
         Ok(item_nlls.to_vec1()?)
     }
+}
 
-    /// The place of each target among the items that the search found.
-    fn places(&self, searcher: &Searcher, examples: &[&Example]) -> Result<Vec<Option<usize>>> {
-        let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.prompt[..]).collect();
-        let found = searcher.recommend(&prompts, &[])?.found;
-        let place = |(found, example): (&Vec<Found>, &&Example)| {
-            found
-                .iter()
-                .position(|found| found.items.contains(&example.target))
-        };
-        Ok(found.iter().zip(examples).map(place).collect())
-    }
+/// The place of an item among those that a search found.
+fn place(found: &[Found], item: u64) -> Option<usize> {
+    found.iter().position(|found| found.items.contains(&item))
+}
+
+fn first_items(found: &[Found]) -> Vec<u64> {
+    found
+        .iter()
+        .filter_map(|found| found.items.first())
+        .copied()
+        .collect()
 }
 
 /// Examples from the shortest prompt to the longest, and their places: batches of them need little padding.

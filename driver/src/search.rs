@@ -1,6 +1,8 @@
 //! Searches of the catalogue for what a model would recommend.
 
-use anyhow::{Context, Result};
+use std::fmt;
+
+use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use candle_trie::{BeamSearch, ExactSearch, Expansion, Found, FrozenHead, Normalise, TokenTrie};
 use clap::{Args, ValueEnum};
@@ -18,6 +20,15 @@ pub enum SearchKind {
     Exact,
 }
 
+impl fmt::Display for SearchKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Beam => "beam",
+            Self::Exact => "exact",
+        })
+    }
+}
+
 /// What probabilities are normalised over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -31,7 +42,7 @@ pub enum NormaliseOver {
 /// Options of a search.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SearchSettings {
-    /// How the catalogue is searched
+    /// How the catalogue is searched; exact is set beside beam, and says how often that missed an item
     #[arg(long, value_enum, default_value = "beam")]
     pub search: SearchKind,
 
@@ -89,6 +100,12 @@ impl<'a> Searcher<'a> {
         settings: SearchSettings,
         temperature: f64,
     ) -> Result<Self> {
+        let by_probability =
+            settings.normalise == NormaliseOver::Trie && settings.length_penalty == 0.0;
+        ensure!(
+            settings.search == SearchKind::Beam || by_probability,
+            "--search exact ranks by the probability over the trie: leave out --normalise and --length-penalty"
+        );
         Ok(Self {
             trie,
             model,

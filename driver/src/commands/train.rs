@@ -27,6 +27,7 @@ use crate::{
     responses::{Example, Responses},
     run_folder::RunFolder,
     schedule::Schedule,
+    search::SearchSettings,
     tokenizer::TextTokenizer,
     train::Trainer,
     training_run::{self, Trained},

@@ -281,7 +281,7 @@ fn dot<T: Element>(a: &[T], b: &[T]) -> T {
 
 /// The softmax over two stretches of scores together.
 fn softmax<T: Element>(a: &mut [T], b: &mut [T]) {
-    let largest = largest(a).max(largest(b));
+    let largest = largest(&[largest(a), largest(b)]);
     let mut sum = T::zero();
     for weight in a.iter_mut().chain(b.iter_mut()) {
         *weight = (*weight - largest).exp();

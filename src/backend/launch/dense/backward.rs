@@ -65,7 +65,7 @@ impl<'a> DenseBackward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Option<Self>> {
         let width = check_width(width)?;
-        let threads = threads(width.into());
+        let threads = threads(rows);
         let resident = limits.resident_blocks(threads, threads / WARP * TILE_BYTES);
         let positions = rows.counting as u64 + rows.idle.len() as u64;
         let work = (positions * chunks(width, element)).div_ceil(u64::from(threads / WARP));

@@ -96,15 +96,13 @@ impl<'a> DenseForward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         let width = check_width(width)?;
-        let longest_set = rows.sizes.iter().copied().max().unwrap_or(0);
-        let row = if with_gradient { width } else { longest_set };
         let mut plan = Self {
             rows,
             element,
             width,
             temperature,
             with_gradient,
-            threads: threads(row.into()),
+            threads: threads(rows),
             blocks: 1,
             kept: 0,
         };
@@ -188,14 +186,11 @@ impl<'a> DenseForward<'a> {
             .min(room.saturating_sub(fixed.div_ceil(self.element.bytes())));
     }
 
-    /// How many blocks would find something to do.
+    /// How many blocks would find something to do, if there were a gradient.
     fn work(&self) -> u64 {
         let warps = u64::from(self.threads / WARP);
         let chunks = chunks(self.width, self.element);
-        let idle = match self.with_gradient {
-            true => (self.rows.idle.len() as u64 * chunks).div_ceil(warps),
-            false => 0,
-        };
+        let idle = (self.rows.idle.len() as u64 * chunks).div_ceil(warps);
         (self.rows.rows.len() as u64 + idle).max(1)
     }
 

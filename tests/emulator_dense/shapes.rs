@@ -165,7 +165,7 @@ fn extremes_stay_finite_and_offsets_keep_their_precision() {
 }
 
 fn random_tries_of_items_are_those_of_the_definition() {
-    for seed in 0..6u64 {
+    for seed in 0..3u64 {
         let width = 60 + 37 * seed as usize;
         let digits = noise(seed, 400, 0.5);
         let paths: Vec<Vec<u32>> = (digits.chunks(8).map(|path| {

@@ -123,6 +123,13 @@ impl<'a> DenseForward<'a> {
         self.kept >= self.wanted()
     }
 
+    /// Threads and bytes of shared memory of a block.
+    #[must_use]
+    pub fn block_shape(&self) -> [u32; 2] {
+        let kept = self.kept * self.element.bytes();
+        [self.threads, self.fixed_bytes() + kept]
+    }
+
     /// The launch. It may be repeated: nothing is left behind.
     #[must_use]
     pub fn launch(
@@ -131,6 +138,7 @@ impl<'a> DenseForward<'a> {
         buffers: &DenseForwardBuffers,
     ) -> Launch<DenseForwardParams> {
         let adaptive = self.temperature.adapts();
+        let [threads, shared_bytes] = self.block_shape();
         let gradient = buffers.gradient.filter(|_| self.with_gradient);
         let [loss, losses] = match self.rows.reduced {
             true => [buffers.loss, 0],
@@ -146,8 +154,8 @@ impl<'a> DenseForward<'a> {
                 (true, Element::Bf16) => "dense_adaptive_bf16",
             },
             grid: [self.blocks, 1, 1],
-            block: [self.threads, 1, 1],
-            shared_bytes: self.fixed_bytes() + self.kept * self.element.bytes(),
+            block: [threads, 1, 1],
+            shared_bytes,
             cooperative: adaptive,
             params: DenseForwardParams {
                 batch: DenseBatch::new(self.rows, self.width, inputs),

@@ -2,7 +2,9 @@
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{BeamSearch, Convention, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
+use candle_trie::{
+    BeamSearch, Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie,
+};
 
 use crate::{
     batch::{Batch, Reading, longest_response, response_rows},
@@ -20,6 +22,15 @@ pub struct Evaluation {
     pub users: Vec<UserResult>,
     /// How many users were evaluated by second.
     pub users_per_second: f64,
+}
+
+/// Items that were recommended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recommendation {
+    /// Ids of the items of one title.
+    pub items: Vec<u64>,
+    /// Of that title, over the catalogue.
+    pub probability: f64,
 }
 
 /// Evaluates models over one trie.
@@ -67,6 +78,16 @@ impl Evaluator<'_> {
         Ok(sum / examples.len().max(1) as f64)
     }
 
+    /// What a model recommends after a prompt, the most probable first.
+    pub fn recommend(&self, model: &Llama, prompt: &[u32]) -> Result<Vec<Recommendation>> {
+        let search = self.search(model, &[prompt])?;
+        let recommendation = |found: Found| Recommendation {
+            items: found.items.to_vec(),
+            probability: found.log_probability.exp(),
+        };
+        Ok(search.found(0).into_iter().map(recommendation).collect())
+    }
+
     /// A loss that keeps the −ln p of every row apart.
     fn row_losses(&self) -> Result<MaskedSoftmaxLoss> {
         let convention = Convention {
@@ -95,7 +116,10 @@ impl Evaluator<'_> {
 
     /// The place of each target among the items that beam search found.
     fn places(&self, model: &Llama, examples: &[&Example]) -> Result<Vec<Option<usize>>> {
-        let search = self.search(model, examples)?;
+        let prompts: Vec<&[u32]> = (examples.iter())
+            .map(|example| example.prompt.as_slice())
+            .collect();
+        let search = self.search(model, &prompts)?;
         let place = |(user, example): (usize, &&Example)| {
             search
                 .found(user)
@@ -105,9 +129,9 @@ impl Evaluator<'_> {
         Ok(examples.iter().enumerate().map(place).collect())
     }
 
-    fn search(&self, model: &Llama, examples: &[&Example]) -> Result<BeamSearch> {
-        let mut search = BeamSearch::new(self.trie, examples.len(), self.beams, self.temperature)?;
-        let (tokens, lengths) = prompts(examples, model.head().device())?;
+    fn search(&self, model: &Llama, prompts: &[&[u32]]) -> Result<BeamSearch> {
+        let mut search = BeamSearch::new(self.trie, prompts.len(), self.beams, self.temperature)?;
+        let (tokens, lengths) = padded(prompts, model.head().device())?;
         let (mut hidden, mut cache) = model.read_prompts(&tokens, &lengths)?;
         while let Some(step) = search.step(&hidden.matmul(&model.head().t()?)?)? {
             cache.continue_from(&step.parents)?;
@@ -125,23 +149,15 @@ fn by_length(examples: &[Example]) -> (Vec<usize>, Vec<&Example>) {
 }
 
 /// Prompts padded on the right, and their lengths.
-fn prompts(examples: &[&Example], device: &Device) -> Result<(Tensor, Vec<u32>)> {
-    let longest = examples
-        .iter()
-        .map(|example| example.prompt.len())
-        .max()
-        .context("no example")?;
-    let mut tokens = Vec::with_capacity(examples.len() * longest);
-    for (row, example) in examples.iter().enumerate() {
-        tokens.extend_from_slice(&example.prompt);
+fn padded(prompts: &[&[u32]], device: &Device) -> Result<(Tensor, Vec<u32>)> {
+    let longest = prompts.iter().map(|prompt| prompt.len()).max();
+    let longest = longest.context("no prompt")?;
+    let mut tokens = Vec::with_capacity(prompts.len() * longest);
+    for (row, prompt) in prompts.iter().enumerate() {
+        tokens.extend_from_slice(prompt);
         tokens.resize((row + 1) * longest, 0);
     }
-    let lengths = examples
-        .iter()
-        .map(|example| example.prompt.len() as u32)
-        .collect();
-    Ok((
-        Tensor::from_vec(tokens, (examples.len(), longest), device)?,
-        lengths,
-    ))
+    let lengths = prompts.iter().map(|prompt| prompt.len() as u32).collect();
+    let tokens = Tensor::from_vec(tokens, (prompts.len(), longest), device)?;
+    Ok((tokens, lengths))
 }

@@ -25,7 +25,7 @@ fn a_trained_run_can_be_evaluated() {
             "--scope",
             "branching",
             "--learning-rate",
-            "2e-2",
+            "1e-2",
             "--json",
         ];
         let trained = json(&msl(folder.path(), &[&options[..], &SMALL].concat()));
@@ -40,12 +40,10 @@ fn a_trained_run_can_be_evaluated() {
             metrics.iter().map(|step| step.step).collect::<Vec<_>>(),
             [1, 2, 3, 4, 5, 6]
         );
-        assert!(
-            metrics[5].loss < metrics[0].loss,
-            "{loss}: {} then {}",
-            metrics[0].loss,
-            metrics[5].loss
-        );
+        // In six steps a model learns which tokens titles are made of, which the masks of the others know already.
+        if loss == "lml" {
+            assert!(metrics[5].loss < metrics[0].loss - 0.5);
+        }
         assert!(
             metrics
                 .iter()

@@ -3,6 +3,8 @@
 mod demo;
 mod evaluate;
 mod inspect;
+mod opened_run;
+mod recommend;
 mod shapes;
 mod train;
 
@@ -28,6 +30,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Resume(arguments) => train::resume(arguments),
         Command::Inspect(arguments) => inspect::inspect(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
+        Command::Recommend(arguments) => recommend::recommend(arguments),
         Command::Shapes(arguments) => shapes::shapes(arguments),
     }
 }
@@ -40,6 +43,9 @@ fn examples(
     tokenizer: &TextTokenizer,
     responses: &Responses,
 ) -> Result<Vec<Example>> {
+    if interactions.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut progress = Progress::new("tokenizing", interactions.len());
     let examples = interactions
         .iter()

@@ -2,19 +2,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 
-use super::{ERRORS_NOTE, baselines, examples};
+use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun};
 use crate::{
     arguments::EvaluateArguments,
     catalogue::Interaction,
     checkpoint::Checkpoint,
-    dataset::{Dataset, sample},
+    dataset::sample,
     evaluate::{Evaluation, Evaluator},
     paper_format,
     random::{Purpose, random},
     ranking::{Measures, UserResult},
     report::{Comparison, Line},
-    responses::Responses,
-    run_folder::RunFolder,
     search::{SearchKind, SearchSettings},
 };
 
@@ -23,46 +21,37 @@ const RANKS_FILE: &str = "ranks.csv";
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
     ensure!(arguments.batch_size > 0, "--batch-size is 0");
-    let run = RunFolder::open(&arguments.run)?;
+    let run = OpenedRun::new(
+        &arguments.run,
+        arguments.checkpoint,
+        arguments.data.as_deref(),
+    )?;
+    let (settings, dataset, responses) = (run.folder.settings(), &run.dataset, &run.responses);
     let Checkpoint {
         model,
         tokenizer,
         state,
-    } = match arguments.checkpoint {
-        Some(step) => run.load(step)?,
-        None => run.best()?,
-    };
-    let (settings, trie) = (run.settings(), run.trie()?);
-    let seed = settings.training.seed;
-    let mut data = settings.data.clone();
-    if let Some(folder) = &arguments.data {
-        data.data = folder.clone();
-        data.train = None;
-    }
-    let dataset = Dataset::read(&data, seed)?;
+    } = &run.checkpoint;
     let catalogue = &dataset.catalogue;
+    let seed = settings.training.seed;
     let rows = match &arguments.test {
         Some(file) => &paper_format::read_interactions(file, catalogue)?,
         None => dataset.split(arguments.split)?,
     };
     let test = sample(rows, arguments.samples, &mut random(seed, Purpose::Sample));
     ensure!(!test.is_empty(), "--samples 0 leaves nothing to evaluate");
-    let responses = Responses::new(catalogue, &tokenizer)?;
-    responses
-        .check_same(&trie)
-        .with_context(|| arguments.run.display().to_string())?;
     let examples = examples(
         &test,
         catalogue,
         &settings.prompt.prompt(),
-        &tokenizer,
-        &responses,
+        tokenizer,
+        responses,
     )?;
-    let temperature = arguments.temperature.unwrap_or(state.temperature.value);
-    let run = format!("{}, step {}", arguments.run.display(), state.step);
+    let temperature = run.temperature(arguments.temperature);
+    let name = format!("{}, step {}", arguments.run.display(), state.step);
     let evaluate = |kind: SearchKind| {
         let evaluator = Evaluator {
-            trie: &trie,
+            trie: &run.trie,
             search: SearchSettings {
                 search: kind,
                 ..arguments.search
@@ -70,19 +59,22 @@ pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
             batch_size: arguments.batch_size,
             temperature,
         };
-        let evaluation = evaluator.evaluate(&format!("evaluating, {kind}"), &model, &examples)?;
+        let evaluation = evaluator.evaluate(&format!("evaluating, {kind}"), model, &examples)?;
         let line = Line {
             temperature: Some(temperature),
             users_per_second: Some(evaluation.users_per_second),
             model_tokens: Some(evaluation.model_tokens),
             ..Line::new(
-                format!("{run}, {kind}"),
+                match arguments.search.search {
+                    SearchKind::Beam => name.clone(),
+                    SearchKind::Exact => format!("{name}, {kind}"),
+                },
                 Measures::of(&evaluation.users, arguments.search.beams),
             )
         };
         anyhow::Ok((evaluation, line))
     };
-    let mut rows = baselines(&dataset.training, &test, &responses)?;
+    let mut rows = baselines(&dataset.training, &test, responses)?;
     let mut notes = Vec::new();
     let (mut evaluation, line) = evaluate(SearchKind::Beam)?;
     rows.push(line);

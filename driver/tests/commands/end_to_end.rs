@@ -2,7 +2,9 @@
 
 use std::{fs, path::Path};
 
-use crate::running::{SMALL, errors, json, last_checkpoint, line, msl, write_catalogue};
+use crate::running::{
+    SMALL, errors, json, last_checkpoint, line, msl, write_atomic_files, write_catalogue,
+};
 use candle_core::{Device, safetensors};
 use msl::metrics::StepMetrics;
 
@@ -22,6 +24,8 @@ fn a_trained_run_can_be_evaluated() {
             loss,
             "--scope",
             "branching",
+            "--learning-rate",
+            "1e-2",
             "--json",
         ];
         let trained = json(&msl(folder.path(), &[&options[..], &SMALL].concat()));
@@ -36,12 +40,10 @@ fn a_trained_run_can_be_evaluated() {
             metrics.iter().map(|step| step.step).collect::<Vec<_>>(),
             [1, 2, 3, 4, 5, 6]
         );
-        assert!(
-            metrics[5].loss < metrics[0].loss,
-            "{loss}: {} then {}",
-            metrics[0].loss,
-            metrics[5].loss
-        );
+        // In six steps a model learns which tokens titles are made of, which the masks of the others know already.
+        if loss == "lml" {
+            assert!(metrics[5].loss < metrics[0].loss - 0.5);
+        }
         assert!(
             metrics
                 .iter()
@@ -69,6 +71,125 @@ fn a_trained_run_can_be_evaluated() {
         weights["model.layers.0.self_attn.k_proj.weight"].dims(),
         [8, 16]
     );
+}
+
+#[test]
+fn recommended_titles_have_the_probabilities_of_a_distribution_over_the_catalogue() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let train = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
+    succeed(&msl(folder.path(), &[&train[..], &SMALL].concat()));
+    let recommend = |more: &[&str]| {
+        let command = ["recommend", "run", "the sea book 0", "Unheard of", "--json"];
+        json(&msl(folder.path(), &[&command[..], more].concat()))
+    };
+    // Forty books have 39 titles: with as many beams nothing is lost.
+    let all = recommend(&["--top", "39"]);
+    let all = all["recommended"].as_array().unwrap();
+    let probabilities: Vec<f64> = (all.iter())
+        .map(|line| line["probability"].as_f64().unwrap())
+        .collect();
+    assert_eq!(probabilities.len(), 39);
+    assert!(probabilities.windows(2).all(|pair| pair[0] >= pair[1]));
+    let sum: f64 = probabilities.iter().sum();
+    assert!((sum - 1.0).abs() < 1e-4, "{sum}");
+    let twins = all
+        .iter()
+        .filter(|line| line["items"].as_array().unwrap().len() == 2);
+    assert_eq!(twins.count(), 1, "two books have one title");
+
+    let unseen = recommend(&["--top", "38", "--beams", "39", "--unseen"]);
+    let unseen = unseen["recommended"].as_array().unwrap();
+    let seen = "The Sea Book 0";
+    let expected = all.iter().filter(|line| line["title"] != seen);
+    assert_eq!(unseen.len(), 38);
+    for (found, expected) in unseen.iter().zip(expected) {
+        assert_eq!(found["title"], expected["title"]);
+        assert_eq!(found["probability"], expected["probability"]);
+    }
+}
+
+#[test]
+fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
+    let folder = tempfile::tempdir().unwrap();
+    write_atomic_files(folder.path());
+    let options = [
+        "train",
+        "--data",
+        ".",
+        "--output",
+        "run",
+        "--loss",
+        "msl",
+        "--validation",
+        "20",
+        "--save-every",
+        "2",
+        "--json",
+    ];
+    let trained = json(&msl(folder.path(), &[&options[..], &SMALL].concat()));
+    let best = trained["best"]["step"].as_u64().unwrap();
+    let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    let looks: Vec<(u64, f64)> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<StepMetrics>(line).unwrap())
+        .filter_map(|step| Some((step.step as u64, step.validation_nll?)))
+        .collect();
+    let lowest = looks.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    assert!(looks.len() >= 2 && lowest.0 == best, "{looks:?}");
+
+    let evaluate = |more: &[&str]| {
+        let command = [
+            "evaluate",
+            folder.path().join("run").to_str().unwrap(),
+            "--json",
+        ]
+        .map(str::to_owned);
+        let command: Vec<&str> = (command.iter().map(String::as_str))
+            .chain(more.iter().copied())
+            .collect();
+        // From elsewhere: the run knows where its data are.
+        json(&msl(&std::env::temp_dir(), &command))
+    };
+    // Twenty of the thirty users were looked at in training; here all are.
+    let validation = evaluate(&["--split", "validation"]);
+    assert_eq!(
+        (&validation["users"], &evaluate(&[])["users"]),
+        (&30.into(), &30.into())
+    );
+    let name = validation["rows"][2]["name"].as_str().unwrap();
+    assert!(name.ends_with(&format!("step {best}")), "{name}");
+}
+
+#[test]
+fn a_catalogue_is_inspected_with_advice() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let shape = json(&msl(folder.path(), &["inspect", ".", "--json"]));
+    assert_eq!(
+        (&shape["items"], &shape["titles"]),
+        (&40.into(), &39.into())
+    );
+    assert_eq!(
+        (&shape["training_rows"], &shape["test_rows"]),
+        (&48.into(), &12.into())
+    );
+    // Every title begins alike.
+    assert_eq!(shape["root_fan_out"], 1);
+    assert_eq!(shape["ats"]["root_defined"], false);
+    let table = String::from_utf8(msl(folder.path(), &["inspect", "."]).stdout).unwrap();
+    for word in [
+        "fan-out of the root",
+        "unary",
+        "not defined",
+        "--scope branching",
+    ] {
+        assert!(table.contains(word), "{table}");
+    }
+}
+
+fn succeed(output: &std::process::Output) {
+    assert!(output.status.success(), "{}", errors(output));
 }
 
 /// Every user's rank and item NLL are there, and give the means that were reported.

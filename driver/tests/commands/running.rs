@@ -51,11 +51,8 @@ pub fn errors(output: &Output) -> String {
 pub fn write_catalogue(folder: &Path) {
     let subjects = ["Sea", "Glass", "Winter", "Garden", "Harbour"];
     let title = |item: usize| {
-        format!(
-            "The {} Book {}",
-            subjects[item % 5],
-            if item == 39 { 7 } else { item / 5 }
-        )
+        let item = item.min(38);
+        format!("The {} Book {}", subjects[item % 5], item / 5)
     };
     let titles: Vec<String> = (0..40)
         .map(|item| format!("\"{}\": {:?}", item + 1, title(item)))
@@ -81,6 +78,21 @@ pub fn write_catalogue(folder: &Path) {
     };
     fs::write(folder.join("train.csv"), rows(0..48)).unwrap();
     fs::write(folder.join("test.csv"), rows(48..60)).unwrap();
+}
+
+/// Writes a catalogue as RecBole's atomic files: twenty films, and thirty users who watch seven in a row.
+pub fn write_atomic_files(folder: &Path) {
+    let items: String = (0..20)
+        .map(|item| format!("f{item}\tThe {} Film {item}\n", ["Big", "Small"][item % 2]))
+        .collect();
+    let items = format!("item_id:token\tmovie_title:token_seq\n{items}");
+    fs::write(folder.join("films.item"), items).unwrap();
+    let rows: String = (0..30 * 7)
+        .map(|row| (row / 7, row % 7))
+        .map(|(user, place)| format!("u{user}\tf{}\t{}\n", (user * 3 + place) % 20, 100 + place))
+        .collect();
+    let rows = format!("user_id:token\titem_id:token\ttimestamp:float\n{rows}");
+    fs::write(folder.join("films.inter"), rows).unwrap();
 }
 
 /// Options of a training that takes a moment.

@@ -1,0 +1,95 @@
+use std::collections::HashMap;
+
+use anyhow::{Result, ensure};
+use serde::Serialize;
+
+use super::opened_run::OpenedRun;
+use crate::{
+    arguments::RecommendArguments,
+    catalogue::Item,
+    report::{print_json, table},
+    search::{SearchSettings, Searcher},
+};
+
+#[derive(Serialize)]
+struct Recommended<'a> {
+    rank: usize,
+    title: &'a str,
+    items: Vec<u64>,
+    probability: f64,
+}
+
+#[derive(Serialize)]
+struct Report<'a> {
+    command: &'static str,
+    history: &'a [String],
+    temperature: f64,
+    recommended: Vec<Recommended<'a>>,
+}
+
+/// `msl recommend`
+pub fn recommend(arguments: &RecommendArguments) -> Result<()> {
+    ensure!(arguments.top > 0, "--top is 0");
+    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None)?;
+    let items = run.dataset.catalogue.items();
+    let history = known_titles(&arguments.history, items);
+    let prompt = run.folder.settings().prompt.prompt();
+    let prompt = prompt.text(history.iter().map(String::as_str));
+    let prompt = run.checkpoint.tokenizer.encode(&prompt)?;
+    let seen = |item: &&Item| arguments.unseen && history.contains(&item.title);
+    let left_out: Vec<u64> = items.iter().filter(seen).map(|item| item.id).collect();
+    let temperature = run.temperature(arguments.temperature);
+    let search = SearchSettings {
+        search: arguments.search,
+        beams: arguments.beams.unwrap_or(arguments.top),
+        ..SearchSettings::default()
+    };
+    let searcher = Searcher::new(&run.trie, &run.checkpoint.model, search, temperature)?;
+    let found = searcher.recommend(&[&prompt], &[left_out])?.found;
+    let titled = found.into_iter().flatten().filter_map(|found| {
+        let title = run.dataset.catalogue.title(*found.items.first()?)?;
+        Some((title, found))
+    });
+    let report = Report {
+        command: "recommend",
+        history: &history,
+        temperature,
+        recommended: (1..)
+            .zip(titled.take(arguments.top))
+            .map(|(rank, (title, found))| Recommended {
+                rank,
+                title,
+                items: found.items,
+                probability: found.log_probability.exp(),
+            })
+            .collect(),
+    };
+    if arguments.json {
+        return print_json(&report);
+    }
+    let mut table = table(&["title", "probability", "rank"]);
+    for line in &report.recommended {
+        table.add_row([
+            line.title.to_owned(),
+            format!("{:.4}", line.probability),
+            line.rank.to_string(),
+        ]);
+    }
+    println!("{table}");
+    Ok(())
+}
+
+/// Titles as the catalogue writes them, whatever their case; one that it does not know stays as it is.
+fn known_titles(history: &[String], items: &[Item]) -> Vec<String> {
+    let titles: HashMap<String, &str> = (items.iter())
+        .map(|item| (item.title.to_lowercase(), item.title.as_str()))
+        .collect();
+    let known = |title: &String| match titles.get(&title.to_lowercase()) {
+        Some(known) => (*known).to_owned(),
+        None => {
+            eprintln!("{title:?} is not in the catalogue; the model reads it as it is");
+            title.clone()
+        }
+    };
+    history.iter().map(known).collect()
+}

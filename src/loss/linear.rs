@@ -46,9 +46,7 @@ pub(super) fn valid_logits(hidden: &Tensor, head: &Head, batch: &Batch) -> Resul
     check(hidden, head, batch)?;
     with_element!(hidden.dtype(), HIDDEN, T => {
         viewed::<T, _>(hidden, head, |hidden, head| {
-            let scores = score(hidden, head, batch)?;
-            let widened = |scores: &[_]| scores.iter().map(|&score| f64::from(score)).collect();
-            Ok(scores.in_batch_order().into_iter().map(widened).collect())
+            Ok(score(hidden, head, batch)?.in_batch_order())
         })
     })
 }

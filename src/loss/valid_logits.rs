@@ -17,8 +17,7 @@ const LOGITS: &str = "logits";
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
     check(logits, all, sets.len())?;
     with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
-        let tokens = all.get(sets[row]).unwrap_or(TokenSet::Listed(&[]));
-        tokens.iter().map(|token| logits[token as usize].widen().into()).collect()
+        pick(logits, all.get(sets[row]).unwrap_or(TokenSet::Listed(&[])))
     }))
 }
 
@@ -61,6 +60,11 @@ fn rows_of<T: Scalar, R: Send>(
         .into_par_iter()
         .map(|row| of_row(row, &logits.values[row * logits.stride..][..logits.width]))
         .collect())
+}
+
+fn pick<T: Element>(logits: &[T], tokens: TokenSet) -> Vec<f64> {
+    let logit = |token: u32| logits[token as usize].widen().into();
+    tokens.iter().map(logit).collect()
 }
 
 fn check(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {

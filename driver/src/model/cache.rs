@@ -288,6 +288,6 @@ fn softmax<T: Element>(a: &mut [T], b: &mut [T]) {
         sum += *weight;
     }
     for weight in a.iter_mut().chain(b.iter_mut()) {
-        *weight = *weight / sum;
+        *weight /= sum;
     }
 }

@@ -27,12 +27,14 @@ pub(crate) struct Scores<'a, R: Clone> {
     pub statistics: Statistics,
 }
 
-impl<R: Clone> Scores<'_, R> {
-    /// The scores of each row of the batch, in its order.
-    pub fn in_batch_order(&self) -> Vec<&[R]> {
-        let slots = self.plan.starts.windows(2);
-        let by_slot: Vec<&[R]> = slots.map(|slot| &self.scores[slot[0]..slot[1]]).collect();
-        self.plan.in_batch_order(&by_slot)
+impl<R: Real> Scores<'_, R> {
+    /// The scores of each row of the batch, in its order, in f64.
+    pub fn in_batch_order(&self) -> Vec<Vec<f64>> {
+        let of_slot = |slot: &[usize]| &self.scores[slot[0]..slot[1]];
+        let by_slot: Vec<&[R]> = self.plan.starts.windows(2).map(of_slot).collect();
+        let widened = |scores: &[R]| scores.iter().map(|&score| score.into()).collect();
+        let in_order = self.plan.in_batch_order(&by_slot);
+        in_order.into_iter().map(widened).collect()
     }
 }
 

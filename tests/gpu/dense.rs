@@ -32,12 +32,15 @@ fn everything(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Vec<Vec
         .unwrap();
     let gradients = autograd.loss.sum_all().unwrap().backward().unwrap();
     let again = autograd.loss.sum_all().unwrap().backward().unwrap();
+    let over = logits.copy().unwrap();
+    stepped.value_and_gradient_over(&over, rows).unwrap();
     let statistics = loss.statistics(logits, rows).unwrap();
     let mut all = vec![
         f64s(gradients.get(&variable).unwrap()),
         f64s(again.get(&variable).unwrap()),
         f64s(&gradient),
         f64s(&kept),
+        f64s(&over),
         bytemuck::cast_slice(&[statistics]).to_vec(),
         vec![
             stepped.temperature().value(),

@@ -67,9 +67,8 @@ pub(crate) struct DeviceBatch {
     device: CudaDevice,
     plan: DenseRows,
     sets: Arc<DeviceSets>,
-    /// Four u32 a row.
-    rows: CudaSlice<u32>,
-    idle: CudaSlice<u32>,
+    /// The rows, and behind them the idle positions.
+    words: CudaSlice<u32>,
 }
 
 /// Logits `[N, V]`, rows `stride` elements apart: a [`CudaView`], or a [`CudaViewMut`] to be written
@@ -106,13 +105,13 @@ pub(crate) struct Forwarded {
 
 impl DeviceBatch {
     pub fn new(device: &CudaDevice, sets: Arc<DeviceSets>, plan: DenseRows) -> Result<Self> {
+        let words = [bytemuck::cast_slice(&plan.rows), &plan.idle].concat();
         Ok(Self {
             executor: Executor::new(device)?,
             device: device.clone(),
-            sets,
-            rows: upload(device, bytemuck::cast_slice(&plan.rows))?,
-            idle: upload(device, &plan.idle)?,
             plan,
+            sets,
+            words: upload(device, &words)?,
         })
     }
 
@@ -157,7 +156,7 @@ impl DeviceBatch {
 
     fn launch<'a>(
         &'a self,
-        mut buffers: Buffers<'a>,
+        buffers: Buffers<'a>,
         element: Element,
         logits: &Located,
         gradient: Option<GradientView>,
@@ -181,6 +180,8 @@ impl DeviceBatch {
             statistics: uninitialised(device, Statistics::LENGTH)?,
             softmaxes: uninitialised(device, softmaxes)?,
         };
+        // Those that this launch alone needs live less long than those that came.
+        let mut buffers = buffers;
         let inputs = self.inputs(logits, &mut buffers);
         let previous = temperature.previous.as_ref();
         let outputs = DenseForwardBuffers {
@@ -231,11 +232,12 @@ impl DeviceBatch {
     }
 
     fn inputs<'a>(&'a self, logits: &Located, buffers: &mut Buffers<'a>) -> DenseInputs {
+        let rows = buffers.read(&self.executor, &self.words);
         DenseInputs {
             logits: logits.address,
             row_stride: logits.stride as u64,
-            rows: buffers.read(&self.executor, &self.rows),
-            idle: buffers.read(&self.executor, &self.idle),
+            rows,
+            idle: rows + size_of_val(&self.plan.rows[..]) as u64,
             sets: self.sets.view(&self.executor, buffers),
         }
     }

@@ -3,6 +3,7 @@
 mod demo;
 mod evaluate;
 mod inspect;
+mod merge;
 mod shapes;
 mod train;
 
@@ -24,6 +25,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Train(arguments) => train::train(arguments),
         Command::Resume(arguments) => train::resume(arguments),
         Command::Inspect(arguments) => inspect::inspect(arguments),
+        Command::Merge(arguments) => merge::merge(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
         Command::Shapes(arguments) => shapes::shapes(arguments),
     }

@@ -76,8 +76,8 @@ def loss_of(logits, labels, mask, temperature):
     return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED)
 
 
-def train(model, data, loss, temperature, learning_rate):
-    """Losses, seconds and tokens of every step."""
+def train(model, data, loss, temperature, learning_rate, short=False):
+    """Losses, seconds and tokens of every step. With `short`, logits are made for the longest response's rows alone."""
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=0.0)
     prefixes = PrefixMask(data["catalogue"])
@@ -87,11 +87,19 @@ def train(model, data, loss, temperature, learning_rate):
         responses = [row["response"] for row in batch]
         vocabulary = model.config.vocab_size
         mask = prefixes.of(responses, vocabulary, tokens.shape[1]) if loss == "msl" else None
+        kept = max(map(len, responses)) + 1 if short else 0
+        mask = mask[:, -kept:] if mask is not None else None
         begun = time.perf_counter()
         # Left out of what a model is given are positions: they follow from the attention mask.
         positions = (attention.cumsum(1) - 1).clamp_min(0)
-        logits = model(input_ids=tokens, attention_mask=attention, position_ids=positions, use_cache=False).logits
-        value = loss_of(logits, labels, mask, temperature)
+        logits = model(
+            input_ids=tokens,
+            attention_mask=attention,
+            position_ids=positions,
+            use_cache=False,
+            logits_to_keep=kept,
+        ).logits
+        value = loss_of(logits, labels[:, -kept:], mask, temperature)
         value.backward()
         optimizer.step()
         optimizer.zero_grad()

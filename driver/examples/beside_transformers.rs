@@ -13,11 +13,15 @@ use clap::{Args, Parser};
 use msl::{
     adapter,
     arguments::{Arguments, Command},
+    catalogue::Interaction,
     json::{read_json, write_json},
     model::{Llama, LoraSettings},
+    paper_format::{find_training_file, read_catalogue, read_interactions},
     pretrained::{self, Pretrained},
-    responses::{Example, chosen},
+    prompt::{Prompt, PromptStyle},
+    responses::{Example, Responses, chosen},
     settings::{LossSettings, TrainingSettings},
+    tokenizer::TextTokenizer,
     train::Trainer,
 };
 use serde::{Deserialize, Serialize};
@@ -44,6 +48,16 @@ enum Task {
         #[arg(long, value_delimiter = ',')]
         targets: Vec<String>,
     },
+    /// Writes batches of the first training rows of a catalogue.
+    Batches {
+        model: PathBuf,
+        catalogue: PathBuf,
+        output: PathBuf,
+        #[arg(long)]
+        rows: usize,
+        #[arg(long)]
+        steps: usize,
+    },
     /// Trains the adapters of a folder on batches in a JSON file.
     Train(TrainTask),
 }
@@ -62,14 +76,14 @@ struct TrainTask {
     options: Vec<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Batches {
     /// Every response that there is.
     catalogue: Vec<Vec<u32>>,
     batches: Vec<Vec<Row>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 struct Row {
     prompt: Vec<u32>,
     response: Vec<u32>,
@@ -126,6 +140,17 @@ fn main() -> Result<()> {
             std::fs::create_dir_all(&folder)?;
             adapter::save(&folder, &model, &path)
         }
+        Task::Batches {
+            model,
+            catalogue,
+            output,
+            rows,
+            steps,
+        } => {
+            let tokenizer = Pretrained::open(&model, None)?.tokenizer;
+            let batches = batches(&catalogue, &tokenizer, rows, steps)?;
+            write_json(&output, &batches)
+        }
         Task::Train(task) => train(&task),
     }
 }
@@ -136,6 +161,37 @@ fn open(model: &Path, adapter: Option<&Path>) -> Result<Llama> {
         adapter::load(adapter, &mut model)?;
     }
     Ok(model)
+}
+
+fn batches(
+    folder: &Path,
+    tokenizer: &TextTokenizer,
+    rows: usize,
+    steps: usize,
+) -> Result<Batches> {
+    let catalogue = read_catalogue(folder)?;
+    let interactions = read_interactions(&find_training_file(folder)?, &catalogue)?;
+    let responses = Responses::new(&catalogue, tokenizer)?;
+    let prompt = Prompt {
+        style: PromptStyle::Alpaca,
+        noun: "book".into(),
+        verb: "read".into(),
+    };
+    let row = |interaction: &Interaction| {
+        let example = responses.example(interaction, &catalogue, &prompt, tokenizer)?;
+        Ok(Row {
+            prompt: example.prompt,
+            response: example.response,
+        })
+    };
+    let rows = interactions.chunks(rows).take(steps);
+    let paths = catalogue.items().iter().map(|item| responses.path(item.id));
+    Ok(Batches {
+        catalogue: paths.map(|path| Ok(path?.to_vec())).collect::<Result<_>>()?,
+        batches: rows
+            .map(|rows| rows.iter().map(row).collect())
+            .collect::<Result<_>>()?,
+    })
 }
 
 fn train(task: &TrainTask) -> Result<()> {

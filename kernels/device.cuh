@@ -11,9 +11,10 @@
 
 #ifdef __CUDACC__
 
-// A kernel takes one parameter struct by value and is launched with at most `threads` threads a block.
+// A kernel takes one parameter struct by value and is launched with at most `threads` threads a block. It leaves
+// registers for 1024 threads on a multiprocessor, which launch plans rely on.
 #define KERNEL(name, Params, threads) \
-    extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params params)
+    extern "C" __global__ void __launch_bounds__(threads, 1024 / threads) name(const __grid_constant__ Params params)
 
 namespace device {
 

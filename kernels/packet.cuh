@@ -27,3 +27,44 @@ struct alignas(16) Packet {
     __device__ __forceinline__ void store(T* address) const { device::store128(address, bits()); }
     __device__ __forceinline__ void store_once(T* address) const { device::store128_once(address, bits()); }
 };
+
+// A row of elements as packets. It need not begin at a multiple of 16 bytes: packets are counted from the multiple
+// before, so that the first and the last may hold fewer elements of the row.
+template <class T>
+class PacketRow {
+public:
+    static constexpr uint32_t packet = Packet<T>::size;
+
+    __device__ __forceinline__ PacketRow(T* first, uint32_t width) : width(width) {
+        skew = static_cast<uint32_t>(reinterpret_cast<uintptr_t>(first) % sizeof(Packet<T>) / sizeof(T));
+        aligned = first - skew;
+    }
+
+    __device__ __forceinline__ uint32_t packets() const { return (skew + width + packet - 1) / packet; }
+
+    // The first element of the row that is in a packet, or in any after it.
+    __device__ __forceinline__ uint32_t first(uint32_t index) const {
+        const uint32_t begin = index * packet;
+        if (begin <= skew) return 0;
+        return begin - skew < width ? begin - skew : width;
+    }
+
+    // Whether all elements of a packet are the row's.
+    __device__ __forceinline__ bool is_whole(uint32_t index) const {
+        return index * packet >= skew && (index + 1) * packet <= skew + width;
+    }
+
+    __device__ __forceinline__ T* address(uint32_t index) const { return aligned + index * packet; }
+
+    // Where an element is, counted from the beginning of a packet.
+    __device__ __forceinline__ uint32_t place(uint32_t element, uint32_t index) const {
+        return element + skew - index * packet;
+    }
+
+    // Elements before the row in its first packet.
+    uint32_t skew;
+
+private:
+    T* aligned;
+    uint32_t width;
+};

@@ -41,7 +41,7 @@ __device__ float sum_of_chunk(const SumParams& params) {
         for (int k = 0; k < Numbers::size; ++k) sum += numbers.values[k];
     }
     if (packed + threadIdx.x < end) sum += params.values[packed + threadIdx.x];
-    return reduce::block<reduce::Sum>(sum, device::shared_memory());
+    return reduce::block(reduce::Sum<float>(), sum, device::shared_memory());
 }
 
 }  // namespace
@@ -60,6 +60,6 @@ KERNEL(grid_sum, SumParams, 1024) {
 
     float sum = 0.0f;
     for (uint32_t block = threadIdx.x; block < gridDim.x; block += blockDim.x) sum += params.partials[block];
-    sum = reduce::block<reduce::Sum>(sum, device::shared_memory());
+    sum = reduce::block(reduce::Sum<float>(), sum, device::shared_memory());
     if (threadIdx.x == 0) *params.total = sum;
 }

@@ -3,6 +3,7 @@
 use candle_core::Tensor;
 
 use crate::backend::batch::{Batch, Denominator};
+use crate::backend::launch::DenseRows;
 use crate::temperature::check_positive;
 use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
@@ -307,6 +308,14 @@ impl MaskedSoftmaxLoss {
         rows: &Rows,
     ) -> Result<Statistics> {
         linear::statistics(hidden, head.into(), self.batch(rows)?)
+    }
+
+    /// The rows as the kernels over logits take them: for [`launch`](crate::launch) plans.
+    ///
+    /// # Errors
+    /// Rows that do not fit the token sets.
+    pub fn dense_rows(&self, rows: &Rows) -> Result<DenseRows> {
+        Ok(DenseRows::new(&self.batch(rows)?))
     }
 
     fn take_step(&mut self, stepped: Option<Temperature>) {

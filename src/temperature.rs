@@ -202,7 +202,34 @@ impl From<AdaptiveStrategy> for Temperature {
     }
 }
 
+/// What the next step of an adaptive temperature will do, as far as the sizes of the statistics' sets
+/// tell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Course {
+    /// It is τ₀.
+    Starts,
+    /// It stays what it is.
+    Stays,
+    /// It follows the logits, with this C.
+    Follows { log_odds: f64 },
+}
+
 impl AdaptiveTemperature {
+    /// τ as it stands.
+    pub(crate) fn value(&self) -> f64 {
+        self.state.value
+    }
+
+    /// What the next step will do with statistics whose rows and sizes are these.
+    pub(crate) fn course(&self, sizes: &Statistics) -> Result<Course> {
+        let log_odds = self.strategy.log_odds(sizes)?;
+        Ok(match log_odds {
+            _ if self.state.step < self.strategy.warm_up => Course::Starts,
+            Some(log_odds) => Course::Follows { log_odds },
+            None => Course::Stays,
+        })
+    }
+
     fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
         let estimate = self.strategy.estimate(statistics)?;
         self.state.step = step.saturating_add(1);
@@ -222,34 +249,18 @@ impl AdaptiveStrategy {
     /// # Errors
     /// As [`Temperature::step`].
     pub fn estimate(&self, statistics: &Statistics) -> Result<Option<f64>> {
-        self.check()?;
-        if statistics.rows() == 0 {
+        let Some(log_odds) = self.log_odds(statistics)? else {
             return Ok(None);
-        }
-        let (delta, variance, log_odds) = match self.scope {
-            Scope::Root | Scope::Marked => {
-                let fan_out = statistics.fan_out().ok_or(Error::UnequalFanOut {
-                    scope: self.scope.name(),
-                    rows: statistics.rows(),
-                })?;
-                self.check_fan_out(fan_out)?;
-                (
-                    statistics.target_mean() - statistics.mean(),
-                    statistics.variance(),
-                    (f64::from(fan_out) * self.eta).ln(),
-                )
-            }
-            Scope::Branching => {
-                let log_odds = statistics.mean_log_size() + self.eta.ln();
-                if log_odds <= 0.0 {
-                    return Ok(None);
-                }
-                (
-                    statistics.centred_target_mean(),
-                    statistics.mean_row_variance(),
-                    log_odds,
-                )
-            }
+        };
+        let (delta, variance) = match self.scope {
+            Scope::Root | Scope::Marked => (
+                statistics.target_mean() - statistics.mean(),
+                statistics.variance(),
+            ),
+            Scope::Branching => (
+                statistics.centred_target_mean(),
+                statistics.mean_row_variance(),
+            ),
         };
         let discriminant = delta * delta - 2.0 * log_odds * variance;
         if discriminant.is_nan() {
@@ -258,6 +269,28 @@ impl AdaptiveStrategy {
         let root = (delta + discriminant.max(0.0).sqrt()) / (2.0 * log_odds);
         // 0/0, which the published arithmetic reaches at C = 0, is no estimate.
         Ok((!root.is_nan()).then(|| root.clamp(self.minimum, self.maximum)))
+    }
+
+    /// C, or `None` where there is no estimate whatever the logits are.
+    fn log_odds(&self, statistics: &Statistics) -> Result<Option<f64>> {
+        self.check()?;
+        if statistics.rows() == 0 {
+            return Ok(None);
+        }
+        match self.scope {
+            Scope::Root | Scope::Marked => {
+                let fan_out = statistics.fan_out().ok_or(Error::UnequalFanOut {
+                    scope: self.scope.name(),
+                    rows: statistics.rows(),
+                })?;
+                self.check_fan_out(fan_out)?;
+                Ok(Some((f64::from(fan_out) * self.eta).ln()))
+            }
+            Scope::Branching => {
+                let log_odds = statistics.mean_log_size() + self.eta.ln();
+                Ok((log_odds > 0.0).then_some(log_odds))
+            }
+        }
     }
 
     fn check(&self) -> Result<()> {

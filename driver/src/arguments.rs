@@ -1,5 +1,7 @@
 //! The command line.
 
+mod examples;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -13,9 +15,14 @@ use crate::{
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
 
+use examples::{
+    DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
+    RESUME_EXAMPLES, TRAIN_EXAMPLES,
+};
+
 /// Tune and evaluate a language model as a recommender with the masked softmax loss
 #[derive(Parser)]
-#[command(name = "msl", version, propagate_version = true)]
+#[command(name = "msl", version, propagate_version = true, after_help = EXAMPLES)]
 pub struct Arguments {
     /// Where to compute: auto (the first GPU that can be used, else the processor), cpu or cuda:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
@@ -41,12 +48,15 @@ pub enum Command {
     Merge(MergeArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
+    /// Recommend to one user, whose history is typed here
+    Recommend(RecommendArguments),
     /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
     Shapes(ShapesArguments),
 }
 
 /// Options of `msl demo`.
 #[derive(Args)]
+#[command(after_help = DEMO_EXAMPLES)]
 pub struct DemoArguments {
     /// The seed of the catalogue, its users, the models and the order of training
     #[arg(long, default_value_t = 42)]
@@ -71,6 +81,7 @@ pub struct DemoArguments {
 
 /// Options of `msl train`.
 #[derive(Args)]
+#[command(after_help = TRAIN_EXAMPLES)]
 pub struct TrainArguments {
     /// All that decides what comes out.
     #[command(flatten)]
@@ -158,6 +169,7 @@ pub struct TokenizerArguments {
 
 /// Options of `msl inspect`.
 #[derive(Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
 pub struct InspectArguments {
     /// The folder of the catalogue and its users: RecBole's atomic files or the paper's files
     #[arg(value_name = "CATALOGUE")]
@@ -170,6 +182,14 @@ pub struct InspectArguments {
     /// What cuts texts into tokens.
     #[command(flatten)]
     pub tokenizer: TokenizerArguments,
+
+    /// The pretrained language model whose tokenizer it is: a Hugging Face folder or a GGUF file
+    #[arg(
+        long = "model",
+        value_name = "FOLDER|FILE.gguf",
+        conflicts_with_all = ["tokenizer", "vocabulary"]
+    )]
+    pub pretrained: Option<PathBuf>,
 
     /// The words around a history.
     #[command(flatten, next_help_heading = "Prompt")]
@@ -199,6 +219,7 @@ impl InspectArguments {
 
 /// Options of `msl resume`.
 #[derive(Args)]
+#[command(after_help = RESUME_EXAMPLES)]
 pub struct ResumeArguments {
     /// The folder of a run that was interrupted
     #[arg(value_name = "RUN")]
@@ -258,6 +279,7 @@ pub struct MergeArguments {
 
 /// Options of `msl evaluate`.
 #[derive(Args)]
+#[command(after_help = EVALUATE_EXAMPLES)]
 pub struct EvaluateArguments {
     /// The folder of a run
     #[arg(value_name = "RUN")]
@@ -283,13 +305,54 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
-    /// Beams of a search
-    #[arg(long, default_value_t = 10)]
+    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run]
+    #[arg(long, value_name = "FILE")]
+    pub ranks: Option<PathBuf>,
+
+    /// Beams of a search: lists of more items than this cannot be judged
+    #[arg(long, default_value_t = 20)]
     pub beams: usize,
 
     /// Users evaluated side by side
     #[arg(long, default_value_t = 32)]
     pub batch_size: usize,
+
+    /// The temperature of the softmax [default: that of training]
+    #[arg(long, value_name = "τ")]
+    pub temperature: Option<f64>,
+
+    /// Print one JSON object instead of the table
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Options of `msl recommend`.
+#[derive(Args)]
+#[command(after_help = RECOMMEND_EXAMPLES)]
+pub struct RecommendArguments {
+    /// The folder of a run
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+
+    /// The titles that a user has chosen, oldest first
+    #[arg(value_name = "TITLE", required = true)]
+    pub history: Vec<String>,
+
+    /// How many titles to recommend
+    #[arg(long, default_value_t = 10, value_name = "TITLES")]
+    pub top: usize,
+
+    /// Leave out what the user has chosen already; the others' probabilities stay as they are
+    #[arg(long)]
+    pub unseen: bool,
+
+    /// Beams of the search [default: as many as titles are to be recommended]
+    #[arg(long)]
+    pub beams: Option<usize>,
+
+    /// The step of the checkpoint [default: the best on the validation rows, or the last where there were none]
+    #[arg(long, value_name = "STEP")]
+    pub checkpoint: Option<usize>,
 
     /// The temperature of the softmax [default: that of training]
     #[arg(long, value_name = "τ")]

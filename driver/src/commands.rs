@@ -4,6 +4,8 @@ mod demo;
 mod evaluate;
 mod inspect;
 mod merge;
+mod opened_run;
+mod recommend;
 mod shapes;
 mod train;
 
@@ -12,8 +14,11 @@ use anyhow::{Context, Result};
 use crate::{
     arguments::{Command, TokenizerArguments},
     catalogue::{Catalogue, Interaction},
+    popularity::popularity,
     progress::Progress,
     prompt::Prompt,
+    ranking::Measures,
+    report::Line,
     responses::{Example, Responses},
     tokenizer::TextTokenizer,
 };
@@ -27,6 +32,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Inspect(arguments) => inspect::inspect(arguments),
         Command::Merge(arguments) => merge::merge(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
+        Command::Recommend(arguments) => recommend::recommend(arguments),
         Command::Shapes(arguments) => shapes::shapes(arguments),
     }
 }
@@ -39,6 +45,9 @@ fn examples(
     tokenizer: &TextTokenizer,
     responses: &Responses,
 ) -> Result<Vec<Example>> {
+    if interactions.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut progress = Progress::new("tokenizing", interactions.len());
     let examples = interactions
         .iter()
@@ -77,11 +86,20 @@ fn train_tokenizer(
     TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
 }
 
-/// What the item NLL is to be measured by.
-fn nll_note(responses: &Responses) -> String {
+/// The two ways to recommend that every other is to be measured by.
+fn baselines(
+    training: &[Interaction],
+    test: &[Interaction],
+    responses: &Responses,
+) -> Result<Vec<Line>> {
     let titles = responses.trie().leaf_count();
-    format!(
-        "Item NLL in nats: uniform over the {titles} titles is {:.3}; popularity's is of its counts plus one.",
-        (titles as f64).ln()
-    )
+    let popularity = popularity(training, test, responses)?;
+    Ok(vec![
+        Line::new("uniform", Measures::uniform(titles)),
+        Line::new("popularity", Measures::of(&popularity, titles)),
+    ])
 }
+
+/// How to read the numbers.
+const ERRORS_NOTE: &str = "± is one standard error over the users. Item NLL is the mean −ln p of the item that came \
+                           next, in nats; popularity's p is of its counts plus one.";

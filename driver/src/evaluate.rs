@@ -1,24 +1,36 @@
 //! Evaluation: beam search over the trie, and the item NLL.
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor};
-use candle_trie::{BeamSearch, Convention, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
+use candle_core::{DType, Device, Tensor};
+use candle_trie::{
+    BeamSearch, Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie,
+};
 
 use crate::{
     batch::{Batch, Reading, longest_response, response_rows},
     model::Llama,
     progress::Progress,
-    ranking::Ranking,
+    ranking::UserResult,
     responses::Example,
 };
 
 /// How well a model recommends.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// Where beam search put the targets.
-    pub ranking: Ranking,
-    /// Mean −ln p of the target items, in nats, over the softmax that the trie masks.
-    pub item_nll: f64,
+    /// What came of every user, in the order of the examples: the place where beam search put the target, and the item
+    /// NLL over the softmax that the trie masks.
+    pub users: Vec<UserResult>,
+    /// How many users were evaluated by second.
+    pub users_per_second: f64,
+}
+
+/// Items that were recommended.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recommendation {
+    /// Ids of the items of one title.
+    pub items: Vec<u64>,
+    /// Of that title, over the catalogue.
+    pub probability: f64,
 }
 
 /// Evaluates models over one trie.
@@ -36,60 +48,78 @@ pub struct Evaluator<'a> {
 impl Evaluator<'_> {
     /// Evaluates a model on examples.
     pub fn evaluate(&self, label: &str, model: &Llama, examples: &[Example]) -> Result<Evaluation> {
-        let loss = self.sum_of_item_nlls()?;
-        let mut places = Vec::with_capacity(examples.len());
-        let mut item_nll = 0.0;
+        let loss = self.row_losses()?;
+        let mut users = Vec::with_capacity(examples.len());
         let mut progress = Progress::new(label, examples.len());
-        for examples in by_length(examples).chunks(self.batch_size) {
-            item_nll += self.item_nll(model, &loss, examples)?;
-            places.extend(self.places(model, examples)?);
+        let (order, by_length) = by_length(examples);
+        for examples in by_length.chunks(self.batch_size) {
+            let item_nlls = self.item_nlls(model, &loss, examples)?;
+            let places = self.places(model, examples)?;
+            let results = places.into_iter().zip(item_nlls);
+            users.extend(results.map(|(place, item_nll)| UserResult { place, item_nll }));
             progress.advance(examples.len());
         }
-        progress.finish();
+        let seconds = progress.finish().as_secs_f64();
+        let mut users: Vec<(usize, UserResult)> = order.into_iter().zip(users).collect();
+        users.sort_unstable_by_key(|(place, _)| *place);
         Ok(Evaluation {
-            ranking: Ranking::of(&places),
-            item_nll: item_nll / examples.len().max(1) as f64,
+            users_per_second: users.len() as f64 / seconds,
+            users: users.into_iter().map(|(_, user)| user).collect(),
         })
     }
 
     /// The mean item NLL alone, which needs no search.
     pub fn mean_item_nll(&self, model: &Llama, examples: &[Example]) -> Result<f64> {
-        let loss = self.sum_of_item_nlls()?;
+        let loss = self.row_losses()?;
         let mut sum = 0.0;
-        for examples in by_length(examples).chunks(self.batch_size) {
-            sum += self.item_nll(model, &loss, examples)?;
+        for examples in by_length(examples).1.chunks(self.batch_size) {
+            sum += self.item_nlls(model, &loss, examples)?.iter().sum::<f64>();
         }
         Ok(sum / examples.len().max(1) as f64)
     }
 
-    /// The loss whose value is the sum of the item NLLs of its rows.
-    fn sum_of_item_nlls(&self) -> Result<MaskedSoftmaxLoss> {
+    /// What a model recommends after a prompt, the most probable first.
+    pub fn recommend(&self, model: &Llama, prompt: &[u32]) -> Result<Vec<Recommendation>> {
+        let search = self.search(model, &[prompt])?;
+        let recommendation = |found: Found| Recommendation {
+            items: found.items.to_vec(),
+            probability: found.log_probability.exp(),
+        };
+        Ok(search.found(0).into_iter().map(recommendation).collect())
+    }
+
+    /// A loss that keeps the −ln p of every row apart.
+    fn row_losses(&self) -> Result<MaskedSoftmaxLoss> {
         let convention = Convention {
-            reduction: Reduction::Sum,
+            reduction: Reduction::None,
             times_temperature: false,
         };
         let loss = MaskedSoftmaxLoss::new(self.trie, Temperature::fixed(self.temperature))?;
         Ok(loss.with_convention(convention)?)
     }
 
-    fn item_nll(
+    fn item_nlls(
         &self,
         model: &Llama,
         loss: &MaskedSoftmaxLoss,
         examples: &[&Example],
-    ) -> Result<f64> {
+    ) -> Result<Vec<f64>> {
         let longest = longest_response(examples);
         let device = model.head().device();
         let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
         let rows = response_rows(examples, self.trie)?;
         let output = loss.evaluate_linear(&hidden, model.head(), &rows)?;
-        Ok(output.loss.to_scalar::<f32>()?.into())
+        let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
+        Ok(item_nlls.to_vec1()?)
     }
 
     /// The place of each target among the items that beam search found.
     fn places(&self, model: &Llama, examples: &[&Example]) -> Result<Vec<Option<usize>>> {
-        let search = self.search(model, examples)?;
+        let prompts: Vec<&[u32]> = (examples.iter())
+            .map(|example| example.prompt.as_slice())
+            .collect();
+        let search = self.search(model, &prompts)?;
         let place = |(user, example): (usize, &&Example)| {
             search
                 .found(user)
@@ -99,9 +129,9 @@ impl Evaluator<'_> {
         Ok(examples.iter().enumerate().map(place).collect())
     }
 
-    fn search(&self, model: &Llama, examples: &[&Example]) -> Result<BeamSearch> {
-        let mut search = BeamSearch::new(self.trie, examples.len(), self.beams, self.temperature)?;
-        let (tokens, lengths) = prompts(examples, model.head().device())?;
+    fn search(&self, model: &Llama, prompts: &[&[u32]]) -> Result<BeamSearch> {
+        let mut search = BeamSearch::new(self.trie, prompts.len(), self.beams, self.temperature)?;
+        let (tokens, lengths) = padded(prompts, model.head().device())?;
         let (mut hidden, mut cache) = model.read_prompts(&tokens, &lengths)?;
         while let Some(step) = search.step(&hidden.matmul(&model.head().t()?)?)? {
             cache.continue_from(&step.parents)?;
@@ -111,31 +141,23 @@ impl Evaluator<'_> {
     }
 }
 
-/// Examples from the shortest prompt to the longest: batches of them need little padding.
-fn by_length(examples: &[Example]) -> Vec<&Example> {
-    let mut by_length: Vec<&Example> = examples.iter().collect();
-    by_length.sort_by_key(|example| example.prompt.len());
-    by_length
+/// Examples from the shortest prompt to the longest, and their places: batches of them need little padding.
+fn by_length(examples: &[Example]) -> (Vec<usize>, Vec<&Example>) {
+    let mut by_length: Vec<(usize, &Example)> = examples.iter().enumerate().collect();
+    by_length.sort_by_key(|(_, example)| example.prompt.len());
+    by_length.into_iter().unzip()
 }
 
 /// Prompts padded on the right, and their lengths.
-fn prompts(examples: &[&Example], device: &Device) -> Result<(Tensor, Vec<u32>)> {
-    let longest = examples
-        .iter()
-        .map(|example| example.prompt.len())
-        .max()
-        .context("no example")?;
-    let mut tokens = Vec::with_capacity(examples.len() * longest);
-    for (row, example) in examples.iter().enumerate() {
-        tokens.extend_from_slice(&example.prompt);
+fn padded(prompts: &[&[u32]], device: &Device) -> Result<(Tensor, Vec<u32>)> {
+    let longest = prompts.iter().map(|prompt| prompt.len()).max();
+    let longest = longest.context("no prompt")?;
+    let mut tokens = Vec::with_capacity(prompts.len() * longest);
+    for (row, prompt) in prompts.iter().enumerate() {
+        tokens.extend_from_slice(prompt);
         tokens.resize((row + 1) * longest, 0);
     }
-    let lengths = examples
-        .iter()
-        .map(|example| example.prompt.len() as u32)
-        .collect();
-    Ok((
-        Tensor::from_vec(tokens, (examples.len(), longest), device)?,
-        lengths,
-    ))
+    let lengths = prompts.iter().map(|prompt| prompt.len() as u32).collect();
+    let tokens = Tensor::from_vec(tokens, (prompts.len(), longest), device)?;
+    Ok((tokens, lengths))
 }

@@ -1,59 +1,180 @@
-//! Measures of a ranked list.
+//! How well targets were ranked: measures with their standard errors.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer, ser::SerializeMap};
 
-/// How well targets were ranked, as means over users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
-pub struct Ranking {
-    /// Share of users whose target came first.
-    #[serde(rename = "hr@1")]
-    pub hit_rate_1: f64,
-    /// Share of users whose target was among the first five.
-    #[serde(rename = "hr@5")]
-    pub hit_rate_5: f64,
-    /// Share of users whose target was among the first ten.
-    #[serde(rename = "hr@10")]
-    pub hit_rate_10: f64,
-    /// Discounted gain of the target's rank among the first five.
-    #[serde(rename = "ndcg@5")]
-    pub ndcg_5: f64,
-    /// Discounted gain of the target's rank among the first ten.
-    #[serde(rename = "ndcg@10")]
-    pub ndcg_10: f64,
+/// The lengths of the lists that are looked at.
+pub const CUTOFFS: [usize; 4] = [1, 5, 10, 20];
+
+/// What came of one user.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UserResult {
+    /// The place of the target in the list, 0 the first; `None` if it was not there.
+    pub place: Option<usize>,
+    /// −ln p of the target, in nats.
+    pub item_nll: f64,
 }
 
-impl Ranking {
-    /// The measures of users whose targets came at these places, 0 the first, `None` not at all.
-    pub fn of(places: &[Option<usize>]) -> Self {
-        let mean = |gain: &dyn Fn(usize) -> f64, first: usize| {
-            let within = places.iter().flatten().filter(|&&place| place < first);
-            within.fold(0.0, |sum, &place| sum + gain(place)) / places.len().max(1) as f64
-        };
-        let discounted = |place: usize| 1.0 / (place as f64 + 2.0).log2();
+/// A mean over users.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Estimate {
+    /// The mean.
+    pub mean: f64,
+    /// Its standard error; none where the mean is exact.
+    pub error: Option<f64>,
+}
+
+/// The measures of one way to recommend.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Measures {
+    /// The share of users whose target was among the first so many, for lists long enough to tell.
+    pub hit_rate: Vec<(usize, Estimate)>,
+    /// The discounted gain of the target's place among the first so many.
+    pub ndcg: Vec<(usize, Estimate)>,
+    /// Mean −ln p of the targets, in nats.
+    pub item_nll: Estimate,
+}
+
+impl Estimate {
+    /// The mean of a sample, and its standard error from the sample's own spread.
+    pub fn of(values: &[f64]) -> Self {
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count.max(1.0);
+        let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+        let error = (squares / (count - 1.0) / count).sqrt();
         Self {
-            hit_rate_1: mean(&|_| 1.0, 1),
-            hit_rate_5: mean(&|_| 1.0, 5),
-            hit_rate_10: mean(&|_| 1.0, 10),
-            ndcg_5: mean(&discounted, 5),
-            ndcg_10: mean(&discounted, 10),
+            mean,
+            error: (values.len() > 1).then_some(error),
         }
     }
+
+    fn exact(mean: f64) -> Self {
+        Self { mean, error: None }
+    }
+}
+
+impl Measures {
+    /// Of users that got lists of at most `length` items.
+    pub fn of(users: &[UserResult], length: usize) -> Self {
+        let estimate = |value: &dyn Fn(&UserResult) -> f64| {
+            Estimate::of(&users.iter().map(value).collect::<Vec<_>>())
+        };
+        let each = |gain: &dyn Fn(usize) -> f64| {
+            let within = |cutoff: usize| {
+                let value = |user: &UserResult| match user.place {
+                    Some(place) if place < cutoff => gain(place),
+                    _ => 0.0,
+                };
+                (cutoff, estimate(&value))
+            };
+            let told = CUTOFFS.into_iter().filter(|&cutoff| cutoff <= length);
+            told.map(within).collect()
+        };
+        Self {
+            hit_rate: each(&|_| 1.0),
+            ndcg: each(&discounted),
+            item_nll: estimate(&|user| user.item_nll),
+        }
+    }
+
+    /// What is to be expected of lists drawn at random from so many titles.
+    pub fn uniform(titles: usize) -> Self {
+        let share = 1.0 / titles.max(1) as f64;
+        let each = |gain: &dyn Fn(usize) -> f64| {
+            let sum = |cutoff: usize| (0..cutoff.min(titles)).map(gain).sum::<f64>();
+            let within = |cutoff| (cutoff, Estimate::exact(sum(cutoff) * share));
+            CUTOFFS.into_iter().map(within).collect()
+        };
+        Self {
+            hit_rate: each(&|_| 1.0),
+            ndcg: each(&discounted),
+            item_nll: Estimate::exact(-share.ln()),
+        }
+    }
+
+    /// Every measure by its name. (A list of one has one place, where the discounted gain is the hit rate.)
+    pub fn named(&self) -> Vec<(String, Estimate)> {
+        let hit_rate = self
+            .hit_rate
+            .iter()
+            .map(|&(cutoff, value)| (format!("HR@{cutoff}"), value));
+        let ndcg = self.ndcg.iter().filter(|(cutoff, _)| *cutoff > 1);
+        let ndcg = ndcg.map(|&(cutoff, value)| (format!("NDCG@{cutoff}"), value));
+        let item_nll = [("item NLL".to_owned(), self.item_nll)];
+        hit_rate.chain(ndcg).chain(item_nll).collect()
+    }
+}
+
+/// As `hr@10` and `hr@10_error`, and so on.
+impl Serialize for Measures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (name, estimate) in self.named() {
+            let name = name.to_lowercase().replace(' ', "_");
+            map.serialize_entry(&name, &estimate.mean)?;
+            if let Some(error) = estimate.error {
+                map.serialize_entry(&format!("{name}_error"), &error)?;
+            }
+        }
+        map.end()
+    }
+}
+
+fn discounted(place: usize) -> f64 {
+    1.0 / (place as f64 + 2.0).log2()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn users(places: &[Option<usize>]) -> Vec<UserResult> {
+        let user = |&place: &Option<usize>| UserResult {
+            place,
+            item_nll: place.map_or(4.0, |place| place as f64),
+        };
+        places.iter().map(user).collect()
+    }
+
+    fn means(estimates: &[(usize, Estimate)]) -> Vec<f64> {
+        estimates
+            .iter()
+            .map(|(_, estimate)| estimate.mean)
+            .collect()
+    }
+
     #[test]
     fn places_are_counted_and_discounted() {
-        let ranking = Ranking::of(&[Some(0), Some(4), Some(5), None]);
-        assert_eq!(
-            (ranking.hit_rate_1, ranking.hit_rate_5, ranking.hit_rate_10),
-            (0.25, 0.5, 0.75)
-        );
+        let measures = Measures::of(&users(&[Some(0), Some(4), Some(5), None]), 20);
+        assert_eq!(means(&measures.hit_rate), [0.25, 0.5, 0.75, 0.75]);
         let (fifth, sixth) = (1.0 / 6f64.log2(), 1.0 / 7f64.log2());
-        assert!((ranking.ndcg_5 - (1.0 + fifth) / 4.0).abs() < 1e-12);
-        assert!((ranking.ndcg_10 - (1.0 + fifth + sixth) / 4.0).abs() < 1e-12);
-        assert_eq!(Ranking::of(&[]), Ranking::default());
+        let expected = [1.0, 1.0 + fifth, 1.0 + fifth + sixth, 1.0 + fifth + sixth];
+        for (found, expected) in means(&measures.ndcg).into_iter().zip(expected) {
+            assert!((found - expected / 4.0).abs() < 1e-12);
+        }
+        assert_eq!(measures.item_nll.mean, 13.0 / 4.0);
+    }
+
+    #[test]
+    fn the_standard_error_is_that_of_a_share() {
+        let measures = Measures::of(&users(&[Some(0), None, None, None]), 10);
+        // √(p(1 − p)/(n − 1)) with p = 1/4 and n = 4.
+        let error = (0.25f64 * 0.75 / 3.0).sqrt();
+        assert!((measures.hit_rate[0].1.error.unwrap() - error).abs() < 1e-12);
+        assert_eq!(measures.hit_rate.len(), 3, "lists of 10 say nothing of 20");
+        assert_eq!(Measures::of(&users(&[Some(3)]), 10).item_nll.error, None);
+        assert_eq!(means(&Measures::of(&[], 10).hit_rate), [0.0; 3]);
+    }
+
+    #[test]
+    fn uniform_lists_hit_by_their_length() {
+        let uniform = Measures::uniform(8);
+        assert_eq!(means(&uniform.hit_rate), [0.125, 0.625, 1.0, 1.0]);
+        assert!((uniform.item_nll.mean - 8f64.ln()).abs() < 1e-12);
+        // Drawn at random, each place is as likely: the mean over all of them.
+        let all: Vec<Option<usize>> = (0..8).map(Some).collect();
+        let drawn = Measures::of(&users(&all), 20);
+        for (uniform, drawn) in uniform.ndcg.iter().zip(&drawn.ndcg) {
+            assert!((uniform.1.mean - drawn.1.mean).abs() < 1e-12);
+        }
     }
 }

@@ -4,37 +4,47 @@ use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 
-use crate::ranking::Ranking;
+use crate::{
+    ranking::{Estimate, Measures},
+    training_run::Trained,
+};
 
 /// One way to recommend, and how well it did.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Line {
     /// What recommended.
     pub name: String,
-    /// Where it ranked the targets.
+    /// How well, with standard errors.
     #[serde(flatten)]
-    pub ranking: Ranking,
-    /// Mean −ln p of the target items, in nats.
-    pub item_nll: f64,
+    pub measures: Measures,
     /// The temperature that it recommends at.
     pub temperature: Option<f64>,
     /// Seconds of training.
     pub seconds: Option<f64>,
     /// Labelled rows that it was trained on by second.
     pub rows_per_second: Option<f64>,
+    /// Users that it recommended to by second.
+    pub users_per_second: Option<f64>,
 }
 
 impl Line {
-    /// The line of the baseline that reads no history.
-    pub fn popularity((ranking, item_nll): (Ranking, f64)) -> Self {
+    /// A way to recommend that nothing more is known of.
+    pub fn new(name: impl Into<String>, measures: Measures) -> Self {
         Self {
-            name: "popularity".into(),
-            ranking,
-            item_nll,
+            name: name.into(),
+            measures,
             temperature: None,
             seconds: None,
             rows_per_second: None,
+            users_per_second: None,
         }
+    }
+
+    /// The same, with what its training was.
+    pub fn trained(mut self, trained: &Trained) -> Self {
+        self.seconds = Some(trained.seconds);
+        self.rows_per_second = Some(trained.rows_per_second);
+        self
     }
 }
 
@@ -59,42 +69,44 @@ impl Comparison {
         if json {
             return print_json(self);
         }
-        let mut table = table(&[
-            "",
-            "HR@1",
-            "HR@5",
-            "HR@10",
-            "NDCG@5",
-            "NDCG@10",
-            "item NLL",
-            "temperature",
-            "seconds",
-            "rows/s",
-        ]);
-        for line in &self.rows {
-            let Ranking {
-                hit_rate_1,
-                hit_rate_5,
-                hit_rate_10,
-                ndcg_5,
-                ndcg_10,
-            } = line.ranking;
-            let mut cells = vec![line.name.clone()];
-            cells.extend(
-                [hit_rate_1, hit_rate_5, hit_rate_10, ndcg_5, ndcg_10]
-                    .map(|share| format!("{share:.4}")),
-            );
-            cells.push(format!("{:.3}", line.item_nll));
-            cells.push(optional(line.temperature, 3));
-            cells.push(optional(line.seconds, 1));
-            cells.push(optional(line.rows_per_second, 0));
-            table.add_row(cells);
+        let names = self.rows.iter().map(|line| line.name.as_str());
+        let header: Vec<&str> = [""].into_iter().chain(names).collect();
+        let mut table = table(&header);
+        for (name, cells) in self.measures() {
+            table.add_row([name].into_iter().chain(cells));
+        }
+        type Value = fn(&Line) -> Option<f64>;
+        let others: [(&str, Value, usize); 4] = [
+            ("temperature", |line| line.temperature, 3),
+            ("seconds of training", |line| line.seconds, 1),
+            ("rows/s of training", |line| line.rows_per_second, 0),
+            ("users/s", |line| line.users_per_second, 1),
+        ];
+        for (name, value, decimals) in others {
+            if self.rows.iter().any(|line| value(line).is_some()) {
+                let cells = self.rows.iter().map(|line| optional(value(line), decimals));
+                table.add_row([name.to_owned()].into_iter().chain(cells));
+            }
         }
         println!("{table}");
         for note in &self.notes {
             println!("{note}");
         }
         Ok(())
+    }
+
+    /// Every measure that any of them has, in the order of the one that has most.
+    fn measures(&self) -> Vec<(String, Vec<String>)> {
+        let lines: Vec<Vec<(String, Estimate)>> =
+            (self.rows.iter().map(|line| line.measures.named())).collect();
+        let names = lines.iter().max_by_key(|line| line.len());
+        let names = names.into_iter().flatten().map(|(name, _)| name);
+        let cell = |line: &Vec<(String, Estimate)>, name: &String| {
+            let found = line.iter().find(|(found, _)| found == name);
+            found.map_or_else(|| "–".into(), |(_, estimate)| estimate_cell(*estimate))
+        };
+        let row = |name: &String| lines.iter().map(|line| cell(line, name)).collect();
+        names.map(|name| (name.clone(), row(name))).collect()
     }
 }
 
@@ -112,6 +124,13 @@ pub fn table(header: &[&str]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+fn estimate_cell(Estimate { mean, error }: Estimate) -> String {
+    match error {
+        Some(error) => format!("{mean:.4} ±{error:.4}"),
+        None => format!("{mean:.4}"),
+    }
 }
 
 fn optional(value: Option<f64>, decimals: usize) -> String {

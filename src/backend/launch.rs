@@ -1,12 +1,16 @@
 //! Launch plans: which kernel, in which shape, with which parameters. They are made without a
 //! device, so whatever runs them (a GPU, or the emulator of the tests) runs the same.
 
-mod row_log_sum_exp;
+mod dense;
 mod sum;
 
 use bytemuck::{Pod, Zeroable};
 
-pub use row_log_sum_exp::{RowLogSumExp, RowLogSumExpParams};
+pub use dense::{
+    DenseBackward, DenseBackwardBuffers, DenseBackwardParams, DenseForward, DenseForwardBuffers,
+    DenseForwardParams, DenseInputs, DenseRow, DenseRows, DenseTemperature, GradientView,
+    StatisticsSizes, TemperatureStep,
+};
 pub use sum::{Sum, SumParams};
 
 /// Threads that run together.
@@ -48,8 +52,8 @@ pub struct DeviceLimits {
 impl DeviceLimits {
     /// The runtime keeps this much of each block's shared memory for itself.
     const RESERVED_SHARED_BYTES: u32 = 1024;
-    /// Every kernel is bound to so many threads a block, and so leaves registers for as many on a
-    /// multiprocessor, in blocks of whatever size.
+    /// Every kernel leaves registers for so many threads on a multiprocessor, in blocks of whatever
+    /// size.
     const THREADS_PER_MULTIPROCESSOR: u32 = 1024;
     /// The fewest that any supported architecture holds (the RTX 30 series).
     const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
@@ -67,6 +71,14 @@ impl DeviceLimits {
         let by_shared_memory = self.shared_bytes_per_multiprocessor / held;
         self.multiprocessors * blocks.min(by_shared_memory)
     }
+
+    /// The shared memory that each of so many blocks of a multiprocessor can have.
+    fn shared_bytes_of_each(&self, blocks: u32) -> u32 {
+        let share = self.shared_bytes_per_multiprocessor / blocks.max(1);
+        share
+            .saturating_sub(Self::RESERVED_SHARED_BYTES)
+            .min(self.shared_bytes_per_block)
+    }
 }
 
 /// The element types that kernels are compiled for.
@@ -78,6 +90,17 @@ pub enum Element {
     F16,
     /// The upper half of a single.
     Bf16,
+}
+
+impl Element {
+    /// The size of one.
+    #[must_use]
+    pub fn bytes(self) -> u32 {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
 }
 
 /// Token sets in device memory; mirrors `TokenSets` of `kernels/token_sets.cuh`.

@@ -3,13 +3,13 @@ use std::{ops::ControlFlow, time::Duration};
 use anyhow::Result;
 use candle_core::DType;
 
-use super::{examples, nll_note, train_tokenizer};
+use super::{ERRORS_NOTE, baselines, examples, train_tokenizer};
 use crate::{
     arguments::DemoArguments,
     evaluate::Evaluator,
     model::Llama,
-    popularity::popularity,
     prompt::{Prompt, PromptStyle},
+    ranking::Measures,
     report::{Comparison, Line},
     responses::{Example, Responses},
     settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
@@ -75,11 +75,7 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
         tokenizer,
         responses,
     };
-    let mut rows = vec![Line::popularity(popularity(
-        &world.training,
-        &world.test,
-        &demo.responses,
-    )?)];
+    let mut rows = baselines(&world.training, &world.test, &demo.responses)?;
     for (name, loss) in [
         ("LML", LossKind::Lml),
         ("MSL τ=1", LossKind::Msl),
@@ -101,7 +97,7 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
                 demo.test_examples.len(),
                 demo.responses.trie().children(0).len(),
             ),
-            nll_note(&demo.responses),
+            ERRORS_NOTE.into(),
         ],
     }
     .print(arguments.json)
@@ -136,14 +132,12 @@ impl Demo {
         };
         let evaluation =
             evaluator.evaluate(&format!("evaluating {name}"), &model, &self.test_examples)?;
-        Ok(Line {
-            name: name.into(),
-            ranking: evaluation.ranking,
-            item_nll: evaluation.item_nll,
+        let line = Line {
             temperature: Some(trained.temperature),
-            seconds: Some(trained.seconds),
-            rows_per_second: Some(trained.rows_per_second),
-        })
+            users_per_second: Some(evaluation.users_per_second),
+            ..Line::new(name, Measures::of(&evaluation.users, BEAMS))
+        };
+        Ok(line.trained(&trained))
     }
 }
 

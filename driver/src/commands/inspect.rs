@@ -6,6 +6,7 @@ use crate::{
     arguments::InspectArguments,
     catalogue_shape::{AdaptiveVerdict, CatalogueShape},
     dataset::Dataset,
+    pretrained::Pretrained,
     report::{print_json, table},
     responses::Responses,
 };
@@ -31,7 +32,10 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     let dataset = Dataset::read(&arguments.data(), 0)?;
     let catalogue = &dataset.catalogue;
     let prompt = arguments.prompt.prompt();
-    let tokenizer = open_tokenizer(&arguments.tokenizer, catalogue, &prompt)?;
+    let tokenizer = match &arguments.pretrained {
+        Some(model) => Pretrained::open(model, arguments.tokenizer.end_token.as_deref())?.tokenizer,
+        None => open_tokenizer(&arguments.tokenizer, catalogue, &prompt)?,
+    };
     let responses = Responses::new(catalogue, &tokenizer)?;
     let shape = CatalogueShape::new(&responses, &dataset.training)?;
     let verdict = AdaptiveVerdict::new(&shape, arguments.eta);

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::running::{SMALL, errors, msl, write_catalogue};
+use crate::running::{SMALL, errors, last_checkpoint, msl, write_catalogue};
 
 /// Fails to train on a folder, and gives what was said.
 fn refused(folder: &Path, options: &[&str]) -> String {
@@ -153,9 +153,8 @@ fn a_run_is_not_written_over_unasked() {
         "old"
     );
     assert!(train(&["--overwrite"]).status.success());
-    assert!(
-        !folder.path().join("run/file").exists() && folder.path().join("run/config.json").exists()
-    );
+    let run = folder.path().join("run");
+    assert!(!run.join("file").exists() && last_checkpoint(&run).join("config.json").exists());
 }
 
 #[test]
@@ -173,7 +172,7 @@ fn a_checkpoint_of_something_else_is_refused() {
         assert!(!output.status.success() && output.stdout.is_empty());
         errors(&output)
     };
-    let config = folder.path().join("run/config.json");
+    let config = last_checkpoint(&folder.path().join("run")).join("config.json");
     let text = fs::read_to_string(&config).unwrap();
     fs::write(
         &config,

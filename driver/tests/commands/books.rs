@@ -2,7 +2,7 @@
 
 use std::env;
 
-use crate::running::{json, msl};
+use crate::running::{json, line, msl};
 
 #[test]
 fn a_short_training_falls_and_can_be_evaluated() {
@@ -20,11 +20,13 @@ fn a_short_training_falls_and_can_be_evaluated() {
             "--output",
             "run",
             "--samples",
-            "160",
+            "48",
             "--epochs",
-            "1",
-            "--batch-size",
             "8",
+            "--batch-size",
+            "16",
+            "--learning-rate",
+            "1e-2",
             "--hidden",
             "64",
             "--intermediate",
@@ -37,7 +39,8 @@ fn a_short_training_falls_and_can_be_evaluated() {
         ],
     ));
     let loss = |name: &str| trained[name].as_f64().unwrap();
-    assert!(loss("last_loss") < 0.9 * loss("first_loss"), "{trained}");
+    // A few rows, learned by heart.
+    assert!(loss("last_loss") < 0.7 * loss("first_loss"), "{trained}");
     let evaluated = json(&msl(
         folder.path(),
         &[
@@ -50,7 +53,7 @@ fn a_short_training_falls_and_can_be_evaluated() {
             "--json",
         ],
     ));
-    let nll = evaluated["rows"][1]["item_nll"].as_f64().unwrap();
-    // Uniform over the titles is 8.75. So short a training need not be below it, but stays near.
-    assert!(nll > 0.0 && nll < 11.0, "{evaluated}");
+    let nll = line(&evaluated, "run")["item_nll"].as_f64().unwrap();
+    // Uniform over the titles is 8.75: rows that are learned by heart help no other user, but the sum stays near.
+    assert!(nll > 0.0 && nll < 14.0, "{evaluated}");
 }

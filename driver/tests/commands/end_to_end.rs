@@ -1,8 +1,10 @@
 //! The commands from end to end, on small catalogues.
 
-use std::fs;
+use std::{fs, path::Path};
 
-use crate::running::{SMALL, errors, json, msl, write_catalogue};
+use crate::running::{
+    SMALL, errors, json, last_checkpoint, line, msl, write_atomic_files, write_catalogue,
+};
 use candle_core::{Device, safetensors};
 use msl::metrics::StepMetrics;
 
@@ -22,6 +24,8 @@ fn a_trained_run_can_be_evaluated() {
             loss,
             "--scope",
             "branching",
+            "--learning-rate",
+            "1e-2",
             "--json",
         ];
         let trained = json(&msl(folder.path(), &[&options[..], &SMALL].concat()));
@@ -36,12 +40,10 @@ fn a_trained_run_can_be_evaluated() {
             metrics.iter().map(|step| step.step).collect::<Vec<_>>(),
             [1, 2, 3, 4, 5, 6]
         );
-        assert!(
-            metrics[5].loss < metrics[0].loss,
-            "{loss}: {} then {}",
-            metrics[0].loss,
-            metrics[5].loss
-        );
+        // In six steps a model learns which tokens titles are made of, which the masks of the others know already.
+        if loss == "lml" {
+            assert!(metrics[5].loss < metrics[0].loss - 0.5);
+        }
         assert!(
             metrics
                 .iter()
@@ -53,20 +55,163 @@ fn a_trained_run_can_be_evaluated() {
             &["evaluate", &run, "--data", ".", "--json"],
         ));
         assert_eq!(evaluated["users"], 12);
-        assert_eq!(evaluated["rows"][0]["name"], "popularity");
-        let nll = evaluated["rows"][1]["item_nll"].as_f64().unwrap();
+        for baseline in ["uniform", "popularity"] {
+            assert!(line(&evaluated, baseline)["item_nll"].as_f64().unwrap() > 0.0);
+        }
+        let model = line(&evaluated, &run);
+        let nll = model["item_nll"].as_f64().unwrap();
         assert!(nll > 0.0 && nll < 5.0, "{loss}: {nll}");
-        assert_eq!(evaluated["rows"][1]["temperature"], trained["temperature"]);
+        assert!(model["item_nll_error"].as_f64().unwrap() > 0.0);
+        assert_eq!(model["temperature"], trained["temperature"]);
+        check_ranks(&folder.path().join(&run).join("ranks.csv"), model);
     }
-    let weights = safetensors::load(
-        folder.path().join("runs/msl/model.safetensors"),
-        &Device::Cpu,
-    )
-    .unwrap();
+    let checkpoint = last_checkpoint(&folder.path().join("runs/msl"));
+    let weights = safetensors::load(checkpoint.join("model.safetensors"), &Device::Cpu).unwrap();
     assert_eq!(
         weights["model.layers.0.self_attn.k_proj.weight"].dims(),
         [8, 16]
     );
+}
+
+#[test]
+fn recommended_titles_have_the_probabilities_of_a_distribution_over_the_catalogue() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let train = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
+    succeed(&msl(folder.path(), &[&train[..], &SMALL].concat()));
+    let recommend = |more: &[&str]| {
+        let command = ["recommend", "run", "the sea book 0", "Unheard of", "--json"];
+        json(&msl(folder.path(), &[&command[..], more].concat()))
+    };
+    // Forty books have 39 titles: with as many beams nothing is lost.
+    let all = recommend(&["--top", "39"]);
+    let all = all["recommended"].as_array().unwrap();
+    let probabilities: Vec<f64> = (all.iter())
+        .map(|line| line["probability"].as_f64().unwrap())
+        .collect();
+    assert_eq!(probabilities.len(), 39);
+    assert!(probabilities.windows(2).all(|pair| pair[0] >= pair[1]));
+    let sum: f64 = probabilities.iter().sum();
+    assert!((sum - 1.0).abs() < 1e-4, "{sum}");
+    let twins = all
+        .iter()
+        .filter(|line| line["items"].as_array().unwrap().len() == 2);
+    assert_eq!(twins.count(), 1, "two books have one title");
+
+    let unseen = recommend(&["--top", "38", "--beams", "39", "--unseen"]);
+    let unseen = unseen["recommended"].as_array().unwrap();
+    let seen = "The Sea Book 0";
+    let expected = all.iter().filter(|line| line["title"] != seen);
+    assert_eq!(unseen.len(), 38);
+    for (found, expected) in unseen.iter().zip(expected) {
+        assert_eq!(found["title"], expected["title"]);
+        assert_eq!(found["probability"], expected["probability"]);
+    }
+}
+
+#[test]
+fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
+    let folder = tempfile::tempdir().unwrap();
+    write_atomic_files(folder.path());
+    let options = [
+        "train",
+        "--data",
+        ".",
+        "--output",
+        "run",
+        "--loss",
+        "msl",
+        "--validation",
+        "20",
+        "--save-every",
+        "2",
+        "--json",
+    ];
+    let trained = json(&msl(folder.path(), &[&options[..], &SMALL].concat()));
+    let best = trained["best"]["step"].as_u64().unwrap();
+    let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    let looks: Vec<(u64, f64)> = metrics
+        .lines()
+        .map(|line| serde_json::from_str::<StepMetrics>(line).unwrap())
+        .filter_map(|step| Some((step.step as u64, step.validation_nll?)))
+        .collect();
+    let lowest = looks.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
+    assert!(looks.len() >= 2 && lowest.0 == best, "{looks:?}");
+
+    let evaluate = |more: &[&str]| {
+        let command = [
+            "evaluate",
+            folder.path().join("run").to_str().unwrap(),
+            "--json",
+        ]
+        .map(str::to_owned);
+        let command: Vec<&str> = (command.iter().map(String::as_str))
+            .chain(more.iter().copied())
+            .collect();
+        // From elsewhere: the run knows where its data are.
+        json(&msl(&std::env::temp_dir(), &command))
+    };
+    // Twenty of the thirty users were looked at in training; here all are.
+    let validation = evaluate(&["--split", "validation"]);
+    assert_eq!(
+        (&validation["users"], &evaluate(&[])["users"]),
+        (&30.into(), &30.into())
+    );
+    let name = validation["rows"][2]["name"].as_str().unwrap();
+    assert!(name.ends_with(&format!("step {best}")), "{name}");
+}
+
+#[test]
+fn a_catalogue_is_inspected_with_advice() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let shape = json(&msl(folder.path(), &["inspect", ".", "--json"]));
+    assert_eq!(
+        (&shape["items"], &shape["titles"]),
+        (&40.into(), &39.into())
+    );
+    assert_eq!(
+        (&shape["training_rows"], &shape["test_rows"]),
+        (&48.into(), &12.into())
+    );
+    // Every title begins alike.
+    assert_eq!(shape["root_fan_out"], 1);
+    assert_eq!(shape["ats"]["root_defined"], false);
+    let table = String::from_utf8(msl(folder.path(), &["inspect", "."]).stdout).unwrap();
+    for word in [
+        "fan-out of the root",
+        "unary",
+        "not defined",
+        "--scope branching",
+    ] {
+        assert!(table.contains(word), "{table}");
+    }
+}
+
+fn succeed(output: &std::process::Output) {
+    assert!(output.status.success(), "{}", errors(output));
+}
+
+/// Every user's rank and item NLL are there, and give the means that were reported.
+fn check_ranks(file: &Path, model: &serde_json::Value) {
+    let text = fs::read_to_string(file).unwrap();
+    let lines: Vec<Vec<&str>> = (text.lines())
+        .map(|line| line.split(',').collect())
+        .collect();
+    assert_eq!(lines[0], ["user_id", "item_id", "rank", "item_nll"]);
+    let users = &lines[1..];
+    let ids: Vec<&str> = users.iter().map(|line| line[0]).collect();
+    let expected: Vec<String> = (48..60).map(|user| user.to_string()).collect();
+    assert_eq!(ids, expected);
+    let hits = (users.iter()).filter(|line| line[2].parse().is_ok_and(|rank: usize| rank <= 10));
+    let hit_rate = hits.count() as f64 / users.len() as f64;
+    assert!((model["hr@10"].as_f64().unwrap() - hit_rate).abs() < 1e-12);
+    let item_nll: f64 = users
+        .iter()
+        .map(|line| line[3].parse::<f64>().unwrap())
+        .sum();
+    let error = model["item_nll"].as_f64().unwrap() - item_nll / users.len() as f64;
+    assert!(error.abs() < 1e-9, "{error}");
 }
 
 #[test]
@@ -89,7 +234,7 @@ fn the_same_seed_gives_the_same_weights() {
         ];
         let output = msl(folder.path(), &[&options[..], &SMALL].concat());
         assert!(output.status.success(), "{}", errors(&output));
-        fs::read(folder.path().join(run).join("model.safetensors")).unwrap()
+        fs::read(last_checkpoint(&folder.path().join(run)).join("model.safetensors")).unwrap()
     };
     let first = train("first", "3");
     assert!(first == train("second", "3"));
@@ -115,7 +260,10 @@ fn the_demo_prints_one_object_or_one_table() {
         .iter()
         .map(|row| row["name"].as_str().unwrap())
         .collect();
-    assert_eq!(names, ["popularity", "LML", "MSL τ=1", "MSL+ATS"]);
+    assert_eq!(
+        names,
+        ["uniform", "popularity", "LML", "MSL τ=1", "MSL+ATS"]
+    );
     let output = msl(folder.path(), &options);
     let table = String::from_utf8(output.stdout).unwrap();
     for word in [

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Command, Output},
 };
 
@@ -21,6 +21,27 @@ pub fn json(output: &Output) -> serde_json::Value {
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
+/// The folder of the last checkpoint of a run.
+pub fn last_checkpoint(run: &Path) -> PathBuf {
+    let step = |path: &PathBuf| -> Option<usize> {
+        let name = path.file_name()?.to_str()?;
+        name.strip_prefix("checkpoint-")?.parse().ok()
+    };
+    let entries = fs::read_dir(run).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    paths
+        .filter(|path| step(path).is_some())
+        .max_by_key(step)
+        .unwrap()
+}
+
+/// A line of a comparison.
+pub fn line<'a>(comparison: &'a serde_json::Value, name: &str) -> &'a serde_json::Value {
+    let mut lines = comparison["rows"].as_array().unwrap().iter();
+    let found = lines.find(|line| line["name"].as_str().unwrap().starts_with(name));
+    found.unwrap_or_else(|| panic!("{name} is not in {comparison}"))
+}
+
 /// What a command says on standard error.
 pub fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
@@ -30,11 +51,8 @@ pub fn errors(output: &Output) -> String {
 pub fn write_catalogue(folder: &Path) {
     let subjects = ["Sea", "Glass", "Winter", "Garden", "Harbour"];
     let title = |item: usize| {
-        format!(
-            "The {} Book {}",
-            subjects[item % 5],
-            if item == 39 { 7 } else { item / 5 }
-        )
+        let item = item.min(38);
+        format!("The {} Book {}", subjects[item % 5], item / 5)
     };
     let titles: Vec<String> = (0..40)
         .map(|item| format!("\"{}\": {:?}", item + 1, title(item)))
@@ -60,6 +78,21 @@ pub fn write_catalogue(folder: &Path) {
     };
     fs::write(folder.join("train.csv"), rows(0..48)).unwrap();
     fs::write(folder.join("test.csv"), rows(48..60)).unwrap();
+}
+
+/// Writes a catalogue as RecBole's atomic files: twenty films, and thirty users who watch seven in a row.
+pub fn write_atomic_files(folder: &Path) {
+    let items: String = (0..20)
+        .map(|item| format!("f{item}\tThe {} Film {item}\n", ["Big", "Small"][item % 2]))
+        .collect();
+    let items = format!("item_id:token\tmovie_title:token_seq\n{items}");
+    fs::write(folder.join("films.item"), items).unwrap();
+    let rows: String = (0..30 * 7)
+        .map(|row| (row / 7, row % 7))
+        .map(|(user, place)| format!("u{user}\tf{}\t{}\n", (user * 3 + place) % 20, 100 + place))
+        .collect();
+    let rows = format!("user_id:token\titem_id:token\ttimestamp:float\n{rows}");
+    fs::write(folder.join("films.inter"), rows).unwrap();
 }
 
 /// Options of a training that takes a moment.

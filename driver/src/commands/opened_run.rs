@@ -1,0 +1,51 @@
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use candle_trie::TokenTrie;
+
+use crate::{
+    checkpoint::Checkpoint, dataset::Dataset, responses::Responses, run_folder::RunFolder,
+};
+
+/// A trained run with the catalogue that it was trained on.
+pub struct OpenedRun {
+    pub folder: RunFolder,
+    pub checkpoint: Checkpoint,
+    pub dataset: Dataset,
+    pub responses: Responses,
+    pub trie: TokenTrie,
+}
+
+impl OpenedRun {
+    /// Opens a run at a step, or where it was best, and the data that it names or those of another folder.
+    pub fn new(path: &Path, step: Option<usize>, data: Option<&Path>) -> Result<Self> {
+        let folder = RunFolder::open(path)?;
+        let checkpoint = match step {
+            Some(step) => folder.load(step)?,
+            None => folder.best()?,
+        };
+        let mut arguments = folder.settings().data.clone();
+        if let Some(other) = data {
+            arguments.data = other.to_owned();
+            arguments.train = None;
+        }
+        let dataset = Dataset::read(&arguments, folder.settings().training.seed)?;
+        let responses = Responses::new(&dataset.catalogue, &checkpoint.tokenizer)?;
+        let trie = folder.trie()?;
+        responses
+            .check_same(&trie)
+            .with_context(|| path.display().to_string())?;
+        Ok(Self {
+            folder,
+            checkpoint,
+            dataset,
+            responses,
+            trie,
+        })
+    }
+
+    /// The temperature to recommend at: the one that was asked for, or that of training.
+    pub fn temperature(&self, asked: Option<f64>) -> f64 {
+        asked.unwrap_or(self.checkpoint.state.temperature.value)
+    }
+}

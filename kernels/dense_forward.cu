@@ -1,0 +1,287 @@
+// The masked softmax loss over logits [N, V], with the gradient, in one launch. Row t with token set C, target y and
+// logits z, at temperature τ and with share s of the result, has
+//
+//     loss_t = s·(ln Σ_{v ∈ C} exp(z_v/τ) − z_y/τ),    gradient_v = s/τ·(p_v − [v = y]) for v in C, else 0
+//
+// both times τ where the convention says so. The loss is their sum, in the order of the rows, or one number a position.
+//
+//     dense_given_*:     τ is known. The statistics of the batch are left for whoever steps the temperature.
+//     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh).
+//
+// Launch: a block takes every gridDim-th row and one row at a time; then its part of the positions that have none, whose
+// gradient is 0, so that all blocks write about as much. Shared memory holds what `block` needs, a tile for each warp
+// where there is a gradient, and `kept_capacity` logits. `adaptive` is cooperative: first all blocks gather the
+// statistics rows, and keep them; the last to arrive steps τ; all wait for it and then do every row.
+//
+// Bytes moved: each valid logit once where the row fits the room (else once for each look: statistics, softmax,
+// gradient); its token (4, but not for the whole vocabulary) once and, with a gradient, once more; 16 a row;
+// 4 a position without a loss; each byte of the gradient once, in 16-byte stores; 12 a row for the backward pass.
+
+#include "gradient.cuh"
+#include "softmax.cuh"
+#include "temperature.cuh"
+
+// Mirrors launch::DenseForwardParams.
+struct DenseForwardParams {
+    DenseBatch batch;
+    // [N, width], rows `gradient_stride` apart; or none. It may be the logits.
+    void* gradient;
+    uint64_t gradient_stride;
+    // One for each row that has a loss.
+    Softmax* softmaxes;
+    // One a position; or none, where they are to be added up.
+    float* losses;
+    float* loss;
+    // The sums of all blocks, field by field.
+    double* partials;
+    Statistics* statistics;
+    double* temperature;
+    // The temperature so far: on the device, or else as given.
+    const double* previous;
+    double given;
+    // 0 before and after.
+    uint32_t* arrived;
+    TemperatureStep step;
+    StatisticsSizes sizes;
+    uint32_t kept_capacity;
+    uint32_t times_temperature;
+};
+static_assert(sizeof(DenseForwardParams) == 248, "mirrors launch::DenseForwardParams");
+static_assert(offsetof(DenseForwardParams, softmaxes) == 96, "mirrors launch::DenseForwardParams");
+static_assert(offsetof(DenseForwardParams, partials) == 120, "mirrors launch::DenseForwardParams");
+static_assert(offsetof(DenseForwardParams, given) == 152, "mirrors launch::DenseForwardParams");
+static_assert(offsetof(DenseForwardParams, step) == 168, "mirrors launch::DenseForwardParams");
+static_assert(offsetof(DenseForwardParams, kept_capacity) == 240, "mirrors launch::DenseForwardParams");
+
+namespace {
+
+// What a block adds up, in shared memory: the first thread's alone.
+struct BlockSums {
+    StatisticsSums statistics;
+    double loss;
+};
+constexpr int sums = sizeof(BlockSums) / sizeof(double);
+
+constexpr int sums_bytes = 64;
+static_assert(sums_bytes >= sizeof(BlockSums), "room for what a block adds up");
+constexpr int scratch_bytes = 512;
+static_assert(scratch_bytes >= reduce::scratch_bytes<Moments>(), "room for every reduction");
+static_assert(scratch_bytes >= reduce::scratch_bytes<Exponentials>(), "room for every reduction");
+static_assert(scratch_bytes >= reduce::scratch_bytes<reduce::Sum<double>>(), "room for every reduction");
+
+// Packets that a warp zeroes before it looks for its next piece of work.
+constexpr uint32_t chunk = 512;
+
+template <class T>
+class Forward {
+public:
+    __device__ __forceinline__ explicit Forward(const DenseForwardParams& params) : params(params), batch(params.batch) {
+        unsigned char* shared = device::shared_memory();
+        of_block = reinterpret_cast<BlockSums*>(shared);
+        if (threadIdx.x == 0) *of_block = {};
+        scratch = shared + sums_bytes;
+        shared = scratch + scratch_bytes;
+        if (params.gradient) {
+            tile = Tile<T>::of_warp(shared);
+            shared += blockDim.x / reduce::warp_size * Tile<T>::bytes;
+        }
+        room = reinterpret_cast<T*>(shared);
+    }
+
+    // Statistics and loss of every row, at a temperature that does not depend on them.
+    __device__ __forceinline__ void given() {
+        temperature = previous();
+        for (uint32_t r = blockIdx.x; r < batch.row_count; r += gridDim.x) {
+            const DenseRow row = DenseRow::load(batch.rows + r);
+            ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
+            keep(logits);
+            if (r >= batch.first_statistics) add_statistics(row, logits);
+            if (r < batch.counting) compute(r, row, logits);
+            // The next row's logits are kept where these are.
+            __syncthreads();
+        }
+        write_idle();
+        publish(0, sums);
+        if (!reduce::is_last_block(params.arrived)) return;
+        const Statistics statistics = total_statistics();
+        total_loss();
+        if (threadIdx.x == 0) {
+            *params.statistics = statistics;
+            *params.temperature = temperature;
+        }
+    }
+
+    __device__ __forceinline__ void adaptive() {
+        for (uint32_t r = blockIdx.x; r < batch.row_count; r += gridDim.x) {
+            if (r < batch.first_statistics) continue;
+            const DenseRow row = DenseRow::load(batch.rows + r);
+            ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
+            if (keep(logits)) used += logits.size;
+            add_statistics(row, logits);
+        }
+        publish(0, StatisticsSums::length);
+        if (reduce::is_last_block(params.arrived)) {
+            const Statistics statistics = total_statistics();
+            if (threadIdx.x == 0) {
+                *params.statistics = statistics;
+                *params.temperature = stepped(params.step, statistics, previous());
+            }
+        }
+        // No block goes on before the last has written the temperature.
+        cooperative_groups::this_grid().sync();
+
+        temperature = *params.temperature;
+        uint32_t passed = 0;
+        for (uint32_t r = blockIdx.x; r < batch.counting; r += gridDim.x) {
+            const DenseRow row = DenseRow::load(batch.rows + r);
+            ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
+            if (r >= batch.first_statistics && logits.size <= params.kept_capacity - passed) {
+                // As the first phase decided, row by row.
+                logits.kept = room + passed;
+                passed += logits.size;
+            } else {
+                keep(logits);
+            }
+            compute(r, row, logits);
+            // The next row's logits may be kept where these are.
+            __syncthreads();
+        }
+        write_idle();
+        publish(StatisticsSums::length, sums);
+        if (reduce::is_last_block(params.arrived)) total_loss();
+    }
+
+private:
+    const DenseForwardParams& params;
+    const DenseBatch& batch;
+    BlockSums* of_block;
+    unsigned char* scratch;
+    Tile<T> tile;
+    // For `kept_capacity` logits, `used` of which are taken.
+    T* room;
+    uint32_t used = 0;
+    double temperature;
+
+    __device__ __forceinline__ double previous() const { return params.previous ? *params.previous : params.given; }
+
+    __device__ __forceinline__ bool keep(ValidLogits<T>& logits) const {
+        if (logits.size > params.kept_capacity - used) return false;
+        logits.keep(room + used);
+        // Whoever looks at the logits from here on looks at what any thread has kept.
+        __syncthreads();
+        return true;
+    }
+
+    __device__ __forceinline__ void add_statistics(const DenseRow& row, const ValidLogits<T>& logits) const {
+        const float target = logits[row.rank];
+        Moments::Value moments = Moments().identity();
+        logits.visit([&](uint32_t, float logit) { moments = Moments().add(moments, logit - target); });
+        moments = reduce::block(Moments(), moments, scratch);
+        if (threadIdx.x == 0) of_block->statistics.add(moments, target);
+    }
+
+    // The softmax of a row, its loss and its gradient.
+    __device__ __forceinline__ void compute(uint32_t r, const DenseRow& row, const ValidLogits<T>& logits) {
+        const Exponentials exponentials = {static_cast<float>(1.0 / temperature)};
+        Exponentials::Value others = exponentials.identity();
+        logits.visit([&](uint32_t index, float logit) {
+            if (index != row.rank) others = exponentials.add(others, logit);
+        });
+        const float target = logits[row.rank];
+        others = reduce::block(exponentials, others, scratch);
+        const Softmax softmax = Softmax::of(others, target, exponentials.inverse_temperature);
+
+        if (threadIdx.x == 0) {
+            params.softmaxes[r] = softmax;
+            const double factor = row.share * (params.times_temperature ? temperature : 1.0);
+            const double value = factor * softmax.loss();
+            if (params.losses) {
+                params.losses[row.position] = static_cast<float>(value);
+            } else {
+                of_block->loss += value;
+            }
+        }
+        if (params.gradient) write_row(row, logits, softmax, exponentials.inverse_temperature);
+    }
+
+    __device__ __forceinline__ GradientRow<T> gradient_of(uint32_t position) const {
+        return GradientRow<T>(static_cast<T*>(params.gradient) + position * params.gradient_stride,
+                              static_cast<uint32_t>(batch.width));
+    }
+
+    // Each warp writes a stretch of the row, of whole lines of memory.
+    __device__ __forceinline__ void write_row(const DenseRow& row, const ValidLogits<T>& logits, const Softmax& softmax,
+                                              float inverse_temperature) const {
+        const RowGradient<T> value(logits, softmax, inverse_temperature, row.rank,
+                                      row.share * (params.times_temperature ? 1.0f : inverse_temperature));
+        const GradientRow<T> gradient = gradient_of(row.position);
+        const uint32_t packets = gradient.packets(), warps = blockDim.x / reduce::warp_size;
+        const uint32_t stretch = ((packets + warps - 1) / warps + 7) / 8 * 8;
+        const uint32_t begin = smaller(threadIdx.x / reduce::warp_size * stretch, packets);
+        write_gradient(gradient, begin, smaller(begin + stretch, packets), tile, value);
+    }
+
+    // What no row writes: zeros.
+    __device__ __forceinline__ void write_idle() const {
+        if (params.losses) {
+            for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < batch.idle_count; i += gridDim.x * blockDim.x) {
+                params.losses[batch.idle[i]] = 0.0f;
+            }
+        }
+        if (!params.gradient) return;
+        const uint32_t warps = blockDim.x / reduce::warp_size, warp = threadIdx.x / reduce::warp_size;
+        const int64_t chunks = (batch.width + 2 * Packet<T>::size - 2) / Packet<T>::size / chunk + 1;
+        const int64_t end = first_idle_chunk(blockIdx.x + 1, chunks);
+        for (int64_t i = first_idle_chunk(blockIdx.x, chunks) + warp; i < end; i += warps) {
+            const GradientRow<T> gradient = gradient_of(batch.idle[i / chunks]);
+            const uint32_t begin = static_cast<uint32_t>(i % chunks) * chunk;
+            write_zeros(gradient, begin, smaller(begin + chunk, gradient.packets()));
+        }
+    }
+
+    // Where a block's part of the idle chunks begins: blocks that had a row less take as many chunks more.
+    __device__ __forceinline__ int64_t first_idle_chunk(int64_t block, int64_t chunks) const {
+        const int64_t rows = batch.counting, blocks = gridDim.x, all = batch.idle_count * chunks;
+        const int64_t share = (rows * chunks + all + blocks - 1) / blocks;
+        const int64_t rows_before = block * (rows / blocks) + (block < rows % blocks ? block : rows % blocks);
+        const int64_t first = block * share - rows_before * chunks;
+        return first < 0 ? 0 : first < all ? first : all;
+    }
+
+    __device__ __forceinline__ void publish(int first, int end) const {
+        if (threadIdx.x != 0) return;
+        const double* fields = reinterpret_cast<const double*>(of_block);
+        for (int field = first; field < end; ++field) params.partials[field * gridDim.x + blockIdx.x] = fields[field];
+    }
+
+    // By the last block, which sees what all have published.
+    __device__ __forceinline__ double total(int field) const {
+        double sum = 0.0;
+        for (uint32_t block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
+            sum += params.partials[field * gridDim.x + block];
+        }
+        return reduce::block(reduce::Sum<double>(), sum, scratch);
+    }
+
+    __device__ __forceinline__ Statistics total_statistics() const {
+        return StatisticsSums{total(0), total(1), total(2), total(3), total(4), total(5)}.statistics(params.sizes);
+    }
+
+    __device__ __forceinline__ void total_loss() const {
+        if (params.losses) return;
+        const double sum = total(StatisticsSums::length);
+        if (threadIdx.x == 0) *params.loss = static_cast<float>(sum);
+    }
+
+    __device__ __forceinline__ static uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
+};
+
+}  // namespace
+
+KERNEL(dense_given_f32, DenseForwardParams, 256) { Forward<float>(params).given(); }
+KERNEL(dense_given_f16, DenseForwardParams, 256) { Forward<__half>(params).given(); }
+KERNEL(dense_given_bf16, DenseForwardParams, 256) { Forward<__nv_bfloat16>(params).given(); }
+
+KERNEL(dense_adaptive_f32, DenseForwardParams, 256) { Forward<float>(params).adaptive(); }
+KERNEL(dense_adaptive_f16, DenseForwardParams, 256) { Forward<__half>(params).adaptive(); }
+KERNEL(dense_adaptive_bf16, DenseForwardParams, 256) { Forward<__nv_bfloat16>(params).adaptive(); }

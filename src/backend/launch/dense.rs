@@ -1,0 +1,115 @@
+//! Plans for `kernels/dense_forward.cu` and `kernels/dense_backward.cu`: the loss over logits.
+
+mod backward;
+mod forward;
+mod rows;
+mod temperature;
+
+use std::mem::offset_of;
+
+use bytemuck::{Pod, Zeroable};
+
+pub use backward::{DenseBackward, DenseBackwardBuffers, DenseBackwardParams};
+pub use forward::{DenseForward, DenseForwardBuffers, DenseForwardParams};
+pub use rows::{DenseRow, DenseRows};
+pub use temperature::{DenseTemperature, StatisticsSizes, TemperatureStep};
+
+use super::{Element, TokenSetsView, WARP};
+use crate::{Error, Result};
+
+/// Mirrors `chunk` of the kernels: the packets that a warp writes at a time.
+const CHUNK: u64 = 512;
+/// Mirrors `Tile::bytes` of `kernels/gradient.cuh`.
+const TILE_BYTES: u32 = 1024;
+
+/// Threads of a block for rows up to so many elements (of the gradient, or else of the longest set).
+/// Short rows leave threads idle; long ones want as many packets under way as there is room for.
+const THREADS: [(u64, u32); 3] = [(256, 64), (2048, 128), (u64::MAX, 256)];
+
+fn threads(row: u64) -> u32 {
+    let fits = THREADS.iter().find(|(longest, _)| row <= *longest);
+    fits.map_or(WARP, |(_, threads)| *threads)
+}
+
+/// Warp-sized pieces of one gradient row.
+fn chunks(width: u32, element: Element) -> u64 {
+    let packet = u64::from(16 / element.bytes());
+    (u64::from(width) + 2 * packet - 2) / packet / CHUNK + 1
+}
+
+/// The kernels count the elements of a row in 32 bits.
+fn check_width(width: usize) -> Result<u32> {
+    let limit = u32::MAX - 64;
+    match u32::try_from(width) {
+        Ok(width) if width <= limit => Ok(width),
+        _ => Err(Error::TooLarge {
+            what: "vocabulary of the logits",
+            size: width as u64,
+            limit: u64::from(limit),
+        }),
+    }
+}
+
+/// Where the inputs of a batch are in device memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DenseInputs {
+    /// The logits `[N, V]`.
+    pub logits: u64,
+    /// How many elements lie between the beginnings of two positions.
+    pub row_stride: u64,
+    /// [`DenseRows::rows`].
+    pub rows: u64,
+    /// [`DenseRows::idle`].
+    pub idle: u64,
+    /// The token sets that the rows name.
+    pub sets: TokenSetsView,
+}
+
+/// Where a dense gradient goes: `[N, V]`, which may be where the logits are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GradientView {
+    /// Its address.
+    pub address: u64,
+    /// How many elements lie between the beginnings of two positions.
+    pub row_stride: u64,
+}
+
+/// Mirrors `DenseBatch` of `kernels/dense.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct DenseBatch {
+    logits: u64,
+    rows: u64,
+    idle: u64,
+    sets: TokenSetsView,
+    row_stride: u64,
+    width: u64,
+    counting: u32,
+    first_statistics: u32,
+    row_count: u32,
+    idle_count: u32,
+}
+
+const _: () = assert!(
+    size_of::<DenseBatch>() == 80
+        && offset_of!(DenseBatch, sets) == 24
+        && offset_of!(DenseBatch, row_stride) == 48
+        && offset_of!(DenseBatch, counting) == 64
+);
+
+impl DenseBatch {
+    fn new(rows: &DenseRows, width: u32, inputs: &DenseInputs) -> Self {
+        Self {
+            logits: inputs.logits,
+            rows: inputs.rows,
+            idle: inputs.idle,
+            sets: inputs.sets,
+            row_stride: inputs.row_stride,
+            width: width.into(),
+            counting: rows.counting,
+            first_statistics: rows.first_statistics,
+            row_count: rows.rows.len() as u32,
+            idle_count: rows.idle.len() as u32,
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The plan for `kernels/dense_forward.cu`.
+
+use std::mem::offset_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::{
+    DenseBatch, DenseInputs, DenseRows, DenseTemperature, GradientView, StatisticsSizes,
+    TILE_BYTES, TemperatureStep, check_width, chunks, threads,
+};
+use crate::Result;
+use crate::backend::launch::{DeviceLimits, Element, Launch, WARP};
+
+/// Mirrors `DenseForwardParams` of `kernels/dense_forward.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct DenseForwardParams {
+    batch: DenseBatch,
+    gradient: u64,
+    gradient_stride: u64,
+    softmaxes: u64,
+    losses: u64,
+    loss: u64,
+    partials: u64,
+    statistics: u64,
+    temperature: u64,
+    previous: u64,
+    given: f64,
+    arrived: u64,
+    step: TemperatureStep,
+    sizes: StatisticsSizes,
+    kept_capacity: u32,
+    times_temperature: u32,
+}
+
+const _: () = assert!(
+    size_of::<DenseForwardParams>() == 248
+        && offset_of!(DenseForwardParams, softmaxes) == 96
+        && offset_of!(DenseForwardParams, partials) == 120
+        && offset_of!(DenseForwardParams, given) == 152
+        && offset_of!(DenseForwardParams, step) == 168
+        && offset_of!(DenseForwardParams, kept_capacity) == 240
+);
+
+/// Statistics, temperature, loss and (where asked for) the gradient of a batch, in one launch.
+#[derive(Debug, Clone, Copy)]
+pub struct DenseForward<'a> {
+    rows: &'a DenseRows,
+    element: Element,
+    width: u32,
+    temperature: DenseTemperature,
+    with_gradient: bool,
+    threads: u32,
+    blocks: u32,
+    /// Logits that a block keeps.
+    kept: u32,
+}
+
+/// What a forward pass writes, in device memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DenseForwardBuffers {
+    /// The gradient, where the plan is with one.
+    pub gradient: Option<GradientView>,
+    /// [`DenseRows::SOFTMAX_BYTES`] for each of [`DenseRows::counting`].
+    pub softmaxes: u64,
+    /// [`DenseRows::losses`] f32.
+    pub loss: u64,
+    /// [`DenseForward::partials`] f64.
+    pub partials: u64,
+    /// The f64 fields of [`Statistics`](crate::Statistics).
+    pub statistics: u64,
+    /// One f64: the temperature that was used.
+    pub temperature: u64,
+    /// One f64: the temperature so far, or 0 where it is not on the device.
+    pub previous: u64,
+    /// One u32 that is 0, and is 0 again when the launch is over.
+    pub arrived: u64,
+}
+
+impl<'a> DenseForward<'a> {
+    /// Mirrors `sums_bytes` and `scratch_bytes` of the kernel.
+    const SCRATCH_BYTES: u32 = 64 + 512;
+    /// Fields that each block sums: six of the statistics, and the loss.
+    const SUMS: usize = 7;
+
+    /// A pass over logits of `width` elements a position.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) for a width that 32 bits do not count.
+    pub fn new(
+        rows: &'a DenseRows,
+        element: Element,
+        width: usize,
+        temperature: DenseTemperature,
+        with_gradient: bool,
+        limits: &DeviceLimits,
+    ) -> Result<Self> {
+        let width = check_width(width)?;
+        let longest_set = rows.sizes.iter().copied().max().unwrap_or(0);
+        let row = if with_gradient { width } else { longest_set };
+        let mut plan = Self {
+            rows,
+            element,
+            width,
+            temperature,
+            with_gradient,
+            threads: threads(row.into()),
+            blocks: 1,
+            kept: 0,
+        };
+        plan.fill(limits);
+        Ok(plan)
+    }
+
+    /// How many f64 of scratch the launch needs.
+    #[must_use]
+    pub fn partials(&self) -> usize {
+        Self::SUMS * self.blocks as usize
+    }
+
+    /// Whether every valid logit is loaded from memory once: whether all rows fit what their blocks
+    /// can keep.
+    #[must_use]
+    pub fn keeps_all(&self) -> bool {
+        self.kept >= self.wanted()
+    }
+
+    /// The launch. It may be repeated: nothing is left behind.
+    #[must_use]
+    pub fn launch(
+        &self,
+        inputs: &DenseInputs,
+        buffers: &DenseForwardBuffers,
+    ) -> Launch<DenseForwardParams> {
+        let adaptive = self.temperature.adapts();
+        let gradient = buffers.gradient.filter(|_| self.with_gradient);
+        let [loss, losses] = match self.rows.reduced {
+            true => [buffers.loss, 0],
+            false => [0, buffers.loss],
+        };
+        Launch {
+            kernel: match (adaptive, self.element) {
+                (false, Element::F32) => "dense_given_f32",
+                (false, Element::F16) => "dense_given_f16",
+                (false, Element::Bf16) => "dense_given_bf16",
+                (true, Element::F32) => "dense_adaptive_f32",
+                (true, Element::F16) => "dense_adaptive_f16",
+                (true, Element::Bf16) => "dense_adaptive_bf16",
+            },
+            grid: [self.blocks, 1, 1],
+            block: [self.threads, 1, 1],
+            shared_bytes: self.fixed_bytes() + self.kept * self.element.bytes(),
+            cooperative: adaptive,
+            params: DenseForwardParams {
+                batch: DenseBatch::new(self.rows, self.width, inputs),
+                gradient: gradient.map_or(0, |gradient| gradient.address),
+                gradient_stride: gradient.map_or(0, |gradient| gradient.row_stride),
+                softmaxes: buffers.softmaxes,
+                losses,
+                loss,
+                partials: buffers.partials,
+                statistics: buffers.statistics,
+                temperature: buffers.temperature,
+                previous: match self.temperature.continues {
+                    true => buffers.previous,
+                    false => 0,
+                },
+                given: self.temperature.given,
+                arrived: buffers.arrived,
+                step: self.temperature.step.unwrap_or(TemperatureStep::zeroed()),
+                sizes: self.rows.statistics_sizes(),
+                kept_capacity: self.kept,
+                times_temperature: self.rows.times_temperature.into(),
+            },
+        }
+    }
+
+    /// As many blocks as are resident, where there is work for them, and what remains of shared
+    /// memory for logits.
+    fn fill(&mut self, limits: &DeviceLimits) {
+        let fixed = self.fixed_bytes();
+        let resident = limits.resident_blocks(self.threads, fixed).max(1);
+        self.blocks = self.work().min(u64::from(resident)) as u32;
+        let per_multiprocessor = resident / limits.multiprocessors.max(1);
+        let room = limits.shared_bytes_of_each(per_multiprocessor) / self.element.bytes();
+        self.kept = self
+            .wanted()
+            .min(room.saturating_sub(fixed.div_ceil(self.element.bytes())));
+    }
+
+    /// How many blocks would find something to do.
+    fn work(&self) -> u64 {
+        let warps = u64::from(self.threads / WARP);
+        let chunks = chunks(self.width, self.element);
+        let idle = match self.with_gradient {
+            true => (self.rows.idle.len() as u64 * chunks).div_ceil(warps),
+            false => 0,
+        };
+        (self.rows.rows.len() as u64 + idle).max(1)
+    }
+
+    fn fixed_bytes(&self) -> u32 {
+        let tiles = if self.with_gradient {
+            self.threads / WARP * TILE_BYTES
+        } else {
+            0
+        };
+        Self::SCRATCH_BYTES + tiles
+    }
+
+    /// Logits that no block has more of to keep: of all its statistics rows at once where they wait
+    /// for the temperature, and otherwise of one row at a time.
+    fn wanted(&self) -> u32 {
+        let longest = |sizes: &[u32]| sizes.iter().copied().max().unwrap_or(0);
+        if !self.temperature.adapts() {
+            return longest(&self.rows.sizes);
+        }
+        let (alone, statistics) = self
+            .rows
+            .sizes
+            .split_at(self.rows.first_statistics as usize);
+        let mut waiting = vec![0u32; self.blocks as usize];
+        for (row, &size) in statistics.iter().enumerate() {
+            let block = (alone.len() + row) % waiting.len();
+            waiting[block] = waiting[block].saturating_add(size);
+        }
+        longest(&waiting).saturating_add(longest(alone))
+    }
+}

@@ -1,0 +1,105 @@
+//! The step of an adaptive temperature, as far as it does not depend on logits.
+
+use bytemuck::{Pod, Zeroable};
+
+use super::DenseRows;
+use crate::temperature::{AdaptiveTemperature, Course, check_positive};
+use crate::{Result, Scope, Statistics, Temperature};
+
+/// Mirrors `TemperatureStep` of `kernels/temperature.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct TemperatureStep {
+    alpha: f64,
+    minimum: f64,
+    maximum: f64,
+    log_odds: f64,
+    centred: u64,
+}
+
+/// Mirrors `StatisticsSizes` of `kernels/temperature.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct StatisticsSizes {
+    rows: f64,
+    tokens: f64,
+    fan_out: f64,
+    log_sizes: f64,
+}
+
+impl StatisticsSizes {
+    pub(super) fn of(statistics: &Statistics) -> Self {
+        let [rows, tokens, _, _, _, fan_out, _, _, log_sizes]: [f64; Statistics::LENGTH] =
+            bytemuck::cast(*statistics);
+        Self {
+            rows,
+            tokens,
+            fan_out,
+            log_sizes,
+        }
+    }
+}
+
+/// Where the temperature of a forward pass comes from.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DenseTemperature {
+    /// The temperature so far, for whoever does not hold it on the device.
+    pub(super) given: f64,
+    /// Whether a temperature on the device counts instead of the given one.
+    pub(super) continues: bool,
+    /// The step that is taken with the statistics of the pass: none where it is known without them.
+    pub(super) step: Option<TemperatureStep>,
+}
+
+impl DenseTemperature {
+    /// This one, whatever the statistics are.
+    #[must_use]
+    pub fn at(temperature: f64) -> Self {
+        Self {
+            given: temperature,
+            continues: false,
+            step: None,
+        }
+    }
+
+    /// The next one: a step of `temperature` with the statistics of these rows.
+    ///
+    /// # Errors
+    /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
+    pub fn next(temperature: &Temperature, rows: &DenseRows) -> Result<Self> {
+        match temperature {
+            Temperature::Fixed(value) => {
+                check_positive("temperature", *value).map(|()| Self::at(*value))
+            }
+            Temperature::Adaptive(adaptive) => Self::next_adaptive(adaptive, &rows.statistics),
+        }
+    }
+
+    fn next_adaptive(adaptive: &AdaptiveTemperature, sizes: &Statistics) -> Result<Self> {
+        let strategy = &adaptive.strategy;
+        let continuing = Self {
+            given: adaptive.value(),
+            continues: true,
+            step: None,
+        };
+        Ok(match adaptive.course(sizes)? {
+            Course::Starts => Self::at(strategy.initial),
+            Course::Stays => continuing,
+            Course::Follows { log_odds } => Self {
+                step: Some(TemperatureStep {
+                    alpha: strategy.alpha,
+                    minimum: strategy.minimum,
+                    maximum: strategy.maximum,
+                    log_odds,
+                    centred: u64::from(strategy.scope == Scope::Branching),
+                }),
+                ..continuing
+            },
+        })
+    }
+
+    /// Whether all rows must wait for the statistics.
+    pub(super) fn adapts(&self) -> bool {
+        self.step.is_some()
+    }
+}

@@ -1,0 +1,403 @@
+//! Runs the dense operation in the emulator.
+
+use bytemuck::Pod;
+use candle_trie::launch::{
+    DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRow,
+    DenseRows, DenseTemperature, Element, GradientView, TokenSetsView,
+};
+use candle_trie::reference::{self, Reference};
+use candle_trie::{Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
+use candle_trie_emulator::{Buffer, Emulator, Fault, Memory, Report, same_for_every_schedule};
+use half::{bf16, f16};
+
+use crate::emulated::{LIMITS, SEEDS, run};
+
+/// A type of logits.
+pub trait Number: Pod {
+    const ELEMENT: Element;
+    /// The step between two numbers near 1.
+    const STEP: f64;
+    fn from_f64(value: f64) -> Self;
+    fn to_f64(self) -> f64;
+}
+
+macro_rules! number {
+    ($T:ty, $element:ident, $step:expr, $narrow:expr) => {
+        impl Number for $T {
+            const ELEMENT: Element = Element::$element;
+            const STEP: f64 = $step;
+            fn from_f64(value: f64) -> Self {
+                $narrow(value)
+            }
+            fn to_f64(self) -> f64 {
+                self.into()
+            }
+        }
+    };
+}
+number!(f32, F32, 1.2e-7, |value| value as f32);
+number!(f16, F16, 9.8e-4, f16::from_f64);
+number!(bf16, Bf16, 7.9e-3, bf16::from_f64);
+
+/// How the gradient comes about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gradient {
+    /// Not at all.
+    None,
+    /// By the launch that makes the loss.
+    Fused,
+    /// By that launch, over the logits.
+    FusedOverLogits,
+    /// By a second launch, from this upstream gradient.
+    Backward,
+    /// By a second launch, over the logits.
+    BackwardOverLogits,
+}
+
+pub const GRADIENTS: [Gradient; 5] = [
+    Gradient::None,
+    Gradient::Fused,
+    Gradient::FusedOverLogits,
+    Gradient::Backward,
+    Gradient::BackwardOverLogits,
+];
+
+/// A batch and all that it is computed with.
+pub struct Case<'a, T> {
+    pub sets: &'a TokenSets,
+    pub rows: &'a Rows,
+    /// `[N, row_stride]`, of which `width` count.
+    pub logits: Vec<T>,
+    pub width: usize,
+    pub row_stride: usize,
+    pub temperature: Temperature,
+    /// Whether the temperature so far is on the device (as twice what the host believes).
+    pub resident: bool,
+    pub convention: Convention,
+    pub gradient: Gradient,
+    /// The number of the first position: only what rows say is shifted by it.
+    pub first_position: u32,
+    /// Element of the gradient's buffer that it begins at.
+    pub gradient_offset: usize,
+}
+
+/// Of the backward pass: for each number of the loss.
+fn upstream(index: usize) -> f64 {
+    0.5 + 0.25 * (index % 5) as f64
+}
+
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub loss: Vec<f32>,
+    pub statistics: Statistics,
+    pub temperature: f64,
+    /// `[N, width]`; empty where there is none.
+    pub gradient: Vec<f64>,
+    pub forward: Report,
+    pub backward: Report,
+    pub keeps_all: bool,
+}
+
+impl<'a, T: Number> Case<'a, T> {
+    /// Contiguous logits, fixed temperature 1, the published convention for it.
+    pub fn new(sets: &'a TokenSets, rows: &'a Rows, width: usize, logits: &[f64]) -> Self {
+        Self {
+            sets,
+            rows,
+            logits: logits.iter().map(|&logit| T::from_f64(logit)).collect(),
+            width,
+            row_stride: width,
+            temperature: Temperature::fixed(1.0),
+            resident: false,
+            convention: Convention::fixed(),
+            gradient: Gradient::Fused,
+            first_position: 0,
+            gradient_offset: 0,
+        }
+    }
+
+    /// The same logits with unused elements between the rows.
+    pub fn spread(mut self, row_stride: usize) -> Self {
+        let mut logits = vec![T::from_f64(f64::NAN); self.rows.positions() * row_stride];
+        for (apart, row) in (logits.chunks_mut(row_stride)).zip(self.logits.chunks(self.width)) {
+            apart[..self.width].copy_from_slice(row);
+        }
+        (self.logits, self.row_stride) = (logits, row_stride);
+        self
+    }
+
+    pub fn dense_rows(&self) -> DenseRows {
+        let loss = MaskedSoftmaxLoss::new(self.sets, self.temperature.clone()).unwrap();
+        let loss = loss.with_convention(self.convention).unwrap();
+        let mut dense = loss.dense_rows(self.rows).unwrap();
+        for [position, ..] in bytemuck::cast_slice_mut::<DenseRow, [u32; 4]>(&mut dense.rows) {
+            *position += self.first_position;
+        }
+        for position in &mut dense.idle {
+            *position += self.first_position;
+        }
+        dense
+    }
+
+    pub fn run(&self, emulator: &Emulator) -> Result<Outcome, Fault> {
+        let mut memory = Memory::new();
+        let logits = memory.upload("logits", &self.logits);
+        self.run_on(emulator, memory, logits, logits.address())
+    }
+
+    /// On logits that lie in `logits` but whose position 0 would be at `address`.
+    pub fn run_on(
+        &self,
+        emulator: &Emulator,
+        mut memory: Memory,
+        logits: Buffer<T>,
+        address: u64,
+    ) -> Result<Outcome, Fault> {
+        let rows = self.dense_rows();
+        let inputs = self.upload(&mut memory, &rows, address);
+        let temperature = DenseTemperature::next(&self.temperature, &rows).unwrap();
+        let fused = matches!(self.gradient, Gradient::Fused | Gradient::FusedOverLogits);
+        let plan =
+            DenseForward::new(&rows, T::ELEMENT, self.width, temperature, fused, &LIMITS).unwrap();
+        let previous = memory.upload("previous", &[2.0 * self.temperature.value()]);
+        let partials = memory.allocate::<f64>("partials", plan.partials());
+        let softmaxes =
+            memory.allocate::<u8>("softmaxes", rows.counting() * DenseRows::SOFTMAX_BYTES);
+        let loss = memory.allocate::<f32>("loss", rows.losses());
+        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
+        let tau = memory.allocate::<f64>("temperature", 1);
+        let arrived = memory.upload("arrived", &[0u32]);
+        let (gradient, view) = self.gradient_buffer(&mut memory, logits, address);
+
+        let launch = plan.launch(
+            &inputs,
+            &DenseForwardBuffers {
+                gradient: fused.then_some(view),
+                softmaxes: softmaxes.address(),
+                loss: loss.address(),
+                partials: partials.address(),
+                statistics: statistics.address(),
+                temperature: tau.address(),
+                previous: if self.resident { previous.address() } else { 0 },
+                arrived: arrived.address(),
+            },
+        );
+        let forward = run(emulator, &launch, &mut memory)?;
+        assert_eq!(memory.download(arrived)?, [0]);
+
+        let mut backward = Report::default();
+        if matches!(
+            self.gradient,
+            Gradient::Backward | Gradient::BackwardOverLogits
+        ) && let Some(plan) = DenseBackward::new(&rows, T::ELEMENT, self.width, &LIMITS).unwrap()
+        {
+            let upstream: Vec<f32> = (0..rows.losses())
+                .map(|index| upstream(index) as f32)
+                .collect();
+            let launch = plan.launch(
+                &inputs,
+                &DenseBackwardBuffers {
+                    gradient: view,
+                    softmaxes: softmaxes.address(),
+                    temperature: tau.address(),
+                    upstream: memory.upload("upstream", &upstream).address(),
+                },
+            );
+            backward = run(emulator, &launch, &mut memory)?;
+        }
+        let statistics: [f64; Statistics::LENGTH] =
+            memory.download(statistics)?.try_into().unwrap();
+        Ok(Outcome {
+            loss: memory.download(loss)?,
+            statistics: bytemuck::cast(statistics),
+            temperature: memory.download(tau)?[0],
+            gradient: self.read(&mut memory, gradient)?,
+            forward,
+            backward,
+            keeps_all: plan.keeps_all(),
+        })
+    }
+
+    fn upload(&self, memory: &mut Memory, rows: &DenseRows, logits: u64) -> DenseInputs {
+        let (offsets, tokens) = self.sets.as_raw().map_or((0, 0), |(offsets, tokens)| {
+            let offsets = memory.upload("offsets", offsets);
+            (offsets.address(), memory.upload("tokens", tokens).address())
+        });
+        DenseInputs {
+            logits,
+            row_stride: self.row_stride as u64,
+            rows: memory.upload::<DenseRow>("rows", &rows.rows).address(),
+            idle: memory.upload("idle", &rows.idle).address(),
+            sets: TokenSetsView {
+                offsets,
+                tokens,
+                vocabulary: u64::from(self.sets.max_token()) + 1,
+            },
+        }
+    }
+
+    fn gradient_buffer(
+        &self,
+        memory: &mut Memory,
+        logits: Buffer<T>,
+        address: u64,
+    ) -> (Option<Buffer<T>>, GradientView) {
+        let over_logits = GradientView {
+            address,
+            row_stride: self.row_stride as u64,
+        };
+        match self.gradient {
+            Gradient::None => (None, over_logits),
+            Gradient::FusedOverLogits | Gradient::BackwardOverLogits => (Some(logits), over_logits),
+            Gradient::Fused | Gradient::Backward => {
+                let length = self.rows.positions() * self.width;
+                let buffer = match self.gradient_offset {
+                    0 => memory.allocate::<T>("gradient", length),
+                    before => {
+                        memory.upload("gradient", &vec![T::from_f64(f64::NAN); before + length])
+                    }
+                };
+                let view = GradientView {
+                    address: buffer.address() + (self.gradient_offset * size_of::<T>()) as u64,
+                    row_stride: self.width as u64,
+                };
+                (Some(buffer), view)
+            }
+        }
+    }
+
+    fn read(&self, memory: &mut Memory, gradient: Option<Buffer<T>>) -> Result<Vec<f64>, Fault> {
+        let Some(buffer) = gradient else {
+            return Ok(Vec::new());
+        };
+        let over_logits = !matches!(self.gradient, Gradient::Fused | Gradient::Backward);
+        let stride = if over_logits {
+            self.row_stride
+        } else {
+            self.width
+        };
+        let values = memory.download(buffer)?;
+        let (before, values) = values.split_at(self.gradient_offset);
+        assert!(before.iter().all(|value| value.to_f64().is_nan()));
+        let rows = values.chunks(stride.max(1));
+        Ok(rows
+            .flat_map(|row| row[..self.width].iter().map(|value| value.to_f64()))
+            .collect())
+    }
+
+    pub fn expected(&self) -> Reference {
+        let mut temperature = self.temperature.clone();
+        if self.resident {
+            let mut state = temperature.state();
+            state.value *= 2.0;
+            temperature.restore(state).unwrap();
+        }
+        let logits: Vec<f64> = (self.logits.chunks(self.row_stride.max(1)))
+            .flat_map(|row| row[..self.width].iter().map(|logit| logit.to_f64()))
+            .collect();
+        reference::loss(
+            &logits,
+            self.width,
+            self.sets,
+            self.rows,
+            &mut temperature,
+            self.convention,
+        )
+        .unwrap()
+    }
+
+    /// The same bits in every schedule, and the f64 definition's numbers.
+    pub fn assert_correct(&self, what: &str) {
+        let mut outcome = None;
+        same_for_every_schedule(SEEDS, |emulator| {
+            let found = self.run(&emulator)?;
+            let mut bits: Vec<f64> = found.loss.iter().map(|&loss| loss.into()).collect();
+            bits.extend(bytemuck::cast::<_, [f64; Statistics::LENGTH]>(
+                found.statistics,
+            ));
+            bits.push(found.temperature);
+            bits.extend(&found.gradient);
+            outcome = Some(found);
+            Ok(bits)
+        })
+        .unwrap_or_else(|fault| panic!("{what}, {:?}, {:?}: {fault}", T::ELEMENT, self.gradient));
+        self.compare(&outcome.unwrap(), what);
+    }
+
+    fn compare(&self, found: &Outcome, what: &str) {
+        let expected = self.expected();
+        let what = format!("{what}, {:?}, {:?}", T::ELEMENT, self.gradient);
+        let rows = self.dense_rows();
+
+        let relative = (found.temperature - expected.temperature).abs() / expected.temperature;
+        assert!(
+            relative < 1e-5,
+            "{what}: τ {} {}",
+            found.temperature,
+            expected.temperature
+        );
+        let of_statistics =
+            |statistics: Statistics| bytemuck::cast::<_, [f64; Statistics::LENGTH]>(statistics);
+        let fields = of_statistics(found.statistics)
+            .into_iter()
+            .zip(of_statistics(expected.statistics));
+        for (field, (found, expected)) in fields.enumerate() {
+            let close = (found - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+            assert!(
+                close,
+                "{what}: field {field} of the statistics is {found}, not {expected}"
+            );
+        }
+
+        let mut losses = vec![0.0; rows.losses()];
+        if losses.len() == 1 && self.convention.reduction != candle_trie::Reduction::None {
+            losses[0] = expected.loss;
+        } else {
+            for (row, loss) in self.rows.as_slice().iter().zip(&expected.losses) {
+                losses[row.position as usize] = *loss;
+            }
+        }
+        let found_losses: Vec<f64> = found.loss.iter().map(|&loss| loss.into()).collect();
+        close(&found_losses, &losses, 1e-5, &format!("{what}: loss"));
+
+        if self.gradient == Gradient::None {
+            return;
+        }
+        let backward = matches!(
+            self.gradient,
+            Gradient::Backward | Gradient::BackwardOverLogits
+        );
+        let by_position = self.convention.reduction == candle_trie::Reduction::None;
+        let scaled: Vec<f64> = (expected.gradient.iter().enumerate())
+            .map(|(index, value)| match (backward, by_position) {
+                (false, _) => *value,
+                (true, true) => value * upstream(index / self.width),
+                (true, false) => value * upstream(0),
+            })
+            .collect();
+        let tolerance = (2.0 * T::STEP).max(1e-5);
+        close(
+            &found.gradient,
+            &scaled,
+            tolerance,
+            &format!("{what}: gradient"),
+        );
+    }
+}
+
+/// Each entry by itself, to within `tolerance` of its own size; those below a thousandth of the
+/// largest, and below what the narrowest type can tell from 0, to within that.
+fn close(found: &[f64], expected: &[f64], tolerance: f64, what: &str) {
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let largest = expected.iter().fold(0f64, |a, b| a.max(b.abs()));
+    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
+        let scale = expected
+            .abs()
+            .max(1e-3 * largest)
+            .max(1e-6 / tolerance * f64::from(*expected != 0.0));
+        assert!(
+            (found - expected).abs() <= tolerance * scale,
+            "{what}: entry {index} is {found}, should be {expected}"
+        );
+    }
+}

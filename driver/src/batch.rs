@@ -90,3 +90,38 @@ pub fn response_rows(examples: &[&Example], trie: &TokenTrie) -> Result<Rows> {
     let labels: Vec<Vec<i64>> = examples.iter().map(labels).collect();
     Ok(Rows::from_shifted(trie, &labels)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example(prompt: usize, response: usize, chosen: usize) -> Example {
+        Example {
+            prompt: vec![7; prompt],
+            response: vec![8; response],
+            chosen,
+            target: 0,
+        }
+    }
+
+    #[test]
+    fn nothing_is_read_beyond_the_longest_that_needs_it() {
+        let (short, long) = (example(3, 9, 2), example(5, 4, 4));
+        let batch = |reading| Batch::new(&[&short, &long], 9, reading, &Device::Cpu).unwrap();
+        // The last token of a response is predicted, never read.
+        let whole = batch(Reading::Whole);
+        assert_eq!(
+            (whole.tokens.dims(), whole.token_count),
+            (&[2, 11][..], 11 + 8)
+        );
+        let chosen = batch(Reading::Chosen);
+        assert_eq!(
+            (chosen.tokens.dims(), chosen.token_count),
+            (&[2, 8][..], 4 + 8)
+        );
+        // A response with nothing to choose: its prompt is read all the same.
+        let single = example(3, 2, 0);
+        let batch = Batch::new(&[&single], 2, Reading::Chosen, &Device::Cpu).unwrap();
+        assert_eq!(batch.tokens.dims(), [1, 3]);
+    }
+}

@@ -164,3 +164,74 @@ impl RunFolder {
 fn remove(path: &Path) -> Result<()> {
     fs::remove_dir_all(path).with_context(|| format!("cannot remove {}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+    use clap::Parser;
+
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+
+    fn settings() -> RunSettings {
+        let words = ["msl", "train", "--data", "data", "--output", "run"];
+        match Arguments::parse_from(words).command {
+            Command::Train(arguments) => arguments.run,
+            _ => unreachable!("these are the words of a training"),
+        }
+    }
+
+    fn write(folder: &Path) -> Result<()> {
+        Ok(fs::write(folder.join("weights"), "some")?)
+    }
+
+    fn run(folder: &Path) -> RunFolder {
+        let trie = TokenTrie::new([(1, vec![1, 2])]).unwrap();
+        RunFolder::create(&folder.join("run"), false, &settings(), &trie, write).unwrap()
+    }
+
+    #[test]
+    fn a_run_is_what_it_was_told_from_its_first_moment() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        assert_eq!(run.settings(), &settings());
+        assert_eq!(run.steps().unwrap(), [0]);
+        assert_eq!(run.trie().unwrap().item_count(), 1);
+        assert!(RunFolder::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn the_last_and_the_best_checkpoint_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        for (step, best, kept) in [
+            (5, None, vec![5]),
+            (10, Some(10), vec![10]),
+            (15, Some(10), vec![10, 15]),
+            (100, Some(10), vec![10, 100]),
+            (105, Some(105), vec![105]),
+        ] {
+            run.save(step, best, write).unwrap();
+            assert_eq!(run.steps().unwrap(), kept);
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_cannot_be_written_leaves_the_last_one_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        run.save(5, None, write).unwrap();
+        let full = |folder: &Path| {
+            write(folder)?;
+            bail!("no space left on device")
+        };
+        assert!(run.save(10, None, full).is_err());
+        assert_eq!(run.steps().unwrap(), [5]);
+        // What a killed process leaves is neither a checkpoint nor in the way.
+        let left = run.path().join("checkpoint-10.partial-abc");
+        fs::create_dir(&left).unwrap();
+        assert_eq!(run.steps().unwrap(), [5]);
+        run.clean().unwrap();
+        assert!(!left.exists());
+    }
+}

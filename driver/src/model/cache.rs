@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, constant, elements, for_element_of, largest};
+use super::elements::{Element, constant, dot, elements, for_element_of, largest};
 use super::matrix::{Matrix, multiply};
 
 /// Keys and values of all layers while responses are decoded. Tokens are only ever added, so that any sequence that
@@ -275,16 +275,12 @@ impl Tokens<'_> {
     }
 }
 
-fn dot<T: Element>(a: &[T], b: &[T]) -> T {
-    a.iter().zip(b).fold(T::zero(), |sum, (&a, &b)| sum + a * b)
-}
-
 /// The softmax over two stretches of scores together.
 fn softmax<T: Element>(a: &mut [T], b: &mut [T]) {
     let largest = largest(&[largest(a), largest(b)]);
     let mut sum = T::zero();
     for weight in a.iter_mut().chain(b.iter_mut()) {
-        *weight = (*weight - largest).exp();
+        *weight = (*weight - largest).exponential();
         sum += *weight;
     }
     for weight in a.iter_mut().chain(b.iter_mut()) {

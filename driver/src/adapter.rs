@@ -1,6 +1,9 @@
 //! Adapters on disk, as PEFT keeps them.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, safetensors};
@@ -142,17 +145,20 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
     set(model, tensors).with_context(|| path.display().to_string())
 }
 
-/// The model that a folder's adapters belong to, from where `adapter_config.json` says it is, with the adapters.
+/// Where the model is that a folder's adapters belong to, by their `adapter_config.json`.
+pub fn base(folder: &Path) -> Result<PathBuf> {
+    let base = AdapterConfig::load(folder)?.base_model_name_or_path;
+    base.map(PathBuf::from).with_context(|| {
+        format!(
+            "{} does not name a model",
+            folder.join(CONFIG_FILE).display()
+        )
+    })
+}
+
+/// The model that a folder's adapters belong to, with them.
 pub fn load_with_base(folder: &Path) -> Result<Llama> {
-    let base = AdapterConfig::load(folder)?
-        .base_model_name_or_path
-        .with_context(|| {
-            format!(
-                "{} does not name a model",
-                folder.join(CONFIG_FILE).display()
-            )
-        })?;
-    let (mut model, _) = Pretrained::open(Path::new(&base), None)?.read()?;
+    let (mut model, _) = Pretrained::open(&base(folder)?, None)?.read()?;
     load(folder, &mut model)?;
     Ok(model)
 }

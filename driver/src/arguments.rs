@@ -44,6 +44,8 @@ pub enum Command {
     Resume(ResumeArguments),
     /// Look at a catalogue as the losses will see it, and hear which scope of ats is defined for it
     Inspect(InspectArguments),
+    /// Add adapters to the weights of their model, and write the sum as a Hugging Face folder
+    Merge(MergeArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
     /// Recommend to one user, whose history is typed here
@@ -253,6 +255,26 @@ impl PromptArguments {
             verb: self.verb.clone(),
         }
     }
+}
+
+/// Options of `msl merge`.
+#[derive(Args)]
+pub struct MergeArguments {
+    /// The folder of a run, or one with adapter_model.safetensors and adapter_config.json, as PEFT writes it
+    #[arg(value_name = "RUN|ADAPTER")]
+    pub adapter: PathBuf,
+
+    /// The model that the adapters belong to [default: the one that adapter_config.json names]
+    #[arg(long, value_name = "FOLDER|FILE.gguf")]
+    pub model: Option<PathBuf>,
+
+    /// The folder to write the model to
+    #[arg(long, value_name = "FOLDER")]
+    pub output: PathBuf,
+
+    /// Replace the output folder if it is there
+    #[arg(long)]
+    pub overwrite: bool,
 }
 
 /// Options of `msl evaluate`.

@@ -3,6 +3,7 @@
 mod demo;
 mod evaluate;
 mod inspect;
+mod merge;
 mod opened_run;
 mod recommend;
 mod shapes;
@@ -29,6 +30,7 @@ pub fn run(command: &Command) -> Result<()> {
         Command::Train(arguments) => train::train(arguments),
         Command::Resume(arguments) => train::resume(arguments),
         Command::Inspect(arguments) => inspect::inspect(arguments),
+        Command::Merge(arguments) => merge::merge(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments),
         Command::Recommend(arguments) => recommend::recommend(arguments),
         Command::Shapes(arguments) => shapes::shapes(arguments),

@@ -2,9 +2,11 @@
 
 mod attention;
 mod cache;
+mod causal_attention;
 mod config;
 mod elements;
 mod feed_forward;
+mod frozen_feed_forward;
 mod layer;
 mod linear;
 mod llama;
@@ -12,8 +14,8 @@ mod lora;
 mod matrix;
 mod norm;
 mod parameters;
+mod residual;
 mod rotary;
-mod softmax;
 
 pub use cache::Cache;
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};

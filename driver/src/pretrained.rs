@@ -14,7 +14,7 @@ use crate::{
     tokenizer::TextTokenizer,
 };
 
-pub use folder::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE};
+pub use folder::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE, save};
 
 /// A model that is ready to be read.
 pub struct Pretrained {

@@ -45,6 +45,11 @@ impl RunFolder {
         Self::open(path)
     }
 
+    /// Whether a folder is that of a run.
+    pub fn is_one(path: &Path) -> bool {
+        path.join(SETTINGS_FILE).is_file()
+    }
+
     /// Opens the folder of a run.
     pub fn open(path: &Path) -> Result<Self> {
         let file = path.join(SETTINGS_FILE);

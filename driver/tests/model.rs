@@ -91,16 +91,25 @@ fn every_parameter_has_its_true_gradient() {
 #[test]
 fn every_adapter_has_its_true_gradient() {
     for architecture in ARCHITECTURES {
-        for dropout in [0.0, 0.3] {
-            let model = adapted(architecture, dropout, &TARGETS);
-            assert_eq!(model.parameters().len(), 2 * 2 * TARGETS.len());
-            assert_true_gradients(&model, &format!("{architecture}, dropout {dropout}"));
+        for targets in [
+            &TARGETS[..],
+            &["q_proj", "v_proj"],
+            &["k_proj", "down_proj"],
+        ] {
+            for dropout in [0.0, 0.3] {
+                let model = adapted(architecture, dropout, targets);
+                assert_eq!(model.parameters().len(), 2 * 2 * targets.len());
+                assert_true_gradients(
+                    &model,
+                    &format!("{architecture}, {targets:?}, dropout {dropout}"),
+                );
+            }
         }
     }
 }
 
 #[test]
-fn adapters_get_gradients() {
+fn nothing_frozen_gets_a_gradient() {
     for architecture in ARCHITECTURES {
         let model = adapted(architecture, 0.0, &["q_proj", "v_proj"]);
         let gradients = model
@@ -110,6 +119,8 @@ fn adapters_get_gradients() {
             .unwrap()
             .backward()
             .unwrap();
+        // The store also keeps what was given to a tensor that nothing trained leads to.
+        assert_eq!(gradients.get_ids().count(), model.parameters().len());
         for (name, weight) in model.parameters() {
             assert!(gradients.get(weight).is_some(), "{name}");
         }

@@ -6,11 +6,11 @@ use candle_core::Tensor;
 use super::{
     LlamaConfig, Parameters,
     cache::{Cache, LayerCache},
+    causal_attention::causal_attention,
     config::Architecture,
     linear::Linear,
     norm::Norm,
     rotary::rotate,
-    softmax::causal_softmax,
 };
 
 /// The attention of one layer.
@@ -88,24 +88,8 @@ impl Attention {
     ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let (batch, tokens, _) = x.dims3()?;
         let (queries, keys, values) = self.project(x, &vec![0; batch], noise)?;
-        // A key and value head serves the `group` query heads beside each other: they are extra queries of that head.
-        let group = self.heads / self.key_value_heads;
-        let by_head = |tensor: &Tensor| tensor.transpose(1, 2)?.contiguous();
-        let queries = by_head(&queries)?.reshape((
-            batch,
-            self.key_value_heads,
-            group * tokens,
-            self.width,
-        ))?;
-        let scores = queries.matmul(&by_head(&keys)?.t()?)?;
-        let scores = scores.reshape((batch, self.heads, tokens, tokens))?;
-        let weights = causal_softmax(&scores, 1.0 / (self.width as f64).sqrt())?;
-        let weights = weights.reshape((batch, self.key_value_heads, group * tokens, tokens))?;
-        let mixed = weights
-            .matmul(&by_head(&values)?)?
-            .reshape((batch, self.heads, tokens, self.width))?
-            .transpose(1, 2)?
-            .reshape((batch, tokens, self.heads * self.width))?;
+        let mixed = causal_attention(&queries, &keys, &values)?;
+        let mixed = mixed.reshape((batch, tokens, self.heads * self.width))?;
         Ok((self.output.forward(&mixed, noise)?, keys, values))
     }
 

@@ -205,7 +205,7 @@ fn attend<'a, T: Element>(
     let largest = largest(&weights);
     let mut sum = T::zero();
     for weight in &mut weights {
-        *weight = (*weight - largest).exp();
+        *weight = (*weight - largest).exponential();
         sum += *weight;
     }
     for (&weight, (_, value)) in weights.iter().zip(past) {

@@ -75,10 +75,10 @@ impl CustomOp3 for GateGradient {
 }
 
 fn sigmoid<T: Element>(x: T) -> T {
-    (T::one() + (-x).exp()).recip()
+    (T::one() + (-x).exponential()).recip()
 }
 
-fn gated_values<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
+pub fn gated_values<T: Element>(gate: &[T], up: &[T]) -> Vec<T> {
     let mut output = vec![T::zero(); gate.len()];
     let blocks = output
         .par_chunks_mut(BLOCK)
@@ -107,4 +107,16 @@ fn gate_gradient<T: Element>(gate: &[T], up: &[T], gradient: &[T]) -> Vec<T> {
         }
     });
     output
+}
+
+/// Turns the gradient of `silu(gate) · up` into that of `gate`, in place, and gives that of `up`.
+pub fn open_gates<T: Element>(gate: &[T], up: &[T], gradient: &mut [T]) -> Vec<T> {
+    let mut of_up = vec![T::zero(); gate.len()];
+    let places = gradient.iter_mut().zip(&mut of_up).zip(gate).zip(up);
+    for (((gradient, of_up), &gate), &up) in places {
+        let open = sigmoid(gate);
+        *of_up = *gradient * gate * open;
+        *gradient = *gradient * up * open * (T::one() + gate * (T::one() - open));
+    }
+    of_up
 }

@@ -8,8 +8,10 @@ use super::{
     attention::{Attention, Step},
     cache::LayerCache,
     feed_forward::gated,
+    frozen_feed_forward::FrozenFeedForward,
     linear::Linear,
     norm::Norm,
+    residual::residual,
 };
 
 /// One layer.
@@ -74,7 +76,11 @@ impl Layer {
     ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let (attended, keys, values) =
             (self.attention).forward(&self.attention_norm.forward(x)?, noise)?;
-        Ok((self.feed_forward(&(x + attended)?, noise)?, keys, values))
+        Ok((
+            self.feed_forward(&residual(x, &attended)?, noise)?,
+            keys,
+            values,
+        ))
     }
 
     /// The layer's output for one new token of every beam.
@@ -85,15 +91,25 @@ impl Layer {
         place: &Step,
     ) -> candle_core::Result<Tensor> {
         let attended = (self.attention).step(&self.attention_norm.forward(x)?, cached, place)?;
-        self.feed_forward(&(x + attended)?, None)
+        self.feed_forward(&residual(x, &attended)?, None)
     }
 
     fn feed_forward(&self, x: &Tensor, noise: Option<u64>) -> candle_core::Result<Tensor> {
-        let normalised = self.feed_forward_norm.forward(x)?;
+        let norm = &self.feed_forward_norm;
+        let frozen = (self.gate.frozen_weight())
+            .zip(self.up.frozen_weight())
+            .zip(self.down.frozen_weight());
+        if let Some(((gate, up), down)) = frozen
+            && !norm.weight.track_op()
+        {
+            let weights = [gate, up, down];
+            return FrozenFeedForward::new(&norm.weight, norm.epsilon, weights).forward(x);
+        }
+        let normalised = norm.forward(x)?;
         let inner = gated(
             &self.gate.forward(&normalised, noise)?,
             &self.up.forward(&normalised, noise)?,
         )?;
-        x + self.down.forward(&inner, noise)?
+        residual(x, &self.down.forward(&inner, noise)?)
     }
 }

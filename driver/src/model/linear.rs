@@ -44,6 +44,12 @@ impl Linear {
         self.adapter = Some(adapter);
     }
 
+    /// The weight, where it is all there is and not trained.
+    pub fn frozen_weight(&self) -> Option<&Tensor> {
+        let alone = self.adapter.is_none() && self.bias.is_none() && !self.weight.track_op();
+        alone.then_some(&self.weight)
+    }
+
     /// The weight with its adapter added to it.
     pub fn merged_weight(&self) -> Result<Tensor> {
         match &self.adapter {
@@ -69,8 +75,10 @@ impl Linear {
                     dropout: noise.and_then(|noise| adapter.dropout(noise)),
                 },
             ),
-            (None, None) => x.apply_op2(&self.weight, Product),
-            (None, Some(bias)) => x.apply_op2(&self.weight, Product)?.broadcast_add(bias),
+            (None, Some(bias)) if bias.track_op() => x
+                .apply_op2(&self.weight, Product { bias: None })?
+                .broadcast_add(bias),
+            (None, bias) => x.apply_op2(&self.weight, Product { bias: bias.clone() }),
         }
     }
 }
@@ -85,8 +93,10 @@ fn output_shape(x: &Layout, out: usize, width: usize) -> Result<Shape> {
     Ok(dims.into())
 }
 
-/// `x · weightᵀ`.
-struct Product;
+/// `x · weightᵀ + bias`, where the bias is not trained.
+struct Product {
+    bias: Option<Tensor>,
+}
 
 impl CustomOp2 for Product {
     fn name(&self) -> &'static str {
@@ -103,10 +113,9 @@ impl CustomOp2 for Product {
         let (out, width) = weight_layout.shape().dims2()?;
         let shape = output_shape(x_layout, out, width)?;
         for_element_of!(x, T => {
-            let mut output = vec![<T as num_traits::Zero>::zero(); shape.elem_count()];
-            let x = Matrix::new(elements::<T>(x, x_layout)?, width);
-            let weight = Matrix::new(elements(weight, weight_layout)?, width);
-            multiply(&mut output, out, 0.0, x, weight.t(), 1.0);
+            let x = elements::<T>(x, x_layout)?;
+            let weight = elements(weight, weight_layout)?;
+            let output = product(x, weight, width, self.bias.as_ref())?;
             Ok((T::to_cpu_storage_owned(output), shape))
         })
     }
@@ -131,6 +140,22 @@ impl CustomOp2 for Product {
             Ok((x_gradient, weight_gradient))
         })
     }
+}
+
+fn product<T: Element>(
+    x: &[T],
+    weight: &[T],
+    width: usize,
+    bias: Option<&Tensor>,
+) -> Result<Vec<T>> {
+    let (rows, out) = (x.len() / width, weight.len() / width);
+    let (mut output, kept) = match bias {
+        Some(bias) => (Elements::<T>::of(bias)?.repeat(rows), T::one()),
+        None => (vec![T::zero(); rows * out], T::zero()),
+    };
+    let (x, weight) = (Matrix::new(x, width), Matrix::new(weight, width));
+    multiply(&mut output, out, kept, x, weight.t(), T::one());
+    Ok(output)
 }
 
 fn input_gradient<T: Element>(weight: &Tensor, gradient: &Tensor) -> Result<Vec<T>> {
@@ -206,26 +231,9 @@ impl CustomOp3 for Adapted {
 impl Adapted {
     fn output<T: Element>(&self, x: &[T], down: &[T], up: &[T]) -> Result<Vec<T>> {
         let (out, width) = self.weight.dims2()?;
-        let rows = x.len() / width;
         let rank = down.len() / width;
         let weight = Elements::<T>::of(&self.weight)?;
-        let mut output = match &self.bias {
-            Some(bias) => Elements::<T>::of(bias)?.repeat(rows),
-            None => vec![T::zero(); rows * out],
-        };
-        let kept = if self.bias.is_some() {
-            T::one()
-        } else {
-            T::zero()
-        };
-        multiply(
-            &mut output,
-            out,
-            kept,
-            Matrix::new(x, width),
-            Matrix::new(&weight, width).t(),
-            T::one(),
-        );
+        let mut output = product(x, &weight, width, self.bias.as_ref())?;
         let low = self.low(x, down, width);
         let up = Matrix::strided(up, out, rank, rank).t();
         multiply(

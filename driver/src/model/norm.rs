@@ -3,12 +3,12 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, constant, elements, for_element_of};
+use super::elements::{Element, constant, dot, elements, for_element_of};
 
 /// `x / sqrt(mean(x²) + ε) · weight` over the last dimension.
 pub struct Norm {
-    weight: Tensor,
-    epsilon: f64,
+    pub weight: Tensor,
+    pub epsilon: f64,
 }
 
 impl Norm {
@@ -131,13 +131,12 @@ impl CustomOp2 for WeightGradient {
 }
 
 fn inverse_root_mean_square<T: Element>(row: &[T], epsilon: f64) -> T {
-    let sum = row.iter().fold(T::zero(), |sum, &x| sum + x * x);
-    (sum / constant(row.len() as f64) + constant(epsilon))
+    (dot(row, row) / constant(row.len() as f64) + constant(epsilon))
         .sqrt()
         .recip()
 }
 
-fn normalise<T: Element>(x: &[T], weight: &[T], epsilon: f64) -> Vec<T> {
+pub fn normalise<T: Element>(x: &[T], weight: &[T], epsilon: f64) -> Vec<T> {
     let mut output = vec![T::zero(); x.len()];
     let rows = output
         .par_chunks_mut(weight.len())
@@ -151,7 +150,7 @@ fn normalise<T: Element>(x: &[T], weight: &[T], epsilon: f64) -> Vec<T> {
     output
 }
 
-fn input_gradient<T: Element>(x: &[T], weight: &[T], gradient: &[T], epsilon: f64) -> Vec<T> {
+pub fn input_gradient<T: Element>(x: &[T], weight: &[T], gradient: &[T], epsilon: f64) -> Vec<T> {
     let width = weight.len();
     let mut output = vec![T::zero(); x.len()];
     let rows = output
@@ -160,18 +159,13 @@ fn input_gradient<T: Element>(x: &[T], weight: &[T], gradient: &[T], epsilon: f6
         .zip(gradient.par_chunks(width));
     rows.with_min_len(64).for_each(|((output, row), gradient)| {
         let scale = inverse_root_mean_square(row, epsilon);
-        let along = row
-            .iter()
-            .zip(weight)
-            .zip(gradient)
-            .fold(T::zero(), |sum, ((&x, &weight), &gradient)| {
-                sum + x * weight * gradient
-            });
+        for ((output, &weight), &gradient) in output.iter_mut().zip(weight).zip(gradient) {
+            *output = weight * gradient;
+        }
+        let along = dot(output, row);
         let pull = along * scale * scale * scale / constant(width as f64);
-        for (((output, &x), &weight), &gradient) in
-            output.iter_mut().zip(row).zip(weight).zip(gradient)
-        {
-            *output = gradient * weight * scale - x * pull;
+        for (output, &x) in output.iter_mut().zip(row) {
+            *output = *output * scale - x * pull;
         }
     });
     output

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::{Path, PathBuf},
 };
 
@@ -9,8 +9,8 @@ use serde::Deserialize;
 
 use super::Pretrained;
 use crate::{
-    json::read_json,
-    model::{LlamaConfig, Weights},
+    json::{read_json, write_json},
+    model::{LlamaConfig, NamedTensors, Weights},
     tokenizer::TextTokenizer,
 };
 
@@ -35,6 +35,23 @@ pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Pretrained> {
         weights: Box::new(SafetensorsWeights::open(&weight_files(folder)?)?),
         tokenizer,
     })
+}
+
+/// Writes a model as Hugging Face lays one out, which [`open`] and transformers read.
+pub fn save(
+    folder: &Path,
+    config: &LlamaConfig,
+    tokenizer: &TextTokenizer,
+    weights: &NamedTensors,
+) -> Result<()> {
+    write_json(&folder.join(CONFIG_FILE), config)?;
+    tokenizer.save(&folder.join(TOKENIZER_FILE))?;
+    let path = folder.join(WEIGHTS_FILE);
+    // transformers wants to be told which library's tensors these are.
+    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let tensors = weights.iter().map(|(name, weight)| (name, weight));
+    safetensors::serialize_to_file(tensors, Some(format), &path)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {

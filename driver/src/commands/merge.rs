@@ -1,0 +1,29 @@
+use anyhow::Result;
+
+use crate::{
+    adapter, arguments::MergeArguments, output::OutputFolder, pretrained, pretrained::Pretrained,
+    run_folder::RunFolder,
+};
+
+/// `msl merge`
+pub fn merge(arguments: &MergeArguments) -> Result<()> {
+    OutputFolder::check(&arguments.output, arguments.overwrite)?;
+    let (mut model, tokenizer) = if RunFolder::is_one(&arguments.adapter) {
+        let checkpoint = RunFolder::open(&arguments.adapter)?.best()?;
+        (checkpoint.model, checkpoint.tokenizer)
+    } else {
+        let base = match &arguments.model {
+            Some(model) => model.clone(),
+            None => adapter::base(&arguments.adapter)?,
+        };
+        let (mut model, tokenizer) = Pretrained::open(&base, None)?.read()?;
+        adapter::load(&arguments.adapter, &mut model)?;
+        (model, tokenizer)
+    };
+    let weights = model.merged_weights()?;
+    let output = OutputFolder::create(&arguments.output, arguments.overwrite)?;
+    pretrained::save(output.path(), model.config(), &tokenizer, &weights)?;
+    output.finish()?;
+    println!("{}", arguments.output.display());
+    Ok(())
+}

@@ -1,0 +1,233 @@
+"""Compares msl with transformers and PEFT: see check-against-transformers beside this file."""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+import peft
+import torch
+import torch_beside_msl as beside
+import transformers
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+TOLERANCE = 1e-4
+STEPS = 10
+ALL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+SIZES = dict(
+    vocab_size=320,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    initializer_range=0.2,
+    bos_token_id=None,
+    eos_token_id=0,
+    pad_token_id=None,
+)
+
+
+class Checks:
+    """Comparisons, printed as they are made."""
+
+    def __init__(self):
+        self.passed = self.failed = 0
+
+    def compare(self, name, ours, theirs):
+        """The largest difference relative to the largest value beside it, along the last dimension."""
+        largest = theirs.abs().amax(-1, keepdim=True).clamp_min(1e-30)
+        error = ((ours - theirs).abs() / largest).max().item() if ours.shape == theirs.shape else float("inf")
+        passed = error <= TOLERANCE
+        self.passed += passed
+        self.failed += not passed
+        print(f"{'passed' if passed else 'FAILED'}  {error:8.1e}  {name}", flush=True)
+
+
+def small_models():
+    """Name, configuration, type of the saved weights, size of a shard."""
+    llama3 = dict(
+        rope_type="llama3",
+        rope_theta=10_000.0,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=32,
+    )
+    untied = dict(SIZES, tie_word_embeddings=False)
+    tied = dict(SIZES, tie_word_embeddings=True)
+    yield "Llama, llama3 rope scaling, tied, in shards", transformers.LlamaConfig(
+        **tied, rope_parameters=llama3
+    ), torch.float32, "100KB"
+    yield "Llama, untied", transformers.LlamaConfig(**untied), torch.float16, "1GB"
+    yield "Qwen2, untied, bf16", transformers.Qwen2Config(**untied), torch.bfloat16, "1GB"
+    yield "Qwen3, tied", transformers.Qwen3Config(**tied, head_dim=24), torch.float32, "1GB"
+
+
+def make(config, dtype, shard, folder):
+    """A random model in a folder; biases and norms are random too."""
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    vocabulary = {f"t{token}": token for token in range(config.vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+class Model:
+    """One checkpoint, in transformers and in msl."""
+
+    def __init__(self, checks, tools, name, path, scratch, tokens):
+        self.checks, self.tools, self.name, self.path = checks, tools, name, path
+        self.scratch, self.tokens = scratch, tokens
+        save_file({"tokens": tokens.to(torch.uint32)}, scratch / "tokens.safetensors")
+
+    def fresh(self):
+        return beside.load_model(self.path)
+
+    def compare(self, what, ours, theirs):
+        self.checks.compare(f"{self.name}: {what}", ours, theirs)
+
+    def logits(self, model):
+        with torch.no_grad():
+            return model(self.tokens).logits
+
+    def our_logits(self, adapter=None, model=None):
+        output = self.scratch / "logits.safetensors"
+        more = ["--adapter", str(adapter)] if adapter else []
+        self.tools.run("logits", model or self.path, self.scratch / "tokens.safetensors", output, *more)
+        return load_file(output)["logits"]
+
+    def check_logits(self):
+        self.compare("logits", self.our_logits(), self.logits(self.fresh()))
+
+    def check_our_adapter(self, targets):
+        folder = self.scratch / "ours"
+        self.tools.run("adapter", self.path, folder, "--targets", ",".join(targets))
+        adapted = peft.PeftModel.from_pretrained(self.fresh(), folder)
+        theirs = self.logits(adapted)
+        what = f"our adapter ({', '.join(targets)}) in PEFT"
+        self.compare(what, self.our_logits(folder), theirs)
+        merged = self.scratch / "merged"
+        self.tools.merge(folder, merged)
+        self.compare(f"{what}, merged by msl merge, in transformers", self.logits(beside.load_model(merged)), theirs)
+
+    def check_their_adapter(self, targets):
+        folder = self.scratch / "theirs"
+        adapted = beside.with_adapter(self.fresh(), targets)
+        with torch.no_grad():
+            for name, weight in adapted.named_parameters():
+                if "lora_" in name:
+                    weight.normal_(0, 0.05)
+        adapted.save_pretrained(folder)
+        self.compare(f"PEFT's adapter ({', '.join(targets)}) in msl", self.our_logits(folder), self.logits(adapted))
+
+    def check_training(self, loss, learning_rate, responses):
+        start, end = self.scratch / "start", self.scratch / "end"
+        adapted = beside.with_adapter(self.fresh(), ["q_proj", "v_proj"])
+        adapted.save_pretrained(start)
+        data = beside.random_batches(responses, STEPS, rows=4, vocabulary=self.tokens.max().item(), prompt=24)
+        (self.scratch / "batches.json").write_text(json.dumps(data))
+        options = ["--loss", loss, "--temperature", "1.5", "--batch-size", "4", "--clip", "1e9"]
+        paths = [self.path, start, self.scratch / "batches.json", end]
+        self.tools.run("train", *paths, "--learning-rate", str(learning_rate), "--", *options)
+        ours = json.loads((end / "steps.json").read_text())["losses"]
+        theirs = beside.train(adapted, data, loss, 1.5, learning_rate)["losses"]
+        what = f"{STEPS} steps of LoRA under {loss}"
+        self.compare(f"{what}, losses", torch.tensor(ours).unsqueeze(1), torch.tensor(theirs).unsqueeze(1))
+        weights = load_file(end / "adapter_model.safetensors")
+        trained = peft.get_peft_model_state_dict(adapted)
+        assert weights.keys() == trained.keys()
+        for kind in ["lora_A", "lora_B"]:
+            flat = lambda tensors: torch.cat([tensors[name].flatten() for name in sorted(tensors) if kind in name])
+            self.compare(f"{what}, all {kind}", flat(weights), flat(trained).detach())
+
+
+class Tools:
+    def __init__(self, example, msl):
+        self.example, self.msl = example, msl
+
+    def run(self, *arguments):
+        subprocess.run([self.example, *map(str, arguments)], check=True)
+
+    def merge(self, adapter, output):
+        command = [self.msl, "merge", adapter, "--output", output, "--overwrite"]
+        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+
+
+def random_responses(count, vocabulary):
+    """Token paths that share beginnings, each ended by token 0."""
+    generator = torch.Generator().manual_seed(2)
+    draw = lambda low, high, size: torch.randint(low, high, (size,), generator=generator).tolist()
+    paths = {tuple(draw(1, 6, 2) + draw(6, vocabulary, 3)) + (0,) for _ in range(count)}
+    return [list(path) for path in sorted(paths)]
+
+
+def check_small(checks, tools, scratch):
+    for index, (name, config, dtype, shard) in enumerate(small_models()):
+        folder = scratch / str(index)
+        folder.mkdir()
+        torch.manual_seed(index)
+        make(config, dtype, shard, folder / "model")
+        tokens = torch.randint(1, config.vocab_size, (2, 90))
+        model = Model(checks, tools, name, folder / "model", folder, tokens)
+        model.check_logits()
+        for targets in [["q_proj", "v_proj"], ALL_TARGETS]:
+            model.check_our_adapter(targets)
+            model.check_their_adapter(targets)
+        for loss in ["lml", "msl"]:
+            model.check_training(loss, 1e-3, random_responses(60, config.vocab_size))
+
+
+def check_smollm2(checks, tools, scratch, gguf):
+    folder = scratch / "smollm2"
+    folder.mkdir()
+    exported = folder / "model"
+    tools.run("export", gguf, exported)
+    text = (
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        'The user has read the following books before: "The Left Hand of Darkness", "Dune", "1984" (1949)'
+    )
+    tokens = torch.tensor([Tokenizer.from_file(str(exported / "tokenizer.json")).encode(text).ids])
+    model = Model(checks, tools, "SmolLM2-135M-Instruct", exported, folder, tokens)
+    model.check_logits()
+    theirs = beside.load_model(gguf.parent, gguf_file=gguf.name)
+    model.compare("logits of the GGUF file as transformers reads it", model.our_logits(model=gguf), model.logits(theirs))
+    theirs = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    ids = torch.tensor([theirs(text, add_special_tokens=False).input_ids])
+    model.compare("tokens of a text", tokens.float(), ids.float())
+    model.check_our_adapter(["q_proj", "v_proj"])
+    model.check_their_adapter(ALL_TARGETS)
+    for loss in ["lml", "msl"]:
+        model.check_training(loss, 1e-4, random_responses(60, 2_000))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--example", required=True)
+    parser.add_argument("--msl", required=True)
+    parser.add_argument("--gguf", type=Path)
+    arguments = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    checks, tools = Checks(), Tools(arguments.example, arguments.msl)
+    versions = [f"{module.__name__} {module.__version__}" for module in (torch, transformers, peft)]
+    print(", ".join(versions))
+    print(f"Largest difference, relative to the largest value at its position; at most {TOLERANCE}.\n")
+    with tempfile.TemporaryDirectory() as scratch:
+        check_small(checks, tools, Path(scratch))
+        if arguments.gguf:
+            check_smollm2(checks, tools, Path(scratch), arguments.gguf)
+        else:
+            print("SmolLM2 was left out: scripts/get-smollm2 fetches it.")
+    print(f"\n{checks.passed} comparisons passed, {checks.failed} failed.")
+    raise SystemExit(checks.failed > 0)
+
+
+main()

@@ -15,11 +15,16 @@ mod linear;
 mod output;
 mod pass;
 pub mod reference;
+mod residence;
+mod temperature;
 mod tensor;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
 pub use output::LossOutput;
+
+use residence::Residence;
+use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 
 /// The masked softmax loss (MSL) of arXiv 2504.04178, with a fixed or an adaptive temperature.
 ///
@@ -54,32 +59,10 @@ pub use output::LossOutput;
 #[derive(Debug, Clone)]
 pub struct MaskedSoftmaxLoss {
     sets: TokenSets,
-    temperature: Temperature,
+    temperature: CurrentTemperature,
     convention: Convention,
     checked: bool,
-}
-
-/// Where the temperature of one pass comes from.
-#[derive(Debug, Clone)]
-enum TemperatureSource {
-    /// It is this.
-    Given(f64),
-    /// It takes a step from here with the statistics of the pass.
-    Stepping(Temperature),
-}
-
-impl TemperatureSource {
-    /// τ for a pass with these statistics and, where it took a step, where it went.
-    fn resolve(&self, statistics: &Statistics) -> Result<(f64, Option<Temperature>)> {
-        match self {
-            Self::Given(value) => Ok((*value, None)),
-            Self::Stepping(temperature) => {
-                let mut temperature = temperature.clone();
-                let value = temperature.step(statistics, temperature.state().step)?;
-                Ok((value, Some(temperature)))
-            }
-        }
-    }
+    residence: Residence,
 }
 
 impl MaskedSoftmaxLoss {
@@ -97,9 +80,10 @@ impl MaskedSoftmaxLoss {
         };
         Ok(Self {
             sets,
-            temperature,
+            temperature: temperature.into(),
             convention,
             checked: false,
+            residence: Residence::default(),
         })
     }
 
@@ -143,15 +127,15 @@ impl MaskedSoftmaxLoss {
         self.convention
     }
 
-    /// The temperature as it stands.
+    /// The temperature as it stands. After a step on a CUDA device the first look waits for it.
     pub fn temperature(&self) -> &Temperature {
-        &self.temperature
+        self.temperature.get()
     }
 
     /// The temperature, to be stepped or restored by the caller. The convention was chosen for the
     /// temperature that the loss was made with, and stays.
     pub fn temperature_mut(&mut self) -> &mut Temperature {
-        &mut self.temperature
+        self.temperature.get_mut()
     }
 
     /// The loss of `logits` `[.., V]`, differentiable. An adaptive temperature takes a step with the
@@ -165,9 +149,10 @@ impl MaskedSoftmaxLoss {
     /// Rows that do not fit the logits or the token sets, a dtype, device or layout that is not
     /// supported, and statistics that ATS cannot use. The temperature then stays as it was.
     pub fn forward(&mut self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        let source = TemperatureSource::Stepping(self.temperature.clone());
-        let (output, temperature) = dense::forward(logits, self.batch(rows)?, source)?;
-        self.take_step(temperature);
+        let source = self.temperature.stepping(logits.device())?;
+        let batch = self.batch(rows)?;
+        let (output, stepped) = dense::forward(logits, batch, source, &self.residence)?;
+        self.take_step(stepped);
         Ok(output)
     }
 
@@ -180,7 +165,7 @@ impl MaskedSoftmaxLoss {
     pub fn forward_at(&self, logits: &Tensor, rows: &Rows, temperature: f64) -> Result<LossOutput> {
         check_positive("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
-        Ok(dense::forward(logits, self.batch(rows)?, source)?.0)
+        Ok(dense::forward(logits, self.batch(rows)?, source, &self.residence)?.0)
     }
 
     /// The loss at the temperature as it stands, without a gradient, a step or statistics.
@@ -188,9 +173,9 @@ impl MaskedSoftmaxLoss {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn evaluate(&self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        let source = TemperatureSource::Given(self.temperature.value());
+        let source = TemperatureSource::Given(self.temperature().value());
         let batch = self.batch_in_scope(rows, None)?;
-        Ok(dense::forward(&logits.detach(), batch, source)?.0)
+        Ok(dense::forward(&logits.detach(), batch, source, &self.residence)?.0)
     }
 
     /// The statistics that an adaptive temperature looks at; those of no row for a fixed one.
@@ -198,7 +183,7 @@ impl MaskedSoftmaxLoss {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn statistics(&self, logits: &Tensor, rows: &Rows) -> Result<Statistics> {
-        dense::statistics(logits, self.batch(rows)?)
+        dense::statistics(logits, self.batch(rows)?, &self.residence)
     }
 
     /// The loss and the gradient of the logits (of the loss's sum under [`Reduction::None`]) in one
@@ -212,10 +197,11 @@ impl MaskedSoftmaxLoss {
         logits: &Tensor,
         rows: &Rows,
     ) -> Result<(LossOutput, Tensor)> {
-        let source = TemperatureSource::Stepping(self.temperature.clone());
-        let (output, gradient, temperature) =
-            dense::value_and_gradient(logits, self.batch(rows)?, source)?;
-        self.take_step(temperature);
+        let source = self.temperature.stepping(logits.device())?;
+        let batch = self.batch(rows)?;
+        let (output, gradient, stepped) =
+            dense::value_and_gradient(logits, batch, source, &self.residence)?;
+        self.take_step(stepped);
         Ok((output, gradient))
     }
 
@@ -231,10 +217,11 @@ impl MaskedSoftmaxLoss {
         rows: &Rows,
         gradient: &Tensor,
     ) -> Result<LossOutput> {
-        let source = TemperatureSource::Stepping(self.temperature.clone());
-        let (output, temperature) =
-            dense::value_and_gradient_into(logits, self.batch(rows)?, source, gradient)?;
-        self.take_step(temperature);
+        let source = self.temperature.stepping(logits.device())?;
+        let batch = self.batch(rows)?;
+        let (output, stepped) =
+            dense::value_and_gradient_into(logits, batch, source, &self.residence, gradient)?;
+        self.take_step(stepped);
         Ok(output)
     }
 
@@ -252,10 +239,10 @@ impl MaskedSoftmaxLoss {
         head: impl Into<Head<'h>>,
         rows: &Rows,
     ) -> Result<LossOutput> {
-        let source = TemperatureSource::Stepping(self.temperature.clone());
+        let source = self.temperature.stepping(hidden.device())?;
         let batch = self.batch(rows)?;
         let (output, temperature) = linear::forward(hidden, head.into(), batch, source)?;
-        self.take_step(temperature);
+        self.take_step(temperature.map(Stepped::OnHost));
         Ok(output)
     }
 
@@ -292,7 +279,7 @@ impl MaskedSoftmaxLoss {
             bias: bias.as_ref(),
             ..head
         };
-        let source = TemperatureSource::Given(self.temperature.value());
+        let source = TemperatureSource::Given(self.temperature().value());
         let batch = self.batch_in_scope(rows, None)?;
         Ok(linear::forward(&hidden.detach(), head, batch, source)?.0)
     }
@@ -318,14 +305,14 @@ impl MaskedSoftmaxLoss {
         Ok(DenseRows::new(&self.batch(rows)?))
     }
 
-    fn take_step(&mut self, stepped: Option<Temperature>) {
-        if let Some(temperature) = stepped {
-            self.temperature = temperature;
+    fn take_step(&mut self, stepped: Option<Stepped>) {
+        if let Some(stepped) = stepped {
+            self.temperature.take(stepped);
         }
     }
 
     fn batch(&self, rows: &Rows) -> Result<Batch> {
-        let scope = match &self.temperature {
+        let scope = match self.temperature.known() {
             Temperature::Fixed(_) => None,
             Temperature::Adaptive(adaptive) => Some(adaptive.strategy.scope),
         };

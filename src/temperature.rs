@@ -174,6 +174,27 @@ impl Temperature {
         Ok(())
     }
 
+    /// The same, with another τ.
+    pub(crate) fn at(&self, value: f64) -> Self {
+        match self {
+            Self::Fixed(_) => Self::Fixed(value),
+            Self::Adaptive(adaptive) => Self::Adaptive(AdaptiveTemperature {
+                state: TemperatureState {
+                    value,
+                    ..adaptive.state
+                },
+                ..*adaptive
+            }),
+        }
+    }
+
+    /// A step has been taken where τ is kept.
+    pub(crate) fn count_step(&mut self) {
+        if let Self::Adaptive(adaptive) = self {
+            adaptive.state.step = adaptive.state.step.saturating_add(1);
+        }
+    }
+
     /// Refuses settings out of range, and a root scope whose fan-out ATS is not defined for.
     /// `root_fan_out` is the size of set 0.
     pub(crate) fn check(&self, root_fan_out: u32) -> Result<()> {

@@ -163,12 +163,7 @@ fn open(model: &Path, adapter: Option<&Path>) -> Result<Llama> {
     Ok(model)
 }
 
-fn batches(
-    folder: &Path,
-    tokenizer: &TextTokenizer,
-    rows: usize,
-    steps: usize,
-) -> Result<Batches> {
+fn batches(folder: &Path, tokenizer: &TextTokenizer, rows: usize, steps: usize) -> Result<Batches> {
     let catalogue = read_catalogue(folder)?;
     let interactions = read_interactions(&find_training_file(folder)?, &catalogue)?;
     let responses = Responses::new(&catalogue, tokenizer)?;
@@ -187,7 +182,9 @@ fn batches(
     let rows = interactions.chunks(rows).take(steps);
     let paths = catalogue.items().iter().map(|item| responses.path(item.id));
     Ok(Batches {
-        catalogue: paths.map(|path| Ok(path?.to_vec())).collect::<Result<_>>()?,
+        catalogue: paths
+            .map(|path| Ok(path?.to_vec()))
+            .collect::<Result<_>>()?,
         batches: rows
             .map(|rows| rows.iter().map(row).collect())
             .collect::<Result<_>>()?,

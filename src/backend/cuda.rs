@@ -1,31 +1,20 @@
 //! Runs launch plans on a CUDA device, through candle's stream.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+pub(crate) mod dense;
+mod kernels;
+
+use std::sync::Arc;
 
 use bytemuck::Pod;
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::sys::{
-    CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
-};
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaFunction, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
-    LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
+    SyncOnDrop,
 };
-use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 
 use super::launch::{DeviceLimits, Launch};
 use crate::{Error, Result};
-
-/// A compiled source: its kernels, and code for every architecture of the build.
-struct Module {
-    kernels: &'static [&'static str],
-    image: &'static [u8],
-}
-
-static MODULES: &[Module] = &include!(concat!(env!("OUT_DIR"), "/modules.rs"));
-
-type Kernels = Arc<HashMap<&'static str, CudaFunction>>;
+use kernels::{Kernels, kernels_of, limits_of};
 
 /// Launches the crate's kernels on one device.
 ///
@@ -135,59 +124,6 @@ impl Executor {
         issued.map_err(driver_error)?;
         Ok(())
     }
-}
-
-/// The kernels of a context, loaded once. A loaded kernel keeps its context alive, so an address
-/// never comes to stand for another.
-fn kernels_of(context: &Arc<CudaContext>) -> Result<Kernels> {
-    static LOADED: OnceLock<Mutex<HashMap<usize, Kernels>>> = OnceLock::new();
-    let mut loaded = LOADED
-        .get_or_init(Mutex::default)
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    let address = context.cu_ctx() as usize;
-    if let Some(kernels) = loaded.get(&address) {
-        return Ok(kernels.clone());
-    }
-    let kernels = Arc::new(load(context).map_err(driver_error)?);
-    loaded.insert(address, kernels.clone());
-    Ok(kernels)
-}
-
-fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction>, DriverError> {
-    let shared_bytes =
-        context.attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
-    let mut kernels = HashMap::new();
-    for module in MODULES {
-        let loaded = context.load_module(Ptx::from_binary(module.image.to_vec()))?;
-        for &name in module.kernels {
-            let function = loaded.load_function(name)?;
-            // A launch may have more than the 48 KiB that every device allows unasked.
-            function.set_attribute(
-                FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
-                shared_bytes,
-            )?;
-            kernels.insert(name, function);
-        }
-    }
-    Ok(kernels)
-}
-
-fn limits_of(context: &CudaContext) -> Result<DeviceLimits, DriverError> {
-    let attribute = |attribute| {
-        context
-            .attribute(attribute)
-            .map(|value| value.max(0) as u32)
-    };
-    Ok(DeviceLimits {
-        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        shared_bytes_per_block: attribute(
-            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-        )?,
-        shared_bytes_per_multiprocessor: attribute(
-            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
-        )?,
-    })
 }
 
 fn driver_error(error: DriverError) -> Error {

@@ -1,17 +1,23 @@
 //! The loss over logits as a candle custom op.
 
+mod cpu;
+#[cfg_attr(not(feature = "cuda"), path = "dense/no_cuda.rs")]
+mod cuda;
+
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp1, InplaceOp2, Layout, Shape, Tensor};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, InplaceOp2, Layout, Shape, Tensor,
+};
 
-use super::output::loss_dtype;
-use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, storage_of};
-use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
-use super::{LossOutput, TemperatureSource};
+use super::LossOutput;
+use super::pass::{Forward, Passed, loss_shape, loss_values, output, storage_of};
+use super::residence::Residence;
+use super::temperature::{Stepped, TemperatureSource};
+use super::tensor::check_positions;
 use crate::backend::batch::Batch;
-use crate::backend::cpu::dense::{Gradient, Logits, backward, gather_statistics, softmax_rows};
-use crate::{Error, Result, Statistics, Temperature};
+use crate::{Error, Result, Statistics};
 
 const LOGITS: &str = "logits";
 const GRADIENT: &str = "gradient";
@@ -20,70 +26,97 @@ pub(super) fn forward(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
-) -> Result<(LossOutput, Option<Temperature>)> {
+    residence: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
     let op = Arc::new(DenseLoss {
         batch,
         source,
+        residence: residence.clone(),
         passed: Passed::default(),
     });
     let applied = logits.apply_op1(SharedLoss(op.clone()));
     let loss = op.passed.unwrapped(applied)?;
-    let forward = op.passed.forward()?;
-    Ok((output(loss, &op.batch, forward)?, forward.stepped.clone()))
+    let left = op.passed.forward()?;
+    Ok((left.output(loss, &op.batch)?, left.stepped()))
 }
 
-pub(super) fn statistics(logits: &Tensor, batch: Batch) -> Result<Statistics> {
+pub(super) fn statistics(
+    logits: &Tensor,
+    batch: Batch,
+    residence: &Residence,
+) -> Result<Statistics> {
     check(logits, &batch)?;
-    with_element!(logits.dtype(), LOGITS, T => {
-        let (storage, layout) = logits.storage_and_layout();
-        let logits = view::<T>(cpu(LOGITS, &storage)?, layout)?;
-        Ok(gather_statistics(logits, &batch, false)?.statistics)
-    })
+    match logits.device() {
+        Device::Cuda(_) => cuda::statistics(logits, &batch, residence),
+        _ => cpu::statistics(logits, &batch),
+    }
 }
 
 pub(super) fn value_and_gradient(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
-) -> Result<(LossOutput, Tensor, Option<Temperature>)> {
+    residence: &Residence,
+) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
     check(logits, &batch)?;
-    with_element!(logits.dtype(), LOGITS, T => {
-        let (storage, layout) = logits.storage_and_layout();
-        let view = view::<T>(cpu(LOGITS, &storage)?, layout)?;
-        let mut values = bytemuck::zeroed_vec(logits.elem_count());
-        let gradient = Gradient { values: &mut values, zeroed: true };
-        let forward = pass(view, &batch, &source, Some(gradient))?;
-        let gradient = Tensor::from_vec(values, logits.shape(), logits.device())?;
-        let output = detached_output(logits, &batch, &forward)?;
-        Ok((output, gradient, forward.stepped))
-    })
+    match logits.device() {
+        Device::Cuda(_) => cuda::value_and_gradient(logits, &batch, &source, residence),
+        _ => {
+            let (forward, gradient) = cpu::value_and_gradient(logits, &batch, &source)?;
+            let output = cpu::detached_output(logits.dims(), logits.dtype(), &batch, &forward)?;
+            Ok((output, gradient, forward.stepped.map(Stepped::OnHost)))
+        }
+    }
 }
 
 pub(super) fn value_and_gradient_into(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
+    residence: &Residence,
     gradient: &Tensor,
-) -> Result<(LossOutput, Option<Temperature>)> {
+) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
     check_gradient(gradient, logits)?;
     let op = GradientInto {
         batch: &batch,
         source: &source,
+        residence,
         passed: Passed::default(),
     };
     op.passed.unwrapped(gradient.inplace_op2(logits, &op))?;
-    let forward = op.passed.forward()?;
-    let output = detached_output(logits, &batch, forward)?;
-    Ok((output, forward.stepped.clone()))
+    op.passed.forward().cloned()
+}
+
+/// What a forward pass left, for the caller and for the backward pass.
+enum Left {
+    OnCpu(Forward),
+    OnCuda(Box<cuda::Left>),
+}
+
+impl Left {
+    fn output(&self, loss: Tensor, batch: &Batch) -> Result<LossOutput> {
+        match self {
+            Self::OnCpu(forward) => output(loss, batch, forward),
+            Self::OnCuda(left) => Ok(left.output(loss, batch)),
+        }
+    }
+
+    fn stepped(&self) -> Option<Stepped> {
+        match self {
+            Self::OnCpu(forward) => forward.stepped.clone().map(Stepped::OnHost),
+            Self::OnCuda(left) => left.stepped(),
+        }
+    }
 }
 
 /// The custom op from logits `[.., V]` to the loss of one batch.
 struct DenseLoss {
     batch: Batch,
     source: TemperatureSource,
-    passed: Passed<Forward>,
+    residence: Residence,
+    passed: Passed<Left>,
 }
 
 /// The op as candle's graph holds it, while [`forward`] reads what it left.
@@ -100,15 +133,24 @@ impl CustomOp1 for SharedLoss {
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let op = &*self.0;
-        let dtype = storage.dtype();
-        let forward = op.passed.keep(with_element!(dtype, LOGITS, T => {
-            view::<T>(storage, layout).and_then(|view| pass(view, &op.batch, &op.source, None))
-        }))?;
-        let loss = loss_values(&op.batch, forward);
-        Ok((
-            storage_of(loss, dtype),
-            loss_shape(&op.batch, layout.dims()),
-        ))
+        let forward = cpu::forward(storage, layout, &op.batch, &op.source);
+        let forward = op.passed.noted(forward)?;
+        let loss = loss_values(&op.batch, &forward);
+        op.passed.keep(Ok(Left::OnCpu(forward)))?;
+        let shape = loss_shape(&op.batch, layout.dims());
+        Ok((storage_of(loss, storage.dtype()), shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        storage: &CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let op = &*self.0;
+        let forward = cuda::forward(storage, layout, &op.batch, &op.source, &op.residence);
+        let (left, loss) = op.passed.noted(forward)?;
+        op.passed.keep(Ok(Left::OnCuda(Box::new(left))))?;
+        Ok((loss, loss_shape(&op.batch, layout.dims())))
     }
 
     fn bwd(
@@ -118,21 +160,10 @@ impl CustomOp1 for SharedLoss {
         upstream: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
         let op = &*self.0;
-        let forward = op.passed.forward()?;
-        let upstream = Upstream::new(upstream)?;
-        let gradient: Result<Tensor> = with_element!(logits.dtype(), LOGITS, T => {
-            let (storage, layout) = logits.storage_and_layout();
-            let mut values = bytemuck::zeroed_vec(logits.elem_count());
-            backward(
-                view::<T>(cpu(LOGITS, &storage)?, layout)?,
-                &op.batch,
-                &forward.softmaxes,
-                forward.temperature,
-                |row| upstream.factor(&op.batch, row, forward.temperature),
-                Gradient { values: &mut values, zeroed: true },
-            );
-            Ok(Tensor::from_vec(values, logits.shape(), logits.device())?)
-        });
+        let gradient = match op.passed.forward()? {
+            Left::OnCpu(forward) => cpu::backward(logits, &op.batch, forward, upstream),
+            Left::OnCuda(left) => cuda::backward(logits, left, upstream),
+        };
         Ok(Some(gradient?))
     }
 }
@@ -141,7 +172,8 @@ impl CustomOp1 for SharedLoss {
 struct GradientInto<'a> {
     batch: &'a Batch,
     source: &'a TemperatureSource,
-    passed: Passed<Forward>,
+    residence: &'a Residence,
+    passed: Passed<(LossOutput, Option<Stepped>)>,
 }
 
 impl InplaceOp2 for GradientInto<'_> {
@@ -154,49 +186,38 @@ impl InplaceOp2 for GradientInto<'_> {
         gradient: &mut CpuStorage,
         gradient_layout: &Layout,
         logits: &CpuStorage,
-        logits_layout: &Layout,
+        layout: &Layout,
     ) -> candle_core::Result<()> {
-        let range = gradient_layout.contiguous_offsets();
-        let mut write = || {
-            with_element!(logits.dtype(), LOGITS, T => {
-                let view = view::<T>(logits, logits_layout)?;
-                let values = (T::storage_as_mut_slice(gradient).zip(range))
-                    .and_then(|(values, (start, end))| values.get_mut(start..end));
-                let values = values.ok_or_else(|| not_contiguous(gradient_layout))?;
-                pass(view, self.batch, self.source, Some(Gradient { values, zeroed: false }))
-            })
-        };
-        self.passed.keep(write()).map(|_| ())
+        let (batch, dtype) = (self.batch, logits.dtype());
+        let logits = (logits, layout);
+        let forward = cpu::forward_into(gradient, gradient_layout, logits, batch, self.source);
+        let left = forward.and_then(|forward| {
+            let output = cpu::detached_output(layout.dims(), dtype, batch, &forward)?;
+            Ok((output, forward.stepped.map(Stepped::OnHost)))
+        });
+        self.passed.keep(left).map(|_| ())
+    }
+
+    fn cuda_fwd(
+        &self,
+        gradient: &mut CudaStorage,
+        gradient_layout: &Layout,
+        logits: &CudaStorage,
+        layout: &Layout,
+    ) -> candle_core::Result<()> {
+        let gradient = (gradient, gradient_layout);
+        let left = cuda::forward_into(
+            gradient,
+            (logits, layout),
+            self.batch,
+            self.source,
+            self.residence,
+        );
+        self.passed.keep(left).map(|_| ())
     }
 }
 
-/// The pass itself: statistics, temperature, softmax and, where asked for, the gradient.
-fn pass<T: Scalar>(
-    logits: Logits<T>,
-    batch: &Batch,
-    source: &TemperatureSource,
-    gradient: Option<Gradient<T>>,
-) -> Result<Forward> {
-    let zeroing = gradient.as_ref().is_some_and(|gradient| !gradient.zeroed);
-    let gathered = gather_statistics(logits, batch, zeroing)?;
-    let statistics = gathered.statistics;
-    let (temperature, stepped) = source.resolve(&statistics)?;
-    Ok(Forward {
-        softmaxes: softmax_rows(logits, batch, gathered, temperature, gradient),
-        statistics,
-        temperature,
-        stepped,
-    })
-}
-
-/// The output of a pass that autograd does not see.
-fn detached_output(logits: &Tensor, batch: &Batch, forward: &Forward) -> Result<LossOutput> {
-    let values = loss_values(batch, forward);
-    let loss = Tensor::from_vec(values, loss_shape(batch, logits.dims()), logits.device())?;
-    output(loss.to_dtype(loss_dtype(logits.dtype()))?, batch, forward)
-}
-
-/// Everything that the slices of the backend rely on, refused in words before any work.
+/// Everything that the backends rely on, refused in words before any work.
 fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     check_device(LOGITS, logits)?;
     check_positions(logits, batch.positions)?;
@@ -205,7 +226,29 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     if token as usize >= vocabulary {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
+    if batch.checked && !logits.device().is_cpu() {
+        // To name the first logit that is not finite is worth a copy to those who ask for it.
+        cpu::statistics(&logits.to_device(&Device::Cpu)?, batch)?;
+    }
     Ok(())
+}
+
+/// Refuses a device that no backend of this build serves, and f64 where there are no kernels for it.
+fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
+    let expected = match (tensor.device(), tensor.dtype()) {
+        (Device::Cpu, _) => return Ok(()),
+        (Device::Cuda(_), DType::F32 | DType::F16 | DType::BF16) if cfg!(feature = "cuda") => {
+            return Ok(());
+        }
+        (Device::Cuda(_), _) if cfg!(feature = "cuda") => "dtype f32, f16 or bf16 on CUDA",
+        _ if cfg!(feature = "cuda") => "a tensor on the CPU or on CUDA",
+        _ => "a tensor on the CPU",
+    };
+    Err(Error::Unsupported {
+        what,
+        expected: expected.into(),
+        actual: format!("{:?} on {:?}", tensor.dtype(), tensor.device().location()),
+    })
 }
 
 fn check_gradient(gradient: &Tensor, logits: &Tensor) -> Result<()> {
@@ -215,9 +258,18 @@ fn check_gradient(gradient: &Tensor, logits: &Tensor) -> Result<()> {
         expected,
         actual,
     };
-    let description =
-        |tensor: &Tensor| format!("{:?} of shape {:?}", tensor.dtype(), tensor.dims());
-    if gradient.dtype() != logits.dtype() || gradient.dims() != logits.dims() {
+    let description = |tensor: &Tensor| {
+        format!(
+            "{:?} of shape {:?} on {:?}",
+            tensor.dtype(),
+            tensor.dims(),
+            tensor.device().location()
+        )
+    };
+    if gradient.dtype() != logits.dtype()
+        || gradient.dims() != logits.dims()
+        || !gradient.device().same_device(logits.device())
+    {
         return Err(unsupported(description(logits), description(gradient)));
     }
     let (gradient_storage, layout) = gradient.storage_and_layout();
@@ -232,15 +284,6 @@ fn check_gradient(gradient: &Tensor, logits: &Tensor) -> Result<()> {
         ));
     }
     Ok(())
-}
-
-fn view<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Logits<'a, T>> {
-    let matrix = matrix(LOGITS, T::cpu_storage_as_slice(storage)?, layout)?;
-    Ok(Logits {
-        values: matrix.values,
-        stride: matrix.stride,
-        vocabulary: matrix.width,
-    })
 }
 
 fn not_contiguous(layout: &Layout) -> Error {

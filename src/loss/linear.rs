@@ -5,10 +5,11 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
 
+use super::LossOutput;
 use super::head::{BIAS, Gathered, HEAD, Head, check_dtype, check_head};
 use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, storage_of};
+use super::temperature::TemperatureSource;
 use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
-use super::{LossOutput, TemperatureSource};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::linear::{
     self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, score, soften,

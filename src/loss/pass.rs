@@ -39,14 +39,17 @@ impl<F> Default for Passed<F> {
 
 impl<F> Passed<F> {
     pub fn keep(&self, pass: Result<F>) -> candle_core::Result<&F> {
-        match pass {
-            Ok(forward) => Ok(self.forward.get_or_init(|| forward)),
-            Err(error) => {
-                let words = candle_core::Error::Msg(error.to_string());
-                *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                Err(words)
-            }
-        }
+        let forward = self.noted(pass)?;
+        Ok(self.forward.get_or_init(|| forward))
+    }
+
+    /// A result on its way through candle: if it is an error, [`unwrapped`](Self::unwrapped) has it.
+    pub fn noted<T>(&self, result: Result<T>) -> candle_core::Result<T> {
+        result.map_err(|error| {
+            let words = candle_core::Error::Msg(error.to_string());
+            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            words
+        })
     }
 
     /// The result of the op, with our own error where it was ours.

@@ -87,6 +87,16 @@ pub(super) fn matrix<'a, T>(
     values: &'a [T],
     layout: &Layout,
 ) -> Result<Matrix<'a, T>> {
+    let (stride, width) = matrix_shape(what, layout)?;
+    Ok(Matrix {
+        values: values.get(layout.start_offset()..).unwrap_or(&[]),
+        stride,
+        width,
+    })
+}
+
+/// How many elements a row of that matrix is from the next, and how many it has.
+pub(super) fn matrix_shape(what: &'static str, layout: &Layout) -> Result<(usize, usize)> {
     let unsupported = || Error::Unsupported {
         what,
         expected: "a layout whose last dimension is contiguous and whose leading ones flatten \
@@ -121,11 +131,7 @@ pub(super) fn matrix<'a, T>(
         }
         expected = step * size;
     }
-    Ok(Matrix {
-        values: values.get(layout.start_offset()..).unwrap_or(&[]),
-        stride: stride.unwrap_or(width),
-        width,
-    })
+    Ok((stride.unwrap_or(width), width))
 }
 
 /// Refuses a tensor whose leading dimensions are not the positions that the rows were made for.

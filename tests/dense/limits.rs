@@ -1,6 +1,6 @@
 //! Nothing to compute, and logits at the end of the number line.
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_trie::{
     AdaptiveStrategy, Convention, Error, MaskedSoftmaxLoss, Reduction, Rows, Scope, Temperature,
     TokenSets, reference,
@@ -232,7 +232,7 @@ fn checked_mode_names_the_first_of_many_rows_on_any_number_of_threads() {
         .map(|position| (position, 0, 1))
         .collect();
     let rows = rows_of(POSITIONS, &rows);
-    let logits = Tensor::full(f32::NAN, (POSITIONS, 64), &Device::Cpu).unwrap();
+    let logits = Tensor::full(f32::NAN, (POSITIONS, 64), &device(DType::F32)).unwrap();
     let loss = loss(&sets, &Temperature::fixed(1.0), Convention::fixed()).checked();
     for _ in 0..20 {
         let error = loss.evaluate(&logits, &rows).unwrap_err();

@@ -3,7 +3,7 @@
 use bytemuck::Pod;
 use candle_trie::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRow,
-    DenseRows, DenseTemperature, Element, GradientView, TokenSetsView,
+    DenseRows, DenseTemperature, DeviceLimits, Element, GradientView, TokenSetsView,
 };
 use candle_trie::reference::{self, Reference};
 use candle_trie::{Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
@@ -75,6 +75,7 @@ pub struct Case<'a, T> {
     pub resident: bool,
     pub convention: Convention,
     pub gradient: Gradient,
+    pub limits: DeviceLimits,
     /// The number of the first position: only what rows say is shifted by it.
     pub first_position: u32,
     /// Element of the gradient's buffer that it begins at.
@@ -111,6 +112,7 @@ impl<'a, T: Number> Case<'a, T> {
             resident: false,
             convention: Convention::fixed(),
             gradient: Gradient::Fused,
+            limits: LIMITS,
             first_position: 0,
             gradient_offset: 0,
         }
@@ -157,8 +159,15 @@ impl<'a, T: Number> Case<'a, T> {
         let inputs = self.upload(&mut memory, &rows, address);
         let temperature = DenseTemperature::next(&self.temperature, &rows).unwrap();
         let fused = matches!(self.gradient, Gradient::Fused | Gradient::FusedOverLogits);
-        let plan =
-            DenseForward::new(&rows, T::ELEMENT, self.width, temperature, fused, &LIMITS).unwrap();
+        let plan = DenseForward::new(
+            &rows,
+            T::ELEMENT,
+            self.width,
+            temperature,
+            fused,
+            &self.limits,
+        )
+        .unwrap();
         let previous = memory.upload("previous", &[2.0 * self.temperature.value()]);
         let partials = memory.allocate::<f64>("partials", plan.partials());
         let softmaxes =
@@ -189,7 +198,8 @@ impl<'a, T: Number> Case<'a, T> {
         if matches!(
             self.gradient,
             Gradient::Backward | Gradient::BackwardOverLogits
-        ) && let Some(plan) = DenseBackward::new(&rows, T::ELEMENT, self.width, &LIMITS).unwrap()
+        ) && let Some(plan) =
+            DenseBackward::new(&rows, T::ELEMENT, self.width, &self.limits).unwrap()
         {
             let upstream: Vec<f32> = (0..rows.losses())
                 .map(|index| upstream(index) as f32)

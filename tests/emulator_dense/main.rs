@@ -7,7 +7,12 @@ mod batch;
 #[path = "../emulated/mod.rs"]
 mod emulated;
 
+#[path = "../golden/case.rs"]
+#[allow(dead_code)]
+mod golden_case;
+
 mod counts;
 mod device;
+mod golden;
 mod options;
 mod shapes;

@@ -22,12 +22,14 @@ const CHUNK: u64 = 512;
 /// Mirrors `Tile::bytes` of `kernels/gradient.cuh`.
 const TILE_BYTES: u32 = 1024;
 
-/// Threads of a block for rows up to so many elements (of the gradient, or else of the longest set).
-/// Short rows leave threads idle; long ones want as many packets under way as there is room for.
-const THREADS: [(u64, u32); 3] = [(256, 64), (2048, 128), (u64::MAX, 256)];
+/// Threads of a block where the longest set has up to so many tokens: short sets leave threads idle,
+/// and many rows under way make up for the waits of each. The same with and without a gradient, so
+/// that sums come out the same to the bit.
+const THREADS: [(u32, u32); 3] = [(256, 64), (2048, 128), (u32::MAX, 256)];
 
-fn threads(row: u64) -> u32 {
-    let fits = THREADS.iter().find(|(longest, _)| row <= *longest);
+fn threads(rows: &DenseRows) -> u32 {
+    let longest = rows.sizes.iter().copied().max().unwrap_or(0);
+    let fits = THREADS.iter().find(|(limit, _)| longest <= *limit);
     fits.map_or(WARP, |(_, threads)| *threads)
 }
 

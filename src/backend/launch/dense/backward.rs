@@ -65,7 +65,7 @@ impl<'a> DenseBackward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Option<Self>> {
         let width = check_width(width)?;
-        let threads = threads(width.into());
+        let threads = threads(rows);
         let resident = limits.resident_blocks(threads, threads / WARP * TILE_BYTES);
         let positions = rows.counting as u64 + rows.idle.len() as u64;
         let work = (positions * chunks(width, element)).div_ceil(u64::from(threads / WARP));
@@ -79,6 +79,12 @@ impl<'a> DenseBackward<'a> {
         }))
     }
 
+    /// Threads and bytes of shared memory of a block.
+    #[must_use]
+    pub fn block_shape(&self) -> [u32; 2] {
+        [self.threads, self.threads / WARP * TILE_BYTES]
+    }
+
     /// The launch.
     #[must_use]
     pub fn launch(
@@ -86,6 +92,7 @@ impl<'a> DenseBackward<'a> {
         inputs: &DenseInputs,
         buffers: &DenseBackwardBuffers,
     ) -> Launch<DenseBackwardParams> {
+        let [threads, shared_bytes] = self.block_shape();
         Launch {
             kernel: match self.element {
                 Element::F32 => "dense_backward_f32",
@@ -93,8 +100,8 @@ impl<'a> DenseBackward<'a> {
                 Element::Bf16 => "dense_backward_bf16",
             },
             grid: [self.blocks, 1, 1],
-            block: [self.threads, 1, 1],
-            shared_bytes: self.threads / WARP * TILE_BYTES,
+            block: [threads, 1, 1],
+            shared_bytes,
             cooperative: false,
             params: DenseBackwardParams {
                 batch: DenseBatch::new(self.rows, self.width, inputs),

@@ -96,15 +96,13 @@ impl<'a> DenseForward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         let width = check_width(width)?;
-        let longest_set = rows.sizes.iter().copied().max().unwrap_or(0);
-        let row = if with_gradient { width } else { longest_set };
         let mut plan = Self {
             rows,
             element,
             width,
             temperature,
             with_gradient,
-            threads: threads(row.into()),
+            threads: threads(rows),
             blocks: 1,
             kept: 0,
         };
@@ -125,6 +123,13 @@ impl<'a> DenseForward<'a> {
         self.kept >= self.wanted()
     }
 
+    /// Threads and bytes of shared memory of a block.
+    #[must_use]
+    pub fn block_shape(&self) -> [u32; 2] {
+        let kept = self.kept * self.element.bytes();
+        [self.threads, self.fixed_bytes() + kept]
+    }
+
     /// The launch. It may be repeated: nothing is left behind.
     #[must_use]
     pub fn launch(
@@ -133,6 +138,7 @@ impl<'a> DenseForward<'a> {
         buffers: &DenseForwardBuffers,
     ) -> Launch<DenseForwardParams> {
         let adaptive = self.temperature.adapts();
+        let [threads, shared_bytes] = self.block_shape();
         let gradient = buffers.gradient.filter(|_| self.with_gradient);
         let [loss, losses] = match self.rows.reduced {
             true => [buffers.loss, 0],
@@ -148,8 +154,8 @@ impl<'a> DenseForward<'a> {
                 (true, Element::Bf16) => "dense_adaptive_bf16",
             },
             grid: [self.blocks, 1, 1],
-            block: [self.threads, 1, 1],
-            shared_bytes: self.fixed_bytes() + self.kept * self.element.bytes(),
+            block: [threads, 1, 1],
+            shared_bytes,
             cooperative: adaptive,
             params: DenseForwardParams {
                 batch: DenseBatch::new(self.rows, self.width, inputs),
@@ -188,14 +194,11 @@ impl<'a> DenseForward<'a> {
             .min(room.saturating_sub(fixed.div_ceil(self.element.bytes())));
     }
 
-    /// How many blocks would find something to do.
+    /// How many blocks would find something to do, if there were a gradient.
     fn work(&self) -> u64 {
         let warps = u64::from(self.threads / WARP);
         let chunks = chunks(self.width, self.element);
-        let idle = match self.with_gradient {
-            true => (self.rows.idle.len() as u64 * chunks).div_ceil(warps),
-            false => 0,
-        };
+        let idle = (self.rows.idle.len() as u64 * chunks).div_ceil(warps);
         (self.rows.rows.len() as u64 + idle).max(1)
     }
 

@@ -1,24 +1,17 @@
-//! Plans on a GPU. Run with `cargo test --features cuda --test gpu -- --ignored` where there is
-//! one.
-#![cfg(feature = "cuda")]
+//! A sum, through the executor itself.
 
-mod emulated;
-
-use candle_core::{CudaDevice, Device};
 use candle_trie::cuda::{Buffers, Executor};
 use candle_trie::launch::Sum;
-use emulated::noise;
 
-fn device() -> CudaDevice {
-    let device = Device::new_cuda(0).expect("these tests need a GPU");
-    device.as_cuda_device().expect("a CUDA device").clone()
-}
+use crate::cuda;
+use crate::emulated::noise;
 
 #[test]
 #[ignore = "needs a GPU"]
 fn the_total_of_a_grid_is_the_sum() {
-    let device = device();
-    let executor = Executor::new(&device).unwrap();
+    let device = cuda();
+    let device = device.as_cuda_device().unwrap();
+    let executor = Executor::new(device).unwrap();
     for count in [0, 1, 1025, 100_003, 30_000_000] {
         let numbers = noise(count);
         let plan = Sum::new(count as u64, executor.limits());

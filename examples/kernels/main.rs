@@ -1,0 +1,31 @@
+//! Writes docs/kernels.md: what the kernels take of a device, and what they move.
+//!
+//! ```sh
+//! eval "$(scripts/cuda-toolkit)"
+//! cargo run --features cuda --example kernels > docs/kernels.md
+//! ```
+
+#[path = "../../tests/emulator_dense/device.rs"]
+#[allow(dead_code)]
+mod device;
+#[path = "../../tests/emulated/mod.rs"]
+mod emulated;
+#[path = "../../build/ptxas.rs"]
+mod ptxas;
+#[path = "../../benches/support/mod.rs"]
+mod support;
+
+mod moved;
+mod resources;
+
+fn main() {
+    println!(
+        "# Kernels\n\n\
+         Written by `cargo run --features cuda --example kernels > docs/kernels.md` (after \
+         `eval \"$(scripts/cuda-toolkit)\"`). Nothing\n\
+         on this page was measured on a GPU: registers are what the compiler says, bytes are what \
+         the emulator counts,\nfloors are computed.\n"
+    );
+    resources::print();
+    moved::print();
+}

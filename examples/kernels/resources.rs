@@ -1,0 +1,139 @@
+//! Registers, shared memory and occupancy of every kernel on every target.
+
+use candle_trie::launch::{
+    DenseBackward, DenseForward, DenseTemperature, DeviceLimits, Element, Sum,
+};
+use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope};
+
+use crate::ptxas::{Usage, usages};
+use crate::support::{SMOLLM2, Shape};
+
+/// A card of each architecture that the kernels are compiled for.
+struct Card {
+    target: &'static str,
+    name: &'static str,
+    threads: u32,
+    blocks: u32,
+    limits: DeviceLimits,
+}
+
+const fn card(
+    target: &'static str,
+    name: &'static str,
+    multiprocessors: u32,
+    [threads, blocks, shared_kib]: [u32; 3],
+) -> Card {
+    Card {
+        target,
+        name,
+        threads,
+        blocks,
+        limits: DeviceLimits {
+            multiprocessors,
+            shared_bytes_per_block: (shared_kib - 1) << 10,
+            shared_bytes_per_multiprocessor: shared_kib << 10,
+        },
+    }
+}
+
+const CARDS: [Card; 6] = [
+    card("sm_80", "A100", 108, [2048, 32, 164]),
+    card("sm_86", "RTX 3090", 82, [1536, 16, 100]),
+    card("sm_89", "RTX 4090", 128, [1536, 24, 100]),
+    card("sm_90", "H100", 132, [2048, 32, 228]),
+    card("sm_100", "B200", 148, [2048, 32, 228]),
+    card("sm_120", "RTX 5090", 170, [1536, 24, 100]),
+];
+
+pub fn print() {
+    let usages = usages(include_str!(env!("CANDLE_TRIE_PTXAS")));
+    let mut kernels: Vec<&str> = usages.iter().map(|usage| usage.kernel.as_str()).collect();
+    kernels.sort_unstable();
+    kernels.dedup();
+
+    println!("## What they take\n");
+    println!(
+        "Registers a thread; threads and shared memory of a block; occupancy: threads that are \
+         resident on a multiprocessor, of those\nthat it could hold. Shapes are those of the Books \
+         batch (below) in bf16, with a gradient. No kernel spills or has local memory.\n"
+    );
+    print!("| kernel |");
+    for card in &CARDS {
+        print!(" {} ({}) |", card.target, card.name);
+    }
+    println!("\n|---|{}", "---|".repeat(CARDS.len()));
+    for kernel in kernels {
+        print!("| `{kernel}` |");
+        for card in &CARDS {
+            let usage = usages
+                .iter()
+                .find(|usage| usage.kernel == kernel && usage.target == card.target);
+            match usage {
+                Some(usage) => print!(" {} |", card.cell(usage)),
+                None => print!(" not compiled |"),
+            }
+        }
+        println!();
+    }
+    println!();
+}
+
+impl Card {
+    fn cell(&self, usage: &Usage) -> String {
+        assert_eq!(
+            (usage.stack_bytes, usage.spilled_bytes),
+            (0, 0),
+            "{usage:?}"
+        );
+        let [threads, shared] = self.shape(&usage.kernel);
+        let resident = self.resident_threads(usage.registers, threads, shared);
+        format!(
+            "{}; {threads}, {:.1} KiB; {} %",
+            usage.registers,
+            f64::from(shared) / 1024.0,
+            100 * resident / self.threads
+        )
+    }
+
+    /// Threads and shared memory of a block.
+    fn shape(&self, kernel: &str) -> [u32; 2] {
+        if kernel.ends_with("_sum") {
+            let launch = Sum::new(1 << 24, &self.limits).by_block(0, 0);
+            return [launch.block[0], launch.shared_bytes];
+        }
+        let shape = Shape::books();
+        let strategy = AdaptiveStrategy {
+            scope: Scope::Branching,
+            ..AdaptiveStrategy::default()
+        };
+        let loss = MaskedSoftmaxLoss::new(&shape.sets, strategy).expect("a loss");
+        let rows = loss.dense_rows(&shape.rows).expect("rows");
+        let temperature = match kernel.starts_with("dense_adaptive") {
+            true => DenseTemperature::next(&strategy.into(), &rows).expect("a step"),
+            false => DenseTemperature::at(1.5),
+        };
+        let element = match kernel.rsplit('_').next() {
+            Some("f32") => Element::F32,
+            Some("f16") => Element::F16,
+            _ => Element::Bf16,
+        };
+        let (width, limits) = (SMOLLM2.vocabulary, &self.limits);
+        if kernel.starts_with("dense_backward") {
+            let plan = DenseBackward::new(&rows, element, width, limits);
+            return plan.expect("a width").expect("positions").block_shape();
+        }
+        let plan = DenseForward::new(&rows, element, width, temperature, true, limits);
+        plan.expect("a width").block_shape()
+    }
+
+    fn resident_threads(&self, registers: u32, threads: u32, shared: u32) -> u32 {
+        // Each of four partitions has 16,384 registers, which warps get by 256.
+        let warps = 4 * (16_384 / (registers.next_multiple_of(8) * 32));
+        let by_registers = warps / (threads / 32);
+        let by_shared = self.limits.shared_bytes_per_multiprocessor / (shared + 1024);
+        let blocks = (by_registers.min(by_shared))
+            .min(self.blocks)
+            .min(self.threads / threads);
+        blocks * threads
+    }
+}

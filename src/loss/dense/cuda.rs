@@ -1,0 +1,273 @@
+//! The dense loss on CUDA: from candle's storage to the backend's launches. Nothing here waits for
+//! the device.
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Shape, Storage, Tensor};
+use half::{bf16, f16};
+
+use super::{GRADIENT, LOGITS, not_contiguous};
+use crate::backend::batch::Batch;
+use crate::backend::cuda::dense::{
+    DeviceBatch, DeviceElement, DeviceLogits, Forwarded, uninitialised,
+};
+use crate::backend::launch::{DenseRows, DenseTemperature};
+use crate::loss::LossOutput;
+use crate::loss::pass::loss_shape;
+use crate::loss::residence::Residence;
+use crate::loss::temperature::{Stepped, TemperatureSource};
+use crate::loss::tensor::{matrix_shape, unsupported_dtype};
+use crate::{Error, Result, Statistics, Temperature};
+
+/// Runs `$body` with `$T` bound to the element type of `$dtype`.
+macro_rules! with_device_element {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            DType::F16 => {
+                type $T = f16;
+                $body
+            }
+            DType::BF16 => {
+                type $T = bf16;
+                $body
+            }
+            other => Err(unsupported_dtype(LOGITS, other)),
+        }
+    };
+}
+
+/// What a forward pass left, on the device but for the plan.
+pub(super) struct Left {
+    batch: DeviceBatch,
+    softmaxes: CudaSlice<f32>,
+    temperature: Tensor,
+    statistics: Tensor,
+    takes_step: bool,
+}
+
+impl Left {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
+        LossOutput {
+            loss,
+            temperature: self.temperature.clone(),
+            statistics: self.statistics.clone(),
+            labelled_rows: batch.labelled_rows,
+            branching_rows: batch.branching_rows,
+        }
+    }
+
+    pub fn stepped(&self) -> Option<Stepped> {
+        (self.takes_step).then(|| Stepped::OnDevice(self.temperature.clone()))
+    }
+}
+
+pub(super) fn forward(
+    storage: &CudaStorage,
+    layout: &Layout,
+    batch: &Batch,
+    source: &TemperatureSource,
+    residence: &Residence,
+) -> Result<(Left, CudaStorage)> {
+    let device = &storage.device;
+    let on_device = upload(device, batch, residence)?;
+    with_device_element!(storage.dtype(), T => {
+        let logits = view::<T>(storage, layout)?;
+        let pass = Pass::new(source, on_device.plan())?;
+        let forwarded = pass.run(|temperature, previous| {
+            on_device.forward(&logits, temperature, previous, None)
+        })?;
+        Ok(left(device, on_device, forwarded, source))
+    })
+}
+
+pub(super) fn backward(logits: &Tensor, left: &Left, upstream: &Tensor) -> Result<Tensor> {
+    let upstream = upstream.to_dtype(DType::F32)?.contiguous()?;
+    let (upstream, upstream_layout) = upstream.storage_and_layout();
+    let upstream = part(cuda(&upstream)?.as_cuda_slice::<f32>()?, upstream_layout);
+    let (temperature, _) = left.temperature.storage_and_layout();
+    let temperature = cuda(&temperature)?.as_cuda_slice::<f64>()?;
+    with_device_element!(logits.dtype(), T => {
+        let (storage, layout) = logits.storage_and_layout();
+        let storage = cuda(&storage)?;
+        let mut gradient = uninitialised::<T>(&storage.device, logits.elem_count())?;
+        let view = view::<T>(storage, layout)?;
+        left.batch.backward(&view, &left.softmaxes, temperature, &upstream, &mut gradient)?;
+        Ok(tensor(&storage.device, gradient, logits.shape()))
+    })
+}
+
+pub(super) fn statistics(
+    logits: &Tensor,
+    batch: &Batch,
+    residence: &Residence,
+) -> Result<Statistics> {
+    let (storage, layout) = logits.storage_and_layout();
+    let at_any = TemperatureSource::Given(1.0);
+    let (left, loss) = forward(cuda(&storage)?, layout, batch, &at_any, residence)?;
+    let loss = from_storage(loss, loss_shape(batch, logits.dims()));
+    left.output(loss, batch).read_statistics()
+}
+
+pub(super) fn value_and_gradient(
+    logits: &Tensor,
+    batch: &Batch,
+    source: &TemperatureSource,
+    residence: &Residence,
+) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
+    with_device_element!(logits.dtype(), T => {
+        let (storage, layout) = logits.storage_and_layout();
+        let storage = cuda(&storage)?;
+        let device = &storage.device;
+        let mut gradient = uninitialised::<T>(device, logits.elem_count())?;
+        let (output, stepped) =
+            forward_with::<T>((storage, layout), batch, source, residence, &mut gradient, 0)?;
+        Ok((output, tensor(device, gradient, logits.shape()), stepped))
+    })
+}
+
+/// Loss and gradient in one launch, the gradient written over a storage that holds anything.
+pub(super) fn forward_into(
+    (gradient, gradient_layout): (&mut CudaStorage, &Layout),
+    logits: (&CudaStorage, &Layout),
+    batch: &Batch,
+    source: &TemperatureSource,
+    residence: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    let Some((start, _)) = gradient_layout.contiguous_offsets() else {
+        return Err(not_contiguous(gradient_layout));
+    };
+    with_device_element!(logits.0.dtype(), T => {
+        let gradient = gradient.as_cuda_slice_mut::<T>()?;
+        forward_with::<T>(logits, batch, source, residence, gradient, start)
+    })
+}
+
+/// The launch that writes a gradient too, into `gradient` from element `start` on.
+fn forward_with<T: DeviceElement>(
+    (storage, layout): (&CudaStorage, &Layout),
+    batch: &Batch,
+    source: &TemperatureSource,
+    residence: &Residence,
+    gradient: &mut CudaSlice<T>,
+    start: usize,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    let device = &storage.device;
+    let on_device = upload(device, batch, residence)?;
+    let logits = view::<T>(storage, layout)?;
+    let pass = Pass::new(source, on_device.plan())?;
+    let mut room = gradient
+        .try_slice_mut(start..)
+        .ok_or(Error::LengthMismatch {
+            what: GRADIENT,
+            expected: start,
+            actual: 0,
+        })?;
+    let forwarded = pass.run(|temperature, previous| {
+        on_device.forward(&logits, temperature, previous, Some(&mut room))
+    })?;
+    let (left, loss) = left(device, on_device, forwarded, source);
+    let loss = from_storage(loss, loss_shape(batch, layout.dims()));
+    Ok((left.output(loss, batch), left.stepped()))
+}
+
+/// The temperature of a pass.
+struct Pass<'a> {
+    temperature: DenseTemperature,
+    previous: Option<&'a Tensor>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(source: &'a TemperatureSource, rows: &DenseRows) -> Result<Self> {
+        Ok(match source {
+            TemperatureSource::Given(value) => Self {
+                temperature: DenseTemperature::at(*value),
+                previous: None,
+            },
+            TemperatureSource::Stepping(temperature, previous) => Self {
+                temperature: DenseTemperature::next(temperature, rows)?,
+                previous: previous.as_ref(),
+            },
+        })
+    }
+
+    fn run(
+        &self,
+        launch: impl FnOnce(DenseTemperature, Option<&CudaSlice<f64>>) -> Result<Forwarded>,
+    ) -> Result<Forwarded> {
+        let Some(previous) = self.previous else {
+            return launch(self.temperature, None);
+        };
+        let (storage, _) = previous.storage_and_layout();
+        launch(self.temperature, Some(cuda(&storage)?.as_cuda_slice()?))
+    }
+}
+
+fn upload(device: &CudaDevice, batch: &Batch, residence: &Residence) -> Result<DeviceBatch> {
+    let sets = residence.sets(device, &batch.sets)?;
+    DeviceBatch::new(device, sets, DenseRows::new(batch))
+}
+
+fn left(
+    device: &CudaDevice,
+    batch: DeviceBatch,
+    forwarded: Forwarded,
+    source: &TemperatureSource,
+) -> (Left, CudaStorage) {
+    let left = Left {
+        batch,
+        softmaxes: forwarded.softmaxes,
+        temperature: tensor(device, forwarded.temperature, ()),
+        statistics: tensor(device, forwarded.statistics, Statistics::LENGTH),
+        takes_step: matches!(
+            source,
+            TemperatureSource::Stepping(Temperature::Adaptive(_), _)
+        ),
+    };
+    let loss = CudaStorage::wrap_cuda_slice(forwarded.loss, device.clone());
+    (left, loss)
+}
+
+fn view<'a, T: DeviceElement>(
+    storage: &'a CudaStorage,
+    layout: &Layout,
+) -> Result<DeviceLogits<'a, T>> {
+    let (stride, width) = matrix_shape(LOGITS, layout)?;
+    Ok(DeviceLogits {
+        values: part(storage.as_cuda_slice::<T>()?, layout),
+        stride,
+        width,
+    })
+}
+
+/// What of a storage is a tensor's, from its first element on.
+fn part<'a, T>(slice: &'a CudaSlice<T>, layout: &Layout) -> CudaView<'a, T> {
+    slice.slice(layout.start_offset().min(slice.len())..)
+}
+
+fn cuda(storage: &Storage) -> Result<&CudaStorage> {
+    match storage {
+        Storage::Cuda(storage) => Ok(storage),
+        _ => Err(Error::Unsupported {
+            what: LOGITS,
+            expected: "a tensor on CUDA".into(),
+            actual: "a tensor elsewhere".into(),
+        }),
+    }
+}
+
+fn tensor<T: candle_core::cuda_backend::CudaDType>(
+    device: &CudaDevice,
+    values: CudaSlice<T>,
+    shape: impl Into<Shape>,
+) -> Tensor {
+    from_storage(CudaStorage::wrap_cuda_slice(values, device.clone()), shape)
+}
+
+fn from_storage(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}

@@ -1,0 +1,114 @@
+//! The temperature of a loss from one batch to the next: on the host, or a step ahead of it on a
+//! device.
+
+use std::sync::OnceLock;
+
+use candle_core::{Device, Tensor};
+
+use crate::{Result, Statistics, Temperature};
+
+/// Where the temperature of one pass comes from.
+#[derive(Debug, Clone)]
+pub(super) enum TemperatureSource {
+    /// It is this.
+    Given(f64),
+    /// It takes a step with the statistics of the pass, from where the host or else a device holds it.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    Stepping(Temperature, Option<Tensor>),
+}
+
+impl TemperatureSource {
+    /// τ for a pass on the host with these statistics and, where it took a step, where it went.
+    pub fn resolve(&self, statistics: &Statistics) -> Result<(f64, Option<Temperature>)> {
+        match self {
+            Self::Given(value) => Ok((*value, None)),
+            Self::Stepping(temperature, _) => {
+                let mut temperature = temperature.clone();
+                let value = temperature.step(statistics, temperature.state().step)?;
+                Ok((value, Some(temperature)))
+            }
+        }
+    }
+}
+
+/// Where a step went.
+#[derive(Debug, Clone)]
+pub(super) enum Stepped {
+    OnHost(Temperature),
+    /// A device holds the new τ, an f64 scalar.
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    OnDevice(Tensor),
+}
+
+/// The temperature as it stands. A step on a device leaves its τ there: the host reads it, and waits
+/// for the device, only when someone asks.
+#[derive(Debug, Clone)]
+pub(super) struct CurrentTemperature {
+    host: Temperature,
+    ahead: Option<Ahead>,
+}
+
+#[derive(Debug, Clone)]
+struct Ahead {
+    value: Tensor,
+    read: OnceLock<Temperature>,
+}
+
+impl From<Temperature> for CurrentTemperature {
+    fn from(temperature: Temperature) -> Self {
+        Self {
+            host: temperature,
+            ahead: None,
+        }
+    }
+}
+
+impl CurrentTemperature {
+    pub fn get(&self) -> &Temperature {
+        match &self.ahead {
+            None => &self.host,
+            Some(ahead) => ahead.read.get_or_init(|| {
+                // A device that fails has no temperature: NaN is refused by whatever uses it next.
+                let value = ahead.value.to_scalar().unwrap_or(f64::NAN);
+                self.host.at(value)
+            }),
+        }
+    }
+
+    pub fn get_mut(&mut self) -> &mut Temperature {
+        if self.ahead.is_some() {
+            self.host = self.get().clone();
+            self.ahead = None;
+        }
+        &mut self.host
+    }
+
+    /// The strategy and the number of the step, which the host always knows.
+    pub fn known(&self) -> &Temperature {
+        &self.host
+    }
+
+    /// A step from here in a pass on this device.
+    pub fn stepping(&self, device: &Device) -> Result<TemperatureSource> {
+        match (&self.ahead, device) {
+            (Some(ahead), Device::Cuda(_)) => {
+                let value = ahead.value.to_device(device)?;
+                Ok(TemperatureSource::Stepping(self.host.clone(), Some(value)))
+            }
+            _ => Ok(TemperatureSource::Stepping(self.get().clone(), None)),
+        }
+    }
+
+    pub fn take(&mut self, stepped: Stepped) {
+        match stepped {
+            Stepped::OnHost(temperature) => *self = temperature.into(),
+            Stepped::OnDevice(value) => {
+                self.host.count_step();
+                self.ahead = Some(Ahead {
+                    value,
+                    read: OnceLock::new(),
+                });
+            }
+        }
+    }
+}

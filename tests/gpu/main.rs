@@ -1,0 +1,17 @@
+//! Tests that need a GPU, and are ignored unless asked for: `scripts/check-gpu`.
+#![cfg(feature = "cuda")]
+
+#[path = "../dense/batch.rs"]
+#[allow(dead_code)]
+mod batch;
+#[path = "../emulated/mod.rs"]
+mod emulated;
+
+mod dense;
+mod sum;
+
+use candle_core::Device;
+
+fn cuda() -> Device {
+    Device::new_cuda(0).expect("these tests need a GPU")
+}

@@ -84,10 +84,6 @@ pub struct DemoArguments {
 #[derive(Args)]
 #[command(after_help = TRAIN_EXAMPLES)]
 pub struct TrainArguments {
-    /// All that decides what comes out.
-    #[command(flatten)]
-    pub run: RunSettings,
-
     /// The folder to write the run to
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
@@ -99,6 +95,10 @@ pub struct TrainArguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+
+    /// All that decides what comes out.
+    #[command(flatten)]
+    pub run: RunSettings,
 }
 
 /// All that decides what comes out of a training. A run keeps it, to be gone on with.
@@ -192,10 +192,6 @@ pub struct InspectArguments {
     )]
     pub pretrained: Option<PathBuf>,
 
-    /// The words around a history.
-    #[command(flatten, next_help_heading = "Prompt")]
-    pub prompt: PromptArguments,
-
     /// η: the probability that ats gives the average target
     #[arg(long, default_value_t = 0.25, value_name = "η")]
     pub eta: f64,
@@ -203,6 +199,10 @@ pub struct InspectArguments {
     /// Print one JSON object instead of the tables
     #[arg(long)]
     pub json: bool,
+
+    /// The words around a history.
+    #[command(flatten, next_help_heading = "Prompt")]
+    pub prompt: PromptArguments,
 }
 
 impl InspectArguments {
@@ -371,10 +371,6 @@ pub struct RecommendArguments {
 /// Options of `msl shapes`.
 #[derive(Args)]
 pub struct ShapesArguments {
-    /// Where the rows come from.
-    #[command(flatten, next_help_heading = "Data")]
-    pub data: DataArguments,
-
     /// A tokenizer.json
     #[arg(long, value_name = "FILE")]
     pub tokenizer: PathBuf,
@@ -394,4 +390,8 @@ pub struct ShapesArguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
 }

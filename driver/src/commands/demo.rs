@@ -62,7 +62,7 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
             epochs: arguments.epochs,
             batch_size: BATCH_SIZE,
             micro_batch_size: None,
-            learning_rate: LEARNING_RATE,
+            learning_rate: Some(LEARNING_RATE),
             learning_rate_warm_up: 20,
             decay: Decay::Linear,
             weight_decay: 0.0,

@@ -44,6 +44,9 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
         ..arguments.run.clone()
     };
+    if settings.pretrained.is_some() {
+        settings.training = settings.training.for_adapters();
+    }
     let data = Rows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
         Some(base) => adapted_model(&settings, base)?,

@@ -18,6 +18,7 @@ pub mod reference;
 mod residence;
 mod temperature;
 mod tensor;
+pub(crate) mod valid_logits;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
@@ -221,6 +222,21 @@ impl MaskedSoftmaxLoss {
         let batch = self.batch(rows)?;
         let (output, stepped) =
             dense::value_and_gradient_into(logits, batch, source, &self.residence, gradient)?;
+        self.take_step(stepped);
+        Ok(output)
+    }
+
+    /// As [`value_and_gradient`](Self::value_and_gradient), writing the gradient over the logits
+    /// themselves, which nothing may need any more (an op that keeps its result for its own backward
+    /// pass would get the gradient instead). On CUDA this saves the memory of a second `[N, V]`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), and for logits whose rows share memory.
+    pub fn value_and_gradient_over(&mut self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
+        let source = self.temperature.stepping(logits.device())?;
+        let batch = self.batch(rows)?;
+        let (output, stepped) =
+            dense::value_and_gradient_over(logits, batch, source, &self.residence)?;
         self.take_step(stepped);
         Ok(output)
     }

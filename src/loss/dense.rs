@@ -8,14 +8,15 @@ use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, Device, InplaceOp2, Layout, Shape, Tensor,
+    CpuStorage, CudaStorage, CustomOp1, DType, Device, InplaceOp1, InplaceOp2, Layout, Shape,
+    Tensor,
 };
 
 use super::LossOutput;
 use super::pass::{Forward, Passed, loss_shape, loss_values, output, storage_of};
 use super::residence::Residence;
 use super::temperature::{Stepped, TemperatureSource};
-use super::tensor::check_positions;
+use super::tensor::{check_positions, matrix_shape};
 use crate::backend::batch::Batch;
 use crate::{Error, Result, Statistics};
 
@@ -86,6 +87,24 @@ pub(super) fn value_and_gradient_into(
         passed: Passed::default(),
     };
     op.passed.unwrapped(gradient.inplace_op2(logits, &op))?;
+    op.passed.forward().cloned()
+}
+
+pub(super) fn value_and_gradient_over(
+    logits: &Tensor,
+    batch: Batch,
+    source: TemperatureSource,
+    residence: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    check(logits, &batch)?;
+    check_rows_apart(logits)?;
+    let op = GradientInto {
+        batch: &batch,
+        source: &source,
+        residence,
+        passed: Passed::default(),
+    };
+    op.passed.unwrapped(logits.inplace_op1(&op))?;
     op.passed.forward().cloned()
 }
 
@@ -168,7 +187,8 @@ impl CustomOp1 for SharedLoss {
     }
 }
 
-/// Loss and gradient in one pass, the gradient written over a tensor that the caller keeps.
+/// Loss and gradient in one pass, the gradient written over a tensor that the caller keeps, or over
+/// the logits.
 struct GradientInto<'a> {
     batch: &'a Batch,
     source: &'a TemperatureSource,
@@ -217,6 +237,27 @@ impl InplaceOp2 for GradientInto<'_> {
     }
 }
 
+impl InplaceOp1 for GradientInto<'_> {
+    fn name(&self) -> &'static str {
+        "masked-softmax-loss-gradient-over-logits"
+    }
+
+    fn cpu_fwd(&self, logits: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
+        let (batch, dtype) = (self.batch, logits.dtype());
+        let forward = cpu::forward_over(logits, layout, batch, self.source);
+        let left = forward.and_then(|forward| {
+            let output = cpu::detached_output(layout.dims(), dtype, batch, &forward)?;
+            Ok((output, forward.stepped.map(Stepped::OnHost)))
+        });
+        self.passed.keep(left).map(|_| ())
+    }
+
+    fn cuda_fwd(&self, logits: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
+        let left = cuda::forward_over(logits, layout, self.batch, self.source, self.residence);
+        self.passed.keep(left).map(|_| ())
+    }
+}
+
 /// Everything that the backends rely on, refused in words before any work.
 fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     check_device(LOGITS, logits)?;
@@ -248,6 +289,20 @@ fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
         what,
         expected: expected.into(),
         actual: format!("{:?} on {:?}", tensor.dtype(), tensor.device().location()),
+    })
+}
+
+/// Refuses to write over logits whose rows share memory.
+fn check_rows_apart(logits: &Tensor) -> Result<()> {
+    let layout = logits.layout();
+    let (stride, width) = matrix_shape(LOGITS, layout)?;
+    if stride >= width || logits.elem_count() <= width {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: LOGITS,
+        expected: "rows that do not share memory".into(),
+        actual: format!("rows of {width} elements, {stride} apart"),
     })
 }
 

@@ -120,3 +120,39 @@ fn a_gap_between_batches_that_holds_no_position_is_no_gap() {
     let output = loss.forward(&none, &rows_of(0, &[])).unwrap();
     assert_eq!(f64_of(&output.loss), 0.0);
 }
+
+#[test]
+fn a_gradient_may_be_written_over_the_logits_and_over_nothing_else() {
+    for dtype in DTYPES {
+        let wide = tensor(&noise(26, 11 * 12, 3.0), &[11, 12], dtype);
+        let narrow = |wide: &Tensor| {
+            let rows = wide.narrow(0, 2, 8).unwrap();
+            rows.narrow(1, 3, VOCABULARY).unwrap()
+        };
+        for temperature in temperatures() {
+            let loss = loss(&sets(), &temperature, conventions()[0]);
+            let (output, gradient) = loss
+                .clone()
+                .value_and_gradient(&narrow(&wide), &rows())
+                .unwrap();
+            let written = wide.copy().unwrap();
+            let over = loss
+                .clone()
+                .value_and_gradient_over(&narrow(&written), &rows())
+                .unwrap();
+            assert_eq!(f64s(&over.loss), f64s(&output.loss));
+            assert_eq!(f64s(&narrow(&written)), f64s(&gradient));
+            let (before, after) = (f64s(&wide), f64s(&written));
+            for (entry, (before, after)) in before.into_iter().zip(after).enumerate() {
+                let (row, column) = (entry / 12, entry % 12);
+                let inside = (2..10).contains(&row) && (3..3 + VOCABULARY).contains(&column);
+                assert!(inside || before == after, "{row}, {column}");
+            }
+        }
+    }
+    let row = tensor(&noise(27, VOCABULARY, 3.0), &[1, VOCABULARY], DType::F32);
+    let shared = row.broadcast_as((8, VOCABULARY)).unwrap();
+    let mut loss = loss(&sets(), &temperatures()[0], conventions()[0]);
+    let error = loss.value_and_gradient_over(&shared, &rows()).unwrap_err();
+    assert!(error.to_string().contains("share memory"), "{error}");
+}

@@ -1,5 +1,6 @@
 //! Sizes and layouts: odd, empty, one, long, strided, far.
 
+use candle_trie::launch::DeviceLimits;
 use candle_trie::{Convention, Row, Rows, Scope, Temperature, TokenSets, TokenTrie};
 use candle_trie_emulator::{Emulator, Memory};
 use half::{bf16, f16};
@@ -105,6 +106,31 @@ fn whole_vocabularies_need_not_fit_the_chip() {
                 };
                 case.assert_correct(&format!("all of {width}"));
             }
+        }
+    }
+}
+
+fn a_block_may_keep_some_of_its_rows_and_not_others() {
+    let width = 400;
+    let sets = sets(width as u32, &[60, 25, 110]);
+    let rows = every_other(&sets, 40);
+    let logits = noise(6, 40 * width, 5.0);
+    // Two blocks, each with room for some hundred logits.
+    let limits = DeviceLimits {
+        multiprocessors: 1,
+        shared_bytes_per_block: 8 << 10,
+        shared_bytes_per_multiprocessor: 8 << 10,
+    };
+    for scope in [Scope::Branching, Scope::Root] {
+        for gradient in GRADIENTS {
+            let case = Case::<f32> {
+                temperature: strategy(scope).into(),
+                gradient,
+                limits,
+                ..Case::new(&sets, &rows, width, &logits)
+            };
+            assert!(!case.run(&Emulator::default()).unwrap().keeps_all);
+            case.assert_correct(&format!("{scope:?}"));
         }
     }
 }
@@ -269,6 +295,7 @@ candle_trie_emulator::emulated_tests! {
     every_width_in_bf16,
     rows_may_lie_apart_and_the_gradient_begin_anywhere,
     whole_vocabularies_need_not_fit_the_chip,
+    a_block_may_keep_some_of_its_rows_and_not_others,
     batches_with_nothing_in_them_give_zeros,
     rows_that_do_not_count_may_hold_anything,
     extremes_stay_finite_and_offsets_keep_their_precision,

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::CudaDType;
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaView, CudaViewMut, DevicePtr, DeviceRepr,
-};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr};
 use half::{bf16, f16};
 
 use super::{Buffers, Executor};
@@ -69,16 +67,29 @@ pub(crate) struct DeviceBatch {
     device: CudaDevice,
     plan: DenseRows,
     sets: Arc<DeviceSets>,
-    /// Four u32 a row.
-    rows: CudaSlice<u32>,
-    idle: CudaSlice<u32>,
+    /// The rows, and behind them the idle positions.
+    words: CudaSlice<u32>,
 }
 
-/// Logits `[N, V]`, rows `stride` elements apart.
-pub(crate) struct DeviceLogits<'a, T> {
-    pub values: CudaView<'a, T>,
+/// Logits `[N, V]`, rows `stride` elements apart: a [`CudaView`], or a [`CudaViewMut`] to be written
+/// over.
+pub(crate) struct DeviceLogits<V> {
+    pub values: V,
     pub stride: usize,
     pub width: usize,
+}
+
+/// Where logits are, once the launch is known to wait for them.
+struct Located {
+    address: u64,
+    stride: usize,
+    width: usize,
+}
+
+/// The temperature of a pass, and where it goes on from if that is on the device.
+pub(crate) struct PassTemperature<'a> {
+    pub plan: DenseTemperature,
+    pub previous: Option<CudaView<'a, f64>>,
 }
 
 /// What a forward pass leaves on the device.
@@ -94,13 +105,13 @@ pub(crate) struct Forwarded {
 
 impl DeviceBatch {
     pub fn new(device: &CudaDevice, sets: Arc<DeviceSets>, plan: DenseRows) -> Result<Self> {
+        let words = [bytemuck::cast_slice(&plan.rows), &plan.idle].concat();
         Ok(Self {
             executor: Executor::new(device)?,
             device: device.clone(),
-            sets,
-            rows: upload(device, bytemuck::cast_slice(&plan.rows))?,
-            idle: upload(device, &plan.idle)?,
             plan,
+            sets,
+            words: upload(device, &words)?,
         })
     }
 
@@ -109,20 +120,54 @@ impl DeviceBatch {
     }
 
     /// Statistics, temperature, loss and, where there is room for one, the gradient `[N, V]`.
-    /// `previous` is the temperature so far, where it is on the device.
     pub fn forward<T: DeviceElement>(
         &self,
-        logits: &DeviceLogits<T>,
-        temperature: DenseTemperature,
-        previous: Option<&CudaSlice<f64>>,
+        logits: &DeviceLogits<CudaView<T>>,
+        temperature: &PassTemperature,
         gradient: Option<&mut CudaViewMut<T>>,
+    ) -> Result<Forwarded> {
+        let mut buffers = Buffers::new();
+        let located = logits.located(buffers.read(&self.executor, &logits.values));
+        let gradient = gradient.map(|values| GradientView {
+            address: buffers.write(&self.executor, values),
+            row_stride: logits.width as u64,
+        });
+        self.launch(buffers, T::ELEMENT, &located, gradient, temperature)
+    }
+
+    /// The same, the gradient written over the logits.
+    pub fn forward_over<T: DeviceElement>(
+        &self,
+        logits: &mut DeviceLogits<CudaViewMut<T>>,
+        temperature: &PassTemperature,
+    ) -> Result<Forwarded> {
+        let mut buffers = Buffers::new();
+        let located = Located {
+            address: buffers.write(&self.executor, &mut logits.values),
+            stride: logits.stride,
+            width: logits.width,
+        };
+        let gradient = GradientView {
+            address: located.address,
+            row_stride: located.stride as u64,
+        };
+        self.launch(buffers, T::ELEMENT, &located, Some(gradient), temperature)
+    }
+
+    fn launch<'a>(
+        &'a self,
+        buffers: Buffers<'a>,
+        element: Element,
+        logits: &Located,
+        gradient: Option<GradientView>,
+        temperature: &'a PassTemperature,
     ) -> Result<Forwarded> {
         let (executor, device) = (&self.executor, &self.device);
         let plan = DenseForward::new(
             &self.plan,
-            T::ELEMENT,
+            element,
             logits.width,
-            temperature,
+            temperature.plan,
             gradient.is_some(),
             executor.limits(),
         )?;
@@ -135,13 +180,12 @@ impl DeviceBatch {
             statistics: uninitialised(device, Statistics::LENGTH)?,
             softmaxes: uninitialised(device, softmaxes)?,
         };
-        let mut buffers = Buffers::new();
+        // Those that this launch alone needs live less long than those that came.
+        let mut buffers = buffers;
         let inputs = self.inputs(logits, &mut buffers);
+        let previous = temperature.previous.as_ref();
         let outputs = DenseForwardBuffers {
-            gradient: gradient.map(|values| GradientView {
-                address: buffers.write(executor, values),
-                row_stride: logits.width as u64,
-            }),
+            gradient,
             softmaxes: buffers.write(executor, &mut left.softmaxes),
             loss: buffers.write(executor, &mut left.loss),
             partials: buffers.write(executor, &mut partials),
@@ -159,7 +203,7 @@ impl DeviceBatch {
     /// Writes the gradient `[N, V]` from what a forward pass of the same logits left.
     pub fn backward<T: DeviceElement>(
         &self,
-        logits: &DeviceLogits<T>,
+        logits: &DeviceLogits<CudaView<T>>,
         softmaxes: &CudaSlice<f32>,
         temperature: &CudaSlice<f64>,
         upstream: &CudaView<f32>,
@@ -171,7 +215,8 @@ impl DeviceBatch {
             return Ok(());
         };
         let mut buffers = Buffers::new();
-        let inputs = self.inputs(logits, &mut buffers);
+        let located = logits.located(buffers.read(executor, &logits.values));
+        let inputs = self.inputs(&located, &mut buffers);
         let outputs = DenseBackwardBuffers {
             gradient: GradientView {
                 address: buffers.write(executor, gradient),
@@ -186,20 +231,24 @@ impl DeviceBatch {
         unsafe { executor.launch(&launch, buffers) }
     }
 
-    fn inputs<'a, T>(
-        &'a self,
-        logits: &'a DeviceLogits<'a, T>,
-        buffers: &mut Buffers<'a>,
-    ) -> DenseInputs
-    where
-        CudaView<'a, T>: DevicePtr<T>,
-    {
+    fn inputs<'a>(&'a self, logits: &Located, buffers: &mut Buffers<'a>) -> DenseInputs {
+        let rows = buffers.read(&self.executor, &self.words);
         DenseInputs {
-            logits: buffers.read(&self.executor, &logits.values),
+            logits: logits.address,
             row_stride: logits.stride as u64,
-            rows: buffers.read(&self.executor, &self.rows),
-            idle: buffers.read(&self.executor, &self.idle),
+            rows,
+            idle: rows + size_of_val(&self.plan.rows[..]) as u64,
             sets: self.sets.view(&self.executor, buffers),
+        }
+    }
+}
+
+impl<V> DeviceLogits<V> {
+    fn located(&self, address: u64) -> Located {
+        Located {
+            address,
+            stride: self.stride,
+            width: self.width,
         }
     }
 }

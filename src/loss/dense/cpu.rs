@@ -10,7 +10,7 @@ use crate::loss::LossOutput;
 use crate::loss::output::loss_dtype;
 use crate::loss::pass::{Forward, Upstream, loss_shape, loss_values, output};
 use crate::loss::temperature::TemperatureSource;
-use crate::loss::tensor::{Scalar, cpu, matrix, with_element};
+use crate::loss::tensor::{Scalar, cpu, matrix, matrix_shape, with_element};
 use crate::{Result, Statistics};
 
 pub(super) fn statistics(logits: &Tensor, batch: &Batch) -> Result<Statistics> {
@@ -85,6 +85,28 @@ pub(super) fn forward_into(
             .and_then(|(values, (start, end))| values.get_mut(start..end));
         let values = values.ok_or_else(|| not_contiguous(gradient_layout))?;
         pass(view, batch, source, Some(Gradient { values, zeroed: false }))
+    })
+}
+
+/// The same, written over the logits. A gradient of its own comes first, as nothing is gained by
+/// doing without on the CPU.
+pub(super) fn forward_over(
+    storage: &mut CpuStorage,
+    layout: &Layout,
+    batch: &Batch,
+    source: &TemperatureSource,
+) -> Result<Forward> {
+    let (stride, width) = matrix_shape(LOGITS, layout)?;
+    with_element!(storage.dtype(), LOGITS, T => {
+        let mut values = bytemuck::zeroed_vec::<T>(layout.shape().elem_count());
+        let gradient = Gradient { values: &mut values, zeroed: true };
+        let forward = pass(view::<T>(storage, layout)?, batch, source, Some(gradient))?;
+        let logits = T::storage_as_mut_slice(storage)
+            .and_then(|logits| logits.get_mut(layout.start_offset()..))
+            .unwrap_or_default();
+        let rows = logits.chunks_mut(stride.max(1)).zip(values.chunks(width.max(1)));
+        rows.for_each(|(logits, gradient)| logits[..width].copy_from_slice(gradient));
+        Ok(forward)
     })
 }
 

@@ -7,10 +7,10 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Shape, Storage, Tensor};
 use half::{bf16, f16};
 
-use super::{GRADIENT, LOGITS, not_contiguous};
+use super::{LOGITS, not_contiguous};
 use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::{
-    DeviceBatch, DeviceElement, DeviceLogits, Forwarded, uninitialised,
+    DeviceBatch, DeviceElement, DeviceLogits, Forwarded, PassTemperature, uninitialised,
 };
 use crate::backend::launch::{DenseRows, DenseTemperature};
 use crate::loss::LossOutput;
@@ -77,9 +77,8 @@ pub(super) fn forward(
     let on_device = upload(device, batch, residence)?;
     with_device_element!(storage.dtype(), T => {
         let logits = view::<T>(storage, layout)?;
-        let pass = Pass::new(source, on_device.plan())?;
-        let forwarded = pass.run(|temperature, previous| {
-            on_device.forward(&logits, temperature, previous, None)
+        let forwarded = at_temperature(source, on_device.plan(), |temperature| {
+            on_device.forward(&logits, temperature, None)
         })?;
         Ok(left(device, on_device, forwarded, source))
     })
@@ -147,6 +146,30 @@ pub(super) fn forward_into(
     })
 }
 
+/// Loss and gradient in one launch, the gradient written over the logits.
+pub(super) fn forward_over(
+    storage: &mut CudaStorage,
+    layout: &Layout,
+    batch: &Batch,
+    source: &TemperatureSource,
+    residence: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    let device = storage.device.clone();
+    let on_device = upload(&device, batch, residence)?;
+    let (stride, width) = matrix_shape(LOGITS, layout)?;
+    let forwarded = with_device_element!(storage.dtype(), T => {
+        let values = storage.as_cuda_slice_mut::<T>()?;
+        let start = layout.start_offset().min(values.len());
+        let mut logits = DeviceLogits { values: values.slice_mut(start..), stride, width };
+        at_temperature(source, on_device.plan(), |temperature| {
+            on_device.forward_over(&mut logits, temperature)
+        })
+    })?;
+    Ok(detached(
+        &device, on_device, forwarded, source, batch, layout,
+    ))
+}
+
 /// The launch that writes a gradient too, into `gradient` from element `start` on.
 fn forward_with<T: DeviceElement>(
     (storage, layout): (&CudaStorage, &Layout),
@@ -159,52 +182,49 @@ fn forward_with<T: DeviceElement>(
     let device = &storage.device;
     let on_device = upload(device, batch, residence)?;
     let logits = view::<T>(storage, layout)?;
-    let pass = Pass::new(source, on_device.plan())?;
-    let mut room = gradient
-        .try_slice_mut(start..)
-        .ok_or(Error::LengthMismatch {
-            what: GRADIENT,
-            expected: start,
-            actual: 0,
-        })?;
-    let forwarded = pass.run(|temperature, previous| {
-        on_device.forward(&logits, temperature, previous, Some(&mut room))
+    let start = start.min(gradient.len());
+    let mut room = gradient.slice_mut(start..);
+    let forwarded = at_temperature(source, on_device.plan(), |temperature| {
+        on_device.forward(&logits, temperature, Some(&mut room))
     })?;
+    Ok(detached(
+        device, on_device, forwarded, source, batch, layout,
+    ))
+}
+
+/// The output of a pass that autograd does not see.
+fn detached(
+    device: &CudaDevice,
+    on_device: DeviceBatch,
+    forwarded: Forwarded,
+    source: &TemperatureSource,
+    batch: &Batch,
+    layout: &Layout,
+) -> (LossOutput, Option<Stepped>) {
     let (left, loss) = left(device, on_device, forwarded, source);
     let loss = from_storage(loss, loss_shape(batch, layout.dims()));
-    Ok((left.output(loss, batch), left.stepped()))
+    (left.output(loss, batch), left.stepped())
 }
 
-/// The temperature of a pass.
-struct Pass<'a> {
-    temperature: DenseTemperature,
-    previous: Option<&'a Tensor>,
-}
-
-impl<'a> Pass<'a> {
-    fn new(source: &'a TemperatureSource, rows: &DenseRows) -> Result<Self> {
-        Ok(match source {
-            TemperatureSource::Given(value) => Self {
-                temperature: DenseTemperature::at(*value),
-                previous: None,
-            },
-            TemperatureSource::Stepping(temperature, previous) => Self {
-                temperature: DenseTemperature::next(temperature, rows)?,
-                previous: previous.as_ref(),
-            },
-        })
-    }
-
-    fn run(
-        &self,
-        launch: impl FnOnce(DenseTemperature, Option<&CudaSlice<f64>>) -> Result<Forwarded>,
-    ) -> Result<Forwarded> {
-        let Some(previous) = self.previous else {
-            return launch(self.temperature, None);
-        };
-        let (storage, _) = previous.storage_and_layout();
-        launch(self.temperature, Some(cuda(&storage)?.as_cuda_slice()?))
-    }
+/// Launches a pass at the temperature that its source says.
+fn at_temperature(
+    source: &TemperatureSource,
+    rows: &DenseRows,
+    launch: impl FnOnce(&PassTemperature) -> Result<Forwarded>,
+) -> Result<Forwarded> {
+    let (plan, previous) = match source {
+        TemperatureSource::Given(value) => (DenseTemperature::at(*value), None),
+        TemperatureSource::Stepping(temperature, previous) => (
+            DenseTemperature::next(temperature, rows)?,
+            previous.as_ref(),
+        ),
+    };
+    let storage = previous.map(Tensor::storage_and_layout);
+    let previous = match &storage {
+        Some((storage, layout)) => Some(part(cuda(storage)?.as_cuda_slice()?, layout)),
+        None => None,
+    };
+    launch(&PassTemperature { plan, previous })
 }
 
 fn upload(device: &CudaDevice, batch: &Batch, residence: &Residence) -> Result<DeviceBatch> {
@@ -235,7 +255,7 @@ fn left(
 fn view<'a, T: DeviceElement>(
     storage: &'a CudaStorage,
     layout: &Layout,
-) -> Result<DeviceLogits<'a, T>> {
+) -> Result<DeviceLogits<CudaView<'a, T>>> {
     let (stride, width) = matrix_shape(LOGITS, layout)?;
     Ok(DeviceLogits {
         values: part(storage.as_cuda_slice::<T>()?, layout),

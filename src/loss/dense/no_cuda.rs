@@ -58,6 +58,16 @@ pub(super) fn forward_into(
     Err(without_cuda())
 }
 
+pub(super) fn forward_over(
+    _: &mut CudaStorage,
+    _: &Layout,
+    _: &Batch,
+    _: &TemperatureSource,
+    _: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    Err(without_cuda())
+}
+
 fn without_cuda() -> Error {
     Error::Candle(candle_core::Error::NotCompiledWithCudaSupport)
 }

@@ -12,6 +12,7 @@ use crate::{
     device::DeviceChoice,
     model::LoraSettings,
     prompt::{Prompt, PromptStyle},
+    search::{SearchKind, SearchSettings},
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
 
@@ -309,9 +310,9 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
-    /// Beams of a search: lists of more items than this cannot be judged
-    #[arg(long, default_value_t = 20)]
-    pub beams: usize,
+    /// The search.
+    #[command(flatten)]
+    pub search: SearchSettings,
 
     /// Users evaluated side by side
     #[arg(long, default_value_t = 32)]
@@ -345,6 +346,10 @@ pub struct RecommendArguments {
     /// Leave out what the user has chosen already; the others' probabilities stay as they are
     #[arg(long)]
     pub unseen: bool,
+
+    /// How the catalogue is searched: exact proves that nothing better was missed
+    #[arg(long, value_enum, default_value = "beam")]
+    pub search: SearchKind,
 
     /// Beams of the search [default: as many as titles are to be recommended]
     #[arg(long)]

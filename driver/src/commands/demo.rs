@@ -12,6 +12,7 @@ use crate::{
     ranking::Measures,
     report::{Comparison, Line},
     responses::{Example, Responses},
+    search::SearchSettings,
     settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
     synthetic::World,
     tokenizer::TextTokenizer,
@@ -126,7 +127,10 @@ impl Demo {
         let trained = Trained::of(&metrics, trainer.temperature().value, seconds);
         let evaluator = Evaluator {
             trie,
-            beams: BEAMS,
+            search: SearchSettings {
+                beams: BEAMS,
+                ..SearchSettings::default()
+            },
             batch_size: USERS_SIDE_BY_SIDE,
             temperature: trained.temperature,
         };

@@ -27,6 +27,7 @@ use crate::{
     responses::{Example, Responses},
     run_folder::RunFolder,
     schedule::Schedule,
+    search::SearchSettings,
     tokenizer::TextTokenizer,
     train::Trainer,
     training_run::{self, Trained},
@@ -272,7 +273,7 @@ impl Training<'_> {
         }
         let evaluator = Evaluator {
             trie: self.task.responses.trie(),
-            beams: 1,
+            search: SearchSettings::default(),
             batch_size: VALIDATION_BATCH,
             temperature: self.state.temperature.value,
         };

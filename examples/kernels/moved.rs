@@ -63,7 +63,7 @@ pub fn print() {
          and results too, in whole sectors of 32 bytes, over the least: on a device\nmuch of that \
          comes from a cache. Nearly every valid logit lies alone in its sector, which is most of *all* \
          where there is no gradient.\n*Sectors* are those that the gradient's stores touch, over the \
-         least.\n",
+         least.",
         shape.rows.positions(),
         shape.rows.len(),
         shape.branching_logits(),
@@ -79,7 +79,7 @@ pub fn print() {
 }
 
 fn table<T: Number>(title: &str, sets: &TokenSets, rows: &Rows, few: &Rows) {
-    println!("### {title}\n");
+    println!("\n### {title}\n");
     print!("| | least, MB |");
     for (card, _) in CARDS {
         print!(" floor {card}, µs |");
@@ -119,7 +119,6 @@ fn table<T: Number>(title: &str, sets: &TokenSets, rows: &Rows, few: &Rows) {
         };
         Least::new::<T>(sets, few, with_gradient).print_counts(report);
     }
-    println!();
 }
 
 /// The least that must be moved.

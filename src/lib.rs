@@ -48,7 +48,7 @@ mod trie;
 #[cfg(feature = "cuda")]
 pub use backend::cuda;
 pub use backend::launch;
-pub use decode::{BeamSearch, Found, Step};
+pub use decode::{BeamSearch, ExactSearch, Expansion, Found, Normalise, Step, exact_top_k};
 pub use error::{Error, Result};
 pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};

@@ -18,6 +18,7 @@ pub mod reference;
 mod residence;
 mod temperature;
 mod tensor;
+pub(crate) mod valid_logits;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};

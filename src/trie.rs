@@ -102,6 +102,14 @@ impl TokenTrie {
         (!tokens.is_empty()).then_some(first_edge + 1)
     }
 
+    /// The node that leads to `node`. `None` for the root and for a node that does not exist.
+    pub fn parent(&self, node: u32) -> Option<u32> {
+        let edge = node.checked_sub(1)?;
+        let (offsets, tokens) = self.raw();
+        let after = offsets.partition_point(|&offset| offset <= edge) as u32;
+        (edge < tokens.len() as u32).then_some(after - 1)
+    }
+
     /// The node reached from the root by `prefix`, or `None` where no item begins so.
     pub fn walk(&self, prefix: &[u32]) -> Option<u32> {
         prefix

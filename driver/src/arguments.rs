@@ -12,6 +12,7 @@ use crate::{
     device::DeviceChoice,
     model::LoraSettings,
     prompt::{Prompt, PromptStyle},
+    search::{SearchKind, SearchSettings},
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
 
@@ -83,10 +84,6 @@ pub struct DemoArguments {
 #[derive(Args)]
 #[command(after_help = TRAIN_EXAMPLES)]
 pub struct TrainArguments {
-    /// All that decides what comes out.
-    #[command(flatten)]
-    pub run: RunSettings,
-
     /// The folder to write the run to
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
@@ -98,6 +95,10 @@ pub struct TrainArguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+
+    /// All that decides what comes out.
+    #[command(flatten)]
+    pub run: RunSettings,
 }
 
 /// All that decides what comes out of a training. A run keeps it, to be gone on with.
@@ -191,10 +192,6 @@ pub struct InspectArguments {
     )]
     pub pretrained: Option<PathBuf>,
 
-    /// The words around a history.
-    #[command(flatten, next_help_heading = "Prompt")]
-    pub prompt: PromptArguments,
-
     /// η: the probability that ats gives the average target
     #[arg(long, default_value_t = 0.25, value_name = "η")]
     pub eta: f64,
@@ -202,6 +199,10 @@ pub struct InspectArguments {
     /// Print one JSON object instead of the tables
     #[arg(long)]
     pub json: bool,
+
+    /// The words around a history.
+    #[command(flatten, next_help_heading = "Prompt")]
+    pub prompt: PromptArguments,
 }
 
 impl InspectArguments {
@@ -309,9 +310,9 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
-    /// Beams of a search: lists of more items than this cannot be judged
-    #[arg(long, default_value_t = 20)]
-    pub beams: usize,
+    /// The search.
+    #[command(flatten)]
+    pub search: SearchSettings,
 
     /// Users evaluated side by side
     #[arg(long, default_value_t = 32)]
@@ -346,6 +347,10 @@ pub struct RecommendArguments {
     #[arg(long)]
     pub unseen: bool,
 
+    /// How the catalogue is searched: exact proves that nothing better was missed
+    #[arg(long, value_enum, default_value = "beam")]
+    pub search: SearchKind,
+
     /// Beams of the search [default: as many as titles are to be recommended]
     #[arg(long)]
     pub beams: Option<usize>,
@@ -366,10 +371,6 @@ pub struct RecommendArguments {
 /// Options of `msl shapes`.
 #[derive(Args)]
 pub struct ShapesArguments {
-    /// Where the rows come from.
-    #[command(flatten, next_help_heading = "Data")]
-    pub data: DataArguments,
-
     /// A tokenizer.json
     #[arg(long, value_name = "FILE")]
     pub tokenizer: PathBuf,
@@ -389,4 +390,8 @@ pub struct ShapesArguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
 }

@@ -1,10 +1,8 @@
 //! Evaluation: beam search over the trie, and the item NLL.
 
-use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
-use candle_trie::{
-    BeamSearch, Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie,
-};
+use anyhow::Result;
+use candle_core::DType;
+use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
 
 use crate::{
     batch::{Batch, Reading, longest_response, response_rows},
@@ -12,33 +10,29 @@ use crate::{
     progress::Progress,
     ranking::UserResult,
     responses::Example,
+    search::{SearchSettings, Searcher},
 };
 
 /// How well a model recommends.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// What came of every user, in the order of the examples: the place where beam search put the target, and the item
+    /// What came of every user, in the order of the examples: the place where the search put the target, and the item
     /// NLL over the softmax that the trie masks.
     pub users: Vec<UserResult>,
+    /// What each user was recommended, best first: the first item of each title.
+    pub recommended: Vec<Vec<u64>>,
+    /// Tokens that the model read for a user's search, padding left out, as a mean.
+    pub model_tokens: f64,
     /// How many users were evaluated by second.
     pub users_per_second: f64,
-}
-
-/// Items that were recommended.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Recommendation {
-    /// Ids of the items of one title.
-    pub items: Vec<u64>,
-    /// Of that title, over the catalogue.
-    pub probability: f64,
 }
 
 /// Evaluates models over one trie.
 pub struct Evaluator<'a> {
     /// The trie of all responses.
     pub trie: &'a TokenTrie,
-    /// Beams of a search.
-    pub beams: usize,
+    /// How the catalogue is searched.
+    pub search: SearchSettings,
     /// Users evaluated side by side.
     pub batch_size: usize,
     /// The temperature of the softmax: that of training.
@@ -49,22 +43,32 @@ impl Evaluator<'_> {
     /// Evaluates a model on examples.
     pub fn evaluate(&self, label: &str, model: &Llama, examples: &[Example]) -> Result<Evaluation> {
         let loss = self.row_losses()?;
+        let searcher = Searcher::new(self.trie, model, self.search, self.temperature)?;
         let mut users = Vec::with_capacity(examples.len());
+        let mut model_tokens = 0;
         let mut progress = Progress::new(label, examples.len());
         let (order, by_length) = by_length(examples);
         for examples in by_length.chunks(self.batch_size) {
             let item_nlls = self.item_nlls(model, &loss, examples)?;
-            let places = self.places(model, examples)?;
-            let results = places.into_iter().zip(item_nlls);
-            users.extend(results.map(|(place, item_nll)| UserResult { place, item_nll }));
+            let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.prompt[..]).collect();
+            let recommended = searcher.recommend(&prompts, &[])?;
+            model_tokens += recommended.model_tokens;
+            let found = recommended.found.iter().zip(examples).zip(item_nlls);
+            users.extend(found.map(|((found, example), item_nll)| {
+                let place = place(found, example.target);
+                (UserResult { place, item_nll }, first_items(found))
+            }));
             progress.advance(examples.len());
         }
         let seconds = progress.finish().as_secs_f64();
-        let mut users: Vec<(usize, UserResult)> = order.into_iter().zip(users).collect();
+        let mut users: Vec<_> = order.into_iter().zip(users).collect();
         users.sort_unstable_by_key(|(place, _)| *place);
+        let (users, recommended): (Vec<_>, _) = users.into_iter().map(|(_, user)| user).unzip();
         Ok(Evaluation {
             users_per_second: users.len() as f64 / seconds,
-            users: users.into_iter().map(|(_, user)| user).collect(),
+            model_tokens: model_tokens as f64 / users.len().max(1) as f64,
+            users,
+            recommended,
         })
     }
 
@@ -76,16 +80,6 @@ impl Evaluator<'_> {
             sum += self.item_nlls(model, &loss, examples)?.iter().sum::<f64>();
         }
         Ok(sum / examples.len().max(1) as f64)
-    }
-
-    /// What a model recommends after a prompt, the most probable first.
-    pub fn recommend(&self, model: &Llama, prompt: &[u32]) -> Result<Vec<Recommendation>> {
-        let search = self.search(model, &[prompt])?;
-        let recommendation = |found: Found| Recommendation {
-            items: found.items.to_vec(),
-            probability: found.log_probability.exp(),
-        };
-        Ok(search.found(0).into_iter().map(recommendation).collect())
     }
 
     /// A loss that keeps the −ln p of every row apart.
@@ -113,32 +107,19 @@ impl Evaluator<'_> {
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
         Ok(item_nlls.to_vec1()?)
     }
+}
 
-    /// The place of each target among the items that beam search found.
-    fn places(&self, model: &Llama, examples: &[&Example]) -> Result<Vec<Option<usize>>> {
-        let prompts: Vec<&[u32]> = (examples.iter())
-            .map(|example| example.prompt.as_slice())
-            .collect();
-        let search = self.search(model, &prompts)?;
-        let place = |(user, example): (usize, &&Example)| {
-            search
-                .found(user)
-                .iter()
-                .position(|found| found.items.contains(&example.target))
-        };
-        Ok(examples.iter().enumerate().map(place).collect())
-    }
+/// The place of an item among those that a search found.
+fn place(found: &[Found], item: u64) -> Option<usize> {
+    found.iter().position(|found| found.items.contains(&item))
+}
 
-    fn search(&self, model: &Llama, prompts: &[&[u32]]) -> Result<BeamSearch> {
-        let mut search = BeamSearch::new(self.trie, prompts.len(), self.beams, self.temperature)?;
-        let (tokens, lengths) = padded(prompts, model.head().device())?;
-        let (mut hidden, mut cache) = model.read_prompts(&tokens, &lengths)?;
-        while let Some(step) = search.step(&hidden.matmul(&model.head().t()?)?)? {
-            cache.continue_from(&step.parents)?;
-            hidden = model.step(&step.tokens, &mut cache)?;
-        }
-        Ok(search)
-    }
+fn first_items(found: &[Found]) -> Vec<u64> {
+    found
+        .iter()
+        .filter_map(|found| found.items.first())
+        .copied()
+        .collect()
 }
 
 /// Examples from the shortest prompt to the longest, and their places: batches of them need little padding.
@@ -146,18 +127,4 @@ fn by_length(examples: &[Example]) -> (Vec<usize>, Vec<&Example>) {
     let mut by_length: Vec<(usize, &Example)> = examples.iter().enumerate().collect();
     by_length.sort_by_key(|(_, example)| example.prompt.len());
     by_length.into_iter().unzip()
-}
-
-/// Prompts padded on the right, and their lengths.
-fn padded(prompts: &[&[u32]], device: &Device) -> Result<(Tensor, Vec<u32>)> {
-    let longest = prompts.iter().map(|prompt| prompt.len()).max();
-    let longest = longest.context("no prompt")?;
-    let mut tokens = Vec::with_capacity(prompts.len() * longest);
-    for (row, prompt) in prompts.iter().enumerate() {
-        tokens.extend_from_slice(prompt);
-        tokens.resize((row + 1) * longest, 0);
-    }
-    let lengths = prompts.iter().map(|prompt| prompt.len() as u32).collect();
-    let tokens = Tensor::from_vec(tokens, (prompts.len(), longest), device)?;
-    Ok((tokens, lengths))
 }

@@ -31,6 +31,7 @@ pub mod report;
 pub mod responses;
 pub mod run_folder;
 pub mod schedule;
+pub mod search;
 pub mod settings;
 pub mod synthetic;
 pub mod tokenizer;

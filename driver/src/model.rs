@@ -17,7 +17,7 @@ mod parameters;
 mod residual;
 mod rotary;
 
-pub use cache::Cache;
+pub use cache::{Cache, Sequence};
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
 pub use llama::Llama;
 pub use lora::{LoraSettings, TARGETS};

@@ -25,6 +25,8 @@ pub struct Line {
     pub rows_per_second: Option<f64>,
     /// Users that it recommended to by second.
     pub users_per_second: Option<f64>,
+    /// Tokens that the model read for each of them.
+    pub model_tokens: Option<f64>,
 }
 
 impl Line {
@@ -37,6 +39,7 @@ impl Line {
             seconds: None,
             rows_per_second: None,
             users_per_second: None,
+            model_tokens: None,
         }
     }
 
@@ -76,11 +79,12 @@ impl Comparison {
             table.add_row([name].into_iter().chain(cells));
         }
         type Value = fn(&Line) -> Option<f64>;
-        let others: [(&str, Value, usize); 4] = [
+        let others: [(&str, Value, usize); 5] = [
             ("temperature", |line| line.temperature, 3),
             ("seconds of training", |line| line.seconds, 1),
             ("rows/s of training", |line| line.rows_per_second, 0),
             ("users/s", |line| line.users_per_second, 1),
+            ("model tokens/user", |line| line.model_tokens, 1),
         ];
         for (name, value, decimals) in others {
             if self.rows.iter().any(|line| value(line).is_some()) {

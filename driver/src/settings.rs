@@ -96,14 +96,15 @@ pub struct TrainingSettings {
     pub batch_size: usize,
 
     /// Rows that are in memory at once: a batch of more is worked through piece by piece. The gradient is the same,
-    /// but ats can then only use the temperature that the step before has led to [default: the whole batch]
+    /// but ats can then only use the temperature that the step before has led to [default: the whole batch; 4 of a
+    /// pretrained model]
     #[arg(long, value_name = "ROWS")]
     pub micro_batch_size: Option<usize>,
 
-    /// The highest learning rate. (The paper tunes adapters of a pretrained model at 1e-4; weights that start from
-    /// nothing need more)
-    #[arg(long, default_value_t = 3e-3, value_name = "RATE")]
-    pub learning_rate: f64,
+    /// The highest learning rate [default: 1e-4 for adapters, as in the paper; weights that start from nothing need
+    /// more, 3e-3]
+    #[arg(long, value_name = "RATE")]
+    pub learning_rate: Option<f64>,
 
     /// Steps over which the learning rate rises, at most a tenth of all
     #[arg(long, default_value_t = 20, value_name = "STEPS")]
@@ -248,10 +249,10 @@ impl TrainingSettings {
             "--weight-decay is {}, expected 0 or more",
             self.weight_decay
         );
+        let learning_rate = self.learning_rate();
         ensure!(
-            self.learning_rate > 0.0 && self.learning_rate.is_finite(),
-            "--learning-rate is {}, expected a positive number",
-            self.learning_rate
+            learning_rate > 0.0 && learning_rate.is_finite(),
+            "--learning-rate is {learning_rate}, expected a positive number"
         );
         ensure!(
             self.clip > 0.0,
@@ -259,6 +260,19 @@ impl TrainingSettings {
             self.clip
         );
         Ok(())
+    }
+
+    /// The same, with what suits the adapters of a pretrained model where nothing else was asked for.
+    pub fn for_adapters(self) -> Self {
+        Self {
+            learning_rate: self.learning_rate.or(Some(1e-4)),
+            micro_batch_size: self.micro_batch_size.or(Some(4)),
+            ..self
+        }
+    }
+
+    fn learning_rate(&self) -> f64 {
+        self.learning_rate.unwrap_or(3e-3)
     }
 
     /// Rows that are in memory at once.
@@ -272,7 +286,7 @@ impl TrainingSettings {
     pub fn learning_rate_at(&self, step: usize, steps: usize) -> f64 {
         let warm_up = self.learning_rate_warm_up.min(steps / 10);
         if step < warm_up {
-            return self.learning_rate * (step + 1) as f64 / warm_up as f64;
+            return self.learning_rate() * (step + 1) as f64 / warm_up as f64;
         }
         let left = (steps - step) as f64 / (steps - warm_up) as f64;
         let share = match self.decay {
@@ -280,7 +294,7 @@ impl TrainingSettings {
             Decay::Cosine => (1.0 - (std::f64::consts::PI * left).cos()) / 2.0,
             Decay::None => 1.0,
         };
-        self.learning_rate * share
+        self.learning_rate() * share
     }
 }
 
@@ -310,7 +324,7 @@ mod tests {
             epochs: 1,
             batch_size: 1,
             micro_batch_size: None,
-            learning_rate: 1.0,
+            learning_rate: Some(1.0),
             learning_rate_warm_up: 20,
             decay,
             weight_decay: 0.0,

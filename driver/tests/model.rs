@@ -207,12 +207,22 @@ fn assert_decoding_agrees(model: &Llama) {
     assert!(difference(&last.get(0).unwrap(), &sequence(&tokens[0][..3])) < 1e-12);
     assert!(difference(&last.get(1).unwrap(), &sequence(&tokens[1][..2])) < 1e-12);
 
-    cache.continue_from(&[0, 1, 1]).unwrap();
-    model.step(&[2, 10, 4], &mut cache).unwrap();
-    cache.continue_from(&[2, 0]).unwrap();
-    let hidden = model.step(&[5, 7], &mut cache).unwrap();
-    assert!(difference(&hidden.get(0).unwrap(), &sequence(&[3, 3, 4, 5])) < 1e-12);
-    assert!(difference(&hidden.get(1).unwrap(), &sequence(&[1, 4, 9, 2, 7])) < 1e-12);
+    // Stretches of one and two tokens; what was read before can be continued later, and by two.
+    let prompts = cache.prompts();
+    let mut first = [prompts[0].clone(), prompts[1].clone(), prompts[1].clone()];
+    let fed = [vec![2], vec![10, 8], vec![4]];
+    let hidden = model.step(&mut first, &fed, &mut cache).unwrap();
+    assert!(difference(&hidden.get(1).unwrap(), &sequence(&[3, 3, 10, 8])) < 1e-12);
+    let mut second = [first[2].clone(), first[2].clone(), prompts[0].clone()];
+    model
+        .step(&mut second, &[vec![1], vec![5, 6], vec![2]], &mut cache)
+        .unwrap();
+    let mut third = [second[1].clone(), first[0].clone()];
+    let hidden = model
+        .step(&mut third, &[vec![9], vec![7, 5, 1]], &mut cache)
+        .unwrap();
+    assert!(difference(&hidden.get(0).unwrap(), &sequence(&[3, 3, 4, 5, 6, 9])) < 1e-12);
+    assert!(difference(&hidden.get(1).unwrap(), &sequence(&[1, 4, 9, 2, 7, 5, 1])) < 1e-12);
 }
 
 #[test]

@@ -170,7 +170,7 @@ fn training() -> TrainingSettings {
         epochs: 1,
         batch_size: BATCH_SIZE,
         micro_batch_size: None,
-        learning_rate: 1e-3,
+        learning_rate: Some(1e-3),
         learning_rate_warm_up: 2,
         decay: Decay::Linear,
         weight_decay: 0.0,

@@ -37,6 +37,15 @@ impl<'a> Head<'a> {
             gathered_sets: None,
         }
     }
+
+    /// All logits `[rows, V]` of hidden states `[rows, H]`.
+    pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        let logits = hidden.matmul(&self.weight.t()?)?;
+        Ok(match self.bias {
+            Some(bias) => logits.broadcast_add(bias)?,
+            None => logits,
+        })
+    }
 }
 
 impl<'a> From<&'a Tensor> for Head<'a> {

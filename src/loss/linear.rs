@@ -31,23 +31,46 @@ pub(super) fn forward(
 
 pub(super) fn statistics(hidden: &Tensor, head: Head, batch: Batch) -> Result<Statistics> {
     check(hidden, &head, &batch)?;
-    let bias = bias_or_none(&head)?;
     with_element!(hidden.dtype(), HIDDEN, T => {
-        let (hidden, head_storage) = (hidden.storage_and_layout(), head.weight.storage_and_layout());
-        let bias = bias.storage_and_layout();
-        let view = head_view::<T>(
-            cpu(HEAD, &head_storage.0)?,
-            head_storage.1,
-            cpu(BIAS, &bias.0)?,
-            bias.1,
-            head.gathered,
-        )?;
-        let hidden = hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?;
-        match WholeVocabulary::new(hidden, &view, &batch) {
-            Some(rows) => rows.statistics(),
-            None => Ok(score(hidden, &view, &batch)?.statistics),
-        }
+        viewed::<T, _>(hidden, &head, |hidden, head| {
+            match WholeVocabulary::new(hidden, head, &batch) {
+                Some(rows) => rows.statistics(),
+                None => Ok(score(hidden, head, &batch)?.statistics),
+            }
+        })
     })
+}
+
+/// The logits of every row's tokens, for sets that are listed.
+pub(super) fn valid_logits(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Vec<Vec<f64>>> {
+    check(hidden, head, batch)?;
+    with_element!(hidden.dtype(), HIDDEN, T => {
+        viewed::<T, _>(hidden, head, |hidden, head| {
+            Ok(score(hidden, head, batch)?.in_batch_order())
+        })
+    })
+}
+
+/// What `look` sees in hidden states and a head.
+fn viewed<T: Scalar, R>(
+    hidden: &Tensor,
+    head: &Head,
+    look: impl FnOnce(Hidden<T>, &linear::Head<T>) -> Result<R>,
+) -> Result<R> {
+    let bias = bias_or_none(head)?;
+    let (hidden, weight) = (
+        hidden.storage_and_layout(),
+        head.weight.storage_and_layout(),
+    );
+    let bias = bias.storage_and_layout();
+    let view = head_view::<T>(
+        cpu(HEAD, &weight.0)?,
+        weight.1,
+        cpu(BIAS, &bias.0)?,
+        bias.1,
+        head.gathered,
+    )?;
+    look(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &view)
 }
 
 fn forward_of<T: Scalar>(

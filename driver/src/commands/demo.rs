@@ -12,6 +12,7 @@ use crate::{
     ranking::Measures,
     report::{Comparison, Line},
     responses::{Example, Responses},
+    search::SearchSettings,
     settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
     synthetic::World,
     tokenizer::TextTokenizer,
@@ -61,7 +62,7 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
             epochs: arguments.epochs,
             batch_size: BATCH_SIZE,
             micro_batch_size: None,
-            learning_rate: LEARNING_RATE,
+            learning_rate: Some(LEARNING_RATE),
             learning_rate_warm_up: 20,
             decay: Decay::Linear,
             weight_decay: 0.0,
@@ -126,7 +127,10 @@ impl Demo {
         let trained = Trained::of(&metrics, trainer.temperature().value, seconds);
         let evaluator = Evaluator {
             trie,
-            beams: BEAMS,
+            search: SearchSettings {
+                beams: BEAMS,
+                ..SearchSettings::default()
+            },
             batch_size: USERS_SIDE_BY_SIDE,
             temperature: trained.temperature,
         };

@@ -8,11 +8,12 @@ use crate::{
     catalogue::Interaction,
     checkpoint::Checkpoint,
     dataset::sample,
-    evaluate::Evaluator,
+    evaluate::{Evaluation, Evaluator},
     paper_format,
     random::{Purpose, random},
     ranking::{Measures, UserResult},
     report::{Comparison, Line},
+    search::{SearchKind, SearchSettings},
 };
 
 const RANKS_FILE: &str = "ranks.csv";
@@ -46,41 +47,73 @@ pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
         tokenizer,
         responses,
     )?;
-    let evaluator = Evaluator {
-        trie: &run.trie,
-        beams: arguments.beams,
-        batch_size: arguments.batch_size,
-        temperature: run.temperature(arguments.temperature),
+    let temperature = run.temperature(arguments.temperature);
+    let name = format!("{}, step {}", arguments.run.display(), state.step);
+    let evaluate = |kind: SearchKind| {
+        let evaluator = Evaluator {
+            trie: &run.trie,
+            search: SearchSettings {
+                search: kind,
+                ..arguments.search
+            },
+            batch_size: arguments.batch_size,
+            temperature,
+        };
+        let evaluation = evaluator.evaluate(&format!("evaluating, {kind}"), model, &examples)?;
+        let line = Line {
+            temperature: Some(temperature),
+            users_per_second: Some(evaluation.users_per_second),
+            model_tokens: Some(evaluation.model_tokens),
+            ..Line::new(
+                match arguments.search.search {
+                    SearchKind::Beam => name.clone(),
+                    SearchKind::Exact => format!("{name}, {kind}"),
+                },
+                Measures::of(&evaluation.users, arguments.search.beams),
+            )
+        };
+        anyhow::Ok((evaluation, line))
     };
-    let evaluation = evaluator.evaluate("evaluating", model, &examples)?;
+    let mut rows = baselines(&dataset.training, &test, responses)?;
+    let mut notes = Vec::new();
+    let (mut evaluation, line) = evaluate(SearchKind::Beam)?;
+    rows.push(line);
+    if arguments.search.search == SearchKind::Exact {
+        let (exact, line) = evaluate(SearchKind::Exact)?;
+        rows.push(line);
+        notes.push(missed_note(&evaluation, &exact, arguments.search.beams));
+        evaluation = exact;
+    }
     let ranks = match &arguments.ranks {
         Some(file) => file.clone(),
         None => arguments.run.join(RANKS_FILE),
     };
     write_ranks(&ranks, &test, &evaluation.users)?;
-    let mut rows = baselines(&dataset.training, &test, responses)?;
-    let name = format!("{}, step {}", arguments.run.display(), state.step);
-    rows.push(Line {
-        temperature: Some(evaluator.temperature),
-        users_per_second: Some(evaluation.users_per_second),
-        ..Line::new(name, Measures::of(&evaluation.users, arguments.beams))
-    });
+    notes.push(format!(
+        "{} users, {} beams; each user's rank is in {}.",
+        test.len(),
+        arguments.search.beams,
+        ranks.display()
+    ));
+    notes.push(ERRORS_NOTE.into());
     Comparison {
         command: "evaluate",
         seed,
         users: test.len(),
         rows,
-        notes: vec![
-            format!(
-                "{} users, {} beams; each user's rank is in {}.",
-                test.len(),
-                arguments.beams,
-                ranks.display()
-            ),
-            ERRORS_NOTE.into(),
-        ],
+        notes,
     }
     .print(arguments.json)
+}
+
+/// How often beam search missed what the exact search found.
+fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
+    let users = beam.recommended.iter().zip(&exact.recommended);
+    let missed = users.filter(|(beam, exact)| exact.iter().any(|item| !beam.contains(item)));
+    format!(
+        "Beam search missed an item of the true top {beams} for {:.1} % of the users.",
+        100.0 * missed.count() as f64 / beam.recommended.len().max(1) as f64
+    )
 }
 
 /// Writes a CSV file of one line for each user.

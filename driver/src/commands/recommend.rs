@@ -7,8 +7,8 @@ use super::opened_run::OpenedRun;
 use crate::{
     arguments::RecommendArguments,
     catalogue::Item,
-    evaluate::{Evaluator, Recommendation},
     report::{print_json, table},
+    search::{SearchSettings, Searcher},
 };
 
 #[derive(Serialize)]
@@ -36,33 +36,31 @@ pub fn recommend(arguments: &RecommendArguments) -> Result<()> {
     let prompt = run.folder.settings().prompt.prompt();
     let prompt = prompt.text(history.iter().map(String::as_str));
     let prompt = run.checkpoint.tokenizer.encode(&prompt)?;
-    let unwanted = if arguments.unseen { history.len() } else { 0 };
-    let evaluator = Evaluator {
-        trie: &run.trie,
-        beams: arguments.beams.unwrap_or(arguments.top + unwanted),
-        batch_size: 1,
-        temperature: run.temperature(arguments.temperature),
+    let seen = |item: &&Item| arguments.unseen && history.contains(&item.title);
+    let left_out: Vec<u64> = items.iter().filter(seen).map(|item| item.id).collect();
+    let temperature = run.temperature(arguments.temperature);
+    let search = SearchSettings {
+        search: arguments.search,
+        beams: arguments.beams.unwrap_or(arguments.top),
+        ..SearchSettings::default()
     };
-    let found = evaluator.recommend(&run.checkpoint.model, &prompt)?;
-    let title = |found: &Recommendation| -> Option<&str> {
-        run.dataset.catalogue.title(*found.items.first()?)
-    };
-    let wanted = found.into_iter().filter_map(|found| {
-        let title = title(&found)?;
-        let seen = history.iter().any(|seen| seen == title);
-        (!(arguments.unseen && seen)).then_some((title, found))
+    let searcher = Searcher::new(&run.trie, &run.checkpoint.model, search, temperature)?;
+    let found = searcher.recommend(&[&prompt], &[left_out])?.found;
+    let titled = found.into_iter().flatten().filter_map(|found| {
+        let title = run.dataset.catalogue.title(*found.items.first()?)?;
+        Some((title, found))
     });
-    let recommended = (1..).zip(wanted.take(arguments.top));
     let report = Report {
         command: "recommend",
         history: &history,
-        temperature: evaluator.temperature,
-        recommended: recommended
+        temperature,
+        recommended: (1..)
+            .zip(titled.take(arguments.top))
             .map(|(rank, (title, found))| Recommended {
                 rank,
                 title,
                 items: found.items,
-                probability: found.probability,
+                probability: found.log_probability.exp(),
             })
             .collect(),
     };

@@ -27,6 +27,7 @@ use crate::{
     responses::{Example, Responses},
     run_folder::RunFolder,
     schedule::Schedule,
+    search::SearchSettings,
     tokenizer::TextTokenizer,
     train::Trainer,
     training_run::{self, Trained},
@@ -43,6 +44,9 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
         ..arguments.run.clone()
     };
+    if settings.pretrained.is_some() {
+        settings.training = settings.training.for_adapters();
+    }
     let data = Rows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
         Some(base) => adapted_model(&settings, base)?,
@@ -265,7 +269,7 @@ impl Training<'_> {
         }
         let evaluator = Evaluator {
             trie: self.task.responses.trie(),
-            beams: 1,
+            search: SearchSettings::default(),
             batch_size: VALIDATION_BATCH,
             temperature: self.state.temperature.value,
         };

@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use super::{
     LlamaConfig, Parameters,
-    cache::{Cache, LayerCache},
+    cache::{Feed, LayerCache},
     causal_attention::causal_attention,
     config::Architecture,
     linear::Linear,
@@ -93,20 +93,20 @@ impl Attention {
         Ok((self.output.forward(&mixed, noise)?, keys, values))
     }
 
-    /// Attention of one new token of every beam, `[beams, 1, hidden]`, which joins the cache.
+    /// Attention of tokens that are fed, `[tokens, 1, hidden]`, which join the cache.
     pub fn step(
         &self,
         x: &Tensor,
         layer: &mut LayerCache,
-        cache: &Step,
+        feed: &Feed,
     ) -> candle_core::Result<Tensor> {
-        let (beams, _, _) = x.dims3()?;
-        let (queries, keys, values) = self.project(x, &cache.positions, None)?;
+        let (tokens, _, _) = x.dims3()?;
+        let (queries, keys, values) = self.project(x, &feed.positions, None)?;
         layer.push(&keys, &values)?;
-        let queries = queries.reshape((beams, self.heads, self.width))?;
-        let mixed = layer.attend(&queries, &cache.lengths, &cache.users)?;
+        let queries = queries.reshape((tokens, self.heads, self.width))?;
+        let mixed = layer.attend(&queries, feed)?;
         self.output
-            .forward(&mixed.reshape((beams, 1, self.heads * self.width))?, None)
+            .forward(&mixed.reshape((tokens, 1, self.heads * self.width))?, None)
     }
 
     /// Queries, keys and values `[batch, tokens, heads, width]`, where they stand.
@@ -133,22 +133,5 @@ impl Attention {
             rotate(&keys, first_positions, &self.frequencies)?,
             project(&self.value, self.key_value_heads)?,
         ))
-    }
-}
-
-/// Where the beams of one decoding step stand.
-pub struct Step {
-    lengths: Vec<u32>,
-    users: Vec<u32>,
-    positions: Vec<u32>,
-}
-
-impl Step {
-    pub fn of(cache: &Cache) -> Self {
-        Self {
-            lengths: cache.lengths.clone(),
-            users: cache.users.clone(),
-            positions: cache.next_positions(),
-        }
     }
 }

@@ -1,91 +1,121 @@
-//! What decoding keeps of the past: the prompts once, and each beam's own tokens.
+//! What decoding keeps of the past: every prompt once, and the tokens that were fed behind them.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, constant, elements, for_element_of, largest};
+use super::elements::{Element, constant, dot, elements, for_element_of, largest};
+use super::matrix::{Matrix, multiply};
 
-/// Keys and values of all layers while responses are decoded. All beams of a user share the prompt's.
+/// Keys and values of all layers while responses are decoded. Tokens are only ever added, so that any sequence that
+/// was read can be continued at any time, by several others too.
 pub struct Cache {
     /// Real tokens of each prompt.
     pub(super) lengths: Vec<u32>,
-    /// The user of each beam.
-    pub(super) users: Vec<u32>,
-    /// Beams' own tokens so far.
-    pub(super) steps: u32,
+    /// Tokens fed behind the prompts so far.
+    pub(super) fed: u32,
     pub(super) layers: Vec<LayerCache>,
+}
+
+/// A sequence that was read: a user's prompt, and tokens behind it.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    user: u32,
+    /// Which of the cache's fed tokens are its own, in their order.
+    own: Vec<u32>,
+}
+
+impl Cache {
+    /// The prompts alone, one sequence a user.
+    pub fn prompts(&self) -> Vec<Sequence> {
+        (0..self.lengths.len() as u32)
+            .map(|user| Sequence {
+                user,
+                own: Vec::new(),
+            })
+            .collect()
+    }
+
+    /// Feeds tokens behind sequences, which become so much longer.
+    pub(super) fn feed(&mut self, sequences: &mut [Sequence], tokens: &[Vec<u32>]) -> Feed {
+        let mut feed = Feed::default();
+        for (sequence, tokens) in sequences.iter_mut().zip(tokens) {
+            let prompt = self.lengths[sequence.user as usize];
+            for _ in tokens {
+                feed.positions.push(prompt + sequence.own.len() as u32);
+                sequence.own.push(self.fed);
+                feed.seen.push(Seen {
+                    user: sequence.user as usize,
+                    prompt: prompt as usize,
+                    own: sequence.own.clone(),
+                });
+                self.fed += 1;
+            }
+        }
+        feed
+    }
+}
+
+/// The tokens of one decoding step, sequence after sequence.
+#[derive(Default)]
+pub(super) struct Feed {
+    /// The position of each.
+    pub positions: Vec<u32>,
+    seen: Vec<Seen>,
+}
+
+/// What one token sees.
+#[derive(Clone)]
+struct Seen {
+    user: usize,
+    /// Tokens of its user's prompt.
+    prompt: usize,
+    /// Fed tokens, itself the last.
+    own: Vec<u32>,
 }
 
 /// Keys and values of one layer, stacked in that order.
 pub(super) struct LayerCache {
     /// `[2, users, tokens, heads, width]`.
-    prompt: Tensor,
-    /// `[2, beams, steps, heads, width]`; nothing before the first step.
-    own: Option<Tensor>,
-}
-
-impl Cache {
-    /// Makes beam `i` continue what beam `parents[i]` was.
-    pub fn continue_from(&mut self, parents: &[u32]) -> Result<()> {
-        self.users = parents
-            .iter()
-            .map(|&parent| self.users[parent as usize])
-            .collect();
-        for layer in &mut self.layers {
-            if let Some(own) = &layer.own {
-                let parents = Tensor::new(parents, own.device())?;
-                layer.own = Some(own.index_select(&parents, 1)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// The position that each beam's next token takes.
-    pub(super) fn next_positions(&self) -> Vec<u32> {
-        self.users
-            .iter()
-            .map(|&user| self.lengths[user as usize] + self.steps)
-            .collect()
-    }
+    prompts: Tensor,
+    /// `[2, 1, fed tokens, heads, width]`; nothing before the first step.
+    fed: Option<Tensor>,
 }
 
 impl LayerCache {
     /// Keeps the keys and values `[users, tokens, heads, width]` of the prompts.
     pub fn new(keys: &Tensor, values: &Tensor) -> Result<Self> {
         Ok(Self {
-            prompt: Tensor::stack(&[keys, values], 0)?,
-            own: None,
+            prompts: Tensor::stack(&[keys, values], 0)?,
+            fed: None,
         })
     }
 
-    /// Adds one token's keys and values `[beams, 1, heads, width]` to every beam.
+    /// Adds the keys and values `[tokens, 1, heads, width]` of tokens that are fed.
     pub fn push(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
-        let new = Tensor::stack(&[keys, values], 0)?;
-        self.own = Some(match &self.own {
-            Some(own) => Tensor::cat(&[own, &new], 2)?,
+        let new = Tensor::stack(&[keys.transpose(0, 1)?, values.transpose(0, 1)?], 0)?;
+        self.fed = Some(match &self.fed {
+            Some(fed) => Tensor::cat(&[fed, &new], 2)?,
             None => new,
         });
         Ok(())
     }
 
-    /// What the queries `[beams, heads, width]` of the newest tokens see: their user's prompt and their own tokens.
-    pub fn attend(&self, queries: &Tensor, lengths: &[u32], users: &[u32]) -> Result<Tensor> {
-        let Some(own) = &self.own else {
-            candle_core::bail!("a beam attends before its first token is cached");
+    /// What the queries `[tokens, heads, width]` of the newest tokens see.
+    pub fn attend(&self, queries: &Tensor, feed: &Feed) -> Result<Tensor> {
+        let Some(fed) = &self.fed else {
+            candle_core::bail!("a token attends before it is cached");
         };
         let op = Attend {
-            lengths: lengths.to_vec(),
-            users: users.to_vec(),
+            seen: feed.seen.clone(),
         };
         queries
             .contiguous()?
-            .apply_op3_no_bwd(&self.prompt, own, &op)
+            .apply_op3_no_bwd(&self.prompts, fed, &op)
     }
 }
 
 struct Attend {
-    lengths: Vec<u32>,
-    users: Vec<u32>,
+    seen: Vec<Seen>,
 }
 
 impl CustomOp3 for Attend {
@@ -97,50 +127,53 @@ impl CustomOp3 for Attend {
         &self,
         queries: &CpuStorage,
         query_layout: &Layout,
-        prompt: &CpuStorage,
-        prompt_layout: &Layout,
-        own: &CpuStorage,
-        own_layout: &Layout,
+        prompts: &CpuStorage,
+        prompts_layout: &Layout,
+        fed: &CpuStorage,
+        fed_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         for_element_of!(queries, T => {
-            let prompt = Past::<T>::new(elements(prompt, prompt_layout)?, prompt_layout)?;
-            let own = Past::new(elements(own, own_layout)?, own_layout)?;
-            let output = self.mixed(elements(queries, query_layout)?, query_layout, &prompt, &own)?;
+            let prompts = Past::<T>::new(elements(prompts, prompts_layout)?, prompts_layout)?;
+            let fed = Past::new(elements(fed, fed_layout)?, fed_layout)?;
+            let output = self.mixed(elements(queries, query_layout)?, query_layout, &prompts, &fed)?;
             Ok((candle_core::WithDType::to_cpu_storage_owned(output), query_layout.shape().clone()))
         })
     }
 }
 
 impl Attend {
+    /// User by user: all tokens of a user see the same prompt, which makes two matrix products a head.
     fn mixed<T: Element>(
         &self,
         queries: &[T],
         layout: &Layout,
-        prompt: &Past<T>,
-        own: &Past<T>,
+        prompts: &Past<T>,
+        fed: &Past<T>,
     ) -> Result<Vec<T>> {
         let (_, heads, width) = layout.shape().dims3()?;
-        let group = heads / prompt.heads;
         let mut output = vec![T::zero(); queries.len()];
-        let beams = output
-            .par_chunks_mut(heads * width)
-            .zip(queries.par_chunks(heads * width));
-        beams
-            .zip(&self.users)
-            .enumerate()
-            .for_each(|(beam, ((output, queries), &user))| {
-                let length = self.lengths[user as usize] as usize;
-                for (head, (output, query)) in output
-                    .chunks_mut(width)
-                    .zip(queries.chunks(width))
-                    .enumerate()
-                {
-                    let seen = prompt.of(user as usize, length, head / group);
-                    attend(
-                        query,
-                        seen.chain(own.of(beam, own.tokens, head / group)),
-                        output,
-                    );
+        let mut rest = (queries, &mut output[..]);
+        let of_users: Vec<_> = self
+            .seen
+            .chunk_by(|a, b| a.user == b.user)
+            .map(|seen| {
+                let (queries, later_queries) = rest.0.split_at(seen.len() * heads * width);
+                let (output, later) = std::mem::take(&mut rest.1).split_at_mut(queries.len());
+                rest = (later_queries, later);
+                (seen, queries, output)
+            })
+            .collect();
+        of_users
+            .into_par_iter()
+            .for_each(|(seen, queries, output)| {
+                for head in 0..heads {
+                    let tokens = Tokens {
+                        seen,
+                        heads,
+                        width,
+                        head,
+                    };
+                    tokens.attend(queries, prompts, fed, output);
                 }
             });
         Ok(output)
@@ -169,48 +202,88 @@ impl<'a, T: Element> Past<'a, T> {
         })
     }
 
-    /// Keys and values of one head for the first `length` tokens of an owner.
-    fn of(
-        &self,
-        owner: usize,
-        length: usize,
-        head: usize,
-    ) -> impl Iterator<Item = (&'a [T], &'a [T])> + Clone {
-        let (keys, values, heads, width) = (self.keys, self.values, self.heads, self.width);
-        let first = owner * self.tokens;
-        (first..first + length).map(move |token| {
-            let start = (token * heads + head) * width;
-            (&keys[start..start + width], &values[start..start + width])
-        })
+    /// The first `length` tokens of an owner: one head's part of `values`.
+    fn matrix(&self, values: &'a [T], owner: usize, length: usize, head: usize) -> Matrix<'a, T> {
+        let start = (owner * self.tokens * self.heads + head) * self.width;
+        let stride = self.heads * self.width;
+        Matrix::strided(&values[start..], length, self.width, stride)
+    }
+
+    fn row(&self, values: &'a [T], token: u32, head: usize) -> &'a [T] {
+        let start = (token as usize * self.heads + head) * self.width;
+        &values[start..start + self.width]
     }
 }
 
-/// The softmax-weighted mean of values, over keys and values that are walked twice.
-fn attend<'a, T: Element>(
-    query: &[T],
-    past: impl Iterator<Item = (&'a [T], &'a [T])> + Clone,
-    output: &mut [T],
-) {
-    let scale = constant::<T>(query.len() as f64).sqrt().recip();
-    let mut weights: Vec<T> = past
-        .clone()
-        .map(|(key, _)| {
-            query
-                .iter()
-                .zip(key)
-                .fold(T::zero(), |sum, (&q, &k)| sum + q * k)
-                * scale
-        })
-        .collect();
-    let largest = largest(&weights);
+/// One query head of one user's tokens.
+struct Tokens<'a> {
+    seen: &'a [Seen],
+    heads: usize,
+    width: usize,
+    head: usize,
+}
+
+impl Tokens<'_> {
+    fn attend<T: Element>(
+        &self,
+        queries: &[T],
+        prompts: &Past<T>,
+        fed: &Past<T>,
+        output: &mut [T],
+    ) {
+        let Some(&Seen { user, prompt, .. }) = self.seen.first() else {
+            return;
+        };
+        let (start, stride) = (self.head * self.width, self.heads * self.width);
+        let key_head = self.head / (self.heads / prompts.heads);
+        let scale = constant::<T>(self.width as f64).sqrt().recip();
+        let matrix = Matrix::strided(&queries[start..], self.seen.len(), self.width, stride);
+        let mut weights = vec![T::zero(); self.seen.len() * prompt];
+        let keys = prompts.matrix(prompts.keys, user, prompt, key_head);
+        multiply(&mut weights, prompt, T::zero(), matrix, keys.t(), scale);
+        let own_weights: Vec<Vec<T>> = (self.seen.iter())
+            .zip(queries[start..].chunks(stride))
+            .zip(weights.chunks_mut(prompt.max(1)))
+            .map(|((seen, query), weights)| {
+                let key =
+                    |&token: &u32| dot(&query[..self.width], fed.row(fed.keys, token, key_head));
+                let mut own: Vec<T> = seen.own.iter().map(|token| key(token) * scale).collect();
+                softmax(weights, &mut own);
+                own
+            })
+            .collect();
+        let values = prompts.matrix(prompts.values, user, prompt, key_head);
+        let weights = Matrix::new(&weights, prompt);
+        multiply(
+            &mut output[start..],
+            stride,
+            T::zero(),
+            weights,
+            values,
+            T::one(),
+        );
+        for ((seen, own), output) in
+            (self.seen.iter().zip(own_weights)).zip(output[start..].chunks_mut(stride))
+        {
+            for (&token, weight) in seen.own.iter().zip(own) {
+                for (output, &value) in output.iter_mut().zip(fed.row(fed.values, token, key_head))
+                {
+                    *output += weight * value;
+                }
+            }
+        }
+    }
+}
+
+/// The softmax over two stretches of scores together.
+fn softmax<T: Element>(a: &mut [T], b: &mut [T]) {
+    let largest = largest(&[largest(a), largest(b)]);
     let mut sum = T::zero();
-    for weight in &mut weights {
+    for weight in a.iter_mut().chain(b.iter_mut()) {
         *weight = (*weight - largest).exponential();
         sum += *weight;
     }
-    for (&weight, (_, value)) in weights.iter().zip(past) {
-        for (output, &value) in output.iter_mut().zip(value) {
-            *output += weight / sum * value;
-        }
+    for weight in a.iter_mut().chain(b.iter_mut()) {
+        *weight /= sum;
     }
 }

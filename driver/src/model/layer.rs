@@ -5,8 +5,8 @@ use candle_core::Tensor;
 
 use super::{
     LlamaConfig, Parameters,
-    attention::{Attention, Step},
-    cache::LayerCache,
+    attention::Attention,
+    cache::{Feed, LayerCache},
     feed_forward::gated,
     frozen_feed_forward::FrozenFeedForward,
     linear::Linear,
@@ -83,14 +83,14 @@ impl Layer {
         ))
     }
 
-    /// The layer's output for one new token of every beam.
+    /// The layer's output for tokens that are fed, `[tokens, 1, hidden]`.
     pub fn step(
         &self,
         x: &Tensor,
         cached: &mut LayerCache,
-        place: &Step,
+        feed: &Feed,
     ) -> candle_core::Result<Tensor> {
-        let attended = (self.attention).step(&self.attention_norm.forward(x)?, cached, place)?;
+        let attended = (self.attention).step(&self.attention_norm.forward(x)?, cached, feed)?;
         self.feed_forward(&residual(x, &attended)?, None)
     }
 

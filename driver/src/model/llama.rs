@@ -5,8 +5,7 @@ use candle_core::{DType, Device, Tensor, Var, safetensors};
 
 use super::{
     Cache, LlamaConfig, Parameters,
-    attention::Step,
-    cache::LayerCache,
+    cache::{LayerCache, Sequence},
     layer::Layer,
     lora::{Adapter, LoraSettings},
     norm::Norm,
@@ -165,7 +164,7 @@ impl Llama {
     }
 
     /// Reads prompts `[users, tokens]`, padded on the right to the longest, of `lengths` real tokens: the hidden state
-    /// `[users, hidden]` of each prompt's last token, and the cache with one beam for every user.
+    /// `[users, hidden]` of each prompt's last token, and the cache.
     pub fn read_prompts(&self, tokens: &Tensor, lengths: &[u32]) -> Result<(Tensor, Cache)> {
         let (users, padded) = tokens.dims2()?;
         ensure!(
@@ -193,28 +192,37 @@ impl Llama {
             .unsqueeze(1)?;
         let cache = Cache {
             lengths: lengths.to_vec(),
-            users: (0..users as u32).collect(),
-            steps: 0,
+            fed: 0,
             layers,
         };
         Ok((self.norm.forward(&x)?.squeeze(1)?.detach(), cache))
     }
 
-    /// Feeds one token to every beam: their hidden states `[beams, hidden]`.
-    pub fn step(&self, tokens: &[u32], cache: &mut Cache) -> Result<Tensor> {
+    /// Feeds tokens behind sequences, at least one behind each: the hidden states `[sequences, hidden]` of the last.
+    pub fn step(
+        &self,
+        sequences: &mut [Sequence],
+        tokens: &[Vec<u32>],
+        cache: &mut Cache,
+    ) -> Result<Tensor> {
         ensure!(
-            tokens.len() == cache.users.len(),
-            "{} tokens for {} beams",
+            tokens.len() == sequences.len() && tokens.iter().all(|tokens| !tokens.is_empty()),
+            "{} stretches of tokens, or an empty one, for {} sequences",
             tokens.len(),
-            cache.users.len()
+            sequences.len()
         );
-        let tokens = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(1)?;
-        let place = Step::of(cache);
-        let mut x = self.embed(&tokens)?;
+        let feed = cache.feed(sequences, tokens);
+        let device = self.embedding.device();
+        let mut x = self.embed(&Tensor::new(tokens.concat(), device)?.unsqueeze(1)?)?;
         for (layer, cached) in self.layers.iter().zip(&mut cache.layers) {
-            x = layer.step(&x, cached, &place)?.detach();
+            x = layer.step(&x, cached, &feed)?.detach();
         }
-        cache.steps += 1;
+        let ends = tokens.iter().scan(0, |end, tokens| {
+            *end += tokens.len() as u32;
+            Some(*end - 1)
+        });
+        let last = Tensor::new(ends.collect::<Vec<u32>>(), device)?;
+        let x = x.index_select(&last, 0)?;
         Ok(self.norm.forward(&x)?.squeeze(1)?.detach())
     }
 

@@ -159,6 +159,18 @@ fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
     );
     let name = validation["rows"][2]["name"].as_str().unwrap();
     assert!(name.ends_with(&format!("step {best}")), "{name}");
+
+    // Beams enough for every title find what the exact search does, and that there was nothing to be missed.
+    let exact = evaluate(&["--search", "exact", "--beams", "40"]);
+    let (beam, exact, note) = (&exact["rows"][2], &exact["rows"][3], &exact["notes"][0]);
+    for measure in ["hr@1", "hr@10", "ndcg@10", "item_nll"] {
+        assert_eq!(beam[measure], exact[measure], "{measure}");
+    }
+    assert!(exact["model_tokens"].as_f64().unwrap() > 0.0);
+    assert!(
+        note.as_str().unwrap().ends_with("for 0.0 % of the users."),
+        "{note}"
+    );
 }
 
 #[test]

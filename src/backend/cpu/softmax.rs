@@ -113,6 +113,14 @@ pub(super) fn gather<T: Element>(logits: &[T], set: TokenSet, scores: &mut Vec<T
     }
 }
 
+/// ln Σ exp(z/τ) over a row of logits.
+pub(crate) fn log_sum<T: Element>(logits: &[T], temperature: f64) -> f64 {
+    let mut values = Vec::with_capacity(logits.len());
+    vector::widen(logits, &mut values);
+    let maximum: f64 = vector::maximum(&values).into();
+    vector::exponentials(&mut values, maximum, temperature.recip()).ln() + maximum / temperature
+}
+
 /// Writes `factor·(p_v − [v = y])` at the tokens of the set, from the exponentials that
 /// [`RowSoftmax`] left in `scores`.
 pub(super) fn write_gradient<T: Element>(

@@ -27,6 +27,17 @@ pub(crate) struct Scores<'a, R: Clone> {
     pub statistics: Statistics,
 }
 
+impl<R: Real> Scores<'_, R> {
+    /// The scores of each row of the batch, in its order, in f64.
+    pub fn in_batch_order(&self) -> Vec<Vec<f64>> {
+        let of_slot = |slot: &[usize]| &self.scores[slot[0]..slot[1]];
+        let by_slot: Vec<&[R]> = self.plan.starts.windows(2).map(of_slot).collect();
+        let widened = |scores: &[R]| scores.iter().map(|&score| score.into()).collect();
+        let in_order = self.plan.in_batch_order(&by_slot);
+        in_order.into_iter().map(widened).collect()
+    }
+}
+
 /// Phase one: the scores of every row's tokens, and the statistics.
 pub(crate) fn score<'a, T: Element>(
     hidden: Hidden<T>,

@@ -1,0 +1,247 @@
+//! Searches of the catalogue for what a model would recommend.
+
+use std::fmt;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use candle_trie::{BeamSearch, ExactSearch, Expansion, Found, FrozenHead, Normalise, TokenTrie};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use crate::model::{Cache, Llama, Sequence};
+
+/// How the catalogue is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SearchKind {
+    /// Beam search, which may drop the beginning of a good title.
+    Beam,
+    /// Best-first search, which proves that it did not.
+    Exact,
+}
+
+impl fmt::Display for SearchKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Beam => "beam",
+            Self::Exact => "exact",
+        })
+    }
+}
+
+/// What probabilities are normalised over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NormaliseOver {
+    /// The tokens that continue an item: probabilities of items.
+    Trie,
+    /// The whole vocabulary, masked afterwards, as Hugging Face's generate does.
+    Vocabulary,
+}
+
+/// Options of a search.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct SearchSettings {
+    /// How the catalogue is searched; exact is set beside beam, and says how often that missed an item
+    #[arg(long, value_enum, default_value = "beam")]
+    pub search: SearchKind,
+
+    /// Beams of a search, or items of an exact one: lists of more items than this cannot be judged
+    #[arg(long, default_value_t = 20)]
+    pub beams: usize,
+
+    /// What the probabilities of a beam search are normalised over
+    #[arg(long, value_enum, default_value = "trie")]
+    pub normalise: NormaliseOver,
+
+    /// Rank the titles of a beam search by log-probability ÷ length^PENALTY
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "PENALTY",
+        allow_negative_numbers = true
+    )]
+    pub length_penalty: f64,
+}
+
+impl Default for SearchSettings {
+    fn default() -> Self {
+        Self {
+            search: SearchKind::Beam,
+            beams: 20,
+            normalise: NormaliseOver::Trie,
+            length_penalty: 0.0,
+        }
+    }
+}
+
+/// Searches a trie with a model.
+pub struct Searcher<'a> {
+    trie: &'a TokenTrie,
+    model: &'a Llama,
+    head: FrozenHead,
+    settings: SearchSettings,
+    temperature: f64,
+}
+
+/// What a search found for some users, and what it cost.
+pub struct Recommended {
+    /// The paths of each user, best first.
+    pub found: Vec<Vec<Found>>,
+    /// Tokens that the model read, padding left out.
+    pub model_tokens: usize,
+}
+
+impl<'a> Searcher<'a> {
+    /// Searches with the model as it is now, at this temperature of the softmax.
+    pub fn new(
+        trie: &'a TokenTrie,
+        model: &'a Llama,
+        settings: SearchSettings,
+        temperature: f64,
+    ) -> Result<Self> {
+        let by_probability =
+            settings.normalise == NormaliseOver::Trie && settings.length_penalty == 0.0;
+        ensure!(
+            settings.search == SearchKind::Beam || by_probability,
+            "--search exact ranks by the probability over the trie: leave out --normalise and --length-penalty"
+        );
+        Ok(Self {
+            trie,
+            model,
+            head: FrozenHead::new(model.head(), trie)?,
+            settings,
+            temperature,
+        })
+    }
+
+    /// The best items behind each prompt, those of `left_out` (one list a prompt, or none at all) excepted.
+    pub fn recommend(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        match self.settings.search {
+            SearchKind::Beam => self.beam(prompts, left_out),
+            SearchKind::Exact => self.exact(prompts, left_out),
+        }
+    }
+
+    fn beam(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        let normalise = match self.settings.normalise {
+            NormaliseOver::Trie => Normalise::Trie,
+            NormaliseOver::Vocabulary => Normalise::Vocabulary,
+        };
+        let mut search = BeamSearch::new(
+            self.trie,
+            prompts.len(),
+            self.settings.beams,
+            self.temperature,
+        )?
+        .with_normalise(normalise)
+        .with_length_penalty(self.settings.length_penalty)?;
+        if !left_out.is_empty() {
+            search = search.leaving_out(left_out)?;
+        }
+        let mut reader = Reader::new(self.model, prompts, search.lead())?;
+        let (mut hidden, mut sequences) = reader.prompts(&search.users())?;
+        while let Some(step) = search.step_linear(&hidden, &self.head)? {
+            sequences = (step.parents.iter())
+                .map(|&parent| sequences[parent as usize].clone())
+                .collect();
+            hidden = reader.read(&mut sequences, &step.tokens)?;
+        }
+        Ok(Recommended {
+            found: (0..prompts.len()).map(|user| search.found(user)).collect(),
+            model_tokens: reader.tokens,
+        })
+    }
+
+    fn exact(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        let mut search = ExactSearch::new(
+            self.trie,
+            prompts.len(),
+            self.settings.beams,
+            self.temperature,
+        )?;
+        if !left_out.is_empty() {
+            search = search.leaving_out(left_out)?;
+        }
+        let mut reader = Reader::new(self.model, prompts, search.lead())?;
+        let mut read: Vec<Sequence> = Vec::new();
+        while let Some(Expansion {
+            users,
+            parents,
+            tokens,
+        }) = search.wanted()
+        {
+            let hidden = if read.is_empty() {
+                let (hidden, sequences) = reader.prompts(&users)?;
+                read = sequences;
+                hidden
+            } else {
+                let parent = |parent: &Option<u32>| {
+                    let row = parent.context("an expansion begins anew")?;
+                    anyhow::Ok(read[row as usize].clone())
+                };
+                let mut sequences = parents.iter().map(parent).collect::<Result<Vec<_>>>()?;
+                let hidden = reader.read(&mut sequences, &tokens)?;
+                read.extend(sequences);
+                hidden
+            };
+            search.step_linear(&hidden, &self.head)?;
+        }
+        Ok(Recommended {
+            found: (0..prompts.len()).map(|user| search.found(user)).collect(),
+            model_tokens: reader.tokens,
+        })
+    }
+}
+
+/// A model with what it has read for some users.
+struct Reader<'a> {
+    model: &'a Llama,
+    cache: Cache,
+    /// The hidden state behind each prompt.
+    last: Tensor,
+    /// Tokens read so far, padding left out.
+    tokens: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads the prompts, each with `lead` behind it.
+    fn new(model: &'a Llama, prompts: &[&[u32]], lead: &[u32]) -> Result<Self> {
+        let device = model.head().device();
+        let lengths: Vec<u32> = (prompts.iter())
+            .map(|prompt| (prompt.len() + lead.len()) as u32)
+            .collect();
+        let longest = lengths.iter().copied().max().context("no prompt")? as usize;
+        let mut tokens = Vec::with_capacity(prompts.len() * longest);
+        for (row, prompt) in prompts.iter().enumerate() {
+            tokens.extend_from_slice(prompt);
+            tokens.extend_from_slice(lead);
+            tokens.resize((row + 1) * longest, 0);
+        }
+        let tokens = Tensor::from_vec(tokens, (prompts.len(), longest), device)?;
+        let (last, cache) = model.read_prompts(&tokens, &lengths)?;
+        Ok(Self {
+            model,
+            cache,
+            last,
+            tokens: lengths.iter().sum::<u32>() as usize,
+        })
+    }
+
+    /// The hidden states behind the prompts of some users, and what was read for them.
+    fn prompts(&self, users: &[u32]) -> Result<(Tensor, Vec<Sequence>)> {
+        let prompts = self.cache.prompts();
+        let of_user = |&user: &u32| prompts[user as usize].clone();
+        let index = Tensor::new(users, self.last.device())?;
+        Ok((
+            self.last.index_select(&index, 0)?,
+            users.iter().map(of_user).collect(),
+        ))
+    }
+
+    /// Reads on behind sequences: the hidden states of their last tokens.
+    fn read(&mut self, sequences: &mut [Sequence], tokens: &[Vec<u32>]) -> Result<Tensor> {
+        self.tokens += tokens.iter().map(Vec::len).sum::<usize>();
+        self.model.step(sequences, tokens, &mut self.cache)
+    }
+}

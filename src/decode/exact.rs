@@ -1,0 +1,362 @@
+//! Best-first search: the true top of the catalogue, with a proof.
+
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use candle_core::Tensor;
+
+use super::beam::{check_count, check_users};
+use super::path::{check_logits, log_softmax};
+use super::{Found, LeftOut, Path};
+use crate::loss::{Head, valid_logits};
+use crate::temperature::check_positive;
+use crate::{Result, TokenTrie};
+
+/// A search for the truly most probable items of many users at once.
+///
+/// Path probabilities only fall along the trie. So the most probable prefix that was not yet read
+/// bounds all that is left, and the search ends when the `k` best items found are no worse: nothing is
+/// missed, where a beam search may have dropped the beginning of a good title.
+///
+/// The caller owns the model. Logits (or hidden states) come one row an entry of
+/// [`wanted`](Self::wanted), after the prompt, the tokens of [`lead`](Self::lead) and those of the
+/// entry. [`exact_top_k`] is the short way, for a model that keeps nothing of what it has read.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use candle_trie::{ExactSearch, TokenTrie};
+/// // The first token of items 0 and 1 is the more probable, but each of them less so than item 2.
+/// let trie = TokenTrie::new([(0, vec![1, 1, 0]), (1, vec![1, 2, 0]), (2, vec![2, 0])])?;
+/// let mut search = ExactSearch::new(&trie, 1, 1, 1.0)?;
+/// while let Some(expansion) = search.wanted() {
+///     // A real model continues what it read for row `parents[i]` with the tokens `tokens[i]` here.
+///     let row = |parent: &Option<u32>| match parent {
+///         None => vec![0.0, 0.55f32.ln(), 0.45f32.ln()],
+///         Some(_) => vec![0.0; 3],
+///     };
+///     let logits: Vec<_> = expansion.parents.iter().map(row).collect();
+///     search.step(&Tensor::new(logits, &Device::Cpu)?)?;
+/// }
+/// let found = search.found(0);
+/// assert_eq!(found[0].items, [2]); // a beam of one would have kept token 1 alone
+/// assert!(search.bound(0) <= found[0].log_probability); // the proof
+/// # Ok::<(), candle_trie::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct ExactSearch {
+    trie: TokenTrie,
+    k: usize,
+    temperature: f64,
+    at_once: usize,
+    lead: Vec<u32>,
+    /// Rows that were asked about, before those that are.
+    rows: u32,
+    users: Vec<Frontier>,
+}
+
+/// The prefixes whose next tokens a search must know, those of one user together.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Expansion {
+    /// The user of each.
+    pub users: Vec<u32>,
+    /// The row that each continues, counted from 0 over all expansions so far; `None` for the prompt
+    /// and [`ExactSearch::lead`] alone.
+    pub parents: Vec<Option<u32>>,
+    /// The tokens that continue it: one at the least, but none behind the prompt.
+    pub tokens: Vec<Vec<u32>>,
+}
+
+/// How far one user's search has come.
+#[derive(Debug, Clone, Default)]
+struct Frontier {
+    open: BinaryHeap<Open>,
+    /// Those of the open prefixes that the caller is asked about.
+    asked: Vec<Open>,
+    /// The best whole paths, best first.
+    found: Vec<Path>,
+    left_out: LeftOut,
+}
+
+/// A prefix whose continuations are not known.
+#[derive(Debug, Clone)]
+struct Open {
+    path: Path,
+    parent: Option<u32>,
+    tokens: Vec<u32>,
+}
+
+impl ExactSearch {
+    /// Prefixes of a user that are read together: each saves a call of the model, and may turn out to
+    /// be one too many.
+    pub const DEFAULT_AT_ONCE: usize = 4;
+
+    /// A search for the `k` most probable paths of each user, at the temperature of training.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a `k` of 0, or a temperature that is not
+    /// positive and finite.
+    pub fn new(trie: &TokenTrie, users: usize, k: usize, temperature: f64) -> Result<Self> {
+        check_positive("temperature", temperature)?;
+        check_count("k", k)?;
+        let mut search = Self {
+            trie: trie.clone(),
+            k,
+            temperature,
+            at_once: Self::DEFAULT_AT_ONCE,
+            lead: Vec::new(),
+            rows: 0,
+            users: vec![Frontier::default(); users],
+        };
+        search.begin();
+        Ok(search)
+    }
+
+    /// Asks about as many prefixes of a user at once.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for 0.
+    pub fn expanding(mut self, at_once: usize) -> Result<Self> {
+        check_count("prefixes at once", at_once)?;
+        self.at_once = at_once;
+        Ok(self)
+    }
+
+    /// Leaves out items, as [`BeamSearch::leaving_out`](crate::BeamSearch::leaving_out) does.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) where there is not one list a user.
+    pub fn leaving_out<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
+        check_users(self.users.len(), items.len())?;
+        for (user, left_out) in (self.users.iter_mut()).zip(LeftOut::of_users(&self.trie, items)) {
+            user.left_out = left_out;
+        }
+        self.begin();
+        Ok(self)
+    }
+
+    /// The tokens that every path begins with: to be fed behind each prompt.
+    pub fn lead(&self) -> &[u32] {
+        &self.lead
+    }
+
+    /// What the next logits must be of. `None` when every user's search has ended.
+    pub fn wanted(&self) -> Option<Expansion> {
+        let mut wanted = Expansion::default();
+        for (user, frontier) in self.users.iter().enumerate() {
+            for open in &frontier.asked {
+                wanted.users.push(user as u32);
+                wanted.parents.push(open.parent);
+                wanted.tokens.push(open.tokens.clone());
+            }
+        }
+        (!wanted.users.is_empty()).then_some(wanted)
+    }
+
+    /// Takes the logits `[prefixes, V]` of what was [`wanted`](Self::wanted).
+    ///
+    /// # Errors
+    /// Those of [`BeamSearch::step`](crate::BeamSearch::step).
+    pub fn step(&mut self, logits: &Tensor) -> Result<()> {
+        let nodes = self.nodes();
+        let valid = valid_logits::of_logits(logits, self.trie.sets(), &nodes)?;
+        self.expand(&nodes, &valid)
+    }
+
+    /// The same from hidden states `[prefixes, H]` and a head `[V, H]`, of which only the rows of
+    /// valid tokens are touched.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step), and for a head that does not fit.
+    pub fn step_linear<'h>(&mut self, hidden: &Tensor, head: impl Into<Head<'h>>) -> Result<()> {
+        let nodes = self.nodes();
+        let valid = valid_logits::of_hidden(hidden, head.into(), self.trie.sets(), &nodes)?;
+        self.expand(&nodes, &valid)
+    }
+
+    /// The paths found for a user, best first, equal ones by their smallest item id. When the search
+    /// has ended these are the true top: `k` of them, or all that there are.
+    pub fn found(&self, user: usize) -> Vec<Found> {
+        let Some(user) = self.users.get(user) else {
+            return Vec::new();
+        };
+        (user.found.iter())
+            .map(|path| user.left_out.found(&self.trie, path, path.log_probability))
+            .collect()
+    }
+
+    /// The proof: no path of this user but those found has a higher log-probability than this. −∞
+    /// where there is none.
+    pub fn bound(&self, user: usize) -> f64 {
+        let Some(user) = self.users.get(user) else {
+            return f64::NEG_INFINITY;
+        };
+        (user.open.peek().into_iter().chain(&user.asked))
+            .map(|open| open.path.log_probability)
+            .fold(f64::NEG_INFINITY, f64::max)
+    }
+
+    /// Puts every user at the root.
+    fn begin(&mut self) {
+        let root = Path::root(&self.trie);
+        let (path, lead) = root.ride(&self.trie);
+        self.lead = lead;
+        for user in &mut self.users {
+            (user.asked, user.found) = (Vec::new(), Vec::new());
+            if user.left_out.holds(&root) {
+                continue;
+            }
+            if path.is_whole(&self.trie) {
+                user.found.push(path);
+            } else {
+                user.asked.push(Open {
+                    path,
+                    parent: None,
+                    tokens: Vec::new(),
+                });
+            }
+        }
+    }
+
+    fn nodes(&self) -> Vec<u32> {
+        let asked = self.users.iter().flat_map(|user| &user.asked);
+        asked.map(|open| open.path.node).collect()
+    }
+
+    fn expand(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<()> {
+        check_logits(valid, nodes, &self.trie)?;
+        let mut rows = (self.rows..).zip(valid);
+        for user in &mut self.users {
+            let asked = std::mem::take(&mut user.asked);
+            for (open, (row, logits)) in asked.iter().zip(&mut rows) {
+                let log_probabilities = log_softmax(logits, self.temperature);
+                user.follow(&self.trie, open.path, row, log_probabilities, self.k);
+            }
+            user.ask(self.k, self.at_once);
+        }
+        self.rows += valid.len() as u32;
+        Ok(())
+    }
+}
+
+impl Frontier {
+    /// Adds what the prefix of a row can become.
+    fn follow(
+        &mut self,
+        trie: &TokenTrie,
+        path: Path,
+        row: u32,
+        log_probabilities: impl Iterator<Item = f64>,
+        k: usize,
+    ) {
+        for (token, path) in path.continued(trie, log_probabilities) {
+            if self.left_out.holds(&path) || path.log_probability < self.least(k) {
+                continue;
+            }
+            let (path, rode) = path.ride(trie);
+            if path.is_whole(trie) {
+                self.find(trie, path, k);
+            } else {
+                self.open.push(Open {
+                    path,
+                    parent: Some(row),
+                    tokens: [&[token], &rode[..]].concat(),
+                });
+            }
+        }
+    }
+
+    /// Asks about the most probable open prefixes, as long as they may hold an item of the top `k`.
+    fn ask(&mut self, k: usize, at_once: usize) {
+        let least = self.least(k);
+        while self.asked.len() < at_once {
+            match self.open.pop() {
+                Some(open) if open.path.log_probability >= least => self.asked.push(open),
+                Some(open) => return self.open.push(open),
+                None => return,
+            }
+        }
+    }
+
+    /// The log-probability that a path must have to be among the top `k`.
+    fn least(&self, k: usize) -> f64 {
+        (self.found.get(k - 1)).map_or(f64::NEG_INFINITY, |path| path.log_probability)
+    }
+
+    fn find(&mut self, trie: &TokenTrie, path: Path, k: usize) {
+        let items = trie.items(path.node);
+        let place = self.found.partition_point(|other| {
+            let order = other.log_probability.total_cmp(&path.log_probability);
+            (order.reverse())
+                .then_with(|| trie.items(other.node).cmp(items))
+                .is_lt()
+        });
+        self.found.insert(place, path);
+        self.found.truncate(k);
+    }
+}
+
+impl Ord for Open {
+    /// By probability; of equal ones the earlier node is the greater, and so comes first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self
+            .path
+            .log_probability
+            .total_cmp(&other.path.log_probability))
+        .then_with(|| other.path.node.cmp(&self.path.node))
+    }
+}
+
+impl PartialOrd for Open {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Open {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Open {}
+
+/// The `k` most probable items of one user, as [`ExactSearch`] finds them. `model` gives the logits
+/// `[prefixes, V]` that follow some prefixes of a response.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_trie::{TokenTrie, exact_top_k};
+/// let trie = TokenTrie::new([(7, [1, 0]), (8, [2, 0]), (9, [3, 0])])?;
+/// let model = |prefixes: &[Vec<u32>]| {
+///     Ok(Tensor::new(&[0f32, 1.0, 3.0, 2.0], &Device::Cpu)?.repeat((prefixes.len(), 1))?)
+/// };
+/// let found = exact_top_k(&trie, 2, 1.0, model)?;
+/// assert_eq!((found[0].items[0], found[1].items[0]), (8, 9));
+/// # Ok::<(), candle_trie::Error>(())
+/// ```
+///
+/// # Errors
+/// Those of [`ExactSearch::new`] and [`ExactSearch::step`], and those of `model`.
+pub fn exact_top_k(
+    trie: &TokenTrie,
+    k: usize,
+    temperature: f64,
+    mut model: impl FnMut(&[Vec<u32>]) -> Result<Tensor>,
+) -> Result<Vec<Found>> {
+    let mut search = ExactSearch::new(trie, 1, k, temperature)?;
+    let mut read: Vec<Vec<u32>> = Vec::new();
+    while let Some(Expansion {
+        parents, tokens, ..
+    }) = search.wanted()
+    {
+        let prefix = |(parent, tokens): (&Option<u32>, &Vec<u32>)| {
+            let read = parent.map_or(search.lead(), |row| &read[row as usize]);
+            [read, tokens].concat()
+        };
+        let prefixes: Vec<_> = parents.iter().zip(&tokens).map(prefix).collect();
+        let logits = model(&prefixes)?;
+        read.extend(prefixes);
+        search.step(&logits)?;
+    }
+    Ok(search.found(0))
+}

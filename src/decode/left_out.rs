@@ -1,0 +1,77 @@
+//! Items that a user's search leaves out: already seen, or not to be had.
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Found, Path};
+use crate::TokenTrie;
+
+/// What one user's search leaves out. Probabilities stay what they are.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LeftOut {
+    items: HashSet<u64>,
+    /// The nodes below which every item is left out.
+    nodes: HashSet<u32>,
+}
+
+impl LeftOut {
+    /// For one list of items a user. Items that the trie does not have are passed over.
+    pub fn of_users<I: AsRef<[u64]>>(trie: &TokenTrie, users: &[I]) -> Vec<Self> {
+        let wanted: HashSet<u64> = users
+            .iter()
+            .flat_map(|items| items.as_ref())
+            .copied()
+            .collect();
+        let leaves: HashMap<u64, (u32, usize)> = trie
+            .leaves()
+            .flat_map(|(leaf, items)| items.iter().map(move |&item| (item, (leaf, items.len()))))
+            .filter(|(item, _)| wanted.contains(item))
+            .collect();
+        (users.iter())
+            .map(|items| Self::new(trie, items.as_ref(), &leaves))
+            .collect()
+    }
+
+    /// `leaves` gives the leaf of each item, and how many items it has.
+    fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, (u32, usize)>) -> Self {
+        let mut left_out = Self::default();
+        // Of each node, how many of its children (or items, at a leaf) are left out.
+        let mut counts: HashMap<u32, usize> = HashMap::new();
+        for &item in items {
+            let Some(&(leaf, items)) = leaves.get(&item) else {
+                continue;
+            };
+            if !left_out.items.insert(item) {
+                continue;
+            }
+            let (mut node, mut all) = (leaf, items);
+            loop {
+                let count = counts.entry(node).or_default();
+                *count += 1;
+                if *count < all {
+                    break;
+                }
+                left_out.nodes.insert(node);
+                let Some(parent) = trie.parent(node) else {
+                    break;
+                };
+                (node, all) = (parent, trie.children(parent).len());
+            }
+        }
+        left_out
+    }
+
+    /// Whether nothing that the path can become is wanted.
+    pub fn holds(&self, path: &Path) -> bool {
+        self.nodes.contains(&path.node)
+    }
+
+    /// A whole path's result, with the items that are wanted.
+    pub fn found(&self, trie: &TokenTrie, path: &Path, score: f64) -> Found {
+        let items = trie.items(path.node).iter().copied();
+        Found {
+            items: items.filter(|item| !self.items.contains(item)).collect(),
+            log_probability: path.log_probability,
+            score,
+        }
+    }
+}

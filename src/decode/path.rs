@@ -1,0 +1,85 @@
+//! How paths go on: from a node and the logits of its tokens to the nodes that can follow.
+
+use super::Path;
+use crate::{Error, Result, TokenTrie};
+
+impl Path {
+    /// The empty path.
+    pub fn root(trie: &TokenTrie) -> Self {
+        Self {
+            node: trie.root(),
+            log_probability: 0.0,
+            length: 0,
+        }
+    }
+
+    /// The paths that are one token longer, each with that token; `log_probabilities` has one entry
+    /// a token of the node.
+    pub fn continued(
+        self,
+        trie: &TokenTrie,
+        log_probabilities: impl Iterator<Item = f64>,
+    ) -> impl Iterator<Item = (u32, Self)> {
+        let children = trie.first_child(self.node).unwrap_or_default()..;
+        (trie.children(self.node).iter().zip(children))
+            .zip(log_probabilities)
+            .map(move |((&token, node), log_probability)| {
+                let path = Self {
+                    node,
+                    log_probability: self.log_probability + log_probability,
+                    length: self.length + 1,
+                };
+                (token, path)
+            })
+    }
+
+    /// The path followed as far as there is no choice, and the tokens that it takes on the way.
+    pub fn ride(mut self, trie: &TokenTrie) -> (Self, Vec<u32>) {
+        let mut tokens = Vec::new();
+        while let (&[token], Some(child)) = (trie.children(self.node), trie.first_child(self.node))
+        {
+            tokens.push(token);
+            self.node = child;
+            self.length += 1;
+        }
+        (self, tokens)
+    }
+
+    /// Whether it is an item's.
+    pub fn is_whole(&self, trie: &TokenTrie) -> bool {
+        trie.children(self.node).is_empty()
+    }
+}
+
+/// ln p of each token of a node, from their logits.
+pub(super) fn log_softmax(logits: &[f64], temperature: f64) -> impl Iterator<Item = f64> {
+    let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    // A set whose every logit is −∞ says nothing: its tokens are equally probable.
+    let scaled = move |logit: f64| match largest == f64::NEG_INFINITY {
+        true => 0.0,
+        false => (logit - largest) / temperature,
+    };
+    let sum: f64 = logits.iter().map(|&logit| scaled(logit).exp()).sum();
+    let log_sum = sum.ln();
+    // Rounding must not make a path more probable than its beginning: the exact search relies on it.
+    logits
+        .iter()
+        .map(move |&logit| (scaled(logit) - log_sum).min(0.0))
+}
+
+/// Refuses logits that are NaN or +∞.
+pub(super) fn check_logits(logits: &[Vec<f64>], nodes: &[u32], trie: &TokenTrie) -> Result<()> {
+    for (row, (logits, &node)) in logits.iter().zip(nodes).enumerate() {
+        for (&value, &token) in logits.iter().zip(trie.children(node)) {
+            if value.is_nan() || value == f64::INFINITY {
+                return Err(Error::NonFinite {
+                    row,
+                    position: row as u32,
+                    token,
+                    value,
+                });
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! The logits of the tokens that may follow: what decoding looks at.
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+
+use super::head::Head;
+use super::linear;
+use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
+use crate::backend::batch::{Batch, Denominator};
+use crate::backend::cpu::element::Element;
+use crate::backend::cpu::softmax;
+use crate::{Error, Result, Row, Rows, TokenSet, TokenSets};
+
+const LOGITS: &str = "logits";
+
+/// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
+pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
+    check(logits, all, sets.len())?;
+    with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
+        pick(logits, all.get(sets[row]).unwrap_or(TokenSet::Listed(&[])))
+    }))
+}
+
+/// The same from hidden states `[rows, H]` and the head rows of these tokens alone. Every set must
+/// have more than one token.
+pub(crate) fn of_hidden(
+    hidden: &Tensor,
+    head: Head,
+    all: &TokenSets,
+    sets: &[u32],
+) -> Result<Vec<Vec<f64>>> {
+    // What a row should predict does not matter here: let it be the first of its tokens.
+    let row = |(position, &set): (usize, &u32)| Row {
+        position: position as u32,
+        set,
+        target: (all.get(set)).map_or(0, |tokens| tokens.iter().next().unwrap_or(0)),
+    };
+    let rows = Rows::from_raw(sets.len(), sets.iter().enumerate().map(row).collect())?;
+    let batch = Batch::new(all, &rows, None, Denominator::Given(1.0))?;
+    linear::valid_logits(hidden, &head, &batch)
+}
+
+/// ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`.
+pub(crate) fn log_sums(logits: &Tensor, temperature: f64) -> Result<Vec<f64>> {
+    with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |_, logits| {
+        softmax::log_sum(logits, temperature)
+    }))
+}
+
+/// What `of_row` makes of each row, in parallel.
+fn rows_of<T: Scalar, R: Send>(
+    logits: &Tensor,
+    of_row: impl Fn(usize, &[T]) -> R + Sync,
+) -> Result<Vec<R>> {
+    let (storage, layout) = logits.storage_and_layout();
+    let values = T::cpu_storage_as_slice(cpu(LOGITS, &storage)?)?;
+    let logits = matrix(LOGITS, values, layout)?;
+    let rows = layout.shape().elem_count() / logits.width.max(1);
+    Ok((0..rows)
+        .into_par_iter()
+        .map(|row| of_row(row, &logits.values[row * logits.stride..][..logits.width]))
+        .collect())
+}
+
+fn pick<T: Element>(logits: &[T], tokens: TokenSet) -> Vec<f64> {
+    let logit = |token: u32| logits[token as usize].widen().into();
+    tokens.iter().map(logit).collect()
+}
+
+fn check(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {
+    check_device(LOGITS, logits)?;
+    check_positions(logits, rows)?;
+    let vocabulary = logits.dims().last().copied().unwrap_or(0);
+    let token = sets.max_token();
+    if token as usize >= vocabulary {
+        return Err(Error::TokenOutsideVocabulary { token, vocabulary });
+    }
+    Ok(())
+}

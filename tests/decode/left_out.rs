@@ -1,0 +1,72 @@
+use std::collections::HashSet;
+
+use candle_trie::{BeamSearch, ExactSearch, Normalise, TokenTrie};
+use proptest::prelude::*;
+
+use crate::exact;
+use crate::model::{all, assert_found, catalogue, rows, run};
+
+/// What is to be found when some items are left out.
+fn without(mut all: Vec<(Vec<u64>, f64)>, left_out: &[u64]) -> Vec<(Vec<u64>, f64)> {
+    for (items, _) in &mut all {
+        items.retain(|item| !left_out.contains(item));
+    }
+    all.retain(|(items, _)| !items.is_empty());
+    all
+}
+
+proptest! {
+    #[test]
+    fn the_other_items_keep_their_probabilities_and_a_beam_wastes_no_place(
+        items in catalogue(), left_out in prop::collection::vec(0u64..40, 0..40), vocabulary: bool,
+    ) {
+        let trie = TokenTrie::new(items.clone()).unwrap();
+        let normalise = if vocabulary { Normalise::Vocabulary } else { Normalise::Trie };
+        let expected = without(all(&items, &trie, normalise, 1.0), &left_out);
+        let search = BeamSearch::new(&trie, 1, expected.len().max(1), 1.0).unwrap();
+        let search = search.with_normalise(normalise).leaving_out(&[&left_out]).unwrap();
+        assert_found(&run(search), &expected);
+    }
+
+    #[test]
+    fn the_exact_search_leaves_out_the_same(
+        items in catalogue(), left_out in prop::collection::vec(0u64..40, 0..20), k in 1usize..8,
+    ) {
+        let trie = TokenTrie::new(items.clone()).unwrap();
+        let mut expected = without(all(&items, &trie, Normalise::Trie, 1.0), &left_out);
+        expected.truncate(k);
+        let search = ExactSearch::new(&trie, 1, k, 1.0).unwrap().leaving_out(&[&left_out]).unwrap();
+        assert_found(&exact::run(search, |_| ()), &expected);
+    }
+}
+
+#[test]
+fn each_user_leaves_out_its_own() {
+    let trie = TokenTrie::new((0..4u64).map(|item| (item, [item as u32 + 1, 0]))).unwrap();
+    let search = BeamSearch::new(&trie, 2, 4, 1.0).unwrap();
+    let mut search = search.leaving_out(&[vec![0, 99], vec![2, 3, 2]]).unwrap();
+    search.step(&rows(&[vec![], vec![]])).unwrap();
+    let items = |user| -> HashSet<u64> {
+        search
+            .found(user)
+            .iter()
+            .flat_map(|found| found.items.clone())
+            .collect()
+    };
+    assert_eq!(items(0), HashSet::from([1, 2, 3]));
+    assert_eq!(items(1), HashSet::from([0, 1]));
+}
+
+#[test]
+fn a_user_who_leaves_out_everything_is_done() {
+    let trie = TokenTrie::new([(0, [1, 0]), (1, [2, 0])]).unwrap();
+    let search = BeamSearch::new(&trie, 1, 2, 1.0)
+        .unwrap()
+        .leaving_out(&[[0, 1]])
+        .unwrap();
+    assert_eq!(search.living(), 0);
+    assert!(search.found(0).is_empty());
+    let search = BeamSearch::new(&trie, 3, 2, 1.0).unwrap();
+    let search = search.leaving_out(&[vec![0], vec![0, 1], vec![]]).unwrap();
+    assert_eq!(search.users(), [0, 2]);
+}

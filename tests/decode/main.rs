@@ -1,0 +1,6 @@
+//! Decoding over the trie: what the searches find, against every path's probability.
+
+mod beam;
+mod exact;
+mod left_out;
+mod model;

@@ -1,0 +1,100 @@
+//! A catalogue and a model without weights, and the definition of a path's probability.
+
+use std::collections::BTreeMap;
+
+use candle_core::{Device, Tensor};
+use candle_trie::{BeamSearch, Found, Normalise, TokenTrie};
+use proptest::prelude::*;
+
+pub const VOCABULARY: usize = 6;
+
+/// Logits that depend on the whole prefix, in a reproducible way.
+pub fn logits(prefix: &[u32]) -> Vec<f64> {
+    (0..VOCABULARY)
+        .map(|token| {
+            let mixed = prefix.iter().fold(token as u64 + 1, |mixed, &token| {
+                let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(6_364_136_223_846_793_005);
+                (mixed ^ (mixed >> 32)).wrapping_add(u64::from(token) + 17)
+            });
+            let mixed = mixed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let mixed = (mixed ^ (mixed >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
+            (mixed >> 40) as f64 / (1 << 22) as f64 - 2.0
+        })
+        .collect()
+}
+
+pub fn rows(prefixes: &[Vec<u32>]) -> Tensor {
+    let rows: Vec<f64> = prefixes.iter().flat_map(|prefix| logits(prefix)).collect();
+    Tensor::from_vec(rows, (prefixes.len(), VOCABULARY), &Device::Cpu).unwrap()
+}
+
+prop_compose! {
+    /// Items that end in token 0; some share a path.
+    pub fn catalogue()(
+        paths in prop::collection::vec(prop::collection::vec(1..VOCABULARY as u32, 0..5), 1..30),
+    ) -> Vec<(u64, Vec<u32>)> {
+        paths.into_iter().enumerate().map(|(id, mut path)| {
+            path.push(0);
+            (id as u64, path)
+        }).collect()
+    }
+}
+
+/// Runs a search for one user to its end, each beam's prefix told from the steps alone.
+pub fn run(mut search: BeamSearch) -> Vec<Found> {
+    let mut prefixes = vec![search.lead().to_vec()];
+    loop {
+        let Some(step) = search.step(&rows(&prefixes[..search.living()])).unwrap() else {
+            return search.found(0);
+        };
+        assert!(step.tokens.iter().all(|tokens| !tokens.is_empty()));
+        prefixes = (step.parents.iter().zip(&step.tokens))
+            .map(|(&parent, tokens)| [&prefixes[parent as usize][..], tokens].concat())
+            .collect();
+    }
+}
+
+/// Every path's items and log-probability, by walking it: most probable first, equal ones by items.
+pub fn all(
+    items: &[(u64, Vec<u32>)],
+    trie: &TokenTrie,
+    normalise: Normalise,
+    temperature: f64,
+) -> Vec<(Vec<u64>, f64)> {
+    let mut paths: BTreeMap<&[u32], Vec<u64>> = BTreeMap::new();
+    for (id, path) in items {
+        paths.entry(path).or_default().push(*id);
+    }
+    let log_probability = |path: &[u32]| {
+        let step = |length: usize| {
+            let logits = logits(&path[..length]);
+            let node = trie.walk(&path[..length]).unwrap();
+            let among: Vec<u32> = match normalise {
+                Normalise::Trie => trie.children(node).to_vec(),
+                Normalise::Vocabulary => (0..VOCABULARY as u32).collect(),
+            };
+            let exponential = |token: u32| (logits[token as usize] / temperature).exp();
+            let sum: f64 = among.into_iter().map(exponential).sum();
+            (exponential(path[length]) / sum).ln()
+        };
+        (0..path.len()).map(step).sum()
+    };
+    let mut all: Vec<(Vec<u64>, f64)> = (paths.into_iter())
+        .map(|(path, items)| (items, log_probability(path)))
+        .collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    all
+}
+
+/// Whether a search found these, in this order, where the order is not a matter of rounding.
+pub fn assert_found(found: &[Found], expected: &[(Vec<u64>, f64)]) {
+    assert_eq!(found.len(), expected.len());
+    for (found, (_, log_probability)) in found.iter().zip(expected) {
+        assert!((found.log_probability - log_probability).abs() < 1e-9);
+    }
+    for found in found {
+        let same = expected.iter().find(|(items, _)| *items == found.items);
+        let (_, log_probability) = same.expect("a path that should be there");
+        assert!((found.log_probability - log_probability).abs() < 1e-9);
+    }
+}

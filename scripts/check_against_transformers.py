@@ -161,14 +161,6 @@ class Tools:
         subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
 
 
-def random_responses(count, vocabulary):
-    """Token paths that share beginnings, each ended by token 0."""
-    generator = torch.Generator().manual_seed(2)
-    draw = lambda low, high, size: torch.randint(low, high, (size,), generator=generator).tolist()
-    paths = {tuple(draw(1, 6, 2) + draw(6, vocabulary, 3)) + (0,) for _ in range(count)}
-    return [list(path) for path in sorted(paths)]
-
-
 def check_small(checks, tools, scratch):
     for index, (name, config, dtype, shard) in enumerate(small_models()):
         folder = scratch / str(index)
@@ -182,7 +174,7 @@ def check_small(checks, tools, scratch):
             model.check_our_adapter(targets)
             model.check_their_adapter(targets)
         for loss in ["lml", "msl"]:
-            model.check_training(loss, 1e-3, random_responses(60, config.vocab_size))
+            model.check_training(loss, 1e-3, beside.random_responses(60, config.vocab_size))
 
 
 def check_smollm2(checks, tools, scratch, gguf):
@@ -205,7 +197,7 @@ def check_smollm2(checks, tools, scratch, gguf):
     model.check_our_adapter(["q_proj", "v_proj"])
     model.check_their_adapter(ALL_TARGETS)
     for loss in ["lml", "msl"]:
-        model.check_training(loss, 1e-4, random_responses(60, 2_000))
+        model.check_training(loss, 1e-4, beside.random_responses(60, 2_000))
 
 
 def main():

@@ -22,6 +22,14 @@ def with_adapter(model, targets):
     return peft.get_peft_model(model, settings)
 
 
+def random_responses(count, vocabulary):
+    """Token paths that share beginnings, each ended by token 0."""
+    generator = torch.Generator().manual_seed(2)
+    draw = lambda low, high, size: torch.randint(low, high, (size,), generator=generator).tolist()
+    paths = {tuple(draw(1, 6, 2) + draw(6, vocabulary, 3)) + (0,) for _ in range(count)}
+    return [list(path) for path in sorted(paths)]
+
+
 def random_batches(responses, steps, rows, vocabulary, prompt):
     """Batches of random prompts of several lengths and random responses."""
     generator = torch.Generator().manual_seed(1)

@@ -15,9 +15,10 @@ pub use beam::{BeamSearch, Normalise, Step};
 pub use exact::{ExactSearch, Expansion, exact_top_k};
 
 use left_out::LeftOut;
+use serde::Serialize;
 
 /// A path that a search has found, and its items (several where items share one path).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Found {
     /// The item ids, rising.
     pub items: Vec<u64>,

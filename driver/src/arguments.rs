@@ -310,6 +310,10 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
+    /// A file to write what each user is recommended to, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    pub lists: Option<PathBuf>,
+
     /// The search.
     #[command(flatten)]
     pub search: SearchSettings,

@@ -1,5 +1,7 @@
 //! Evaluation: beam search over the trie, and the item NLL.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use candle_core::DType;
 use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
@@ -19,11 +21,11 @@ pub struct Evaluation {
     /// What came of every user, in the order of the examples: the place where the search put the target, and the item
     /// NLL over the softmax that the trie masks.
     pub users: Vec<UserResult>,
-    /// What each user was recommended, best first: the first item of each title.
-    pub recommended: Vec<Vec<u64>>,
+    /// What each user was recommended, best first.
+    pub recommended: Vec<Vec<Found>>,
     /// Tokens that the model read for a user's search, padding left out, as a mean.
     pub model_tokens: f64,
-    /// How many users were evaluated by second.
+    /// How many users were recommended to by second; their item NLLs are not in the time.
     pub users_per_second: f64,
 }
 
@@ -45,27 +47,29 @@ impl Evaluator<'_> {
         let loss = self.row_losses()?;
         let searcher = Searcher::new(self.trie, model, self.search, self.temperature)?;
         let mut users = Vec::with_capacity(examples.len());
-        let mut model_tokens = 0;
+        let (mut model_tokens, mut searching) = (0, Duration::ZERO);
         let mut progress = Progress::new(label, examples.len());
         let (order, by_length) = by_length(examples);
         for examples in by_length.chunks(self.batch_size) {
             let item_nlls = self.item_nlls(model, &loss, examples)?;
             let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.prompt[..]).collect();
+            let begun = Instant::now();
             let recommended = searcher.recommend(&prompts, &[])?;
+            searching += begun.elapsed();
             model_tokens += recommended.model_tokens;
-            let found = recommended.found.iter().zip(examples).zip(item_nlls);
+            let found = recommended.found.into_iter().zip(examples).zip(item_nlls);
             users.extend(found.map(|((found, example), item_nll)| {
-                let place = place(found, example.target);
-                (UserResult { place, item_nll }, first_items(found))
+                let place = place(&found, example.target);
+                (UserResult { place, item_nll }, found)
             }));
             progress.advance(examples.len());
         }
-        let seconds = progress.finish().as_secs_f64();
+        progress.finish();
         let mut users: Vec<_> = order.into_iter().zip(users).collect();
         users.sort_unstable_by_key(|(place, _)| *place);
         let (users, recommended): (Vec<_>, _) = users.into_iter().map(|(_, user)| user).unzip();
         Ok(Evaluation {
-            users_per_second: users.len() as f64 / seconds,
+            users_per_second: users.len() as f64 / searching.as_secs_f64(),
             model_tokens: model_tokens as f64 / users.len().max(1) as f64,
             users,
             recommended,
@@ -112,14 +116,6 @@ impl Evaluator<'_> {
 /// The place of an item among those that a search found.
 fn place(found: &[Found], item: u64) -> Option<usize> {
     found.iter().position(|found| found.items.contains(&item))
-}
-
-fn first_items(found: &[Found]) -> Vec<u64> {
-    found
-        .iter()
-        .filter_map(|found| found.items.first())
-        .copied()
-        .collect()
 }
 
 /// Examples from the shortest prompt to the longest, and their places: batches of them need little padding.

@@ -1,7 +1,13 @@
-use std::path::Path;
+use std::{
+    fs::File,
+    io::{BufWriter, Write},
+    path::Path,
+};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
+use candle_trie::Found;
+use serde::Serialize;
 
 use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun};
 use crate::{
@@ -14,6 +20,7 @@ use crate::{
     random::{Purpose, random},
     ranking::{Measures, UserResult},
     report::{Comparison, Line},
+    responses::Example,
     search::{SearchKind, SearchSettings},
 };
 
@@ -91,6 +98,9 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         None => arguments.run.join(RANKS_FILE),
     };
     write_ranks(&ranks, &test, &evaluation.users)?;
+    if let Some(file) = &arguments.lists {
+        write_lists(file, &test, &examples, &evaluation)?;
+    }
     notes.push(format!(
         "{} users, {} beams; each user's rank is in {}.",
         test.len(),
@@ -111,11 +121,45 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
 /// How often beam search missed what the exact search found.
 fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     let users = beam.recommended.iter().zip(&exact.recommended);
-    let missed = users.filter(|(beam, exact)| exact.iter().any(|item| !beam.contains(item)));
+    let missed = users.filter(|(beam, exact)| {
+        let in_beam = |found: &Found| beam.iter().any(|other| other.items == found.items);
+        !exact.iter().all(in_beam)
+    });
     format!(
         "Beam search missed an item of the true top {beams} for {:.1} % of the users.",
         100.0 * missed.count() as f64 / beam.recommended.len().max(1) as f64
     )
+}
+
+/// A line of the file of lists.
+#[derive(Serialize)]
+struct UserList<'a> {
+    user: &'a str,
+    /// Tokens.
+    prompt: &'a [u32],
+    recommended: &'a [Found],
+}
+
+/// Writes one JSON object a line, for each user.
+fn write_lists(
+    path: &Path,
+    rows: &[Interaction],
+    examples: &[Example],
+    evaluation: &Evaluation,
+) -> Result<()> {
+    let cannot = || format!("cannot write {}", path.display());
+    let mut file = BufWriter::new(File::create(path).with_context(cannot)?);
+    let users = rows.iter().zip(examples).zip(&evaluation.recommended);
+    for ((row, example), recommended) in users {
+        let list = UserList {
+            user: &row.user,
+            prompt: &example.prompt,
+            recommended,
+        };
+        serde_json::to_writer(&mut file, &list).with_context(cannot)?;
+        file.write_all(b"\n").with_context(cannot)?;
+    }
+    file.flush().with_context(cannot)
 }
 
 /// Writes a CSV file of one line for each user.

@@ -161,7 +161,9 @@ fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
     assert!(name.ends_with(&format!("step {best}")), "{name}");
 
     // Beams enough for every title find what the exact search does, and that there was nothing to be missed.
-    let exact = evaluate(&["--search", "exact", "--beams", "40"]);
+    let lists = folder.path().join("lists.jsonl");
+    let lists_option = ["--lists", lists.to_str().unwrap()];
+    let exact = evaluate(&[&["--search", "exact", "--beams", "40"][..], &lists_option].concat());
     let (beam, exact, note) = (&exact["rows"][2], &exact["rows"][3], &exact["notes"][0]);
     for measure in ["hr@1", "hr@10", "ndcg@10", "item_nll"] {
         assert_eq!(beam[measure], exact[measure], "{measure}");
@@ -171,6 +173,16 @@ fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
         note.as_str().unwrap().ends_with("for 0.0 % of the users."),
         "{note}"
     );
+    let lists = fs::read_to_string(lists).unwrap();
+    assert_eq!(lists.lines().count(), 30);
+    for line in lists.lines() {
+        let list: serde_json::Value = serde_json::from_str(line).unwrap();
+        let found = list["recommended"].as_array().unwrap();
+        let probabilities = found
+            .iter()
+            .map(|found| found["log_probability"].as_f64().unwrap().exp());
+        assert!((probabilities.sum::<f64>() - 1.0).abs() < 1e-3);
+    }
 }
 
 #[test]

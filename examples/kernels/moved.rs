@@ -58,10 +58,12 @@ pub fn print() {
          logit of a branching row once, each token of a set that is used once\n(4 bytes; none for \
          the whole vocabulary) and each byte of the gradient once. Floors are computed from it: \
          least ÷ bandwidth ({}).\n\n\
-         The emulator ran the first {EMULATED} positions. *Logits* and *gradient* are what it \
-         counted, over the least of these positions; *all*\nincludes tokens, rows and results, \
-         however often they are loaded: on a device most of that comes from a cache. *Sectors* are\n\
-         those of 32 bytes that the gradient's stores touch, over the least.\n",
+         The emulator ran the first {EMULATED} positions. *Logits* and *gradient* are the bytes that \
+         it counted, over the least of these\npositions. *All* is what warps ask for, tokens, rows \
+         and results too, in whole sectors of 32 bytes, over the least: on a device\nmuch of that \
+         comes from a cache. Nearly every valid logit lies alone in its sector, which is most of *all* \
+         where there is no gradient.\n*Sectors* are those that the gradient's stores touch, over the \
+         least.",
         shape.rows.positions(),
         shape.rows.len(),
         shape.branching_logits(),
@@ -77,7 +79,7 @@ pub fn print() {
 }
 
 fn table<T: Number>(title: &str, sets: &TokenSets, rows: &Rows, few: &Rows) {
-    println!("### {title}\n");
+    println!("\n### {title}\n");
     print!("| | least, MB |");
     for (card, _) in CARDS {
         print!(" floor {card}, µs |");
@@ -117,7 +119,6 @@ fn table<T: Number>(title: &str, sets: &TokenSets, rows: &Rows, few: &Rows) {
         };
         Least::new::<T>(sets, few, with_gradient).print_counts(report);
     }
-    println!();
 }
 
 /// The least that must be moved.
@@ -177,7 +178,7 @@ impl Least {
         .iter()
         .map(|buffer| {
             let traffic = report.traffic(buffer);
-            traffic.loaded + traffic.stored
+            32 * (traffic.load_sectors + traffic.store_sectors)
         })
         .sum();
         let ratio = |found: u64, least: f64| match least {

@@ -230,3 +230,103 @@ impl<'a> DenseForward<'a> {
         longest(&waiting).saturating_add(longest(alone))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AdaptiveStrategy, Scope, Statistics, Temperature};
+
+    const H100: DeviceLimits = DeviceLimits {
+        multiprocessors: 132,
+        shared_bytes_per_block: 227 << 10,
+        shared_bytes_per_multiprocessor: 228 << 10,
+    };
+    const SMALL: DeviceLimits = DeviceLimits {
+        multiprocessors: 1,
+        shared_bytes_per_block: 16 << 10,
+        shared_bytes_per_multiprocessor: 16 << 10,
+    };
+
+    /// Rows that all enter the statistics, and as many idle positions.
+    fn rows(sizes: Vec<u32>) -> DenseRows {
+        let row = |size: &u32| Statistics::of_moments(*size as usize, 0.0, 0.0, 0.0);
+        let statistics: Vec<Statistics> = sizes.iter().map(row).collect();
+        DenseRows {
+            rows: vec![Zeroable::zeroed(); sizes.len()],
+            idle: vec![0; sizes.len()],
+            counting: sizes.len() as u32,
+            first_statistics: 0,
+            times_temperature: true,
+            reduced: true,
+            statistics: statistics.iter().sum(),
+            sizes,
+        }
+    }
+
+    fn plan<'a>(
+        rows: &'a DenseRows,
+        element: Element,
+        with_gradient: bool,
+        limits: &DeviceLimits,
+    ) -> DenseForward<'a> {
+        let strategy = AdaptiveStrategy {
+            scope: Scope::Branching,
+            ..AdaptiveStrategy::default()
+        };
+        let temperature = DenseTemperature::next(&Temperature::from(strategy), rows).unwrap();
+        DenseForward::new(rows, element, 50_000, temperature, with_gradient, limits).unwrap()
+    }
+
+    #[test]
+    fn all_blocks_are_resident_and_none_has_nothing_to_do() {
+        for count in [0, 1, 7, 500, 20_000] {
+            for size in [5, 300, 1100, 50_000] {
+                let rows = rows(vec![size; count]);
+                for limits in [H100, SMALL] {
+                    for (element, gradient) in [(Element::F32, true), (Element::Bf16, false)] {
+                        let plan = plan(&rows, element, gradient, &limits);
+                        let [threads, shared] = plan.block_shape();
+                        let what = format!("{count} rows of {size}: {plan:?}");
+                        assert!(plan.blocks >= 1, "{what}");
+                        assert!(
+                            plan.blocks <= limits.resident_blocks(threads, shared),
+                            "{what}"
+                        );
+                        assert!(u64::from(plan.blocks) <= plan.work(), "{what}");
+                        assert_eq!(plan.partials(), 7 * plan.blocks as usize);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_fits_the_chip_is_kept_there() {
+        let rows_that_fit = rows(vec![1100; 400]);
+        assert!(plan(&rows_that_fit, Element::Bf16, true, &H100).keeps_all());
+        let too_many = rows(vec![1100; 40_000]);
+        let plan_of_too_many = plan(&too_many, Element::Bf16, true, &H100);
+        assert!(!plan_of_too_many.keeps_all());
+        assert!(plan_of_too_many.kept > 1100, "some fit");
+        let whole_vocabulary = rows(vec![50_000; 4]);
+        assert!(!plan(&whole_vocabulary, Element::F32, true, &H100).keeps_all());
+    }
+
+    #[test]
+    fn the_gradient_changes_no_sum() {
+        let rows = rows(vec![300; 1000]);
+        let shape = |gradient| {
+            let plan = plan(&rows, Element::Bf16, gradient, &H100);
+            (plan.blocks, plan.threads)
+        };
+        assert_eq!(shape(true), shape(false));
+    }
+
+    #[test]
+    fn widths_beyond_what_a_kernel_counts_are_refused() {
+        let rows = rows(vec![2]);
+        let temperature = DenseTemperature::at(1.0);
+        let wide = DenseForward::new(&rows, Element::F32, 1 << 33, temperature, true, &H100);
+        assert!(wide.is_err());
+    }
+}

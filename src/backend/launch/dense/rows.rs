@@ -1,5 +1,7 @@
 //! The rows of a batch in the order in which the kernels take them.
 
+use std::cmp::Reverse;
+
 use bytemuck::{Pod, Zeroable};
 
 use super::StatisticsSizes;
@@ -40,17 +42,19 @@ pub struct DenseRows {
 
 impl DenseRows {
     pub(crate) fn new(batch: &Batch) -> Self {
+        // A block takes every so-manieth row: long sets first, all blocks have about as much to do,
+        // whatever the period in which sizes come back along the responses.
         let class = |counts: bool, in_statistics: bool| {
-            let of_class =
-                move |row: &&BatchRow| (row.counts(), row.in_statistics) == (counts, in_statistics);
-            batch.rows.iter().filter(of_class)
+            let wanted = (counts, in_statistics);
+            let mut rows: Vec<&BatchRow> = (batch.rows.iter())
+                .filter(|row| (row.counts(), row.in_statistics) == wanted)
+                .collect();
+            rows.sort_by_key(|row| Reverse(batch.size(row)));
+            rows
         };
-        let ordered: Vec<&BatchRow> = (class(true, false))
-            .chain(class(true, true))
-            .chain(class(false, true))
-            .collect();
-        let first_statistics = class(true, false).count();
-        let counting = first_statistics + class(true, true).count();
+        let (alone, both, statistics) = (class(true, false), class(true, true), class(false, true));
+        let (first_statistics, counting) = (alone.len(), alone.len() + both.len());
+        let ordered = [alone, both, statistics].concat();
         let sizes: Vec<u32> = (ordered.iter()).map(|row| batch.size(row) as u32).collect();
         let statistics = (sizes[first_statistics..].iter())
             .map(|&size| Statistics::of_moments(size as usize, 0.0, 0.0, 0.0))
@@ -103,4 +107,52 @@ fn idle(batch: &Batch) -> Vec<u32> {
     (0..batch.positions as u32)
         .filter(|&position| counting.next_if(|row| row.position == position).is_none())
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::batch::Denominator;
+    use crate::{Row, Rows, Scope, TokenSets};
+
+    #[test]
+    fn rows_come_by_what_they_need_long_sets_first() {
+        // Sets of 1, 2, 4 and 3 tokens.
+        let tokens = vec![5, 0, 1, 0, 1, 2, 3, 6, 7, 8];
+        let sets = TokenSets::from_raw(vec![0, 1, 3, 7, 10], tokens).unwrap();
+        let row = |(position, set, target)| Row {
+            position,
+            set,
+            target,
+        };
+        let listed = [
+            (0, 1, 1),
+            (2, 2, 3),
+            (3, 3, 7),
+            (4, 1, 0),
+            (5, 2, 0),
+            (7, 0, 5),
+        ];
+        let rows = Rows::from_raw(9, listed.map(row).to_vec()).unwrap();
+        // Marked: set 1 with a loss, set 2 without, and the unary one.
+        let marks = vec![true, false, false, true, true, true];
+        let weights = vec![1.0, 1.0, 3.0, 1.0, 0.0, 1.0];
+        let rows = rows.with_marks(marks).unwrap().with_weights(weights);
+        let batch = Batch::new(
+            &sets,
+            &rows.unwrap(),
+            Some(Scope::Marked),
+            Denominator::BranchingWeight,
+        );
+        let rows = DenseRows::new(&batch.unwrap());
+
+        let positions: Vec<u32> = rows.rows.iter().map(|row| row.position).collect();
+        assert_eq!(positions, [2, 3, 0, 4, 5, 7]);
+        assert_eq!(rows.sizes, [4, 3, 2, 2, 4, 1]);
+        assert_eq!((rows.first_statistics, rows.counting()), (2, 4));
+        assert_eq!(rows.idle, [1, 5, 6, 7, 8]);
+        assert_eq!((rows.rows[1].rank, rows.rows[1].share), (1, 0.5));
+        assert_eq!((rows.statistics.rows(), rows.statistics.tokens()), (4, 9));
+        assert_eq!(rows.losses(), 1);
+    }
 }

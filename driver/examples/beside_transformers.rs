@@ -104,7 +104,7 @@ struct Steps {
 fn main() -> Result<()> {
     match Task::parse() {
         Task::Export { model, folder } => {
-            let (mut model, tokenizer) = Pretrained::open(&model, None)?.read()?;
+            let (mut model, tokenizer) = Pretrained::open(&model, None)?.read(&Device::Cpu)?;
             std::fs::create_dir_all(&folder)?;
             let weights = model.merged_weights()?;
             pretrained::save(&folder, model.config(), &tokenizer, &weights)
@@ -156,7 +156,7 @@ fn main() -> Result<()> {
 }
 
 fn open(model: &Path, adapter: Option<&Path>) -> Result<Llama> {
-    let (mut model, _) = Pretrained::open(model, None)?.read()?;
+    let (mut model, _) = Pretrained::open(model, None)?.read(&Device::Cpu)?;
     if let Some(adapter) = adapter {
         adapter::load(adapter, &mut model)?;
     }

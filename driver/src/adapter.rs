@@ -140,7 +140,7 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
         .adapt(&config.settings(), 0)
         .with_context(|| folder.display().to_string())?;
     let path = folder.join(WEIGHTS_FILE);
-    let tensors = safetensors::load(&path, &Device::Cpu)
+    let tensors = safetensors::load(&path, model.head().device())
         .with_context(|| format!("cannot read the adapters {}", path.display()))?;
     set(model, tensors).with_context(|| path.display().to_string())
 }
@@ -157,8 +157,8 @@ pub fn base(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The model that a folder's adapters belong to, with them.
-pub fn load_with_base(folder: &Path) -> Result<Llama> {
-    let (mut model, _) = Pretrained::open(&base(folder)?, None)?.read()?;
+pub fn load_with_base(folder: &Path, device: &Device) -> Result<Llama> {
+    let (mut model, _) = Pretrained::open(&base(folder)?, None)?.read(device)?;
     load(folder, &mut model)?;
     Ok(model)
 }

@@ -77,7 +77,7 @@ pub fn save(
 impl Checkpoint {
     /// Reads a checkpoint; parts that do not fit together are an error. `end_token` names the token that ends a
     /// response, where that was needed in training.
-    pub fn load(folder: &Path, end_token: Option<&str>) -> Result<Self> {
+    pub fn load(folder: &Path, end_token: Option<&str>, device: &Device) -> Result<Self> {
         let config: LlamaConfig = read_json(&folder.join(CONFIG_FILE))?;
         let tokenizer = TextTokenizer::load(&folder.join(TOKENIZER_FILE), end_token)?;
         ensure!(
@@ -88,10 +88,10 @@ impl Checkpoint {
             config.vocab_size
         );
         let model = match adapter::is_in(folder) {
-            true => adapter::load_with_base(folder)?,
+            true => adapter::load_with_base(folder, device)?,
             false => {
                 let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)])?;
-                Llama::of(config, Box::new(weights), DType::F32, false)
+                Llama::of(config, Box::new(weights), DType::F32, device, false)
                     .with_context(|| folder.display().to_string())?
             }
         };

@@ -10,10 +10,14 @@ mod shapes;
 mod train;
 
 use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
 
 use crate::{
-    arguments::{Command, TokenizerArguments},
+    arguments::{Arguments, Command, TokenizerArguments},
     catalogue::{Catalogue, Interaction},
+    device::DeviceChoice,
+    model::{Llama, LlamaConfig},
     popularity::popularity,
     progress::Progress,
     prompt::Prompt,
@@ -24,17 +28,51 @@ use crate::{
 };
 
 /// Does what the command line asks for.
-pub fn run(command: &Command) -> Result<()> {
-    match command {
-        Command::Demo(arguments) => demo::demo(arguments),
-        Command::Train(arguments) => train::train(arguments),
-        Command::Resume(arguments) => train::resume(arguments),
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let device = || open_device(arguments.device);
+    match &arguments.command {
+        Command::Demo(arguments) => demo::demo(arguments, &device()?),
+        Command::Train(arguments) => train::train(arguments, &device()?),
+        Command::Resume(arguments) => train::resume(arguments, &device()?),
         Command::Inspect(arguments) => inspect::inspect(arguments),
         Command::Merge(arguments) => merge::merge(arguments),
-        Command::Evaluate(arguments) => evaluate::evaluate(arguments),
-        Command::Recommend(arguments) => recommend::recommend(arguments),
+        Command::Evaluate(arguments) => evaluate::evaluate(arguments, &device()?),
+        Command::Recommend(arguments) => recommend::recommend(arguments, &device()?),
         Command::Shapes(arguments) => shapes::shapes(arguments),
     }
+}
+
+/// The device to compute on. A GPU on which something of a training is missing is used only where it is named.
+fn open_device(choice: DeviceChoice) -> Result<Device> {
+    let device = choice.open()?;
+    if choice == DeviceChoice::Auto
+        && !device.is_cpu()
+        && let Err(error) = train_a_little(&device)
+    {
+        eprintln!(
+            "computing on the processor, because the GPU cannot do everything yet: {error:#}"
+        );
+        return Ok(Device::Cpu);
+    }
+    Ok(device)
+}
+
+/// Goes once through a tiny model and the loss, and back.
+fn train_a_little(device: &Device) -> Result<()> {
+    let config = LlamaConfig {
+        vocab_size: 4,
+        hidden_size: 16,
+        intermediate_size: 16,
+        ..LlamaConfig::default()
+    };
+    let model = Llama::random(config, 0, DType::F32, device)?;
+    let trie = TokenTrie::new([(0, [1, 3]), (1, [2, 3])])?;
+    let rows = Rows::from_shifted(&trie, &vec![vec![1i64, 3]])?;
+    let hidden = model.hidden(&Tensor::new(&[[2u32, 1]], device)?)?;
+    let mut loss = MaskedSoftmaxLoss::new(&trie, Temperature::fixed(1.0))?;
+    let output = loss.forward_linear(&hidden, model.head(), &rows)?;
+    output.loss.backward()?;
+    Ok(())
 }
 
 /// Rows in tokens.
@@ -103,3 +141,14 @@ fn baselines(
 /// How to read the numbers.
 const ERRORS_NOTE: &str = "± is one standard error over the users. Item NLL is the mean −ln p of the item that came \
                            next, in nats; popularity's p is of its counts plus one.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_can_do_all_that_a_training_needs() {
+        train_a_little(&Device::Cpu).unwrap();
+        assert!(open_device(DeviceChoice::Cpu).unwrap().is_cpu());
+    }
+}

@@ -7,7 +7,7 @@ mod gguf_tokenizer;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use crate::{
     model::{Llama, LlamaConfig, Weights},
@@ -51,8 +51,8 @@ impl Pretrained {
     }
 
     /// Reads the weights, whatever type they have, as what the processor computes fastest in. They are frozen.
-    pub fn read(self) -> Result<(Llama, TextTokenizer)> {
-        let model = Llama::of(self.config, self.weights, DType::F32, true)?;
+    pub fn read(self, device: &Device) -> Result<(Llama, TextTokenizer)> {
+        let model = Llama::of(self.config, self.weights, DType::F32, device, true)?;
         Ok((model, self.tokenizer))
     }
 }

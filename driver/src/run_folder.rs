@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 use candle_trie::TokenTrie;
 
 use crate::{
@@ -85,25 +86,25 @@ impl RunFolder {
     }
 
     /// The checkpoint of the latest step.
-    pub fn latest(&self) -> Result<Checkpoint> {
+    pub fn latest(&self, device: &Device) -> Result<Checkpoint> {
         let steps = self.steps()?;
         let step = steps
             .last()
             .with_context(|| format!("{}: expected a folder {CHECKPOINT}…", self.path.display()))?;
-        self.load(*step)
+        self.load(*step, device)
     }
 
     /// The checkpoint that counts: the best on the validation rows, or the latest where there were none.
-    pub fn best(&self) -> Result<Checkpoint> {
-        let latest = self.latest()?;
+    pub fn best(&self, device: &Device) -> Result<Checkpoint> {
+        let latest = self.latest(device)?;
         match latest.state.best {
-            Some(best) if best.step != latest.state.step => self.load(best.step),
+            Some(best) if best.step != latest.state.step => self.load(best.step, device),
             _ => Ok(latest),
         }
     }
 
     /// The checkpoint of a step.
-    pub fn load(&self, step: usize) -> Result<Checkpoint> {
+    pub fn load(&self, step: usize, device: &Device) -> Result<Checkpoint> {
         let path = self.checkpoint_path(step);
         ensure!(
             path.is_dir(),
@@ -111,7 +112,8 @@ impl RunFolder {
             path.display(),
             self.steps()?
         );
-        Checkpoint::load(&path, self.settings.tokenizer.end_token.as_deref())
+        let end_token = self.settings.tokenizer.end_token.as_deref();
+        Checkpoint::load(&path, end_token, device)
     }
 
     /// Puts the checkpoint of a step there, which `save` writes, and then drops all but this one and the best.

@@ -43,7 +43,7 @@ fn model(layers: usize) -> Llama {
         num_key_value_heads: Some(3),
         ..LlamaConfig::default()
     };
-    let mut model = Llama::random(config, 1, DType::F32).unwrap();
+    let mut model = Llama::random(config, 1, DType::F32, &Device::Cpu).unwrap();
     model.adapt(&LoraSettings::default(), 1).unwrap();
     model
 }

@@ -24,7 +24,7 @@ fn model(architecture: &str) -> Llama {
         }),
         ..LlamaConfig::default()
     };
-    let model = Llama::random(config, 5, DType::F64).unwrap();
+    let model = Llama::random(config, 5, DType::F64, &Device::Cpu).unwrap();
     // Larger weights than a fresh model's, so that no gradient is too small to measure; and biases that are not 0.
     for (_, weight) in model.parameters() {
         let spread = match weight.rank() {

@@ -32,14 +32,18 @@ fn config(tokenizer: &TextTokenizer) -> LlamaConfig {
 fn write_model(folder: &Path) -> (LlamaConfig, NamedTensors) {
     let tokenizer = tokenizer();
     let config = config(&tokenizer);
-    let mut model = Llama::random(config.clone(), 3, DType::F32).unwrap();
+    let mut model = Llama::random(config.clone(), 3, DType::F32, &Device::Cpu).unwrap();
     let weights = model.merged_weights().unwrap();
     pretrained::save(folder, &config, &tokenizer, &weights).unwrap();
     (config, weights)
 }
 
 fn read(path: &Path) -> Llama {
-    Pretrained::open(path, None).unwrap().read().unwrap().0
+    Pretrained::open(path, None)
+        .unwrap()
+        .read(&Device::Cpu)
+        .unwrap()
+        .0
 }
 
 fn hidden(model: &Llama) -> Vec<f32> {
@@ -50,7 +54,7 @@ fn hidden(model: &Llama) -> Vec<f32> {
 
 /// What is said of a model that cannot be read.
 fn refusal(path: &Path) -> String {
-    let read = Pretrained::open(path, None).and_then(Pretrained::read);
+    let read = Pretrained::open(path, None).and_then(|opened| opened.read(&Device::Cpu));
     format!("{:#}", read.err().expect("this is no model"))
 }
 
@@ -60,7 +64,7 @@ fn a_folder_of_many_files_is_the_model_that_was_written_and_is_frozen() {
     let (config, weights) = write_model(folder.path());
     let whole = read(folder.path());
     assert!(whole.parameters().is_empty());
-    let expected = hidden(&Llama::random(config, 3, DType::F32).unwrap());
+    let expected = hidden(&Llama::random(config, 3, DType::F32, &Device::Cpu).unwrap());
     assert_eq!(hidden(&whole), expected);
 
     fs::remove_file(folder.path().join("model.safetensors")).unwrap();
@@ -129,7 +133,7 @@ fn adapters_come_back_as_they_were_saved_and_others_are_refused() {
     let adapters = folder.path().join("adapters");
     fs::create_dir(&adapters).unwrap();
     adapter::save(&adapters, &model, folder.path()).unwrap();
-    let back = adapter::load_with_base(&adapters).unwrap();
+    let back = adapter::load_with_base(&adapters, &Device::Cpu).unwrap();
     assert_eq!(hidden(&back), hidden(&model));
     assert_ne!(hidden(&back), hidden(&read(folder.path())));
 
@@ -146,7 +150,12 @@ fn adapters_come_back_as_they_were_saved_and_others_are_refused() {
         ("\"v_proj\"", "\"k_proj\"", "k_proj.lora_A.weight"),
     ] {
         fs::write(&file, good.replace(from, to)).unwrap();
-        let refusal = format!("{:#}", adapter::load_with_base(&adapters).err().unwrap());
+        let refusal = format!(
+            "{:#}",
+            adapter::load_with_base(&adapters, &Device::Cpu)
+                .err()
+                .unwrap()
+        );
         assert!(refusal.contains(said), "{to}: {refusal}");
     }
 }
@@ -238,7 +247,7 @@ fn a_gguf_file_is_the_model_and_the_tokenizer_that_it_was_made_of() {
     };
     let (model, tokenizer) = Pretrained::open(&write(None), None)
         .unwrap()
-        .read()
+        .read(&Device::Cpu)
         .unwrap();
     assert_eq!(hidden(&model), hidden(&read(folder.path())));
     assert_eq!(model.config().rms_norm_eps, 1e-5);

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use candle_core::DType;
+use candle_core::{DType, Device};
 use candle_trie::{AdaptiveStrategy, Statistics, Temperature};
 use msl::{
     metrics::StepMetrics,
@@ -219,7 +219,7 @@ fn train_with_fan_out(
         key_value_heads: 1,
     };
     let config = sizes.config(tokenizer.vocabulary(), tokenizer.end());
-    let model = Llama::random(config, 7, DType::F32).unwrap();
+    let model = Llama::random(config, 7, DType::F32, &Device::Cpu).unwrap();
     let mut trainer = Trainer::new(&model, responses.trie(), loss, training).unwrap();
     let mut steps = Vec::new();
     let after = |_: &Trainer, step, _| {

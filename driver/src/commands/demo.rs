@@ -1,7 +1,7 @@
 use std::{ops::ControlFlow, time::Duration};
 
 use anyhow::Result;
-use candle_core::DType;
+use candle_core::{DType, Device};
 
 use super::{ERRORS_NOTE, baselines, examples, train_tokenizer};
 use crate::{
@@ -46,7 +46,7 @@ struct Demo {
 }
 
 /// `msl demo`
-pub fn demo(arguments: &DemoArguments) -> Result<()> {
+pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
     let world = World::new(arguments.seed, arguments.training_rows, arguments.test_rows)?;
     let prompt = Prompt {
         style: PromptStyle::Titles,
@@ -82,7 +82,7 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
         ("MSL τ=1", LossKind::Msl),
         ("MSL+ATS", LossKind::Ats),
     ] {
-        rows.push(demo.train_and_evaluate(name, loss)?);
+        rows.push(demo.train_and_evaluate(name, loss, device)?);
     }
     Comparison {
         command: "demo",
@@ -105,10 +105,10 @@ pub fn demo(arguments: &DemoArguments) -> Result<()> {
 }
 
 impl Demo {
-    fn train_and_evaluate(&self, name: &str, kind: LossKind) -> Result<Line> {
+    fn train_and_evaluate(&self, name: &str, kind: LossKind, device: &Device) -> Result<Line> {
         let trie = self.responses.trie();
         let config = MODEL.config(self.tokenizer.vocabulary(), self.tokenizer.end());
-        let model = Llama::random(config, self.seed, DType::F32)?;
+        let model = Llama::random(config, self.seed, DType::F32, device)?;
         let mut trainer = Trainer::new(&model, trie, &loss_settings(kind), &self.training)?;
         let mut metrics = Vec::new();
         let mut seconds = 0.0;

@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use candle_core::Device;
 
 use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun};
 use crate::{
@@ -19,12 +20,13 @@ use crate::{
 const RANKS_FILE: &str = "ranks.csv";
 
 /// `msl evaluate`
-pub fn evaluate(arguments: &EvaluateArguments) -> Result<()> {
+pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     ensure!(arguments.batch_size > 0, "--batch-size is 0");
     let run = OpenedRun::new(
         &arguments.run,
         arguments.checkpoint,
         arguments.data.as_deref(),
+        device,
     )?;
     let (settings, dataset, responses) = (run.folder.settings(), &run.dataset, &run.responses);
     let Checkpoint {

@@ -1,4 +1,5 @@
 use anyhow::Result;
+use candle_core::Device;
 
 use crate::{
     adapter, arguments::MergeArguments, output::OutputFolder, pretrained, pretrained::Pretrained,
@@ -9,14 +10,14 @@ use crate::{
 pub fn merge(arguments: &MergeArguments) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
     let (mut model, tokenizer) = if RunFolder::is_one(&arguments.adapter) {
-        let checkpoint = RunFolder::open(&arguments.adapter)?.best()?;
+        let checkpoint = RunFolder::open(&arguments.adapter)?.best(&Device::Cpu)?;
         (checkpoint.model, checkpoint.tokenizer)
     } else {
         let base = match &arguments.model {
             Some(model) => model.clone(),
             None => adapter::base(&arguments.adapter)?,
         };
-        let (mut model, tokenizer) = Pretrained::open(&base, None)?.read()?;
+        let (mut model, tokenizer) = Pretrained::open(&base, None)?.read(&Device::Cpu)?;
         adapter::load(&arguments.adapter, &mut model)?;
         (model, tokenizer)
     };

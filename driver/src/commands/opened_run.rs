@@ -1,6 +1,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use candle_core::Device;
 use candle_trie::TokenTrie;
 
 use crate::{
@@ -18,11 +19,16 @@ pub struct OpenedRun {
 
 impl OpenedRun {
     /// Opens a run at a step, or where it was best, and the data that it names or those of another folder.
-    pub fn new(path: &Path, step: Option<usize>, data: Option<&Path>) -> Result<Self> {
+    pub fn new(
+        path: &Path,
+        step: Option<usize>,
+        data: Option<&Path>,
+        device: &Device,
+    ) -> Result<Self> {
         let folder = RunFolder::open(path)?;
         let checkpoint = match step {
-            Some(step) => folder.load(step)?,
-            None => folder.best()?,
+            Some(step) => folder.load(step, device)?,
+            None => folder.best(device)?,
         };
         let mut arguments = folder.settings().data.clone();
         if let Some(other) = data {

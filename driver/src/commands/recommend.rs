@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
+use candle_core::Device;
 use serde::Serialize;
 
 use super::opened_run::OpenedRun;
@@ -28,9 +29,9 @@ struct Report<'a> {
 }
 
 /// `msl recommend`
-pub fn recommend(arguments: &RecommendArguments) -> Result<()> {
+pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
     ensure!(arguments.top > 0, "--top is 0");
-    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None)?;
+    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None, device)?;
     let items = run.dataset.catalogue.items();
     let history = known_titles(&arguments.history, items);
     let prompt = run.folder.settings().prompt.prompt();

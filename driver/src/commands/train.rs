@@ -5,7 +5,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::DType;
+use candle_core::{DType, Device};
 use serde::Serialize;
 
 use super::{examples, open_tokenizer};
@@ -37,7 +37,7 @@ use crate::{
 const VALIDATION_BATCH: usize = 16;
 
 /// `msl train`
-pub fn train(arguments: &TrainArguments) -> Result<()> {
+pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
     let mut settings = RunSettings {
         data: arguments.run.data.absolute()?,
@@ -49,8 +49,8 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
     }
     let data = Rows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
-        Some(base) => adapted_model(&settings, base)?,
-        None => data.new_model(&settings)?,
+        Some(base) => adapted_model(&settings, base, device)?,
+        None => data.new_model(&settings, device)?,
     };
     settings.tokenizer.end_token = tokenizer.end_text();
     let task = data.tokenize(&tokenizer)?;
@@ -83,14 +83,14 @@ pub fn train(arguments: &TrainArguments) -> Result<()> {
 }
 
 /// `msl resume`
-pub fn resume(arguments: &ResumeArguments) -> Result<()> {
+pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
     let run = RunFolder::open(&arguments.run)?;
     run.clean()?;
     let checkpoint::Checkpoint {
         model,
         tokenizer,
         state,
-    } = run.latest()?;
+    } = run.latest(device)?;
     let settings = run.settings();
     let task = Rows::read(settings)?.tokenize(&tokenizer)?;
     (task.responses)
@@ -114,10 +114,14 @@ pub fn resume(arguments: &ResumeArguments) -> Result<()> {
 }
 
 /// A pretrained model with new adapters.
-fn adapted_model(settings: &RunSettings, base: &Path) -> Result<(Llama, TextTokenizer)> {
+fn adapted_model(
+    settings: &RunSettings,
+    base: &Path,
+    device: &Device,
+) -> Result<(Llama, TextTokenizer)> {
     settings.adapter.check()?;
     let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
-    let (mut model, tokenizer) = pretrained.read()?;
+    let (mut model, tokenizer) = pretrained.read(device)?;
     model.adapt(&settings.adapter, settings.training.seed)?;
     Ok((model, tokenizer))
 }
@@ -169,10 +173,10 @@ impl Rows {
     }
 
     /// A model to train from scratch.
-    fn new_model(&self, settings: &RunSettings) -> Result<(Llama, TextTokenizer)> {
+    fn new_model(&self, settings: &RunSettings, device: &Device) -> Result<(Llama, TextTokenizer)> {
         let tokenizer = open_tokenizer(&settings.tokenizer, self.catalogue(), &self.prompt)?;
         let config = (settings.model).config(tokenizer.vocabulary(), tokenizer.end());
-        let model = Llama::random(config, settings.training.seed, DType::F32)?;
+        let model = Llama::random(config, settings.training.seed, DType::F32, device)?;
         Ok((model, tokenizer))
     }
 

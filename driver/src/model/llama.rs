@@ -28,9 +28,9 @@ pub struct Llama {
 
 impl Llama {
     /// A model with random weights, to be trained.
-    pub fn random(config: LlamaConfig, seed: u64, dtype: DType) -> Result<Self> {
+    pub fn random(config: LlamaConfig, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         let random = random(seed, Purpose::Weights);
-        Self::new(config, Parameters::random(random, dtype))
+        Self::new(config, Parameters::random(random, dtype, device))
     }
 
     /// A model that was trained before; with `frozen`, nothing of it can be trained until it gets adapters.
@@ -38,9 +38,10 @@ impl Llama {
         config: LlamaConfig,
         weights: Box<dyn Weights>,
         dtype: DType,
+        device: &Device,
         frozen: bool,
     ) -> Result<Self> {
-        Self::new(config, Parameters::of(weights, dtype, frozen))
+        Self::new(config, Parameters::of(weights, dtype, device, frozen))
     }
 
     fn new(config: LlamaConfig, mut parameters: Parameters) -> Result<Self> {
@@ -188,7 +189,7 @@ impl Llama {
             .collect();
         let x = x.reshape((users * padded, self.config.hidden_size))?;
         let x = x
-            .index_select(&Tensor::new(last, &Device::Cpu)?, 0)?
+            .index_select(&Tensor::new(last, tokens.device())?, 0)?
             .unsqueeze(1)?;
         let cache = Cache {
             lengths: lengths.to_vec(),

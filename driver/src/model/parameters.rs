@@ -21,6 +21,7 @@ pub struct Parameters {
     trained: Vec<(String, Var)>,
     source: Source,
     dtype: DType,
+    device: Device,
     frozen: bool,
 }
 
@@ -34,21 +35,22 @@ const DEVIATION: f64 = 0.02;
 
 impl Parameters {
     /// First weights from a random stream, to be trained.
-    pub fn random(random: Random, dtype: DType) -> Self {
-        Self::new(Source::Random(Box::new(random)), dtype, false)
+    pub fn random(random: Random, dtype: DType, device: &Device) -> Self {
+        Self::new(Source::Random(Box::new(random)), dtype, device, false)
     }
 
     /// The weights of a trained model, to be trained further or `frozen`.
-    pub fn of(weights: Box<dyn Weights>, dtype: DType, frozen: bool) -> Self {
-        Self::new(Source::Weights(weights), dtype, frozen)
+    pub fn of(weights: Box<dyn Weights>, dtype: DType, device: &Device, frozen: bool) -> Self {
+        Self::new(Source::Weights(weights), dtype, device, frozen)
     }
 
-    fn new(source: Source, dtype: DType, frozen: bool) -> Self {
+    fn new(source: Source, dtype: DType, device: &Device, frozen: bool) -> Self {
         Self {
             weights: Vec::new(),
             trained: Vec::new(),
             source,
             dtype,
+            device: device.clone(),
             frozen,
         }
     }
@@ -107,7 +109,10 @@ impl Parameters {
                 tensor
             }
         };
-        let mut tensor = tensor.to_dtype(self.dtype)?.contiguous()?;
+        let mut tensor = tensor
+            .to_dtype(self.dtype)?
+            .to_device(&self.device)?
+            .contiguous()?;
         if !self.frozen {
             let variable = Var::from_tensor(&tensor)?;
             tensor = variable.as_tensor().clone();

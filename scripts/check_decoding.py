@@ -12,7 +12,6 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 
-USERS = 20
 BEAMS = 10
 TOLERANCE = 1e-4
 # The published inference reads so many users at once.
@@ -41,12 +40,12 @@ def msl(executable, *arguments):
     return output.stdout
 
 
-def search(executable, run, folder, *options):
-    """The lists of USERS users, and how many a second were recommended to."""
+def search(executable, run, folder, users, *options):
+    """The lists of some users, and how many a second were recommended to."""
     lists = folder / "lists.jsonl"
     report = json.loads(
         msl(
-            *(executable, "evaluate", run, "--samples", USERS, "--beams", BEAMS, "--batch-size", SIDE_BY_SIDE),
+            *(executable, "evaluate", run, "--samples", users, "--beams", BEAMS, "--batch-size", SIDE_BY_SIDE),
             *("--temperature", 1, "--lists", lists, "--json", *options),
         )
     )
@@ -93,6 +92,7 @@ def main():
     parser.add_argument("--msl", required=True)
     parser.add_argument("--gguf", required=True)
     parser.add_argument("--catalogue", required=True, type=Path)
+    parser.add_argument("--users", type=int, default=20)
     arguments = parser.parse_args()
     transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as folder:
@@ -117,21 +117,21 @@ def main():
         speeds = {}
         for length_penalty in [0.0, 1.0]:
             options = ["--normalise", "vocabulary", "--length-penalty", length_penalty]
-            lists, speeds["ours, over the vocabulary"] = search(arguments.msl, run, folder, *options)
+            lists, speeds["ours, over the vocabulary"] = search(arguments.msl, run, folder, arguments.users, *options)
             begun = time.perf_counter()
             theirs = []
-            for first in range(0, USERS, SIDE_BY_SIDE):
+            for first in range(0, arguments.users, SIDE_BY_SIDE):
                 prompts = [user["prompt"] for user in lists[first : first + SIDE_BY_SIDE]]
                 theirs += generate(model, prompts, trie, end, length_penalty)
-            speeds["generate"] = USERS / (time.perf_counter() - begun)
+            speeds["generate"] = arguments.users / (time.perf_counter() - begun)
             for user, found in zip(lists, theirs):
                 same = agrees(user["recommended"], found, path_of)
                 agreed += same
                 compared += 1
                 if not same:
                     print(f"user {user['user']}, length penalty {length_penalty}: the lists differ")
-        _, speeds["ours, over the trie"] = search(arguments.msl, run, folder)
-    print(f"\n{USERS} users, {BEAMS} beams, {SIDE_BY_SIDE} users side by side, f32, {torch.get_num_threads()} threads\n")
+        _, speeds["ours, over the trie"] = search(arguments.msl, run, folder, arguments.users)
+    print(f"\n{arguments.users} users, {BEAMS} beams, {SIDE_BY_SIDE} users side by side, f32, {torch.get_num_threads()} threads\n")
     print("| | users/s | ratio |\n|---|---:|---:|")
     for name, speed in speeds.items():
         print(f"| {name} | {speed:.3f} | {speed / speeds['generate']:.1f} |")

@@ -2,7 +2,7 @@ use candle_core::{DType, Device, Tensor};
 use candle_trie::{BeamSearch, Error, Found, FrozenHead, Head, Normalise, TokenTrie};
 use proptest::prelude::*;
 
-use crate::model::{VOCABULARY, all, assert_found, catalogue, rows, run};
+use crate::model::{VOCABULARY, all, assert_found, catalogue, plain_beams, rows, run};
 
 fn normalise() -> impl Strategy<Value = Normalise> {
     prop_oneof![Just(Normalise::Trie), Just(Normalise::Vocabulary)]
@@ -36,6 +36,22 @@ proptest! {
         for found in found {
             let same = expected.iter().find(|(items, _)| *items == found.items).unwrap();
             prop_assert!((same.1 - found.log_probability).abs() < 1e-9);
+        }
+    }
+
+    #[test]
+    fn beams_of_every_width_keep_what_the_plain_search_keeps(
+        items in catalogue(), width in 1usize..6, normalise in normalise(), penalised: bool,
+    ) {
+        let trie = TokenTrie::new(items.clone()).unwrap();
+        let penalty = if penalised { 1.0 } else { 0.0 };
+        let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap().with_normalise(normalise);
+        let found = run(search.with_length_penalty(penalty).unwrap());
+        let expected = plain_beams(&items, width, normalise, penalty);
+        prop_assert_eq!(found.len(), expected.len());
+        for (found, (path, score)) in found.iter().zip(expected) {
+            prop_assert_eq!(&items[found.items[0] as usize].1, &path);
+            prop_assert!((found.score - score).abs() < 1e-9);
         }
     }
 

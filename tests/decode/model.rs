@@ -1,6 +1,6 @@
 //! A catalogue and a model without weights, and the definition of a path's probability.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
 use candle_trie::{BeamSearch, Found, Normalise, TokenTrie};
@@ -97,4 +97,74 @@ pub fn assert_found(found: &[Found], expected: &[(Vec<u64>, f64)]) {
         let (_, log_probability) = same.expect("a path that should be there");
         assert!((found.log_probability - log_probability).abs() < 1e-9);
     }
+}
+
+/// Beam search in the plainest code there is, over the paths themselves: each whole path with its score, best first.
+pub fn plain_beams(
+    items: &[(u64, Vec<u32>)],
+    width: usize,
+    normalise: Normalise,
+    penalty: f64,
+) -> Vec<(Vec<u32>, f64)> {
+    let next = |prefix: &[u32]| -> BTreeSet<u32> {
+        let rest = items
+            .iter()
+            .filter_map(|(_, path)| path.strip_prefix(prefix));
+        rest.filter_map(|rest| rest.first().copied()).collect()
+    };
+    let ride = |mut prefix: Vec<u32>| {
+        while normalise == Normalise::Trie && next(&prefix).len() == 1 {
+            prefix.extend(next(&prefix));
+        }
+        prefix
+    };
+    let score = |prefix: &[u32], log: f64| log / (prefix.len() as f64).powf(penalty);
+    let mut living = vec![(ride(vec![]), 0.0)];
+    let mut finished: Vec<(Vec<u32>, f64)> = vec![];
+    if next(&living[0].0).is_empty() {
+        finished.extend(living.pop());
+    }
+    while !living.is_empty() {
+        let mut candidates = vec![];
+        for (prefix, log) in &living {
+            let logits = logits(prefix);
+            let among: Vec<u32> = match normalise {
+                Normalise::Trie => next(prefix).into_iter().collect(),
+                Normalise::Vocabulary => (0..VOCABULARY as u32).collect(),
+            };
+            let sum: f64 = among
+                .iter()
+                .map(|&token| logits[token as usize].exp())
+                .sum();
+            for token in next(prefix) {
+                let log = log + (logits[token as usize].exp() / sum).ln();
+                candidates.push(([&prefix[..], &[token]].concat(), log));
+            }
+        }
+        candidates.sort_by(|a, b| b.1.total_cmp(&a.1));
+        living.clear();
+        for (rank, (prefix, log)) in candidates.into_iter().enumerate() {
+            let prefix = ride(prefix);
+            if !next(&prefix).is_empty() {
+                living.push((prefix, log));
+            } else if normalise == Normalise::Trie || rank < width {
+                let score = score(&prefix, log);
+                finished.push((prefix, score));
+            }
+        }
+        living.truncate(width);
+        finished.sort_by(|a, b| b.1.total_cmp(&a.1));
+        finished.truncate(width);
+        if let Some(&(_, worst)) = finished.get(width - 1) {
+            if penalty == 0.0 {
+                living.retain(|(_, log)| *log > worst);
+            } else if living
+                .iter()
+                .all(|(prefix, log)| score(prefix, *log) <= worst)
+            {
+                living.clear();
+            }
+        }
+    }
+    finished
 }

@@ -8,6 +8,7 @@ use crate::{Error, Result};
 mod build;
 mod file;
 mod packing;
+mod sort;
 
 /// An immutable trie over the token paths of a catalogue's items.
 ///

@@ -1,0 +1,216 @@
+//! The Adaptive Temperature Strategy.
+
+use serde::{Deserialize, Serialize};
+
+use super::{TemperatureState, check_positive};
+use crate::{Error, Result, Statistics};
+
+/// A temperature that follows the logits: the strategy, and where it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdaptiveTemperature {
+    /// How it follows them.
+    pub strategy: AdaptiveStrategy,
+    pub(super) state: TemperatureState,
+}
+
+/// The Adaptive Temperature Strategy (ATS) of arXiv 2504.04178, section 4.2.
+///
+/// For statistics rows with mean target logit μ⁺, mean μ and variance σ² of their valid logits, and
+/// fan-out n, put Δ = μ⁺ − μ and C = ln(n·η). The estimate is the root of Δ/τ − σ²/(2τ²) = C, the
+/// temperature at which the target's Gaussian-approximated probability is η:
+///
+/// τ̂ = (Δ + √max(Δ² − 2Cσ², 0)) / 2C, clamped to `minimum..=maximum`; then τ ← (1 − α)τ + ατ̂.
+///
+/// The default holds the paper's values.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct AdaptiveStrategy {
+    /// η: the probability that the target should have; above 0, at most 1.
+    pub eta: f64,
+    /// α: how much of a new estimate enters the temperature; 0 to 1.
+    pub alpha: f64,
+    /// The lower clamp of the estimate.
+    pub minimum: f64,
+    /// The upper clamp of the estimate.
+    pub maximum: f64,
+    /// τ₀: the temperature to begin with, and throughout the warm-up.
+    pub initial: f64,
+    /// While the step is below this, the temperature is τ₀.
+    pub warm_up: u64,
+    /// Which rows the statistics are of.
+    pub scope: Scope,
+    /// Where η·n ≤ 1, compute what the published arithmetic gives instead of refusing.
+    pub allow_degenerate: bool,
+}
+
+impl Default for AdaptiveStrategy {
+    fn default() -> Self {
+        Self {
+            eta: 0.25,
+            alpha: 0.05,
+            minimum: 1.5,
+            maximum: 5.0,
+            initial: 1.5,
+            warm_up: 0,
+            scope: Scope::Root,
+            allow_degenerate: false,
+        }
+    }
+}
+
+/// Which rows the statistics of ATS are of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// The rows at the root (set 0), pooled, as published.
+    Root,
+    /// All branching rows, each centred on its own mean: Δ = mean of (z_y − m_t), σ² = mean of s_t²
+    /// and C = mean of ln(n_t·η), with m_t and s_t² (unbiased) the mean and variance of row t's own
+    /// valid logits. Adding a constant to a row changes nothing, as in the loss itself. A batch with
+    /// C ≤ 0 leaves the temperature as it was.
+    Branching,
+    /// The rows that the caller marks ([`Rows::with_marks`](crate::Rows::with_marks)), pooled; their
+    /// sets must have one size.
+    Marked,
+}
+
+impl Scope {
+    /// The scope's name in messages and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Branching => "branching",
+            Self::Marked => "marked",
+        }
+    }
+}
+
+/// What the next step of an adaptive temperature will do, as far as the sizes of the statistics' sets
+/// tell.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Course {
+    /// It is τ₀.
+    Starts,
+    /// It stays what it is.
+    Stays,
+    /// It follows the logits, with this C.
+    Follows { log_odds: f64 },
+}
+
+impl AdaptiveTemperature {
+    /// τ as it stands.
+    pub(crate) fn value(&self) -> f64 {
+        self.state.value
+    }
+
+    /// What the next step will do with statistics whose rows and sizes are these.
+    pub(crate) fn course(&self, sizes: &Statistics) -> Result<Course> {
+        let log_odds = self.strategy.log_odds(sizes)?;
+        Ok(match log_odds {
+            _ if self.state.step < self.strategy.warm_up => Course::Starts,
+            Some(log_odds) => Course::Follows { log_odds },
+            None => Course::Stays,
+        })
+    }
+
+    pub(super) fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
+        let estimate = self.strategy.estimate(statistics)?;
+        self.state.step = step.saturating_add(1);
+        if step < self.strategy.warm_up {
+            self.state.value = self.strategy.initial;
+        } else if let Some(estimate) = estimate {
+            let alpha = self.strategy.alpha;
+            self.state.value = (1.0 - alpha) * self.state.value + alpha * estimate;
+        }
+        Ok(self.state.value)
+    }
+}
+
+impl AdaptiveStrategy {
+    /// The clamped estimate τ̂, or `None` where the statistics give none.
+    ///
+    /// # Errors
+    /// As [`Temperature::step`].
+    pub fn estimate(&self, statistics: &Statistics) -> Result<Option<f64>> {
+        let Some(log_odds) = self.log_odds(statistics)? else {
+            return Ok(None);
+        };
+        let (delta, variance) = match self.scope {
+            Scope::Root | Scope::Marked => (
+                statistics.target_mean() - statistics.mean(),
+                statistics.variance(),
+            ),
+            Scope::Branching => (
+                statistics.centred_target_mean(),
+                statistics.mean_row_variance(),
+            ),
+        };
+        let discriminant = delta * delta - 2.0 * log_odds * variance;
+        if discriminant.is_nan() {
+            return Ok(None);
+        }
+        let root = (delta + discriminant.max(0.0).sqrt()) / (2.0 * log_odds);
+        // 0/0, which the published arithmetic reaches at C = 0, is no estimate.
+        Ok((!root.is_nan()).then(|| root.clamp(self.minimum, self.maximum)))
+    }
+
+    /// C, or `None` where there is no estimate whatever the logits are.
+    fn log_odds(&self, statistics: &Statistics) -> Result<Option<f64>> {
+        self.check()?;
+        if statistics.rows() == 0 {
+            return Ok(None);
+        }
+        match self.scope {
+            Scope::Root | Scope::Marked => {
+                let fan_out = statistics.fan_out().ok_or(Error::UnequalFanOut {
+                    scope: self.scope.name(),
+                    rows: statistics.rows(),
+                })?;
+                self.check_fan_out(fan_out)?;
+                Ok(Some((f64::from(fan_out) * self.eta).ln()))
+            }
+            Scope::Branching => {
+                let log_odds = statistics.mean_log_size() + self.eta.ln();
+                Ok((log_odds > 0.0).then_some(log_odds))
+            }
+        }
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        let within = |name, value: f64, inside, expected| match inside {
+            true => Ok(()),
+            false => Err(Error::OutOfRange {
+                name,
+                value,
+                expected,
+            }),
+        };
+        let (eta, alpha) = (self.eta, self.alpha);
+        within("eta", eta, eta > 0.0 && eta <= 1.0, "above 0 and at most 1")?;
+        within(
+            "alpha",
+            alpha,
+            (0.0..=1.0).contains(&alpha),
+            "between 0 and 1",
+        )?;
+        check_positive("initial temperature", self.initial)?;
+        check_positive("minimum temperature", self.minimum)?;
+        check_positive("maximum temperature", self.maximum)?;
+        let ordered = self.minimum <= self.maximum;
+        within(
+            "maximum temperature",
+            self.maximum,
+            ordered,
+            "at least the minimum",
+        )
+    }
+
+    pub(super) fn check_fan_out(&self, fan_out: u32) -> Result<()> {
+        if self.allow_degenerate || self.eta * f64::from(fan_out) > 1.0 {
+            return Ok(());
+        }
+        Err(Error::DegenerateScope {
+            eta: self.eta,
+            fan_out,
+        })
+    }
+}

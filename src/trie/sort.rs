@@ -1,0 +1,208 @@
+//! The paths in lexicographic order: partitioned by their first tokens, then sorted part by part.
+
+use std::cmp::Ordering;
+use std::ops::Range;
+
+use bytemuck::Zeroable;
+use rayon::prelude::*;
+
+use super::build::{chunks, shares, split};
+use super::packing::Packing;
+use super::too_large;
+use crate::{Error, Result};
+
+/// How many parts are sorted apart. Ten million paths make parts of 300 KiB.
+const PARTS: usize = 1024;
+/// From here on a part is worth more than one thread.
+const PATHS_PER_PART: usize = 1 << 16;
+
+/// The input, checked, with the packing of its tokens into sort keys.
+pub(super) struct Paths<'a> {
+    ids: &'a [u64],
+    offsets: &'a [usize],
+    tokens: &'a [u32],
+    pub max_token: u32,
+    packing: Packing,
+}
+
+/// A path in the sorted order, with what the later stages would have to look up far away.
+#[derive(Clone, Copy, Zeroable)]
+pub(super) struct SortedPath {
+    /// The first tokens of the path.
+    key: u128,
+    /// The id of its item.
+    pub id: u64,
+    /// The index of the path in the input.
+    path: u32,
+    /// Its length in tokens.
+    pub length: u32,
+}
+
+impl<'a> Paths<'a> {
+    pub fn new(ids: &'a [u64], offsets: &'a [usize], tokens: &'a [u32]) -> Result<Self> {
+        if ids.is_empty() {
+            return Err(Error::EmptyCatalogue);
+        }
+        if offsets.len() != ids.len() + 1 {
+            return Err(Error::LengthMismatch {
+                what: "path offsets (one more than items)",
+                expected: ids.len() + 1,
+                actual: offsets.len(),
+            });
+        }
+        if offsets[0] != 0 || offsets[ids.len()] != tokens.len() {
+            return Err(Error::Malformed {
+                what: "path offsets",
+                detail: format!(
+                    "they must run from 0 to {}, but run from {} to {}",
+                    tokens.len(),
+                    offsets[0],
+                    offsets[ids.len()]
+                ),
+            });
+        }
+        if !offsets.is_sorted_by(|start, end| start < end) {
+            let falls = offsets.windows(2).position(|pair| pair[0] >= pair[1]);
+            let index = falls.unwrap_or(0);
+            if offsets[index] == offsets[index + 1] {
+                return Err(Error::EmptyPath { item: ids[index] });
+            }
+            return Err(Error::Malformed {
+                what: "path offsets",
+                detail: format!(
+                    "{} is followed by {} at item {}",
+                    offsets[index],
+                    offsets[index + 1],
+                    ids[index]
+                ),
+            });
+        }
+        if ids.len() >= u32::MAX as usize {
+            return Err(too_large("paths", ids.len()));
+        }
+        let max_token = tokens.par_iter().copied().max().unwrap_or(0);
+        if max_token == u32::MAX {
+            return Err(too_large("token", max_token as usize));
+        }
+        let packing = Packing::new(ids.len(), |path| &tokens[offsets[path]..offsets[path + 1]]);
+        Ok(Self {
+            ids,
+            offsets,
+            tokens,
+            max_token,
+            packing,
+        })
+    }
+
+    fn path(&self, path: u32) -> &'a [u32] {
+        &self.tokens[self.offsets[path as usize]..self.offsets[path as usize + 1]]
+    }
+
+    /// The tokens of `path` from `depth` on, beyond what a key holds.
+    fn beyond_key(&self, path: &SortedPath) -> &'a [u32] {
+        self.path(path.path)
+            .get(self.packing.tokens()..)
+            .unwrap_or(&[])
+    }
+
+    pub fn token(&self, path: &SortedPath, depth: usize) -> u32 {
+        if depth < self.packing.tokens() {
+            self.packing.token(path.key, depth)
+        } else {
+            self.path(path.path)[depth]
+        }
+    }
+
+    /// The paths in lexicographic order, equal ones by item id.
+    pub fn sort(&self) -> Vec<SortedPath> {
+        let (mut sorted, parts) = self.partition();
+        (split(&mut sorted, &parts).into_par_iter()).for_each(|part| {
+            // The parts of an even partition are small, and the sequential sort is the faster one.
+            if part.len() < PATHS_PER_PART {
+                part.sort_unstable_by(|a, b| self.compare(a, b));
+            } else {
+                part.par_sort_unstable_by(|a, b| self.compare(a, b));
+            }
+        });
+        sorted
+    }
+
+    /// The paths by the highest bits of their keys, and how many have the same: what is left to sort
+    /// fits a core's cache.
+    fn partition(&self) -> (Vec<SortedPath>, Vec<usize>) {
+        let count = self.ids.len();
+        let part = |path: &[u32]| self.packing.highest(path, PARTS.ilog2());
+        let chunks = chunks(count);
+        let counts: Vec<Vec<usize>> = (chunks.par_iter())
+            .map(|chunk| {
+                let mut counts = vec![0; PARTS];
+                for path in chunk.clone() {
+                    counts[part(self.path(path as u32))] += 1;
+                }
+                counts
+            })
+            .collect();
+        let mut sorted = bytemuck::zeroed_vec(count);
+        (shares(&counts, PARTS, &mut sorted)
+            .into_par_iter()
+            .zip(chunks))
+        .for_each(|(parts, chunk)| {
+            let mut parts: Vec<_> = parts.into_iter().map(<[_]>::iter_mut).collect();
+            for path in chunk {
+                let tokens = self.path(path as u32);
+                if let Some(place) = parts[part(tokens)].next() {
+                    *place = SortedPath {
+                        key: self.packing.pack(tokens),
+                        path: path as u32,
+                        length: tokens.len() as u32,
+                        id: self.ids[path],
+                    };
+                }
+            }
+        });
+        let sizes = (0..PARTS).map(|part| counts.iter().map(|counts| counts[part]).sum());
+        (sorted, sizes.collect())
+    }
+
+    #[inline(always)]
+    fn compare(&self, a: &SortedPath, b: &SortedPath) -> Ordering {
+        if a.key == b.key {
+            self.compare_beyond_key(a, b)
+        } else {
+            a.key.cmp(&b.key)
+        }
+    }
+
+    /// Apart, so that the sort's inner loop stays small.
+    #[cold]
+    #[inline(never)]
+    fn compare_beyond_key(&self, a: &SortedPath, b: &SortedPath) -> Ordering {
+        (self.beyond_key(a).cmp(self.beyond_key(b))).then_with(|| a.id.cmp(&b.id))
+    }
+
+    /// Some paths of the sorted order, each with how many leading tokens it shares with the one
+    /// before it.
+    pub fn with_shared<'s>(
+        &self,
+        sorted: &'s [SortedPath],
+        chunk: Range<usize>,
+    ) -> impl Iterator<Item = (u32, &'s SortedPath)> {
+        chunk.map(|index| {
+            let path = &sorted[index];
+            let before = index.checked_sub(1).map(|before| &sorted[before]);
+            (before.map_or(0, |before| self.shared(before, path)), path)
+        })
+    }
+
+    /// The length of the longest common prefix of two paths.
+    fn shared(&self, a: &SortedPath, b: &SortedPath) -> u32 {
+        let shortest = a.length.min(b.length) as usize;
+        let mut shared = self.packing.shared(a.key, b.key);
+        if shared == self.packing.tokens() {
+            shared += (self.beyond_key(a).iter().zip(self.beyond_key(b)))
+                .take_while(|(a, b)| a == b)
+                .count();
+        }
+        shared.min(shortest) as u32
+    }
+}

@@ -1,0 +1,108 @@
+use candle_core::{DType, Device, Tensor};
+use candle_trie::{Error, FrozenHead, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets};
+
+use crate::batch::{Batch, assert_close, every_option, f64s};
+
+#[test]
+fn a_frozen_head_gives_the_same_bits_and_takes_no_gradient() {
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
+        for bytes in [0, 30_000, FrozenHead::DEFAULT_LIMIT] {
+            for options in every_option().iter().filter(|options| !options.bias) {
+                let batch = Batch::new(24, 5);
+                let [hidden, head, _] = batch.tensors(dtype);
+                let rows = batch.rows(options);
+                let frozen = FrozenHead::within(&head, None, batch.sets(options), bytes).unwrap();
+                let tracked = batch
+                    .loss(options)
+                    .forward_linear(&hidden, &*head, &rows)
+                    .unwrap();
+                let output = batch
+                    .loss(options)
+                    .forward_linear(&hidden, &frozen, &rows)
+                    .unwrap();
+                assert_eq!(f64s(&output.loss), f64s(&tracked.loss));
+                let (gradients, expected) = (
+                    output.loss.backward().unwrap(),
+                    tracked.loss.backward().unwrap(),
+                );
+                assert!(gradients.get(&head).is_none());
+                assert_eq!(
+                    f64s(gradients.get(&hidden).unwrap()),
+                    f64s(expected.get(&hidden).unwrap())
+                );
+            }
+        }
+    }
+}
+
+/// A unary row that statistics are taken from, and a row of weight 0, with scores that are NaN.
+#[test]
+fn a_head_frozen_for_other_sets_is_refused() {
+    let sets = |size: u32| TokenSets::from_raw(vec![0, size], (0..size).collect()).unwrap();
+    let head = Tensor::ones((1100, 4), DType::F32, &Device::Cpu).unwrap();
+    let hidden = Tensor::ones((8, 4), DType::F32, &Device::Cpu).unwrap();
+    let frozen = FrozenHead::new(&head, sets(1000)).unwrap();
+    assert_eq!(frozen.gathered_sets(), 1);
+    let row = |position| Row {
+        position,
+        set: 0,
+        target: 1,
+    };
+    let rows = Rows::from_raw(8, (0..8).map(row).collect()).unwrap();
+    let run = |sets: TokenSets| {
+        let mut loss = MaskedSoftmaxLoss::new(sets, Temperature::fixed(1.0)).unwrap();
+        loss.forward_linear(&hidden, &frozen, &rows)
+    };
+    let error = run(sets(1100)).unwrap_err();
+    assert!(
+        matches!(error, Error::Unsupported { what: "head", .. }),
+        "{error}"
+    );
+    run(sets(1000)).unwrap();
+    run(TokenSets::whole_vocabulary(1100).unwrap()).unwrap();
+}
+
+#[test]
+fn the_gathered_rows_stay_within_their_bytes() {
+    let batch = Batch::new(24, 5);
+    let [_, head, _] = batch.tensors(DType::F32);
+    let gathered = |bytes| {
+        FrozenHead::within(&head, None, &batch.sets, bytes)
+            .unwrap()
+            .gathered_sets()
+    };
+    let row = (24 + 16) * 4;
+    assert_eq!(gathered(40 * row - 1), 0);
+    assert_eq!(
+        gathered(40 * row),
+        1,
+        "the smaller of the two sets of 32 tokens or more"
+    );
+    assert_eq!(gathered(190 * row), 2);
+}
+
+#[test]
+fn tied_embeddings_receive_the_gradients_of_both_their_uses() {
+    let batch = Batch::new(8, 11);
+    let options = &every_option()[0];
+    let [_, head, _] = batch.tensors(DType::F64);
+    let tokens = Tensor::from_vec(
+        (0..batch.positions as u32).collect::<Vec<_>>(),
+        batch.positions,
+        &Device::Cpu,
+    )
+    .unwrap();
+    let gradient = |linear: bool| {
+        let hidden = head.index_select(&tokens, 0).unwrap();
+        let rows = batch.rows(options);
+        let output = match linear {
+            true => batch.loss(options).forward_linear(&hidden, &*head, &rows),
+            false => {
+                let logits = hidden.matmul(&head.t().unwrap()).unwrap();
+                batch.loss(options).forward(&logits, &rows)
+            }
+        };
+        f64s(output.unwrap().loss.backward().unwrap().get(&head).unwrap())
+    };
+    assert_close(&gradient(true), &gradient(false), 1e-12, "tied embedding");
+}

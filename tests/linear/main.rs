@@ -1,0 +1,7 @@
+//! The loss over hidden states × head against the f64 reference over their product, and against the
+//! dense operation, in every option that the dense operation has.
+
+mod batch;
+mod heads;
+mod limits;
+mod options;

@@ -129,7 +129,7 @@ impl AdaptiveStrategy {
     /// The clamped estimate τ̂, or `None` where the statistics give none.
     ///
     /// # Errors
-    /// As [`Temperature::step`].
+    /// As [`Temperature::step`](crate::Temperature::step).
     pub fn estimate(&self, statistics: &Statistics) -> Result<Option<f64>> {
         let Some(log_odds) = self.log_odds(statistics)? else {
             return Ok(None);

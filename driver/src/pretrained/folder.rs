@@ -37,7 +37,7 @@ pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Pretrained> {
     })
 }
 
-/// Writes a model as Hugging Face lays one out, which [`open`] and transformers read.
+/// Writes a model as Hugging Face lays one out, which `open` and transformers read.
 pub fn save(
     folder: &Path,
     config: &LlamaConfig,

@@ -3,9 +3,11 @@
 mod attention;
 mod cache;
 mod causal_attention;
+mod composed;
 mod config;
 mod elements;
 mod feed_forward;
+mod form;
 mod frozen_feed_forward;
 mod layer;
 mod linear;
@@ -14,6 +16,7 @@ mod lora;
 mod matrix;
 mod norm;
 mod parameters;
+mod pass;
 mod residual;
 mod rotary;
 

@@ -22,6 +22,6 @@ mod rotary;
 
 pub use cache::{Cache, Sequence};
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
-pub use llama::Llama;
+pub use llama::{EMBEDDING, Llama};
 pub use lora::{LoraSettings, TARGETS};
 pub use parameters::{NamedTensors, Parameters, Weights};

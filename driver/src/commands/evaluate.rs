@@ -17,6 +17,7 @@ use crate::{
     dataset::sample,
     evaluate::{Evaluation, Evaluator},
     paper_format,
+    precision::Place,
     random::{Purpose, random},
     ranking::{Measures, UserResult},
     report::{Comparison, Line},
@@ -33,7 +34,10 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         &arguments.run,
         arguments.checkpoint,
         arguments.data.as_deref(),
-        device,
+        &Place {
+            device: device.clone(),
+            precision: arguments.precision,
+        },
     )?;
     let (settings, dataset, responses) = (run.folder.settings(), &run.dataset, &run.responses);
     let Checkpoint {

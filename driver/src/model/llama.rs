@@ -52,7 +52,7 @@ impl Llama {
     fn new(config: LlamaConfig, mut parameters: Parameters) -> Result<Self> {
         config.check()?;
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = parameters.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
+        let embedding = parameters.matrix(EMBEDDING, vocabulary, hidden)?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| Layer::new(&config, &mut parameters, &layer_name(layer)))
             .collect::<Result<_>>()?;
@@ -282,6 +282,8 @@ impl Llama {
     }
 }
 
+/// Hugging Face's name of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 fn layer_name(layer: usize) -> String {

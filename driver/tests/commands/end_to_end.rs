@@ -186,6 +186,41 @@ fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
 }
 
 #[test]
+fn patience_ends_a_training_when_the_validation_rows_get_no_better() {
+    let folder = tempfile::tempdir().unwrap();
+    write_atomic_files(folder.path());
+    let train = |output: &str, patience: &[&str]| {
+        // So large steps that it soon gets worse.
+        let options = "train --data . --loss msl --validation 20 --save-every 2 --learning-rate 0.2 --json --output";
+        let options: Vec<&str> = options.split_whitespace().collect();
+        let all = [
+            &options[..],
+            &[output],
+            patience,
+            &SMALL,
+            &["--epochs", "9"],
+        ]
+        .concat();
+        json(&msl(folder.path(), &all))
+    };
+    let whole = train("whole", &[]);
+    let patient = train("patient", &["--patience", "3"]);
+    let step = |value: &serde_json::Value| value.as_u64().unwrap();
+    assert_eq!(
+        patient["best"], whole["best"],
+        "the same steps were taken until then"
+    );
+    assert_eq!(
+        step(&patient["steps"]),
+        step(&patient["best"]["step"]) + 3 * 2
+    );
+    assert!(step(&patient["steps"]) < step(&whole["steps"]));
+    // What is kept is the best and the last, and going on with it is no step further.
+    let resumed = json(&msl(folder.path(), &["resume", "patient", "--json"]));
+    assert_eq!(resumed["steps"], patient["steps"]);
+}
+
+#[test]
 fn a_catalogue_is_inspected_with_advice() {
     let folder = tempfile::tempdir().unwrap();
     write_catalogue(folder.path());

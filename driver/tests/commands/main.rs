@@ -2,5 +2,7 @@
 
 mod bad_input;
 mod books;
+mod devices;
 mod end_to_end;
+mod pretrained_models;
 mod running;

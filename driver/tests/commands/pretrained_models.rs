@@ -8,7 +8,7 @@ use crate::running::{
 
 /// Trains adapters on a folder's catalogue and model, and gives what the command printed.
 fn train(folder: &Path, output: &str, options: &[&str]) -> serde_json::Value {
-    let base = "train --data . --model base --loss msl --json --epochs 2 --batch-size 16 --learning-rate 1e-2 \
+    let base = "train --data . --model base --loss lml --prompt titles --json --epochs 2 --batch-size 16 --learning-rate 1e-2 \
                 --lora-dropout 0.1 --output";
     let base: Vec<&str> = base.split_whitespace().collect();
     json(&msl(folder, &[&base[..], &[output], options].concat()))

@@ -9,7 +9,7 @@ use crate::ranking::Estimate;
 
 /// In units that become pixels where the page gives a chart so much room.
 const SIZE: (u32, u32) = (420, 260);
-const FONT: (&str, u32) = ("sans-serif", 13);
+const FONT: (&str, u32) = ("sans-serif", 17);
 const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
 const AXIS: RGBColor = RGBColor(0x88, 0x88, 0x88);
 
@@ -129,7 +129,7 @@ pub fn estimates(categories: &[String], runs: &[Reached], from_zero: bool) -> Re
             .axis_style(AXIS)
             .label_style(FONT)
             .x_labels(categories.len() + 1)
-            .set_tick_mark_size(LabelAreaPosition::Bottom, 0)
+            .set_tick_mark_size(LabelAreaPosition::Bottom, 3)
             .y_labels(5)
             .x_label_formatter(&label)
             .y_label_formatter(&|value| format!("{value:.decimals$}"))
@@ -163,7 +163,7 @@ fn draw(plot: impl FnOnce(&Area) -> Result<()>) -> Result<String> {
 fn builder<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
     let mut builder = ChartBuilder::on(area);
     builder.margin(6).margin_right(14);
-    builder.x_label_area_size(24).y_label_area_size(50);
+    builder.x_label_area_size(28).y_label_area_size(54);
     builder
 }
 

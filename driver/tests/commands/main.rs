@@ -5,4 +5,5 @@ mod books;
 mod devices;
 mod end_to_end;
 mod pretrained_models;
+mod report;
 mod running;

@@ -1,6 +1,7 @@
 """Compares msl with transformers and PEFT: see check-against-transformers beside this file."""
 
 import argparse
+import contextlib
 import json
 import subprocess
 import tempfile
@@ -131,9 +132,7 @@ class Model:
     def check_training(self, loss, learning_rate, responses, dtype):
         """In f64 the weights too: in f32 Adam makes steps of full size out of the rounding of gradients that are next to nothing."""
         start, end = self.scratch / "start", self.scratch / "end"
-        adapted = beside.with_adapter(self.fresh(), ["q_proj", "v_proj"])
-        adapted.save_pretrained(start)
-        adapted.to(dtype)
+        beside.with_adapter(self.fresh(), ["q_proj", "v_proj"]).save_pretrained(start)
         data = beside.random_batches(responses, STEPS, rows=4, vocabulary=self.tokens.max().item(), prompt=24)
         (self.scratch / "batches.json").write_text(json.dumps(data))
         options = ["--loss", loss, "--temperature", "1.5", "--batch-size", "4", "--clip", "1e9"]
@@ -141,7 +140,9 @@ class Model:
         double = ["--double"] if dtype == torch.float64 else []
         self.tools.run("train", *paths, "--learning-rate", str(learning_rate), *double, "--", *options)
         ours = json.loads((end / "steps.json").read_text())["losses"]
-        theirs = beside.train(adapted, data, loss, 1.5, learning_rate)["losses"]
+        adapted = peft.PeftModel.from_pretrained(self.fresh(), start, is_trainable=True)
+        with beside.in_double(adapted) if double else contextlib.nullcontext():
+            theirs = beside.train(adapted, data, loss, 1.5, learning_rate)["losses"]
         what = f"{STEPS} steps of LoRA under {loss} in {'f64' if double else 'f32'}"
         self.compare(f"{what}, losses", torch.tensor(ours).unsqueeze(1), torch.tensor(theirs).unsqueeze(1))
         if not double:

@@ -1,6 +1,8 @@
 """The PyTorch side of check-against-transformers and compare-training: transformers, PEFT and the published loss."""
 
+import contextlib
 import time
+from unittest import mock
 
 import peft
 import torch
@@ -14,6 +16,19 @@ def load_model(path, **more):
     """In f32, whatever the checkpoint has, without dropout."""
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, **more)
     return model.eval()
+
+
+@contextlib.contextmanager
+def in_double(adapted):
+    """Makes a model f64, and while it lasts f64 of whatever transformers and the published loss make f32: norms,
+    rotary angles, softmaxes."""
+    base = adapted.to(torch.float64).get_base_model().model
+    with contextlib.ExitStack() as patches:
+        for name in ["float32", "float"]:
+            patches.enter_context(mock.patch.object(torch, name, torch.float64))
+        patches.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
+        base.rotary_emb = type(base.rotary_emb)(base.config)
+        yield
 
 
 def with_adapter(model, targets):
@@ -77,10 +92,7 @@ def collate(batch):
 
 def loss_of(logits, labels, mask, temperature):
     """The published loss: logits that continue no item are masked, the rest is a cross entropy at a temperature."""
-    logits = logits[:, :-1]
-    if logits.dtype != torch.float64:  # The published loss has no f64.
-        logits = logits.float()
-    logits = logits / temperature
+    logits = logits[:, :-1].float() / temperature
     if mask is not None:
         logits = logits.masked_fill(~mask[:, 1:], float("-inf"))
     labels = labels[:, 1:]

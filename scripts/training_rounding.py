@@ -4,6 +4,7 @@ usage: python training_rounding.py EXAMPLE GGUF, with the example beside_transfo
 check-against-transformers.
 """
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -24,8 +25,9 @@ def weights(tensors, kind):
 
 def trained_by_torch(folder, data, dtype):
     base = beside.load_model(folder / "model")
-    model = peft.PeftModel.from_pretrained(base, folder / "start", is_trainable=True).to(dtype)
-    beside.train(model, data, "lml", 1.5, LEARNING_RATE)
+    model = peft.PeftModel.from_pretrained(base, folder / "start", is_trainable=True)
+    with beside.in_double(model) if dtype == torch.float64 else contextlib.nullcontext():
+        beside.train(model, data, "lml", 1.5, LEARNING_RATE)
     return peft.get_peft_model_state_dict(model)
 
 

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use crate::backend::batch::{Batch, Denominator};
-use crate::backend::launch::DenseRows;
+use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::check_positive;
 use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
@@ -319,6 +319,15 @@ impl MaskedSoftmaxLoss {
     /// Rows that do not fit the token sets.
     pub fn dense_rows(&self, rows: &Rows) -> Result<DenseRows> {
         Ok(DenseRows::new(&self.batch(rows)?))
+    }
+
+    /// The rows as the kernels over hidden states and a head take them. `is_frozen` says for which
+    /// sets the head rows need no gathering.
+    ///
+    /// # Errors
+    /// Rows that do not fit the token sets, and [`TokenSets::whole_vocabulary`].
+    pub fn linear_rows(&self, rows: &Rows, is_frozen: impl Fn(u32) -> bool) -> Result<LinearRows> {
+        LinearRows::new(&self.batch(rows)?, is_frozen)
     }
 
     fn take_step(&mut self, stepped: Option<Stepped>) {

@@ -107,7 +107,7 @@ impl Shadow {
     /// The host writes these bytes, between launches.
     pub(crate) fn write_by_host(&mut self, range: &Range<usize>) {
         // The last cell of a buffer may reach beyond its end.
-        let whole = |byte: usize| byte % self.cell_bytes == 0 || byte == self.bytes;
+        let whole = |byte: usize| byte.is_multiple_of(self.cell_bytes) || byte == self.bytes;
         if !(whole(range.start) && whole(range.end)) {
             self.split(range);
         }

@@ -171,7 +171,11 @@ impl<'a> Case<'a> {
                 temperature,
                 upstream: memory.upload("upstream", &upstream).address(),
             };
-            outcome.backward = run(emulator, &plan.launch(inputs, &buffers), memory)?;
+            outcome.backward = run(
+                emulator,
+                &plan.launch(inputs.rows, inputs.idle, &buffers),
+                memory,
+            )?;
         }
         outcome.gradient = memory
             .download(gradient)?

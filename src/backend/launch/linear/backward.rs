@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{LinearInputs, LinearRows, check_width, gradient_stride};
+use super::{LinearRows, check_width, gradient_stride};
 use crate::Result;
 use crate::backend::launch::{DeviceLimits, Element, Launch, WARP};
 
@@ -78,11 +78,12 @@ impl<'a> LinearBackward<'a> {
         }))
     }
 
-    /// The launch.
+    /// The launch, over [`LinearRows::rows`] and [`LinearRows::idle`] where they are in device memory.
     #[must_use]
     pub fn launch(
         &self,
-        inputs: &LinearInputs,
+        rows: u64,
+        idle: u64,
         buffers: &LinearBackwardBuffers,
     ) -> Launch<LinearBackwardParams> {
         Launch {
@@ -96,8 +97,8 @@ impl<'a> LinearBackward<'a> {
             shared_bytes: 0,
             cooperative: false,
             params: LinearBackwardParams {
-                rows: inputs.rows,
-                idle: inputs.idle,
+                rows,
+                idle,
                 unscaled: buffers.unscaled,
                 unscaled_stride: gradient_stride(self.width),
                 gradient: buffers.gradient,

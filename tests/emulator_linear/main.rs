@@ -12,7 +12,6 @@ mod golden_case;
 #[path = "../emulator_dense/number.rs"]
 mod number;
 #[path = "../../benches/support/mod.rs"]
-#[allow(dead_code)]
 mod support;
 
 mod counts;

@@ -3,22 +3,21 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Layout, Shape, Storage, Tensor};
-use half::{bf16, f16};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Tensor};
 
 use super::{LOGITS, not_contiguous};
 use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::{
-    DeviceBatch, DeviceElement, DeviceLogits, Forwarded, PassTemperature, uninitialised,
+    DeviceBatch, DeviceElement, DeviceLogits, Forwarded, uninitialised,
 };
 use crate::backend::launch::{DenseRows, DenseTemperature};
 use crate::loss::LossOutput;
+use crate::loss::device::{at_temperature, cuda, from_storage, part, tensor, with_device_element};
 use crate::loss::pass::loss_shape;
 use crate::loss::residence::Residence;
 use crate::loss::temperature::{Stepped, TemperatureSource};
-use crate::loss::tensor::{matrix_shape, unsupported_dtype};
-use crate::{Error, Result, Statistics, Temperature};
+use crate::loss::tensor::matrix_shape;
+use crate::{Result, Statistics, Temperature};
 
 /// What a forward pass left, on the device but for the plan.
 pub(super) struct Left {

@@ -137,7 +137,7 @@ fn assert_defined(executor: &Executor, stream: &Stream, case: Case) {
 fn assert_of<T: Number>(executor: &Executor, stream: &Stream, (loss, rows, width, what): Case) {
     let what = format!("{what}, {:?}", T::ELEMENT);
     let logits: Vec<T> = (noise(5, rows.positions() * width, 5.0).into_iter())
-        .map(|logit| T::from_f64(logit.into()))
+        .map(|logit| T::from_f64(logit))
         .collect();
     let exact: Vec<f64> = logits.iter().map(|logit| logit.to_f64()).collect();
     let (sets, convention) = (loss.sets(), loss.convention());

@@ -2,7 +2,7 @@
 
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::{CudaDevice, Device, Result, Storage, Tensor};
+use candle_core::{CudaDevice, Device, Result, Storage, Tensor, WithDType};
 use candle_trie::cuda::{Buffers, Executor};
 use candle_trie::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
@@ -16,7 +16,7 @@ use crate::support::{SMOLLM2, Shape, uniform};
 
 const WIDTH: usize = SMOLLM2.vocabulary;
 
-pub trait Number: CudaDType + DeviceRepr + ValidAsZeroBits {
+pub trait Number: WithDType + CudaDType + DeviceRepr + ValidAsZeroBits {
     const ELEMENT: Element;
     const NAME: &str;
 }
@@ -108,7 +108,8 @@ impl<'a, T: Number> Batch<'a, T> {
         let elements = shape.rows.positions() * WIDTH;
         let logits = Tensor::from_vec(uniform(elements, 6.0, 1), elements, &Device::Cpu)?;
         let logits = logits.to_device(&Device::Cuda(device.clone()))?;
-        let (storage, _) = logits.to_dtype(T::DTYPE)?.storage_and_layout();
+        let logits = logits.to_dtype(T::DTYPE)?;
+        let (storage, _) = logits.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else {
             unreachable!("a tensor on the device")
         };

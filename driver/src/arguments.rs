@@ -11,6 +11,7 @@ use crate::{
     dataset::{DataArguments, Split},
     device::DeviceChoice,
     model::LoraSettings,
+    precision::Precision,
     prompt::{Prompt, PromptStyle},
     search::{SearchKind, SearchSettings},
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
@@ -18,7 +19,7 @@ use crate::{
 
 use examples::{
     DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
-    RESUME_EXAMPLES, TRAIN_EXAMPLES,
+    REPORT_EXAMPLES, RESUME_EXAMPLES, TRAIN_EXAMPLES,
 };
 
 /// Tune and evaluate a language model as a recommender with the masked softmax loss
@@ -51,6 +52,8 @@ pub enum Command {
     Evaluate(EvaluateArguments),
     /// Recommend to one user, whose history is typed here
     Recommend(RecommendArguments),
+    /// Lay runs beside each other in one HTML page: how they were trained, how well they recommend, what they were told
+    Report(ReportArguments),
     /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
     Shapes(ShapesArguments),
 }
@@ -126,6 +129,18 @@ pub struct RunSettings {
         conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
     )]
     pub pretrained: Option<PathBuf>,
+
+    /// The type that a pretrained model is held and computed in
+    #[arg(
+        long = "dtype",
+        value_enum,
+        default_value = "f32",
+        value_name = "TYPE",
+        help_heading = "Model",
+        requires = "pretrained"
+    )]
+    #[serde(default)]
+    pub precision: Precision,
 
     /// The adapters of a pretrained model.
     #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
@@ -306,7 +321,8 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
-    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run]
+    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run, with
+    /// the table in evaluation.json beside it, where msl report finds them]
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
@@ -325,6 +341,10 @@ pub struct EvaluateArguments {
     /// The temperature of the softmax [default: that of training]
     #[arg(long, value_name = "τ")]
     pub temperature: Option<f64>,
+
+    /// The type that the model is held and computed in [default: that of training]
+    #[arg(long = "dtype", value_enum, value_name = "TYPE")]
+    pub precision: Option<Precision>,
 
     /// Print one JSON object instead of the table
     #[arg(long)]
@@ -370,6 +390,19 @@ pub struct RecommendArguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `msl report`.
+#[derive(Args)]
+#[command(after_help = REPORT_EXAMPLES)]
+pub struct ReportArguments {
+    /// The folders of runs; the first is the one that others are compared with, user by user
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+
+    /// The page to write
+    #[arg(long, default_value = "report.html", value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// Options of `msl shapes`.

@@ -22,7 +22,12 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto => Ok(gpu(0).unwrap_or(Device::Cpu)),
+            Self::Auto => Ok(gpu(0).unwrap_or_else(|error| {
+                if cfg!(feature = "cuda") {
+                    eprintln!("computing on the processor, because no GPU can be used: {error:#}");
+                }
+                Device::Cpu
+            })),
             Self::Cuda(number) => {
                 gpu(number).with_context(|| format!("cannot use the device cuda:{number}"))
             }

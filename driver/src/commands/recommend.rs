@@ -8,7 +8,7 @@ use super::opened_run::OpenedRun;
 use crate::{
     arguments::RecommendArguments,
     catalogue::Item,
-    report::{print_json, table},
+    console::{print_json, table},
     search::{SearchSettings, Searcher},
 };
 
@@ -31,7 +31,7 @@ struct Report<'a> {
 /// `msl recommend`
 pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
     ensure!(arguments.top > 0, "--top is 0");
-    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None, device)?;
+    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None, &device.into())?;
     let items = run.dataset.catalogue.items();
     let history = known_titles(&arguments.history, items);
     let prompt = run.folder.settings().prompt.prompt();

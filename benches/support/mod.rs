@@ -113,7 +113,10 @@ pub fn device() -> Device {
         return Device::Cpu;
     }
     Device::new_cuda(0).unwrap_or_else(|error| {
-        eprintln!("The feature cuda is on and there is no GPU: nothing was measured. ({error})");
+        // The rest is a backtrace.
+        let error = error.to_string();
+        let reason = error.lines().next().unwrap_or_default();
+        eprintln!("The feature cuda is on and there is no GPU: nothing was measured. {reason}");
         std::process::exit(1)
     })
 }

@@ -39,7 +39,7 @@ fn gpu(number: usize) -> Result<Device> {
     if !cfg!(feature = "cuda") {
         bail!("this msl knows no GPU: build it with --features cuda");
     }
-    Ok(Device::new_cuda(number)?)
+    Device::new_cuda(number).context("no NVIDIA GPU of this number answers")
 }
 
 impl FromStr for DeviceChoice {

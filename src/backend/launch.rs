@@ -2,6 +2,7 @@
 //! device, so whatever runs them (a GPU, or the emulator of the tests) runs the same.
 
 mod dense;
+mod linear;
 mod sum;
 
 use bytemuck::{Pod, Zeroable};
@@ -10,6 +11,11 @@ pub use dense::{
     DenseBackward, DenseBackwardBuffers, DenseBackwardParams, DenseForward, DenseForwardBuffers,
     DenseForwardParams, DenseInputs, DenseRow, DenseRows, DenseTemperature, GradientView,
     StatisticsSizes, TemperatureStep,
+};
+pub use linear::{
+    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearForward,
+    LinearForwardBuffers, LinearForwardParams, LinearGather, LinearGatherParams, LinearInputs,
+    LinearRow, LinearRows, Product,
 };
 pub use sum::{Sum, SumParams};
 

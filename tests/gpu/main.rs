@@ -8,6 +8,10 @@ mod batch;
 mod emulated;
 
 mod dense;
+mod linear;
+#[path = "../linear/batch.rs"]
+#[allow(dead_code)]
+mod linear_batch;
 mod sum;
 
 use candle_core::Device;

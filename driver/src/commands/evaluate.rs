@@ -116,6 +116,10 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         command: "evaluate".into(),
         seed,
         users: test.len(),
+        evaluated_on: Some(match &arguments.test {
+            Some(file) => file.display().to_string(),
+            None => arguments.split.to_string(),
+        }),
         rows,
         notes,
     };

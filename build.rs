@@ -1,4 +1,4 @@
-//! With the feature `cuda`: compiles kernels/*.cu, one fatbin each, for the crate to embed.
+//! With the feature `cuda` or `cust`: compiles kernels/*.cu, one fatbin each, for the crate to embed.
 //!
 //! `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is; `CANDLE_TRIE_CUDA_ARCHS` (`90`,
 //! or `80,90`) narrows the architectures. Where there is no CUDA toolkit, scripts/cuda-toolkit gets
@@ -20,7 +20,8 @@ const VARIABLES: [&str; 4] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "CANDLE_TRIE_CUD
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+    let wanted = ["CARGO_FEATURE_CUDA", "CARGO_FEATURE_CUST"];
+    if wanted.iter().all(|feature| env::var_os(feature).is_none()) {
         return;
     }
     println!("cargo::rerun-if-changed=kernels");
@@ -134,9 +135,9 @@ fn find_nvcc() -> Result<PathBuf, String> {
     }
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path).map(|folder| folder.join("nvcc")).find(|path| path.is_file()).ok_or_else(|| {
-        "The feature `cuda` needs NVIDIA's compiler, nvcc, and there is none in NVCC, CUDA_HOME/bin, CUDA_PATH/bin or PATH.\n\
+        "The features `cuda` and `cust` need NVIDIA's compiler, nvcc, and there is none in NVCC, CUDA_HOME/bin, CUDA_PATH/bin or PATH.\n\
          Install the CUDA toolkit (13.0 or later), or run: eval \"$(scripts/cuda-toolkit)\"\n\
-         Without the feature `cuda` nothing of CUDA is needed."
+         Without these features nothing of CUDA is needed."
             .into()
     })
 }

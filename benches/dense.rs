@@ -1,4 +1,5 @@
-//! The loss over given logits, beside what writing the gradient costs at the least.
+//! The loss over given logits, beside what writing the gradient costs at the least; with the feature
+//! `cuda` on a GPU.
 
 mod support;
 
@@ -6,61 +7,63 @@ use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_trie::{MaskedSoftmaxLoss, Temperature, TokenSet};
-use criterion::{Criterion, criterion_group, criterion_main};
+use criterion::{Bencher, Criterion, criterion_group, criterion_main};
 use rayon::prelude::*;
 use support::memory::peak_of;
-use support::{SMOLLM2, Shape, record, uniform};
+use support::{SMOLLM2, Shape, record, to_the_end, uniform};
 
 fn dense(criterion: &mut Criterion) {
+    let device = &support::device();
     let shape = Shape::books();
     let rows = &shape.rows;
     let (positions, vocabulary) = (rows.positions(), SMOLLM2.vocabulary);
     let values = uniform(positions * vocabulary, 4.0, 6);
-    let logits = Tensor::from_vec(values, (positions, vocabulary), &Device::Cpu).unwrap();
+    let logits = Tensor::from_vec(values, (positions, vocabulary), device).unwrap();
     let mut loss = MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0)).unwrap();
     let mut group = criterion.benchmark_group("given logits");
     group
         .sample_size(50)
         .measurement_time(Duration::from_secs(3));
 
-    let mut reused = vec![1f32; positions * vocabulary];
-    group.bench_function("fill of reused memory", |bencher| {
-        bencher.iter(|| {
-            let rows = reused.par_chunks_mut(vocabulary);
-            rows.for_each(|row| row.fill(0.0));
-        });
+    let gradient = Tensor::ones((positions, vocabulary), DType::F32, device).unwrap();
+    group.bench_function("fill of reused memory", |bencher| match device {
+        Device::Cpu => bench_fill(bencher, positions, vocabulary),
+        _ => bencher.iter(|| to_the_end(device, || gradient.zero_set().unwrap())),
     });
-    drop(reused);
-    let gradient = Tensor::ones((positions, vocabulary), DType::F32, &Device::Cpu).unwrap();
     group.bench_function("gradient into reused memory", |bencher| {
         bencher.iter(|| {
-            loss.value_and_gradient_into(&logits, rows, &gradient)
-                .unwrap()
+            to_the_end(device, || {
+                loss.value_and_gradient_into(&logits, rows, &gradient)
+                    .unwrap()
+            })
         });
     });
     drop(gradient);
 
-    group.bench_function("writes into lazily zeroed memory", |bencher| {
-        bencher.iter(|| lazily_zeroed(&shape, vocabulary));
-    });
+    if device.is_cpu() {
+        group.bench_function("writes into lazily zeroed memory", |bencher| {
+            bencher.iter(|| lazily_zeroed(&shape, vocabulary));
+        });
+    }
     group.bench_function("gradient into fresh memory", |bencher| {
-        bencher.iter(|| loss.value_and_gradient(&logits, rows).unwrap());
+        bencher.iter(|| to_the_end(device, || loss.value_and_gradient(&logits, rows).unwrap()));
     });
 
     let logits = Var::from_tensor(&logits).unwrap();
     group.bench_function("forward", |bencher| {
-        bencher.iter(|| loss.evaluate(&logits, rows).unwrap());
+        bencher.iter(|| to_the_end(device, || loss.evaluate(&logits, rows).unwrap()));
     });
     let mut step = || {
-        loss.forward(&logits, rows)
-            .unwrap()
-            .loss
-            .backward()
-            .unwrap()
+        to_the_end(device, || {
+            let output = loss.forward(&logits, rows).unwrap();
+            output.loss.backward().unwrap()
+        })
     };
-    let (peak, gradients) = peak_of(&mut step);
-    drop(gradients);
-    record("given logits/forward and backward/peak bytes", peak as f64);
+    if device.is_cpu() {
+        let (peak, gradients) = peak_of(&mut step);
+        drop(gradients);
+        record("given logits/forward and backward/peak bytes", peak as f64);
+    }
     record(
         "given logits/gradient bytes",
         (positions * vocabulary * size_of::<f32>()) as f64,
@@ -68,6 +71,14 @@ fn dense(criterion: &mut Criterion) {
     group.sample_size(10);
     group.bench_function("forward and backward", |bencher| bencher.iter(&mut step));
     group.finish();
+}
+
+fn bench_fill(bencher: &mut Bencher, positions: usize, vocabulary: usize) {
+    let mut reused = vec![1f32; positions * vocabulary];
+    bencher.iter(|| {
+        let rows = reused.par_chunks_mut(vocabulary);
+        rows.for_each(|row| row.fill(0.0));
+    });
 }
 
 /// As many values as the gradient has, written where it has them, into memory that the system

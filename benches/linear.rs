@@ -1,18 +1,20 @@
 //! The loss layer of three models on one batch of a real catalogue: ours from hidden states, ours
-//! from logits, and candle's own operations; forward and backward to the hidden states.
+//! from logits, and candle's own operations; forward and backward to the hidden states; with the
+//! feature `cuda` on a GPU.
 
 mod support;
 
 use std::time::{Duration, Instant};
 
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use candle_trie::{AdaptiveStrategy, FrozenHead, MaskedSoftmaxLoss, Scope, Temperature};
 use criterion::{Criterion, criterion_group, criterion_main};
 use rayon::prelude::*;
 use support::composed::Composed;
 use support::memory::peak_of;
 use support::{
-    MODELS, Model, SMOLLM2, Shape, head, hidden_states, record, settle_allocator, uniform,
+    MODELS, Model, SMOLLM2, Shape, head, hidden_states, record, settle_allocator, to_the_end,
+    uniform,
 };
 
 /// How often the ways that take seconds are run.
@@ -21,13 +23,14 @@ const SLOW_RUNS: usize = 3;
 /// A way to the loss, differentiable in the hidden states.
 type Way<'a> = (&'a str, Box<dyn FnMut(&Tensor) -> Result<Tensor> + 'a>);
 
-fn model(criterion: &mut Criterion, model: &Model) {
+fn model(criterion: &mut Criterion, model: &Model, device: &Device) {
     let shape = Shape::books();
     let rows = &shape.rows;
-    let hidden = Var::from_tensor(&hidden_states(rows.positions(), model.hidden)).unwrap();
-    let head = head(model);
-    let frozen = FrozenHead::new(&head, &shape.sets).unwrap();
-    let composed = Composed::new(&shape, model.vocabulary).unwrap();
+    let hidden = Var::from_tensor(&hidden_states(rows.positions(), model.hidden, device)).unwrap();
+    let head = head(model, device);
+    let frozen = FrozenHead::new(&head, &shape.sets);
+    let frozen = || (frozen.as_ref()).map_err(|error| candle_core::Error::msg(error.to_string()));
+    let composed = Composed::new(&shape, model.vocabulary, device).unwrap();
     let fixed = || MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0)).unwrap();
     let (mut linear, mut dense) = (fixed(), fixed());
     let strategy = AdaptiveStrategy {
@@ -39,11 +42,11 @@ fn model(criterion: &mut Criterion, model: &Model) {
     let mut ways: [Way; 4] = [
         (
             "linear",
-            Box::new(|hidden| Ok(linear.forward_linear(hidden, &frozen, rows)?.loss)),
+            Box::new(|hidden| Ok(linear.forward_linear(hidden, frozen()?, rows)?.loss)),
         ),
         (
             "linear, adaptive temperature",
-            Box::new(|hidden| Ok(adaptive.forward_linear(hidden, &frozen, rows)?.loss)),
+            Box::new(|hidden| Ok(adaptive.forward_linear(hidden, frozen()?, rows)?.loss)),
         ),
         (
             "dense",
@@ -54,14 +57,22 @@ fn model(criterion: &mut Criterion, model: &Model) {
     let mut group = criterion.benchmark_group(model.name);
     let mut results = Vec::new();
     for (name, way) in &mut ways {
+        if !device.is_cpu()
+            && let Err(error) = way(&hidden)
+        {
+            eprintln!("{}/{name}: not measured: {error}", model.name);
+            continue;
+        }
         let mut step = || {
-            let loss = way(&hidden).unwrap();
-            let gradients = loss.backward().unwrap();
-            (loss, gradients.get(&hidden).unwrap().clone())
+            to_the_end(device, || {
+                let loss = way(&hidden).unwrap();
+                let gradients = loss.backward().unwrap();
+                (loss, gradients.get(&hidden).unwrap().clone())
+            })
         };
         // criterion wants ten samples at the least. Of what takes seconds it is given the median of a
         // few runs, and asked for no more.
-        let slow = !name.starts_with("linear");
+        let slow = device.is_cpu() && !name.starts_with("linear");
         let shortest = Duration::from_nanos(1);
         group.sample_size(if slow { 10 } else { 100 });
         group.warm_up_time(if slow {
@@ -82,8 +93,10 @@ fn model(criterion: &mut Criterion, model: &Model) {
                 }
                 let (peak, (loss, gradient)) = peak_of(&mut step);
                 let output = gradient.elem_count() * size_of::<f32>();
-                let figure = format!("{}/{name}/peak bytes", model.name);
-                record(&figure, (peak - output) as f64);
+                if device.is_cpu() {
+                    let figure = format!("{}/{name}/peak bytes", model.name);
+                    record(&figure, (peak - output) as f64);
+                }
                 results.push((*name, loss, gradient));
                 let runs = if slow { SLOW_RUNS } else { 1 };
                 few.extend((0..runs).map(|_| time(&mut step)));
@@ -110,7 +123,9 @@ fn model(criterion: &mut Criterion, model: &Model) {
         &format!("{}/head bytes", model.name),
         (shape.distinct_tokens().len() * model.hidden * size_of::<f32>()) as f64,
     );
-    frozen_bytes(&shape, model, &head);
+    if device.is_cpu() {
+        frozen_bytes(&shape, model, &head);
+    }
 }
 
 fn time<T>(run: &mut impl FnMut() -> T) -> Duration {
@@ -148,13 +163,10 @@ fn frozen_bytes(shape: &Shape, model: &Model, head: &Tensor) {
 fn machine(criterion: &mut Criterion) {
     const SIDE: usize = 2048;
     const READ: usize = 1 << 27;
+    let device = &support::device();
     let square = |seed| {
-        Tensor::from_vec(
-            uniform(SIDE * SIDE, 1.0, seed),
-            (SIDE, SIDE),
-            &candle_core::Device::Cpu,
-        )
-        .unwrap()
+        let values = uniform(SIDE * SIDE, 1.0, seed);
+        Tensor::from_vec(values, (SIDE, SIDE), device).unwrap()
     };
     let (left, right) = (square(3), square(4));
     let mut group = criterion.benchmark_group("machine");
@@ -162,9 +174,12 @@ fn machine(criterion: &mut Criterion) {
         .sample_size(20)
         .measurement_time(Duration::from_secs(2));
     group.bench_function("matrix product", |bencher| {
-        bencher.iter(|| left.matmul(&right).unwrap());
+        bencher.iter(|| to_the_end(device, || left.matmul(&right).unwrap()));
     });
     record("machine/matrix product/flops", 2.0 * (SIDE as f64).powi(3));
+    if !device.is_cpu() {
+        return group.finish(); // benches/kernels.rs measures its memory.
+    }
     let values = uniform(READ, 1.0, 5);
     group.bench_function("read", |bencher| {
         bencher.iter(|| -> f32 { values.par_chunks(1 << 16).map(sum).sum() });
@@ -193,10 +208,11 @@ fn sum(values: &[f32]) -> f32 {
 }
 
 fn models(criterion: &mut Criterion) {
+    let device = support::device();
     settle_allocator();
     record("rows", Shape::books().rows.len() as f64);
     for shape in &MODELS {
-        model(criterion, shape);
+        model(criterion, shape, &device);
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use candle_trie::TokenTrie;
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use support::memory::peak_of;
-use support::{record, settle_allocator};
+use support::{of_the_host, record, settle_allocator};
 
 const LENGTH: usize = 8;
 const CODES: u32 = 8192;
@@ -42,6 +42,7 @@ impl Paths {
 }
 
 fn trie(criterion: &mut Criterion) {
+    of_the_host("trie");
     settle_allocator();
     let mut group = criterion.benchmark_group("trie");
     group.sample_size(10).warm_up_time(Duration::from_millis(1));

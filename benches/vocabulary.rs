@@ -9,12 +9,13 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use candle_trie::{FrozenHead, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets};
 use support::memory::peak_of;
-use support::{SMOLLM2, Shape, hidden_states, record, settle_allocator, uniform};
+use support::{SMOLLM2, Shape, hidden_states, of_the_host, record, settle_allocator, uniform};
 
 const VOCABULARIES: [usize; 4] = [16_384, 131_072, 524_288, 2_097_152];
 const ROUNDS: usize = 200;
 
 fn main() {
+    of_the_host("vocabulary");
     settle_allocator();
     let mut steps: Vec<_> = (VOCABULARIES.iter())
         .map(|&size| {
@@ -42,7 +43,7 @@ fn main() {
 /// A training step's share: forward and backward over a vocabulary of this size.
 fn step(size: usize) -> impl FnMut() -> GradStore {
     let shape = spread(&Shape::books(), size);
-    let hidden = hidden_states(shape.rows.positions(), SMOLLM2.hidden);
+    let hidden = hidden_states(shape.rows.positions(), SMOLLM2.hidden, &Device::Cpu);
     let hidden = Var::from_tensor(&hidden).expect("a variable");
     let frozen = FrozenHead::new(&head(&shape, size), &shape.sets).expect("a head");
     let temperature = Temperature::fixed(1.0);

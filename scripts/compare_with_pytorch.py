@@ -10,9 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.numpy import load_file
+from published_loss import batch, published_loss
 from safetensors.torch import save_file
 
 SHAPE = Path(__file__).parent.parent / "benches/shapes/books.safetensors"
@@ -22,26 +21,6 @@ MODELS = {
     "Llama-3.2-1B": (2048, 128_256),
 }
 TEMPERATURE = 1.0
-
-
-def published_loss(logits, mask, targets, temperature):
-    """Mean over all rows of log Σ exp(valid / τ) − target / τ, as published (arXiv 2504.04178): the
-    invalid logits of a copy become −∞, and exponentials are not shifted."""
-    valid = logits.clone()
-    valid = valid.masked_fill(~mask, float("-inf"))
-    normaliser = torch.log(torch.exp(valid / temperature).sum(dim=-1))
-    target = logits.gather(1, targets.unsqueeze(1)).squeeze(1) / temperature
-    return torch.mean(normaliser - target)
-
-
-def batch(vocabulary):
-    """The shape's rows as PyTorch wants them: a bool mask [N, V] and the targets [N]."""
-    shape = load_file(SHAPE)
-    offsets, tokens, rows = shape["offsets"], shape["tokens"], shape["rows"]
-    mask = np.zeros((len(rows), vocabulary), dtype=bool)
-    for index, (_, token_set, _) in enumerate(rows):
-        mask[index, tokens[offsets[token_set] : offsets[token_set + 1]]] = True
-    return torch.from_numpy(mask), torch.from_numpy(rows[:, 2].astype(np.int64))
 
 
 def median_seconds(run, repetitions):
@@ -92,7 +71,7 @@ def time_ours(executable, inputs):
 
 def compare(model, executable, repetitions):
     width, vocabulary = MODELS[model]
-    mask, targets = batch(vocabulary)
+    mask, targets = batch(SHAPE, vocabulary)
     torch.manual_seed(0)
     hidden = torch.randn(len(targets), width)
     head = torch.randn(vocabulary, width) * (2 / width**0.5)

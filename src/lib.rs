@@ -50,6 +50,8 @@ pub use backend::cuda;
 pub use backend::launch;
 pub use decode::{BeamSearch, ExactSearch, Expansion, Found, Normalise, Step, exact_top_k};
 pub use error::{Error, Result};
+#[cfg(feature = "cust")]
+pub use loss::cust;
 pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
 pub use rows::{Labels, Row, Rows};
 pub use sets::{TokenSet, TokenSets};

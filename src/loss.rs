@@ -8,6 +8,8 @@ use crate::temperature::check_positive;
 use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
 mod convention;
+#[cfg(feature = "cust")]
+pub mod cust;
 mod dense;
 #[cfg(feature = "cuda")]
 mod device;

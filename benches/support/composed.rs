@@ -15,7 +15,7 @@ pub struct Composed {
 }
 
 impl Composed {
-    pub fn new(shape: &Shape, vocabulary: usize) -> Result<Self> {
+    pub fn new(shape: &Shape, vocabulary: usize, device: &Device) -> Result<Self> {
         let rows = shape.rows.as_slice();
         let mut mask = vec![0u8; rows.len() * vocabulary];
         for (row, mask) in rows.iter().zip(mask.chunks_mut(vocabulary)) {
@@ -25,9 +25,9 @@ impl Composed {
         }
         let targets = rows.iter().map(|row| row.target).collect();
         Ok(Self {
-            mask: Tensor::from_vec(mask, (rows.len(), vocabulary), &Device::Cpu)?,
-            targets: Tensor::from_vec(targets, (rows.len(), 1), &Device::Cpu)?,
-            minus_infinity: Tensor::new(f32::NEG_INFINITY, &Device::Cpu)?
+            mask: Tensor::from_vec(mask, (rows.len(), vocabulary), device)?,
+            targets: Tensor::from_vec(targets, (rows.len(), 1), device)?,
+            minus_infinity: Tensor::new(f32::NEG_INFINITY, device)?
                 .broadcast_as((rows.len(), vocabulary))?,
         })
     }

@@ -24,15 +24,17 @@ pub struct Shape {
 impl Shape {
     /// 128 targets of Amazon Books under SmolLM2's tokenizer, the positions of the prompts left out.
     pub fn books() -> Self {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        Self::read(&root.join("benches/shapes/books.safetensors"))
+        Self::from_bytes(include_bytes!("../shapes/books.safetensors"))
     }
 
     pub fn read(path: &Path) -> Self {
-        let bytes = std::fs::read(path).expect("a shape that can be read");
-        let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a safetensors header");
+        Self::from_bytes(&std::fs::read(path).expect("a shape that can be read"))
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let (_, metadata) = SafeTensors::read_metadata(bytes).expect("a safetensors header");
         let metadata = metadata.metadata().as_ref().expect("metadata");
-        let tensors = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let tensors = SafeTensors::deserialize(bytes).expect("a safetensors file");
         let read = |name: &str| -> Vec<u32> {
             bytemuck::pod_collect_to_vec(tensors.tensor(name).expect(name).data())
         };
@@ -104,6 +106,29 @@ pub const MODELS: [Model; 3] = [
     },
 ];
 
+/// Where the benchmarks run: on the CPU, or with the feature `cuda` on the first GPU. Where there is
+/// none this ends the benchmark: a figure of another machine's is none.
+pub fn device() -> Device {
+    if !cfg!(feature = "cuda") {
+        return Device::Cpu;
+    }
+    Device::new_cuda(0).unwrap_or_else(|error| {
+        // The rest is a backtrace.
+        let error = error.to_string();
+        let reason = error.lines().next().unwrap_or_default();
+        eprintln!("The feature cuda is on and there is no GPU: nothing was measured. {reason}");
+        std::process::exit(1)
+    })
+}
+
+/// Ends a benchmark of what only the host does, where those of a GPU were asked for.
+pub fn of_the_host(what: &str) {
+    if cfg!(feature = "cuda") {
+        println!("{what}: the host's work; measured without the feature cuda.");
+        std::process::exit(0);
+    }
+}
+
 /// `count` numbers, uniform in ±`bound` and always the same.
 pub fn uniform(count: usize, bound: f32, seed: u64) -> Vec<f32> {
     const BLOCK: usize = 1 << 16;
@@ -122,17 +147,23 @@ pub fn uniform(count: usize, bound: f32, seed: u64) -> Vec<f32> {
 }
 
 /// Hidden states of variance 1.
-pub fn hidden_states(rows: usize, width: usize) -> Tensor {
+pub fn hidden_states(rows: usize, width: usize, device: &Device) -> Tensor {
     let bound = 3f32.sqrt();
-    Tensor::from_vec(uniform(rows * width, bound, 1), (rows, width), &Device::Cpu)
-        .expect("a tensor")
+    Tensor::from_vec(uniform(rows * width, bound, 1), (rows, width), device).expect("a tensor")
 }
 
 /// A head that gives logits of variance 4.
-pub fn head(model: &Model) -> Tensor {
+pub fn head(model: &Model, device: &Device) -> Tensor {
     let shape = (model.vocabulary, model.hidden);
     let bound = (12.0 / model.hidden as f32).sqrt();
-    Tensor::from_vec(uniform(shape.0 * shape.1, bound, 2), shape, &Device::Cpu).expect("a tensor")
+    Tensor::from_vec(uniform(shape.0 * shape.1, bound, 2), shape, device).expect("a tensor")
+}
+
+/// Runs something to its end, which on a GPU comes after it returns.
+pub fn to_the_end<T>(device: &Device, run: impl FnOnce() -> T) -> T {
+    let result = run();
+    device.synchronize().expect("a device that runs");
+    result
 }
 
 /// Leaves the allocator as a training step does, which frees blocks of many sizes. One that has never

@@ -4,4 +4,8 @@ pub(crate) mod batch;
 pub(crate) mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+#[cfg(feature = "cust")]
+pub(crate) mod cust;
 pub mod launch;
+#[cfg(any(feature = "cuda", feature = "cust"))]
+mod modules;

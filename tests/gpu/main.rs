@@ -1,4 +1,4 @@
-//! Tests that need a GPU, and are ignored unless asked for: `scripts/check-gpu`.
+//! Tests that need a GPU, and are ignored unless asked for: `scripts/gpu-check`.
 #![cfg(feature = "cuda")]
 
 #[path = "../dense/batch.rs"]

@@ -12,14 +12,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use super::driver_error;
 use crate::Result;
 use crate::backend::launch::DeviceLimits;
-
-/// A compiled source: its kernels, and code for every architecture of the build.
-struct Module {
-    kernels: &'static [&'static str],
-    image: &'static [u8],
-}
-
-static MODULES: &[Module] = &include!(concat!(env!("OUT_DIR"), "/modules.rs"));
+use crate::backend::modules::MODULES;
 
 pub(super) type Kernels = Arc<HashMap<&'static str, CudaFunction>>;
 

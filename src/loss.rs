@@ -20,6 +20,9 @@ mod temperature;
 mod tensor;
 pub(crate) mod valid_logits;
 
+#[cfg(feature = "cuda")]
+pub(crate) use dense::cuda as on_cuda;
+
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
 pub use output::LossOutput;

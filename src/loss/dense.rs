@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg_attr(not(feature = "cuda"), path = "dense/no_cuda.rs")]
-mod cuda;
+pub(super) mod cuda;
 
 use std::sync::Arc;
 
@@ -275,7 +275,7 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
 }
 
 /// Refuses a device that no backend of this build serves, and f64 where there are no kernels for it.
-fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
+pub(super) fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
     let expected = match (tensor.device(), tensor.dtype()) {
         (Device::Cpu, _) => return Ok(()),
         (Device::Cuda(_), DType::F32 | DType::F16 | DType::BF16) if cfg!(feature = "cuda") => {

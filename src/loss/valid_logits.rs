@@ -4,8 +4,8 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::head::Head;
-use super::linear;
 use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
+use super::{dense, linear};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
@@ -15,7 +15,8 @@ const LOGITS: &str = "logits";
 
 /// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
-    check(logits, all, sets.len())?;
+    check_device(LOGITS, logits)?;
+    check_shape(logits, all, sets.len())?;
     with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
         pick(logits, all.get(sets[row]).unwrap_or(TokenSet::Listed(&[])))
     }))
@@ -40,11 +41,33 @@ pub(crate) fn of_hidden(
     linear::valid_logits(hidden, &head, &batch)
 }
 
-/// ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`.
-pub(crate) fn log_sums(logits: &Tensor, temperature: f64) -> Result<Vec<f64>> {
-    with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |_, logits| {
-        softmax::log_sum(logits, temperature)
-    }))
+/// ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`; `None` where all are −∞. Refuses
+/// those that are NaN or +∞.
+pub(crate) fn log_sums(logits: &Tensor, temperature: f64) -> Result<Vec<Option<f64>>> {
+    let log_sums = with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
+        log_sum(row, logits, temperature)
+    }))?;
+    log_sums.into_iter().collect()
+}
+
+fn log_sum<T: Element>(row: usize, logits: &[T], temperature: f64) -> Result<Option<f64>> {
+    let log_sum = softmax::log_sum(logits, temperature);
+    if log_sum.is_finite() {
+        return Ok(Some(log_sum));
+    }
+    let values = logits.iter().map(|logit| logit.widen().into());
+    match (0..)
+        .zip(values)
+        .find(|(_, value)| value.is_nan() || *value == f64::INFINITY)
+    {
+        Some((token, value)) => Err(Error::NonFinite {
+            row,
+            position: row as u32,
+            token,
+            value,
+        }),
+        None => Ok(None),
+    }
 }
 
 /// What `of_row` makes of each row, in parallel.
@@ -67,8 +90,13 @@ fn pick<T: Element>(logits: &[T], tokens: TokenSet) -> Vec<f64> {
     tokens.iter().map(logit).collect()
 }
 
-fn check(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {
-    check_device(LOGITS, logits)?;
+/// Refuses logits of a device or dtype that there are no kernels for, and of the wrong shape.
+pub(crate) fn check_for_kernels(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {
+    dense::check_device(LOGITS, logits)?;
+    check_shape(logits, sets, rows)
+}
+
+fn check_shape(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {
     check_positions(logits, rows)?;
     let vocabulary = logits.dims().last().copied().unwrap_or(0);
     let token = sets.max_token();

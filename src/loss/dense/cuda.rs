@@ -252,7 +252,8 @@ fn left(
     (left, loss)
 }
 
-fn view<'a, T: DeviceElement>(
+/// The logits that a tensor is.
+pub(crate) fn view<'a, T: DeviceElement>(
     storage: &'a CudaStorage,
     layout: &Layout,
 ) -> Result<DeviceLogits<CudaView<'a, T>>> {
@@ -269,7 +270,7 @@ fn part<'a, T>(slice: &'a CudaSlice<T>, layout: &Layout) -> CudaView<'a, T> {
     slice.slice(layout.start_offset().min(slice.len())..)
 }
 
-fn cuda(storage: &Storage) -> Result<&CudaStorage> {
+pub(crate) fn cuda(storage: &Storage) -> Result<&CudaStorage> {
     match storage {
         Storage::Cuda(storage) => Ok(storage),
         _ => Err(Error::Unsupported {

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::path::{check_logits, log_softmax};
 use super::rules::{Beams, Candidate, Rules};
 use super::{Found, LeftOut, Path, cuda};
+use crate::launch::DecodeBeams;
 use crate::loss::{Head, valid_logits};
 use crate::temperature::check_positive;
 use crate::{Error, Result, TokenSets, TokenTrie};
@@ -178,7 +179,8 @@ impl BeamSearch {
     }
 
     /// The same from hidden states `[living beams, H]` and a head `[V, H]`. Normalised over the trie,
-    /// only the head rows of valid tokens are touched; otherwise all logits are made.
+    /// only the head rows of valid tokens are touched; otherwise all logits are made. On a CUDA device
+    /// each of these rows is gathered once a step, for a matrix product with all beams.
     ///
     /// # Errors
     /// As [`step`](Self::step), and for a head that does not fit.
@@ -193,6 +195,11 @@ impl BeamSearch {
         }
         if self.rules.normalise == Normalise::Vocabulary {
             return self.step(&head.logits(hidden)?);
+        }
+        if hidden.device().is_cuda() {
+            let mut beams = self.decode_beams()?;
+            let logits = valid_logits::in_columns(hidden, head, self.sets(), beams.gather())?;
+            return self.step_by_kernels(&logits, &beams);
         }
         let nodes = self.nodes();
         let valid = valid_logits::of_hidden(hidden, head, self.sets(), &nodes)?;
@@ -235,10 +242,14 @@ impl BeamSearch {
     }
 
     fn step_on_cuda(&mut self, logits: &Tensor) -> Result<Option<Step>> {
-        valid_logits::check_for_kernels(logits, self.sets(), self.living())?;
-        let beams = self.decode_beams()?;
-        let (choices, faults) = cuda::decode(logits, &beams)?;
-        self.take(&beams, &choices, &faults)
+        valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
+        self.step_by_kernels(logits, &self.decode_beams()?)
+    }
+
+    fn step_by_kernels(&mut self, logits: &Tensor, beams: &DecodeBeams) -> Result<Option<Step>> {
+        valid_logits::check_for_kernels(logits, self.living())?;
+        let (choices, faults) = cuda::decode(logits, beams)?;
+        self.take(beams, &choices, &faults)
     }
 
     /// The nodes of the living beams.

@@ -66,7 +66,7 @@ impl BeamSearch {
             return Err(Error::NonFinite {
                 row,
                 position: row as u32,
-                token: faults[row].token,
+                token: beams.token(faults[row].token),
                 value: faults[row].value.into(),
             });
         }
@@ -156,7 +156,7 @@ fn chosen(
             let parent = user.living[row - first_row];
             Ok(Candidate {
                 row,
-                token: beams.tokens[edge],
+                token: beams.token(beams.tokens[edge]),
                 path: Path {
                     node: beams.nodes[edge],
                     log_probability: parent.log_probability + f64::from(choice.log_probability),

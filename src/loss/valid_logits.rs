@@ -16,7 +16,8 @@ const LOGITS: &str = "logits";
 /// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
     check_device(LOGITS, logits)?;
-    check_shape(logits, all, sets.len())?;
+    check_positions(logits, sets.len())?;
+    check_vocabulary(logits.dims().last(), all)?;
     with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
         pick(logits, all.get(sets[row]).unwrap_or(TokenSet::Listed(&[])))
     }))
@@ -39,6 +40,24 @@ pub(crate) fn of_hidden(
     let rows = Rows::from_raw(sets.len(), sets.iter().enumerate().map(row).collect())?;
     let batch = Batch::new(all, &rows, None, Denominator::Given(1.0))?;
     linear::valid_logits(hidden, &head, &batch)
+}
+
+/// The logits `[rows, columns]` of these tokens alone, from hidden states `[rows, H]`.
+pub(crate) fn in_columns(
+    hidden: &Tensor,
+    head: Head,
+    all: &TokenSets,
+    columns: &[u32],
+) -> Result<Tensor> {
+    // A device does not notice an index beyond the end.
+    check_vocabulary(head.weight.dims().first(), all)?;
+    let columns = Tensor::new(columns, hidden.device())?;
+    let weight = head.weight.index_select(&columns, 0)?;
+    let bias = head.bias.map(|bias| bias.index_select(&columns, 0));
+    match bias.transpose()? {
+        Some(bias) => Head::with_bias(&weight, &bias).logits(hidden),
+        None => Head::from(&weight).logits(hidden),
+    }
 }
 
 /// ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`; `None` where all are −∞. Refuses
@@ -90,15 +109,15 @@ fn pick<T: Element>(logits: &[T], tokens: TokenSet) -> Vec<f64> {
     tokens.iter().map(logit).collect()
 }
 
-/// Refuses logits of a device or dtype that there are no kernels for, and of the wrong shape.
-pub(crate) fn check_for_kernels(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {
+/// Refuses logits of a device or dtype that there are no kernels for, and other than one row a beam.
+pub(crate) fn check_for_kernels(logits: &Tensor, rows: usize) -> Result<()> {
     dense::check_device(LOGITS, logits)?;
-    check_shape(logits, sets, rows)
+    check_positions(logits, rows)
 }
 
-fn check_shape(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {
-    check_positions(logits, rows)?;
-    let vocabulary = logits.dims().last().copied().unwrap_or(0);
+/// Refuses a vocabulary that does not hold all tokens.
+pub(crate) fn check_vocabulary(size: Option<&usize>, sets: &TokenSets) -> Result<()> {
+    let vocabulary = size.copied().unwrap_or(0);
     let token = sets.max_token();
     if token as usize >= vocabulary {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });

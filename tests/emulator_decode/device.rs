@@ -44,6 +44,17 @@ impl<T: Number> Logits<T> {
         }
     }
 
+    /// The columns of these tokens alone.
+    pub fn columns(&self, tokens: &[u32]) -> Self {
+        let rows = self.values.chunks(self.row_stride);
+        let values = rows.flat_map(|row| tokens.iter().map(|&token| row[token as usize]));
+        Self {
+            values: values.collect(),
+            width: tokens.len(),
+            row_stride: tokens.len(),
+        }
+    }
+
     /// What the CPU is to search with: these very numbers in f64.
     pub fn tensor(&self) -> Tensor {
         let rows = self.values.chunks(self.row_stride);
@@ -105,9 +116,30 @@ pub fn step<T: Number>(search: &mut BeamSearch, logits: &Logits<T>) -> Result<Op
         return Ok(None);
     }
     let beams = search.decode_beams()?;
+    take(search, &beams, logits)
+}
+
+/// The same from the logits of those tokens alone that any beam needs.
+pub fn gathered_step<T: Number>(
+    search: &mut BeamSearch,
+    logits: &Logits<T>,
+) -> Result<Option<Step>> {
+    if search.living() == 0 {
+        return Ok(None);
+    }
+    let mut beams = search.decode_beams()?;
+    let gathered = logits.columns(beams.gather());
+    take(search, &beams, &gathered)
+}
+
+fn take<T: Number>(
+    search: &mut BeamSearch,
+    beams: &DecodeBeams,
+    logits: &Logits<T>,
+) -> Result<Option<Step>> {
     let mut answer = None;
     same_for_every_schedule(SEEDS, |emulator| {
-        let found = decode(&emulator, &beams, logits)?;
+        let found = decode(&emulator, beams, logits)?;
         let bits = [
             cast_slice::<_, u32>(&found.choices),
             cast_slice(&found.faults),
@@ -118,7 +150,7 @@ pub fn step<T: Number>(search: &mut BeamSearch, logits: &Logits<T>) -> Result<Op
     })
     .unwrap_or_else(|fault| panic!("{:?}: {fault}", T::ELEMENT));
     let answer = answer.expect("a schedule");
-    search.take(&beams, &answer.choices, &answer.faults)
+    search.take(beams, &answer.choices, &answer.faults)
 }
 
 /// The same items in the same order, with the same probabilities.

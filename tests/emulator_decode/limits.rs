@@ -17,7 +17,7 @@ fn search(normalise: Normalise) -> BeamSearch {
     search.with_normalise(normalise)
 }
 
-/// Both ways give the same, be it an error.
+/// Both ways give the same, be it an error; so they do in the next step, which finishes paths.
 fn assert_same<T: Number>(search: &BeamSearch, values: &[f64]) -> Option<Error> {
     let (mut on_cpu, mut by_kernels) = (search.clone(), search.clone());
     let logits = Logits::<T>::new(values, WIDTH);
@@ -34,6 +34,9 @@ fn assert_same<T: Number>(search: &BeamSearch, values: &[f64]) -> Option<Error> 
         }
         (expected, chosen) => panic!("{what}: {chosen:?}, not {expected:?}"),
     }
+    let next = Logits::<T>::new(&RISING.repeat(on_cpu.living()), WIDTH);
+    let expected = on_cpu.step(&next.tensor()).unwrap();
+    assert_eq!(step(&mut by_kernels, &next).unwrap(), expected, "{what}");
     for user in 0..2 {
         assert_same_found(&by_kernels.found(user), &on_cpu.found(user), &what);
     }

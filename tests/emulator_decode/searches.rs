@@ -5,7 +5,7 @@ use candle_trie::{BeamSearch, Found, Normalise, TokenTrie};
 use half::{bf16, f16};
 
 use crate::dense_device::Number;
-use crate::device::{Logits, assert_same_found, step};
+use crate::device::{Logits, assert_same_found, gathered_step, step};
 use crate::emulated::noise;
 use crate::model;
 
@@ -44,7 +44,7 @@ fn found_by_kernels(mut search: BeamSearch) -> Vec<Found> {
 }
 
 fn searches_keep_what_the_plain_search_keeps() {
-    for seed in 0..6 {
+    for seed in 0..4 {
         let items = catalogue(25, 4, model::VOCABULARY as u32, seed);
         let trie = TokenTrie::new(items.clone()).unwrap();
         for normalise in NORMALISE {
@@ -73,8 +73,14 @@ fn searches_keep_what_the_plain_search_keeps() {
 }
 
 /// Both searches to their end on the same logits, which depend on the step and the row alone.
-fn assert_same_as_on_the_cpu<T: Number>(search: &BeamSearch, width: usize, what: &str) {
-    let (mut on_cpu, mut by_kernels) = (search.clone(), search.clone());
+fn assert_same_as_on_the_cpu<T: Number>(
+    search: BeamSearch,
+    normalise: Normalise,
+    width: usize,
+    what: &str,
+) {
+    let search = search.with_normalise(normalise);
+    let (mut on_cpu, mut by_kernels) = (search.clone(), search);
     for number in 1.. {
         let rows = on_cpu.living();
         let values = noise(number * rows * width);
@@ -83,12 +89,16 @@ fn assert_same_as_on_the_cpu<T: Number>(search: &BeamSearch, width: usize, what:
             .collect();
         let logits = Logits::<T>::new(&values, width);
         let expected = on_cpu.step(&logits.tensor()).unwrap();
+        let what = format!("{what}, {:?}, step {number}", T::ELEMENT);
+        if normalise == Normalise::Trie {
+            let chosen = gathered_step(&mut by_kernels.clone(), &logits);
+            assert_eq!(chosen.unwrap(), expected, "{what}, gathered");
+        }
         let apart = logits.spread(width + 5);
         let chosen = step(
             &mut by_kernels,
             if number % 2 == 0 { &apart } else { &logits },
         );
-        let what = format!("{what}, {:?}, step {number}", T::ELEMENT);
         assert_eq!(chosen.unwrap(), expected, "{what}");
         for user in 0..4 {
             assert_same_found(&by_kernels.found(user), &on_cpu.found(user), &what);
@@ -121,9 +131,9 @@ fn every_dtype_goes_as_the_cpu_does_for_users_who_leave_out_items() {
             let search = search.unwrap().leaving_out(&left_out).unwrap();
             let what = format!("{normalise:?}, penalty {penalty}");
             let width = vocabulary as usize + 2;
-            assert_same_as_on_the_cpu::<f32>(&search, width, &what);
-            assert_same_as_on_the_cpu::<f16>(&search, width, &what);
-            assert_same_as_on_the_cpu::<bf16>(&search, width, &what);
+            assert_same_as_on_the_cpu::<f32>(search.clone(), normalise, width, &what);
+            assert_same_as_on_the_cpu::<f16>(search.clone(), normalise, width, &what);
+            assert_same_as_on_the_cpu::<bf16>(search.clone(), normalise, width, &what);
         }
     }
 }
@@ -145,9 +155,8 @@ fn a_wide_root_goes_as_on_the_cpu() {
         let trie = TokenTrie::new(paths).unwrap();
         for normalise in NORMALISE {
             let search = BeamSearch::new(&trie, users, 6, 0.6).unwrap();
-            let search = search.with_normalise(normalise);
             let what = format!("{normalise:?}, {tokens} tokens");
-            assert_same_as_on_the_cpu::<bf16>(&search, tokens as usize + 3, &what);
+            assert_same_as_on_the_cpu::<bf16>(search, normalise, tokens as usize + 3, &what);
         }
     }
 }
@@ -160,7 +169,7 @@ fn equal_scores_come_in_the_order_of_nodes_and_of_items() {
     let items: Vec<_> = one.chain(two).collect();
     let trie = TokenTrie::new(items).unwrap();
     for normalise in NORMALISE {
-        for width in [1, 3, 59, 61, 500] {
+        for width in [1, 3, 61] {
             let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap();
             let search = search.with_normalise(normalise);
             let (mut on_cpu, mut by_kernels) = (search.clone(), search);

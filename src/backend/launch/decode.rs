@@ -9,7 +9,7 @@ use bytemuck::{Pod, Zeroable};
 pub use beams::{DecodeBeam, DecodeBeams, DecodeEdge};
 pub(crate) use beams::{DecodeSet, NewBeam};
 
-use super::{DeviceLimits, Element, Launch, dense::check_width, reduction_bytes};
+use super::{DeviceLimits, Element, Launch, WARP, dense::check_width, reduction_bytes};
 use crate::Result;
 
 /// Mirrors `DecodeScoresParams` of `kernels/decode_scores.cu`.
@@ -124,9 +124,10 @@ pub struct DecodeBuffers {
 impl<'a> Decode<'a> {
     /// Threads of a block of the scores where the longest row that is looked at has up to so many
     /// logits: many short rows under way make up for the waits of each.
-    const SCORE_THREADS: [(u32, u32); 3] = [(256, 64), (2048, 128), (u32::MAX, 256)];
+    const SCORE_THREADS: [(u32, u32); 4] = [(32, 32), (256, 64), (2048, 128), (u32::MAX, 256)];
     /// The same for the choices, by the candidates of the longest segment.
-    const CHOICE_THREADS: [(u32, u32); 3] = [(1024, 128), (16_384, 512), (u32::MAX, 1024)];
+    const CHOICE_THREADS: [(u32, u32); 4] =
+        [(64, 32), (1024, 128), (16_384, 512), (u32::MAX, 1024)];
     /// Mirrors `Exponentials::Value` of `kernels/softmax.cuh`.
     const SCORE_SHARED_BYTES: u32 = reduction_bytes(8);
     /// Mirrors `Ranked` of `kernels/decode_choices.cu`.
@@ -153,6 +154,22 @@ impl<'a> Decode<'a> {
         // Blocks that wait for their turn cost little, and even out what rows differ in.
         let blocks = (beams.beams.len() as u32).min(resident.max(1).saturating_mul(4));
         Ok((blocks > 0).then_some(Self { blocks, ..plan }))
+    }
+
+    /// Threads and bytes of shared memory of a block that scores.
+    #[must_use]
+    pub fn score_shape(&self) -> [u32; 2] {
+        [self.score_threads(), Self::SCORE_SHARED_BYTES]
+    }
+
+    /// Threads and bytes of shared memory of a block that chooses.
+    #[must_use]
+    pub fn choice_shape(&self) -> [u32; 2] {
+        [self.choice_threads(), Self::CHOICE_SHARED_BYTES]
+    }
+
+    fn choice_threads(&self) -> u32 {
+        threads(Self::CHOICE_THREADS, self.beams.longest_segment())
     }
 
     fn score_threads(&self) -> u32 {
@@ -207,11 +224,7 @@ impl<'a> Decode<'a> {
         Launch {
             kernel: "decode_choices",
             grid: [(self.beams.segments.len() as u32).saturating_sub(1), 1, 1],
-            block: [
-                threads(Self::CHOICE_THREADS, self.beams.longest_segment()),
-                1,
-                1,
-            ],
+            block: [self.choice_threads(), 1, 1],
             shared_bytes: Self::CHOICE_SHARED_BYTES,
             cooperative: false,
             params: DecodeChoicesParams {
@@ -225,7 +238,7 @@ impl<'a> Decode<'a> {
     }
 }
 
-fn threads(table: [(u32, u32); 3], longest: u32) -> u32 {
+fn threads(table: [(u32, u32); 4], longest: u32) -> u32 {
     let fits = table.iter().find(|(limit, _)| longest <= *limit);
-    fits.map_or(table[2].1, |(_, threads)| *threads)
+    fits.map_or(WARP, |(_, threads)| *threads)
 }

@@ -59,13 +59,15 @@ pub struct DecodeBeams {
     pub beams: Vec<DecodeBeam>,
     /// To be uploaded.
     pub edges: Vec<DecodeEdge>,
-    /// To be uploaded: of each edge.
+    /// To be uploaded: the column of the logits that each edge's token has.
     pub tokens: Vec<u32>,
     /// To be uploaded: where the candidates of each user begin, the living before the whole, and
     /// where the last end.
     pub segments: Vec<u32>,
     /// The node that each edge leads to.
     pub(crate) nodes: Vec<u32>,
+    /// The token of each column, where not all have one.
+    columns: Option<Vec<u32>>,
     pub(super) over_vocabulary: bool,
     pub(super) temperature: f64,
     width: usize,
@@ -83,6 +85,7 @@ impl DecodeBeams {
             tokens: Vec::new(),
             segments: vec![0],
             nodes: Vec::new(),
+            columns: None,
             over_vocabulary,
             temperature,
             width,
@@ -134,6 +137,26 @@ impl DecodeBeams {
         }
         self.segments.extend([first_whole as u32, end as u32]);
         Ok(())
+    }
+
+    /// From now on the logits are to have a column for these tokens alone: those that any beam needs,
+    /// rising.
+    pub fn gather(&mut self) -> &[u32] {
+        let token = |&column: &u32| self.token(column);
+        let all: Vec<u32> = self.tokens.iter().map(token).collect();
+        let mut columns = all.clone();
+        columns.sort_unstable();
+        columns.dedup();
+        let column = |token| columns.partition_point(|&other| other < token) as u32;
+        self.tokens = all.into_iter().map(column).collect();
+        self.columns.insert(columns)
+    }
+
+    /// The token of a column.
+    pub(crate) fn token(&self, column: u32) -> u32 {
+        let named = self.columns.as_ref();
+        let token = named.and_then(|columns| columns.get(column as usize));
+        token.copied().unwrap_or(column)
     }
 
     /// How many paths the beams can become.

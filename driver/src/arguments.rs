@@ -18,7 +18,7 @@ use crate::{
 
 use examples::{
     DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
-    RESUME_EXAMPLES, TRAIN_EXAMPLES,
+    REPORT_EXAMPLES, RESUME_EXAMPLES, TRAIN_EXAMPLES,
 };
 
 /// Tune and evaluate a language model as a recommender with the masked softmax loss
@@ -51,6 +51,8 @@ pub enum Command {
     Evaluate(EvaluateArguments),
     /// Recommend to one user, whose history is typed here
     Recommend(RecommendArguments),
+    /// Lay runs beside each other in one HTML page: how they were trained, how well they recommend, what they were told
+    Report(ReportArguments),
     /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
     Shapes(ShapesArguments),
 }
@@ -306,7 +308,8 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
-    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run]
+    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run, with
+    /// the table in evaluation.json beside it, where msl report finds them]
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
@@ -370,6 +373,19 @@ pub struct RecommendArguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
+}
+
+/// Options of `msl report`.
+#[derive(Args)]
+#[command(after_help = REPORT_EXAMPLES)]
+pub struct ReportArguments {
+    /// The folders of runs; the first is the one that others are compared with, user by user
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+
+    /// The page to write
+    #[arg(long, default_value = "report.html", value_name = "FILE")]
+    pub output: PathBuf,
 }
 
 /// Options of `msl shapes`.

@@ -1,5 +1,7 @@
 //! What a catalogue looks like to the losses, once a tokenizer has cut its titles into tokens.
 
+use std::iter::successors;
+
 use anyhow::Result;
 use candle_trie::TokenTrie;
 use serde::Serialize;
@@ -52,13 +54,27 @@ const LARGEST: usize = 5;
 impl CatalogueShape {
     /// The shape of a catalogue, seen by the targets of these rows.
     pub fn new(responses: &Responses, rows: &[Interaction]) -> Result<Self> {
-        let trie = responses.trie();
+        let leaves = rows.iter().map(|row| responses.leaf(row.target));
+        Ok(Self::of(
+            responses.trie(),
+            &leaves.collect::<Result<Vec<_>>>()?,
+        ))
+    }
+
+    /// The shape of a catalogue, seen by every title once.
+    pub fn of_titles(trie: &TokenTrie) -> Self {
+        let leaves: Vec<u32> = trie.leaves().map(|(leaf, _)| leaf).collect();
+        Self::of(trie, &leaves)
+    }
+
+    fn of(trie: &TokenTrie, leaves: &[u32]) -> Self {
+        let depths = trie.leaves().map(|(leaf, _)| ancestors(trie, leaf).count());
         let mut shape = Self {
             items: trie.item_count(),
             titles: trie.leaf_count(),
             nodes: trie.node_count(),
             branching_nodes: trie.branching_count(),
-            depth: responses.paths().map(<[u32]>::len).max().unwrap_or(0),
+            depth: depths.max().unwrap_or(0),
             root_fan_out: trie.children(trie.root()).len(),
             largest_fan_outs: largest_fan_outs(trie),
             rows: 0,
@@ -69,8 +85,12 @@ impl CatalogueShape {
         };
         let mut unary: Vec<usize> = Vec::new();
         let mut log_fan_outs = 0.0;
-        for row in rows {
-            for (place, fan_out) in fan_outs(trie, responses.path(row.target)?).enumerate() {
+        for &leaf in leaves {
+            let mut fan_outs: Vec<usize> = ancestors(trie, leaf)
+                .map(|node| trie.children(node).len())
+                .collect();
+            fan_outs.reverse();
+            for (place, fan_out) in fan_outs.into_iter().enumerate() {
                 if shape.positions.len() == place {
                     shape.positions.push(Position::default());
                     unary.push(0);
@@ -90,18 +110,13 @@ impl CatalogueShape {
         let unary: usize = unary.iter().sum();
         shape.unary_share = unary as f64 / shape.rows.max(1) as f64;
         shape.mean_log_fan_out = log_fan_outs / (shape.rows - unary).max(1) as f64;
-        Ok(shape)
+        shape
     }
 }
 
-/// How many tokens there are to choose from along a path.
-fn fan_outs<'a>(trie: &'a TokenTrie, path: &'a [u32]) -> impl Iterator<Item = usize> + 'a {
-    let mut node = Some(trie.root());
-    path.iter().map_while(move |&token| {
-        let parent = node?;
-        node = trie.child(parent, token);
-        Some(trie.children(parent).len())
-    })
+/// The nodes above a node, the root last.
+fn ancestors(trie: &TokenTrie, node: u32) -> impl Iterator<Item = u32> + '_ {
+    successors(trie.parent(node), |&node| trie.parent(node))
 }
 
 fn largest_fan_outs(trie: &TokenTrie) -> Vec<usize> {
@@ -224,6 +239,8 @@ mod tests {
         let choices = (shape.rows as f64 * (1.0 - shape.unary_share)).round() as usize;
         assert_eq!(shape.valid_logits, shape.rows + choices);
         assert!((shape.mean_log_fan_out - 2f64.ln()).abs() < 1e-12);
+        // The rows have every title once.
+        assert_eq!(CatalogueShape::of_titles(trie), shape);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod inspect;
 mod merge;
 mod opened_run;
 mod recommend;
+mod report;
 mod shapes;
 mod train;
 
@@ -16,13 +17,13 @@ use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
 use crate::{
     arguments::{Arguments, Command, TokenizerArguments},
     catalogue::{Catalogue, Interaction},
+    comparison::Line,
     device::DeviceChoice,
     model::{Llama, LlamaConfig},
     popularity::popularity,
     progress::Progress,
     prompt::Prompt,
     ranking::Measures,
-    report::Line,
     responses::{Example, Responses},
     tokenizer::TextTokenizer,
 };
@@ -38,6 +39,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         Command::Merge(arguments) => merge::merge(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments, &device()?),
         Command::Recommend(arguments) => recommend::recommend(arguments, &device()?),
+        Command::Report(arguments) => report::report(arguments),
         Command::Shapes(arguments) => shapes::shapes(arguments),
     }
 }

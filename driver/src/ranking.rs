@@ -1,6 +1,8 @@
 //! How well targets were ranked: measures with their standard errors.
 
-use serde::{Serialize, Serializer, ser::SerializeMap};
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error, ser::SerializeMap};
 
 /// The lengths of the lists that are looked at.
 pub const CUTOFFS: [usize; 4] = [1, 5, 10, 20];
@@ -12,6 +14,18 @@ pub struct UserResult {
     pub place: Option<usize>,
     /// −ln p of the target, in nats.
     pub item_nll: f64,
+}
+
+impl UserResult {
+    /// 1 where the target was among the first so many, else 0.
+    pub fn hit(&self, cutoff: usize) -> f64 {
+        f64::from(self.place.is_some_and(|place| place < cutoff))
+    }
+
+    /// The discounted gain of the target's place among the first so many.
+    pub fn gain(&self, cutoff: usize) -> f64 {
+        self.hit(cutoff) * self.place.map_or(0.0, discounted)
+    }
 }
 
 /// A mean over users.
@@ -58,20 +72,14 @@ impl Measures {
         let estimate = |value: &dyn Fn(&UserResult) -> f64| {
             Estimate::of(&users.iter().map(value).collect::<Vec<_>>())
         };
-        let each = |gain: &dyn Fn(usize) -> f64| {
-            let within = |cutoff: usize| {
-                let value = |user: &UserResult| match user.place {
-                    Some(place) if place < cutoff => gain(place),
-                    _ => 0.0,
-                };
-                (cutoff, estimate(&value))
-            };
+        let each = |value: fn(&UserResult, usize) -> f64| {
             let told = CUTOFFS.into_iter().filter(|&cutoff| cutoff <= length);
-            told.map(within).collect()
+            told.map(|cutoff| (cutoff, estimate(&|user| value(user, cutoff))))
+                .collect()
         };
         Self {
-            hit_rate: each(&|_| 1.0),
-            ndcg: each(&discounted),
+            hit_rate: each(UserResult::hit),
+            ndcg: each(UserResult::gain),
             item_nll: estimate(&|user| user.item_nll),
         }
     }
@@ -93,13 +101,11 @@ impl Measures {
 
     /// Every measure by its name. (A list of one has one place, where the discounted gain is the hit rate.)
     pub fn named(&self) -> Vec<(String, Estimate)> {
-        let hit_rate = self
-            .hit_rate
-            .iter()
-            .map(|&(cutoff, value)| (format!("HR@{cutoff}"), value));
+        let hit_rate = self.hit_rate.iter();
+        let hit_rate = hit_rate.map(|&(cutoff, value)| (hit_rate_name(cutoff), value));
         let ndcg = self.ndcg.iter().filter(|(cutoff, _)| *cutoff > 1);
-        let ndcg = ndcg.map(|&(cutoff, value)| (format!("NDCG@{cutoff}"), value));
-        let item_nll = [("item NLL".to_owned(), self.item_nll)];
+        let ndcg = ndcg.map(|&(cutoff, value)| (ndcg_name(cutoff), value));
+        let item_nll = [(ITEM_NLL.to_owned(), self.item_nll)];
         hit_rate.chain(ndcg).chain(item_nll).collect()
     }
 }
@@ -109,7 +115,7 @@ impl Serialize for Measures {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         for (name, estimate) in self.named() {
-            let name = name.to_lowercase().replace(' ', "_");
+            let name = key(&name);
             map.serialize_entry(&name, &estimate.mean)?;
             if let Some(error) = estimate.error {
                 map.serialize_entry(&format!("{name}_error"), &error)?;
@@ -117,6 +123,47 @@ impl Serialize for Measures {
         }
         map.end()
     }
+}
+
+/// Of what was serialized so, and nothing else.
+impl<'de> Deserialize<'de> for Measures {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let values = BTreeMap::<String, f64>::deserialize(deserializer)?;
+        let estimate = |name: &str| {
+            let name = key(name);
+            Some(Estimate {
+                mean: *values.get(&name)?,
+                error: values.get(&format!("{name}_error")).copied(),
+            })
+        };
+        let each = |name: &dyn Fn(usize) -> String| {
+            let found = CUTOFFS.map(|cutoff| Some((cutoff, estimate(&name(cutoff))?)));
+            found.into_iter().flatten().collect()
+        };
+        Ok(Self {
+            hit_rate: each(&hit_rate_name),
+            ndcg: each(&|cutoff| match cutoff {
+                1 => hit_rate_name(1),
+                _ => ndcg_name(cutoff),
+            }),
+            item_nll: estimate(ITEM_NLL).ok_or_else(|| D::Error::missing_field("item_nll"))?,
+        })
+    }
+}
+
+const ITEM_NLL: &str = "item NLL";
+
+fn hit_rate_name(cutoff: usize) -> String {
+    format!("HR@{cutoff}")
+}
+
+fn ndcg_name(cutoff: usize) -> String {
+    format!("NDCG@{cutoff}")
+}
+
+/// The name of a measure in JSON.
+fn key(name: &str) -> String {
+    name.to_lowercase().replace(' ', "_")
 }
 
 fn discounted(place: usize) -> f64 {
@@ -163,6 +210,25 @@ mod tests {
         assert_eq!(measures.hit_rate.len(), 3, "lists of 10 say nothing of 20");
         assert_eq!(Measures::of(&users(&[Some(3)]), 10).item_nll.error, None);
         assert_eq!(means(&Measures::of(&[], 10).hit_rate), [0.0; 3]);
+    }
+
+    #[test]
+    fn measures_are_read_back_as_they_were_written() {
+        for measures in [
+            Measures::of(&users(&[Some(0), Some(4), None]), 10),
+            Measures::uniform(8),
+        ] {
+            let text = serde_json::to_string(&measures).unwrap();
+            let read: Measures = serde_json::from_str(&text).unwrap();
+            assert_eq!(read.ndcg.len(), measures.ndcg.len());
+            for (read, written) in read.named().into_iter().zip(measures.named()) {
+                // serde_json may be off by the last bit.
+                assert!((read.1.mean - written.1.mean).abs() < 1e-12);
+                assert_eq!(read.0, written.0);
+                assert_eq!(read.1.error.is_some(), written.1.error.is_some());
+            }
+        }
+        assert!(serde_json::from_str::<Measures>(r#"{"hr@1": 0.5}"#).is_err());
     }
 
     #[test]

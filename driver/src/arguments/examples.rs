@@ -61,3 +61,10 @@ pub const RECOMMEND_EXAMPLES: &str = "\
 Examples:
   msl recommend runs/scratch \"Toy Story\" \"Babe\"
   msl recommend runs/scratch \"Toy Story\" --top 5 --unseen";
+
+/// Of `msl report`.
+pub const REPORT_EXAMPLES: &str = "\
+Examples:
+  msl report runs/scratch
+  msl report runs/lml runs/msl runs/ats --output losses.html
+The page needs no other file and no network. A run shows what it has: msl evaluate adds how well it recommends.";

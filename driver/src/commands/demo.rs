@@ -6,11 +6,11 @@ use candle_core::{DType, Device};
 use super::{ERRORS_NOTE, baselines, examples, train_tokenizer};
 use crate::{
     arguments::DemoArguments,
+    comparison::{Comparison, Line},
     evaluate::Evaluator,
     model::Llama,
     prompt::{Prompt, PromptStyle},
     ranking::Measures,
-    report::{Comparison, Line},
     responses::{Example, Responses},
     search::SearchSettings,
     settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
@@ -85,7 +85,7 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         rows.push(demo.train_and_evaluate(name, loss, device)?);
     }
     Comparison {
-        command: "demo",
+        command: "demo".into(),
         seed: arguments.seed,
         users: demo.test_examples.len(),
         rows,

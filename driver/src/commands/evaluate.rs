@@ -14,17 +14,17 @@ use crate::{
     arguments::EvaluateArguments,
     catalogue::Interaction,
     checkpoint::Checkpoint,
+    comparison::{Comparison, EVALUATION_FILE, Line},
     dataset::sample,
     evaluate::{Evaluation, Evaluator},
+    json::write_json,
     paper_format,
     random::{Purpose, random},
-    ranking::{Measures, UserResult},
-    report::{Comparison, Line},
+    ranking::Measures,
+    ranks::{RANKS_FILE, write_ranks},
     responses::Example,
     search::{SearchKind, SearchSettings},
 };
-
-const RANKS_FILE: &str = "ranks.csv";
 
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
@@ -108,14 +108,18 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         ranks.display()
     ));
     notes.push(ERRORS_NOTE.into());
-    Comparison {
-        command: "evaluate",
+    let comparison = Comparison {
+        command: "evaluate".into(),
         seed,
         users: test.len(),
         rows,
         notes,
+    };
+    // It belongs to the ranks that are beside it.
+    if arguments.ranks.is_none() {
+        write_json(&arguments.run.join(EVALUATION_FILE), &comparison)?;
     }
-    .print(arguments.json)
+    comparison.print(arguments.json)
 }
 
 /// How often beam search missed what the exact search found.
@@ -159,29 +163,5 @@ fn write_lists(
         serde_json::to_writer(&mut file, &list).with_context(cannot)?;
         file.write_all(b"\n").with_context(cannot)?;
     }
-    file.flush().with_context(cannot)
-}
-
-/// Writes a CSV file of one line for each user.
-fn write_ranks(path: &Path, rows: &[Interaction], users: &[UserResult]) -> Result<()> {
-    let cannot = || format!("cannot write {}", path.display());
-    let mut file = csv::Writer::from_path(path).with_context(cannot)?;
-    let rank = |user: &UserResult| user.place.map(|place| (place + 1).to_string());
-    let header = ["user_id", "item_id", "rank", "item_nll"];
-    let lines = rows.iter().zip(users).map(|(row, user)| {
-        [
-            row.user.clone(),
-            row.target.to_string(),
-            rank(user).unwrap_or_default(),
-            user.item_nll.to_string(),
-        ]
-    });
-    file.write_record(header)
-        .and_then(|()| {
-            lines
-                .into_iter()
-                .try_for_each(|line| file.write_record(line))
-        })
-        .with_context(cannot)?;
     file.flush().with_context(cannot)
 }

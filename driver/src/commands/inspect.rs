@@ -5,9 +5,9 @@ use super::open_tokenizer;
 use crate::{
     arguments::InspectArguments,
     catalogue_shape::{AdaptiveVerdict, CatalogueShape},
+    console::{print_json, table},
     dataset::Dataset,
     pretrained::Pretrained,
-    report::{print_json, table},
     responses::Responses,
 };
 

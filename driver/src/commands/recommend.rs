@@ -8,7 +8,7 @@ use super::opened_run::OpenedRun;
 use crate::{
     arguments::RecommendArguments,
     catalogue::Item,
-    report::{print_json, table},
+    console::{print_json, table},
     search::{SearchSettings, Searcher},
 };
 

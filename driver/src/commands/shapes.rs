@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use crate::{
     arguments::ShapesArguments,
+    console::{print_json, table},
     dataset::Dataset,
-    report::{print_json, table},
     responses::Responses,
     tokenizer::TextTokenizer,
 };

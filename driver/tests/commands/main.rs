@@ -3,4 +3,5 @@
 mod bad_input;
 mod books;
 mod end_to_end;
+mod report;
 mod running;

@@ -3,7 +3,7 @@
 
 use std::ops::{Add, AddAssign, Mul, Sub};
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 
 use super::element::Element;
 
@@ -96,9 +96,31 @@ impl Real for f64 {
     }
 }
 
+/// A loop to be compiled once for every instruction set.
+///
+/// Not handed to pulp as the closure that it is: pulp would call it as an `FnOnce`, and of a closure
+/// that could be called again that is a function of its own, which the compiler leaves outside of
+/// the vectorized one and compiles for the oldest machine.
+struct Loop<F>(F);
+
+impl<R, F: FnMut() -> R> WithSimd for Loop<F> {
+    type Output = R;
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, _: S) -> R {
+        (self.0)()
+    }
+}
+
+/// What the loop returns, run with the instructions that this machine has.
+#[inline(always)]
+fn vectorized<R>(body: impl FnMut() -> R) -> R {
+    Arch::new().dispatch(Loop(body))
+}
+
 /// Copies `source` into `target`, widened.
 pub(super) fn widen<T: Element>(source: &[T], target: &mut Vec<T::Real>) {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || target.extend(source.iter().map(|value| value.widen())),
     );
@@ -106,7 +128,7 @@ pub(super) fn widen<T: Element>(source: &[T], target: &mut Vec<T::Real>) {
 
 /// The largest value; NaN values are passed over (they come back in the exponentials). −∞ for none.
 pub(super) fn maximum<R: Real>(values: &[R]) -> R {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             let larger = |a: R, b: R| if b > a { b } else { a };
@@ -124,7 +146,7 @@ pub(super) fn exponentials<R: Real>(
     inverse_temperature: f64,
 ) -> f64 {
     let (maximum, inverse) = (R::from_f64(maximum), R::from_f64(inverse_temperature));
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for value in values.iter_mut() {
@@ -153,7 +175,7 @@ pub(super) fn moments<R: Real>(values: &[R]) -> (f64, f64) {
     };
     let shift: f64 = shift.into();
     let count = values.len() as f64;
-    let [sum, squares] = Arch::new().dispatch(
+    let [sum, squares] = vectorized(
         #[inline(always)]
         || {
             let add = |a: [f64; 2], b: [f64; 2]| [a[0] + b[0], a[1] + b[1]];
@@ -173,7 +195,7 @@ pub(super) fn moments<R: Real>(values: &[R]) -> (f64, f64) {
 /// Writes every value times `factor`, narrowed once.
 pub(super) fn scale_into<T: Element>(values: &[T::Real], factor: f64, target: &mut [T]) {
     let factor = T::Real::from_f64(factor);
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (target, &value) in target.iter_mut().zip(values) {
@@ -189,7 +211,7 @@ pub(super) fn scale<R: Real>(values: &mut [R], factor: f64) {
         return;
     }
     let factor = R::from_f64(factor);
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for value in values.iter_mut() {
@@ -201,7 +223,7 @@ pub(super) fn scale<R: Real>(values: &mut [R], factor: f64) {
 
 /// Σ a·b over two rows of one length.
 pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             let mut partial = [R::ZERO; LANES];
@@ -221,7 +243,7 @@ pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
 
 /// Adds `factor` times `source` to `target`.
 pub(super) fn add_scaled<R: Real>(target: &mut [R], factor: R, source: &[R]) {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (target, &source) in target.iter_mut().zip(source) {

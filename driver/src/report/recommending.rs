@@ -1,0 +1,221 @@
+//! How well the runs recommend, beside each other and user by user.
+
+use anyhow::Result;
+use maud::{Markup, PreEscaped, html};
+
+use super::{
+    charts::{BASELINE, Reached, estimates},
+    page::{Shown, figure, swatch},
+    paired::Difference,
+    run::ReportedRun,
+};
+use crate::{
+    comparison::Line,
+    ranking::{Estimate, Measures},
+};
+
+/// The section on runs of one catalogue.
+pub fn recommending(runs: &[Shown]) -> Result<Markup> {
+    let (evaluated, others): (Vec<&Shown>, Vec<&Shown>) = runs
+        .iter()
+        .partition(|shown| shown.run.evaluated().is_some());
+    let charts = match evaluated.is_empty() {
+        true => html! {},
+        false => charts(&evaluated)?,
+    };
+    Ok(html! {
+        h2 { "How well they recommend" }
+        @for shown in others {
+            p.missing {
+                (swatch(shown)) " has not been evaluated yet: "
+                code { "msl evaluate " (shown.run.path.display()) }
+            }
+        }
+        (charts)
+        @if evaluated.len() > 1 { (paired(&evaluated)) }
+    })
+}
+
+/// A list of a measure by the length of the lists.
+type ByCutoff = fn(&Measures) -> &[(usize, Estimate)];
+
+fn charts(runs: &[&Shown]) -> Result<Markup> {
+    let first = runs[0].run;
+    let baselines: Vec<&Line> = ["uniform", "popularity"]
+        .iter()
+        .filter_map(|name| first.baseline(name))
+        .collect();
+    let popularity = first.baseline("popularity");
+    let lines = || popularity.into_iter().chain(own_lines(runs));
+    let colours = || {
+        let baseline = popularity.map(|_| BASELINE);
+        baseline
+            .into_iter()
+            .chain(runs.iter().map(|shown| shown.colour))
+    };
+    let chart = |value: ByCutoff| {
+        let cutoffs = lines()
+            .map(|line| value(&line.measures))
+            .max_by_key(|list| list.len());
+        let cutoffs: Vec<usize> = cutoffs
+            .into_iter()
+            .flatten()
+            .map(|(cutoff, _)| *cutoff)
+            .collect();
+        let at = |line: &Line, cutoff: usize| {
+            let mut list = value(&line.measures).iter();
+            list.find(|(found, _)| *found == cutoff)
+                .map(|(_, value)| *value)
+        };
+        let reached: Vec<Reached> = colours()
+            .zip(lines())
+            .map(|(colour, line)| Reached {
+                colour,
+                values: cutoffs.iter().map(|&cutoff| at(line, cutoff)).collect(),
+            })
+            .collect();
+        let categories: Vec<String> = cutoffs.iter().map(|cutoff| format!("@{cutoff}")).collect();
+        estimates(&categories, &reached, true)
+    };
+    let item_nll: Vec<Reached> = colours()
+        .zip(lines())
+        .map(|(colour, line)| Reached {
+            colour,
+            values: vec![Some(line.measures.item_nll)],
+        })
+        .collect();
+    let users: Vec<usize> = runs
+        .iter()
+        .filter_map(|shown| Some(shown.run.evaluation.as_ref()?.users))
+        .collect();
+    Ok(html! {
+        p {
+            @if users.iter().all(|count| *count == users[0]) {
+                (users[0]) " users. "
+            } @else {
+                strong { "The runs were evaluated on different numbers of users: compare with care. " }
+            }
+            "Bars are one standard error over the users to either side."
+            @if popularity.is_some() {
+                " Grey is recommending what is popular: a run that is not better has not learned."
+            }
+        }
+        div.charts {
+            (figure("HR@K: users whose next item was among the first K", Some(PreEscaped(chart(|measures| &measures.hit_rate)?))))
+            (figure("NDCG@K: the same, discounted by place", Some(PreEscaped(chart(|measures| &measures.ndcg)?))))
+            (figure("Item NLL: mean −ln p of the next item, in nats (lower is better)", Some(PreEscaped(estimates(&["item NLL".into()], &item_nll, false)?))))
+        }
+        (table(&baselines, runs))
+    })
+}
+
+fn own_lines<'a>(runs: &'a [&Shown]) -> impl Iterator<Item = &'a Line> {
+    runs.iter().filter_map(|shown| shown.run.evaluated())
+}
+
+fn table(baselines: &[&Line], runs: &[&Shown]) -> Markup {
+    let every = || baselines.iter().copied().chain(own_lines(runs));
+    let most = every()
+        .map(|line| line.measures.named())
+        .max_by_key(Vec::len);
+    let names: Vec<String> = most.into_iter().flatten().map(|(name, _)| name).collect();
+    let cells = |line: &Line| {
+        let measures = line.measures.named();
+        let cell = |name: &String| {
+            let found = measures.iter().find(|(found, _)| found == name);
+            html! { td { @if let Some((_, value)) = found { (estimate(*value)) } @else { "–" } } }
+        };
+        let cells: Vec<Markup> = names.iter().map(cell).collect();
+        html! {
+            @for cell in cells { (cell) }
+            td { @if let Some(temperature) = line.temperature { (format!("{temperature:.3}")) } @else { "–" } }
+            td { @if let Some(users) = line.users_per_second { (format!("{users:.1}")) } @else { "–" } }
+        }
+    };
+    html! {
+        div.wide { table {
+            thead { tr {
+                th { "run" }
+                @for name in &names { th { (name) } }
+                th { "temperature" }
+                th { "users/s" }
+            } }
+            tbody {
+                @for line in baselines { tr.baseline { th { (line.name) } (cells(line)) } }
+                @for shown in runs {
+                    @if let Some(line) = shown.run.evaluated() { tr { th { (swatch(shown)) } (cells(line)) } }
+                }
+            }
+        } }
+    }
+}
+
+/// Each run beside the first, on the same users.
+fn paired(runs: &[&Shown]) -> Markup {
+    let [first, others @ ..] = runs else {
+        return html! {};
+    };
+    let cutoff = cutoff(runs);
+    let row = |shown: &Shown| {
+        let ranks = (shown.run.ranks.as_deref(), first.run.ranks.as_deref());
+        let difference = match ranks {
+            (Some(run), Some(other)) => Difference::of(run, other, cutoff),
+            _ => None,
+        };
+        html! { tr {
+            th { (swatch(shown)) }
+            @if let Some(difference) = difference {
+                td { (signed(difference.hit_rate)) }
+                td { (signed(difference.ndcg)) }
+                td { (signed(difference.item_nll)) }
+            } @else {
+                td colspan="3" { "not on the same users, or without ranks.csv" }
+            }
+        } }
+    };
+    html! {
+        h3 { "User by user, beside " (swatch(first)) }
+        p {
+            "The mean of the differences of each user, with its standard error: two runs that find the same users easy "
+            "are told apart better than by the errors above. Bold is more than two standard errors from 0."
+        }
+        div.wide { table {
+            thead { tr {
+                th { "run" }
+                th { "HR@" (cutoff) }
+                th { "NDCG@" (cutoff) }
+                th { "item NLL" }
+            } }
+            tbody { @for shown in others { (row(shown)) } }
+        } }
+    }
+}
+
+/// The longest list of at most ten items that all the runs can be judged by.
+fn cutoff(runs: &[&Shown]) -> usize {
+    let longest = |run: &ReportedRun| {
+        let told = run.evaluated()?.measures.hit_rate.iter();
+        told.map(|(cutoff, _)| *cutoff)
+            .filter(|&cutoff| cutoff <= 10)
+            .max()
+    };
+    runs.iter()
+        .filter_map(|shown| longest(shown.run))
+        .min()
+        .unwrap_or(1)
+}
+
+fn estimate(Estimate { mean, error }: Estimate) -> Markup {
+    html! {
+        (format!("{mean:.4}"))
+        @if let Some(error) = error { span.error { " ±" (format!("{error:.4}")) } }
+    }
+}
+
+fn signed(Estimate { mean, error }: Estimate) -> Markup {
+    let clear = error.is_some_and(|error| mean.abs() > 2.0 * error);
+    html! {
+        @if clear { strong { (format!("{mean:+.4}")) } } @else { (format!("{mean:+.4}")) }
+        @if let Some(error) = error { span.error { " ±" (format!("{error:.4}")) } }
+    }
+}

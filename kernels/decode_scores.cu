@@ -76,7 +76,7 @@ public:
             sum = exponentials.add(sum, logit);
             if (!(logit < INFINITY)) fault = Smallest().combine(fault, logits.token(index));
             // Whoever looks at it again is this very thread.
-            if (index < beam.candidates()) log_probability(index) = logit;
+            if (!params.over_vocabulary && index < beam.candidates()) log_probability(index) = logit;
         });
         sum = reduce::block(exponentials, sum, scratch);
         fault = reduce::block(Smallest(), fault, scratch);

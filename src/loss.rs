@@ -21,7 +21,7 @@ mod tensor;
 pub(crate) mod valid_logits;
 
 #[cfg(feature = "cuda")]
-pub(crate) use dense::cuda as on_cuda;
+pub(crate) use dense::cuda::{cuda as cuda_storage, view as device_logits};
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};

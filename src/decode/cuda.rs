@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use crate::backend::cuda::decode::{Decoded, decode as launch};
 use crate::backend::cuda::dense::DeviceElement;
 use crate::launch::DecodeBeams;
-use crate::loss::on_cuda::{cuda, view};
+use crate::loss::{cuda_storage, device_logits};
 use crate::{Error, Result};
 
 pub(super) fn decode(logits: &Tensor, beams: &DecodeBeams) -> Result<Decoded> {
@@ -24,6 +24,10 @@ pub(super) fn decode(logits: &Tensor, beams: &DecodeBeams) -> Result<Decoded> {
 
 fn decode_as<T: DeviceElement>(logits: &Tensor, beams: &DecodeBeams) -> Result<Decoded> {
     let (storage, layout) = logits.storage_and_layout();
-    let storage = cuda(&storage)?;
-    launch(&storage.device, &view::<T>(storage, layout)?, beams)
+    let storage = cuda_storage(&storage)?;
+    launch(
+        &storage.device,
+        &device_logits::<T>(storage, layout)?,
+        beams,
+    )
 }

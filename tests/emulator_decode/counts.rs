@@ -56,6 +56,9 @@ fn a_whole_vocabulary_streams() {
     assert_eq!(logits.loaded, 2 * (USERS * width + candidates) as u64);
     let waste = logits.load_sectors as f64 / logits.least_load_sectors as f64;
     assert!(waste <= 1.1, "{waste}");
+    let log_probabilities = answer.scores.traffic("log_probabilities");
+    assert_eq!(log_probabilities.stored, 4 * candidates as u64);
+    assert_eq!(log_probabilities.loaded, 0);
 }
 
 fn a_choice_costs_one_thread_a_second_look() {

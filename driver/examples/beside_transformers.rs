@@ -17,6 +17,7 @@ use msl::{
     json::{read_json, write_json},
     model::{Llama, LoraSettings},
     paper_format::{find_training_file, read_catalogue, read_interactions},
+    precision::Precision,
     pretrained::{self, Pretrained},
     prompt::{Prompt, PromptStyle},
     responses::{Example, Responses, chosen},
@@ -104,7 +105,8 @@ struct Steps {
 fn main() -> Result<()> {
     match Task::parse() {
         Task::Export { model, folder } => {
-            let (mut model, tokenizer) = Pretrained::open(&model, None)?.read(&Device::Cpu)?;
+            let (mut model, tokenizer) =
+                Pretrained::open(&model, None)?.read(Precision::F32, &Device::Cpu)?;
             std::fs::create_dir_all(&folder)?;
             let weights = model.merged_weights()?;
             pretrained::save(&folder, model.config(), &tokenizer, &weights)
@@ -156,7 +158,7 @@ fn main() -> Result<()> {
 }
 
 fn open(model: &Path, adapter: Option<&Path>) -> Result<Llama> {
-    let (mut model, _) = Pretrained::open(model, None)?.read(&Device::Cpu)?;
+    let (mut model, _) = Pretrained::open(model, None)?.read(Precision::F32, &Device::Cpu)?;
     if let Some(adapter) = adapter {
         adapter::load(adapter, &mut model)?;
     }

@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use crate::{
     json::{read_json, write_json},
     model::{Llama, LoraSettings},
+    precision::Precision,
     pretrained::Pretrained,
 };
 
@@ -157,8 +158,8 @@ pub fn base(folder: &Path) -> Result<PathBuf> {
 }
 
 /// The model that a folder's adapters belong to, with them.
-pub fn load_with_base(folder: &Path, device: &Device) -> Result<Llama> {
-    let (mut model, _) = Pretrained::open(&base(folder)?, None)?.read(device)?;
+pub fn load_with_base(folder: &Path, precision: Precision, device: &Device) -> Result<Llama> {
+    let (mut model, _) = Pretrained::open(&base(folder)?, None)?.read(precision, device)?;
     load(folder, &mut model)?;
     Ok(model)
 }

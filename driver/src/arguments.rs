@@ -11,6 +11,7 @@ use crate::{
     dataset::{DataArguments, Split},
     device::DeviceChoice,
     model::LoraSettings,
+    precision::Precision,
     prompt::{Prompt, PromptStyle},
     search::{SearchKind, SearchSettings},
     settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
@@ -128,6 +129,18 @@ pub struct RunSettings {
         conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
     )]
     pub pretrained: Option<PathBuf>,
+
+    /// The type that a pretrained model is held and computed in
+    #[arg(
+        long = "dtype",
+        value_enum,
+        default_value = "f32",
+        value_name = "TYPE",
+        help_heading = "Model",
+        requires = "pretrained"
+    )]
+    #[serde(default)]
+    pub precision: Precision,
 
     /// The adapters of a pretrained model.
     #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
@@ -328,6 +341,10 @@ pub struct EvaluateArguments {
     /// The temperature of the softmax [default: that of training]
     #[arg(long, value_name = "τ")]
     pub temperature: Option<f64>,
+
+    /// The type that the model is held and computed in [default: that of training]
+    #[arg(long = "dtype", value_enum, value_name = "TYPE")]
+    pub precision: Option<Precision>,
 
     /// Print one JSON object instead of the table
     #[arg(long)]

@@ -13,6 +13,7 @@ use crate::{
     json::{read_json, write_json},
     model::{Llama, LlamaConfig},
     optimizer::AdamW,
+    precision::Precision,
     pretrained::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE},
     tokenizer::TextTokenizer,
 };
@@ -77,7 +78,12 @@ pub fn save(
 impl Checkpoint {
     /// Reads a checkpoint; parts that do not fit together are an error. `end_token` names the token that ends a
     /// response, where that was needed in training.
-    pub fn load(folder: &Path, end_token: Option<&str>, device: &Device) -> Result<Self> {
+    pub fn load(
+        folder: &Path,
+        end_token: Option<&str>,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<Self> {
         let config: LlamaConfig = read_json(&folder.join(CONFIG_FILE))?;
         let tokenizer = TextTokenizer::load(&folder.join(TOKENIZER_FILE), end_token)?;
         ensure!(
@@ -88,10 +94,11 @@ impl Checkpoint {
             config.vocab_size
         );
         let model = match adapter::is_in(folder) {
-            true => adapter::load_with_base(folder, device)?,
+            true => adapter::load_with_base(folder, precision, device)?,
             false => {
                 let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)])?;
-                Llama::of(config, Box::new(weights), DType::F32, device, false)
+                let dtype = precision.dtype(DType::F32, device)?;
+                Llama::of(config, Box::new(weights), dtype, device, false)
                     .with_context(|| folder.display().to_string())?
             }
         };

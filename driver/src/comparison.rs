@@ -63,6 +63,9 @@ pub struct Comparison {
     pub seed: u64,
     /// Users that were evaluated.
     pub users: usize,
+    /// Where they come from: a split of the data, or a file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluated_on: Option<String>,
     /// The results.
     pub rows: Vec<Line>,
     /// What a reader should know.

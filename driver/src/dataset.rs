@@ -1,6 +1,9 @@
 //! A catalogue and its users, in whichever format a folder holds them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
@@ -61,6 +64,15 @@ pub enum Split {
     Validation,
     /// Those to report on.
     Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Validation => "validation",
+            Self::Test => "test",
+        })
+    }
 }
 
 /// Everything that is known of a catalogue's users.

@@ -22,7 +22,12 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto => Ok(gpu(0).unwrap_or(Device::Cpu)),
+            Self::Auto => Ok(gpu(0).unwrap_or_else(|error| {
+                if cfg!(feature = "cuda") {
+                    eprintln!("computing on the processor, because no GPU can be used: {error:#}");
+                }
+                Device::Cpu
+            })),
             Self::Cuda(number) => {
                 gpu(number).with_context(|| format!("cannot use the device cuda:{number}"))
             }
@@ -34,7 +39,7 @@ fn gpu(number: usize) -> Result<Device> {
     if !cfg!(feature = "cuda") {
         bail!("this msl knows no GPU: build it with --features cuda");
     }
-    Ok(Device::new_cuda(number)?)
+    Device::new_cuda(number).context("no NVIDIA GPU of this number answers")
 }
 
 impl FromStr for DeviceChoice {

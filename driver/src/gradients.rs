@@ -7,15 +7,23 @@ use candle_core::{DType, Tensor, Var, backprop::GradStore};
 pub struct Gradients<'a> {
     weights: &'a [(String, Var)],
     sums: Vec<Option<Tensor>>,
+    /// How much too long all of them are.
+    scale: f64,
 }
 
 impl<'a> Gradients<'a> {
-    /// No gradient yet.
-    pub fn of(weights: &'a [(String, Var)]) -> Self {
+    /// No gradient yet, of a loss that is multiplied by `scale` before it goes back.
+    pub fn of(weights: &'a [(String, Var)], scale: f64) -> Self {
         Self {
             weights,
             sums: vec![None; weights.len()],
+            scale,
         }
+    }
+
+    /// What the loss is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.scale
     }
 
     /// Adds those of one piece. Sums depend on the order in which pieces are added, in their last bits.
@@ -41,10 +49,12 @@ impl<'a> Gradients<'a> {
             squares += square.to_scalar::<f64>()?;
             gradients.push(gradient);
         }
-        let norm = squares.sqrt();
-        if norm > longest {
+        let norm = squares.sqrt() / self.scale;
+        let shortened = if norm > longest { longest / norm } else { 1.0 };
+        let factor = shortened / self.scale;
+        if factor != 1.0 {
             for gradient in &mut gradients {
-                *gradient = (&*gradient * (longest / norm))?;
+                *gradient = (&*gradient * factor)?;
             }
         }
         Ok((gradients, norm))

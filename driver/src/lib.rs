@@ -23,6 +23,7 @@ pub mod optimizer;
 pub mod output;
 pub mod paper_format;
 pub mod popularity;
+pub mod precision;
 pub mod pretrained;
 pub mod progress;
 pub mod prompt;

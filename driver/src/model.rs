@@ -3,9 +3,11 @@
 mod attention;
 mod cache;
 mod causal_attention;
+mod composed;
 mod config;
 mod elements;
 mod feed_forward;
+mod form;
 mod frozen_feed_forward;
 mod layer;
 mod linear;
@@ -14,11 +16,12 @@ mod lora;
 mod matrix;
 mod norm;
 mod parameters;
+mod pass;
 mod residual;
 mod rotary;
 
 pub use cache::{Cache, Sequence};
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
-pub use llama::Llama;
+pub use llama::{EMBEDDING, Llama};
 pub use lora::{LoraSettings, TARGETS};
 pub use parameters::{NamedTensors, Parameters, Weights};

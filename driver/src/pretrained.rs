@@ -11,6 +11,7 @@ use candle_core::{DType, Device};
 
 use crate::{
     model::{Llama, LlamaConfig, Weights},
+    precision::Precision,
     tokenizer::TextTokenizer,
 };
 
@@ -20,6 +21,8 @@ pub use folder::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE, 
 pub struct Pretrained {
     /// The sizes.
     pub config: LlamaConfig,
+    /// The type that its files have it in.
+    pub stored: DType,
     /// The weights, not read yet.
     pub weights: Box<dyn Weights>,
     /// The tokenizer.
@@ -50,9 +53,10 @@ impl Pretrained {
         Ok(opened)
     }
 
-    /// Reads the weights, whatever type they have, as what the processor computes fastest in. They are frozen.
-    pub fn read(self, device: &Device) -> Result<(Llama, TextTokenizer)> {
-        let model = Llama::of(self.config, self.weights, DType::F32, device, true)?;
+    /// Reads the weights, whatever type they have. They are frozen.
+    pub fn read(self, precision: Precision, device: &Device) -> Result<(Llama, TextTokenizer)> {
+        let dtype = precision.dtype(self.stored, device)?;
+        let model = Llama::of(self.config, self.weights, dtype, device, true)?;
         Ok((model, self.tokenizer))
     }
 }

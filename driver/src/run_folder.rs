@@ -6,7 +6,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use candle_core::Device;
 use candle_trie::TokenTrie;
 
 use crate::{
@@ -14,6 +13,7 @@ use crate::{
     checkpoint::Checkpoint,
     json::{read_json, write_json},
     output::OutputFolder,
+    precision::Place,
 };
 
 const SETTINGS_FILE: &str = "training.json";
@@ -86,25 +86,25 @@ impl RunFolder {
     }
 
     /// The checkpoint of the latest step.
-    pub fn latest(&self, device: &Device) -> Result<Checkpoint> {
+    pub fn latest(&self, place: &Place) -> Result<Checkpoint> {
         let steps = self.steps()?;
         let step = steps
             .last()
             .with_context(|| format!("{}: expected a folder {CHECKPOINT}…", self.path.display()))?;
-        self.load(*step, device)
+        self.load(*step, place)
     }
 
     /// The checkpoint that counts: the best on the validation rows, or the latest where there were none.
-    pub fn best(&self, device: &Device) -> Result<Checkpoint> {
-        let latest = self.latest(device)?;
+    pub fn best(&self, place: &Place) -> Result<Checkpoint> {
+        let latest = self.latest(place)?;
         match latest.state.best {
-            Some(best) if best.step != latest.state.step => self.load(best.step, device),
+            Some(best) if best.step != latest.state.step => self.load(best.step, place),
             _ => Ok(latest),
         }
     }
 
     /// The checkpoint of a step.
-    pub fn load(&self, step: usize, device: &Device) -> Result<Checkpoint> {
+    pub fn load(&self, step: usize, place: &Place) -> Result<Checkpoint> {
         let path = self.checkpoint_path(step);
         ensure!(
             path.is_dir(),
@@ -113,7 +113,8 @@ impl RunFolder {
             self.steps()?
         );
         let end_token = self.settings.tokenizer.end_token.as_deref();
-        Checkpoint::load(&path, end_token, device)
+        let precision = place.precision.unwrap_or(self.settings.precision);
+        Checkpoint::load(&path, end_token, precision, &place.device)
     }
 
     /// Puts the checkpoint of a step there, which `save` writes, and then drops all but this one and the best.

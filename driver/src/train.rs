@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use candle_trie::{
     Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Statistics,
     TemperatureState, TokenTrie,
@@ -91,7 +91,7 @@ impl<'a> Trainer<'a> {
                 false => Some(FrozenHead::new(head, trie)?),
             },
             optimizer: AdamW::new(model.parameters(), settings.weight_decay)?,
-            workers: Workers::new()?,
+            workers: Workers::new(head.device())?,
             reading,
         })
     }
@@ -127,8 +127,8 @@ impl<'a> Trainer<'a> {
     pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepMetrics> {
         let begun = Instant::now();
         let pieces = self.micro_batches(examples)?;
-        self.average_over(&pieces)?;
-        let mut gradients = Gradients::of(self.model.parameters());
+        let rows = self.average_over(&pieces)?;
+        let mut gradients = Gradients::of(self.model.parameters(), self.gradient_scale(rows));
         let mut sums = Sums::default();
         let mut noise = random_at(
             self.settings.seed,
@@ -144,6 +144,12 @@ impl<'a> Trainer<'a> {
             temperature.step(&sums.statistics, self.optimizer.steps() as u64)?;
         }
         let (gradients, gradient_norm) = gradients.clipped(self.settings.clip)?;
+        if !gradient_norm.is_finite() {
+            bail!(
+                "the gradient of step {} is {gradient_norm}: try a lower --learning-rate, or another --dtype than f16",
+                self.optimizer.steps() + 1
+            );
+        }
         self.optimizer.step(&gradients, learning_rate)?;
         let statistics = sums.observed;
         let observed = |value: f64| (statistics.rows() > 0 && value.is_finite()).then_some(value);
@@ -183,22 +189,35 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// At least two, so that two threads have something to do.
+    /// At least two on the processor, so that two threads have something to do.
     fn shard_size(&self) -> usize {
+        if !self.model.head().device().is_cpu() {
+            return self.settings.micro_batch_size();
+        }
         (self.settings.micro_batch_size().div_ceil(2)).min(LARGEST_SHARD)
     }
 
-    /// Makes the losses of the pieces add up to the mean over all of them.
-    fn average_over(&mut self, pieces: &[MicroBatch]) -> Result<()> {
+    /// Makes the losses of the pieces add up to the mean over all of them, and gives the rows that it is over.
+    fn average_over(&mut self, pieces: &[MicroBatch]) -> Result<usize> {
         let count = |rows: &Rows| match self.convention.reduction {
             Reduction::MeanOverBranching => rows.branching_count(self.loss.sets()),
             _ => rows.len(),
         };
         let rows: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
-        Ok(self.loss.set_convention(Convention {
+        self.loss.set_convention(Convention {
             reduction: Reduction::MeanOver(rows.max(1) as f64),
             ..self.convention
-        })?)
+        })?;
+        Ok(rows)
+    }
+
+    /// What a loss is multiplied by on its way back. The gradient of a mean over many rows is too small for f16; that
+    /// of about their sum is not.
+    fn gradient_scale(&self, rows: usize) -> f64 {
+        match self.model.head().dtype() {
+            DType::F16 => rows.next_power_of_two() as f64,
+            _ => 1.0,
+        }
     }
 
     /// Adds a piece's loss and gradient to those of the step. A piece that is the whole step moves the temperature
@@ -227,7 +246,7 @@ impl<'a> Trainer<'a> {
             0 => (self.observer).statistics_linear(&joined, self.head(), &piece.rows)?,
             _ => statistics,
         };
-        let mut piece_gradients = output.loss.backward()?;
+        let mut piece_gradients = (&output.loss * gradients.scale())?.backward()?;
         let upstream = piece_gradients
             .remove(&joined)
             .context("the hidden states have no gradient")?;

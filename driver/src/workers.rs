@@ -1,27 +1,31 @@
 //! Threads that each take whole pieces of work.
 
 use anyhow::{Context, Result, anyhow};
+use candle_core::Device;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// One pool of one thread for each processor. A small model's operations are too short to be shared out one by one:
 /// threads would spend more time waiting for each other than working. Inside such a pool every operation stays on its
-/// thread.
+/// thread. A GPU is given all pieces by the thread that asks for them.
 pub struct Workers {
     pools: Vec<ThreadPool>,
 }
 
 impl Workers {
-    /// As many workers as rayon would use threads.
-    pub fn new() -> Result<Self> {
+    /// As many workers as rayon would use threads; none for a GPU, which works in the order of one thread and does not
+    /// wait for what others asked of it.
+    pub fn new(device: &Device) -> Result<Self> {
+        let count = match device {
+            Device::Cpu => rayon::current_num_threads(),
+            _ => 0,
+        };
         let pool = |_| {
             ThreadPoolBuilder::new()
                 .num_threads(1)
                 .build()
                 .context("cannot start a thread")
         };
-        let pools = (0..rayon::current_num_threads())
-            .map(pool)
-            .collect::<Result<_>>()?;
+        let pools = (0..count).map(pool).collect::<Result<_>>()?;
         Ok(Self { pools })
     }
 
@@ -31,6 +35,9 @@ impl Workers {
         count: usize,
         task: impl Fn(usize) -> Result<R> + Sync,
     ) -> Result<Vec<R>> {
+        if self.pools.is_empty() {
+            return (0..count).map(task).collect();
+        }
         let share = |worker: usize| -> Vec<Result<R>> {
             self.pools[worker].install(|| {
                 (worker..count)
@@ -66,7 +73,7 @@ mod tests {
 
     #[test]
     fn results_come_in_order_and_errors_come_through() {
-        let workers = Workers::new().unwrap();
+        let workers = Workers::new(&Device::Cpu).unwrap();
         assert_eq!(
             workers.map(7, |index| Ok(index * 2)).unwrap(),
             [0, 2, 4, 6, 8, 10, 12]

@@ -10,6 +10,7 @@ use candle_core::{
 use msl::{
     adapter,
     model::{Llama, LlamaConfig, LoraSettings, NamedTensors},
+    precision::Precision,
     pretrained::{self, Pretrained},
     tokenizer::TextTokenizer,
 };
@@ -41,7 +42,7 @@ fn write_model(folder: &Path) -> (LlamaConfig, NamedTensors) {
 fn read(path: &Path) -> Llama {
     Pretrained::open(path, None)
         .unwrap()
-        .read(&Device::Cpu)
+        .read(Precision::F32, &Device::Cpu)
         .unwrap()
         .0
 }
@@ -54,7 +55,8 @@ fn hidden(model: &Llama) -> Vec<f32> {
 
 /// What is said of a model that cannot be read.
 fn refusal(path: &Path) -> String {
-    let read = Pretrained::open(path, None).and_then(|opened| opened.read(&Device::Cpu));
+    let read =
+        Pretrained::open(path, None).and_then(|opened| opened.read(Precision::F32, &Device::Cpu));
     format!("{:#}", read.err().expect("this is no model"))
 }
 
@@ -133,7 +135,7 @@ fn adapters_come_back_as_they_were_saved_and_others_are_refused() {
     let adapters = folder.path().join("adapters");
     fs::create_dir(&adapters).unwrap();
     adapter::save(&adapters, &model, folder.path()).unwrap();
-    let back = adapter::load_with_base(&adapters, &Device::Cpu).unwrap();
+    let back = adapter::load_with_base(&adapters, Precision::F32, &Device::Cpu).unwrap();
     assert_eq!(hidden(&back), hidden(&model));
     assert_ne!(hidden(&back), hidden(&read(folder.path())));
 
@@ -152,7 +154,7 @@ fn adapters_come_back_as_they_were_saved_and_others_are_refused() {
         fs::write(&file, good.replace(from, to)).unwrap();
         let refusal = format!(
             "{:#}",
-            adapter::load_with_base(&adapters, &Device::Cpu)
+            adapter::load_with_base(&adapters, Precision::F32, &Device::Cpu)
                 .err()
                 .unwrap()
         );
@@ -247,7 +249,7 @@ fn a_gguf_file_is_the_model_and_the_tokenizer_that_it_was_made_of() {
     };
     let (model, tokenizer) = Pretrained::open(&write(None), None)
         .unwrap()
-        .read(&Device::Cpu)
+        .read(Precision::F32, &Device::Cpu)
         .unwrap();
     assert_eq!(hidden(&model), hidden(&read(folder.path())));
     assert_eq!(model.config().rms_norm_eps, 1e-5);

@@ -9,8 +9,14 @@ use std::{
     time::Duration,
 };
 
+use candle_core::{DType, Device};
 use candle_trie::TokenTrie;
-use msl::synthetic::World;
+use msl::{
+    model::{Llama, LlamaConfig},
+    pretrained,
+    synthetic::World,
+    tokenizer::TextTokenizer,
+};
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
@@ -52,6 +58,32 @@ fn train(data: &Path, output: &Path) -> Command {
                    --hidden 16 --intermediate 24 --layers 1 --heads 2 --key-value-heads 1 --prompt titles --scope branching";
     command.args(options.split_whitespace());
     command
+}
+
+/// Adapters of the pretrained model in the folder of the data, some of whose inputs drop out.
+fn train_adapters(data: &Path, output: &Path) -> Command {
+    let mut command = msl();
+    command.arg("train").arg("--data").arg(data);
+    command.arg("--model").arg(data.join("base"));
+    command.arg("--output").arg(output);
+    let options = "--validation 12 --epochs 2 --batch-size 8 --save-every 5 --prompt titles --scope branching \
+                   --learning-rate 1e-2 --lora-dropout 0.2 --dtype bf16";
+    command.args(options.split_whitespace());
+    command
+}
+
+fn write_pretrained_model(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    let tokenizer = TextTokenizer::train(["The Sea", "A Wall of Glass"].into_iter(), 280).unwrap();
+    let config = LlamaConfig {
+        vocab_size: tokenizer.vocabulary(),
+        hidden_size: 16,
+        intermediate_size: 32,
+        ..LlamaConfig::default()
+    };
+    let model = Llama::random(config.clone(), 3, DType::F32, &Device::Cpu);
+    let weights = model.unwrap().merged_weights().unwrap();
+    pretrained::save(folder, &config, &tokenizer, &weights).unwrap();
 }
 
 fn resume(run: &Path) -> Command {
@@ -147,6 +179,36 @@ fn a_run_that_is_killed_at_random_steps_ends_with_the_bits_of_one_that_is_not() 
         }
         assert!(child.wait().unwrap().success());
         assert!(kills > 0, "nothing was killed");
+        assert_same(&killed, &whole);
+    }
+}
+
+#[test]
+fn adapters_with_dropout_end_with_the_same_bits_after_a_kill() {
+    let data = data();
+    write_pretrained_model(&data.path().join("base"));
+    let runs = tempfile::tempdir().unwrap();
+    let whole = runs.path().join("whole");
+    assert!(
+        train_adapters(data.path(), &whole)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let steps = lines(&whole);
+    assert!(steps > 10, "{steps} steps were taken");
+    for step in [3, 8] {
+        let killed = runs.path().join(format!("killed-{step}"));
+        let mut child = train_adapters(data.path(), &killed).spawn().unwrap();
+        wait_for_step(&mut child, &killed, step);
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it was too fast to be killed"
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(lines(&killed) < steps);
+        assert!(resume(&killed).status().unwrap().success());
         assert_same(&killed, &whole);
     }
 }

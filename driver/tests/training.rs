@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use candle_trie::{AdaptiveStrategy, Statistics, Temperature};
 use msl::{
     metrics::StepMetrics,
-    model::Llama,
+    model::{Llama, LlamaConfig, LoraSettings, TARGETS},
     prompt::{Prompt, PromptStyle},
     responses::Responses,
     settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
@@ -114,6 +114,65 @@ fn the_temperature_takes_one_step_a_batch_which_micro_batches_use_in_the_next() 
     }
 }
 
+#[test]
+fn adapters_learn_in_every_type_as_they_do_in_f32() {
+    let loss = loss(LossKind::Ats, StatisticsScope::Branching);
+    let adapters = LoraSettings {
+        targets: TARGETS.map(str::to_owned).into(),
+        ..LoraSettings::default()
+    };
+    let learn = |dtype, settings: &TrainingSettings| {
+        let adapted = |config| {
+            let mut model = Llama::random(config, 7, dtype, &Device::Cpu).unwrap();
+            model.adapt(&adapters, 1).unwrap();
+            model
+        };
+        train_model(&loss, settings, adapted).0
+    };
+    let settings = TrainingSettings {
+        learning_rate: Some(2e-2),
+        ..training()
+    };
+    let expected = learn(DType::F32, &settings);
+    let mean = |steps: &[StepMetrics]| steps.iter().map(|step| step.loss).sum::<f64>() / 5.0;
+    let whole = (mean(&expected[..5]), mean(&expected[STEPS - 5..]));
+    for (dtype, rounding) in [(DType::F16, 1.0 / 2048.0), (DType::BF16, 1.0 / 256.0)] {
+        for (micro_batch_size, dense) in [(None, false), (Some(3), false), (None, true)] {
+            let settings = TrainingSettings {
+                micro_batch_size,
+                dense,
+                ..settings.clone()
+            };
+            let found = learn(dtype, &settings);
+            let what = format!("{dtype:?}, pieces of {micro_batch_size:?}, dense: {dense}");
+            for (found, expected, name) in [
+                (found[0].loss, expected[0].loss, "loss"),
+                (
+                    found[0].gradient_norm,
+                    expected[0].gradient_norm,
+                    "gradient norm",
+                ),
+            ] {
+                let error = (found / expected - 1.0).abs();
+                println!("{what}: {name} {:.2} roundings", error / rounding);
+                assert!(
+                    error < 4.0 * rounding,
+                    "{what}: {name} {found}, expected {expected}"
+                );
+            }
+            // Roundings grow from step to step, but lead to the same place.
+            let (first, last) = (mean(&found[..5]), mean(&found[STEPS - 5..]));
+            println!("{what}: {first} went to {last}, in f32 {whole:?}");
+            assert!(last < 0.9 * first, "{what}: {first} went to {last}");
+            assert!(
+                (last / whole.1 - 1.0).abs() < 0.05,
+                "{what}: {last}, in f32 {}",
+                whole.1
+            );
+        }
+    }
+}
+
 fn assert_same_steps(found: &[StepMetrics], expected: &[StepMetrics], what: &str) {
     assert_eq!((found.len(), expected.len()), (STEPS, STEPS));
     for (found, expected) in found.iter().zip(expected) {
@@ -190,6 +249,17 @@ fn train_with_fan_out(
     loss: &LossSettings,
     training: &TrainingSettings,
 ) -> (Vec<StepMetrics>, usize) {
+    train_model(loss, training, |config| {
+        Llama::random(config, 7, DType::F32, &Device::Cpu).unwrap()
+    })
+}
+
+/// The same of another model.
+fn train_model(
+    loss: &LossSettings,
+    training: &TrainingSettings,
+    model: impl FnOnce(LlamaConfig) -> Llama,
+) -> (Vec<StepMetrics>, usize) {
     let world = World::new(7, STEPS * BATCH_SIZE, 1).unwrap();
     let prompt = Prompt {
         style: PromptStyle::Titles,
@@ -219,7 +289,7 @@ fn train_with_fan_out(
         key_value_heads: 1,
     };
     let config = sizes.config(tokenizer.vocabulary(), tokenizer.end());
-    let model = Llama::random(config, 7, DType::F32, &Device::Cpu).unwrap();
+    let model = model(config);
     let mut trainer = Trainer::new(&model, responses.trie(), loss, training).unwrap();
     let mut steps = Vec::new();
     let after = |_: &Trainer, step, _| {

@@ -13,7 +13,8 @@ use crate::sets::TokenSets;
 use crate::{Error, Result};
 
 /// Fewer paths than this are not worth a second thread.
-pub(super) const PATHS_PER_CHUNK: usize = 4096;
+const PATHS_PER_CHUNK: usize = 4096;
+
 pub(super) fn build(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<TokenTrie> {
     let paths = Paths::new(ids, offsets, tokens)?;
     let sorted = paths.sort();
@@ -69,7 +70,7 @@ impl LevelShare<'_> {
 /// so counts by depth and chunk say where every chunk writes.
 fn number_nodes(paths: &Paths, sorted: &[SortedPath]) -> Result<(TokenSets, Vec<Leaf>)> {
     let chunks = chunks(sorted.len());
-    let depth = sorted.par_iter().map(|path| path.length).max().unwrap_or(0) as usize;
+    let depth = paths.longest;
     let counts: Vec<Result<Counts>> = (chunks.par_iter())
         .map(|chunk| count(paths, sorted, chunk.clone(), depth))
         .collect();

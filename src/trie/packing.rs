@@ -1,8 +1,10 @@
 //! The first tokens of a path in one number, so that comparing numbers compares paths.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::build::PATHS_PER_CHUNK;
+use super::build::chunks;
 
 /// How tokens are packed into a key: each depth has a field wide enough for the tokens found there,
 /// counted from the lowest, plus 1, so that the zero of a path that has ended sorts first. The first
@@ -19,28 +21,37 @@ struct Field {
 }
 
 /// The lowest and the highest token at a depth.
-type Span = (u32, u32);
+pub(super) type Span = (u32, u32);
+
+/// The spans of every depth that a path reaches; or the first path that is none, for its offsets do not
+/// rise or leave the tokens.
+pub(super) fn spans(offsets: &[usize], tokens: &[u32]) -> Result<Vec<Span>, usize> {
+    let of_chunk = |chunk: Range<usize>| {
+        let mut spans = Vec::new();
+        for path in chunk {
+            match tokens.get(offsets[path]..offsets[path + 1]) {
+                None | Some([]) => return Err(path),
+                Some(path) => widen(&mut spans, path.iter().map(|&token| (token, token))),
+            }
+        }
+        Ok(spans)
+    };
+    let parts: Vec<_> = (chunks(offsets.len() - 1).into_par_iter())
+        .map(of_chunk)
+        .collect();
+    // In order, so that of several paths that are none always the same is named.
+    (parts.into_iter()).try_fold(Vec::new(), |mut spans, others| {
+        widen(&mut spans, others?.into_iter());
+        Ok(spans)
+    })
+}
 
 impl Packing {
-    /// As many leading tokens as 128 bits hold, for `count` paths given by their index.
-    pub fn new<'a>(count: usize, path: impl Fn(usize) -> &'a [u32] + Sync) -> Self {
-        let spans = (0..count.div_ceil(PATHS_PER_CHUNK))
-            .into_par_iter()
-            .map(|chunk| {
-                let start = chunk * PATHS_PER_CHUNK;
-                let mut spans = Vec::new();
-                for index in start..(start + PATHS_PER_CHUNK).min(count) {
-                    widen(&mut spans, path(index).iter().map(|&token| (token, token)));
-                }
-                spans
-            })
-            .reduce(Vec::new, |mut spans, others| {
-                widen(&mut spans, others.into_iter());
-                spans
-            });
+    /// As many leading tokens as 128 bits hold.
+    pub fn new(spans: &[Span]) -> Self {
         let mut left = u128::BITS;
         let mut fields = Vec::new();
-        for (lowest, highest) in spans {
+        for &(lowest, highest) in spans {
             // Tokens are below u32::MAX, so one more value has room.
             let bits = u32::BITS - (highest - lowest + 1).leading_zeros();
             let Some(shift) = left.checked_sub(bits) else {
@@ -102,7 +113,5 @@ fn widen(spans: &mut Vec<Span>, mut others: impl ExactSizeIterator<Item = Span>)
         *lowest = low.min(*lowest);
         *highest = high.max(*highest);
     }
-    // A key has room for no more tokens than bits.
-    let room = u128::BITS as usize - spans.len();
-    spans.extend(others.take(room));
+    spans.extend(others);
 }

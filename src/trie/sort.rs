@@ -7,7 +7,7 @@ use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::build::{chunks, shares, split};
-use super::packing::Packing;
+use super::packing::{Packing, spans};
 use super::too_large;
 use crate::{Error, Result};
 
@@ -22,6 +22,8 @@ pub(super) struct Paths<'a> {
     offsets: &'a [usize],
     tokens: &'a [u32],
     pub max_token: u32,
+    /// The length of the longest path.
+    pub longest: usize,
     packing: Packing,
 }
 
@@ -61,36 +63,21 @@ impl<'a> Paths<'a> {
                 ),
             });
         }
-        if !offsets.is_sorted_by(|start, end| start < end) {
-            let falls = offsets.windows(2).position(|pair| pair[0] >= pair[1]);
-            let index = falls.unwrap_or(0);
-            if offsets[index] == offsets[index + 1] {
-                return Err(Error::EmptyPath { item: ids[index] });
-            }
-            return Err(Error::Malformed {
-                what: "path offsets",
-                detail: format!(
-                    "{} is followed by {} at item {}",
-                    offsets[index],
-                    offsets[index + 1],
-                    ids[index]
-                ),
-            });
-        }
         if ids.len() >= u32::MAX as usize {
             return Err(too_large("paths", ids.len()));
         }
-        let max_token = tokens.par_iter().copied().max().unwrap_or(0);
+        let spans = spans(offsets, tokens).map_err(|path| no_path(ids, offsets, tokens, path))?;
+        let max_token = spans.iter().map(|&(_, highest)| highest).max().unwrap_or(0);
         if max_token == u32::MAX {
             return Err(too_large("token", max_token as usize));
         }
-        let packing = Packing::new(ids.len(), |path| &tokens[offsets[path]..offsets[path + 1]]);
         Ok(Self {
             ids,
             offsets,
             tokens,
             max_token,
-            packing,
+            longest: spans.len(),
+            packing: Packing::new(&spans),
         })
     }
 
@@ -204,5 +191,20 @@ impl<'a> Paths<'a> {
                 .count();
         }
         shared.min(shortest) as u32
+    }
+}
+
+/// Why the tokens between a path's offsets are no path.
+fn no_path(ids: &[u64], offsets: &[usize], tokens: &[u32], path: usize) -> Error {
+    let (item, start, end) = (ids[path], offsets[path], offsets[path + 1]);
+    if start == end {
+        return Error::EmptyPath { item };
+    }
+    Error::Malformed {
+        what: "path offsets",
+        detail: format!(
+            "at item {item} they run from {start} to {end}, of {} tokens",
+            tokens.len()
+        ),
     }
 }

@@ -88,6 +88,7 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         command: "demo".into(),
         seed: arguments.seed,
         users: demo.test_examples.len(),
+        evaluated_on: None,
         rows,
         notes: vec![
             format!(

@@ -19,6 +19,7 @@ use crate::{
     evaluate::{Evaluation, Evaluator},
     json::write_json,
     paper_format,
+    precision::Place,
     random::{Purpose, random},
     ranking::Measures,
     ranks::{RANKS_FILE, write_ranks},
@@ -33,7 +34,10 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         &arguments.run,
         arguments.checkpoint,
         arguments.data.as_deref(),
-        device,
+        &Place {
+            device: device.clone(),
+            precision: arguments.precision,
+        },
     )?;
     let (settings, dataset, responses) = (run.folder.settings(), &run.dataset, &run.responses);
     let Checkpoint {
@@ -112,6 +116,10 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         command: "evaluate".into(),
         seed,
         users: test.len(),
+        evaluated_on: Some(match &arguments.test {
+            Some(file) => file.display().to_string(),
+            None => arguments.split.to_string(),
+        }),
         rows,
         notes,
     };

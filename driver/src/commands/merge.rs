@@ -2,22 +2,32 @@ use anyhow::Result;
 use candle_core::Device;
 
 use crate::{
-    adapter, arguments::MergeArguments, output::OutputFolder, pretrained, pretrained::Pretrained,
+    adapter,
+    arguments::MergeArguments,
+    output::OutputFolder,
+    precision::{Place, Precision},
+    pretrained,
+    pretrained::Pretrained,
     run_folder::RunFolder,
 };
 
 /// `msl merge`
 pub fn merge(arguments: &MergeArguments) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
+    let place = Place {
+        device: Device::Cpu,
+        precision: Some(Precision::F32),
+    };
     let (mut model, tokenizer) = if RunFolder::is_one(&arguments.adapter) {
-        let checkpoint = RunFolder::open(&arguments.adapter)?.best(&Device::Cpu)?;
+        let checkpoint = RunFolder::open(&arguments.adapter)?.best(&place)?;
         (checkpoint.model, checkpoint.tokenizer)
     } else {
         let base = match &arguments.model {
             Some(model) => model.clone(),
             None => adapter::base(&arguments.adapter)?,
         };
-        let (mut model, tokenizer) = Pretrained::open(&base, None)?.read(&Device::Cpu)?;
+        let (mut model, tokenizer) =
+            Pretrained::open(&base, None)?.read(Precision::F32, &Device::Cpu)?;
         adapter::load(&arguments.adapter, &mut model)?;
         (model, tokenizer)
     };

@@ -1,11 +1,11 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_core::Device;
 use candle_trie::TokenTrie;
 
 use crate::{
-    checkpoint::Checkpoint, dataset::Dataset, responses::Responses, run_folder::RunFolder,
+    checkpoint::Checkpoint, dataset::Dataset, precision::Place, responses::Responses,
+    run_folder::RunFolder,
 };
 
 /// A trained run with the catalogue that it was trained on.
@@ -23,12 +23,12 @@ impl OpenedRun {
         path: &Path,
         step: Option<usize>,
         data: Option<&Path>,
-        device: &Device,
+        place: &Place,
     ) -> Result<Self> {
         let folder = RunFolder::open(path)?;
         let checkpoint = match step {
-            Some(step) => folder.load(step, device)?,
-            None => folder.best(device)?,
+            Some(step) => folder.load(step, place)?,
+            None => folder.best(place)?,
         };
         let mut arguments = folder.settings().data.clone();
         if let Some(other) = data {

@@ -31,7 +31,7 @@ struct Report<'a> {
 /// `msl recommend`
 pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
     ensure!(arguments.top > 0, "--top is 0");
-    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None, device)?;
+    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None, &device.into())?;
     let items = run.dataset.catalogue.items();
     let history = known_titles(&arguments.history, items);
     let prompt = run.folder.settings().prompt.prompt();

@@ -90,7 +90,7 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
         model,
         tokenizer,
         state,
-    } = run.latest(device)?;
+    } = run.latest(&device.into())?;
     let settings = run.settings();
     let task = Rows::read(settings)?.tokenize(&tokenizer)?;
     (task.responses)
@@ -121,7 +121,7 @@ fn adapted_model(
 ) -> Result<(Llama, TextTokenizer)> {
     settings.adapter.check()?;
     let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
-    let (mut model, tokenizer) = pretrained.read(device)?;
+    let (mut model, tokenizer) = pretrained.read(settings.precision, device)?;
     model.adapt(&settings.adapter, settings.training.seed)?;
     Ok((model, tokenizer))
 }

@@ -10,7 +10,7 @@ use super::{
     config::Architecture,
     linear::Linear,
     norm::Norm,
-    rotary::rotate,
+    pass::Pass,
 };
 
 /// The attention of one layer.
@@ -24,7 +24,6 @@ pub struct Attention {
     heads: usize,
     key_value_heads: usize,
     width: usize,
-    frequencies: Vec<f64>,
 }
 
 impl Attention {
@@ -68,7 +67,6 @@ impl Attention {
             heads,
             key_value_heads,
             width,
-            frequencies: config.rotary_frequencies()?,
         })
     }
 
@@ -84,13 +82,13 @@ impl Attention {
     pub fn forward(
         &self,
         x: &Tensor,
-        noise: Option<u64>,
+        pass: &Pass,
     ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let (batch, tokens, _) = x.dims3()?;
-        let (queries, keys, values) = self.project(x, &vec![0; batch], noise)?;
-        let mixed = causal_attention(&queries, &keys, &values)?;
+        let (queries, keys, values) = self.project(x, pass)?;
+        let mixed = causal_attention(&queries, &keys, &values, pass)?;
         let mixed = mixed.reshape((batch, tokens, self.heads * self.width))?;
-        Ok((self.output.forward(&mixed, noise)?, keys, values))
+        Ok((self.output.forward(&mixed, pass)?, keys, values))
     }
 
     /// Attention of tokens that are fed, `[tokens, 1, hidden]`, which join the cache.
@@ -99,38 +97,33 @@ impl Attention {
         x: &Tensor,
         layer: &mut LayerCache,
         feed: &Feed,
+        pass: &Pass,
     ) -> candle_core::Result<Tensor> {
         let (tokens, _, _) = x.dims3()?;
-        let (queries, keys, values) = self.project(x, &feed.positions, None)?;
+        let (queries, keys, values) = self.project(x, pass)?;
         layer.push(&keys, &values)?;
-        let queries = queries.reshape((tokens, self.heads, self.width))?;
-        let mixed = layer.attend(&queries, feed)?;
+        let mixed = layer.attend(&queries, feed, pass)?;
         self.output
-            .forward(&mixed.reshape((tokens, 1, self.heads * self.width))?, None)
+            .forward(&mixed.reshape((tokens, 1, self.heads * self.width))?, pass)
     }
 
     /// Queries, keys and values `[batch, tokens, heads, width]`, where they stand.
-    fn project(
-        &self,
-        x: &Tensor,
-        first_positions: &[u32],
-        noise: Option<u64>,
-    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    fn project(&self, x: &Tensor, pass: &Pass) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
         let (batch, tokens, _) = x.dims3()?;
         let project = |linear: &Linear, heads| {
             linear
-                .forward(x, noise)?
+                .forward(x, pass)?
                 .reshape((batch, tokens, heads, self.width))
         };
         let mut queries = project(&self.query, self.heads)?;
         let mut keys = project(&self.key, self.key_value_heads)?;
         if let Some((query_norm, key_norm)) = &self.norms {
-            queries = query_norm.forward(&queries)?;
-            keys = key_norm.forward(&keys)?;
+            queries = query_norm.forward(&queries, pass.form)?;
+            keys = key_norm.forward(&keys, pass.form)?;
         }
         Ok((
-            rotate(&queries, first_positions, &self.frequencies)?,
-            rotate(&keys, first_positions, &self.frequencies)?,
+            pass.turns.rotate(&queries)?,
+            pass.turns.rotate(&keys)?,
             project(&self.value, self.key_value_heads)?,
         ))
     }

@@ -3,8 +3,12 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, constant, dot, elements, for_element_of, largest};
-use super::matrix::{Matrix, multiply};
+use super::{
+    composed,
+    elements::{Element, constant, dot, elements, for_element_of, largest},
+    matrix::{Matrix, multiply},
+    pass::Pass,
+};
 
 /// Keys and values of all layers while responses are decoded. Tokens are only ever added, so that any sequence that
 /// was read can be continued at any time, by several others too.
@@ -35,6 +39,11 @@ impl Cache {
             .collect()
     }
 
+    /// Tokens of the longest prompt, to which the others are padded.
+    pub(super) fn padded(&self) -> usize {
+        self.layers.first().map_or(0, LayerCache::padded)
+    }
+
     /// Feeds tokens behind sequences, which become so much longer.
     pub(super) fn feed(&mut self, sequences: &mut [Sequence], tokens: &[Vec<u32>]) -> Feed {
         let mut feed = Feed::default();
@@ -61,6 +70,57 @@ pub(super) struct Feed {
     /// The position of each.
     pub positions: Vec<u32>,
     seen: Vec<Seen>,
+    /// Where the device finds what each sees, in the composed form.
+    places: Option<Places>,
+}
+
+/// What each of some tokens sees, as places in a layer's cache, made the same number for all.
+struct Places {
+    /// Its user `[tokens]`.
+    users: Tensor,
+    /// Fed tokens `[tokens · most of any]`.
+    own: Tensor,
+}
+
+impl Places {
+    /// Keys or values `[tokens, seen, heads, width]`, from those of the prompts `[users, tokens, heads, width]` and of
+    /// all fed tokens `[1, fed tokens, heads, width]`.
+    fn side_by_side(&self, prompts: &Tensor, fed: &Tensor) -> Result<Tensor> {
+        let (_, _, heads, width) = prompts.dims4()?;
+        let own = fed.squeeze(0)?.index_select(&self.own, 0)?;
+        let own = own.reshape((self.users.elem_count(), (), heads, width))?;
+        Tensor::cat(&[prompts.index_select(&self.users, 0)?, own], 1)
+    }
+}
+
+impl Feed {
+    /// Finds the places of what each token sees, behind prompts padded to `padded` tokens, and the mask
+    /// `[tokens, 1, 1, seen]` that hides the padding. `like` is of the model's type and device.
+    pub fn place(&mut self, padded: usize, like: &Tensor) -> Result<Tensor> {
+        let most = self
+            .seen
+            .iter()
+            .map(|seen| seen.own.len())
+            .max()
+            .unwrap_or(0);
+        let device = like.device();
+        let users: Vec<u32> = self.seen.iter().map(|seen| seen.user as u32).collect();
+        let own = |seen: &Seen| {
+            let mut own = seen.own.clone();
+            own.resize(most, 0);
+            own
+        };
+        let own: Vec<u32> = self.seen.iter().flat_map(own).collect();
+        self.places = Some(Places {
+            users: Tensor::new(users, device)?,
+            own: Tensor::new(own, device)?,
+        });
+        let seen = self.seen.iter().flat_map(|seen| {
+            let prompt = (0..padded).map(|token| token < seen.prompt);
+            prompt.chain((0..most).map(|token| token < seen.own.len()))
+        });
+        composed::attention::mask(seen, (self.seen.len(), 1, 1, padded + most), like)
+    }
 }
 
 /// What one token sees.
@@ -90,6 +150,10 @@ impl LayerCache {
         })
     }
 
+    fn padded(&self) -> usize {
+        self.prompts.dims()[2]
+    }
+
     /// Adds the keys and values `[tokens, 1, heads, width]` of tokens that are fed.
     pub fn push(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let new = Tensor::stack(&[keys.transpose(0, 1)?, values.transpose(0, 1)?], 0)?;
@@ -100,15 +164,21 @@ impl LayerCache {
         Ok(())
     }
 
-    /// What the queries `[tokens, heads, width]` of the newest tokens see.
-    pub fn attend(&self, queries: &Tensor, feed: &Feed) -> Result<Tensor> {
+    /// What the queries `[tokens, 1, heads, width]` of the newest tokens see.
+    pub fn attend(&self, queries: &Tensor, feed: &Feed, pass: &Pass) -> Result<Tensor> {
         let Some(fed) = &self.fed else {
             candle_core::bail!("a token attends before it is cached");
         };
+        if let (Some(mask), Some(places)) = (&pass.mask, &feed.places) {
+            let keys = places.side_by_side(&self.prompts.get(0)?, &fed.get(0)?)?;
+            let values = places.side_by_side(&self.prompts.get(1)?, &fed.get(1)?)?;
+            return composed::attention::attention(queries, &keys, &values, mask);
+        }
         let op = Attend {
             seen: feed.seen.clone(),
         };
         queries
+            .squeeze(1)?
             .contiguous()?
             .apply_op3_no_bwd(&self.prompts, fed, &op)
     }

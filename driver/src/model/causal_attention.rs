@@ -4,16 +4,28 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, WithDType, bail};
 
 use super::{
+    composed,
     elements::{Element, Elements, constant, dot, elements, for_element_of, largest},
     matrix::{Matrix, multiply},
+    pass::Pass,
 };
 
 /// What the queries `[batch, tokens, heads, width]` see in keys and values `[batch, tokens, key and value heads, width]`:
 /// query `t` the tokens up to `t`. A key and value head serves the query heads beside each other.
-pub fn causal_attention(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
-    queries
-        .contiguous()?
-        .apply_op3(&keys.contiguous()?, &values.contiguous()?, CausalAttention)
+pub fn causal_attention(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    pass: &Pass,
+) -> Result<Tensor> {
+    match &pass.mask {
+        Some(mask) => composed::attention::attention(queries, keys, values, mask),
+        None => queries.contiguous()?.apply_op3(
+            &keys.contiguous()?,
+            &values.contiguous()?,
+            CausalAttention,
+        ),
+    }
 }
 
 /// Queries that are worked on together: a block needs no scores beyond its last query's.

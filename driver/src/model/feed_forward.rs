@@ -3,11 +3,18 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, elements, for_element_of};
+use super::{
+    composed,
+    elements::{Element, elements, for_element_of},
+    form::Form,
+};
 
 /// `silu(gate) · up`, element by element.
-pub fn gated(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    gate.contiguous()?.apply_op2(&up.contiguous()?, Gated)
+pub fn gated(gate: &Tensor, up: &Tensor, form: Form) -> Result<Tensor> {
+    match form {
+        Form::Fused => gate.contiguous()?.apply_op2(&up.contiguous()?, Gated),
+        Form::Composed => composed::gate::gated(gate, up),
+    }
 }
 
 /// Elements that one task takes at a time.

@@ -8,9 +8,11 @@ use super::{
     attention::Attention,
     cache::{Feed, LayerCache},
     feed_forward::gated,
+    form::Form,
     frozen_feed_forward::FrozenFeedForward,
     linear::Linear,
     norm::Norm,
+    pass::Pass,
     residual::residual,
 };
 
@@ -72,12 +74,12 @@ impl Layer {
     pub fn forward(
         &self,
         x: &Tensor,
-        noise: Option<u64>,
+        pass: &Pass,
     ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
-        let (attended, keys, values) =
-            (self.attention).forward(&self.attention_norm.forward(x)?, noise)?;
+        let normed = self.attention_norm.forward(x, pass.form)?;
+        let (attended, keys, values) = self.attention.forward(&normed, pass)?;
         Ok((
-            self.feed_forward(&residual(x, &attended)?, noise)?,
+            self.feed_forward(&residual(x, &attended)?, pass)?,
             keys,
             values,
         ))
@@ -89,27 +91,31 @@ impl Layer {
         x: &Tensor,
         cached: &mut LayerCache,
         feed: &Feed,
+        pass: &Pass,
     ) -> candle_core::Result<Tensor> {
-        let attended = (self.attention).step(&self.attention_norm.forward(x)?, cached, feed)?;
-        self.feed_forward(&residual(x, &attended)?, None)
+        let normed = self.attention_norm.forward(x, pass.form)?;
+        let attended = self.attention.step(&normed, cached, feed, pass)?;
+        self.feed_forward(&residual(x, &attended)?, pass)
     }
 
-    fn feed_forward(&self, x: &Tensor, noise: Option<u64>) -> candle_core::Result<Tensor> {
+    fn feed_forward(&self, x: &Tensor, pass: &Pass) -> candle_core::Result<Tensor> {
         let norm = &self.feed_forward_norm;
         let frozen = (self.gate.frozen_weight())
             .zip(self.up.frozen_weight())
             .zip(self.down.frozen_weight());
         if let Some(((gate, up), down)) = frozen
+            && pass.form == Form::Fused
             && !norm.weight.track_op()
         {
             let weights = [gate, up, down];
             return FrozenFeedForward::new(&norm.weight, norm.epsilon, weights).forward(x);
         }
-        let normalised = norm.forward(x)?;
+        let normalised = norm.forward(x, pass.form)?;
         let inner = gated(
-            &self.gate.forward(&normalised, noise)?,
-            &self.up.forward(&normalised, noise)?,
+            &self.gate.forward(&normalised, pass)?,
+            &self.up.forward(&normalised, pass)?,
+            pass.form,
         )?;
-        residual(x, &self.down.forward(&inner, noise)?)
+        residual(x, &self.down.forward(&inner, pass)?)
     }
 }

@@ -6,9 +6,12 @@ use candle_core::{
 };
 
 use super::{
+    composed,
     elements::{Element, Elements, constant, elements, for_element_of},
+    form::Form,
     lora::{Adapter, Dropout},
     matrix::{Matrix, multiply},
+    pass::Pass,
 };
 
 /// A linear layer.
@@ -55,31 +58,48 @@ impl Linear {
         match &self.adapter {
             None => Ok(self.weight.clone()),
             Some(adapter) => {
-                let change = adapter.up.matmul(&adapter.down)?;
-                &self.weight + (change.detach() * adapter.scale)?
+                let change = (adapter.up.matmul(&adapter.down)?.detach() * adapter.scale)?;
+                (self.weight.to_dtype(change.dtype())? + change)?.to_dtype(self.weight.dtype())
             }
         }
     }
 
-    /// `x [.., in]` → `[.., out]`. With `noise`, the adapter's input drops out, as it does in training.
-    pub fn forward(&self, x: &Tensor, noise: Option<u64>) -> Result<Tensor> {
+    /// `x [.., in]` → `[.., out]`. In a pass with noise the adapter's input drops out.
+    pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let x = x.contiguous()?;
-        match (&self.adapter, &self.bias) {
-            (Some(adapter), bias) => x.apply_op3(
-                &adapter.down,
-                &adapter.up,
-                Adapted {
-                    weight: self.weight.clone(),
-                    bias: bias.clone(),
-                    scale: adapter.scale,
-                    dropout: noise.and_then(|noise| adapter.dropout(noise)),
-                },
-            ),
-            (None, Some(bias)) if bias.track_op() => x
-                .apply_op2(&self.weight, Product { bias: None })?
-                .broadcast_add(bias),
-            (None, bias) => x.apply_op2(&self.weight, Product { bias: bias.clone() }),
+        let Some(Adapter {
+            down, up, scale, ..
+        }) = &self.adapter
+        else {
+            return self.product(&x, pass.form);
+        };
+        let adapted = Adapted {
+            weight: self.weight.clone(),
+            bias: self.bias.clone(),
+            scale: *scale,
+            dropout: self.dropout(pass),
+        };
+        match pass.form {
+            Form::Fused => x.apply_op3(down, up, adapted),
+            Form::Composed => composed::linear::adapted(adapted, &x, down, up),
         }
+    }
+
+    fn product(&self, x: &Tensor, form: Form) -> Result<Tensor> {
+        let trained_bias = self.bias.as_ref().filter(|bias| bias.track_op());
+        let bias = self.bias.clone().filter(|bias| !bias.track_op());
+        let product = match form {
+            Form::Fused => x.apply_op2(&self.weight, Product { bias })?,
+            Form::Composed => composed::linear::product(x, &self.weight, bias)?,
+        };
+        match trained_bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
+    }
+
+    fn dropout(&self, pass: &Pass) -> Option<Dropout> {
+        self.adapter.as_ref()?.dropout(pass.noise?)
     }
 }
 
@@ -177,11 +197,11 @@ fn weight_gradient<T: Element>(x: &Tensor, weight: &Tensor, gradient: &Tensor) -
 }
 
 /// `x · weightᵀ + bias + scale · (dropped x · downᵀ) · upᵀ`, for `x`, `down [rank, in]` and `up [out, rank]`.
-struct Adapted {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    scale: f64,
-    dropout: Option<Dropout>,
+pub struct Adapted {
+    pub weight: Tensor,
+    pub bias: Option<Tensor>,
+    pub scale: f64,
+    pub dropout: Option<Dropout>,
 }
 
 impl CustomOp3 for Adapted {

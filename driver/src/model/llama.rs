@@ -5,18 +5,23 @@ use candle_core::{DType, Device, Tensor, Var, safetensors};
 
 use super::{
     Cache, LlamaConfig, Parameters,
-    cache::{LayerCache, Sequence},
+    cache::{Feed, LayerCache, Sequence},
+    form::Form,
     layer::Layer,
     lora::{Adapter, LoraSettings},
     norm::Norm,
     parameters::{NamedTensors, NamedVariables, Weights},
+    pass::Pass,
+    rotary::Turns,
 };
 use crate::random::{Purpose, random};
 
 /// A Llama-style model: RMSNorm, rotary positions, grouped-query attention and gated feed-forward blocks.
 pub struct Llama {
     config: LlamaConfig,
+    form: Form,
     embedding: Tensor,
+    frequencies: Vec<f64>,
     layers: Vec<Layer>,
     norm: Norm,
     /// Nothing where the embedding is the head.
@@ -47,7 +52,7 @@ impl Llama {
     fn new(config: LlamaConfig, mut parameters: Parameters) -> Result<Self> {
         config.check()?;
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = parameters.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
+        let embedding = parameters.matrix(EMBEDDING, vocabulary, hidden)?;
         let layers = (0..config.num_hidden_layers)
             .map(|layer| Layer::new(&config, &mut parameters, &layer_name(layer)))
             .collect::<Result<_>>()?;
@@ -64,6 +69,8 @@ impl Llama {
         };
         let (weights, parameters) = parameters.finish()?;
         Ok(Self {
+            form: Form::of(embedding.device(), embedding.dtype()),
+            frequencies: config.rotary_frequencies()?,
             config,
             embedding,
             layers,
@@ -73,6 +80,15 @@ impl Llama {
             parameters,
             adapters: None,
         })
+    }
+
+    /// The same model with its layers composed of candle's operations, as they are on a GPU and in f16 and bf16: to
+    /// compare.
+    pub fn composed(self) -> Self {
+        Self {
+            form: Form::Composed,
+            ..self
+        }
     }
 
     /// Freezes the model and gives the layers of these names adapters, which are all that is trained then. An adapter
@@ -158,10 +174,23 @@ impl Llama {
 
     fn pass(&self, tokens: &Tensor, noise: Option<u64>) -> Result<Tensor> {
         let mut x = self.embed(tokens)?;
+        let pass = self.over_sequences(tokens, noise)?;
         for layer in &self.layers {
-            x = layer.forward(&x, noise)?.0;
+            x = layer.forward(&x, &pass)?.0;
         }
-        Ok(self.norm.forward(&x)?)
+        Ok(self.norm.forward(&x, self.form)?)
+    }
+
+    fn over_sequences(&self, tokens: &Tensor, noise: Option<u64>) -> Result<Pass> {
+        let (form, like) = (self.form, &self.embedding);
+        let sizes = tokens.dims2()?;
+        Ok(Pass::over_sequences(
+            form,
+            sizes,
+            noise,
+            &self.frequencies,
+            like,
+        )?)
     }
 
     /// Reads prompts `[users, tokens]`, padded on the right to the longest, of `lengths` real tokens: the hidden state
@@ -176,9 +205,10 @@ impl Llama {
             "prompt lengths {lengths:?} do not fit {users} prompts of at most {padded} tokens"
         );
         let mut x = self.embed(tokens)?;
+        let pass = self.over_sequences(tokens, None)?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for layer in &self.layers {
-            let (output, keys, values) = layer.forward(&x, None)?;
+            let (output, keys, values) = layer.forward(&x, &pass)?;
             layers.push(LayerCache::new(&keys.detach(), &values.detach())?);
             x = output.detach();
         }
@@ -196,7 +226,10 @@ impl Llama {
             fed: 0,
             layers,
         };
-        Ok((self.norm.forward(&x)?.squeeze(1)?.detach(), cache))
+        Ok((
+            self.norm.forward(&x, self.form)?.squeeze(1)?.detach(),
+            cache,
+        ))
     }
 
     /// Feeds tokens behind sequences, at least one behind each: the hidden states `[sequences, hidden]` of the last.
@@ -212,11 +245,12 @@ impl Llama {
             tokens.len(),
             sequences.len()
         );
-        let feed = cache.feed(sequences, tokens);
+        let mut feed = cache.feed(sequences, tokens);
+        let pass = self.over_feed(&mut feed, cache)?;
         let device = self.embedding.device();
         let mut x = self.embed(&Tensor::new(tokens.concat(), device)?.unsqueeze(1)?)?;
         for (layer, cached) in self.layers.iter().zip(&mut cache.layers) {
-            x = layer.step(&x, cached, &feed)?.detach();
+            x = layer.step(&x, cached, &feed, &pass)?.detach();
         }
         let ends = tokens.iter().scan(0, |end, tokens| {
             *end += tokens.len() as u32;
@@ -224,7 +258,20 @@ impl Llama {
         });
         let last = Tensor::new(ends.collect::<Vec<u32>>(), device)?;
         let x = x.index_select(&last, 0)?;
-        Ok(self.norm.forward(&x)?.squeeze(1)?.detach())
+        Ok(self.norm.forward(&x, self.form)?.squeeze(1)?.detach())
+    }
+
+    fn over_feed(&self, feed: &mut Feed, cache: &Cache) -> Result<Pass> {
+        let (form, like) = (self.form, &self.embedding);
+        Ok(Pass {
+            form,
+            noise: None,
+            turns: Turns::new(form, &feed.positions, 1, &self.frequencies, like)?,
+            mask: match form {
+                Form::Fused => None,
+                Form::Composed => Some(feed.place(cache.padded(), like)?),
+            },
+        })
     }
 
     fn embed(&self, tokens: &Tensor) -> candle_core::Result<Tensor> {
@@ -235,6 +282,8 @@ impl Llama {
     }
 }
 
+/// Hugging Face's name of the embedding.
+pub const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
 fn layer_name(layer: usize) -> String {

@@ -6,7 +6,10 @@ use clap::Args;
 use rand::{Rng, RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::elements::{Element, constant};
+use super::{
+    composed::wide_dtype,
+    elements::{Element, constant},
+};
 use crate::random::Random;
 
 /// The linear layers that an adapter can stand beside, by their Hugging Face names.
@@ -117,7 +120,8 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// An adapter that changes nothing yet: PEFT's first weights.
+    /// An adapter that changes nothing yet: PEFT's first weights. It is in f32 also where `like`, a weight of the
+    /// model, has fewer digits: small steps would be lost in them.
     pub fn new(
         settings: &LoraSettings,
         like: &Tensor,
@@ -130,9 +134,10 @@ impl Adapter {
             .map(|_| random.random_range(-bound..bound))
             .collect();
         let down = Tensor::from_vec(down, (settings.rank, width), like.device())?;
+        let dtype = wide_dtype(like.dtype());
         Ok(Self {
-            down: Var::from_tensor(&down.to_dtype(like.dtype())?)?,
-            up: Var::zeros((out, settings.rank), like.dtype(), like.device())?,
+            down: Var::from_tensor(&down.to_dtype(dtype)?)?,
+            up: Var::zeros((out, settings.rank), dtype, like.device())?,
             scale: settings.scale(),
             dropout: settings.dropout,
             stream,

@@ -3,7 +3,11 @@
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::elements::{Element, constant, dot, elements, for_element_of};
+use super::{
+    composed,
+    elements::{Element, constant, dot, elements, for_element_of},
+    form::Form,
+};
 
 /// `x / sqrt(mean(x²) + ε) · weight` over the last dimension.
 pub struct Norm {
@@ -21,13 +25,12 @@ impl Norm {
         self.weight = self.weight.detach();
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op2(
-            &self.weight,
-            RmsNorm {
-                epsilon: self.epsilon,
-            },
-        )
+    pub fn forward(&self, x: &Tensor, form: Form) -> Result<Tensor> {
+        let epsilon = self.epsilon;
+        match form {
+            Form::Fused => x.contiguous()?.apply_op2(&self.weight, RmsNorm { epsilon }),
+            Form::Composed => composed::norm::rms_norm(x, &self.weight, epsilon),
+        }
     }
 }
 

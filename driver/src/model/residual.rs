@@ -1,14 +1,20 @@
 //! The sum of a residual stream and what a block adds to it. candle's own gives both a gradient, wanted or not.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, WithDType, bail};
-
-use super::elements::{elements, for_element_of};
+use candle_core::{
+    CpuStorage, CudaStorage, CustomOp2, Layout, Result, Shape, Tensor, backend::BackendStorage,
+    bail, op::Add,
+};
 
 /// `stream + change`, of the same shape.
 pub fn residual(stream: &Tensor, change: &Tensor) -> Result<Tensor> {
-    stream
-        .contiguous()?
-        .apply_op2(&change.contiguous()?, Residual)
+    if stream.shape() != change.shape() {
+        bail!(
+            "{:?} cannot be added to {:?}",
+            change.shape(),
+            stream.shape()
+        );
+    }
+    stream.apply_op2(change, Residual)
 }
 
 struct Residual;
@@ -25,16 +31,19 @@ impl CustomOp2 for Residual {
         change: &CpuStorage,
         change_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let shape = stream_layout.shape();
-        if shape != change_layout.shape() {
-            bail!("{:?} cannot be added to {shape:?}", change_layout.shape());
-        }
-        for_element_of!(stream, T => {
-            let stream = elements::<T>(stream, stream_layout)?;
-            let change = elements::<T>(change, change_layout)?;
-            let sum = stream.iter().zip(change).map(|(stream, change)| stream + change).collect();
-            Ok((T::to_cpu_storage_owned(sum), shape.clone()))
-        })
+        let sum = stream.binary_impl::<Add>(change, stream_layout, change_layout)?;
+        Ok((sum, stream_layout.shape().clone()))
+    }
+
+    fn cuda_fwd(
+        &self,
+        stream: &CudaStorage,
+        stream_layout: &Layout,
+        change: &CudaStorage,
+        change_layout: &Layout,
+    ) -> Result<(CudaStorage, Shape)> {
+        let sum = stream.binary_impl::<Add>(change, stream_layout, change_layout)?;
+        Ok((sum, stream_layout.shape().clone()))
     }
 
     fn bwd(

@@ -4,13 +4,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use candle_core::{Device, Tensor, safetensors::MmapedSafetensors};
+use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
 use serde::Deserialize;
 
 use super::Pretrained;
 use crate::{
     json::{read_json, write_json},
-    model::{LlamaConfig, NamedTensors, Weights},
+    model::{EMBEDDING, LlamaConfig, NamedTensors, Weights},
     tokenizer::TextTokenizer,
 };
 
@@ -30,9 +30,11 @@ pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Pretrained> {
         end_token,
         config.end_tokens().first().copied(),
     )?;
+    let weights = SafetensorsWeights::open(&weight_files(folder)?)?;
     Ok(Pretrained {
         config,
-        weights: Box::new(SafetensorsWeights::open(&weight_files(folder)?)?),
+        stored: weights.dtype(),
+        weights: Box::new(weights),
         tokenizer,
     })
 }
@@ -94,6 +96,13 @@ impl SafetensorsWeights {
             .filter(|name| !is_computed(name))
             .collect();
         Ok(Self { files, left })
+    }
+
+    /// The type of the embedding, f32 where it is none that candle knows.
+    fn dtype(&self) -> DType {
+        let embedding = self.files.get(EMBEDDING).ok();
+        let dtype = embedding.and_then(|embedding| embedding.dtype().try_into().ok());
+        dtype.unwrap_or(DType::F32)
     }
 }
 

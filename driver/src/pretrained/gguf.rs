@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{
-    Device, Tensor,
+    DType, Device, Tensor,
     quantized::gguf_file::{Content, Value},
 };
 
@@ -41,6 +41,7 @@ pub fn open(path: &Path, end_token: Option<&str>) -> Result<Pretrained> {
     };
     Ok(Pretrained {
         config,
+        stored: DType::F32,
         weights: Box::new(weights),
         tokenizer,
     })

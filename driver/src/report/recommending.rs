@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use maud::{Markup, PreEscaped, html};
+use plotters::style::RGBColor;
 
 use super::{
     charts::{BASELINE, Reached, estimates},
@@ -19,9 +20,9 @@ pub fn recommending(runs: &[Shown]) -> Result<Markup> {
     let (evaluated, others): (Vec<&Shown>, Vec<&Shown>) = runs
         .iter()
         .partition(|shown| shown.run.evaluated().is_some());
-    let charts = match evaluated.is_empty() {
+    let measures = match evaluated.is_empty() {
         true => html! {},
-        false => charts(&evaluated)?,
+        false => measures(&evaluated)?,
     };
     Ok(html! {
         h2 { "How well they recommend" }
@@ -31,7 +32,7 @@ pub fn recommending(runs: &[Shown]) -> Result<Markup> {
                 code { "msl evaluate " (shown.run.path.display()) }
             }
         }
-        (charts)
+        (measures)
         @if evaluated.len() > 1 { (paired(&evaluated)) }
     })
 }
@@ -39,74 +40,87 @@ pub fn recommending(runs: &[Shown]) -> Result<Markup> {
 /// A list of a measure by the length of the lists.
 type ByCutoff = fn(&Measures) -> &[(usize, Estimate)];
 
-fn charts(runs: &[&Shown]) -> Result<Markup> {
+/// The charts and the table of runs that were evaluated.
+fn measures(runs: &[&Shown]) -> Result<Markup> {
     let first = runs[0].run;
-    let baselines: Vec<&Line> = ["uniform", "popularity"]
-        .iter()
-        .filter_map(|name| first.baseline(name))
-        .collect();
+    let baselines = ["uniform", "popularity"].map(|name| first.baseline(name));
     let popularity = first.baseline("popularity");
-    let lines = || popularity.into_iter().chain(own_lines(runs));
-    let colours = || {
-        let baseline = popularity.map(|_| BASELINE);
-        baseline
-            .into_iter()
-            .chain(runs.iter().map(|shown| shown.colour))
-    };
-    let chart = |value: ByCutoff| {
-        let cutoffs = lines()
-            .map(|line| value(&line.measures))
-            .max_by_key(|list| list.len());
-        let cutoffs: Vec<usize> = cutoffs
-            .into_iter()
-            .flatten()
-            .map(|(cutoff, _)| *cutoff)
-            .collect();
-        let at = |line: &Line, cutoff: usize| {
-            let mut list = value(&line.measures).iter();
-            list.find(|(found, _)| *found == cutoff)
-                .map(|(_, value)| *value)
-        };
-        let reached: Vec<Reached> = colours()
-            .zip(lines())
-            .map(|(colour, line)| Reached {
-                colour,
-                values: cutoffs.iter().map(|&cutoff| at(line, cutoff)).collect(),
-            })
-            .collect();
-        let categories: Vec<String> = cutoffs.iter().map(|cutoff| format!("@{cutoff}")).collect();
-        estimates(&categories, &reached, true)
-    };
-    let item_nll: Vec<Reached> = colours()
-        .zip(lines())
-        .map(|(colour, line)| Reached {
-            colour,
-            values: vec![Some(line.measures.item_nll)],
-        })
+    let lines: Vec<(RGBColor, &Line)> = (popularity.map(|line| (BASELINE, line)).into_iter())
+        .chain(
+            runs.iter()
+                .filter_map(|shown| Some((shown.colour, shown.run.evaluated()?))),
+        )
         .collect();
-    let users: Vec<usize> = runs
-        .iter()
-        .filter_map(|shown| Some(shown.run.evaluation.as_ref()?.users))
-        .collect();
+    let chart = |title: &str, chart: Result<String>| -> Result<Markup> {
+        Ok(figure(title, Some(PreEscaped(chart?))))
+    };
     Ok(html! {
         p {
-            @if users.iter().all(|count| *count == users[0]) {
-                (users[0]) " users. "
-            } @else {
-                strong { "The runs were evaluated on different numbers of users: compare with care. " }
-            }
-            "Bars are one standard error over the users to either side."
+            (evaluated_on(runs))
+            " Bars are one standard error over the users to either side."
             @if popularity.is_some() {
                 " Grey is recommending what is popular: a run that is not better has not learned."
             }
         }
         div.charts {
-            (figure("HR@K: users whose next item was among the first K", Some(PreEscaped(chart(|measures| &measures.hit_rate)?))))
-            (figure("NDCG@K: the same, discounted by place", Some(PreEscaped(chart(|measures| &measures.ndcg)?))))
-            (figure("Item NLL: mean −ln p of the next item, in nats (lower is better)", Some(PreEscaped(estimates(&["item NLL".into()], &item_nll, false)?))))
+            (chart("HR@K: users whose next item was among the first K", by_cutoff(&lines, |measures| &measures.hit_rate))?)
+            (chart("NDCG@K: the same, discounted by place", by_cutoff(&lines, |measures| &measures.ndcg))?)
+            (chart("Item NLL: mean −ln p of the next item, in nats (lower is better)", item_nll(&lines))?)
         }
-        (table(&baselines, runs))
+        (table(&baselines.into_iter().flatten().collect::<Vec<_>>(), runs))
     })
+}
+
+/// Which users the measures are of.
+fn evaluated_on(runs: &[&Shown]) -> Markup {
+    let evaluations = runs.iter().map(|shown| shown.run.evaluation.as_ref());
+    let mut all = evaluations.map(|evaluation| {
+        let evaluation = evaluation?;
+        Some((evaluation.users, evaluation.evaluated_on.as_deref()))
+    });
+    let first = all.next().flatten();
+    html! {
+        @if all.all(|other| other == first) {
+            @if let Some((users, split)) = first { (users) " users" @if let Some(split) = split { " (" (split) ")" } "." }
+        } @else {
+            strong { "The runs were not evaluated on the same users: compare with care." }
+        }
+    }
+}
+
+fn by_cutoff(lines: &[(RGBColor, &Line)], value: ByCutoff) -> Result<String> {
+    let lists = || lines.iter().map(|(_, line)| value(&line.measures));
+    let longest = lists().max_by_key(|list| list.len()).unwrap_or_default();
+    let at = |line: &Line, cutoff: usize| {
+        let mut list = value(&line.measures).iter();
+        list.find(|(found, _)| *found == cutoff)
+            .map(|(_, value)| *value)
+    };
+    let reached = |(colour, line): &(RGBColor, &Line)| Reached {
+        colour: *colour,
+        values: longest
+            .iter()
+            .map(|(cutoff, _)| at(line, *cutoff))
+            .collect(),
+    };
+    let categories: Vec<String> = longest
+        .iter()
+        .map(|(cutoff, _)| format!("@{cutoff}"))
+        .collect();
+    estimates(
+        &categories,
+        &lines.iter().map(reached).collect::<Vec<_>>(),
+        true,
+    )
+}
+
+fn item_nll(lines: &[(RGBColor, &Line)]) -> Result<String> {
+    let reached = |(colour, line): &(RGBColor, &Line)| Reached {
+        colour: *colour,
+        values: vec![Some(line.measures.item_nll)],
+    };
+    let reached: Vec<Reached> = lines.iter().map(reached).collect();
+    estimates(&["item NLL".into()], &reached, false)
 }
 
 fn own_lines<'a>(runs: &'a [&Shown]) -> impl Iterator<Item = &'a Line> {

@@ -129,12 +129,7 @@ fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
     ];
     let trained = json(&msl(folder.path(), &[&options[..], &SMALL].concat()));
     let best = trained["best"]["step"].as_u64().unwrap();
-    let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
-    let looks: Vec<(u64, f64)> = metrics
-        .lines()
-        .map(|line| serde_json::from_str::<StepMetrics>(line).unwrap())
-        .filter_map(|step| Some((step.step as u64, step.validation_nll?)))
-        .collect();
+    let looks = looks(&folder.path().join("run"));
     let lowest = looks.iter().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     assert!(looks.len() >= 2 && lowest.0 == best, "{looks:?}");
 
@@ -183,6 +178,59 @@ fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
             .map(|found| found["log_probability"].as_f64().unwrap().exp());
         assert!((probabilities.sum::<f64>() - 1.0).abs() < 1e-3);
     }
+}
+
+/// The steps at which a run has looked at its validation rows, and what it saw.
+fn looks(run: &Path) -> Vec<(u64, f64)> {
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    metrics
+        .lines()
+        .map(|line| serde_json::from_str::<StepMetrics>(line).unwrap())
+        .filter_map(|step| Some((step.step as u64, step.validation_nll?)))
+        .collect()
+}
+
+#[test]
+fn patience_ends_a_training_when_the_validation_rows_get_no_better() {
+    let folder = tempfile::tempdir().unwrap();
+    write_atomic_files(folder.path());
+    let train = |output: &str, patience: &[&str]| {
+        // So large steps that it soon gets worse.
+        let options = "train --data . --loss msl --validation 20 --save-every 2 --learning-rate 0.2 --json --output";
+        let options: Vec<&str> = options.split_whitespace().collect();
+        let all = [
+            &options[..],
+            &[output],
+            patience,
+            &SMALL[..12],
+            &["--epochs", "9"],
+        ]
+        .concat();
+        json(&msl(folder.path(), &all))
+    };
+    let whole = train("whole", &[]);
+    let patient = train("patient", &["--patience", "3"]);
+    // What the run that goes on to its end has seen says where a patient one stops.
+    let looks = looks(&folder.path().join("whole"));
+    let mut best = 0;
+    let end = (0..looks.len()).find(|&look| {
+        best = if looks[look].1 < looks[best].1 {
+            look
+        } else {
+            best
+        };
+        look == best + 3
+    });
+    let end = looks[end.expect("it gets worse")].0;
+    assert!(
+        end < whole["steps"].as_u64().unwrap(),
+        "it gets worse only at the end"
+    );
+    assert_eq!(patient["steps"], end);
+    assert_eq!(patient["best"]["step"], looks[best].0);
+    // What is kept is the best and the last, and going on with it is no step further.
+    let resumed = json(&msl(folder.path(), &["resume", "patient", "--json"]));
+    assert_eq!(resumed["steps"], patient["steps"]);
 }
 
 #[test]

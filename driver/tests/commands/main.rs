@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod books;
+mod devices;
 mod end_to_end;
+mod pretrained_models;
 mod report;
 mod running;

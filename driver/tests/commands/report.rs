@@ -58,6 +58,7 @@ fn runs_are_laid_beside_each_other() {
     let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text:?}"));
     assert!(place(">loss.scope<") < place("What all of them share"));
     assert!(place("What all of them share") < place(">training.seed<"));
+    assert!(page.contains("12 users (test)"));
     assert!(!page.contains("<b>book") && page.contains("&lt;b&gt;book&lt;/b&gt; &amp; co"));
     assert!(!page.contains("has not been evaluated") && !page.contains("no steps yet"));
     // One file: nothing is fetched.
@@ -92,6 +93,14 @@ fn a_run_with_missing_parts_gives_a_page_that_says_so() {
     let page = page(folder, &["lml", "killed", "msl"]);
     assert!(page.contains("has no steps yet"));
     assert!(page.contains("without ranks.csv"));
+
+    json(&msl(
+        folder,
+        &["evaluate", "msl", "--samples", "9", "--json"],
+    ));
+    let page = self::page(folder, &["lml", "msl"]);
+    assert!(page.contains("not evaluated on the same users"));
+    assert!(page.contains("not on the same users, or"));
 }
 
 #[test]

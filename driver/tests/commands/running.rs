@@ -6,6 +6,13 @@ use std::{
     process::{Command, Output},
 };
 
+use candle_core::{DType, Device};
+use msl::{
+    model::{Llama, LlamaConfig},
+    pretrained,
+    tokenizer::TextTokenizer,
+};
+
 /// Runs `msl` in a folder.
 pub fn msl(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_msl"))
@@ -93,6 +100,22 @@ pub fn write_atomic_files(folder: &Path) {
         .collect();
     let rows = format!("user_id:token\titem_id:token\ttimestamp:float\n{rows}");
     fs::write(folder.join("films.inter"), rows).unwrap();
+}
+
+/// Writes a pretrained model as a Hugging Face folder, in bf16. It has learned nothing.
+pub fn write_pretrained_model(folder: &Path) {
+    fs::create_dir(folder).unwrap();
+    let tokenizer = TextTokenizer::train(["The Sea Book", "The Glass Book"].into_iter(), 280);
+    let tokenizer = tokenizer.unwrap();
+    let config = LlamaConfig {
+        vocab_size: tokenizer.vocabulary(),
+        hidden_size: 16,
+        intermediate_size: 32,
+        ..LlamaConfig::default()
+    };
+    let model = Llama::random(config.clone(), 3, DType::BF16, &Device::Cpu);
+    let weights = model.unwrap().merged_weights().unwrap();
+    pretrained::save(folder, &config, &tokenizer, &weights).unwrap();
 }
 
 /// Options of a training that takes a moment.

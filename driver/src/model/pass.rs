@@ -1,0 +1,38 @@
+//! What the layers must know of one pass through a model.
+
+use candle_core::{Result, Tensor};
+
+use super::{composed::attention::causal_mask, form::Form, rotary::Turns};
+
+/// One pass through a model.
+pub struct Pass {
+    pub form: Form,
+    /// What drops out in training; nothing without it.
+    pub noise: Option<u64>,
+    /// How far queries and keys turn.
+    pub turns: Turns,
+    /// What each query sees, in the composed form: 0 or −∞, to be added to its scores.
+    pub mask: Option<Tensor>,
+}
+
+impl Pass {
+    /// Over whole sequences that begin at position 0. `like` is of the model's type and device.
+    pub fn over_sequences(
+        form: Form,
+        (batch, tokens): (usize, usize),
+        noise: Option<u64>,
+        frequencies: &[f64],
+        like: &Tensor,
+    ) -> Result<Self> {
+        let first = vec![0; batch];
+        Ok(Self {
+            form,
+            noise,
+            turns: Turns::new(form, &first, tokens, frequencies, like)?,
+            mask: match form {
+                Form::Fused => None,
+                Form::Composed => Some(causal_mask(tokens, like)?),
+            },
+        })
+    }
+}

@@ -1,0 +1,73 @@
+//! Adapters of a pretrained model, trained and evaluated in every type.
+
+use std::{fs, path::Path};
+
+use crate::running::{
+    errors, json, last_checkpoint, line, msl, write_catalogue, write_pretrained_model,
+};
+
+/// Trains adapters on a folder's catalogue and model, and gives what the command printed.
+fn train(folder: &Path, output: &str, options: &[&str]) -> serde_json::Value {
+    let base = "train --data . --model base --loss lml --prompt titles --json --epochs 2 --batch-size 16 --learning-rate 1e-2 \
+                --lora-dropout 0.1 --output";
+    let base: Vec<&str> = base.split_whitespace().collect();
+    json(&msl(folder, &[&base[..], &[output], options].concat()))
+}
+
+fn item_nll(folder: &Path, run: &str, options: &[&str]) -> f64 {
+    let evaluated = json(&msl(
+        folder,
+        &[&["evaluate", run, "--json"], options].concat(),
+    ));
+    line(&evaluated, run)["item_nll"].as_f64().unwrap()
+}
+
+#[test]
+fn a_pretrained_model_is_tuned_in_every_type_and_evaluated_in_any() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    write_pretrained_model(&folder.join("base"));
+    train(folder, "f32", &[]);
+    let expected = item_nll(folder, "f32", &[]);
+    for dtype in ["f16", "bf16", "stored"] {
+        let trained = train(folder, dtype, &["--dtype", dtype]);
+        let loss = |name: &str| trained[name].as_f64().unwrap();
+        assert!(loss("last_loss") < loss("first_loss"), "{trained}");
+        let (same, wider) = (
+            item_nll(folder, dtype, &[]),
+            item_nll(folder, dtype, &["--dtype", "f32"]),
+        );
+        assert_ne!(
+            same, wider,
+            "{dtype}: evaluated in the type of training unless told otherwise"
+        );
+        for found in [same, wider] {
+            assert!(
+                (found / expected - 1.0).abs() < 0.02,
+                "{dtype}: {found}, expected {expected}"
+            );
+        }
+    }
+    // The model's files are in bf16.
+    let adapters = |run: &str| {
+        let folder = last_checkpoint(&folder.join(run));
+        fs::read(folder.join("adapter_model.safetensors")).unwrap()
+    };
+    assert!(adapters("stored") == adapters("bf16"));
+    assert!(adapters("stored") != adapters("f16"));
+}
+
+#[test]
+fn a_type_is_refused_for_a_model_from_scratch() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let train = ["train", "--data", ".", "--output", "run", "--dtype", "bf16"];
+    let output = msl(folder.path(), &train);
+    assert!(!output.status.success());
+    assert!(
+        errors(&output).contains("--model <FOLDER|FILE.gguf>"),
+        "{}",
+        errors(&output)
+    );
+}

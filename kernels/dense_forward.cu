@@ -19,7 +19,7 @@
 
 #include "gradient.cuh"
 #include "softmax.cuh"
-#include "temperature.cuh"
+#include "totals.cuh"
 
 // Mirrors launch::DenseForwardParams.
 struct DenseForwardParams {
@@ -55,20 +55,6 @@ static_assert(offsetof(DenseForwardParams, kept_capacity) == 240, "mirrors launc
 
 namespace {
 
-// What a block adds up, in shared memory: the first thread's alone.
-struct BlockSums {
-    StatisticsSums statistics;
-    double loss;
-};
-constexpr int sums = sizeof(BlockSums) / sizeof(double);
-
-constexpr int sums_bytes = 64;
-static_assert(sums_bytes >= sizeof(BlockSums), "room for what a block adds up");
-constexpr int scratch_bytes = 512;
-static_assert(scratch_bytes >= reduce::scratch_bytes<Moments>(), "room for every reduction");
-static_assert(scratch_bytes >= reduce::scratch_bytes<Exponentials>(), "room for every reduction");
-static_assert(scratch_bytes >= reduce::scratch_bytes<reduce::Sum<double>>(), "room for every reduction");
-
 // Packets that a warp zeroes before it looks for its next piece of work.
 constexpr uint32_t chunk = 512;
 
@@ -77,9 +63,9 @@ class Forward {
 public:
     __device__ __forceinline__ explicit Forward(const DenseForwardParams& params) : params(params), batch(params.batch) {
         unsigned char* shared = device::shared_memory();
-        of_block = reinterpret_cast<BlockSums*>(shared);
-        if (threadIdx.x == 0) *of_block = {};
-        scratch = shared + sums_bytes;
+        scratch = shared + BlockSums::bytes;
+        totals = {reinterpret_cast<BlockSums*>(shared), params.partials, scratch};
+        if (threadIdx.x == 0) *totals.of_block = {};
         shared = scratch + scratch_bytes;
         if (params.gradient) {
             tile = Tile<T>::of_warp(shared);
@@ -101,10 +87,10 @@ public:
             __syncthreads();
         }
         write_idle();
-        publish(0, sums);
+        totals.publish(0, BlockSums::length);
         if (!reduce::is_last_block(params.arrived)) return;
-        const Statistics statistics = total_statistics();
-        total_loss();
+        const Statistics statistics = totals.statistics(params.sizes);
+        totals.write_loss(params.loss);
         if (threadIdx.x == 0) {
             *params.statistics = statistics;
             *params.temperature = temperature;
@@ -119,9 +105,9 @@ public:
             if (keep(logits)) used += logits.size;
             add_statistics(row, logits);
         }
-        publish(0, StatisticsSums::length);
+        totals.publish(0, StatisticsSums::length);
         if (reduce::is_last_block(params.arrived)) {
-            const Statistics statistics = total_statistics();
+            const Statistics statistics = totals.statistics(params.sizes);
             if (threadIdx.x == 0) {
                 *params.statistics = statistics;
                 *params.temperature = stepped(params.step, statistics, previous());
@@ -147,14 +133,14 @@ public:
             __syncthreads();
         }
         write_idle();
-        publish(StatisticsSums::length, sums);
-        if (reduce::is_last_block(params.arrived)) total_loss();
+        totals.publish(StatisticsSums::length, BlockSums::length);
+        if (reduce::is_last_block(params.arrived)) totals.write_loss(params.loss);
     }
 
 private:
     const DenseForwardParams& params;
     const DenseBatch& batch;
-    BlockSums* of_block;
+    Totals totals;
     unsigned char* scratch;
     Tile<T> tile;
     // For `kept_capacity` logits, `used` of which are taken.
@@ -177,7 +163,7 @@ private:
         Moments::Value moments = Moments().identity();
         logits.visit([&](uint32_t, float logit) { moments = Moments().add(moments, logit - target); });
         moments = reduce::block(Moments(), moments, scratch);
-        if (threadIdx.x == 0) of_block->statistics.add(moments, target);
+        if (threadIdx.x == 0) totals.of_block->statistics.add(moments, target);
     }
 
     // The softmax of a row, its loss and its gradient.
@@ -198,7 +184,7 @@ private:
             if (params.losses) {
                 params.losses[row.position] = static_cast<float>(value);
             } else {
-                of_block->loss += value;
+                totals.of_block->loss += value;
             }
         }
         if (params.gradient) write_row(row, logits, softmax, exponentials.inverse_temperature);
@@ -246,31 +232,6 @@ private:
         const int64_t rows_before = block * (rows / blocks) + (block < rows % blocks ? block : rows % blocks);
         const int64_t first = block * share - rows_before * chunks;
         return first < 0 ? 0 : first < all ? first : all;
-    }
-
-    __device__ __forceinline__ void publish(int first, int end) const {
-        if (threadIdx.x != 0) return;
-        const double* fields = reinterpret_cast<const double*>(of_block);
-        for (int field = first; field < end; ++field) params.partials[field * gridDim.x + blockIdx.x] = fields[field];
-    }
-
-    // By the last block, which sees what all have published.
-    __device__ __forceinline__ double total(int field) const {
-        double sum = 0.0;
-        for (uint32_t block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
-            sum += params.partials[field * gridDim.x + block];
-        }
-        return reduce::block(reduce::Sum<double>(), sum, scratch);
-    }
-
-    __device__ __forceinline__ Statistics total_statistics() const {
-        return StatisticsSums{total(0), total(1), total(2), total(3), total(4), total(5)}.statistics(params.sizes);
-    }
-
-    __device__ __forceinline__ void total_loss() const {
-        if (params.losses) return;
-        const double sum = total(StatisticsSums::length);
-        if (threadIdx.x == 0) *params.loss = static_cast<float>(sum);
     }
 
     __device__ __forceinline__ static uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }

@@ -128,19 +128,24 @@ class Model:
         adapted.save_pretrained(folder)
         self.compare(f"PEFT's adapter ({', '.join(targets)}) in msl", self.our_logits(folder), self.logits(adapted))
 
-    def check_training(self, loss, learning_rate, responses):
+    def check_training(self, loss, learning_rate, responses, dtype):
+        """In f64 the weights too: in f32 Adam makes steps of full size out of the rounding of gradients that are next to nothing."""
         start, end = self.scratch / "start", self.scratch / "end"
         adapted = beside.with_adapter(self.fresh(), ["q_proj", "v_proj"])
         adapted.save_pretrained(start)
+        adapted.to(dtype)
         data = beside.random_batches(responses, STEPS, rows=4, vocabulary=self.tokens.max().item(), prompt=24)
         (self.scratch / "batches.json").write_text(json.dumps(data))
         options = ["--loss", loss, "--temperature", "1.5", "--batch-size", "4", "--clip", "1e9"]
         paths = [self.path, start, self.scratch / "batches.json", end]
-        self.tools.run("train", *paths, "--learning-rate", str(learning_rate), "--", *options)
+        double = ["--double"] if dtype == torch.float64 else []
+        self.tools.run("train", *paths, "--learning-rate", str(learning_rate), *double, "--", *options)
         ours = json.loads((end / "steps.json").read_text())["losses"]
         theirs = beside.train(adapted, data, loss, 1.5, learning_rate)["losses"]
-        what = f"{STEPS} steps of LoRA under {loss}"
+        what = f"{STEPS} steps of LoRA under {loss} in {'f64' if double else 'f32'}"
         self.compare(f"{what}, losses", torch.tensor(ours).unsqueeze(1), torch.tensor(theirs).unsqueeze(1))
+        if not double:
+            return
         weights = load_file(end / "adapter_model.safetensors")
         trained = peft.get_peft_model_state_dict(adapted)
         assert weights.keys() == trained.keys()
@@ -174,7 +179,8 @@ def check_small(checks, tools, scratch):
             model.check_our_adapter(targets)
             model.check_their_adapter(targets)
         for loss in ["lml", "msl"]:
-            model.check_training(loss, 1e-3, beside.random_responses(60, config.vocab_size))
+            for dtype in [torch.float32, torch.float64]:
+                model.check_training(loss, 1e-3, beside.random_responses(60, config.vocab_size), dtype)
 
 
 def check_smollm2(checks, tools, scratch, gguf):
@@ -197,7 +203,8 @@ def check_smollm2(checks, tools, scratch, gguf):
     model.check_our_adapter(["q_proj", "v_proj"])
     model.check_their_adapter(ALL_TARGETS)
     for loss in ["lml", "msl"]:
-        model.check_training(loss, 1e-4, beside.random_responses(60, 2_000))
+        for dtype in [torch.float32, torch.float64]:
+            model.check_training(loss, 1e-4, beside.random_responses(60, 2_000), dtype)
 
 
 def main():

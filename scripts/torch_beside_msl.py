@@ -77,7 +77,10 @@ def collate(batch):
 
 def loss_of(logits, labels, mask, temperature):
     """The published loss: logits that continue no item are masked, the rest is a cross entropy at a temperature."""
-    logits = logits[:, :-1].float() / temperature
+    logits = logits[:, :-1]
+    if logits.dtype != torch.float64:  # The published loss has no f64.
+        logits = logits.float()
+    logits = logits / temperature
     if mask is not None:
         logits = logits.masked_fill(~mask[:, 1:], float("-inf"))
     labels = labels[:, 1:]

@@ -3,12 +3,14 @@
 use candle_core::Tensor;
 
 use crate::backend::batch::{Batch, Denominator};
-use crate::backend::launch::DenseRows;
+use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::check_positive;
 use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
 mod convention;
 mod dense;
+#[cfg(feature = "cuda")]
+mod device;
 mod head;
 mod labels;
 mod linear;
@@ -21,7 +23,9 @@ mod tensor;
 pub(crate) mod valid_logits;
 
 #[cfg(feature = "cuda")]
-pub(crate) use dense::cuda::{cuda as cuda_storage, view as device_logits};
+pub(crate) use dense::cuda::view as device_logits;
+#[cfg(feature = "cuda")]
+pub(crate) use device::cuda as cuda_storage;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
@@ -248,7 +252,8 @@ impl MaskedSoftmaxLoss {
     /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward).
     ///
     /// The gradient of the head is made only where it is tracked: pass `&head.detach()` or a
-    /// [`FrozenHead`] when it is not trained.
+    /// [`FrozenHead`] when it is not trained. On CUDA there is no gradient of the head yet, and no
+    /// [`TokenSets::whole_vocabulary`]: both are refused.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and for a head that does not fit the hidden states.
@@ -260,8 +265,9 @@ impl MaskedSoftmaxLoss {
     ) -> Result<LossOutput> {
         let source = self.temperature.stepping(hidden.device())?;
         let batch = self.batch(rows)?;
-        let (output, temperature) = linear::forward(hidden, head.into(), batch, source)?;
-        self.take_step(temperature.map(Stepped::OnHost));
+        let (output, stepped) =
+            linear::forward(hidden, head.into(), batch, source, &self.residence)?;
+        self.take_step(stepped);
         Ok(output)
     }
 
@@ -278,7 +284,14 @@ impl MaskedSoftmaxLoss {
     ) -> Result<LossOutput> {
         check_positive("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
-        Ok(linear::forward(hidden, head.into(), self.batch(rows)?, source)?.0)
+        Ok(linear::forward(
+            hidden,
+            head.into(),
+            self.batch(rows)?,
+            source,
+            &self.residence,
+        )?
+        .0)
     }
 
     /// As [`evaluate`](Self::evaluate), from hidden states and head.
@@ -300,7 +313,7 @@ impl MaskedSoftmaxLoss {
         };
         let source = TemperatureSource::Given(self.temperature().value());
         let batch = self.batch_in_scope(rows, None)?;
-        Ok(linear::forward(&hidden.detach(), head, batch, source)?.0)
+        Ok(linear::forward(&hidden.detach(), head, batch, source, &self.residence)?.0)
     }
 
     /// As [`statistics`](Self::statistics), from hidden states and head.
@@ -313,7 +326,7 @@ impl MaskedSoftmaxLoss {
         head: impl Into<Head<'h>>,
         rows: &Rows,
     ) -> Result<Statistics> {
-        linear::statistics(hidden, head.into(), self.batch(rows)?)
+        linear::statistics(hidden, head.into(), self.batch(rows)?, &self.residence)
     }
 
     /// The rows as the kernels over logits take them: for [`launch`](crate::launch) plans.
@@ -322,6 +335,15 @@ impl MaskedSoftmaxLoss {
     /// Rows that do not fit the token sets.
     pub fn dense_rows(&self, rows: &Rows) -> Result<DenseRows> {
         Ok(DenseRows::new(&self.batch(rows)?))
+    }
+
+    /// The rows as the kernels over hidden states and a head take them. `is_frozen` says for which
+    /// sets the head rows need no gathering.
+    ///
+    /// # Errors
+    /// Rows that do not fit the token sets, and [`TokenSets::whole_vocabulary`].
+    pub fn linear_rows(&self, rows: &Rows, is_frozen: impl Fn(u32) -> bool) -> Result<LinearRows> {
+        LinearRows::new(&self.batch(rows)?, is_frozen)
     }
 
     fn take_step(&mut self, stepped: Option<Stepped>) {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use candle_core::{Device, safetensors};
+use candle_core::{DType, Device, safetensors};
 use candle_trie::TokenTrie;
 use clap::{Args, Parser};
 use msl::{
@@ -72,6 +72,9 @@ struct TrainTask {
     output: PathBuf,
     #[arg(long)]
     learning_rate: f64,
+    /// Computes in f64, where what is left of a difference is no rounding.
+    #[arg(long)]
+    double: bool,
     /// Options of `msl train` as they stand there.
     #[arg(last = true)]
     options: Vec<String>,
@@ -158,7 +161,12 @@ fn main() -> Result<()> {
 }
 
 fn open(model: &Path, adapter: Option<&Path>) -> Result<Llama> {
-    let (mut model, _) = Pretrained::open(model, None)?.read(Precision::F32, &Device::Cpu)?;
+    open_in(DType::F32, model, adapter)
+}
+
+fn open_in(dtype: DType, model: &Path, adapter: Option<&Path>) -> Result<Llama> {
+    let stored = Pretrained::open(model, None)?;
+    let mut model = Llama::of(stored.config, stored.weights, dtype, &Device::Cpu, true)?;
     if let Some(adapter) = adapter {
         adapter::load(adapter, &mut model)?;
     }
@@ -194,7 +202,8 @@ fn batches(folder: &Path, tokenizer: &TextTokenizer, rows: usize, steps: usize) 
 }
 
 fn train(task: &TrainTask) -> Result<()> {
-    let model = open(&task.model, Some(&task.adapter))?;
+    let dtype = if task.double { DType::F64 } else { DType::F32 };
+    let model = open_in(dtype, &task.model, Some(&task.adapter))?;
     let data: Batches = read_json(&task.batches)?;
     let trie = TokenTrie::new((0..).zip(data.catalogue.iter()))?;
     let (loss, training) = settings(&task.options)?;

@@ -234,7 +234,7 @@ impl<'a> Trainer<'a> {
         let joined = Tensor::cat(&hidden.iter().map(Tensor::detach).collect::<Vec<_>>(), 0)?;
         let joined = Var::from_tensor(&joined)?;
         let output = self.response_loss(&joined, &piece.rows, alone)?;
-        let loss: f64 = output.loss.to_scalar::<f32>()?.into();
+        let loss: f64 = output.loss.to_dtype(DType::F64)?.to_scalar()?;
         if !loss.is_finite() {
             bail!(
                 "the loss of step {} is {loss}: try a lower --learning-rate",

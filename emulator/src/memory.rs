@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use bytemuck::Pod;
 
@@ -133,6 +134,44 @@ impl Memory {
         let mut values = vec![T::zeroed(); buffer.len];
         bytemuck::cast_slice_mut(&mut values).copy_from_slice(region.content());
         Ok(values)
+    }
+
+    /// `count` elements at an address, as a library that the host calls between launches would read
+    /// them. An element that nobody has written is a fault.
+    pub fn read<T: Pod>(&mut self, address: u64, count: usize) -> Result<Vec<T>, Fault> {
+        let (region, range) = self.part::<T>(address, count);
+        if !region.shadow.is_written(&range) {
+            return Err(Fault::OutputNeverWritten {
+                buffer: region.name.clone(),
+                element: range.start / size_of::<T>(),
+            });
+        }
+        let mut values = vec![T::zeroed(); count];
+        bytemuck::cast_slice_mut(&mut values).copy_from_slice(&region.content()[range]);
+        Ok(values)
+    }
+
+    /// Writes elements at an address, as a library that the host calls between launches would.
+    pub fn write<T: Pod>(&mut self, address: u64, values: &[T]) {
+        let (region, range) = self.part::<T>(address, values.len());
+        region.shadow.write_by_host(&range);
+        region.content()[range].copy_from_slice(bytemuck::cast_slice(values));
+    }
+
+    /// The buffer that these elements lie in, and their bytes there.
+    fn part<T>(&mut self, address: u64, count: usize) -> (&mut Region, Range<usize>) {
+        let index = self
+            .find(address as usize)
+            .expect("an address of this memory");
+        let region = &mut self.buffers[index];
+        let first = address as usize - region.start;
+        let range = first..first + count * size_of::<T>();
+        assert!(
+            range.end <= region.bytes,
+            "past the end of '{}'",
+            region.name
+        );
+        (region, range)
     }
 
     fn add<T>(&mut self, region: Region, len: usize) -> Buffer<T> {

@@ -96,6 +96,25 @@ impl Shadow {
         (first < self.bytes).then_some(first)
     }
 
+    /// Whether somebody has written all of these bytes.
+    pub(crate) fn is_written(&self, range: &Range<usize>) -> bool {
+        let cells = range.start / self.cell_bytes..range.end.div_ceil(self.cell_bytes);
+        self.cells[cells]
+            .iter()
+            .all(|cell| cell.written != Mark::NONE)
+    }
+
+    /// The host writes these bytes, between launches.
+    pub(crate) fn write_by_host(&mut self, range: &Range<usize>) {
+        // The last cell of a buffer may reach beyond its end.
+        let whole = |byte: usize| byte.is_multiple_of(self.cell_bytes) || byte == self.bytes;
+        if !(whole(range.start) && whole(range.end)) {
+            self.split(range);
+        }
+        let cells = range.start / self.cell_bytes..range.end.div_ceil(self.cell_bytes);
+        self.cells[cells].fill(Cell::new(Mark::HOST));
+    }
+
     #[inline]
     pub(crate) fn touch(
         &mut self,

@@ -10,6 +10,8 @@
 mod device;
 #[path = "../../tests/emulated/mod.rs"]
 mod emulated;
+#[path = "../../tests/emulator_dense/number.rs"]
+mod number;
 #[path = "../../build/ptxas.rs"]
 mod ptxas;
 #[path = "../../benches/support/mod.rs"]

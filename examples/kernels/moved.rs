@@ -5,7 +5,8 @@ use candle_trie::{AdaptiveStrategy, Convention, Row, Rows, Scope, Temperature, T
 use candle_trie_emulator::{Emulator, Report};
 use half::bf16;
 
-use crate::device::{Case, Gradient, Number};
+use crate::device::{Case, Gradient};
+use crate::number::Number;
 use crate::support::{SMOLLM2, Shape, uniform};
 
 const WIDTH: usize = SMOLLM2.vocabulary;

@@ -1,7 +1,7 @@
 //! A batch resolved against its token sets: the rows that need any arithmetic, and what each is
 //! worth.
 
-use crate::{Error, Result, Rows, Scope, TokenSet, TokenSets};
+use crate::{Error, Result, Rows, Scope, Statistics, TokenSet, TokenSets};
 
 /// The rows of a batch that have something to compute: the branching ones, and those whose logits
 /// the statistics are taken from.
@@ -158,6 +158,21 @@ impl Batch {
     /// How many tokens the row's softmax ranges over.
     pub fn size(&self, row: &BatchRow) -> usize {
         self.set(row).len()
+    }
+
+    /// The positions without a loss, rising.
+    pub fn idle(&self) -> Vec<u32> {
+        let mut counting = self.rows.iter().filter(|row| row.counts()).peekable();
+        (0..self.positions as u32)
+            .filter(|&position| counting.next_if(|row| row.position == position).is_none())
+            .collect()
+    }
+
+    /// The statistics as far as they do not depend on logits.
+    pub fn statistics_sizes(&self) -> Statistics {
+        (self.rows.iter().filter(|row| row.in_statistics))
+            .map(|row| Statistics::of_moments(self.size(row), 0.0, 0.0, 0.0))
+            .fold(Statistics::default(), |sum, row| sum.merge(&row))
     }
 
     /// What a row's loss is multiplied by in the result.

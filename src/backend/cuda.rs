@@ -3,11 +3,14 @@
 pub(crate) mod decode;
 pub(crate) mod dense;
 mod kernels;
+pub(crate) mod linear;
+mod product;
 
 use std::sync::Arc;
 
 use bytemuck::Pod;
 use candle_core::CudaDevice;
+use candle_core::cuda_backend::cudarc::cublas::CudaBlas;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
     SyncOnDrop,
@@ -24,6 +27,7 @@ use kernels::{Kernels, kernels_of, limits_of};
 #[derive(Clone)]
 pub struct Executor {
     stream: Arc<CudaStream>,
+    blas: Arc<CudaBlas>,
     kernels: Kernels,
     limits: DeviceLimits,
 }
@@ -80,6 +84,7 @@ impl Executor {
         let stream = device.cuda_stream();
         let context = stream.context();
         Ok(Self {
+            blas: device.cublas_handle(),
             kernels: kernels_of(context)?,
             limits: limits_of(context).map_err(driver_error)?,
             stream,

@@ -3,6 +3,7 @@
 
 mod decode;
 mod dense;
+mod linear;
 mod sum;
 
 use bytemuck::{Pod, Zeroable};
@@ -16,6 +17,11 @@ pub use dense::{
     DenseBackward, DenseBackwardBuffers, DenseBackwardParams, DenseForward, DenseForwardBuffers,
     DenseForwardParams, DenseInputs, DenseRow, DenseRows, DenseTemperature, GradientView,
     StatisticsSizes, TemperatureStep,
+};
+pub use linear::{
+    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearForward,
+    LinearForwardBuffers, LinearForwardParams, LinearGather, LinearGatherParams, LinearInputs,
+    LinearRow, LinearRows, Product,
 };
 pub use sum::{Sum, SumParams};
 

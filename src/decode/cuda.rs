@@ -24,7 +24,7 @@ pub(super) fn decode(logits: &Tensor, beams: &DecodeBeams) -> Result<Decoded> {
 
 fn decode_as<T: DeviceElement>(logits: &Tensor, beams: &DecodeBeams) -> Result<Decoded> {
     let (storage, layout) = logits.storage_and_layout();
-    let storage = cuda_storage(&storage)?;
+    let storage = cuda_storage("logits", &storage)?;
     launch(
         &storage.device,
         &device_logits::<T>(storage, layout)?,

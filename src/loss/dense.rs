@@ -8,15 +8,14 @@ use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, DType, Device, InplaceOp1, InplaceOp2, Layout, Shape,
-    Tensor,
+    CpuStorage, CudaStorage, CustomOp1, Device, InplaceOp1, InplaceOp2, Layout, Shape, Tensor,
 };
 
 use super::LossOutput;
 use super::pass::{Forward, Passed, loss_shape, loss_values, output, storage_of};
 use super::residence::Residence;
 use super::temperature::{Stepped, TemperatureSource};
-use super::tensor::{check_positions, matrix_shape};
+use super::tensor::{check_loss_device, check_positions, matrix_shape};
 use crate::backend::batch::Batch;
 use crate::{Error, Result, Statistics};
 
@@ -260,7 +259,7 @@ impl InplaceOp1 for GradientInto<'_> {
 
 /// Everything that the backends rely on, refused in words before any work.
 fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
-    check_device(LOGITS, logits)?;
+    check_loss_device(LOGITS, logits)?;
     check_positions(logits, batch.positions)?;
     let vocabulary = logits.dims().last().copied().unwrap_or(0);
     let token = batch.sets.max_token();
@@ -272,24 +271,6 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
         cpu::statistics(&logits.to_device(&Device::Cpu)?, batch)?;
     }
     Ok(())
-}
-
-/// Refuses a device that no backend of this build serves, and f64 where there are no kernels for it.
-pub(super) fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
-    let expected = match (tensor.device(), tensor.dtype()) {
-        (Device::Cpu, _) => return Ok(()),
-        (Device::Cuda(_), DType::F32 | DType::F16 | DType::BF16) if cfg!(feature = "cuda") => {
-            return Ok(());
-        }
-        (Device::Cuda(_), _) if cfg!(feature = "cuda") => "dtype f32, f16 or bf16 on CUDA",
-        _ if cfg!(feature = "cuda") => "a tensor on the CPU or on CUDA",
-        _ => "a tensor on the CPU",
-    };
-    Err(Error::Unsupported {
-        what,
-        expected: expected.into(),
-        actual: format!("{:?} on {:?}", tensor.dtype(), tensor.device().location()),
-    })
 }
 
 /// Refuses to write over logits whose rows share memory.
@@ -307,7 +288,7 @@ fn check_rows_apart(logits: &Tensor) -> Result<()> {
 }
 
 fn check_gradient(gradient: &Tensor, logits: &Tensor) -> Result<()> {
-    check_device(GRADIENT, gradient)?;
+    check_loss_device(GRADIENT, gradient)?;
     let unsupported = |expected: String, actual: String| Error::Unsupported {
         what: GRADIENT,
         expected,

@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
-use super::tensor::{Scalar, check_device, cpu, matrix, with_element};
+use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
 use crate::backend::cpu::linear::{self, HeadRows};
 use crate::{Error, Result, TokenSet, TokenSets};
 
@@ -97,6 +97,8 @@ pub struct FrozenHead {
 pub(super) enum Gathered {
     F32(HashMap<u32, HeadRows<f32>>),
     F64(HashMap<u32, HeadRows<f64>>),
+    /// As they are: `[tokens, H]`.
+    OnDevice(HashMap<u32, Tensor>),
 }
 
 impl FrozenHead {
@@ -129,21 +131,10 @@ impl FrozenHead {
         let sets = sets.into();
         let (weight, bias) = (head.detach(), bias.map(Tensor::detach));
         check_head(&weight, bias.as_ref(), &sets)?;
-        let gathered = with_element!(weight.dtype(), HEAD, T => {
-            let (storage, layout) = weight.storage_and_layout();
-            let matrix = matrix(HEAD, <T as candle_core::WithDType>::cpu_storage_as_slice(cpu(HEAD, &storage)?)?, layout)?;
-            let head = linear::Head::<T> {
-                values: matrix.values,
-                stride: matrix.stride,
-                width: matrix.width,
-                bias: &[],
-                frozen: None,
-            };
-            let gathered = (largest_sets(&sets, head.row_bytes(), bytes).into_iter())
-                .map(|(set, tokens)| (set, head.gather(tokens.iter().copied())))
-                .collect();
-            Ok(<T as Scalar>::wrap(gathered))
-        })?;
+        let gathered = match weight.device() {
+            Device::Cpu => gather_on_cpu(&weight, &sets, bytes)?,
+            _ => gather_on_device(&weight, &sets, bytes)?,
+        };
         Ok(Self {
             weight,
             bias,
@@ -157,8 +148,39 @@ impl FrozenHead {
         match &*self.gathered {
             Gathered::F32(sets) => sets.len(),
             Gathered::F64(sets) => sets.len(),
+            Gathered::OnDevice(sets) => sets.len(),
         }
     }
+}
+
+fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gathered> {
+    with_element!(weight.dtype(), HEAD, T => {
+        let (storage, layout) = weight.storage_and_layout();
+        let matrix = matrix(HEAD, <T as candle_core::WithDType>::cpu_storage_as_slice(cpu(HEAD, &storage)?)?, layout)?;
+        let head = linear::Head::<T> {
+            values: matrix.values,
+            stride: matrix.stride,
+            width: matrix.width,
+            bias: &[],
+            frozen: None,
+        };
+        let gathered = (largest_sets(sets, head.row_bytes(), bytes).into_iter())
+            .map(|(set, tokens)| (set, head.gather(tokens.iter().copied())))
+            .collect();
+        Ok(<T as Scalar>::wrap(gathered))
+    })
+}
+
+fn gather_on_device(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gathered> {
+    let row_bytes = weight.dim(1)? * weight.dtype().size_in_bytes();
+    let gathered = largest_sets(sets, row_bytes, bytes)
+        .into_iter()
+        .map(|(set, tokens)| {
+            let tokens = Tensor::from_slice(tokens, tokens.len(), weight.device())?;
+            // candle gathers from contiguous tensors alone.
+            Ok((set, weight.contiguous()?.index_select(&tokens, 0)?))
+        });
+    Ok(Gathered::OnDevice(gathered.collect::<Result<_>>()?))
 }
 
 /// The largest sets whose rows, `row_bytes` each, stay within `bytes` in all.
@@ -188,7 +210,7 @@ fn largest_sets(sets: &TokenSets, row_bytes: usize, bytes: usize) -> Vec<(u32, &
 
 /// Refuses a head that does not fit its bias or the tokens of the sets.
 pub(super) fn check_head(weight: &Tensor, bias: Option<&Tensor>, sets: &TokenSets) -> Result<()> {
-    check_device(HEAD, weight)?;
+    check_loss_device(HEAD, weight)?;
     let &[vocabulary, _] = weight.dims() else {
         return Err(Error::Unsupported {
             what: HEAD,
@@ -201,7 +223,7 @@ pub(super) fn check_head(weight: &Tensor, bias: Option<&Tensor>, sets: &TokenSet
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
     let Some(bias) = bias else { return Ok(()) };
-    check_device(BIAS, bias)?;
+    check_loss_device(BIAS, bias)?;
     if bias.dims() == [vocabulary] && bias.dtype() == weight.dtype() && bias.is_contiguous() {
         return Ok(());
     }

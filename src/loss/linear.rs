@@ -1,21 +1,25 @@
 //! The loss over hidden states × head as a candle custom op.
 
+#[cfg_attr(not(feature = "cuda"), path = "linear/no_cuda.rs")]
+mod cuda;
+
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CudaStorage, CustomOp3, Device, Layout, Shape, Tensor};
 
 use super::LossOutput;
 use super::head::{BIAS, Gathered, HEAD, Head, check_dtype, check_head};
 use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, storage_of};
-use super::temperature::TemperatureSource;
-use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
+use super::residence::Residence;
+use super::temperature::{Stepped, TemperatureSource};
+use super::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix, with_element};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::linear::{
     self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, score, soften,
     whole_vocabulary_head_gradient,
 };
-use crate::{Error, Result, Statistics, Temperature};
+use crate::{Error, Result, Statistics};
 
 const HIDDEN: &str = "hidden states";
 
@@ -24,18 +28,35 @@ pub(super) fn forward(
     head: Head,
     batch: Batch,
     source: TemperatureSource,
-) -> Result<(LossOutput, Option<Temperature>)> {
-    check(hidden, &head, &batch)?;
-    with_element!(hidden.dtype(), HIDDEN, T => forward_of::<T>(hidden, head, batch, source))
-}
-
-pub(super) fn statistics(hidden: &Tensor, head: Head, batch: Batch) -> Result<Statistics> {
+    residence: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
     check(hidden, &head, &batch)?;
     with_element!(hidden.dtype(), HIDDEN, T => {
-        viewed::<T, _>(hidden, &head, |hidden, head| {
-            match WholeVocabulary::new(hidden, head, &batch) {
+        forward_of::<T>(hidden, head, batch, source, residence)
+    })
+}
+
+pub(super) fn statistics(
+    hidden: &Tensor,
+    head: Head,
+    batch: Batch,
+    residence: &Residence,
+) -> Result<Statistics> {
+    check(hidden, &head, &batch)?;
+    if !hidden.device().is_cpu() {
+        let at_any = TemperatureSource::Given(1.0);
+        let (output, _) = forward(&hidden.detach(), head, batch, at_any, residence)?;
+        return output.read_statistics();
+    }
+    statistics_on_cpu(hidden, &head, &batch)
+}
+
+fn statistics_on_cpu(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Statistics> {
+    with_element!(hidden.dtype(), HIDDEN, T => {
+        viewed::<T, _>(hidden, head, |hidden, head| {
+            match WholeVocabulary::new(hidden, head, batch) {
                 Some(rows) => rows.statistics(),
-                None => Ok(score(hidden, head, &batch)?.statistics),
+                None => Ok(score(hidden, head, batch)?.statistics),
             }
         })
     })
@@ -78,11 +99,14 @@ fn forward_of<T: Scalar>(
     head: Head,
     batch: Batch,
     source: TemperatureSource,
-) -> Result<(LossOutput, Option<Temperature>)> {
+    residence: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
     let bias = bias_or_none(&head)?;
     let op = Arc::new(LinearLoss::<T> {
         batch,
         source,
+        residence: residence.clone(),
+        has_bias: head.bias.is_some(),
         gathered: head.gathered.cloned(),
         wanted: Wanted {
             hidden: hidden.track_op(),
@@ -92,15 +116,26 @@ fn forward_of<T: Scalar>(
     });
     let applied = hidden.apply_op3(head.weight, &bias, SharedLoss(op.clone()));
     let loss = op.passed.unwrapped(applied)?;
-    let (forward, _) = op.passed.forward()?;
-    Ok((output(loss, &op.batch, forward)?, forward.stepped.clone()))
+    Ok(match op.passed.forward()? {
+        Left::OnCpu(passed) => {
+            let (forward, _) = &**passed;
+            let stepped = forward.stepped.clone().map(Stepped::OnHost);
+            (output(loss, &op.batch, forward)?, stepped)
+        }
+        Left::OnCuda(left) => (left.output(loss, &op.batch), left.stepped()),
+    })
 }
 
-/// candle's op takes three tensors; an empty one stands for no bias.
+/// candle's op takes three tensors; an empty one stands for no bias. (A device has no buffer without
+/// elements.)
 fn bias_or_none(head: &Head) -> Result<Tensor> {
     match head.bias {
         Some(bias) => Ok(bias.clone()),
-        None => Ok(Tensor::zeros(0, head.weight.dtype(), head.weight.device())?),
+        None => {
+            let device = head.weight.device();
+            let length = usize::from(!device.is_cpu());
+            Ok(Tensor::zeros(length, head.weight.dtype(), device)?)
+        }
     }
 }
 
@@ -108,9 +143,27 @@ fn bias_or_none(head: &Head) -> Result<Tensor> {
 struct LinearLoss<T: Scalar> {
     batch: Batch,
     source: TemperatureSource,
+    residence: Residence,
+    has_bias: bool,
     gathered: Option<Arc<Gathered>>,
     wanted: Wanted,
-    passed: Passed<(Forward, Softened<T::Real>)>,
+    passed: Passed<Left<T>>,
+}
+
+/// What a pass is made with besides its tensors, on a device.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+struct Pass<'a> {
+    batch: &'a Batch,
+    source: &'a TemperatureSource,
+    residence: &'a Residence,
+    gathered: Option<&'a Gathered>,
+    with_gradient: bool,
+}
+
+/// What a forward pass left, for the caller and for the backward pass.
+enum Left<T: Scalar> {
+    OnCpu(Box<(Forward, Softened<T::Real>)>),
+    OnCuda(Box<cuda::Left>),
 }
 
 /// The op as candle's graph holds it, while [`forward_of`] reads what it left.
@@ -150,11 +203,11 @@ impl<T: Scalar> LinearLoss<T> {
     /// The gradients of the head and its bias.
     fn head_gradients(
         &self,
+        (forward, softened): (&Forward, &Softened<T::Real>),
         head: &Tensor,
         bias: &Tensor,
         factor: impl Fn(&BatchRow) -> f64 + Sync,
     ) -> Result<(Tensor, Tensor)> {
-        let (forward, softened) = self.passed.forward()?;
         let mut head_values = bytemuck::zeroed_vec(head.elem_count());
         let mut bias_values = bytemuck::zeroed_vec(bias.elem_count());
         let gradient = HeadGradient::<T> {
@@ -203,10 +256,35 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         let gathered = op.gathered.as_ref();
         let pass = head_view::<T>(head, head_layout, bias, bias_layout, gathered)
             .and_then(|head| op.pass(hidden_view(hidden, hidden_layout)?, &head));
-        let (forward, _) = op.passed.keep(pass)?;
-        let loss = loss_values(&op.batch, forward);
+        let passed = op.passed.noted(pass)?;
+        let loss = loss_values(&op.batch, &passed.0);
+        op.passed.keep(Ok(Left::OnCpu(Box::new(passed))))?;
         let shape = loss_shape(&op.batch, hidden_layout.dims());
         Ok((storage_of(loss, hidden.dtype()), shape))
+    }
+
+    fn cuda_fwd(
+        &self,
+        hidden: &CudaStorage,
+        hidden_layout: &Layout,
+        head: &CudaStorage,
+        head_layout: &Layout,
+        bias: &CudaStorage,
+        bias_layout: &Layout,
+    ) -> candle_core::Result<(CudaStorage, Shape)> {
+        let op = &*self.0;
+        let pass = Pass {
+            batch: &op.batch,
+            source: &op.source,
+            residence: &op.residence,
+            gathered: op.gathered.as_deref(),
+            with_gradient: op.wanted.hidden,
+        };
+        let bias = op.has_bias.then_some((bias, bias_layout));
+        let passed = cuda::forward((hidden, hidden_layout), (head, head_layout), bias, &pass);
+        let (left, loss) = op.passed.noted(passed)?;
+        op.passed.keep(Ok(Left::OnCuda(Box::new(left))))?;
+        Ok((loss, loss_shape(&op.batch, hidden_layout.dims())))
     }
 
     fn bwd(
@@ -218,7 +296,12 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let op = &*self.0;
-        let (forward, softened) = op.passed.forward()?;
+        let (forward, softened) = match op.passed.forward()? {
+            Left::OnCpu(passed) => &**passed,
+            Left::OnCuda(left) => {
+                return Ok((Some(cuda::backward(hidden, left, upstream)?), None, None));
+            }
+        };
         let upstream = Upstream::new(upstream)?;
         let factor = |row: &BatchRow| upstream.factor(&op.batch, row, forward.temperature);
         let mut hidden_gradient = None;
@@ -230,7 +313,8 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         if !op.wanted.head {
             return Ok((hidden_gradient, None, None));
         }
-        let (head_gradient, bias_gradient) = op.head_gradients(head, bias, factor)?;
+        let (head_gradient, bias_gradient) =
+            op.head_gradients((forward, softened), head, bias, factor)?;
         Ok((
             hidden_gradient,
             head.track_op().then_some(head_gradient),
@@ -241,7 +325,8 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
 
 /// Everything that the slices of the backend rely on, refused in words before any work.
 fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
-    check_device(HIDDEN, hidden)?;
+    check_loss_device(HIDDEN, hidden)?;
+    check_same_device(hidden, head)?;
     check_positions(hidden, batch.positions)?;
     check_head(head.weight, head.bias, &batch.sets)?;
     check_dtype(hidden, head.weight)?;
@@ -255,11 +340,65 @@ fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
         });
     }
     match (hidden.dims().last(), head.weight.dims().last()) {
-        (Some(hidden), Some(head)) if hidden == head => Ok(()),
-        (hidden, head) => Err(Error::LengthMismatch {
-            what: "width of the hidden states (the head's is expected)",
-            expected: head.copied().unwrap_or(0),
-            actual: hidden.copied().unwrap_or(0),
+        (Some(hidden), Some(head)) if hidden == head => {}
+        (hidden, head) => {
+            return Err(Error::LengthMismatch {
+                what: "width of the hidden states (the head's is expected)",
+                expected: head.copied().unwrap_or(0),
+                actual: hidden.copied().unwrap_or(0),
+            });
+        }
+    }
+    match hidden.device() {
+        Device::Cpu => Ok(()),
+        _ => check_for_cuda(hidden, head, batch),
+    }
+}
+
+/// Refuses what CUDA has no kernel for; in checked mode, looks at the logits on the CPU: to name the
+/// first that is not finite is worth a copy to those who ask for it.
+fn check_for_cuda(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
+    if head.weight.track_op() || head.bias.is_some_and(Tensor::track_op) {
+        return Err(Error::Unsupported {
+            what: HEAD,
+            expected: "a head that takes no gradient, on CUDA (a FrozenHead, or detached)".into(),
+            actual: "a tracked one".into(),
+        });
+    }
+    if batch.whole_vocabulary().is_some() {
+        return Err(Error::Unsupported {
+            what: "token sets",
+            expected: "listed sets, for the loss over hidden states on CUDA".into(),
+            actual: "the whole vocabulary (use `forward` with logits)".into(),
+        });
+    }
+    if !batch.checked {
+        return Ok(());
+    }
+    let to_cpu = |tensor: &Tensor| tensor.to_device(&Device::Cpu);
+    let (weight, bias) = (to_cpu(head.weight)?, head.bias.map(to_cpu).transpose()?);
+    let copied = Head {
+        weight: &weight,
+        bias: bias.as_ref(),
+        gathered: None,
+        gathered_sets: None,
+    };
+    statistics_on_cpu(&to_cpu(hidden)?, &copied, batch).map(|_| ())
+}
+
+fn check_same_device(hidden: &Tensor, head: &Head) -> Result<()> {
+    let others = [Some(head.weight), head.bias];
+    let elsewhere =
+        (others.into_iter().flatten()).find(|tensor| !tensor.device().same_device(hidden.device()));
+    match elsewhere {
+        None => Ok(()),
+        Some(tensor) => Err(Error::Unsupported {
+            what: HEAD,
+            expected: format!(
+                "a head on {:?}, as the hidden states",
+                hidden.device().location()
+            ),
+            actual: format!("one on {:?}", tensor.device().location()),
         }),
     }
 }

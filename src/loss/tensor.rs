@@ -150,7 +150,7 @@ pub(super) fn check_positions(tensor: &Tensor, positions: usize) -> Result<()> {
     })
 }
 
-/// Refuses a device that no backend of this build serves.
+/// Refuses a tensor that is not on the CPU, where that is all there is.
 pub(super) fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
     match tensor.device() {
         Device::Cpu => Ok(()),
@@ -160,6 +160,24 @@ pub(super) fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
             actual: format!("a tensor on {:?}", other.location()),
         }),
     }
+}
+
+/// Refuses a device that no backend of this build serves a loss on, and f64 where there are no kernels for it.
+pub(super) fn check_loss_device(what: &'static str, tensor: &Tensor) -> Result<()> {
+    let expected = match (tensor.device(), tensor.dtype()) {
+        (Device::Cpu, _) => return Ok(()),
+        (Device::Cuda(_), DType::F32 | DType::F16 | DType::BF16) if cfg!(feature = "cuda") => {
+            return Ok(());
+        }
+        (Device::Cuda(_), _) if cfg!(feature = "cuda") => "dtype f32, f16 or bf16 on CUDA",
+        _ if cfg!(feature = "cuda") => "a tensor on the CPU or on CUDA",
+        _ => "a tensor on the CPU",
+    };
+    Err(Error::Unsupported {
+        what,
+        expected: expected.into(),
+        actual: format!("{:?} on {:?}", tensor.dtype(), tensor.device().location()),
+    })
 }
 
 /// The storage of a tensor on the CPU.

@@ -4,8 +4,10 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::head::Head;
-use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
-use super::{dense, linear};
+use super::linear;
+use super::tensor::{
+    Scalar, check_device, check_loss_device, check_positions, cpu, matrix, with_element,
+};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
@@ -111,7 +113,7 @@ fn pick<T: Element>(logits: &[T], tokens: TokenSet) -> Vec<f64> {
 
 /// Refuses logits of a device or dtype that there are no kernels for, and other than one row a beam.
 pub(crate) fn check_for_kernels(logits: &Tensor, rows: usize) -> Result<()> {
-    dense::check_device(LOGITS, logits)?;
+    check_loss_device(LOGITS, logits)?;
     check_positions(logits, rows)
 }
 

@@ -1,43 +1,15 @@
 //! Runs the dense operation in the emulator.
 
-use bytemuck::Pod;
 use candle_trie::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRow,
-    DenseRows, DenseTemperature, DeviceLimits, Element, GradientView, TokenSetsView,
+    DenseRows, DenseTemperature, DeviceLimits, GradientView, TokenSetsView,
 };
 use candle_trie::reference::{self, Reference};
 use candle_trie::{Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
 use candle_trie_emulator::{Buffer, Emulator, Fault, Memory, Report, same_for_every_schedule};
-use half::{bf16, f16};
 
 use crate::emulated::{LIMITS, SEEDS, run};
-
-/// A type of logits.
-pub trait Number: Pod {
-    const ELEMENT: Element;
-    /// The step between two numbers near 1.
-    const STEP: f64;
-    fn from_f64(value: f64) -> Self;
-    fn to_f64(self) -> f64;
-}
-
-macro_rules! number {
-    ($T:ty, $element:ident, $step:expr, $narrow:expr) => {
-        impl Number for $T {
-            const ELEMENT: Element = Element::$element;
-            const STEP: f64 = $step;
-            fn from_f64(value: f64) -> Self {
-                $narrow(value)
-            }
-            fn to_f64(self) -> f64 {
-                self.into()
-            }
-        }
-    };
-}
-number!(f32, F32, 1.2e-7, |value| value as f32);
-number!(f16, F16, 9.8e-4, f16::from_f64);
-number!(bf16, Bf16, 7.9e-3, bf16::from_f64);
+use crate::number::Number;
 
 /// How the gradient comes about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

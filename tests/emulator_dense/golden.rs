@@ -5,8 +5,9 @@
 use candle_trie::{Convention, Temperature, TokenSets};
 use half::bf16;
 
-use crate::device::{Case, Gradient, Number};
+use crate::device::{Case, Gradient};
 use crate::golden_case::{self, for_each_case};
+use crate::number::Number;
 
 fn check<T: Number>(
     golden: &golden_case::Case,

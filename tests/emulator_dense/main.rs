@@ -14,5 +14,6 @@ mod golden_case;
 mod counts;
 mod device;
 mod golden;
+mod number;
 mod options;
 mod shapes;

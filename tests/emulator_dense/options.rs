@@ -6,7 +6,8 @@ use half::{bf16, f16};
 use crate::batch::{
     SHAPE, VOCABULARY, conventions, noise, rows, sets, strategy, temperatures, weighted_rows,
 };
-use crate::device::{Case, GRADIENTS, Gradient, Number};
+use crate::device::{Case, GRADIENTS, Gradient};
+use crate::number::Number;
 
 fn every_option<T: Number>() {
     let sets = sets();

@@ -6,7 +6,8 @@ use candle_trie_emulator::{Emulator, Memory};
 use half::{bf16, f16};
 
 use crate::batch::{noise, rows_of, strategy};
-use crate::device::{Case, GRADIENTS, Gradient, Number};
+use crate::device::{Case, GRADIENTS, Gradient};
+use crate::number::Number;
 
 /// Sets of these sizes, spread over the vocabulary.
 fn sets(vocabulary: u32, sizes: &[u32]) -> TokenSets {

@@ -9,6 +9,10 @@ mod emulated;
 
 mod decode;
 mod dense;
+mod linear;
+#[path = "../linear/batch.rs"]
+#[allow(dead_code)]
+mod linear_batch;
 mod sum;
 
 use candle_core::Device;

@@ -49,7 +49,11 @@ impl DeviceSets {
         })
     }
 
-    fn view<'a>(&'a self, executor: &'a Executor, buffers: &mut Buffers<'a>) -> TokenSetsView {
+    pub(super) fn view<'a>(
+        &'a self,
+        executor: &'a Executor,
+        buffers: &mut Buffers<'a>,
+    ) -> TokenSetsView {
         let mut address = |index: usize| {
             (self.listed.as_ref()).map_or(0, |listed| buffers.read(executor, &listed[index]))
         };
@@ -263,7 +267,7 @@ pub(crate) fn uninitialised<T: DeviceRepr>(
     Ok(unsafe { device.alloc::<T>(length.max(1)) }?)
 }
 
-fn upload(device: &CudaDevice, values: &[u32]) -> Result<CudaSlice<u32>> {
+pub(super) fn upload(device: &CudaDevice, values: &[u32]) -> Result<CudaSlice<u32>> {
     // A device has no buffer without elements.
     let values = if values.is_empty() { &[0] } else { values };
     Ok(device.clone_htod(values)?)

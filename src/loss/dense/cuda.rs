@@ -3,43 +3,21 @@
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Layout, Shape, Storage, Tensor};
-use half::{bf16, f16};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Tensor};
 
 use super::{LOGITS, not_contiguous};
 use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::{
-    DeviceBatch, DeviceElement, DeviceLogits, Forwarded, PassTemperature, uninitialised,
+    DeviceBatch, DeviceElement, DeviceLogits, Forwarded, uninitialised,
 };
 use crate::backend::launch::{DenseRows, DenseTemperature};
 use crate::loss::LossOutput;
+use crate::loss::device::{at_temperature, cuda, from_storage, part, tensor, with_device_element};
 use crate::loss::pass::loss_shape;
 use crate::loss::residence::Residence;
 use crate::loss::temperature::{Stepped, TemperatureSource};
-use crate::loss::tensor::{matrix_shape, unsupported_dtype};
-use crate::{Error, Result, Statistics, Temperature};
-
-/// Runs `$body` with `$T` bound to the element type of `$dtype`.
-macro_rules! with_device_element {
-    ($dtype:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            DType::F16 => {
-                type $T = f16;
-                $body
-            }
-            DType::BF16 => {
-                type $T = bf16;
-                $body
-            }
-            other => Err(unsupported_dtype(LOGITS, other)),
-        }
-    };
-}
+use crate::loss::tensor::matrix_shape;
+use crate::{Result, Statistics, Temperature};
 
 /// What a forward pass left, on the device but for the plan.
 pub(super) struct Left {
@@ -75,9 +53,9 @@ pub(super) fn forward(
 ) -> Result<(Left, CudaStorage)> {
     let device = &storage.device;
     let on_device = upload(device, batch, residence)?;
-    with_device_element!(storage.dtype(), T => {
+    with_device_element!(storage.dtype(), LOGITS, T => {
         let logits = view::<T>(storage, layout)?;
-        let forwarded = at_temperature(source, on_device.plan(), |temperature| {
+        let forwarded = at_temperature(source, next(on_device.plan()), |temperature| {
             on_device.forward(&logits, temperature, None)
         })?;
         Ok(left(device, on_device, forwarded, source))
@@ -87,12 +65,15 @@ pub(super) fn forward(
 pub(super) fn backward(logits: &Tensor, left: &Left, upstream: &Tensor) -> Result<Tensor> {
     let upstream = upstream.to_dtype(DType::F32)?.contiguous()?;
     let (upstream, upstream_layout) = upstream.storage_and_layout();
-    let upstream = part(cuda(&upstream)?.as_cuda_slice::<f32>()?, upstream_layout);
+    let upstream = part(
+        cuda(LOGITS, &upstream)?.as_cuda_slice::<f32>()?,
+        upstream_layout,
+    );
     let (temperature, _) = left.temperature.storage_and_layout();
-    let temperature = cuda(&temperature)?.as_cuda_slice::<f64>()?;
-    with_device_element!(logits.dtype(), T => {
+    let temperature = cuda(LOGITS, &temperature)?.as_cuda_slice::<f64>()?;
+    with_device_element!(logits.dtype(), LOGITS, T => {
         let (storage, layout) = logits.storage_and_layout();
-        let storage = cuda(&storage)?;
+        let storage = cuda(LOGITS, &storage)?;
         let mut gradient = uninitialised::<T>(&storage.device, logits.elem_count())?;
         let view = view::<T>(storage, layout)?;
         left.batch.backward(&view, &left.softmaxes, temperature, &upstream, &mut gradient)?;
@@ -107,7 +88,7 @@ pub(super) fn statistics(
 ) -> Result<Statistics> {
     let (storage, layout) = logits.storage_and_layout();
     let at_any = TemperatureSource::Given(1.0);
-    let (left, loss) = forward(cuda(&storage)?, layout, batch, &at_any, residence)?;
+    let (left, loss) = forward(cuda(LOGITS, &storage)?, layout, batch, &at_any, residence)?;
     let loss = from_storage(loss, loss_shape(batch, logits.dims()));
     left.output(loss, batch).read_statistics()
 }
@@ -118,9 +99,9 @@ pub(super) fn value_and_gradient(
     source: &TemperatureSource,
     residence: &Residence,
 ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
-    with_device_element!(logits.dtype(), T => {
+    with_device_element!(logits.dtype(), LOGITS, T => {
         let (storage, layout) = logits.storage_and_layout();
-        let storage = cuda(&storage)?;
+        let storage = cuda(LOGITS, &storage)?;
         let device = &storage.device;
         let mut gradient = uninitialised::<T>(device, logits.elem_count())?;
         let (output, stepped) =
@@ -140,7 +121,7 @@ pub(super) fn forward_into(
     let Some((start, _)) = gradient_layout.contiguous_offsets() else {
         return Err(not_contiguous(gradient_layout));
     };
-    with_device_element!(logits.0.dtype(), T => {
+    with_device_element!(logits.0.dtype(), LOGITS, T => {
         let gradient = gradient.as_cuda_slice_mut::<T>()?;
         forward_with::<T>(logits, batch, source, residence, gradient, start)
     })
@@ -157,11 +138,11 @@ pub(super) fn forward_over(
     let device = storage.device.clone();
     let on_device = upload(&device, batch, residence)?;
     let (stride, width) = matrix_shape(LOGITS, layout)?;
-    let forwarded = with_device_element!(storage.dtype(), T => {
+    let forwarded = with_device_element!(storage.dtype(), LOGITS, T => {
         let values = storage.as_cuda_slice_mut::<T>()?;
         let start = layout.start_offset().min(values.len());
         let mut logits = DeviceLogits { values: values.slice_mut(start..), stride, width };
-        at_temperature(source, on_device.plan(), |temperature| {
+        at_temperature(source, next(on_device.plan()), |temperature| {
             on_device.forward_over(&mut logits, temperature)
         })
     })?;
@@ -184,7 +165,7 @@ fn forward_with<T: DeviceElement>(
     let logits = view::<T>(storage, layout)?;
     let start = start.min(gradient.len());
     let mut room = gradient.slice_mut(start..);
-    let forwarded = at_temperature(source, on_device.plan(), |temperature| {
+    let forwarded = at_temperature(source, next(on_device.plan()), |temperature| {
         on_device.forward(&logits, temperature, Some(&mut room))
     })?;
     Ok(detached(
@@ -206,25 +187,8 @@ fn detached(
     (left.output(loss, batch), left.stepped())
 }
 
-/// Launches a pass at the temperature that its source says.
-fn at_temperature(
-    source: &TemperatureSource,
-    rows: &DenseRows,
-    launch: impl FnOnce(&PassTemperature) -> Result<Forwarded>,
-) -> Result<Forwarded> {
-    let (plan, previous) = match source {
-        TemperatureSource::Given(value) => (DenseTemperature::at(*value), None),
-        TemperatureSource::Stepping(temperature, previous) => (
-            DenseTemperature::next(temperature, rows)?,
-            previous.as_ref(),
-        ),
-    };
-    let storage = previous.map(Tensor::storage_and_layout);
-    let previous = match &storage {
-        Some((storage, layout)) => Some(part(cuda(storage)?.as_cuda_slice()?, layout)),
-        None => None,
-    };
-    launch(&PassTemperature { plan, previous })
+fn next(rows: &DenseRows) -> impl Fn(&Temperature) -> Result<DenseTemperature> {
+    |temperature| DenseTemperature::next(temperature, rows)
 }
 
 fn upload(device: &CudaDevice, batch: &Batch, residence: &Residence) -> Result<DeviceBatch> {
@@ -263,32 +227,4 @@ pub(crate) fn view<'a, T: DeviceElement>(
         stride,
         width,
     })
-}
-
-/// What of a storage is a tensor's, from its first element on.
-fn part<'a, T>(slice: &'a CudaSlice<T>, layout: &Layout) -> CudaView<'a, T> {
-    slice.slice(layout.start_offset().min(slice.len())..)
-}
-
-pub(crate) fn cuda(storage: &Storage) -> Result<&CudaStorage> {
-    match storage {
-        Storage::Cuda(storage) => Ok(storage),
-        _ => Err(Error::Unsupported {
-            what: LOGITS,
-            expected: "a tensor on CUDA".into(),
-            actual: "a tensor elsewhere".into(),
-        }),
-    }
-}
-
-fn tensor<T: candle_core::cuda_backend::CudaDType>(
-    device: &CudaDevice,
-    values: CudaSlice<T>,
-    shape: impl Into<Shape>,
-) -> Tensor {
-    from_storage(CudaStorage::wrap_cuda_slice(values, device.clone()), shape)
-}
-
-fn from_storage(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
-    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
 }

@@ -56,9 +56,6 @@ impl DenseRows {
         let (first_statistics, counting) = (alone.len(), alone.len() + both.len());
         let ordered = [alone, both, statistics].concat();
         let sizes: Vec<u32> = (ordered.iter()).map(|row| batch.size(row) as u32).collect();
-        let statistics = (sizes[first_statistics..].iter())
-            .map(|&size| Statistics::of_moments(size as usize, 0.0, 0.0, 0.0))
-            .fold(Statistics::default(), |sum, row| sum.merge(&row));
         let row = |row: &&BatchRow| DenseRow {
             position: row.position,
             set: row.set,
@@ -67,13 +64,13 @@ impl DenseRows {
         };
         Self {
             rows: ordered.iter().map(row).collect(),
-            idle: idle(batch),
+            idle: batch.idle(),
             sizes,
             counting: counting as u32,
             first_statistics: first_statistics as u32,
             times_temperature: batch.times_temperature,
             reduced: batch.reduced,
-            statistics,
+            statistics: batch.statistics_sizes(),
         }
     }
 
@@ -99,14 +96,6 @@ impl DenseRows {
     pub(super) fn statistics_sizes(&self) -> StatisticsSizes {
         StatisticsSizes::of(&self.statistics)
     }
-}
-
-/// The positions without a loss, rising.
-fn idle(batch: &Batch) -> Vec<u32> {
-    let mut counting = batch.rows.iter().filter(|row| row.counts()).peekable();
-    (0..batch.positions as u32)
-        .filter(|&position| counting.next_if(|row| row.position == position).is_none())
-        .collect()
 }
 
 #[cfg(test)]

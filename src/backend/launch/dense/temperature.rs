@@ -28,7 +28,7 @@ pub struct StatisticsSizes {
 }
 
 impl StatisticsSizes {
-    pub(super) fn of(statistics: &Statistics) -> Self {
+    pub(in crate::backend::launch) fn of(statistics: &Statistics) -> Self {
         let [rows, tokens, _, _, _, fan_out, _, _, log_sizes]: [f64; Statistics::LENGTH] =
             bytemuck::cast(*statistics);
         Self {
@@ -44,11 +44,11 @@ impl StatisticsSizes {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DenseTemperature {
     /// The temperature so far, for whoever does not hold it on the device.
-    pub(super) given: f64,
+    pub(in crate::backend::launch) given: f64,
     /// Whether a temperature on the device counts instead of the given one.
-    pub(super) continues: bool,
+    pub(in crate::backend::launch) continues: bool,
     /// The step that is taken with the statistics of the pass: none where it is known without them.
-    pub(super) step: Option<TemperatureStep>,
+    pub(in crate::backend::launch) step: Option<TemperatureStep>,
 }
 
 impl DenseTemperature {
@@ -67,11 +67,19 @@ impl DenseTemperature {
     /// # Errors
     /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
     pub fn next(temperature: &Temperature, rows: &DenseRows) -> Result<Self> {
+        Self::of_sizes(temperature, &rows.statistics)
+    }
+
+    /// The next one, with statistics of these sizes.
+    pub(in crate::backend::launch) fn of_sizes(
+        temperature: &Temperature,
+        sizes: &Statistics,
+    ) -> Result<Self> {
         match temperature {
             Temperature::Fixed(value) => {
                 check_positive("temperature", *value).map(|()| Self::at(*value))
             }
-            Temperature::Adaptive(adaptive) => Self::next_adaptive(adaptive, &rows.statistics),
+            Temperature::Adaptive(adaptive) => Self::next_adaptive(adaptive, sizes),
         }
     }
 
@@ -99,7 +107,7 @@ impl DenseTemperature {
     }
 
     /// Whether all rows must wait for the statistics.
-    pub(super) fn adapts(&self) -> bool {
+    pub(in crate::backend::launch) fn adapts(&self) -> bool {
         self.step.is_some()
     }
 }

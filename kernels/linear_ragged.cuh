@@ -1,0 +1,213 @@
+// A ragged row in one pass, in the manner of flash attention with the head rows of its set for keys and values:
+//
+//     z_v = h·W_v + b_v,    gradient = Σ_{v ∈ C} p_v W_v − W_y
+//
+// The set is taken in tiles. A tile's head rows are read once, kept in shared memory and used twice: for the scores, and
+// for the gradient, which is scaled down where a larger score comes. The target's (p_y − 1)·W_y waits for the last tile.
+#pragma once
+
+#include "linear.cuh"
+
+// Where a block keeps what it works on: numbers, then a hidden state, then head rows. Mirrors launch::linear's `Room`.
+struct RaggedRoom {
+    unsigned char* bytes;
+    // Head rows of a tile, and whether they and a hidden state are kept.
+    uint32_t rows;
+    bool keeps_head;
+    bool keeps_hidden;
+    unsigned char* scratch;
+
+    __device__ __forceinline__ float* scores() const { return reinterpret_cast<float*>(bytes); }
+    // As many as rows, or as warps where they are more.
+    __device__ __forceinline__ float* weights() const { return scores() + rows; }
+
+    template <class T>
+    __device__ __forceinline__ T* hidden() const {
+        const uint32_t numbers = (2 * rows + blockDim.x / reduce::warp_size + 3) / 4 * 4;
+        return reinterpret_cast<T*>(scores() + numbers);
+    }
+    template <class T>
+    __device__ __forceinline__ T* head(uint32_t row, uint32_t packet, uint32_t packets) const {
+        return hidden<T>() + ((row + keeps_hidden) * packets + packet) * Packet<T>::size;
+    }
+};
+
+template <class T>
+class RaggedRow {
+public:
+    __device__ __forceinline__ RaggedRow(const LinearBatch& batch, const LinearRow& row, const RaggedRoom& room)
+        : row(row),
+          room(room),
+          valid(batch, row),
+          hidden(static_cast<const T*>(batch.hidden) + row.position * batch.hidden_stride, batch.width),
+          packets(Vector<T>::packets(batch.width)) {}
+
+    // By all threads of a block. Writes the gradient, of whole packets, where there is room for it.
+    __device__ __forceinline__ Scored compute(float inverse_temperature, float* gradient) {
+        keep_hidden();
+        const Exponentials exponentials = {inverse_temperature};
+        Exponentials::Value others = exponentials.identity();
+        Scored scored = {};
+        for (begin = 0; begin < valid.size; begin = end) {
+            end = valid.size - begin < room.rows ? valid.size : begin + room.rows;
+            score();
+            const float before = others.maximum;
+            others = exponentials.combine(others, reduce::block(exponentials, exponentials_of_tile(exponentials), room.scratch));
+            look(scored);
+            Errors weigh = Errors::so_far(others.maximum, inverse_temperature, row.rank);
+            if (end == valid.size) {
+                scored.softmax = Softmax::of(others, scored.target, inverse_temperature);
+                weigh = Errors::of(scored.softmax, inverse_temperature, row.rank);
+            }
+            if (gradient) add_gradient(weigh, weigh.relative(before) * weigh.scale, gradient);
+            // The next tile is kept where this one is.
+            __syncthreads();
+        }
+        scored.moments = reduce::block(Moments(), scored.moments, room.scratch);
+        return scored;
+    }
+
+    // The statistics alone.
+    __device__ __forceinline__ Scored measure() {
+        keep_hidden();
+        Scored scored = {};
+        for (begin = 0; begin < valid.size; begin = end) {
+            end = valid.size - begin < room.rows ? valid.size : begin + room.rows;
+            score();
+            // All threads read the first score and the target's.
+            __syncthreads();
+            look(scored);
+            // The next tile's scores go where these are.
+            __syncthreads();
+        }
+        scored.moments = reduce::block(Moments(), scored.moments, room.scratch);
+        return scored;
+    }
+
+private:
+    const LinearRow& row;
+    const RaggedRoom& room;
+    ValidRows<T> valid;
+    Vector<T> hidden;
+    uint32_t packets;
+    // The tile.
+    uint32_t begin = 0;
+    uint32_t end = 0;
+
+    using Sums = float[Packet<T>::size];
+
+    __device__ __forceinline__ void keep_hidden() const {
+        if (!room.keeps_hidden) return;
+        for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
+            hidden.load(p).store(room.hidden<T>() + p * Packet<T>::size);
+        }
+        // Every warp reads all of it.
+        __syncthreads();
+    }
+
+    __device__ __forceinline__ Packet<T> hidden_packet(uint32_t index) const {
+        if (room.keeps_hidden) return Packet<T>::load(room.hidden<T>() + index * Packet<T>::size);
+        return hidden.load(index);
+    }
+
+    __device__ __forceinline__ Packet<T> head_packet(uint32_t index, uint32_t packet) const {
+        if (room.keeps_head) return Packet<T>::load(room.head<T>(index, packet, packets));
+        return valid.head_row(begin + index).load(packet);
+    }
+
+    // The scores of the tile. A warp takes a row, or a part of one where there are more warps than rows.
+    __device__ __forceinline__ void score() const {
+        const uint32_t warps = blockDim.x / reduce::warp_size, lane = threadIdx.x % reduce::warp_size;
+        const uint32_t rows = end - begin, parts = rows < warps ? warps / rows : 1;
+        for (uint32_t i = threadIdx.x / reduce::warp_size; i < rows * parts; i += warps) {
+            const Vector<T> head = valid.head_row(begin + i / parts);
+            float sum = 0.0f;
+#pragma unroll 2
+            for (uint32_t p = i % parts * reduce::warp_size + lane; p < packets; p += parts * reduce::warp_size) {
+                const Packet<T> packet = head.load(p);
+                if (room.keeps_head) packet.store(room.head<T>(i / parts, p, packets));
+                sum = add_products(sum, packet, hidden_packet(p));
+            }
+            sum = reduce::warp(reduce::Sum<float>(), sum);
+            if (lane == 0) room.weights()[i] = sum;
+        }
+        // A thread adds up what several warps found.
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < rows; i += blockDim.x) {
+            float sum = valid.bias(begin + i);
+            for (uint32_t part = 0; part < parts; ++part) sum += room.weights()[i * parts + part];
+            room.scores()[i] = sum;
+        }
+    }
+
+    // At the scores of the tile, for statistics: each thread at those that it has written.
+    __device__ __forceinline__ void look(Scored& scored) const {
+        if (begin == 0) scored.shift = room.scores()[0];
+        if (row.rank >= begin && row.rank < end) scored.target = room.scores()[row.rank - begin];
+        for (uint32_t i = threadIdx.x; i < end - begin; i += blockDim.x) {
+            scored.moments = Moments().add(scored.moments, room.scores()[i] - scored.shift);
+        }
+    }
+
+    // Of the scores that this thread has just written, without the target's.
+    __device__ __forceinline__ Exponentials::Value exponentials_of_tile(const Exponentials& exponentials) const {
+        Exponentials::Value others = exponentials.identity();
+        for (uint32_t i = threadIdx.x; i < end - begin; i += blockDim.x) {
+            if (begin + i != row.rank) others = exponentials.add(others, room.scores()[i]);
+        }
+        return others;
+    }
+
+    // Adds the tile's part of the gradient to what was there, times `carried`.
+    __device__ __forceinline__ void add_gradient(const Errors& weigh, float carried, float* gradient) const {
+        for (uint32_t i = threadIdx.x; i < end - begin; i += blockDim.x) {
+            room.weights()[i] = weigh(begin + i, room.scores()[i]);
+        }
+        // Every thread reads all weights.
+        __syncthreads();
+        for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
+            Sums sums = {};
+            if (begin != 0) load_scaled(sums, carried, gradient + p * Packet<T>::size);
+            for (uint32_t i = 0; i < end - begin; ++i) {
+                add(sums, room.weights()[i], head_packet(i, p));
+            }
+            store(sums, gradient + p * Packet<T>::size);
+        }
+        if (end == valid.size && row.rank < begin) add_target(weigh.of_target, gradient);
+    }
+
+    // The target's part, where its tile has gone by: each thread where it has written.
+    __device__ __forceinline__ void add_target(float error, float* gradient) const {
+        const Vector<T> head = valid.head_row(row.rank);
+        for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
+            Sums sums;
+            load_scaled(sums, 1.0f, gradient + p * Packet<T>::size);
+            add(sums, error, head.load(p));
+            store(sums, gradient + p * Packet<T>::size);
+        }
+    }
+
+    __device__ __forceinline__ static void load_scaled(Sums& sums, float scale, const float* address) {
+#pragma unroll
+        for (uint32_t k = 0; k < Packet<T>::size; k += Packet<float>::size) {
+            const Packet<float> part = Packet<float>::load(address + k);
+#pragma unroll
+            for (uint32_t j = 0; j < Packet<float>::size; ++j) sums[k + j] = part.values[j] * scale;
+        }
+    }
+
+    __device__ __forceinline__ static void store(const Sums& sums, float* address) {
+#pragma unroll
+        for (uint32_t k = 0; k < Packet<T>::size; k += Packet<float>::size) {
+            Packet<float> part;
+#pragma unroll
+            for (uint32_t j = 0; j < Packet<float>::size; ++j) part.values[j] = sums[k + j];
+            part.store(address + k);
+        }
+    }
+
+    __device__ __forceinline__ static void add(Sums& sums, float weight, const Packet<T>& packet) {
+#pragma unroll
+        for (uint32_t k = 0; k < Packet<T>::size; ++k) sums[k] += weight * number::widen(packet.values[k]);
+    }
+};

@@ -1,0 +1,56 @@
+// What a grid of blocks adds up over its rows: the statistics and the loss. Each block publishes its sums, and the last
+// to come adds up those of all, in the order of the blocks.
+#pragma once
+
+#include "softmax.cuh"
+#include "temperature.cuh"
+
+// What a block adds up, in shared memory: the first thread's alone.
+struct BlockSums {
+    static constexpr int length = StatisticsSums::length + 1;
+    static constexpr int bytes = 64;
+
+    StatisticsSums statistics;
+    double loss;
+};
+static_assert(sizeof(BlockSums) == BlockSums::length * sizeof(double), "sums are published field by field");
+static_assert(BlockSums::bytes >= sizeof(BlockSums), "room for what a block adds up");
+
+// What a block reduces its rows and these sums with.
+constexpr int scratch_bytes = 512;
+static_assert(scratch_bytes >= reduce::scratch_bytes<Moments>(), "room for every reduction");
+static_assert(scratch_bytes >= reduce::scratch_bytes<Exponentials>(), "room for every reduction");
+static_assert(scratch_bytes >= reduce::scratch_bytes<reduce::Sum<double>>(), "room for every reduction");
+
+struct Totals {
+    BlockSums* of_block;
+    // The sums of all blocks, field by field.
+    double* partials;
+    unsigned char* scratch;
+
+    __device__ __forceinline__ void publish(int first, int end) const {
+        if (threadIdx.x != 0) return;
+        const double* fields = reinterpret_cast<const double*>(of_block);
+        for (int field = first; field < end; ++field) partials[field * gridDim.x + blockIdx.x] = fields[field];
+    }
+
+    // By the last block, which sees what all have published.
+    __device__ __forceinline__ double total(int field) const {
+        double sum = 0.0;
+        for (uint32_t block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
+            sum += partials[field * gridDim.x + block];
+        }
+        return reduce::block(reduce::Sum<double>(), sum, scratch);
+    }
+
+    __device__ __forceinline__ Statistics statistics(const StatisticsSizes& sizes) const {
+        return StatisticsSums{total(0), total(1), total(2), total(3), total(4), total(5)}.statistics(sizes);
+    }
+
+    // None where each position has a loss of its own.
+    __device__ __forceinline__ void write_loss(float* loss) const {
+        if (!loss) return;
+        const double sum = total(StatisticsSums::length);
+        if (threadIdx.x == 0) *loss = static_cast<float>(sum);
+    }
+};

@@ -1,0 +1,66 @@
+//! Matrix products, through the cuBLAS handle of candle's device. candle's own `matmul` would round
+//! what it sums to the type of its arguments.
+
+use std::ffi::c_int;
+
+use candle_core::cuda_backend::cudarc::cublas::{result, sys};
+
+use super::Executor;
+use crate::backend::launch::{Element, Product};
+use crate::{Error, Result};
+
+impl Executor {
+    /// Issues a product.
+    ///
+    /// # Safety
+    /// The addresses must be of device memory that holds what the product says, until it is done.
+    ///
+    /// # Errors
+    /// What cuBLAS says, and sizes beyond its 32 bits.
+    pub(super) unsafe fn multiply(&self, product: &Product) -> Result<()> {
+        let element = match product.element {
+            Element::F32 => sys::cudaDataType_t::CUDA_R_32F,
+            Element::F16 => sys::cudaDataType_t::CUDA_R_16F,
+            Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
+        };
+        // cuBLAS counts by columns: it is given the transpose of everything.
+        let right = match product.right_transposed {
+            true => sys::cublasOperation_t::CUBLAS_OP_T,
+            false => sys::cublasOperation_t::CUBLAS_OP_N,
+        };
+        let (one, zero) = (1f32, 0f32);
+        // SAFETY: the caller's promise about the addresses; the two factors are read by the call.
+        let issued = unsafe {
+            result::gemm_ex(
+                *self.blas.handle(),
+                right,
+                sys::cublasOperation_t::CUBLAS_OP_N,
+                size(u64::from(product.columns))?,
+                size(u64::from(product.rows))?,
+                size(u64::from(product.inner))?,
+                (&raw const one).cast(),
+                product.right as *const _,
+                element,
+                size(product.right_stride)?,
+                product.left as *const _,
+                element,
+                size(product.left_stride)?,
+                (&raw const zero).cast(),
+                product.result as *mut _,
+                sys::cudaDataType_t::CUDA_R_32F,
+                size(product.result_stride)?,
+                sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        issued.map_err(|error| candle_core::Error::Cuda(Box::new(error)).into())
+    }
+}
+
+fn size(size: u64) -> Result<c_int> {
+    c_int::try_from(size).map_err(|_| Error::TooLarge {
+        what: "matrix product",
+        size,
+        limit: i32::MAX as u64,
+    })
+}

@@ -1,0 +1,416 @@
+//! The plan for `kernels/linear_forward.cu` and the matrix products around it.
+
+use std::mem::offset_of;
+
+use bytemuck::{Pod, Zeroable};
+
+use super::rows::Group;
+use super::{LinearBatch, LinearInputs, LinearRows, Product, check_width, gradient_stride, packet};
+use crate::Result;
+use crate::backend::launch::{
+    DenseTemperature, DeviceLimits, Element, Launch, StatisticsSizes, TemperatureStep, WARP,
+};
+
+/// Mirrors `LinearForwardParams` of `kernels/linear_forward.cu`.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LinearForwardParams {
+    batch: LinearBatch,
+    scores: u64,
+    errors: u64,
+    gradient: u64,
+    gradient_stride: u64,
+    losses: u64,
+    loss: u64,
+    partials: u64,
+    statistics: u64,
+    temperature: u64,
+    previous: u64,
+    given: f64,
+    arrived: u64,
+    step: TemperatureStep,
+    sizes: StatisticsSizes,
+    tile_rows: u32,
+    keeps_head: u32,
+    keeps_hidden: u32,
+    times_temperature: u32,
+}
+
+const _: () = assert!(
+    size_of::<LinearForwardParams>() == 280
+        && offset_of!(LinearForwardParams, scores) == 96
+        && offset_of!(LinearForwardParams, partials) == 144
+        && offset_of!(LinearForwardParams, step) == 192
+        && offset_of!(LinearForwardParams, tile_rows) == 264
+);
+
+/// Statistics, temperature, loss and what the gradient of a batch is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearForward<'a> {
+    rows: &'a LinearRows,
+    element: Element,
+    width: u32,
+    temperature: DenseTemperature,
+    with_gradient: bool,
+    threads: u32,
+    blocks: u32,
+    room: Room,
+}
+
+/// What a block keeps on chip of a ragged row; mirrors `RaggedRoom` of `kernels/linear_ragged.cuh`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Room {
+    tile_rows: u32,
+    keeps_head: bool,
+    keeps_hidden: bool,
+}
+
+/// What a forward pass reads and writes besides its inputs, in device memory. Addresses of buffers
+/// without elements are not looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearForwardBuffers {
+    /// The gathered hidden states `[grouped, H]`.
+    pub group_hidden: u64,
+    /// The gathered head rows `[gathered_head_rows, H]`.
+    pub group_head: u64,
+    /// For each of [`LinearRows::grouped_sets`] that is frozen, its head rows `[tokens, H]`.
+    pub frozen: Vec<u64>,
+    /// [`LinearForward::scores`] f32: the scores, and then the errors.
+    pub scores: u64,
+    /// [`LinearForward::errors`] elements.
+    pub errors: u64,
+    /// [`LinearForward::gradient`] f32: the unscaled gradient, row by row.
+    pub gradient: u64,
+    /// [`LinearRows::losses`] f32.
+    pub loss: u64,
+    /// [`LinearForward::partials`] f64.
+    pub partials: u64,
+    /// The f64 fields of [`Statistics`](crate::Statistics).
+    pub statistics: u64,
+    /// One f64: the temperature that was used.
+    pub temperature: u64,
+    /// One f64: the temperature so far, or 0 where it is not on the device.
+    pub previous: u64,
+    /// One u32 that is 0, and is 0 again when the launch is over.
+    pub arrived: u64,
+}
+
+impl<'a> LinearForward<'a> {
+    /// Mirrors `BlockSums::bytes` and `scratch_bytes` of `kernels/totals.cuh`.
+    const SCRATCH_BYTES: u32 = 64 + 512;
+    /// Fields that each block sums: six of the statistics, and the loss.
+    const SUMS: usize = 7;
+    /// Rows of a tile that is not kept.
+    const LOOSE_TILE: u32 = 64;
+    /// Where so many head rows of a set fit, a block may have company.
+    const ENOUGH_ROWS: u32 = 4;
+
+    /// A pass over hidden states of `width` elements.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`](crate::Error::TooLarge) for a width of 0 or beyond 2²⁴.
+    pub fn new(
+        rows: &'a LinearRows,
+        element: Element,
+        width: usize,
+        temperature: DenseTemperature,
+        with_gradient: bool,
+        limits: &DeviceLimits,
+    ) -> Result<Self> {
+        let width = check_width(width)?;
+        let packets = width.div_ceil(packet(element));
+        let mut plan = Self {
+            rows,
+            element,
+            width,
+            temperature,
+            with_gradient,
+            threads: packets.next_power_of_two().clamp(64, 256),
+            blocks: 1,
+            room: Room::default(),
+        };
+        plan.room = plan.largest_room(limits);
+        let resident = limits.resident_blocks(plan.threads, plan.shared_bytes(plan.room));
+        plan.blocks = (rows.rows.len() as u32).clamp(1, resident.max(1));
+        Ok(plan)
+    }
+
+    /// How many scores there is room for.
+    #[must_use]
+    pub fn scores(&self) -> usize {
+        self.rows.grouped_scores as usize
+    }
+
+    /// How many errors are rounded for the products of the groups.
+    #[must_use]
+    pub fn errors(&self) -> usize {
+        let rounded = self.with_gradient && self.element != Element::F32;
+        if rounded {
+            self.rows.grouped_scores as usize
+        } else {
+            0
+        }
+    }
+
+    /// The f32 of the unscaled gradient.
+    #[must_use]
+    pub fn gradient(&self) -> usize {
+        let rows = if self.with_gradient {
+            self.rows.rows.len()
+        } else {
+            0
+        };
+        rows * gradient_stride(self.width) as usize
+    }
+
+    /// How many f64 of scratch the launch needs.
+    #[must_use]
+    pub fn partials(&self) -> usize {
+        Self::SUMS * self.blocks as usize
+    }
+
+    /// Whether each head row of a ragged set is kept on chip between its two uses.
+    #[must_use]
+    pub fn keeps_tiles(&self) -> bool {
+        self.room.keeps_head || self.rows.longest_ragged == 0
+    }
+
+    /// Whether the longest ragged set is taken in one tile.
+    #[must_use]
+    pub fn keeps_sets(&self) -> bool {
+        self.keeps_tiles() && self.room.tile_rows >= self.rows.longest_ragged
+    }
+
+    /// Threads and bytes of shared memory of a block.
+    #[must_use]
+    pub fn block_shape(&self) -> [u32; 2] {
+        [self.threads, self.shared_bytes(self.room)]
+    }
+
+    /// Launches and products of the pass, the gathering included.
+    #[must_use]
+    pub fn launches(&self) -> usize {
+        let groups = self.rows.groups.len();
+        let products = if self.with_gradient { 2 } else { 1 };
+        1 + usize::from(self.temperature.adapts()) + usize::from(groups > 0) + products * groups
+    }
+
+    /// The scores of the groups: before the launch, after the gathering.
+    pub fn score_products(
+        &self,
+        buffers: &'a LinearForwardBuffers,
+    ) -> impl Iterator<Item = Product> + '_ {
+        self.products(buffers, |group, head| Product {
+            element: self.element,
+            rows: group.rows,
+            columns: group.tokens,
+            inner: self.width,
+            left: buffers.group_hidden + self.bytes(u64::from(group.first) * u64::from(self.width)),
+            left_stride: self.width.into(),
+            right: head,
+            right_stride: self.width.into(),
+            right_transposed: true,
+            result: buffers.scores + 4 * group.scores,
+            result_stride: group.stride.into(),
+        })
+    }
+
+    /// The gradients of the groups, where they are prepared: after the launch.
+    pub fn gradient_products(
+        &self,
+        buffers: &'a LinearForwardBuffers,
+    ) -> impl Iterator<Item = Product> + '_ {
+        let errors = match self.element {
+            Element::F32 => buffers.scores,
+            _ => buffers.errors,
+        };
+        let wanted = usize::from(self.with_gradient) * self.rows.groups.len();
+        let stride = gradient_stride(self.width);
+        let products = self.products(buffers, move |group, head| Product {
+            element: self.element,
+            rows: group.rows,
+            columns: self.width,
+            inner: group.tokens,
+            left: errors + self.bytes(group.scores),
+            left_stride: group.stride.into(),
+            right: head,
+            right_stride: self.width.into(),
+            right_transposed: false,
+            result: buffers.gradient + 4 * u64::from(group.first) * stride,
+            result_stride: stride,
+        });
+        products.take(wanted)
+    }
+
+    fn products<'b>(
+        &'b self,
+        buffers: &'b LinearForwardBuffers,
+        product: impl Fn(&Group, u64) -> Product + 'b,
+    ) -> impl Iterator<Item = Product> + 'b {
+        self.rows
+            .groups
+            .iter()
+            .enumerate()
+            .map(move |(index, group)| {
+                let head = match group.gathered {
+                    Some(first) => {
+                        buffers.group_head + self.bytes(u64::from(first) * u64::from(self.width))
+                    }
+                    None => buffers.frozen.get(index).copied().unwrap_or(0),
+                };
+                product(group, head)
+            })
+    }
+
+    /// The launch that makes the statistics and the temperature, where rows must wait for them: after
+    /// the products, before the launch over all rows.
+    #[must_use]
+    pub fn statistics_launch(
+        &self,
+        inputs: &LinearInputs,
+        buffers: &LinearForwardBuffers,
+    ) -> Option<Launch<LinearForwardParams>> {
+        let kernel = match self.element {
+            Element::F32 => "linear_statistics_f32",
+            Element::F16 => "linear_statistics_f16",
+            Element::Bf16 => "linear_statistics_bf16",
+        };
+        let waits = self.temperature.adapts();
+        waits.then(|| self.launch_of(kernel, inputs, buffers))
+    }
+
+    /// The launch over all rows. It may be repeated after the products that come before it.
+    #[must_use]
+    pub fn launch(
+        &self,
+        inputs: &LinearInputs,
+        buffers: &LinearForwardBuffers,
+    ) -> Launch<LinearForwardParams> {
+        let kernel = match self.element {
+            Element::F32 => "linear_forward_f32",
+            Element::F16 => "linear_forward_f16",
+            Element::Bf16 => "linear_forward_bf16",
+        };
+        let mut launch = self.launch_of(kernel, inputs, buffers);
+        if self.temperature.adapts() {
+            launch.params.previous = buffers.temperature;
+            launch.params.statistics = 0;
+        }
+        launch
+    }
+
+    fn launch_of(
+        &self,
+        kernel: &'static str,
+        inputs: &LinearInputs,
+        buffers: &LinearForwardBuffers,
+    ) -> Launch<LinearForwardParams> {
+        let [threads, shared_bytes] = self.block_shape();
+        let [loss, losses] = match self.rows.reduced {
+            true => [buffers.loss, 0],
+            false => [0, buffers.loss],
+        };
+        let only = |wanted: bool, address: u64| if wanted { address } else { 0 };
+        Launch {
+            kernel,
+            grid: [self.blocks, 1, 1],
+            block: [threads, 1, 1],
+            shared_bytes,
+            cooperative: false,
+            params: LinearForwardParams {
+                batch: LinearBatch::new(self.rows, self.width, inputs),
+                scores: buffers.scores,
+                errors: only(self.errors() > 0, buffers.errors),
+                gradient: only(self.with_gradient, buffers.gradient),
+                gradient_stride: gradient_stride(self.width),
+                losses,
+                loss,
+                partials: buffers.partials,
+                statistics: buffers.statistics,
+                temperature: buffers.temperature,
+                previous: only(self.temperature.continues, buffers.previous),
+                given: self.temperature.given,
+                arrived: buffers.arrived,
+                step: self.temperature.step.unwrap_or(TemperatureStep::zeroed()),
+                sizes: self.rows.statistics_sizes(),
+                tile_rows: self.room.tile_rows,
+                keeps_head: self.room.keeps_head.into(),
+                keeps_hidden: self.room.keeps_hidden.into(),
+                times_temperature: self.rows.times_temperature.into(),
+            },
+        }
+    }
+
+    fn bytes(&self, elements: u64) -> u64 {
+        elements * u64::from(self.element.bytes())
+    }
+
+    /// As many head rows as fit beside each other's blocks, of which there need be no more than rows.
+    fn largest_room(&self, limits: &DeviceLimits) -> Room {
+        let longest = self.rows.longest_ragged;
+        if longest == 0 {
+            return Room::default();
+        }
+        let ragged = (self.rows.rows.len() - self.rows.grouped()) as u32;
+        let by_threads = DeviceLimits::THREADS_PER_MULTIPROCESSOR / self.threads;
+        let company = ragged
+            .div_ceil(limits.multiprocessors.max(1))
+            .clamp(1, by_threads);
+        let kept = (1..=company).rev().find_map(|blocks| {
+            let rows = self.rows_that_fit(limits.shared_bytes_of_each(blocks), longest);
+            let enough = if blocks == 1 {
+                1
+            } else {
+                longest.min(Self::ENOUGH_ROWS)
+            };
+            (rows >= enough).then_some(Room {
+                tile_rows: rows,
+                keeps_head: true,
+                keeps_hidden: true,
+            })
+        });
+        let loose = Room {
+            tile_rows: longest.min(Self::LOOSE_TILE),
+            keeps_head: false,
+            keeps_hidden: true,
+        };
+        kept.unwrap_or(Room {
+            keeps_hidden: self.shared_bytes(loose) <= limits.shared_bytes_of_each(1),
+            ..loose
+        })
+    }
+
+    /// How many head rows of a tile, up to `longest`, fit into so many bytes.
+    fn rows_that_fit(&self, bytes: u32, longest: u32) -> u32 {
+        let with = |tile_rows| {
+            self.shared_bytes(Room {
+                tile_rows,
+                keeps_head: true,
+                keeps_hidden: true,
+            })
+        };
+        // Each row takes its elements and two numbers; alignment is what may be one row too much.
+        let each = self.row_bytes() + 8;
+        let guess = (bytes.saturating_sub(with(0)) / each).min(longest);
+        if with(guess) <= bytes {
+            guess
+        } else {
+            guess.saturating_sub(1)
+        }
+    }
+
+    fn row_bytes(&self) -> u32 {
+        16 * self.width.div_ceil(packet(self.element))
+    }
+
+    fn shared_bytes(&self, room: Room) -> u32 {
+        if room == Room::default() {
+            // No ragged row, no room.
+            return Self::SCRATCH_BYTES;
+        }
+        let numbers = (2 * room.tile_rows + self.threads / WARP).next_multiple_of(4);
+        let hidden = u32::from(room.keeps_hidden);
+        let head = if room.keeps_head { room.tile_rows } else { 0 };
+        Self::SCRATCH_BYTES + 4 * numbers + (hidden + head).saturating_mul(self.row_bytes())
+    }
+}

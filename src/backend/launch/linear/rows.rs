@@ -1,0 +1,196 @@
+//! The rows of a batch in the order in which the kernels take them: set by set where a matrix product
+//! pays, then the ragged rest.
+
+use std::cmp::Reverse;
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::launch::{DenseTemperature, StatisticsSizes};
+use crate::{Error, Result, Statistics, Temperature};
+
+/// Mirrors `LinearRow` of `kernels/linear.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
+#[repr(C)]
+pub struct LinearRow {
+    position: u32,
+    set: u32,
+    rank: u32,
+    share: f32,
+    scores: u64,
+    in_statistics: u32,
+    unused: u32,
+}
+
+/// Rows of one set, whose scores and gradients are matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Group {
+    pub set: u32,
+    /// The first of its rows, and how many there are.
+    pub first: u32,
+    pub rows: u32,
+    pub tokens: u32,
+    /// Where its scores begin, and how far apart those of two rows are.
+    pub scores: u64,
+    pub stride: u32,
+    /// Where its head rows are among the gathered ones; `None` where a frozen head has them.
+    pub gathered: Option<u32>,
+}
+
+/// The rows of a batch as the kernels over hidden states and a head take them.
+///
+/// [`MaskedSoftmaxLoss::linear_rows`](crate::MaskedSoftmaxLoss::linear_rows) makes them.
+#[derive(Debug, Clone)]
+pub struct LinearRows {
+    /// To be uploaded.
+    pub rows: Vec<LinearRow>,
+    /// To be uploaded: the positions whose loss and gradient are 0.
+    pub idle: Vec<u32>,
+    /// To be uploaded: the positions of grouped rows, then the tokens whose head rows are gathered.
+    pub gathered: Vec<u32>,
+    pub(super) groups: Vec<Group>,
+    /// How many scores the groups have.
+    pub(super) grouped_scores: u64,
+    pub(super) longest_ragged: u32,
+    pub(super) times_temperature: bool,
+    pub(super) reduced: bool,
+    pub(super) statistics: Statistics,
+}
+
+/// At most so many groups, those with the most work: each costs two matrix products, and a forward
+/// and backward pass should take a dozen launches.
+const GROUPS: usize = 4;
+/// Sets with fewer rows × tokens are left to the ragged kernel: two launches would take longer than
+/// what they save.
+const LEAST_WORK: usize = 512;
+/// The scores of a group's rows begin at 16 bytes in every type.
+const SCORES_ALIGNMENT: usize = 8;
+
+impl LinearRows {
+    /// `is_frozen` says for which sets a frozen head has the head rows.
+    pub(crate) fn new(batch: &Batch, is_frozen: impl Fn(u32) -> bool) -> Result<Self> {
+        if batch.whole_vocabulary().is_some() {
+            return Err(Error::Unsupported {
+                what: "token sets",
+                expected: "listed sets, for the loss over hidden states on CUDA".into(),
+                actual: "the whole vocabulary (use `forward` with logits)".into(),
+            });
+        }
+        let mut by_set: Vec<&BatchRow> = batch.rows.iter().collect();
+        by_set.sort_by_key(|row| row.set);
+        let mut sets: Vec<&[&BatchRow]> = by_set.chunk_by(|a, b| a.set == b.set).collect();
+        let work = |rows: &[&BatchRow]| rows.len() * batch.size(rows[0]);
+        sets.sort_by_key(|rows| Reverse(work(rows)));
+        let groups = (sets.iter())
+            .take_while(|rows| work(rows) >= LEAST_WORK)
+            .count()
+            .min(GROUPS);
+        let (grouped, ragged) = sets.split_at(groups);
+        let mut ragged: Vec<&BatchRow> = ragged.concat();
+        // A block takes every so-manieth row: long sets first, all blocks have about as much to do.
+        ragged.sort_by_key(|row| Reverse(batch.size(row)));
+        Ok(Self::in_order(batch, grouped, &ragged, is_frozen))
+    }
+
+    fn in_order(
+        batch: &Batch,
+        grouped: &[&[&BatchRow]],
+        ragged: &[&BatchRow],
+        is_frozen: impl Fn(u32) -> bool,
+    ) -> Self {
+        let mut rows = Vec::with_capacity(batch.rows.len());
+        let mut gathered: Vec<u32> = grouped.concat().iter().map(|row| row.position).collect();
+        let positions = gathered.len();
+        let mut groups = Vec::with_capacity(grouped.len());
+        let mut scores = 0;
+        for members in grouped {
+            let tokens = batch.listed(members[0]);
+            let stride = tokens.len().next_multiple_of(SCORES_ALIGNMENT);
+            let frozen = is_frozen(members[0].set);
+            groups.push(Group {
+                set: members[0].set,
+                first: rows.len() as u32,
+                rows: members.len() as u32,
+                tokens: tokens.len() as u32,
+                scores,
+                stride: stride as u32,
+                gathered: (!frozen).then_some((gathered.len() - positions) as u32),
+            });
+            if !frozen {
+                gathered.extend(tokens);
+            }
+            for row in *members {
+                rows.push(linear_row(row, scores));
+                scores += stride as u64;
+            }
+        }
+        rows.extend(ragged.iter().map(|row| linear_row(row, 0)));
+        Self {
+            rows,
+            idle: batch.idle(),
+            gathered,
+            groups,
+            grouped_scores: scores,
+            longest_ragged: ragged.first().map_or(0, |row| batch.size(row) as u32),
+            times_temperature: batch.times_temperature,
+            reduced: batch.reduced,
+            statistics: batch.statistics_sizes(),
+        }
+    }
+
+    /// The temperature of a pass that takes a step of `temperature` with the statistics of these rows.
+    ///
+    /// # Errors
+    /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
+    pub fn next(&self, temperature: &Temperature) -> Result<DenseTemperature> {
+        DenseTemperature::of_sizes(temperature, &self.statistics)
+    }
+
+    /// The numbers of the loss: one, or one a position.
+    #[must_use]
+    pub fn losses(&self) -> usize {
+        if self.reduced { 1 } else { self.positions() }
+    }
+
+    /// The positions of the batch.
+    #[must_use]
+    pub fn positions(&self) -> usize {
+        let counting = self.rows.iter().filter(|row| row.share != 0.0).count();
+        counting + self.idle.len()
+    }
+
+    /// How many rows have matrix products.
+    #[must_use]
+    pub fn grouped(&self) -> usize {
+        self.groups
+            .last()
+            .map_or(0, |group| (group.first + group.rows) as usize)
+    }
+
+    /// How many head rows are gathered for the batch.
+    #[must_use]
+    pub fn gathered_head_rows(&self) -> usize {
+        self.gathered.len() - self.grouped()
+    }
+
+    /// The sets that have matrix products, in the order of the groups.
+    pub fn grouped_sets(&self) -> impl Iterator<Item = u32> + '_ {
+        self.groups.iter().map(|group| group.set)
+    }
+
+    pub(super) fn statistics_sizes(&self) -> StatisticsSizes {
+        StatisticsSizes::of(&self.statistics)
+    }
+}
+
+fn linear_row(row: &BatchRow, scores: u64) -> LinearRow {
+    LinearRow {
+        position: row.position,
+        set: row.set,
+        rank: row.rank,
+        share: row.share as f32,
+        scores,
+        in_statistics: row.in_statistics.into(),
+        unused: 0,
+    }
+}

@@ -1,0 +1,82 @@
+//! From candle's CUDA storage to the views that the backend takes, and back.
+
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaDevice, CudaStorage, Layout, Shape, Storage, Tensor};
+
+use super::temperature::TemperatureSource;
+use crate::backend::cuda::dense::PassTemperature;
+use crate::backend::launch::DenseTemperature;
+use crate::{Error, Result, Temperature};
+
+/// Runs `$body` with `$T` bound to the element type of `$dtype`.
+macro_rules! with_device_element {
+    ($dtype:expr, $what:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F16 => {
+                type $T = half::f16;
+                $body
+            }
+            candle_core::DType::BF16 => {
+                type $T = half::bf16;
+                $body
+            }
+            other => Err($crate::loss::tensor::unsupported_dtype($what, other)),
+        }
+    };
+}
+pub(super) use with_device_element;
+
+/// Launches a pass at the temperature that its source says.
+pub(super) fn at_temperature<L>(
+    source: &TemperatureSource,
+    next: impl Fn(&Temperature) -> Result<DenseTemperature>,
+    launch: impl FnOnce(&PassTemperature) -> Result<L>,
+) -> Result<L> {
+    let (plan, previous) = match source {
+        TemperatureSource::Given(value) => (DenseTemperature::at(*value), None),
+        TemperatureSource::Stepping(temperature, previous) => {
+            (next(temperature)?, previous.as_ref())
+        }
+    };
+    let storage = previous.map(Tensor::storage_and_layout);
+    let previous = match &storage {
+        Some((storage, layout)) => {
+            Some(part(cuda("temperature", storage)?.as_cuda_slice()?, layout))
+        }
+        None => None,
+    };
+    launch(&PassTemperature { plan, previous })
+}
+
+/// What of a storage is a tensor's, from its first element on.
+pub(super) fn part<'a, T>(slice: &'a CudaSlice<T>, layout: &Layout) -> CudaView<'a, T> {
+    slice.slice(layout.start_offset().min(slice.len())..)
+}
+
+pub(crate) fn cuda<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CudaStorage> {
+    match storage {
+        Storage::Cuda(storage) => Ok(storage),
+        _ => Err(Error::Unsupported {
+            what,
+            expected: "a tensor on CUDA".into(),
+            actual: "a tensor elsewhere".into(),
+        }),
+    }
+}
+
+pub(super) fn tensor<T: candle_core::cuda_backend::CudaDType>(
+    device: &CudaDevice,
+    values: CudaSlice<T>,
+    shape: impl Into<Shape>,
+) -> Tensor {
+    from_storage(CudaStorage::wrap_cuda_slice(values, device.clone()), shape)
+}
+
+pub(super) fn from_storage(storage: CudaStorage, shape: impl Into<Shape>) -> Tensor {
+    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
+}

@@ -1,0 +1,136 @@
+//! The linear loss on CUDA: from candle's storage to the backend's launches. Nothing here waits for
+//! the device.
+
+use std::collections::HashMap;
+
+use candle_core::backend::BackendStorage;
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+use candle_core::{CudaStorage, DType, Layout, Tensor};
+
+use super::{HIDDEN, Pass};
+use crate::backend::batch::Batch;
+use crate::backend::cuda::dense::DeviceElement;
+use crate::backend::cuda::linear::{DeviceInputs, DeviceLinear, DeviceMatrix};
+use crate::backend::launch::LinearRows;
+use crate::loss::LossOutput;
+use crate::loss::device::{at_temperature, cuda, part, tensor, with_device_element};
+use crate::loss::head::{Gathered, HEAD};
+use crate::loss::temperature::{Stepped, TemperatureSource};
+use crate::loss::tensor::matrix_shape;
+use crate::{Result, Statistics, Temperature};
+
+/// What a forward pass left, on the device but for the plan.
+pub(super) struct Left {
+    batch: DeviceLinear,
+    gradient: CudaSlice<f32>,
+    temperature: Tensor,
+    statistics: Tensor,
+    takes_step: bool,
+}
+
+impl Left {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
+        LossOutput {
+            loss,
+            temperature: self.temperature.clone(),
+            statistics: self.statistics.clone(),
+            labelled_rows: batch.labelled_rows,
+            branching_rows: batch.branching_rows,
+        }
+    }
+
+    pub fn stepped(&self) -> Option<Stepped> {
+        (self.takes_step).then(|| Stepped::OnDevice(self.temperature.clone()))
+    }
+}
+
+pub(super) fn forward(
+    hidden: (&CudaStorage, &Layout),
+    head: (&CudaStorage, &Layout),
+    bias: Option<(&CudaStorage, &Layout)>,
+    pass: &Pass,
+) -> Result<(Left, CudaStorage)> {
+    with_device_element!(hidden.0.dtype(), HIDDEN, T => forward_of::<T>(hidden, head, bias, pass))
+}
+
+fn forward_of<T: DeviceElement>(
+    hidden: (&CudaStorage, &Layout),
+    head: (&CudaStorage, &Layout),
+    bias: Option<(&CudaStorage, &Layout)>,
+    pass: &Pass,
+) -> Result<(Left, CudaStorage)> {
+    let device = &hidden.0.device;
+    let none = HashMap::new();
+    let gathered = match pass.gathered {
+        Some(Gathered::OnDevice(sets)) => sets,
+        _ => &none,
+    };
+    let rows = LinearRows::new(pass.batch, |set| gathered.contains_key(&set))?;
+    let frozen: Vec<_> = (rows.grouped_sets())
+        .map(|set| gathered.get(&set).map(Tensor::storage_and_layout))
+        .collect();
+    let frozen = frozen.iter().map(|rows| match rows {
+        Some((storage, layout)) => Ok(Some(part(
+            cuda(HEAD, storage)?.as_cuda_slice::<T>()?,
+            layout,
+        ))),
+        None => Ok(None),
+    });
+    let (_, width) = matrix_shape(HIDDEN, hidden.1)?;
+    let inputs = DeviceInputs {
+        width,
+        hidden: matrix::<T>(HIDDEN, hidden)?,
+        head: matrix::<T>(HEAD, head)?,
+        bias: match bias {
+            Some((storage, layout)) => Some(part(storage.as_cuda_slice::<T>()?, layout)),
+            None => None,
+        },
+        frozen: frozen.collect::<Result<_>>()?,
+    };
+    let sets = pass.residence.sets(device, &pass.batch.sets)?;
+    let on_device = DeviceLinear::new(device, sets, rows)?;
+    let next = |temperature: &Temperature| on_device.plan().next(temperature);
+    let forwarded = at_temperature(pass.source, next, |temperature| {
+        on_device.forward(&inputs, temperature, pass.with_gradient)
+    })?;
+    let left = Left {
+        batch: on_device,
+        gradient: forwarded.gradient,
+        temperature: tensor(device, forwarded.temperature, ()),
+        statistics: tensor(device, forwarded.statistics, Statistics::LENGTH),
+        takes_step: matches!(
+            pass.source,
+            TemperatureSource::Stepping(Temperature::Adaptive(_), _)
+        ),
+    };
+    let loss = CudaStorage::wrap_cuda_slice(forwarded.loss, device.clone());
+    Ok((left, loss))
+}
+
+/// The gradient of the hidden states.
+pub(super) fn backward(hidden: &Tensor, left: &Left, upstream: &Tensor) -> Result<Tensor> {
+    let upstream = upstream.to_dtype(DType::F32)?.contiguous()?;
+    let (upstream, upstream_layout) = upstream.storage_and_layout();
+    let upstream = cuda(HIDDEN, &upstream)?.as_cuda_slice::<f32>()?;
+    let upstream = part(upstream, upstream_layout);
+    let (temperature, _) = left.temperature.storage_and_layout();
+    let temperature = cuda(HIDDEN, &temperature)?.as_cuda_slice::<f64>()?;
+    let width = hidden.dims().last().copied().unwrap_or(0);
+    let device = hidden.device().as_cuda_device()?;
+    with_device_element!(hidden.dtype(), HIDDEN, T => {
+        let gradient =
+            left.batch.backward::<T>(width, &left.gradient, temperature, &upstream)?;
+        Ok(tensor(device, gradient, hidden.shape()))
+    })
+}
+
+fn matrix<'a, T: DeviceElement>(
+    what: &'static str,
+    (storage, layout): (&'a CudaStorage, &Layout),
+) -> Result<DeviceMatrix<'a, T>> {
+    let (stride, _) = matrix_shape(what, layout)?;
+    Ok(DeviceMatrix {
+        values: part(storage.as_cuda_slice::<T>()?, layout),
+        stride,
+    })
+}

@@ -1,0 +1,359 @@
+//! Runs the linear operation in the emulator.
+
+use candle_trie::Statistics;
+use candle_trie::launch::{
+    DeviceLimits, LinearBackward, LinearBackwardBuffers, LinearForward, LinearForwardBuffers,
+    LinearGather, LinearInputs, LinearRow, LinearRows, Product, TokenSetsView,
+};
+use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
+
+use crate::batch::{Batch, Options, assert_close};
+use crate::emulated::{LIMITS, SEEDS, run};
+use crate::number::Number;
+
+/// A batch and all that it is computed with.
+#[derive(Clone, Copy)]
+pub struct Case<'a> {
+    pub batch: &'a Batch,
+    pub options: &'a Options,
+    /// Whether the temperature so far is on the device (as twice what the host believes).
+    pub resident: bool,
+    /// Whether a frozen head has the head rows of every group.
+    pub frozen: bool,
+    /// Whether there is a hidden gradient.
+    pub with_gradient: bool,
+    /// Elements that lie unused before the first and between all rows of hidden states and head.
+    pub apart: usize,
+    pub limits: DeviceLimits,
+}
+
+/// Of the backward pass: for each number of the loss.
+fn upstream(index: usize) -> f64 {
+    0.5 + 0.25 * (index % 5) as f64
+}
+
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub loss: Vec<f64>,
+    pub statistics: Statistics,
+    pub temperature: f64,
+    /// `[N, H]`; empty where there is none.
+    pub gradient: Vec<f64>,
+    pub gather: Report,
+    pub statistics_pass: Report,
+    pub forward: Report,
+    pub backward: Report,
+    pub keeps_tiles: bool,
+    pub keeps_sets: bool,
+}
+
+impl<'a> Case<'a> {
+    /// Contiguous inputs, a hidden gradient, and all head rows gathered.
+    pub fn new(batch: &'a Batch, options: &'a Options) -> Self {
+        Self {
+            batch,
+            options,
+            resident: false,
+            frozen: false,
+            with_gradient: true,
+            apart: 0,
+            limits: LIMITS,
+        }
+    }
+
+    pub fn rows(&self) -> LinearRows {
+        let loss = self.batch.loss(self.options);
+        let rows = self.batch.rows(self.options);
+        loss.linear_rows(&rows, |_| self.frozen).unwrap()
+    }
+
+    pub fn run<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Fault> {
+        let mut memory = Memory::new();
+        let (width, rows) = (self.batch.width, self.rows());
+        let inputs = self.upload::<T>(&mut memory, &rows);
+        let temperature = rows.next(&self.options.temperature).unwrap();
+        let plan = LinearForward::new(
+            &rows,
+            T::ELEMENT,
+            width,
+            temperature,
+            self.with_gradient,
+            &self.limits,
+        )
+        .unwrap();
+        let previous = 2.0 * self.options.temperature.value();
+        let previous = memory.upload("previous", &[previous]).address();
+        let group_hidden = memory.allocate::<T>("group hidden", rows.grouped() * width);
+        let group_head = memory.allocate::<T>("group head", rows.gathered_head_rows() * width);
+        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
+        let tau = memory.allocate::<f64>("temperature", 1);
+        let loss = memory.allocate::<f32>("loss", rows.losses());
+        let arrived = memory.upload("arrived", &[0u32]);
+        let buffers = LinearForwardBuffers {
+            group_hidden: group_hidden.address(),
+            group_head: group_head.address(),
+            frozen: self.frozen_rows::<T>(&mut memory, &rows),
+            scores: memory.allocate::<f32>("scores", plan.scores()).address(),
+            errors: memory.allocate::<T>("errors", plan.errors()).address(),
+            gradient: memory
+                .allocate::<f32>("unscaled", plan.gradient())
+                .address(),
+            loss: loss.address(),
+            partials: memory
+                .allocate::<f64>("partials", plan.partials())
+                .address(),
+            statistics: statistics.address(),
+            temperature: tau.address(),
+            previous: if self.resident { previous } else { 0 },
+            arrived: arrived.address(),
+        };
+        let mut gather = Report::default();
+        if let Some(plan) = LinearGather::new(&rows, T::ELEMENT, width, &self.limits).unwrap() {
+            let launch = plan.launch(&inputs, buffers.group_hidden, buffers.group_head);
+            gather = run(emulator, &launch, &mut memory)?;
+        }
+        for product in plan.score_products(&buffers) {
+            multiply::<T>(&product, &mut memory)?;
+        }
+        let mut statistics_pass = Report::default();
+        if let Some(launch) = plan.statistics_launch(&inputs, &buffers) {
+            statistics_pass = run(emulator, &launch, &mut memory)?;
+        }
+        let forward = run(emulator, &plan.launch(&inputs, &buffers), &mut memory)?;
+        assert_eq!(memory.download(arrived)?, [0]);
+        for product in plan.gradient_products(&buffers) {
+            multiply::<T>(&product, &mut memory)?;
+        }
+        let mut outcome = Outcome {
+            loss: memory.download(loss)?.into_iter().map(f64::from).collect(),
+            statistics: bytemuck::cast(
+                <[f64; Statistics::LENGTH]>::try_from(memory.download(statistics)?).unwrap(),
+            ),
+            temperature: memory.download(tau)?[0],
+            gradient: Vec::new(),
+            gather,
+            statistics_pass,
+            forward,
+            backward: Report::default(),
+            keeps_tiles: plan.keeps_tiles(),
+            keeps_sets: plan.keeps_sets(),
+        };
+        if self.with_gradient {
+            let unscaled = buffers.gradient;
+            self.run_backward::<T>(
+                emulator,
+                &mut memory,
+                &inputs,
+                (unscaled, tau.address()),
+                &mut outcome,
+            )?;
+        }
+        Ok(outcome)
+    }
+
+    fn run_backward<T: Number>(
+        &self,
+        emulator: &Emulator,
+        memory: &mut Memory,
+        inputs: &LinearInputs,
+        (unscaled, temperature): (u64, u64),
+        outcome: &mut Outcome,
+    ) -> Result<(), Fault> {
+        let (width, rows) = (self.batch.width, self.rows());
+        let gradient = memory.allocate::<T>("gradient", self.batch.positions * width);
+        let upstream: Vec<f32> = (0..rows.losses())
+            .map(|index| upstream(index) as f32)
+            .collect();
+        if let Some(plan) = LinearBackward::new(&rows, T::ELEMENT, width, &self.limits).unwrap() {
+            let buffers = LinearBackwardBuffers {
+                gradient: gradient.address(),
+                unscaled,
+                temperature,
+                upstream: memory.upload("upstream", &upstream).address(),
+            };
+            outcome.backward = run(
+                emulator,
+                &plan.launch(inputs.rows, inputs.idle, &buffers),
+                memory,
+            )?;
+        }
+        outcome.gradient = memory
+            .download(gradient)?
+            .into_iter()
+            .map(T::to_f64)
+            .collect();
+        Ok(())
+    }
+
+    fn upload<T: Number>(&self, memory: &mut Memory, rows: &LinearRows) -> LinearInputs {
+        let batch = self.batch;
+        let sets = batch.sets(self.options);
+        let (offsets, tokens) = sets.as_raw().unwrap();
+        let mut matrix = |name: &str, values: &[f64]| {
+            let apart = vec![T::from_f64(f64::NAN); self.apart];
+            let rows = values.chunks(batch.width).flat_map(|row| {
+                (apart.iter().copied()).chain(row.iter().map(|&value| T::from_f64(value)))
+            });
+            let buffer = memory.upload(name, &rows.collect::<Vec<T>>());
+            buffer.address() + (self.apart * size_of::<T>()) as u64
+        };
+        let stride = (batch.width + self.apart) as u64;
+        let (hidden, head) = (matrix("hidden", &batch.hidden), matrix("head", &batch.head));
+        let bias: Vec<T> = batch.bias.iter().map(|&value| T::from_f64(value)).collect();
+        let bias = memory.upload("bias", &bias).address();
+        LinearInputs {
+            hidden,
+            hidden_stride: stride,
+            head,
+            head_stride: stride,
+            bias: if self.options.bias { bias } else { 0 },
+            rows: memory.upload::<LinearRow>("rows", &rows.rows).address(),
+            idle: memory.upload("idle", &rows.idle).address(),
+            gathered: memory.upload("gathered", &rows.gathered).address(),
+            sets: TokenSetsView {
+                offsets: memory.upload("offsets", offsets).address(),
+                tokens: memory.upload("tokens", tokens).address(),
+                vocabulary: batch.vocabulary as u64,
+            },
+        }
+    }
+
+    fn frozen_rows<T: Number>(&self, memory: &mut Memory, rows: &LinearRows) -> Vec<u64> {
+        if !self.frozen {
+            return Vec::new();
+        }
+        let width = self.batch.width;
+        let gathered = rows.grouped_sets().map(|set| {
+            let set = self.batch.sets.get(set).unwrap();
+            let values: Vec<T> = (set.iter())
+                .flat_map(|token| &self.batch.head[token as usize * width..][..width])
+                .map(|&value| T::from_f64(value))
+                .collect();
+            memory.upload("frozen", &values).address()
+        });
+        gathered.collect()
+    }
+
+    /// The same bits in every schedule, and the f64 definition's numbers.
+    pub fn assert_correct<T: Number>(&self, what: &str) {
+        let what = format!("{what}, {:?}, {:?}", T::ELEMENT, self.with_gradient);
+        let mut outcome = None;
+        same_for_every_schedule(SEEDS, |emulator| {
+            let found = self.run::<T>(&emulator)?;
+            let mut bits = found.loss.clone();
+            bits.extend(bytemuck::cast::<_, [f64; Statistics::LENGTH]>(
+                found.statistics,
+            ));
+            bits.push(found.temperature);
+            bits.extend(&found.gradient);
+            outcome = Some(found);
+            Ok(bits)
+        })
+        .unwrap_or_else(|fault| panic!("{what}: {fault}"));
+        self.compare::<T>(&outcome.unwrap(), &what);
+    }
+
+    fn compare<T: Number>(&self, found: &Outcome, what: &str) {
+        let mut options = self.options.clone();
+        if self.resident {
+            let mut state = options.temperature.state();
+            state.value *= 2.0;
+            options.temperature.restore(state).unwrap();
+        }
+        let reference = self.batch.reference(&options);
+        let expected = self.batch.expected(&options);
+        assert_close(&[found.temperature], &[expected.temperature], 1e-5, what);
+        let fields = |statistics| bytemuck::cast::<_, [f64; Statistics::LENGTH]>(statistics);
+        let fields = fields(found.statistics)
+            .into_iter()
+            .zip(fields(reference.statistics));
+        for (field, (found, expected)) in fields.enumerate() {
+            let close = (found - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+            assert!(
+                close,
+                "{what}: field {field} of the statistics is {found}, not {expected}"
+            );
+        }
+        assert_close(&found.loss, &expected.loss, 2e-5, &format!("{what}: loss"));
+        if !self.with_gradient {
+            return;
+        }
+        let by_position = found.loss.len() > 1 || self.batch.positions != 1;
+        let by_position =
+            by_position && self.options.convention.reduction == candle_trie::Reduction::None;
+        let scaled: Vec<f64> = (expected.hidden.iter().enumerate())
+            .map(|(index, value)| {
+                value
+                    * upstream(if by_position {
+                        index / self.batch.width
+                    } else {
+                        0
+                    })
+            })
+            .collect();
+        let tolerance = (2.0 * T::STEP).max(1e-5);
+        assert_close(
+            &found.gradient,
+            &scaled,
+            tolerance,
+            &format!("{what}: gradient"),
+        );
+    }
+}
+
+/// What cuBLAS does on a device.
+fn multiply<T: Number>(product: &Product, memory: &mut Memory) -> Result<(), Fault> {
+    let rows = |count: u32, width: u32, address: u64, stride: u64, memory: &mut Memory| {
+        let row = |index: u64| address + index * stride * size_of::<T>() as u64;
+        (0..u64::from(count))
+            .map(|index| {
+                let values = memory.read::<T>(row(index), width as usize)?;
+                Ok(values.into_iter().map(T::to_f64).collect())
+            })
+            .collect::<Result<Vec<Vec<f64>>, Fault>>()
+    };
+    let Product {
+        columns,
+        inner,
+        right_transposed,
+        ..
+    } = *product;
+    let left = rows(
+        product.rows,
+        inner,
+        product.left,
+        product.left_stride,
+        memory,
+    )?;
+    let shape = if right_transposed {
+        (columns, inner)
+    } else {
+        (inner, columns)
+    };
+    let right = rows(
+        shape.0,
+        shape.1,
+        product.right,
+        product.right_stride,
+        memory,
+    )?;
+    for (index, left) in left.iter().enumerate() {
+        let mut result = vec![0.0; columns as usize];
+        for (k, &value) in left.iter().enumerate() {
+            for (column, result) in result.iter_mut().enumerate() {
+                *result += value
+                    * if right_transposed {
+                        right[column][k]
+                    } else {
+                        right[k][column]
+                    };
+            }
+        }
+        let result: Vec<f32> = result.into_iter().map(|sum| sum as f32).collect();
+        memory.write(
+            product.result + 4 * index as u64 * product.result_stride,
+            &result,
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,21 @@
+//! `kernels/linear_*.cu` with their plans, in the emulator, against the definition of the loss in
+//! f64. What cuBLAS does on a device, the matrix products of the groups, the host does here.
+
+#[path = "../linear/batch.rs"]
+#[allow(dead_code)]
+mod batch;
+#[path = "../emulated/mod.rs"]
+mod emulated;
+#[path = "../golden/case.rs"]
+#[allow(dead_code)]
+mod golden_case;
+#[path = "../emulator_dense/number.rs"]
+mod number;
+#[path = "../../benches/support/mod.rs"]
+mod support;
+
+mod counts;
+mod device;
+mod golden;
+mod options;
+mod shapes;

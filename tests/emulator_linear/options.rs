@@ -1,0 +1,53 @@
+//! Every option with every other, on one batch that has rows of every kind.
+
+use candle_trie::Temperature;
+use half::{bf16, f16};
+
+use crate::batch::{Batch, Options, every_option};
+use crate::device::Case;
+use crate::number::Number;
+
+/// Those over listed sets.
+fn options() -> impl Iterator<Item = Options> {
+    every_option()
+        .into_iter()
+        .filter(|options| !options.whole_vocabulary)
+}
+
+fn every_option_in<T: Number>() {
+    let batch = Batch::new(24, 7);
+    for (index, options) in options().enumerate() {
+        let case = Case {
+            resident: index % 3 == 1 && matches!(options.temperature, Temperature::Adaptive(_)),
+            frozen: index % 2 == 1,
+            ..Case::new(&batch, &options)
+        };
+        case.assert_correct::<T>(&format!("option {index}"));
+        if index % 4 != 0 {
+            continue;
+        }
+        let evaluation = Case {
+            with_gradient: false,
+            ..case
+        };
+        evaluation.assert_correct::<T>(&format!("option {index}"));
+    }
+}
+
+fn every_option_in_f32() {
+    every_option_in::<f32>();
+}
+
+fn every_option_in_f16() {
+    every_option_in::<f16>();
+}
+
+fn every_option_in_bf16() {
+    every_option_in::<bf16>();
+}
+
+candle_trie_emulator::emulated_tests! {
+    every_option_in_f32,
+    every_option_in_f16,
+    every_option_in_bf16,
+}

@@ -1,0 +1,292 @@
+//! Sizes and layouts: odd, empty, one, long, apart.
+
+use candle_trie::launch::DeviceLimits;
+use candle_trie::{
+    AdaptiveStrategy, Convention, Row, Rows, Scope, Temperature, TokenSets, TokenTrie,
+};
+use candle_trie_emulator::Emulator;
+use half::{bf16, f16};
+
+use crate::batch::{Batch, Options};
+use crate::device::Case;
+use crate::number::Number;
+
+pub fn options(temperature: impl Into<Temperature>) -> Options {
+    Options {
+        whole_vocabulary: false,
+        temperature: temperature.into(),
+        convention: Convention::fixed(),
+        bias: true,
+        weights: false,
+    }
+}
+
+fn temperatures() -> [Options; 2] {
+    let adaptive = AdaptiveStrategy {
+        scope: Scope::Branching,
+        alpha: 0.5,
+        ..AdaptiveStrategy::default()
+    };
+    [options(Temperature::fixed(1.3)), options(adaptive)]
+}
+
+/// Numbers that every type holds exactly.
+pub fn numbers(seed: u64, count: usize) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 58) as f64 / 32.0 - 1.0
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+/// A batch over sets of these sizes, spread over the vocabulary, with this many rows of each, all
+/// mixed; every fifth position does not count.
+pub fn batch(width: usize, vocabulary: usize, sets: &[(usize, usize)]) -> Batch {
+    let mut offsets = vec![0];
+    let mut tokens = Vec::new();
+    for (index, &(size, _)) in sets.iter().enumerate() {
+        let step = vocabulary / size;
+        tokens.extend((0..size).map(|token| (token * step + index % step) as u32));
+        offsets.push(tokens.len() as u32);
+    }
+    let most = sets.iter().map(|&(_, rows)| rows).max().unwrap_or(0);
+    let mut rows = Vec::new();
+    let mut position = 0;
+    for turn in 0..most {
+        for (set, &(size, count)) in sets.iter().enumerate() {
+            position += u32::from(position % 5 == 3);
+            if turn < count {
+                let rank = turn * 7 % size;
+                rows.push(Row {
+                    position,
+                    set: set as u32,
+                    target: tokens[offsets[set] as usize + rank],
+                });
+                position += 1;
+            }
+        }
+    }
+    let positions = position as usize + 1;
+    Batch {
+        hidden: numbers(1, positions * width),
+        head: numbers(2, vocabulary * width),
+        bias: numbers(3, vocabulary),
+        positions,
+        vocabulary,
+        width,
+        sets: TokenSets::from_raw(offsets, tokens).unwrap(),
+        rows: Rows::from_raw(positions, rows).unwrap(),
+    }
+}
+
+fn check<T: Number>(batch: &Batch, what: &str) {
+    for options in temperatures() {
+        for with_gradient in [true, false] {
+            let case = Case {
+                with_gradient,
+                ..Case::new(batch, &options)
+            };
+            case.assert_correct::<T>(what);
+        }
+    }
+}
+
+fn every_width<T: Number>() {
+    // Below a packet, odd, whole packets of one type and not of the other, more than the threads.
+    for width in [1, 7, 20, 33, 64, 264] {
+        // A group, and ragged sets of few and of many rows.
+        let batch = batch(width, 220, &[(90, 7), (2, 9), (1, 3), (5, 2), (33, 1)]);
+        check::<T>(&batch, &format!("width {width}"));
+    }
+}
+
+fn every_width_in_f32() {
+    every_width::<f32>();
+}
+
+fn every_width_in_f16() {
+    every_width::<f16>();
+}
+
+fn every_width_in_bf16() {
+    every_width::<bf16>();
+}
+
+fn thousands_of_columns_go_several_to_a_thread() {
+    let batch = batch(4104, 40, &[(20, 2), (3, 2)]);
+    check::<bf16>(&batch, "wide");
+    check::<f32>(&batch, "wide");
+}
+
+fn rows_may_lie_apart_and_begin_anywhere() {
+    let batch = batch(40, 200, &[(90, 6), (9, 4)]);
+    for options in temperatures() {
+        for apart in [1, 3, 8] {
+            let case = Case {
+                apart,
+                ..Case::new(&batch, &options)
+            };
+            case.assert_correct::<bf16>(&format!("{apart} apart"));
+            case.assert_correct::<f32>(&format!("{apart} apart"));
+        }
+    }
+}
+
+fn groups_may_have_one_row_and_sets_one_token() {
+    // A single row of 600 tokens is a group; so are 512 rows of one token, with nothing but
+    // statistics.
+    check::<bf16>(&batch(16, 700, &[(600, 1), (3, 1)]), "one row");
+    let unary = batch(8, 20, &[(1, 520), (4, 1)]);
+    let marked = AdaptiveStrategy {
+        scope: Scope::Root,
+        allow_degenerate: true,
+        ..AdaptiveStrategy::default()
+    };
+    Case::new(&unary, &options(marked)).assert_correct::<f32>("one token");
+}
+
+/// Room for a few head rows, for a hidden state alone, and not even for that.
+fn sets_need_not_fit_the_chip() {
+    let batch = batch(256, 120, &[(60, 1), (37, 2), (2, 3), (1, 2), (80, 3)]);
+    let mut seen = [0; 3];
+    for (multiprocessors, kib) in [(16, 98), (2, 8), (2, 2)] {
+        let limits = DeviceLimits {
+            multiprocessors,
+            shared_bytes_per_block: kib << 10,
+            shared_bytes_per_multiprocessor: (kib + 1) << 10,
+        };
+        for options in temperatures() {
+            let case = Case {
+                limits,
+                ..Case::new(&batch, &options)
+            };
+            let outcome = case.run::<f32>(&Emulator::default()).unwrap();
+            seen[usize::from(outcome.keeps_tiles) + usize::from(outcome.keeps_sets)] += 1;
+            case.assert_correct::<f32>(&format!("{kib} KiB"));
+            case.assert_correct::<bf16>(&format!("{kib} KiB"));
+        }
+    }
+    assert!(seen.iter().all(|&count| count > 0), "{seen:?}");
+}
+
+fn batches_with_nothing_in_them_give_zeros() {
+    let sets = [(6, 0), (1, 2)];
+    for sets in [&sets[..1], &sets[..]] {
+        let batch = batch(9, 30, sets);
+        for options in temperatures() {
+            for convention in [Convention::fixed(), Convention::adaptive()] {
+                let options = Options {
+                    convention,
+                    ..options.clone()
+                };
+                let case = Case::new(&batch, &options);
+                let outcome = case.run::<bf16>(&Emulator::default()).unwrap();
+                assert_eq!(outcome.loss, [0.0]);
+                assert!(outcome.gradient.iter().all(|&value| value == 0.0));
+                assert_eq!(outcome.gradient.len(), batch.positions * 9);
+                case.assert_correct::<f32>("nothing");
+            }
+        }
+    }
+}
+
+fn rows_that_do_not_count_may_hold_anything() {
+    let mut batch = batch(24, 200, &[(90, 6), (1, 3), (4, 2)]);
+    let counting: Vec<usize> = (batch.rows.as_slice().iter())
+        .filter(|row| row.set != 1)
+        .map(|row| row.position as usize)
+        .collect();
+    for (position, hidden) in batch.hidden.chunks_mut(24).enumerate() {
+        if !counting.contains(&position) {
+            hidden.fill(f64::NAN);
+        }
+    }
+    let options = options(Temperature::fixed(0.9));
+    let outcome = Case::new(&batch, &options)
+        .run::<f32>(&Emulator::default())
+        .unwrap();
+    assert!(outcome.loss[0].is_finite());
+    assert!(outcome.gradient.iter().all(|value| value.is_finite()));
+}
+
+fn extremes_stay_finite() {
+    for scale in [0.0, 64.0, 1024.0] {
+        let mut batch = batch(32, 200, &[(90, 6), (9, 3), (50, 1)]);
+        for value in &mut batch.hidden {
+            *value *= scale;
+        }
+        let small = DeviceLimits {
+            multiprocessors: 1,
+            shared_bytes_per_block: 3 << 10,
+            shared_bytes_per_multiprocessor: 4 << 10,
+        };
+        for options in temperatures() {
+            for limits in [crate::emulated::LIMITS, small] {
+                let case = Case {
+                    limits,
+                    ..Case::new(&batch, &options)
+                };
+                case.assert_correct::<f32>(&format!("times {scale}"));
+            }
+        }
+    }
+}
+
+fn random_tries_of_items_are_those_of_the_definition() {
+    for seed in 1..3u64 {
+        let vocabulary = 60 + 37 * seed as usize;
+        let digits = numbers(seed, 400);
+        let paths: Vec<Vec<u32>> = (digits.chunks(8))
+            .map(|path| {
+                // Few tokens at first, so that paths share prefixes; 0 ends each.
+                let token = |(depth, digit): (usize, &f64)| {
+                    let choices = (3 + 20 * depth).min(vocabulary - 1) as f64;
+                    1 + ((digit + 1.0) / 2.0 * choices) as u32 % (vocabulary as u32 - 1)
+                };
+                let length = 2 + (path[7].abs() * 4.0) as usize;
+                let tokens = path.iter().take(length).enumerate().map(token);
+                tokens.chain([0]).collect()
+            })
+            .collect();
+        let items = paths.iter().enumerate().map(|(id, path)| (id as u64, path));
+        let trie = TokenTrie::new(items).unwrap();
+        let length = paths.iter().map(Vec::len).max().unwrap() + 2;
+        let labels: Vec<Vec<i64>> = (paths.iter().take(20))
+            .map(|path| {
+                let mut line = vec![-100; length - path.len()];
+                line.extend(path.iter().map(|&token| i64::from(token)));
+                line
+            })
+            .collect();
+        let rows = Rows::from_unshifted(&trie, &labels).unwrap();
+        let (positions, width) = (rows.positions(), 17 + seed as usize);
+        let batch = Batch {
+            hidden: numbers(seed + 10, positions * width),
+            head: numbers(seed + 20, vocabulary * width),
+            bias: numbers(seed + 30, vocabulary),
+            positions,
+            vocabulary,
+            width,
+            sets: trie.sets().clone(),
+            rows,
+        };
+        check::<bf16>(&batch, &format!("trie {seed}"));
+    }
+}
+
+candle_trie_emulator::emulated_tests! {
+    every_width_in_f32,
+    every_width_in_f16,
+    every_width_in_bf16,
+    thousands_of_columns_go_several_to_a_thread,
+    rows_may_lie_apart_and_begin_anywhere,
+    groups_may_have_one_row_and_sets_one_token,
+    sets_need_not_fit_the_chip,
+    batches_with_nothing_in_them_give_zeros,
+    rows_that_do_not_count_may_hold_anything,
+    extremes_stay_finite,
+    random_tries_of_items_are_those_of_the_definition,
+}

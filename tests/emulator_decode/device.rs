@@ -8,8 +8,8 @@ use candle_trie::launch::{
 use candle_trie::{BeamSearch, Found, Result, Step};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
-use crate::dense_device::Number;
 use crate::emulated::{LIMITS, SEEDS, run};
+use crate::number::Number;
 
 /// Logits `[rows, width]` whose rows lie `row_stride` apart.
 pub struct Logits<T> {

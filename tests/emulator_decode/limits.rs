@@ -4,8 +4,8 @@ use candle_trie::launch::{DecodeChoice, DecodeFault};
 use candle_trie::{BeamSearch, Error, Normalise, TokenTrie};
 use half::bf16;
 
-use crate::dense_device::Number;
 use crate::device::{Logits, assert_same_found, step};
+use crate::number::Number;
 
 const WIDTH: usize = 11;
 

@@ -1,14 +1,14 @@
 //! `kernels/decode_scores.cu` and `kernels/decode_choices.cu` with their plans, in the emulator,
 //! against beam search in plain code and against the search on the CPU in f64.
 
-#[path = "../emulator_dense/device.rs"]
-#[allow(dead_code)]
-mod dense_device;
 #[path = "../emulated/mod.rs"]
 mod emulated;
 #[path = "../decode/model.rs"]
 #[allow(dead_code)]
 mod model;
+#[path = "../emulator_dense/number.rs"]
+#[allow(dead_code)]
+mod number;
 
 mod counts;
 mod device;

@@ -4,10 +4,10 @@ use candle_core::{Device, Tensor};
 use candle_trie::{BeamSearch, Found, Normalise, TokenTrie};
 use half::{bf16, f16};
 
-use crate::dense_device::Number;
 use crate::device::{Logits, assert_same_found, gathered_step, step};
 use crate::emulated::noise;
 use crate::model;
+use crate::number::Number;
 
 const NORMALISE: [Normalise; 2] = [Normalise::Trie, Normalise::Vocabulary];
 

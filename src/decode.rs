@@ -7,9 +7,13 @@
 //! so no step: such tokens ride along with the next one that is chosen.
 
 mod beam;
+#[cfg_attr(not(feature = "cuda"), path = "decode/no_cuda.rs")]
+mod cuda;
 mod exact;
+mod kernels;
 mod left_out;
 mod path;
+mod rules;
 
 pub use beam::{BeamSearch, Normalise, Step};
 pub use exact::{ExactSearch, Expansion, exact_top_k};

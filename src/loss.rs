@@ -24,6 +24,11 @@ mod temperature;
 mod tensor;
 pub(crate) mod valid_logits;
 
+#[cfg(feature = "cuda")]
+pub(crate) use dense::cuda::view as device_logits;
+#[cfg(feature = "cuda")]
+pub(crate) use device::cuda as cuda_storage;
+
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
 pub use output::LossOutput;

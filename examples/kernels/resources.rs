@@ -1,9 +1,9 @@
 //! Registers, shared memory and occupancy of every kernel on every target.
 
 use candle_trie::launch::{
-    DenseBackward, DenseForward, DenseTemperature, DeviceLimits, Element, Sum,
+    Decode, DenseBackward, DenseForward, DenseTemperature, DeviceLimits, Element, Sum,
 };
-use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope};
+use candle_trie::{AdaptiveStrategy, BeamSearch, MaskedSoftmaxLoss, Scope, TokenTrie};
 
 use crate::ptxas::{Usage, usages};
 use crate::support::{SMOLLM2, Shape};
@@ -55,7 +55,7 @@ pub fn print() {
     println!(
         "Registers a thread; threads and shared memory of a block; occupancy: threads that are \
          resident on a multiprocessor, of those\nthat it could hold. Shapes are those of the Books \
-         batch (below) in bf16, with a gradient. No kernel spills or has local memory.\n"
+         batch (below) in bf16, with a gradient; for decoding, those of a set of 1,104 tokens. No kernel spills or has local memory.\n"
     );
     print!("| kernel |");
     for card in &CARDS {
@@ -101,6 +101,9 @@ impl Card {
             let launch = Sum::new(1 << 24, &self.limits).by_block(0, 0);
             return [launch.block[0], launch.shared_bytes];
         }
+        if kernel.starts_with("decode_") {
+            return self.decode_shape(kernel);
+        }
         let shape = Shape::books();
         let strategy = AdaptiveStrategy {
             scope: Scope::Branching,
@@ -124,6 +127,20 @@ impl Card {
         }
         let plan = DenseForward::new(&rows, element, width, temperature, true, limits);
         plan.expect("a width").block_shape()
+    }
+
+    /// That of the widest step of the Books catalogue, whose largest set has 1,104 tokens.
+    fn decode_shape(&self, kernel: &str) -> [u32; 2] {
+        let items = (0..1104u32).map(|token| (u64::from(token), [token + 1, 0]));
+        let trie = TokenTrie::new(items).expect("a catalogue");
+        let search = BeamSearch::new(&trie, 32, 10, 1.5).expect("a search");
+        let beams = search.decode_beams().expect("few candidates");
+        let plan = Decode::new(&beams, Element::Bf16, SMOLLM2.vocabulary, &self.limits);
+        let plan = plan.expect("a width").expect("a beam");
+        match kernel {
+            "decode_choices" => plan.choice_shape(),
+            _ => plan.score_shape(),
+        }
     }
 
     fn resident_threads(&self, registers: u32, threads: u32, shared: u32) -> u32 {

@@ -1,5 +1,6 @@
 //! Runs launch plans on a CUDA device, through candle's stream.
 
+pub(crate) mod decode;
 pub(crate) mod dense;
 mod kernels;
 pub(crate) mod linear;

@@ -1,12 +1,18 @@
 //! Launch plans: which kernel, in which shape, with which parameters. They are made without a
 //! device, so whatever runs them (a GPU, or the emulator of the tests) runs the same.
 
+mod decode;
 mod dense;
 mod linear;
 mod sum;
 
 use bytemuck::{Pod, Zeroable};
 
+pub use decode::{
+    Decode, DecodeBeam, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeChoicesParams, DecodeEdge,
+    DecodeFault, DecodeInputs, DecodeScoresParams,
+};
+pub(crate) use decode::{DecodeSet, NewBeam};
 pub use dense::{
     DenseBackward, DenseBackwardBuffers, DenseBackwardParams, DenseForward, DenseForwardBuffers,
     DenseForwardParams, DenseInputs, DenseRow, DenseRows, DenseTemperature, GradientView,

@@ -4,7 +4,9 @@ use candle_core::Tensor;
 use rayon::prelude::*;
 
 use super::path::{check_logits, log_softmax};
-use super::{Found, LeftOut, Path};
+use super::rules::{Beams, Candidate, Rules};
+use super::{Found, LeftOut, Path, cuda};
+use crate::launch::DecodeBeams;
 use crate::loss::{Head, valid_logits};
 use crate::temperature::check_positive;
 use crate::{Error, Result, TokenSets, TokenTrie};
@@ -41,19 +43,9 @@ use crate::{Error, Result, TokenSets, TokenTrie};
 /// ```
 #[derive(Debug, Clone)]
 pub struct BeamSearch {
-    rules: Rules,
+    pub(super) rules: Rules,
     lead: Vec<u32>,
-    users: Vec<Beams>,
-}
-
-/// What holds for every user's search.
-#[derive(Debug, Clone)]
-struct Rules {
-    trie: TokenTrie,
-    width: usize,
-    temperature: f64,
-    normalise: Normalise,
-    length_penalty: f64,
+    pub(super) users: Vec<Beams>,
 }
 
 /// What the probabilities of a step are normalised over.
@@ -75,22 +67,6 @@ pub struct Step {
     /// The tokens that continue it, one at the least: the one that was chosen, and those after it
     /// that leave no choice.
     pub tokens: Vec<Vec<u32>>,
-}
-
-/// The paths of one user.
-#[derive(Debug, Clone, Default)]
-struct Beams {
-    living: Vec<Path>,
-    /// The best whole paths with their scores, best first.
-    finished: Vec<(Path, f64)>,
-    left_out: LeftOut,
-}
-
-/// A path one choice further: the row it continues, and the tokens that do so.
-struct Candidate {
-    path: Path,
-    row: u32,
-    tokens: Vec<u32>,
 }
 
 impl BeamSearch {
@@ -179,31 +155,32 @@ impl BeamSearch {
     /// Takes the logits `[living beams, V]`, keeps each user's best paths, and says how the living
     /// ones go on. `None` when all are finished.
     ///
+    /// Logits on a CUDA device stay there: kernels choose among them, and only each user's best come
+    /// to the host. A step's log-probabilities are then computed in f32.
+    ///
     /// # Errors
     /// [`Error::PositionMismatch`] where there is not one row a beam, [`Error::TokenOutsideVocabulary`]
     /// where the vocabulary does not hold the trie's tokens, [`Error::NonFinite`] for a logit of
-    /// a node's token that is NaN or +∞, and [`Error::Unsupported`] for a dtype, device or layout.
+    /// a node's token (over the vocabulary: of any token) that is NaN or +∞, and
+    /// [`Error::Unsupported`] for a dtype, device or layout.
     pub fn step(&mut self, logits: &Tensor) -> Result<Option<Step>> {
         if self.living() == 0 {
             return Ok(None);
         }
-        let (nodes, sets, temperature) = (self.nodes(), self.sets(), self.rules.temperature);
-        let valid = valid_logits::of_logits(logits, sets, &nodes)?;
-        if self.rules.normalise == Normalise::Trie {
-            return self.step_in_trie(&nodes, &valid);
+        if logits.device().is_cuda() {
+            return self.step_on_cuda(logits);
         }
-        check_logits(&valid, &nodes, &self.rules.trie)?;
-        let log_sums = valid_logits::log_sums(logits, temperature)?;
-        Ok(self.advance(|row| {
-            let log_sum = log_sums[row];
-            valid[row]
-                .iter()
-                .map(move |&logit| logit / temperature - log_sum)
-        }))
+        let nodes = self.nodes();
+        let valid = valid_logits::of_logits(logits, self.sets(), &nodes)?;
+        match self.rules.normalise {
+            Normalise::Trie => self.step_in_trie(&nodes, &valid),
+            Normalise::Vocabulary => self.step_in_vocabulary(logits, &valid),
+        }
     }
 
     /// The same from hidden states `[living beams, H]` and a head `[V, H]`. Normalised over the trie,
-    /// only the head rows of valid tokens are touched; otherwise all logits are made.
+    /// only the head rows of valid tokens are touched; otherwise all logits are made. On a CUDA device
+    /// each of these rows is gathered once a step, for a matrix product with all beams.
     ///
     /// # Errors
     /// As [`step`](Self::step), and for a head that does not fit.
@@ -218,6 +195,11 @@ impl BeamSearch {
         }
         if self.rules.normalise == Normalise::Vocabulary {
             return self.step(&head.logits(hidden)?);
+        }
+        if hidden.device().is_cuda() {
+            let mut beams = self.decode_beams()?;
+            let logits = valid_logits::in_columns(hidden, head, self.sets(), beams.gather())?;
+            return self.step_by_kernels(&logits, &beams);
         }
         let nodes = self.nodes();
         let valid = valid_logits::of_hidden(hidden, head, self.sets(), &nodes)?;
@@ -236,8 +218,38 @@ impl BeamSearch {
 
     fn step_in_trie(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<Option<Step>> {
         check_logits(valid, nodes, &self.rules.trie)?;
-        let temperature = self.rules.temperature;
-        Ok(self.advance(|row| log_softmax(&valid[row], temperature)))
+        let rules = self.rules.clone();
+        Ok(self.advance(|_, user, first_row| {
+            rules.candidates(user, first_row, |row| {
+                log_softmax(&valid[row], rules.temperature)
+            })
+        }))
+    }
+
+    fn step_in_vocabulary(&mut self, logits: &Tensor, valid: &[Vec<f64>]) -> Result<Option<Step>> {
+        let rules = self.rules.clone();
+        let log_sums = valid_logits::log_sums(logits, rules.temperature)?;
+        let even = -(logits.dims().last().map_or(1.0, |&size| size as f64)).ln();
+        Ok(self.advance(|_, user, first_row| {
+            rules.candidates(user, first_row, |row| {
+                let (temperature, log_sum) = (rules.temperature, log_sums[row]);
+                valid[row].iter().map(move |logit| match log_sum {
+                    Some(log_sum) => logit / temperature - log_sum,
+                    None => even,
+                })
+            })
+        }))
+    }
+
+    fn step_on_cuda(&mut self, logits: &Tensor) -> Result<Option<Step>> {
+        valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
+        self.step_by_kernels(logits, &self.decode_beams()?)
+    }
+
+    fn step_by_kernels(&mut self, logits: &Tensor, beams: &DecodeBeams) -> Result<Option<Step>> {
+        valid_logits::check_for_kernels(logits, self.living())?;
+        let (choices, faults) = cuda::decode(logits, beams)?;
+        self.take(beams, &choices, &faults)
     }
 
     /// The nodes of the living beams.
@@ -269,22 +281,17 @@ impl BeamSearch {
         }
     }
 
-    /// Lets every user's beams go on; `log_probabilities` gives those of a row's tokens.
-    fn advance<P: Iterator<Item = f64>>(
+    /// Lets every user's beams go on with the best of their candidates; `candidates_of` gives those of a
+    /// user, by its number, its beams and the row of the first of them.
+    pub(super) fn advance(
         &mut self,
-        log_probabilities: impl Fn(usize) -> P + Sync,
+        candidates_of: impl Fn(usize, &Beams, usize) -> Vec<Candidate> + Sync,
     ) -> Option<Step> {
-        let mut living = 0;
-        let first_rows: Vec<usize> = (self.users.iter())
-            .map(|user| {
-                living += user.living.len();
-                living - user.living.len()
-            })
-            .collect();
+        let first_rows = self.first_rows();
         let rules = &self.rules;
-        let steps: Vec<Step> = (self.users.par_iter_mut().zip(first_rows))
-            .map(|(user, first_row)| {
-                let candidates = rules.candidates(user, first_row, &log_probabilities);
+        let steps: Vec<Step> = (self.users.par_iter_mut().zip(first_rows).enumerate())
+            .map(|(number, (user, first_row))| {
+                let candidates = candidates_of(number, user, first_row);
                 rules.keep(user, candidates)
             })
             .collect();
@@ -295,107 +302,15 @@ impl BeamSearch {
         }
         (!all.tokens.is_empty()).then_some(all)
     }
-}
 
-impl Rules {
-    /// All that a user's living beams can become, most probable first; equal ones in the order of
-    /// their nodes, so that a search is repeatable.
-    fn candidates<P: Iterator<Item = f64>>(
-        &self,
-        user: &Beams,
-        first_row: usize,
-        log_probabilities: impl Fn(usize) -> P,
-    ) -> Vec<(usize, u32, Path)> {
-        let mut candidates = Vec::new();
-        for (row, path) in (first_row..).zip(&user.living) {
-            let paths = path.continued(&self.trie, log_probabilities(row));
-            let wanted = paths.filter(|(_, path)| !user.left_out.holds(path));
-            candidates.extend(wanted.map(|(token, path)| (row, token, path)));
-        }
-        candidates.sort_unstable_by(|(_, _, a), (_, _, b)| {
-            (b.log_probability.total_cmp(&a.log_probability)).then_with(|| a.node.cmp(&b.node))
-        });
-        candidates
-    }
-
-    /// Keeps the best whole paths, and the best of the others alive.
-    fn keep(&self, user: &mut Beams, candidates: Vec<(usize, u32, Path)>) -> Step {
-        let mut living: Vec<Candidate> = Vec::with_capacity(self.width);
-        for (rank, (row, token, path)) in candidates.into_iter().enumerate() {
-            if living.len() == self.width && self.is_beaten(user, rank, &path) {
-                break;
-            }
-            let (path, rode) = self.ride(path);
-            if !path.is_whole(&self.trie) {
-                if living.len() < self.width {
-                    let tokens = [&[token], &rode[..]].concat();
-                    let row = row as u32;
-                    living.push(Candidate { path, row, tokens });
-                }
-            } else if self.normalise == Normalise::Trie || rank < self.width {
-                self.finish(user, path);
-            }
-        }
-        self.end(user, &mut living);
-        user.living = living.iter().map(|candidate| candidate.path).collect();
-        let (parents, tokens) = (living.into_iter())
-            .map(|candidate| (candidate.row, candidate.tokens))
-            .unzip();
-        Step { parents, tokens }
-    }
-
-    /// Whether no candidate from this one on can be among the best whole paths.
-    fn is_beaten(&self, user: &Beams, rank: usize, path: &Path) -> bool {
-        match self.normalise {
-            // `generate` finishes those alone that are among the best of their step.
-            Normalise::Vocabulary => rank >= self.width,
-            Normalise::Trie => {
-                self.length_penalty == 0.0 && path.log_probability < self.worst_score(user)
-            }
-        }
-    }
-
-    /// Lets go of the living beams that cannot become better than what is finished.
-    fn end(&self, user: &Beams, living: &mut Vec<Candidate>) {
-        let worst = self.worst_score(user);
-        if self.length_penalty == 0.0 {
-            living.retain(|candidate| candidate.path.log_probability > worst);
-        } else if (living.iter()).all(|candidate| self.score(&candidate.path) <= worst) {
-            living.clear();
-        }
-    }
-
-    /// The score that a whole path must beat: that of the last of `width` finished ones.
-    fn worst_score(&self, user: &Beams) -> f64 {
-        (user.finished.get(self.width - 1)).map_or(f64::NEG_INFINITY, |&(_, score)| score)
-    }
-
-    /// Puts a whole path among the finished ones: equal scores by their smallest item id.
-    fn finish(&self, user: &mut Beams, path: Path) {
-        let score = self.score(&path);
-        let items = self.trie.items(path.node);
-        let place = user.finished.partition_point(|(other, other_score)| {
-            let order = other_score.total_cmp(&score).reverse();
-            order
-                .then_with(|| self.trie.items(other.node).cmp(items))
-                .is_lt()
-        });
-        user.finished.insert(place, (path, score));
-        user.finished.truncate(self.width);
-    }
-
-    fn ride(&self, path: Path) -> (Path, Vec<u32>) {
-        match self.normalise {
-            Normalise::Trie => path.ride(&self.trie),
-            Normalise::Vocabulary => (path, Vec::new()),
-        }
-    }
-
-    fn score(&self, path: &Path) -> f64 {
-        if self.length_penalty == 0.0 {
-            return path.log_probability;
-        }
-        path.log_probability / f64::from(path.length).powf(self.length_penalty)
+    /// The row of each user's first living beam.
+    pub(super) fn first_rows(&self) -> Vec<usize> {
+        let mut living = 0;
+        let first_row = |user: &Beams| {
+            living += user.living.len();
+            living - user.living.len()
+        };
+        self.users.iter().map(first_row).collect()
     }
 }
 

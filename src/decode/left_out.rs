@@ -60,9 +60,19 @@ impl LeftOut {
         left_out
     }
 
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.nodes.is_empty()
+    }
+
     /// Whether nothing that the path can become is wanted.
     pub fn holds(&self, path: &Path) -> bool {
-        self.nodes.contains(&path.node)
+        self.holds_node(path.node)
+    }
+
+    /// Whether nothing below a node is wanted.
+    pub fn holds_node(&self, node: u32) -> bool {
+        self.nodes.contains(&node)
     }
 
     /// A whole path's result, with the items that are wanted.

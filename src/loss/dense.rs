@@ -2,7 +2,7 @@
 
 mod cpu;
 #[cfg_attr(not(feature = "cuda"), path = "dense/no_cuda.rs")]
-mod cuda;
+pub(super) mod cuda;
 
 use std::sync::Arc;
 

@@ -58,7 +58,7 @@ pub(super) fn part<'a, T>(slice: &'a CudaSlice<T>, layout: &Layout) -> CudaView<
     slice.slice(layout.start_offset().min(slice.len())..)
 }
 
-pub(super) fn cuda<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CudaStorage> {
+pub(crate) fn cuda<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CudaStorage> {
     match storage {
         Storage::Cuda(storage) => Ok(storage),
         _ => Err(Error::Unsupported {

@@ -5,7 +5,9 @@ use rayon::prelude::*;
 
 use super::head::Head;
 use super::linear;
-use super::tensor::{Scalar, check_device, check_positions, cpu, matrix, with_element};
+use super::tensor::{
+    Scalar, check_device, check_loss_device, check_positions, cpu, matrix, with_element,
+};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
@@ -15,7 +17,9 @@ const LOGITS: &str = "logits";
 
 /// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
-    check(logits, all, sets.len())?;
+    check_device(LOGITS, logits)?;
+    check_positions(logits, sets.len())?;
+    check_vocabulary(logits.dims().last(), all)?;
     with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
         pick(logits, all.get(sets[row]).unwrap_or(TokenSet::Listed(&[])))
     }))
@@ -40,11 +44,51 @@ pub(crate) fn of_hidden(
     linear::valid_logits(hidden, &head, &batch)
 }
 
-/// ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`.
-pub(crate) fn log_sums(logits: &Tensor, temperature: f64) -> Result<Vec<f64>> {
-    with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |_, logits| {
-        softmax::log_sum(logits, temperature)
-    }))
+/// The logits `[rows, columns]` of these tokens alone, from hidden states `[rows, H]`.
+pub(crate) fn in_columns(
+    hidden: &Tensor,
+    head: Head,
+    all: &TokenSets,
+    columns: &[u32],
+) -> Result<Tensor> {
+    // A device does not notice an index beyond the end.
+    check_vocabulary(head.weight.dims().first(), all)?;
+    let columns = Tensor::new(columns, hidden.device())?;
+    let weight = head.weight.index_select(&columns, 0)?;
+    let bias = head.bias.map(|bias| bias.index_select(&columns, 0));
+    match bias.transpose()? {
+        Some(bias) => Head::with_bias(&weight, &bias).logits(hidden),
+        None => Head::from(&weight).logits(hidden),
+    }
+}
+
+/// ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`; `None` where all are −∞. Refuses
+/// those that are NaN or +∞.
+pub(crate) fn log_sums(logits: &Tensor, temperature: f64) -> Result<Vec<Option<f64>>> {
+    let log_sums = with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
+        log_sum(row, logits, temperature)
+    }))?;
+    log_sums.into_iter().collect()
+}
+
+fn log_sum<T: Element>(row: usize, logits: &[T], temperature: f64) -> Result<Option<f64>> {
+    let log_sum = softmax::log_sum(logits, temperature);
+    if log_sum.is_finite() {
+        return Ok(Some(log_sum));
+    }
+    let values = logits.iter().map(|logit| logit.widen().into());
+    match (0..)
+        .zip(values)
+        .find(|(_, value)| value.is_nan() || *value == f64::INFINITY)
+    {
+        Some((token, value)) => Err(Error::NonFinite {
+            row,
+            position: row as u32,
+            token,
+            value,
+        }),
+        None => Ok(None),
+    }
 }
 
 /// What `of_row` makes of each row, in parallel.
@@ -67,10 +111,15 @@ fn pick<T: Element>(logits: &[T], tokens: TokenSet) -> Vec<f64> {
     tokens.iter().map(logit).collect()
 }
 
-fn check(logits: &Tensor, sets: &TokenSets, rows: usize) -> Result<()> {
-    check_device(LOGITS, logits)?;
-    check_positions(logits, rows)?;
-    let vocabulary = logits.dims().last().copied().unwrap_or(0);
+/// Refuses logits of a device or dtype that there are no kernels for, and other than one row a beam.
+pub(crate) fn check_for_kernels(logits: &Tensor, rows: usize) -> Result<()> {
+    check_loss_device(LOGITS, logits)?;
+    check_positions(logits, rows)
+}
+
+/// Refuses a vocabulary that does not hold all tokens.
+pub(crate) fn check_vocabulary(size: Option<&usize>, sets: &TokenSets) -> Result<()> {
+    let vocabulary = size.copied().unwrap_or(0);
     let token = sets.max_token();
     if token as usize >= vocabulary {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });

@@ -7,6 +7,7 @@ mod batch;
 #[path = "../emulated/mod.rs"]
 mod emulated;
 
+mod decode;
 mod dense;
 mod linear;
 #[path = "../linear/batch.rs"]

@@ -40,7 +40,7 @@ fn chunks(width: u32, element: Element) -> u64 {
 }
 
 /// The kernels count the elements of a row in 32 bits.
-fn check_width(width: usize) -> Result<u32> {
+pub(super) fn check_width(width: usize) -> Result<u32> {
     let limit = u32::MAX - 64;
     match u32::try_from(width) {
         Ok(width) if width <= limit => Ok(width),

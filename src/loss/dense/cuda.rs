@@ -216,7 +216,8 @@ fn left(
     (left, loss)
 }
 
-fn view<'a, T: DeviceElement>(
+/// The logits that a tensor is.
+pub(crate) fn view<'a, T: DeviceElement>(
     storage: &'a CudaStorage,
     layout: &Layout,
 ) -> Result<DeviceLogits<CudaView<'a, T>>> {

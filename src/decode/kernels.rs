@@ -1,0 +1,181 @@
+//! A step of beam search as kernels take it: what they must know of the living beams, and how the
+//! search goes on with what they have chosen.
+
+use std::collections::HashMap;
+
+use super::rules::{self, Beams, Candidate, Rules};
+use super::{LeftOut, Normalise, Path};
+use crate::launch::{DecodeBeams, DecodeChoice, DecodeEdge, DecodeFault, DecodeSet, NewBeam};
+use crate::{BeamSearch, Error, Result, Step};
+
+impl BeamSearch {
+    /// The living beams as the kernels over logits take them: for [`launch`](crate::launch) plans.
+    ///
+    /// What is left out and the length penalty are settled here: the kernels see edges that are no
+    /// candidates, and a number that a whole path's log-probability is divided by.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for more candidates than 32 bits count.
+    pub fn decode_beams(&self) -> Result<DecodeBeams> {
+        let rules = &self.rules;
+        let over_vocabulary = rules.normalise == Normalise::Vocabulary;
+        let mut beams = DecodeBeams::new(rules.width, rules.temperature, over_vocabulary);
+        // Beams of all users that stand at one node share its edges, but for those left out.
+        let mut shared: HashMap<u32, DecodeSet> = HashMap::new();
+        let nothing = LeftOut::default();
+        for user in &self.users {
+            let mut of_user = Vec::with_capacity(user.living.len());
+            for path in &user.living {
+                let set = if rules.lose_an_edge(path, &user.left_out) {
+                    rules.push_edges(&mut beams, path, &user.left_out)
+                } else {
+                    let of_node = shared.entry(path.node);
+                    *of_node.or_insert_with(|| rules.push_edges(&mut beams, path, &nothing))
+                };
+                of_user.push(NewBeam {
+                    log_probability: path.log_probability,
+                    set,
+                });
+            }
+            beams.push_user(&of_user)?;
+        }
+        Ok(beams)
+    }
+
+    /// Goes on with what the kernels have chosen for [`decode_beams`](Self::decode_beams) of this
+    /// search, as [`step`](Self::step) does.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for the first fault, [`Error::LengthMismatch`] and [`Error::Malformed`]
+    /// where choices or faults are not of these beams.
+    pub fn take(
+        &mut self,
+        beams: &DecodeBeams,
+        choices: &[DecodeChoice],
+        faults: &[DecodeFault],
+    ) -> Result<Option<Step>> {
+        check_length("beams", self.living(), beams.beams.len())?;
+        check_length("faults", self.living(), faults.len())?;
+        check_length(
+            "choices",
+            2 * self.users.len() * beams.width(),
+            choices.len(),
+        )?;
+        let found = |fault: &DecodeFault| fault.token != DecodeFault::NONE;
+        if let Some(row) = faults.iter().position(found) {
+            return Err(Error::NonFinite {
+                row,
+                position: row as u32,
+                token: beams.token(faults[row].token),
+                value: faults[row].value.into(),
+            });
+        }
+        // Where no user has a candidate there is no choice either.
+        let mut of_users = choices.chunks((2 * beams.width()).max(1));
+        let candidates = (self.users.iter().zip(self.first_rows()))
+            .map(|(user, first_row)| {
+                let choices = of_users.next().unwrap_or(&[]);
+                chosen(user, first_row, beams, choices)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(self.advance(|number, _, _| candidates[number].clone()))
+    }
+}
+
+impl Rules {
+    fn lose_an_edge(&self, path: &Path, left_out: &LeftOut) -> bool {
+        let children = self.trie.first_child(path.node).unwrap_or_default()..;
+        !left_out.is_empty()
+            && (children.zip(self.trie.children(path.node)))
+                .any(|(child, _)| left_out.holds_node(child))
+    }
+
+    /// Adds the edges that leave the path's node.
+    fn push_edges(&self, beams: &mut DecodeBeams, path: &Path, left_out: &LeftOut) -> DecodeSet {
+        let mut set = DecodeSet {
+            first_edge: beams.edges.len(),
+            living: 0,
+            whole: 0,
+            left_out: 0,
+        };
+        let (mut whole, mut not_wanted) = (Vec::new(), Vec::new());
+        let none = self.trie.children(path.node).iter().map(|_| 0.0);
+        for (token, next) in path.continued(&self.trie, none) {
+            let end = self.ride(next).0;
+            if left_out.holds(&next) {
+                not_wanted.push((token, next.node, self.edge(&next, false)));
+            } else if end.is_whole(&self.trie) {
+                whole.push((token, next.node, self.edge(&end, true)));
+            } else {
+                beams.push_edge(token, next.node, self.edge(&next, false));
+                set.living += 1;
+            }
+        }
+        (set.whole, set.left_out) = (whole.len(), not_wanted.len());
+        for (token, node, edge) in whole.into_iter().chain(not_wanted) {
+            beams.push_edge(token, node, edge);
+        }
+        set
+    }
+
+    /// What a path is ranked by among those of its kind, as [`keep`](Self::keep) does it.
+    fn edge(&self, path: &Path, whole: bool) -> DecodeEdge {
+        // Over the vocabulary those are finished that are among the most probable of their step.
+        if !whole || self.normalise == Normalise::Vocabulary {
+            return DecodeEdge {
+                order: path.node.into(),
+                divisor: 1.0,
+            };
+        }
+        DecodeEdge {
+            order: self.trie.items(path.node).first().copied().unwrap_or(0),
+            divisor: self.divisor(path),
+        }
+    }
+}
+
+/// The candidates of a user that were chosen, in the order in which a search looks at them.
+fn chosen(
+    user: &Beams,
+    first_row: usize,
+    beams: &DecodeBeams,
+    choices: &[DecodeChoice],
+) -> Result<Vec<Candidate>> {
+    let rows = first_row..first_row + user.living.len();
+    let mut candidates = (choices.iter())
+        .filter(|choice| choice.candidate != DecodeChoice::NONE)
+        .map(|choice| {
+            let found = beams.find(choice.candidate, rows.clone());
+            let (row, edge) = found.ok_or_else(|| Error::Malformed {
+                what: "choices",
+                detail: format!(
+                    "candidate {} is none of the beams {rows:?}",
+                    choice.candidate
+                ),
+            })?;
+            let parent = user.living[row - first_row];
+            Ok(Candidate {
+                row,
+                token: beams.token(beams.tokens[edge]),
+                path: Path {
+                    node: beams.nodes[edge],
+                    log_probability: parent.log_probability + f64::from(choice.log_probability),
+                    length: parent.length + 1,
+                },
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    rules::sort(&mut candidates);
+    Ok(candidates)
+}
+
+fn check_length(what: &'static str, expected: usize, actual: usize) -> Result<()> {
+    if expected == actual {
+        return Ok(());
+    }
+    Err(Error::LengthMismatch {
+        what,
+        expected,
+        actual,
+    })
+}

@@ -1,0 +1,149 @@
+//! How a beam search goes on: which paths it keeps, and which it has finished.
+
+use super::{LeftOut, Normalise, Path, Step};
+use crate::TokenTrie;
+
+/// What holds for every user's search.
+#[derive(Debug, Clone)]
+pub(super) struct Rules {
+    pub trie: TokenTrie,
+    pub width: usize,
+    pub temperature: f64,
+    pub normalise: Normalise,
+    pub length_penalty: f64,
+}
+
+/// The paths of one user.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Beams {
+    pub living: Vec<Path>,
+    /// The best whole paths with their scores, best first.
+    pub finished: Vec<(Path, f64)>,
+    pub left_out: LeftOut,
+}
+
+/// A path one token further, and the row that it continues.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Candidate {
+    pub row: usize,
+    pub token: u32,
+    pub path: Path,
+}
+
+/// A path one choice further: the row it continues, and the tokens that do so.
+struct Living {
+    path: Path,
+    row: u32,
+    tokens: Vec<u32>,
+}
+
+/// Most probable first; equal ones in the order of their nodes, so that a search is repeatable.
+pub(super) fn sort(candidates: &mut [Candidate]) {
+    candidates.sort_unstable_by(|Candidate { path: a, .. }, Candidate { path: b, .. }| {
+        (b.log_probability.total_cmp(&a.log_probability)).then_with(|| a.node.cmp(&b.node))
+    });
+}
+
+impl Rules {
+    /// All that a user's living beams can become, sorted.
+    pub fn candidates<P: Iterator<Item = f64>>(
+        &self,
+        user: &Beams,
+        first_row: usize,
+        log_probabilities: impl Fn(usize) -> P,
+    ) -> Vec<Candidate> {
+        let mut candidates = Vec::new();
+        for (row, path) in (first_row..).zip(&user.living) {
+            let paths = path.continued(&self.trie, log_probabilities(row));
+            let wanted = paths.filter(|(_, path)| !user.left_out.holds(path));
+            candidates.extend(wanted.map(|(token, path)| Candidate { row, token, path }));
+        }
+        sort(&mut candidates);
+        candidates
+    }
+
+    /// Keeps the best whole paths, and the best of the others alive.
+    pub fn keep(&self, user: &mut Beams, candidates: Vec<Candidate>) -> Step {
+        let mut living: Vec<Living> = Vec::with_capacity(self.width.min(candidates.len()));
+        for (rank, Candidate { row, token, path }) in candidates.into_iter().enumerate() {
+            if living.len() == self.width && self.is_beaten(user, rank, &path) {
+                break;
+            }
+            let (path, rode) = self.ride(path);
+            if !path.is_whole(&self.trie) {
+                if living.len() < self.width {
+                    let tokens = [&[token], &rode[..]].concat();
+                    let row = row as u32;
+                    living.push(Living { path, row, tokens });
+                }
+            } else if self.normalise == Normalise::Trie || rank < self.width {
+                self.finish(user, path);
+            }
+        }
+        self.end(user, &mut living);
+        user.living = living.iter().map(|candidate| candidate.path).collect();
+        let (parents, tokens) = (living.into_iter())
+            .map(|candidate| (candidate.row, candidate.tokens))
+            .unzip();
+        Step { parents, tokens }
+    }
+
+    /// Whether no candidate from this one on can be among the best whole paths.
+    fn is_beaten(&self, user: &Beams, rank: usize, path: &Path) -> bool {
+        match self.normalise {
+            // `generate` finishes those alone that are among the best of their step.
+            Normalise::Vocabulary => rank >= self.width,
+            Normalise::Trie => {
+                self.length_penalty == 0.0 && path.log_probability < self.worst_score(user)
+            }
+        }
+    }
+
+    /// Lets go of the living beams that cannot become better than what is finished.
+    fn end(&self, user: &Beams, living: &mut Vec<Living>) {
+        let worst = self.worst_score(user);
+        if self.length_penalty == 0.0 {
+            living.retain(|candidate| candidate.path.log_probability > worst);
+        } else if (living.iter()).all(|candidate| self.score(&candidate.path) <= worst) {
+            living.clear();
+        }
+    }
+
+    /// The score that a whole path must beat: that of the last of `width` finished ones.
+    fn worst_score(&self, user: &Beams) -> f64 {
+        (user.finished.get(self.width - 1)).map_or(f64::NEG_INFINITY, |&(_, score)| score)
+    }
+
+    /// Puts a whole path among the finished ones: equal scores by their smallest item id.
+    fn finish(&self, user: &mut Beams, path: Path) {
+        let score = self.score(&path);
+        let items = self.trie.items(path.node);
+        let place = user.finished.partition_point(|(other, other_score)| {
+            let order = other_score.total_cmp(&score).reverse();
+            order
+                .then_with(|| self.trie.items(other.node).cmp(items))
+                .is_lt()
+        });
+        user.finished.insert(place, (path, score));
+        user.finished.truncate(self.width);
+    }
+
+    pub fn ride(&self, path: Path) -> (Path, Vec<u32>) {
+        match self.normalise {
+            Normalise::Trie => path.ride(&self.trie),
+            Normalise::Vocabulary => (path, Vec::new()),
+        }
+    }
+
+    pub fn score(&self, path: &Path) -> f64 {
+        path.log_probability / self.divisor(path)
+    }
+
+    /// What the log-probability of a path is divided by to be its score.
+    pub fn divisor(&self, path: &Path) -> f64 {
+        if self.length_penalty == 0.0 {
+            return 1.0;
+        }
+        f64::from(path.length).powf(self.length_penalty)
+    }
+}

@@ -1,0 +1,92 @@
+//! How much is moved.
+
+use candle_trie::{BeamSearch, Normalise, TokenTrie};
+use candle_trie_emulator::Emulator;
+use half::bf16;
+
+use crate::device::{Answer, Logits, decode};
+use crate::emulated::noise;
+
+const USERS: usize = 5;
+
+/// All users at a root of so many tokens, every other one with a choice behind it, and how many tokens
+/// each leaves out.
+fn first_step(
+    tokens: u32,
+    left_out: u64,
+    width: usize,
+    normalise: Normalise,
+    row_stride: usize,
+) -> (Answer, usize) {
+    let items = (0..tokens).flat_map(|token| {
+        let path = move |next: u32| (u64::from(2 * token + next), vec![token, next, 0]);
+        (0..1 + token % 2).map(path)
+    });
+    let trie = TokenTrie::new(items).unwrap();
+    let search = BeamSearch::new(&trie, USERS, 10, 1.3).unwrap();
+    let search = search.with_normalise(normalise);
+    let left_out: Vec<Vec<u64>> = vec![(0..2 * left_out).collect(); USERS];
+    let search = search.leaving_out(&left_out).unwrap();
+    let values: Vec<f64> = noise(USERS * width).into_iter().map(f64::from).collect();
+    let logits = Logits::<bf16>::new(&values, width).spread(row_stride);
+    let beams = search.decode_beams().unwrap();
+    let answer = decode(&Emulator::default().traced(), &beams, &logits).unwrap();
+    (answer, beams.candidates())
+}
+
+fn a_valid_logit_is_loaded_once() {
+    for left_out in [0, 40] {
+        let (answer, candidates) = first_step(300, left_out, 4096, Normalise::Trie, 4096);
+        assert_eq!(candidates as u64, USERS as u64 * (300 - left_out));
+        let report = &answer.scores;
+        assert_eq!(report.traffic("logits").loaded, (USERS * 300 * 2) as u64);
+        assert_eq!(report.traffic("edges").loaded, 16 * candidates as u64);
+        let log_probabilities = report.traffic("log_probabilities");
+        assert_eq!(log_probabilities.loaded, 4 * candidates as u64);
+        assert_eq!(log_probabilities.stored, 8 * candidates as u64);
+        let ranks = report.traffic("ranks");
+        assert_eq!((ranks.loaded, ranks.stored), (0, 16 * candidates as u64));
+    }
+}
+
+fn a_whole_vocabulary_streams() {
+    let width = 13_011;
+    let (answer, candidates) = first_step(300, 0, width, Normalise::Vocabulary, width);
+    let logits = answer.scores.traffic("logits");
+    assert_eq!(logits.loaded, 2 * (USERS * width + candidates) as u64);
+    let waste = logits.load_sectors as f64 / logits.least_load_sectors as f64;
+    assert!(waste <= 1.1, "{waste}");
+    let log_probabilities = answer.scores.traffic("log_probabilities");
+    assert_eq!(log_probabilities.stored, 4 * candidates as u64);
+    assert_eq!(log_probabilities.loaded, 0);
+}
+
+fn a_choice_costs_one_thread_a_second_look() {
+    let (answer, candidates) = first_step(900, 0, 1024, Normalise::Trie, 1024);
+    let ranks = answer.choosing.traffic("ranks");
+    // Two segments a user, whose 128 threads have four candidates each at the most.
+    let looks = candidates + USERS * 2 * 10 * 4;
+    assert!(ranks.loaded >= 16 * candidates as u64);
+    assert!(ranks.loaded <= 16 * looks as u64, "{}", ranks.loaded);
+    let chosen = (USERS * 2 * 10) as u64;
+    assert_eq!(answer.choosing.traffic("choices").stored, 8 * chosen);
+    assert_eq!(
+        answer.choosing.traffic("log_probabilities").loaded,
+        4 * chosen
+    );
+}
+
+fn reductions_have_no_bank_conflicts() {
+    for normalise in [Normalise::Trie, Normalise::Vocabulary] {
+        let (answer, _) = first_step(64, 0, 128, normalise, 128);
+        assert_eq!(answer.scores.shared.bank_conflicts, 0);
+        assert_eq!(answer.choosing.shared.bank_conflicts, 0);
+    }
+}
+
+candle_trie_emulator::emulated_tests! {
+    a_valid_logit_is_loaded_once,
+    a_whole_vocabulary_streams,
+    a_choice_costs_one_thread_a_second_look,
+    reductions_have_no_bank_conflicts,
+}

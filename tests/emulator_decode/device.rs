@@ -1,0 +1,174 @@
+//! Runs steps of a beam search in the emulator.
+
+use bytemuck::cast_slice;
+use candle_core::{Device, Tensor};
+use candle_trie::launch::{
+    Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs,
+};
+use candle_trie::{BeamSearch, Found, Result, Step};
+use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
+
+use crate::emulated::{LIMITS, SEEDS, run};
+use crate::number::Number;
+
+/// Logits `[rows, width]` whose rows lie `row_stride` apart.
+pub struct Logits<T> {
+    values: Vec<T>,
+    width: usize,
+    row_stride: usize,
+}
+
+impl<T: Number> Logits<T> {
+    pub fn new(values: &[f64], width: usize) -> Self {
+        Self {
+            values: values.iter().map(|&value| T::from_f64(value)).collect(),
+            width,
+            row_stride: width,
+        }
+    }
+
+    /// The same with unused elements before, between and behind the rows.
+    pub fn spread(&self, row_stride: usize) -> Self {
+        let mut values = Vec::new();
+        for row in self.values.chunks(self.width) {
+            values.extend(row);
+            values.resize(
+                values.len().next_multiple_of(row_stride),
+                T::from_f64(f64::NAN),
+            );
+        }
+        Self {
+            values,
+            width: self.width,
+            row_stride,
+        }
+    }
+
+    /// The columns of these tokens alone.
+    pub fn columns(&self, tokens: &[u32]) -> Self {
+        let rows = self.values.chunks(self.row_stride);
+        let values = rows.flat_map(|row| tokens.iter().map(|&token| row[token as usize]));
+        Self {
+            values: values.collect(),
+            width: tokens.len(),
+            row_stride: tokens.len(),
+        }
+    }
+
+    /// What the CPU is to search with: these very numbers in f64.
+    pub fn tensor(&self) -> Tensor {
+        let rows = self.values.chunks(self.row_stride);
+        let count = rows.len();
+        let values: Vec<f64> = rows
+            .flat_map(|row| row[..self.width].iter().map(|value| value.to_f64()))
+            .collect();
+        Tensor::from_vec(values, (count, self.width), &Device::Cpu).unwrap()
+    }
+}
+
+/// What the kernels leave of one step.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub choices: Vec<DecodeChoice>,
+    pub faults: Vec<DecodeFault>,
+    pub scores: Report,
+    pub choosing: Report,
+}
+
+/// One step for these beams.
+pub fn decode<T: Number>(
+    emulator: &Emulator,
+    beams: &DecodeBeams,
+    logits: &Logits<T>,
+) -> Result<Answer, Fault> {
+    let plan = Decode::new(beams, T::ELEMENT, logits.width, &LIMITS).unwrap();
+    let plan = plan.expect("a living beam");
+    let mut memory = Memory::new();
+    let inputs = DecodeInputs {
+        logits: memory.upload("logits", &logits.values).address(),
+        row_stride: logits.row_stride as u64,
+        beams: memory.upload("beams", &beams.beams).address(),
+        edges: memory.upload("edges", &beams.edges).address(),
+        tokens: memory.upload("tokens", &beams.tokens).address(),
+        segments: memory.upload("segments", &beams.segments).address(),
+    };
+    let log_probabilities = memory.allocate::<f32>("log_probabilities", beams.candidates());
+    let ranks = beams.candidates() * DecodeBeams::RANK_BYTES;
+    let choices = memory.allocate::<DecodeChoice>("choices", beams.choices());
+    let faults = memory.allocate::<DecodeFault>("faults", beams.beams.len());
+    let buffers = DecodeBuffers {
+        log_probabilities: log_probabilities.address(),
+        ranks: memory.allocate::<u8>("ranks", ranks).address(),
+        choices: choices.address(),
+        faults: faults.address(),
+    };
+    Ok(Answer {
+        scores: run(emulator, &plan.scores(&inputs, &buffers), &mut memory)?,
+        choosing: run(emulator, &plan.choices(&inputs, &buffers), &mut memory)?,
+        choices: memory.download(choices)?,
+        faults: memory.download(faults)?,
+    })
+}
+
+/// [`BeamSearch::step`] by the kernels, the same bits in every schedule.
+pub fn step<T: Number>(search: &mut BeamSearch, logits: &Logits<T>) -> Result<Option<Step>> {
+    if search.living() == 0 {
+        return Ok(None);
+    }
+    let beams = search.decode_beams()?;
+    take(search, &beams, logits)
+}
+
+/// The same from the logits of those tokens alone that any beam needs.
+pub fn gathered_step<T: Number>(
+    search: &mut BeamSearch,
+    logits: &Logits<T>,
+) -> Result<Option<Step>> {
+    if search.living() == 0 {
+        return Ok(None);
+    }
+    let mut beams = search.decode_beams()?;
+    let gathered = logits.columns(beams.gather());
+    take(search, &beams, &gathered)
+}
+
+fn take<T: Number>(
+    search: &mut BeamSearch,
+    beams: &DecodeBeams,
+    logits: &Logits<T>,
+) -> Result<Option<Step>> {
+    let mut answer = None;
+    same_for_every_schedule(SEEDS, |emulator| {
+        let found = decode(&emulator, beams, logits)?;
+        let bits = [
+            cast_slice::<_, u32>(&found.choices),
+            cast_slice(&found.faults),
+        ]
+        .concat();
+        answer = Some(found);
+        Ok(bits)
+    })
+    .unwrap_or_else(|fault| panic!("{:?}: {fault}", T::ELEMENT));
+    let answer = answer.expect("a schedule");
+    search.take(beams, &answer.choices, &answer.faults)
+}
+
+/// The same items in the same order, with the same probabilities.
+pub fn assert_same_found(found: &[Found], expected: &[Found], what: &str) {
+    let items = |found: &[Found]| -> Vec<Vec<u64>> {
+        found.iter().map(|found| found.items.clone()).collect()
+    };
+    assert_eq!(items(found), items(expected), "{what}");
+    for (found, expected) in found.iter().zip(expected) {
+        for (found, expected) in [
+            (found.log_probability, expected.log_probability),
+            (found.score, expected.score),
+        ] {
+            let close = (found - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+            assert!(
+                close || found == expected,
+                "{what}: {found}, not {expected}"
+            );
+        }
+    }
+}

@@ -17,6 +17,7 @@ mod ptxas;
 #[path = "../../benches/support/mod.rs"]
 mod support;
 
+mod linear;
 mod moved;
 mod resources;
 
@@ -30,4 +31,5 @@ fn main() {
     );
     resources::print();
     moved::print();
+    linear::print();
 }

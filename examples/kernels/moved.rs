@@ -19,7 +19,7 @@ const LIMITS: DeviceLimits = DeviceLimits {
     shared_bytes_per_multiprocessor: 100 << 10,
 };
 /// Cards and what their memory moves, in TB/s.
-const CARDS: [(&str, f64); 3] = [("H100", 3.35), ("A100", 2.0), ("RTX 4090", 1.0)];
+pub const CARDS: [(&str, f64); 3] = [("H100", 3.35), ("A100", 2.0), ("RTX 4090", 1.0)];
 
 /// One way to run the operation.
 struct Mode {

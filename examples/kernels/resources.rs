@@ -1,7 +1,8 @@
 //! Registers, shared memory and occupancy of every kernel on every target.
 
 use candle_trie::launch::{
-    Decode, DenseBackward, DenseForward, DenseTemperature, DeviceLimits, Element, Sum,
+    Decode, DenseBackward, DenseForward, DenseTemperature, DeviceLimits, Element, LinearBackward,
+    LinearForward, LinearGather, Sum,
 };
 use candle_trie::{AdaptiveStrategy, BeamSearch, MaskedSoftmaxLoss, Scope, TokenTrie};
 
@@ -55,7 +56,8 @@ pub fn print() {
     println!(
         "Registers a thread; threads and shared memory of a block; occupancy: threads that are \
          resident on a multiprocessor, of those\nthat it could hold. Shapes are those of the Books \
-         batch (below) in bf16, with a gradient; for decoding, those of a set of 1,104 tokens. No kernel spills or has local memory.\n"
+         batch (below), with a gradient;\nfor decoding, those of a set of 1,104 tokens; for the linear operation \
+         H = 576. No kernel spills or has local memory.\n"
     );
     print!("| kernel |");
     for card in &CARDS {
@@ -111,7 +113,9 @@ impl Card {
         };
         let loss = MaskedSoftmaxLoss::new(&shape.sets, strategy).expect("a loss");
         let rows = loss.dense_rows(&shape.rows).expect("rows");
-        let temperature = match kernel.starts_with("dense_adaptive") {
+        let adapts =
+            kernel.starts_with("dense_adaptive") || kernel.starts_with("linear_statistics");
+        let temperature = match adapts {
             true => DenseTemperature::next(&strategy.into(), &rows).expect("a step"),
             false => DenseTemperature::at(1.5),
         };
@@ -120,6 +124,17 @@ impl Card {
             Some("f16") => Element::F16,
             _ => Element::Bf16,
         };
+        match kernel.rsplit_once('_') {
+            Some(("linear_gather", _)) => return [LinearGather::THREADS, 0],
+            Some(("linear_backward", _)) => return [LinearBackward::THREADS, 0],
+            Some(("linear_forward" | "linear_statistics", _)) => {
+                let rows = loss.linear_rows(&shape.rows, |_| true).expect("rows");
+                let (hidden, limits) = (SMOLLM2.hidden, &self.limits);
+                let plan = LinearForward::new(&rows, element, hidden, temperature, true, limits);
+                return plan.expect("a width").block_shape();
+            }
+            _ => {}
+        }
         let (width, limits) = (SMOLLM2.vocabulary, &self.limits);
         if kernel.starts_with("dense_backward") {
             let plan = DenseBackward::new(&rows, element, width, limits);

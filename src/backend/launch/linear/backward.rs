@@ -54,7 +54,8 @@ pub struct LinearBackwardBuffers {
 }
 
 impl<'a> LinearBackward<'a> {
-    const THREADS: u32 = 256;
+    /// Threads of a block, which takes no shared memory.
+    pub const THREADS: u32 = 256;
 
     /// A pass over hidden states of `width` elements. `None` where there is no position.
     ///

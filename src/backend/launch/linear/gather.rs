@@ -41,7 +41,8 @@ pub struct LinearGather<'a> {
 }
 
 impl<'a> LinearGather<'a> {
-    const THREADS: u32 = 256;
+    /// Threads of a block, which takes no shared memory.
+    pub const THREADS: u32 = 256;
 
     /// For rows of `width` elements. `None` where there is no group.
     ///

@@ -4,10 +4,12 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Layout, Shape, Storage, Tensor};
 
-use super::temperature::TemperatureSource;
+use super::LossOutput;
+use super::temperature::{Stepped, TemperatureSource};
+use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::PassTemperature;
 use crate::backend::launch::DenseTemperature;
-use crate::{Error, Result, Temperature};
+use crate::{Error, Result, Statistics, Temperature};
 
 /// Runs `$body` with `$T` bound to the element type of `$dtype`.
 macro_rules! with_device_element {
@@ -51,6 +53,45 @@ pub(super) fn at_temperature<L>(
         None => None,
     };
     launch(&PassTemperature { plan, previous })
+}
+
+/// What a pass found out of a batch, on its device.
+pub(super) struct Measured {
+    pub temperature: Tensor,
+    statistics: Tensor,
+    takes_step: bool,
+}
+
+impl Measured {
+    pub fn new(
+        device: &CudaDevice,
+        temperature: CudaSlice<f64>,
+        statistics: CudaSlice<f64>,
+        source: &TemperatureSource,
+    ) -> Self {
+        Self {
+            temperature: tensor(device, temperature, ()),
+            statistics: tensor(device, statistics, Statistics::LENGTH),
+            takes_step: matches!(
+                source,
+                TemperatureSource::Stepping(Temperature::Adaptive(_), _)
+            ),
+        }
+    }
+
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
+        LossOutput {
+            loss,
+            temperature: self.temperature.clone(),
+            statistics: self.statistics.clone(),
+            labelled_rows: batch.labelled_rows,
+            branching_rows: batch.branching_rows,
+        }
+    }
+
+    pub fn stepped(&self) -> Option<Stepped> {
+        (self.takes_step).then(|| Stepped::OnDevice(self.temperature.clone()))
+    }
 }
 
 /// What of a storage is a tensor's, from its first element on.

@@ -19,7 +19,7 @@ pub use gather::{GatherSide, LinearGather, LinearGatherParams};
 pub use product::Product;
 pub use rows::{LinearRow, LinearRows};
 
-use super::{Element, TokenSetsView};
+use super::{DeviceLimits, Element, TokenSetsView, WARP};
 use crate::{Error, Result};
 
 /// Elements of a 16-byte packet.
@@ -30,6 +30,13 @@ fn packet(element: Element) -> u32 {
 /// How far apart the unscaled gradients of rows are, in f32: whole packets of every type.
 fn gradient_stride(width: u32) -> u64 {
     u64::from(width).next_multiple_of(8)
+}
+
+/// Blocks of a launch whose warps take a piece of work each, as many as are resident at once.
+fn blocks_of_warps(work: usize, threads: u32, limits: &DeviceLimits) -> u32 {
+    let resident = limits.resident_blocks(threads, 0).max(1);
+    work.div_ceil((threads / WARP) as usize)
+        .min(resident as usize) as u32
 }
 
 /// The kernels count the elements of a row in 32 bits, packets in fewer.

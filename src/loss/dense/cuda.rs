@@ -12,7 +12,9 @@ use crate::backend::cuda::dense::{
 };
 use crate::backend::launch::{DenseRows, DenseTemperature};
 use crate::loss::LossOutput;
-use crate::loss::device::{at_temperature, cuda, from_storage, part, tensor, with_device_element};
+use crate::loss::device::{
+    Measured, at_temperature, cuda, from_storage, part, tensor, with_device_element,
+};
 use crate::loss::pass::loss_shape;
 use crate::loss::residence::Residence;
 use crate::loss::temperature::{Stepped, TemperatureSource};
@@ -23,25 +25,7 @@ use crate::{Result, Statistics, Temperature};
 pub(super) struct Left {
     batch: DeviceBatch,
     softmaxes: CudaSlice<f32>,
-    temperature: Tensor,
-    statistics: Tensor,
-    takes_step: bool,
-}
-
-impl Left {
-    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
-        LossOutput {
-            loss,
-            temperature: self.temperature.clone(),
-            statistics: self.statistics.clone(),
-            labelled_rows: batch.labelled_rows,
-            branching_rows: batch.branching_rows,
-        }
-    }
-
-    pub fn stepped(&self) -> Option<Stepped> {
-        (self.takes_step).then(|| Stepped::OnDevice(self.temperature.clone()))
-    }
+    pub measured: Measured,
 }
 
 pub(super) fn forward(
@@ -69,7 +53,7 @@ pub(super) fn backward(logits: &Tensor, left: &Left, upstream: &Tensor) -> Resul
         cuda(LOGITS, &upstream)?.as_cuda_slice::<f32>()?,
         upstream_layout,
     );
-    let (temperature, _) = left.temperature.storage_and_layout();
+    let (temperature, _) = left.measured.temperature.storage_and_layout();
     let temperature = cuda(LOGITS, &temperature)?.as_cuda_slice::<f64>()?;
     with_device_element!(logits.dtype(), LOGITS, T => {
         let (storage, layout) = logits.storage_and_layout();
@@ -90,7 +74,7 @@ pub(super) fn statistics(
     let at_any = TemperatureSource::Given(1.0);
     let (left, loss) = forward(cuda(LOGITS, &storage)?, layout, batch, &at_any, residence)?;
     let loss = from_storage(loss, loss_shape(batch, logits.dims()));
-    left.output(loss, batch).read_statistics()
+    left.measured.output(loss, batch).read_statistics()
 }
 
 pub(super) fn value_and_gradient(
@@ -184,7 +168,7 @@ fn detached(
 ) -> (LossOutput, Option<Stepped>) {
     let (left, loss) = left(device, on_device, forwarded, source);
     let loss = from_storage(loss, loss_shape(batch, layout.dims()));
-    (left.output(loss, batch), left.stepped())
+    (left.measured.output(loss, batch), left.measured.stepped())
 }
 
 fn next(rows: &DenseRows) -> impl Fn(&Temperature) -> Result<DenseTemperature> {
@@ -205,12 +189,7 @@ fn left(
     let left = Left {
         batch,
         softmaxes: forwarded.softmaxes,
-        temperature: tensor(device, forwarded.temperature, ()),
-        statistics: tensor(device, forwarded.statistics, Statistics::LENGTH),
-        takes_step: matches!(
-            source,
-            TemperatureSource::Stepping(Temperature::Adaptive(_), _)
-        ),
+        measured: Measured::new(device, forwarded.temperature, forwarded.statistics, source),
     };
     let loss = CudaStorage::wrap_cuda_slice(forwarded.loss, device.clone());
     (left, loss)

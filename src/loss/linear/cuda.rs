@@ -8,40 +8,19 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaStorage, DType, Layout, Tensor};
 
 use super::{HIDDEN, Pass};
-use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::DeviceElement;
 use crate::backend::cuda::linear::{DeviceInputs, DeviceLinear, DeviceMatrix};
 use crate::backend::launch::LinearRows;
-use crate::loss::LossOutput;
-use crate::loss::device::{at_temperature, cuda, part, tensor, with_device_element};
+use crate::loss::device::{Measured, at_temperature, cuda, part, tensor, with_device_element};
 use crate::loss::head::{Gathered, HEAD};
-use crate::loss::temperature::{Stepped, TemperatureSource};
 use crate::loss::tensor::matrix_shape;
-use crate::{Result, Statistics, Temperature};
+use crate::{Result, Temperature};
 
 /// What a forward pass left, on the device but for the plan.
 pub(super) struct Left {
     batch: DeviceLinear,
     gradient: CudaSlice<f32>,
-    temperature: Tensor,
-    statistics: Tensor,
-    takes_step: bool,
-}
-
-impl Left {
-    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
-        LossOutput {
-            loss,
-            temperature: self.temperature.clone(),
-            statistics: self.statistics.clone(),
-            labelled_rows: batch.labelled_rows,
-            branching_rows: batch.branching_rows,
-        }
-    }
-
-    pub fn stepped(&self) -> Option<Stepped> {
-        (self.takes_step).then(|| Stepped::OnDevice(self.temperature.clone()))
-    }
+    pub measured: Measured,
 }
 
 pub(super) fn forward(
@@ -96,11 +75,11 @@ fn forward_of<T: DeviceElement>(
     let left = Left {
         batch: on_device,
         gradient: forwarded.gradient,
-        temperature: tensor(device, forwarded.temperature, ()),
-        statistics: tensor(device, forwarded.statistics, Statistics::LENGTH),
-        takes_step: matches!(
+        measured: Measured::new(
+            device,
+            forwarded.temperature,
+            forwarded.statistics,
             pass.source,
-            TemperatureSource::Stepping(Temperature::Adaptive(_), _)
         ),
     };
     let loss = CudaStorage::wrap_cuda_slice(forwarded.loss, device.clone());
@@ -113,7 +92,7 @@ pub(super) fn backward(hidden: &Tensor, left: &Left, upstream: &Tensor) -> Resul
     let (upstream, upstream_layout) = upstream.storage_and_layout();
     let upstream = cuda(HIDDEN, &upstream)?.as_cuda_slice::<f32>()?;
     let upstream = part(upstream, upstream_layout);
-    let (temperature, _) = left.temperature.storage_and_layout();
+    let (temperature, _) = left.measured.temperature.storage_and_layout();
     let temperature = cuda(HIDDEN, &temperature)?.as_cuda_slice::<f64>()?;
     let width = hidden.dims().last().copied().unwrap_or(0);
     let device = hidden.device().as_cuda_device()?;

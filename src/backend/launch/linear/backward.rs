@@ -4,9 +4,9 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{LinearRows, check_width, gradient_stride};
+use super::{LinearRows, blocks_of_warps, check_width, gradient_stride};
 use crate::Result;
-use crate::backend::launch::{DeviceLimits, Element, Launch, WARP};
+use crate::backend::launch::{DeviceLimits, Element, Launch};
 
 /// Mirrors `LinearBackwardParams` of `kernels/linear_backward.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -68,9 +68,7 @@ impl<'a> LinearBackward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Option<Self>> {
         let width = check_width(width)?;
-        let work = (rows.rows.len() + rows.idle.len()).div_ceil((Self::THREADS / WARP) as usize);
-        let resident = limits.resident_blocks(Self::THREADS, 0).max(1);
-        let blocks = work.min(resident as usize) as u32;
+        let blocks = blocks_of_warps(rows.rows.len() + rows.idle.len(), Self::THREADS, limits);
         Ok((blocks > 0).then_some(Self {
             rows,
             element,

@@ -4,9 +4,9 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{LinearInputs, LinearRows, check_width};
+use super::{LinearInputs, LinearRows, blocks_of_warps, check_width};
 use crate::Result;
-use crate::backend::launch::{DeviceLimits, Element, Launch, WARP};
+use crate::backend::launch::{DeviceLimits, Element, Launch};
 
 /// Mirrors `GatherSide` of `kernels/linear_gather.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
@@ -55,12 +55,7 @@ impl<'a> LinearGather<'a> {
         limits: &DeviceLimits,
     ) -> Result<Option<Self>> {
         let width = check_width(width)?;
-        let work = rows
-            .gathered
-            .len()
-            .div_ceil((Self::THREADS / WARP) as usize);
-        let resident = limits.resident_blocks(Self::THREADS, 0).max(1);
-        let blocks = work.min(resident as usize) as u32;
+        let blocks = blocks_of_warps(rows.gathered.len(), Self::THREADS, limits);
         Ok((blocks > 0).then_some(Self {
             rows,
             element,

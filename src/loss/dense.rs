@@ -117,14 +117,14 @@ impl Left {
     fn output(&self, loss: Tensor, batch: &Batch) -> Result<LossOutput> {
         match self {
             Self::OnCpu(forward) => output(loss, batch, forward),
-            Self::OnCuda(left) => Ok(left.measured.output(loss, batch)),
+            Self::OnCuda(left) => Ok(left.output(loss, batch)),
         }
     }
 
     fn stepped(&self) -> Option<Stepped> {
         match self {
             Self::OnCpu(forward) => forward.stepped.clone().map(Stepped::OnHost),
-            Self::OnCuda(left) => left.measured.stepped(),
+            Self::OnCuda(left) => left.stepped(),
         }
     }
 }

@@ -122,10 +122,7 @@ fn forward_of<T: Scalar>(
             let stepped = forward.stepped.clone().map(Stepped::OnHost);
             (output(loss, &op.batch, forward)?, stepped)
         }
-        Left::OnCuda(left) => (
-            left.measured.output(loss, &op.batch),
-            left.measured.stepped(),
-        ),
+        Left::OnCuda(left) => (left.output(loss, &op.batch), left.stepped()),
     })
 }
 

@@ -25,7 +25,17 @@ use crate::{Result, Statistics, Temperature};
 pub(super) struct Left {
     batch: DeviceBatch,
     softmaxes: CudaSlice<f32>,
-    pub measured: Measured,
+    measured: Measured,
+}
+
+impl Left {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
+        self.measured.output(loss, batch)
+    }
+
+    pub fn stepped(&self) -> Option<Stepped> {
+        self.measured.stepped()
+    }
 }
 
 pub(super) fn forward(
@@ -74,7 +84,7 @@ pub(super) fn statistics(
     let at_any = TemperatureSource::Given(1.0);
     let (left, loss) = forward(cuda(LOGITS, &storage)?, layout, batch, &at_any, residence)?;
     let loss = from_storage(loss, loss_shape(batch, logits.dims()));
-    left.measured.output(loss, batch).read_statistics()
+    left.output(loss, batch).read_statistics()
 }
 
 pub(super) fn value_and_gradient(
@@ -168,7 +178,7 @@ fn detached(
 ) -> (LossOutput, Option<Stepped>) {
     let (left, loss) = left(device, on_device, forwarded, source);
     let loss = from_storage(loss, loss_shape(batch, layout.dims()));
-    (left.measured.output(loss, batch), left.measured.stepped())
+    (left.output(loss, batch), left.stepped())
 }
 
 fn next(rows: &DenseRows) -> impl Fn(&Temperature) -> Result<DenseTemperature> {

@@ -8,11 +8,14 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaStorage, DType, Layout, Tensor};
 
 use super::{HIDDEN, Pass};
+use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::DeviceElement;
 use crate::backend::cuda::linear::{DeviceInputs, DeviceLinear, DeviceMatrix};
 use crate::backend::launch::LinearRows;
+use crate::loss::LossOutput;
 use crate::loss::device::{Measured, at_temperature, cuda, part, tensor, with_device_element};
 use crate::loss::head::{Gathered, HEAD};
+use crate::loss::temperature::Stepped;
 use crate::loss::tensor::matrix_shape;
 use crate::{Result, Temperature};
 
@@ -20,7 +23,17 @@ use crate::{Result, Temperature};
 pub(super) struct Left {
     batch: DeviceLinear,
     gradient: CudaSlice<f32>,
-    pub measured: Measured,
+    measured: Measured,
+}
+
+impl Left {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
+        self.measured.output(loss, batch)
+    }
+
+    pub fn stepped(&self) -> Option<Stepped> {
+        self.measured.stepped()
+    }
 }
 
 pub(super) fn forward(

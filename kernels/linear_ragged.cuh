@@ -77,8 +77,7 @@ public:
             // All threads read the first score and the target's.
             __syncthreads();
             look(scored);
-            // The next tile's scores go where these are.
-            __syncthreads();
+            // The next tile's scores go where these are, but only past the barrier inside score().
         }
         scored.moments = reduce::block(Moments(), scored.moments, room.scratch);
         return scored;

@@ -1,37 +1,21 @@
 //! The kernels over logits, on the benchmark's batch.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DeviceRepr, ValidAsZeroBits};
-use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::{CudaDevice, Device, Result, Storage, Tensor, WithDType};
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::CudaSlice;
+use candle_core::{CudaDevice, Device, Result, Storage, Tensor};
 use candle_trie::cuda::{Buffers, Executor};
 use candle_trie::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
-    DenseTemperature, Element, GradientView, TokenSetsView,
+    DenseTemperature, GradientView, TokenSetsView,
 };
 use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Statistics, Temperature, TokenSets};
 use half::{bf16, f16};
 
+use super::number::Number;
 use super::timer::{Moved, Timer};
 use crate::support::{SMOLLM2, Shape, uniform};
 
 const WIDTH: usize = SMOLLM2.vocabulary;
-
-pub trait Number: WithDType + CudaDType + DeviceRepr + ValidAsZeroBits {
-    const ELEMENT: Element;
-    const NAME: &str;
-}
-
-macro_rules! number {
-    ($T:ty, $element:ident, $name:expr) => {
-        impl Number for $T {
-            const ELEMENT: Element = Element::$element;
-            const NAME: &str = $name;
-        }
-    };
-}
-number!(f32, F32, "f32");
-number!(f16, F16, "f16");
-number!(bf16, Bf16, "bf16");
 
 /// What a launch makes.
 #[derive(Clone, Copy, PartialEq)]
@@ -43,6 +27,7 @@ enum Makes {
 }
 
 pub fn print(timer: &Timer) -> Result<()> {
+    timer.print_header();
     let shape = Shape::books();
     let whole = Shape {
         sets: TokenSets::whole_vocabulary(WIDTH)?,

@@ -106,6 +106,13 @@ pub const MODELS: [Model; 3] = [
     },
 ];
 
+/// The paper's model.
+pub const LLAMA_3_8B: Model = Model {
+    name: "Llama-3-8B",
+    hidden: 4096,
+    vocabulary: 128_256,
+};
+
 /// Where the benchmarks run: on the CPU, or with the feature `cuda` on the first GPU. Where there is
 /// none this ends the benchmark: a figure of another machine's is none.
 pub fn device() -> Device {

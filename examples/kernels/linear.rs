@@ -4,7 +4,7 @@ use candle_trie::launch::{DenseTemperature, DeviceLimits, Element, LinearForward
 use candle_trie::{MaskedSoftmaxLoss, Temperature};
 
 use crate::moved::CARDS;
-use crate::support::{MODELS, Model, Shape};
+use crate::support::{LLAMA_3_8B, MODELS, Shape};
 
 /// What the plan of the launches is made for.
 const H100: DeviceLimits = DeviceLimits {
@@ -12,13 +12,6 @@ const H100: DeviceLimits = DeviceLimits {
     shared_bytes_per_block: 227 << 10,
     shared_bytes_per_multiprocessor: 228 << 10,
 };
-/// The paper's model.
-const LLAMA_3_8B: Model = Model {
-    name: "Llama-3-8B",
-    hidden: 4096,
-    vocabulary: 128_256,
-};
-
 pub fn print() {
     let shape = Shape::books();
     let (logits, tokens) = (shape.branching_logits(), shape.distinct_tokens().len());

@@ -17,7 +17,7 @@ impl Executor {
     ///
     /// # Errors
     /// What cuBLAS says, and sizes beyond its 32 bits.
-    pub(super) unsafe fn multiply(&self, product: &Product) -> Result<()> {
+    pub unsafe fn multiply(&self, product: &Product) -> Result<()> {
         let element = match product.element {
             Element::F32 => sys::cudaDataType_t::CUDA_R_32F,
             Element::F16 => sys::cudaDataType_t::CUDA_R_16F,

@@ -16,7 +16,7 @@ struct LinearRow {
     uint32_t rank;
     // What the row's loss counts in the result; 0 for a row that has nothing but statistics.
     float share;
-    // Where its scores begin, if it is of a group.
+    // Where its scores begin among those of the groups; of a ragged row, where its errors do among those of the ragged.
     uint64_t scores;
     uint32_t in_statistics;
     uint32_t unused;
@@ -52,6 +52,25 @@ struct LinearBatch {
 };
 static_assert(sizeof(LinearBatch) == 96, "mirrors launch::LinearBatch");
 static_assert(offsetof(LinearBatch, sets) == 56 && offsetof(LinearBatch, width) == 80, "mirrors launch::LinearBatch");
+
+// What the errors of a row are multiplied by to give gradients. Mirrors launch::GradientScale.
+struct GradientScale {
+    const double* temperature;
+    // One number, or one a position.
+    const float* upstream;
+    uint32_t upstream_by_position;
+    uint32_t times_temperature;
+
+    __device__ __forceinline__ float inverse_temperature() const { return static_cast<float>(1.0 / *temperature); }
+
+    // The upstream gradient times the row's share, over the temperature that the chain rule leaves.
+    __device__ __forceinline__ float of(const LinearRow& row) const {
+        const float scaled = upstream[upstream_by_position ? row.position : 0] * row.share;
+        return times_temperature ? scaled : scaled * inverse_temperature();
+    }
+};
+static_assert(sizeof(GradientScale) == 24, "mirrors launch::GradientScale");
+static_assert(offsetof(GradientScale, upstream_by_position) == 16, "mirrors launch::GradientScale");
 
 // The tokens of a row's set, with their head rows and biases.
 template <class T>

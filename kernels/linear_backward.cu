@@ -21,18 +21,14 @@ struct LinearBackwardParams {
     uint64_t unscaled_stride;
     // [N, width].
     void* gradient;
-    const double* temperature;
-    // One number, or one a position.
-    const float* upstream;
+    GradientScale scale;
     uint32_t width;
     uint32_t row_count;
     uint32_t idle_count;
-    uint32_t upstream_by_position;
-    uint32_t times_temperature;
     uint32_t unused;
 };
 static_assert(sizeof(LinearBackwardParams) == 80, "mirrors launch::LinearBackwardParams");
-static_assert(offsetof(LinearBackwardParams, width) == 56, "mirrors launch::LinearBackwardParams");
+static_assert(offsetof(LinearBackwardParams, width) == 64, "mirrors launch::LinearBackwardParams");
 
 namespace {
 
@@ -56,7 +52,6 @@ template <class T>
 __device__ __forceinline__ void linear_backward(const LinearBackwardParams& params) {
     const uint32_t warps = blockDim.x / reduce::warp_size, lane = threadIdx.x % reduce::warp_size;
     const uint32_t packets = Vector<T>::packets(params.width);
-    const float inverse_temperature = params.times_temperature ? 1.0f : static_cast<float>(1.0 / *params.temperature);
     const uint32_t count = params.row_count + params.idle_count;
     for (uint32_t i = blockIdx.x * warps + threadIdx.x / reduce::warp_size; i < count; i += gridDim.x * warps) {
         const bool idle = i >= params.row_count;
@@ -66,8 +61,7 @@ __device__ __forceinline__ void linear_backward(const LinearBackwardParams& para
         if (!idle && !row.counts()) continue;
         T* gradient = static_cast<T*>(params.gradient) + static_cast<uint64_t>(row.position) * params.width;
         const float* unscaled = params.unscaled + i * params.unscaled_stride;
-        const float upstream = idle ? 0.0f : params.upstream[params.upstream_by_position ? row.position : 0];
-        const float factor = upstream * row.share * inverse_temperature;
+        const float factor = idle ? 0.0f : params.scale.of(row);
 #pragma unroll 2
         for (uint32_t p = lane; p < packets; p += reduce::warp_size) {
             const Packet<T> packet =

@@ -83,6 +83,27 @@ public:
         return scored;
     }
 
+    // p_v − [v = y] of each token, by all threads of a block: first the scores, and the errors over them.
+    __device__ __forceinline__ void write_errors(float inverse_temperature, float* errors) {
+        keep_hidden();
+        const Exponentials exponentials = {inverse_temperature};
+        Exponentials::Value others = exponentials.identity();
+        for (begin = 0; begin < valid.size; begin = end) {
+            end = valid.size - begin < room.rows ? valid.size : begin + room.rows;
+            score();
+            others = exponentials.combine(others, exponentials_of_tile(exponentials));
+            for (uint32_t i = threadIdx.x; i < end - begin; i += blockDim.x) errors[begin + i] = room.scores()[i];
+            // The next tile's sums go where the parts of this one's are still read.
+            __syncthreads();
+        }
+        others = reduce::block(exponentials, others, room.scratch);
+        const Errors error =
+            Errors::of(Softmax::of(others, errors[row.rank], inverse_temperature), inverse_temperature, row.rank);
+        // All threads have read the target's score.
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < valid.size; i += blockDim.x) errors[i] = error(i, errors[i]);
+    }
+
 private:
     const LinearRow& row;
     const RaggedRoom& room;

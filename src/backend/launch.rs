@@ -19,9 +19,10 @@ pub use dense::{
     StatisticsSizes, TemperatureStep,
 };
 pub use linear::{
-    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearForward,
-    LinearForwardBuffers, LinearForwardParams, LinearGather, LinearGatherParams, LinearInputs,
-    LinearRow, LinearRows, Product,
+    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearErrorsParams,
+    LinearForward, LinearForwardBuffers, LinearForwardParams, LinearGather, LinearGatherParams,
+    LinearHeadBuffers, LinearHeadGradient, LinearHeadGradientParams, LinearInputs, LinearRow,
+    LinearRows, LinearShare, LinearShares, Product,
 };
 pub use sum::{Sum, SumParams};
 

@@ -3,7 +3,8 @@
 use candle_trie::Statistics;
 use candle_trie::launch::{
     DeviceLimits, LinearBackward, LinearBackwardBuffers, LinearForward, LinearForwardBuffers,
-    LinearGather, LinearInputs, LinearRow, LinearRows, Product, TokenSetsView,
+    LinearGather, LinearHeadBuffers, LinearHeadGradient, LinearInputs, LinearRow, LinearRows,
+    LinearShares, Product, TokenSetsView,
 };
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
@@ -37,12 +38,16 @@ pub struct Outcome {
     pub loss: Vec<f64>,
     pub statistics: Statistics,
     pub temperature: f64,
-    /// `[N, H]`; empty where there is none.
+    /// `[N, H]`, `[V, H]` and `[V]`; empty where there is none.
     pub gradient: Vec<f64>,
+    pub head_gradient: Vec<f64>,
+    pub bias_gradient: Vec<f64>,
     pub gather: Report,
     pub statistics_pass: Report,
     pub forward: Report,
     pub backward: Report,
+    pub errors: Report,
+    pub head_sums: Report,
     pub keeps_tiles: bool,
     pub keeps_sets: bool,
 }
@@ -131,22 +136,20 @@ impl<'a> Case<'a> {
             ),
             temperature: memory.download(tau)?[0],
             gradient: Vec::new(),
+            head_gradient: Vec::new(),
+            bias_gradient: Vec::new(),
             gather,
             statistics_pass,
             forward,
             backward: Report::default(),
+            errors: Report::default(),
+            head_sums: Report::default(),
             keeps_tiles: plan.keeps_tiles(),
             keeps_sets: plan.keeps_sets(),
         };
         if self.with_gradient {
-            let unscaled = buffers.gradient;
-            self.run_backward::<T>(
-                emulator,
-                &mut memory,
-                &inputs,
-                (unscaled, tau.address()),
-                &mut outcome,
-            )?;
+            self.run_backward::<T>(emulator, &mut memory, &inputs, &buffers, &mut outcome)?;
+            self.run_head_gradient::<T>(emulator, &mut memory, &inputs, &buffers, &mut outcome)?;
         }
         Ok(outcome)
     }
@@ -156,20 +159,17 @@ impl<'a> Case<'a> {
         emulator: &Emulator,
         memory: &mut Memory,
         inputs: &LinearInputs,
-        (unscaled, temperature): (u64, u64),
+        forward: &LinearForwardBuffers,
         outcome: &mut Outcome,
     ) -> Result<(), Fault> {
         let (width, rows) = (self.batch.width, self.rows());
         let gradient = memory.allocate::<T>("gradient", self.batch.positions * width);
-        let upstream: Vec<f32> = (0..rows.losses())
-            .map(|index| upstream(index) as f32)
-            .collect();
         if let Some(plan) = LinearBackward::new(&rows, T::ELEMENT, width, &self.limits).unwrap() {
             let buffers = LinearBackwardBuffers {
                 gradient: gradient.address(),
-                unscaled,
-                temperature,
-                upstream: memory.upload("upstream", &upstream).address(),
+                unscaled: forward.gradient,
+                temperature: forward.temperature,
+                upstream: upload_upstream(memory, &rows),
             };
             outcome.backward = run(
                 emulator,
@@ -182,6 +182,46 @@ impl<'a> Case<'a> {
             .into_iter()
             .map(T::to_f64)
             .collect();
+        Ok(())
+    }
+
+    fn run_head_gradient<T: Number>(
+        &self,
+        emulator: &Emulator,
+        memory: &mut Memory,
+        inputs: &LinearInputs,
+        forward: &LinearForwardBuffers,
+        outcome: &mut Outcome,
+    ) -> Result<(), Fault> {
+        let (width, rows) = (self.batch.width, self.rows());
+        let vocabulary = self.batch.vocabulary;
+        let shares = LinearShares::new(&rows, &self.batch.sets);
+        let head = memory.upload("head gradient", &vec![T::zeroed(); vocabulary * width]);
+        let bias = memory.upload("bias gradient", &vec![T::zeroed(); vocabulary]);
+        let plan = LinearHeadGradient::new(&rows, &shares, T::ELEMENT, width, &self.limits);
+        if let Some(plan) = plan.unwrap() {
+            let buffers = LinearHeadBuffers {
+                shares: memory.upload("shares", &shares.shares).address(),
+                tokens: memory.upload("share tokens", &shares.tokens).address(),
+                starts: memory.upload("share starts", &shares.starts).address(),
+                scores: forward.scores,
+                scaled: memory.allocate::<f32>("scaled", plan.scaled()).address(),
+                errors: (memory.allocate::<f32>("ragged errors", plan.errors())).address(),
+                products: (memory.allocate::<f32>("products", plan.products())).address(),
+                temperature: forward.temperature,
+                upstream: upload_upstream(memory, &rows),
+                head: head.address(),
+                bias: if self.options.bias { bias.address() } else { 0 },
+            };
+            outcome.errors = run(emulator, &plan.errors_launch(inputs, &buffers), memory)?;
+            for product in plan.group_products(&buffers) {
+                multiply::<f32>(&product, memory)?;
+            }
+            outcome.head_sums = run(emulator, &plan.launch(&buffers), memory)?;
+        }
+        let f64s = |values: Vec<T>| values.into_iter().map(T::to_f64).collect();
+        outcome.head_gradient = f64s(memory.download(head)?);
+        outcome.bias_gradient = f64s(memory.download(bias)?);
         Ok(())
     }
 
@@ -246,6 +286,8 @@ impl<'a> Case<'a> {
             ));
             bits.push(found.temperature);
             bits.extend(&found.gradient);
+            bits.extend(&found.head_gradient);
+            bits.extend(&found.bias_gradient);
             outcome = Some(found);
             Ok(bits)
         })
@@ -278,27 +320,43 @@ impl<'a> Case<'a> {
         if !self.with_gradient {
             return;
         }
-        let by_position = found.loss.len() > 1 || self.batch.positions != 1;
-        let by_position =
-            by_position && self.options.convention.reduction == candle_trie::Reduction::None;
-        let scaled: Vec<f64> = (expected.hidden.iter().enumerate())
-            .map(|(index, value)| {
-                value
-                    * upstream(if by_position {
-                        index / self.batch.width
-                    } else {
-                        0
-                    })
-            })
-            .collect();
+        let (vocabulary, width) = (self.batch.vocabulary, self.batch.width);
+        let mut hidden = vec![0.0; self.batch.hidden.len()];
+        let mut head = vec![0.0; self.batch.head.len()];
+        let mut bias = vec![0.0; vocabulary];
+        for (index, logit) in reference.gradient.iter().enumerate() {
+            let (position, token) = (index / vocabulary, index % vocabulary);
+            let by_position = self.options.convention.reduction == candle_trie::Reduction::None;
+            let error = logit * upstream(if by_position { position } else { 0 });
+            bias[token] += error;
+            for i in 0..width {
+                let (hidden_at, head_at) = (position * width + i, token * width + i);
+                hidden[hidden_at] += error * self.batch.head[head_at];
+                head[head_at] += error * self.batch.hidden[hidden_at];
+            }
+        }
         let tolerance = (2.0 * T::STEP).max(1e-5);
-        assert_close(
-            &found.gradient,
-            &scaled,
-            tolerance,
-            &format!("{what}: gradient"),
-        );
+        let close = |found: &[f64], expected: &[f64], of: &str| {
+            assert_close(
+                found,
+                expected,
+                tolerance,
+                &format!("{what}: gradient of the {of}"),
+            );
+        };
+        close(&found.gradient, &hidden, "hidden states");
+        close(&found.head_gradient, &head, "head");
+        if self.options.bias {
+            close(&found.bias_gradient, &bias, "bias");
+        }
     }
+}
+
+fn upload_upstream(memory: &mut Memory, rows: &LinearRows) -> u64 {
+    let upstream: Vec<f32> = (0..rows.losses())
+        .map(|index| upstream(index) as f32)
+        .collect();
+    memory.upload("upstream", &upstream).address()
 }
 
 /// What cuBLAS does on a device.
@@ -315,21 +373,14 @@ fn multiply<T: Number>(product: &Product, memory: &mut Memory) -> Result<(), Fau
     let Product {
         columns,
         inner,
+        left_transposed,
         right_transposed,
         ..
     } = *product;
-    let left = rows(
-        product.rows,
-        inner,
-        product.left,
-        product.left_stride,
-        memory,
-    )?;
-    let shape = if right_transposed {
-        (columns, inner)
-    } else {
-        (inner, columns)
-    };
+    let either = |transposed: bool, (a, b): (u32, u32)| if transposed { (b, a) } else { (a, b) };
+    let shape = either(left_transposed, (product.rows, inner));
+    let left = rows(shape.0, shape.1, product.left, product.left_stride, memory)?;
+    let shape = either(right_transposed, (inner, columns));
     let right = rows(
         shape.0,
         shape.1,
@@ -337,16 +388,17 @@ fn multiply<T: Number>(product: &Product, memory: &mut Memory) -> Result<(), Fau
         product.right_stride,
         memory,
     )?;
-    for (index, left) in left.iter().enumerate() {
+    let at = |matrix: &[Vec<f64>], transposed: bool, (row, column): (usize, usize)| match transposed
+    {
+        true => matrix[column][row],
+        false => matrix[row][column],
+    };
+    for index in 0..product.rows as usize {
         let mut result = vec![0.0; columns as usize];
-        for (k, &value) in left.iter().enumerate() {
+        for k in 0..inner as usize {
+            let value = at(&left, left_transposed, (index, k));
             for (column, result) in result.iter_mut().enumerate() {
-                *result += value
-                    * if right_transposed {
-                        right[column][k]
-                    } else {
-                        right[k][column]
-                    };
+                *result += value * at(&right, right_transposed, (k, column));
             }
         }
         let result: Vec<f32> = result.into_iter().map(|sum| sum as f32).collect();

@@ -187,6 +187,7 @@ fn batches_with_nothing_in_them_give_zeros() {
                 assert_eq!(outcome.loss, [0.0]);
                 assert!(outcome.gradient.iter().all(|&value| value == 0.0));
                 assert_eq!(outcome.gradient.len(), batch.positions * 9);
+                assert!(outcome.head_gradient.iter().all(|&value| value == 0.0));
                 case.assert_correct::<f32>("nothing");
             }
         }
@@ -210,6 +211,7 @@ fn rows_that_do_not_count_may_hold_anything() {
         .unwrap();
     assert!(outcome.loss[0].is_finite());
     assert!(outcome.gradient.iter().all(|value| value.is_finite()));
+    assert!(outcome.head_gradient.iter().all(|value| value.is_finite()));
 }
 
 fn extremes_stay_finite() {

@@ -24,7 +24,7 @@ impl Executor {
             Element::Bf16 => sys::cudaDataType_t::CUDA_R_16BF,
         };
         // cuBLAS counts by columns: it is given the transpose of everything.
-        let right = match product.right_transposed {
+        let operation = |transposed| match transposed {
             true => sys::cublasOperation_t::CUBLAS_OP_T,
             false => sys::cublasOperation_t::CUBLAS_OP_N,
         };
@@ -33,8 +33,8 @@ impl Executor {
         let issued = unsafe {
             result::gemm_ex(
                 *self.blas.handle(),
-                right,
-                sys::cublasOperation_t::CUBLAS_OP_N,
+                operation(product.right_transposed),
+                operation(product.left_transposed),
                 size(u64::from(product.columns))?,
                 size(u64::from(product.rows))?,
                 size(u64::from(product.inner))?,

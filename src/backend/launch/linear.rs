@@ -1,13 +1,17 @@
 //! Plans for `kernels/linear_*.cu`: the loss over hidden states and a head.
 //!
 //! A forward pass gathers what its groups read, makes their scores by [`Product`]s, runs one kernel
-//! over all rows, and makes the groups' gradients by products again. A backward pass is one launch.
+//! over all rows, and makes the groups' gradients by products again. A backward pass is one launch;
+//! the head's gradient, where it is wanted, two more with the groups' products between them.
 
 mod backward;
 mod forward;
 mod gather;
+mod head_gradient;
 mod product;
+mod room;
 mod rows;
+mod shares;
 
 use std::mem::offset_of;
 
@@ -16,8 +20,12 @@ use bytemuck::{Pod, Zeroable};
 pub use backward::{LinearBackward, LinearBackwardBuffers, LinearBackwardParams};
 pub use forward::{LinearForward, LinearForwardBuffers, LinearForwardParams};
 pub use gather::{GatherSide, LinearGather, LinearGatherParams};
+pub use head_gradient::{
+    LinearErrorsParams, LinearHeadBuffers, LinearHeadGradient, LinearHeadGradientParams,
+};
 pub use product::Product;
 pub use rows::{LinearRow, LinearRows};
+pub use shares::{LinearShare, LinearShares};
 
 use super::{DeviceLimits, Element, TokenSetsView, WARP};
 use crate::{Error, Result};
@@ -115,6 +123,31 @@ impl LinearBatch {
             grouped: rows.grouped() as u32,
             row_count: rows.rows.len() as u32,
             idle_count: rows.idle.len() as u32,
+        }
+    }
+}
+
+/// Mirrors `GradientScale` of `kernels/linear.cuh`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+struct GradientScale {
+    temperature: u64,
+    upstream: u64,
+    upstream_by_position: u32,
+    times_temperature: u32,
+}
+
+const _: () = assert!(
+    size_of::<GradientScale>() == 24 && offset_of!(GradientScale, upstream_by_position) == 16
+);
+
+impl GradientScale {
+    fn new(rows: &LinearRows, temperature: u64, upstream: u64) -> Self {
+        Self {
+            temperature,
+            upstream,
+            upstream_by_position: (!rows.reduced).into(),
+            times_temperature: rows.times_temperature.into(),
         }
     }
 }

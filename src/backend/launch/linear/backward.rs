@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::{LinearRows, blocks_of_warps, check_width, gradient_stride};
+use super::{GradientScale, LinearRows, blocks_of_warps, check_width, gradient_stride};
 use crate::Result;
 use crate::backend::launch::{DeviceLimits, Element, Launch};
 
@@ -17,18 +17,15 @@ pub struct LinearBackwardParams {
     unscaled: u64,
     unscaled_stride: u64,
     gradient: u64,
-    temperature: u64,
-    upstream: u64,
+    scale: GradientScale,
     width: u32,
     row_count: u32,
     idle_count: u32,
-    upstream_by_position: u32,
-    times_temperature: u32,
     unused: u32,
 }
 
 const _: () = assert!(
-    size_of::<LinearBackwardParams>() == 80 && offset_of!(LinearBackwardParams, width) == 56
+    size_of::<LinearBackwardParams>() == 80 && offset_of!(LinearBackwardParams, width) == 64
 );
 
 /// The gradient of the hidden states, from what the forward pass left.
@@ -101,13 +98,10 @@ impl<'a> LinearBackward<'a> {
                 unscaled: buffers.unscaled,
                 unscaled_stride: gradient_stride(self.width),
                 gradient: buffers.gradient,
-                temperature: buffers.temperature,
-                upstream: buffers.upstream,
+                scale: GradientScale::new(self.rows, buffers.temperature, buffers.upstream),
                 width: self.width,
                 row_count: self.rows.rows.len() as u32,
                 idle_count: self.rows.idle.len() as u32,
-                upstream_by_position: (!self.rows.reduced).into(),
-                times_temperature: self.rows.times_temperature.into(),
                 unused: 0,
             },
         }

@@ -4,11 +4,12 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::room::{Room, RowShape};
 use super::rows::Group;
-use super::{LinearBatch, LinearInputs, LinearRows, Product, check_width, gradient_stride, packet};
+use super::{LinearBatch, LinearInputs, LinearRows, Product, check_width, gradient_stride};
 use crate::Result;
 use crate::backend::launch::{
-    DenseTemperature, DeviceLimits, Element, Launch, StatisticsSizes, TemperatureStep, WARP,
+    DenseTemperature, DeviceLimits, Element, Launch, StatisticsSizes, TemperatureStep,
 };
 
 /// Mirrors `LinearForwardParams` of `kernels/linear_forward.cu`.
@@ -52,17 +53,9 @@ pub struct LinearForward<'a> {
     width: u32,
     temperature: DenseTemperature,
     with_gradient: bool,
-    threads: u32,
+    shape: RowShape,
     blocks: u32,
     room: Room,
-}
-
-/// What a block keeps on chip of a ragged row; mirrors `RaggedRoom` of `kernels/linear_ragged.cuh`.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Room {
-    tile_rows: u32,
-    keeps_head: bool,
-    keeps_hidden: bool,
 }
 
 /// What a forward pass reads and writes besides its inputs, in device memory. Addresses of buffers
@@ -96,14 +89,10 @@ pub struct LinearForwardBuffers {
 }
 
 impl<'a> LinearForward<'a> {
-    /// Mirrors `BlockSums::bytes` and `scratch_bytes` of `kernels/totals.cuh`.
-    const SCRATCH_BYTES: u32 = 64 + 512;
+    /// Mirrors `BlockSums::bytes` of `kernels/totals.cuh`.
+    const SUMS_BYTES: u32 = 64;
     /// Fields that each block sums: six of the statistics, and the loss.
     const SUMS: usize = 7;
-    /// Rows of a tile that is not kept.
-    const LOOSE_TILE: u32 = 64;
-    /// Where so many head rows of a set fit, a block may have company.
-    const ENOUGH_ROWS: u32 = 4;
 
     /// A pass over hidden states of `width` elements.
     ///
@@ -118,21 +107,19 @@ impl<'a> LinearForward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         let width = check_width(width)?;
-        let packets = width.div_ceil(packet(element));
-        let mut plan = Self {
+        let shape = RowShape::new(element, width, Self::SUMS_BYTES);
+        let room = shape.largest_room(rows, limits);
+        let resident = limits.resident_blocks(shape.threads, shape.shared_bytes(room));
+        Ok(Self {
             rows,
             element,
             width,
             temperature,
             with_gradient,
-            threads: packets.next_power_of_two().clamp(64, 256),
-            blocks: 1,
-            room: Room::default(),
-        };
-        plan.room = plan.largest_room(limits);
-        let resident = limits.resident_blocks(plan.threads, plan.shared_bytes(plan.room));
-        plan.blocks = (rows.rows.len() as u32).clamp(1, resident.max(1));
-        Ok(plan)
+            shape,
+            blocks: (rows.rows.len() as u32).clamp(1, resident.max(1)),
+            room,
+        })
     }
 
     /// How many scores there is room for.
@@ -184,7 +171,7 @@ impl<'a> LinearForward<'a> {
     /// Threads and bytes of shared memory of a block.
     #[must_use]
     pub fn block_shape(&self) -> [u32; 2] {
-        [self.threads, self.shared_bytes(self.room)]
+        [self.shape.threads, self.shape.shared_bytes(self.room)]
     }
 
     /// Launches and products of the pass, the gathering included.
@@ -207,6 +194,7 @@ impl<'a> LinearForward<'a> {
             inner: self.width,
             left: buffers.group_hidden + self.bytes(u64::from(group.first) * u64::from(self.width)),
             left_stride: self.width.into(),
+            left_transposed: false,
             right: head,
             right_stride: self.width.into(),
             right_transposed: true,
@@ -233,6 +221,7 @@ impl<'a> LinearForward<'a> {
             inner: group.tokens,
             left: errors + self.bytes(group.scores),
             left_stride: group.stride.into(),
+            left_transposed: false,
             right: head,
             right_stride: self.width.into(),
             right_transposed: false,
@@ -343,74 +332,5 @@ impl<'a> LinearForward<'a> {
 
     fn bytes(&self, elements: u64) -> u64 {
         elements * u64::from(self.element.bytes())
-    }
-
-    /// As many head rows as fit beside each other's blocks, of which there need be no more than rows.
-    fn largest_room(&self, limits: &DeviceLimits) -> Room {
-        let longest = self.rows.longest_ragged;
-        if longest == 0 {
-            return Room::default();
-        }
-        let ragged = (self.rows.rows.len() - self.rows.grouped()) as u32;
-        let by_threads = DeviceLimits::THREADS_PER_MULTIPROCESSOR / self.threads;
-        let company = ragged
-            .div_ceil(limits.multiprocessors.max(1))
-            .clamp(1, by_threads);
-        let kept = (1..=company).rev().find_map(|blocks| {
-            let rows = self.rows_that_fit(limits.shared_bytes_of_each(blocks), longest);
-            let enough = if blocks == 1 {
-                1
-            } else {
-                longest.min(Self::ENOUGH_ROWS)
-            };
-            (rows >= enough).then_some(Room {
-                tile_rows: rows,
-                keeps_head: true,
-                keeps_hidden: true,
-            })
-        });
-        let loose = Room {
-            tile_rows: longest.min(Self::LOOSE_TILE),
-            keeps_head: false,
-            keeps_hidden: true,
-        };
-        kept.unwrap_or(Room {
-            keeps_hidden: self.shared_bytes(loose) <= limits.shared_bytes_of_each(1),
-            ..loose
-        })
-    }
-
-    /// How many head rows of a tile, up to `longest`, fit into so many bytes.
-    fn rows_that_fit(&self, bytes: u32, longest: u32) -> u32 {
-        let with = |tile_rows| {
-            self.shared_bytes(Room {
-                tile_rows,
-                keeps_head: true,
-                keeps_hidden: true,
-            })
-        };
-        // Each row takes its elements and two numbers; alignment is what may be one row too much.
-        let each = self.row_bytes() + 8;
-        let guess = (bytes.saturating_sub(with(0)) / each).min(longest);
-        if with(guess) <= bytes {
-            guess
-        } else {
-            guess.saturating_sub(1)
-        }
-    }
-
-    fn row_bytes(&self) -> u32 {
-        16 * self.width.div_ceil(packet(self.element))
-    }
-
-    fn shared_bytes(&self, room: Room) -> u32 {
-        if room == Room::default() {
-            // No ragged row, no room.
-            return Self::SCRATCH_BYTES;
-        }
-        let numbers = (2 * room.tile_rows + self.threads / WARP).next_multiple_of(4);
-        let hidden = u32::from(room.keeps_hidden);
-        let head = if room.keeps_head { room.tile_rows } else { 0 };
-        Self::SCRATCH_BYTES + 4 * numbers + (hidden + head).saturating_mul(self.row_bytes())
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::backend::launch::Element;
 
-/// `result` `[rows, columns]` = `left` `[rows, inner]` × `right`, in row-major order, accumulated and
-/// written in f32. Strides are elements between the beginnings of two rows.
+/// `result` `[rows, columns]` = `left` × `right`, in row-major order, accumulated and written in f32.
+/// Strides are elements between the beginnings of two rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Product {
     /// The type of `left` and `right`.
@@ -14,10 +14,12 @@ pub struct Product {
     pub columns: u32,
     /// What is summed over.
     pub inner: u32,
-    /// The address of the left side.
+    /// The address of the left side: `[rows, inner]`, or its transpose.
     pub left: u64,
-    /// Of the left side.
+    /// Of the left side, as it lies in memory.
     pub left_stride: u64,
+    /// Whether the left side lies as `[inner, rows]`.
+    pub left_transposed: bool,
     /// The address of the right side: `[inner, columns]`, or its transpose.
     pub right: u64,
     /// Of the right side, as it lies in memory.

@@ -14,10 +14,10 @@ use crate::{Error, Result, Statistics, Temperature};
 #[repr(C)]
 pub struct LinearRow {
     position: u32,
-    set: u32,
+    pub(super) set: u32,
     rank: u32,
     share: f32,
-    scores: u64,
+    pub(super) scores: u64,
     in_statistics: u32,
     unused: u32,
 }
@@ -49,8 +49,9 @@ pub struct LinearRows {
     /// To be uploaded: the positions of grouped rows, then the tokens whose head rows are gathered.
     pub gathered: Vec<u32>,
     pub(super) groups: Vec<Group>,
-    /// How many scores the groups have.
+    /// How many scores the groups have, and the ragged rows.
     pub(super) grouped_scores: u64,
+    pub(super) ragged_scores: u64,
     pub(super) longest_ragged: u32,
     pub(super) times_temperature: bool,
     pub(super) reduced: bool,
@@ -65,6 +66,13 @@ const GROUPS: usize = 4;
 const LEAST_WORK: usize = 512;
 /// The scores of a group's rows begin at 16 bytes in every type.
 const SCORES_ALIGNMENT: usize = 8;
+
+impl LinearRow {
+    /// Whether the row has a loss and a gradient.
+    pub(super) fn counts(&self) -> bool {
+        self.share != 0.0
+    }
+}
 
 impl LinearRows {
     /// `is_frozen` says for which sets a frozen head has the head rows.
@@ -124,13 +132,18 @@ impl LinearRows {
                 scores += stride as u64;
             }
         }
-        rows.extend(ragged.iter().map(|row| linear_row(row, 0)));
+        let mut ragged_scores = 0;
+        for row in ragged {
+            rows.push(linear_row(row, ragged_scores));
+            ragged_scores += batch.size(row) as u64;
+        }
         Self {
             rows,
             idle: batch.idle(),
             gathered,
             groups,
             grouped_scores: scores,
+            ragged_scores,
             longest_ragged: ragged.first().map_or(0, |row| batch.size(row) as u32),
             times_temperature: batch.times_temperature,
             reduced: batch.reduced,
@@ -155,7 +168,7 @@ impl LinearRows {
     /// The positions of the batch.
     #[must_use]
     pub fn positions(&self) -> usize {
-        let counting = self.rows.iter().filter(|row| row.share != 0.0).count();
+        let counting = self.rows.iter().filter(|row| row.counts()).count();
         counting + self.idle.len()
     }
 

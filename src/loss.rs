@@ -254,8 +254,7 @@ impl MaskedSoftmaxLoss {
     /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward).
     ///
     /// The gradient of the head is made only where it is tracked: pass `&head.detach()` or a
-    /// [`FrozenHead`] when it is not trained. On CUDA there is no gradient of the head yet, and no
-    /// [`TokenSets::whole_vocabulary`]: both are refused.
+    /// [`FrozenHead`] when it is not trained. On CUDA [`TokenSets::whole_vocabulary`] is refused.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and for a head that does not fit the hidden states.

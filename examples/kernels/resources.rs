@@ -2,7 +2,7 @@
 
 use candle_trie::launch::{
     Decode, DenseBackward, DenseForward, DenseTemperature, DeviceLimits, Element, LinearBackward,
-    LinearForward, LinearGather, Sum,
+    LinearForward, LinearGather, LinearHeadGradient, LinearShares, Sum,
 };
 use candle_trie::{AdaptiveStrategy, BeamSearch, MaskedSoftmaxLoss, Scope, TokenTrie};
 
@@ -132,6 +132,14 @@ impl Card {
                 let (hidden, limits) = (SMOLLM2.hidden, &self.limits);
                 let plan = LinearForward::new(&rows, element, hidden, temperature, true, limits);
                 return plan.expect("a width").block_shape();
+            }
+            Some((kernel @ ("linear_errors" | "linear_head_gradient"), _)) => {
+                let rows = loss.linear_rows(&shape.rows, |_| false).expect("rows");
+                let (hidden, limits) = (SMOLLM2.hidden, &self.limits);
+                let shares = LinearShares::new(&rows, &shape.sets);
+                let plan = LinearHeadGradient::new(&rows, &shares, element, hidden, limits);
+                let shapes = plan.expect("a width").expect("a loss").block_shapes();
+                return shapes[usize::from(kernel == "linear_head_gradient")];
             }
             _ => {}
         }

@@ -44,6 +44,12 @@ pub(super) fn statistics(
 ) -> Result<Statistics> {
     check(hidden, &head, &batch)?;
     if !hidden.device().is_cpu() {
+        let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
+        let head = Head {
+            weight: &weight,
+            bias: bias.as_ref(),
+            ..head
+        };
         let at_any = TemperatureSource::Given(1.0);
         let (output, _) = forward(&hidden.detach(), head, batch, at_any, residence)?;
         return output.read_statistics();
@@ -157,7 +163,7 @@ struct Pass<'a> {
     source: &'a TemperatureSource,
     residence: &'a Residence,
     gathered: Option<&'a Gathered>,
-    with_gradient: bool,
+    wanted: Wanted,
 }
 
 /// What a forward pass left, for the caller and for the backward pass.
@@ -278,7 +284,7 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
             source: &op.source,
             residence: &op.residence,
             gathered: op.gathered.as_deref(),
-            with_gradient: op.wanted.hidden,
+            wanted: op.wanted,
         };
         let bias = op.has_bias.then_some((bias, bias_layout));
         let passed = cuda::forward((hidden, hidden_layout), (head, head_layout), bias, &pass);
@@ -299,7 +305,10 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         let (forward, softened) = match op.passed.forward()? {
             Left::OnCpu(passed) => &**passed,
             Left::OnCuda(left) => {
-                return Ok((Some(cuda::backward(hidden, left, upstream)?), None, None));
+                let tensors = [hidden, head, bias];
+                let [of_hidden, of_head, of_bias] =
+                    cuda::backward(tensors, op.has_bias, op.wanted, left, upstream)?;
+                return Ok((of_hidden, of_head, of_bias));
             }
         };
         let upstream = Upstream::new(upstream)?;
@@ -358,13 +367,6 @@ fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
 /// Refuses what CUDA has no kernel for; in checked mode, looks at the logits on the CPU: to name the
 /// first that is not finite is worth a copy to those who ask for it.
 fn check_for_cuda(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
-    if head.weight.track_op() || head.bias.is_some_and(Tensor::track_op) {
-        return Err(Error::Unsupported {
-            what: HEAD,
-            expected: "a head that takes no gradient, on CUDA (a FrozenHead, or detached)".into(),
-            actual: "a tracked one".into(),
-        });
-    }
     if batch.whole_vocabulary().is_some() {
         return Err(Error::Unsupported {
             what: "token sets",

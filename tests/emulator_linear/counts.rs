@@ -1,6 +1,8 @@
 //! How much is moved, and in how many launches.
 
-use candle_trie::launch::{DeviceLimits, Element, LinearForward, LinearGather};
+use candle_trie::launch::{
+    DeviceLimits, Element, LinearForward, LinearGather, LinearHeadGradient, LinearShares,
+};
 use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Temperature};
 use candle_trie_emulator::{Emulator, Traffic};
 use half::bf16;
@@ -121,6 +123,33 @@ fn the_backward_pass_loads_and_stores_once() {
     assert_eq!(unscaled.loaded, (batch.rows.len() * WIDTH * 4) as u64);
 }
 
+fn the_head_gradient_looks_once_more_at_ragged_rows_and_sums_each_token_once() {
+    let batch = mixed();
+    let fixed = options(Temperature::fixed(1.3));
+    let outcome = traced(Case::new(&batch, &fixed));
+    let ragged = ragged_tokens(&batch);
+    let head = outcome.errors.traffic("head");
+    assert_eq!(head.loaded, ragged * 2 * WIDTH as u64);
+    assert_few_sectors(head);
+    let mut tokens: Vec<u32> = (0..4)
+        .flat_map(|set| batch.sets.get(set).unwrap().iter().collect::<Vec<u32>>())
+        .collect();
+    tokens.sort_unstable();
+    tokens.dedup();
+    let bytes = (tokens.len() * WIDTH * 2) as u64;
+    let gradient = outcome.head_sums.traffic("head gradient");
+    assert_eq!((gradient.stored, gradient.loaded), (bytes, 0));
+    assert_eq!(gradient.store_sectors, bytes / 32);
+    let bias = outcome.head_sums.traffic("bias gradient");
+    assert_eq!(bias.stored, 2 * tokens.len() as u64);
+    // H + 1 columns in whole packets.
+    let row = 4 * (WIDTH as u64 + 8);
+    let products = outcome.head_sums.traffic("products");
+    assert_eq!(products.loaded, 90 * row);
+    let scaled = outcome.head_sums.traffic("scaled");
+    assert_eq!(scaled.loaded, ragged * row);
+}
+
 fn a_frozen_head_leaves_nothing_of_the_head_to_gather() {
     let batch = mixed();
     let fixed = options(Temperature::fixed(1.3));
@@ -156,6 +185,11 @@ fn a_frozen_head_takes_a_dozen_launches_on_the_books_batch() {
             // The backward pass is one more.
             let launches = plan.unwrap().launches() + 1;
             assert!(launches <= 12, "{launches}");
+            let shares = LinearShares::new(&rows, &shape.sets);
+            let head = LinearHeadGradient::new(&rows, &shares, Element::Bf16, 4096, &h100);
+            let launches = head.unwrap().unwrap().launches();
+            assert!(launches <= 6, "{launches} for the head's gradient");
+            assert_eq!(shares.tokens.len(), shape.distinct_tokens().len());
             let in_groups: usize = (rows.grouped_sets())
                 .map(|set| {
                     let rows = shape.rows.as_slice().iter().filter(|row| row.set == set);
@@ -175,5 +209,6 @@ candle_trie_emulator::emulated_tests! {
     a_head_row_is_loaded_once_a_tile_and_the_target_once_more,
     statistics_cost_one_more_look_where_the_temperature_waits_for_them,
     the_backward_pass_loads_and_stores_once,
+    the_head_gradient_looks_once_more_at_ragged_rows_and_sums_each_token_once,
     a_frozen_head_leaves_nothing_of_the_head_to_gather,
 }

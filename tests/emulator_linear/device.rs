@@ -23,6 +23,8 @@ pub struct Case<'a> {
     pub frozen: bool,
     /// Whether there is a hidden gradient.
     pub with_gradient: bool,
+    /// Whether the head's gradient is wanted, or that of its bias alone.
+    pub with_head_gradient: bool,
     /// Elements that lie unused before the first and between all rows of hidden states and head.
     pub apart: usize,
     pub limits: DeviceLimits,
@@ -61,6 +63,7 @@ impl<'a> Case<'a> {
             resident: false,
             frozen: false,
             with_gradient: true,
+            with_head_gradient: true,
             apart: 0,
             limits: LIMITS,
         }
@@ -210,7 +213,11 @@ impl<'a> Case<'a> {
                 products: (memory.allocate::<f32>("products", plan.products())).address(),
                 temperature: forward.temperature,
                 upstream: upload_upstream(memory, &rows),
-                head: head.address(),
+                head: if self.with_head_gradient {
+                    head.address()
+                } else {
+                    0
+                },
                 bias: if self.options.bias { bias.address() } else { 0 },
             };
             outcome.errors = run(emulator, &plan.errors_launch(inputs, &buffers), memory)?;
@@ -345,7 +352,11 @@ impl<'a> Case<'a> {
             );
         };
         close(&found.gradient, &hidden, "hidden states");
-        close(&found.head_gradient, &head, "head");
+        if self.with_head_gradient {
+            close(&found.head_gradient, &head, "head");
+        } else {
+            assert!(found.head_gradient.iter().all(|&value| value == 0.0));
+        }
         if self.options.bias {
             close(&found.bias_gradient, &bias, "bias");
         }

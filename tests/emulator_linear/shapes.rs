@@ -214,6 +214,51 @@ fn rows_that_do_not_count_may_hold_anything() {
     assert!(outcome.head_gradient.iter().all(|value| value.is_finite()));
 }
 
+fn a_bias_may_have_a_gradient_alone() {
+    for width in [8, 9, 40] {
+        let batch = batch(width, 200, &[(90, 6), (9, 3), (50, 1)]);
+        let options = options(Temperature::fixed(0.9));
+        let case = Case {
+            with_head_gradient: false,
+            ..Case::new(&batch, &options)
+        };
+        case.assert_correct::<f32>("bias alone");
+        case.assert_correct::<f16>("bias alone");
+    }
+}
+
+fn a_token_of_many_sets_gets_the_sum_of_all() {
+    // Every set holds token 0: groups, ragged sets of many rows and of one.
+    let sets: Vec<(usize, usize)> = (0..12)
+        .map(|set| (40 - 3 * set, if set < 6 { 20 - set } else { 1 }))
+        .collect();
+    let mut batch = batch(20, 120, &sets);
+    let (offsets, tokens) = batch.sets.as_raw().unwrap();
+    let (offsets, mut tokens) = (offsets.to_vec(), tokens.to_vec());
+    let first_of_each = &offsets[..offsets.len() - 1];
+    let targets: Vec<u32> = (batch.rows.as_slice().iter())
+        .map(|row| {
+            batch
+                .sets
+                .get(row.set)
+                .unwrap()
+                .position(row.target)
+                .unwrap() as u32
+        })
+        .collect();
+    for &first in first_of_each {
+        tokens[first as usize] = 0;
+    }
+    let rows = (batch.rows.as_slice().iter().zip(targets)).map(|(row, rank)| Row {
+        target: tokens[(offsets[row.set as usize] + rank) as usize],
+        ..*row
+    });
+    batch.rows = Rows::from_raw(batch.positions, rows.collect()).unwrap();
+    batch.sets = TokenSets::from_raw(offsets, tokens).unwrap();
+    check::<f32>(&batch, "one token in all sets");
+    check::<bf16>(&batch, "one token in all sets");
+}
+
 fn extremes_stay_finite() {
     for scale in [0.0, 64.0, 1024.0] {
         let mut batch = batch(32, 200, &[(90, 6), (9, 3), (50, 1)]);
@@ -289,6 +334,8 @@ candle_trie_emulator::emulated_tests! {
     sets_need_not_fit_the_chip,
     batches_with_nothing_in_them_give_zeros,
     rows_that_do_not_count_may_hold_anything,
+    a_bias_may_have_a_gradient_alone,
+    a_token_of_many_sets_gets_the_sum_of_all,
     extremes_stay_finite,
     random_tries_of_items_are_those_of_the_definition,
 }

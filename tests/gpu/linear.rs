@@ -6,23 +6,25 @@ use candle_trie::{FrozenHead, Head, TokenSets};
 use crate::cuda;
 use crate::linear_batch::{Batch, Options, assert_close, every_option, f64s};
 
-/// Loss, τ, statistics, evaluation and hidden gradient, the last twice.
+/// Loss, τ, statistics, evaluation and the gradients of hidden states, head and bias, those twice. A
+/// frozen head has no gradient.
 fn everything(
     batch: &Batch,
     options: &Options,
     dtype: DType,
     device: &Device,
     frozen: bool,
-) -> [Vec<f64>; 6] {
+) -> [Vec<f64>; 10] {
     let moved = |values: &Var| values.to_dtype(dtype).unwrap().to_device(device).unwrap();
-    let [hidden, weight, bias] = batch.tensors(dtype).map(|tensor| moved(&tensor).detach());
-    let hidden = Var::from_tensor(&hidden).unwrap();
-    let bias = options.bias.then_some(&bias);
-    let frozen_head = FrozenHead::within(&weight, bias, batch.sets(options), 1 << 20).unwrap();
-    let head = match (frozen, bias) {
+    let variables = batch.tensors(dtype);
+    let [hidden, weight, bias] = variables.map(|tensor| Var::from_tensor(&moved(&tensor)).unwrap());
+    let bias_or_none = options.bias.then_some(bias.as_tensor());
+    let sets = batch.sets(options);
+    let frozen_head = FrozenHead::within(&weight, bias_or_none, sets, 1 << 20).unwrap();
+    let head = match (frozen, bias_or_none) {
         (true, _) => Head::from(&frozen_head),
         (false, Some(bias)) => Head::with_bias(&weight, bias),
-        (false, None) => Head::from(&weight),
+        (false, None) => Head::from(weight.as_tensor()),
     };
     let rows = batch.rows(options);
     let mut loss = batch.loss(options);
@@ -31,10 +33,14 @@ fn everything(
     // The second step goes on from a temperature that may be on the device.
     loss.forward_linear(&hidden, head, &rows).unwrap();
     let output = loss.forward_linear(&hidden, head, &rows).unwrap();
-    let gradient = || {
+    let gradients = || {
         let gradients = output.loss.sum_all().unwrap().backward().unwrap();
-        f64s(gradients.get(&hidden).unwrap())
+        [&hidden, &weight, &bias].map(|of| gradients.get(of).map_or(Vec::new(), f64s))
     };
+    let ([hidden_gradient, head_gradient, bias_gradient], again) = (gradients(), gradients());
+    assert_eq!(head_gradient.is_empty(), frozen);
+    assert_eq!(bias_gradient.is_empty(), frozen || !options.bias);
+    let [hidden_again, head_again, bias_again] = again;
     [
         f64s(&output.loss),
         vec![
@@ -43,8 +49,12 @@ fn everything(
         ],
         bytemuck::cast_slice(&[statistics]).to_vec(),
         evaluated,
-        gradient(),
-        gradient(),
+        hidden_gradient,
+        head_gradient,
+        bias_gradient,
+        hidden_again,
+        head_again,
+        bias_again,
     ]
 }
 
@@ -79,6 +89,39 @@ fn every_option_gives_what_it_gives_on_the_cpu() {
 
 #[test]
 #[ignore = "needs a GPU"]
+fn each_gradient_is_made_alone_and_comes_to_the_same_bits() {
+    let (device, batch) = (cuda(), Batch::new(40, 7));
+    let options = &every_option()[0];
+    assert!(options.bias && !options.whole_vocabulary);
+    let tensors = batch.tensors(DType::BF16);
+    let tensors = tensors.map(|tensor| tensor.to_device(&device).unwrap().detach());
+    let gradients = |tracked: [bool; 3]| {
+        let variables = tensors
+            .each_ref()
+            .map(|tensor| Var::from_tensor(tensor).unwrap());
+        let of = |index: usize| match tracked[index] {
+            true => variables[index].as_tensor().clone(),
+            false => variables[index].detach(),
+        };
+        let (hidden, weight, bias) = (of(0), of(1), of(2));
+        let head = Head::with_bias(&weight, &bias);
+        let output = (batch.loss(options)).forward_linear(&hidden, head, &batch.rows(options));
+        let gradients = output.unwrap().loss.backward().unwrap();
+        variables.map(|of| gradients.get(&of).map(f64s))
+    };
+    let all = gradients([true; 3]);
+    assert_eq!(gradients([true; 3]), all);
+    for alone in 0..3 {
+        let found = gradients([0, 1, 2].map(|index| index == alone));
+        for index in 0..3 {
+            let expected = (index == alone).then(|| all[index].clone().unwrap());
+            assert_eq!(found[index], expected, "{index} of {alone} alone");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
 fn what_has_no_kernel_is_refused() {
     let device = cuda();
     let batch = Batch::new(8, 1);
@@ -86,14 +129,7 @@ fn what_has_no_kernel_is_refused() {
     let [hidden, head, _] = batch
         .tensors(DType::F32)
         .map(|v| v.to_device(&device).unwrap());
-    let (rows, mut loss) = (batch.rows(options), batch.loss(options));
     let words = |error: candle_trie::Error| error.to_string();
-
-    let tracked = Var::from_tensor(&head).unwrap();
-    let error = loss
-        .forward_linear(&hidden, tracked.as_tensor(), &rows)
-        .unwrap_err();
-    assert!(words(error).contains("takes no gradient"));
 
     let whole = TokenSets::whole_vocabulary(batch.vocabulary).unwrap();
     let whole = candle_trie::MaskedSoftmaxLoss::new(whole, options.temperature.clone()).unwrap();
@@ -108,6 +144,7 @@ fn what_has_no_kernel_is_refused() {
     assert!(words(error).contains("whole vocabulary"));
 
     let head: Tensor = head.to_device(&Device::Cpu).unwrap().detach();
+    let (rows, mut loss) = (batch.rows(options), batch.loss(options));
     let error = loss.forward_linear(&hidden, &head, &rows).unwrap_err();
     assert!(words(error).contains("as the hidden states"));
 }

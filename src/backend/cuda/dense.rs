@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::CudaDType;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView, CudaViewMut, DeviceRepr};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaSlice, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
+};
 use half::{bf16, f16};
 
 use super::{Buffers, Executor};
@@ -16,7 +18,7 @@ use crate::backend::launch::{
 use crate::{Result, Statistics, TokenSets};
 
 /// A type of logits that kernels are compiled for.
-pub(crate) trait DeviceElement: CudaDType + DeviceRepr {
+pub(crate) trait DeviceElement: CudaDType + DeviceRepr + ValidAsZeroBits {
     const ELEMENT: Element;
 }
 

@@ -1,9 +1,13 @@
 //! The linear operation on a CUDA device: uploads a batch, and runs the plans of `launch::linear`.
 
+mod head_gradient;
+
 use std::sync::Arc;
 
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+
+pub(crate) use head_gradient::{DeviceShares, WantedOfHead};
 
 use super::dense::{DeviceElement, DeviceSets, PassTemperature, uninitialised, upload};
 use super::{Buffers, Executor};
@@ -29,13 +33,14 @@ pub(crate) struct DeviceMatrix<'a, T> {
     pub stride: usize,
 }
 
-/// What a forward pass looks at.
+/// What a pass looks at.
 pub(crate) struct DeviceInputs<'a, T> {
     pub width: usize,
     pub hidden: DeviceMatrix<'a, T>,
     pub head: DeviceMatrix<'a, T>,
     pub bias: Option<CudaView<'a, T>>,
-    /// For each of [`LinearRows::grouped_sets`], what a frozen head has gathered of it.
+    /// For each of [`LinearRows::grouped_sets`], what a frozen head has gathered of it, for a forward
+    /// pass.
     pub frozen: Vec<Option<CudaView<'a, T>>>,
 }
 
@@ -48,6 +53,8 @@ pub(crate) struct LinearForwarded {
     pub statistics: CudaSlice<f64>,
     /// The unscaled gradient, row by row, for the backward pass.
     pub gradient: CudaSlice<f32>,
+    /// The errors of the groups, for the head's gradient.
+    pub errors: CudaSlice<f32>,
 }
 
 impl DeviceLinear {
@@ -87,7 +94,6 @@ impl DeviceLinear {
         let gather = LinearGather::new(rows, T::ELEMENT, width, limits)?;
         let mut group_hidden = uninitialised::<T>(device, rows.grouped() * width)?;
         let mut group_head = uninitialised::<T>(device, rows.gathered_head_rows() * width)?;
-        let mut scores = uninitialised::<f32>(device, plan.scores())?;
         let mut errors = uninitialised::<T>(device, plan.errors())?;
         let mut partials = uninitialised::<f64>(device, plan.partials())?;
         let mut arrived = device.alloc_zeros::<u32>(1)?;
@@ -96,6 +102,7 @@ impl DeviceLinear {
             temperature: uninitialised(device, 1)?,
             statistics: uninitialised(device, Statistics::LENGTH)?,
             gradient: uninitialised(device, plan.gradient())?,
+            errors: uninitialised(device, plan.scores())?,
         };
         // Held until all is issued.
         let mut held = Buffers::new();
@@ -109,7 +116,7 @@ impl DeviceLinear {
             group_hidden: held.write(executor, &mut group_hidden),
             group_head: held.write(executor, &mut group_head),
             frozen,
-            scores: held.write(executor, &mut scores),
+            scores: held.write(executor, &mut left.errors),
             errors: held.write(executor, &mut errors),
             gradient: held.write(executor, &mut left.gradient),
             loss: held.write(executor, &mut left.loss),

@@ -5,6 +5,7 @@ use candle_core::{CudaStorage, Layout, Tensor};
 
 use super::Pass;
 use crate::backend::batch::Batch;
+use crate::backend::cpu::linear::Wanted;
 use crate::loss::LossOutput;
 use crate::loss::temperature::Stepped;
 use crate::{Error, Result};
@@ -32,6 +33,12 @@ pub(super) fn forward(
     ))
 }
 
-pub(super) fn backward(_: &Tensor, left: &Left, _: &Tensor) -> Result<Tensor> {
+pub(super) fn backward(
+    _: [&Tensor; 3],
+    _: bool,
+    _: Wanted,
+    left: &Left,
+    _: &Tensor,
+) -> Result<[Option<Tensor>; 3]> {
     match *left {}
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 
-use super::build::{chunks, shares, split};
+use super::build::chunks;
 use super::packing::{Packing, spans};
 use super::too_large;
 use crate::{Error, Result};
@@ -192,6 +192,35 @@ impl<'a> Paths<'a> {
         }
         shared.min(shortest) as u32
     }
+}
+
+/// Cuts `values` into part after part, and each part into one share for each chunk, as long as
+/// `counts[chunk][part]` says; gives the shares chunk by chunk.
+fn shares<'a, T>(
+    counts: &[Vec<usize>],
+    parts: usize,
+    mut values: &'a mut [T],
+) -> Vec<Vec<&'a mut [T]>> {
+    let mut shares: Vec<Vec<_>> = counts.iter().map(|_| Vec::with_capacity(parts)).collect();
+    for part in 0..parts {
+        for (shares, counts) in shares.iter_mut().zip(counts) {
+            let (share, rest) = values.split_at_mut(counts[part]);
+            shares.push(share);
+            values = rest;
+        }
+    }
+    shares
+}
+
+/// Cuts `values` into consecutive pieces of these lengths.
+fn split<'a, T>(mut values: &'a mut [T], lengths: &[usize]) -> Vec<&'a mut [T]> {
+    (lengths.iter())
+        .map(|&length| {
+            let (piece, rest) = std::mem::take(&mut values).split_at_mut(length);
+            values = rest;
+            piece
+        })
+        .collect()
 }
 
 /// Why the tokens between a path's offsets are no path.

@@ -2,6 +2,7 @@
 //! leaves level by level. Every stage runs in parallel.
 
 use std::ops::{AddAssign, Range};
+use std::slice::IterMut;
 use std::sync::Arc;
 
 use rayon::prelude::*;
@@ -30,7 +31,7 @@ pub(super) fn build(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<To
     if total.edges >= u32::MAX as usize {
         return Err(too_large("trie edges", total.edges));
     }
-    // The root has no edge that leads to it, so its children's offset is written here, a zero.
+    // The first offset is the root's, 0; the others follow by the edges that lead to their nodes.
     let mut tokens = vec![0; total.edges];
     let mut offsets = vec![0; total.edges + 2];
     offsets[total.edges + 1] = total.edges as u32;
@@ -43,11 +44,11 @@ pub(super) fn build(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<To
     let whole = Share {
         next_edge: 0,
         next_item: 0,
-        tokens: &mut tokens,
-        offsets: &mut offsets[1..],
-        leaf_nodes: &mut leaves.nodes,
-        leaf_offsets: &mut leaves.offsets,
-        items: &mut leaves.items,
+        tokens: tokens.iter_mut(),
+        offsets: offsets[1..].iter_mut(),
+        leaf_nodes: leaves.nodes.iter_mut(),
+        leaf_offsets: leaves.offsets.iter_mut(),
+        items: leaves.items.iter_mut(),
     };
     (chunks.into_par_iter().zip(whole.split(&counts)))
         .for_each(|(chunk, levels)| fill(&paths, &sorted, chunk, levels));
@@ -121,12 +122,12 @@ fn count(paths: &Paths, sorted: &[SortedPath], chunk: Range<usize>) -> Result<Ve
 struct Share<'a> {
     next_edge: u32,
     next_item: u32,
-    tokens: &'a mut [u32],
+    tokens: IterMut<'a, u32>,
     /// Where the children of the nodes that these edges lead to begin.
-    offsets: &'a mut [u32],
-    leaf_nodes: &'a mut [u32],
-    leaf_offsets: &'a mut [u32],
-    items: &'a mut [u64],
+    offsets: IterMut<'a, u32>,
+    leaf_nodes: IterMut<'a, u32>,
+    leaf_offsets: IterMut<'a, u32>,
+    items: IterMut<'a, u64>,
 }
 
 impl<'a> Share<'a> {
@@ -159,10 +160,12 @@ impl<'a> Share<'a> {
         share
     }
 
-    fn push_edge(&mut self, token: u32, first_child_edge: u32) {
+    /// Writes an edge and gives its number.
+    fn push_edge(&mut self, token: u32, first_child_edge: u32) -> u32 {
         push(&mut self.tokens, token);
         push(&mut self.offsets, first_child_edge);
         self.next_edge += 1;
+        self.next_edge - 1
     }
 
     /// The node that the last edge leads to is a leaf.
@@ -177,13 +180,15 @@ impl<'a> Share<'a> {
     }
 }
 
-/// Takes the first `length` values off.
-fn first<'a, T>(values: &mut &'a mut [T], length: usize) -> &'a mut [T] {
-    values.split_off_mut(..length).unwrap_or_default()
+/// Takes the first `length` places off.
+fn first<'a, T>(places: &mut IterMut<'a, T>, length: usize) -> IterMut<'a, T> {
+    let (first, rest) = std::mem::take(places).into_slice().split_at_mut(length);
+    *places = rest.iter_mut();
+    first.iter_mut()
 }
 
-fn push<T>(places: &mut &mut [T], value: T) {
-    if let Some(place) = places.split_off_first_mut() {
+fn push<T>(places: &mut IterMut<T>, value: T) {
+    if let Some(place) = places.next() {
         *place = value;
     }
 }
@@ -191,14 +196,16 @@ fn push<T>(places: &mut &mut [T], value: T) {
 /// Writes what the chunk adds to every level.
 fn fill(paths: &Paths, sorted: &[SortedPath], chunk: Range<usize>, mut levels: Vec<Share>) {
     for (shared, path) in paths.with_shared(sorted, chunk) {
-        for depth in shared as usize..path.length as usize {
-            // Whatever this path adds one level deeper comes after this node, so the deeper
-            // level's next edge is the first of this node's children.
-            let first_child_edge = levels[depth + 1].next_edge;
-            levels[depth].push_edge(paths.token(path, depth), first_child_edge);
+        let (shared, length) = (shared as usize, path.length as usize);
+        // From the deepest edge up: whatever this path adds one level deeper comes after a node, so
+        // the first edge it adds there is the first of the node's children.
+        let mut first_child_edge = levels[length].next_edge;
+        for depth in (shared..length).rev() {
+            let token = paths.token(path, depth);
+            first_child_edge = levels[depth].push_edge(token, first_child_edge);
         }
-        let last = &mut levels[path.length as usize - 1];
-        if shared < path.length {
+        let last = &mut levels[length - 1];
+        if shared < length {
             last.push_leaf();
         }
         last.push_item(path.id);

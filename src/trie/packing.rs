@@ -6,112 +6,129 @@ use rayon::prelude::*;
 
 use super::build::chunks;
 
-/// How tokens are packed into a key: each depth has a field wide enough for the tokens found there,
-/// counted from the lowest, plus 1, so that the zero of a path that has ended sorts first. The first
-/// token's field is the highest.
+/// How tokens are packed into a key: one after the other from the highest bit down, each as wide as
+/// the depth with the widest span needs, counted from the lowest token of its depth. Where a path may
+/// have ended a zero says that it has, and sorts first.
 pub(super) struct Packing {
-    fields: Vec<Field>,
+    /// The width of a token, 1 to 32.
+    bits: u32,
+    /// The token that is packed as a zero, for every depth that a key holds: where paths may have
+    /// ended, the one below the lowest.
+    zeros: Vec<u32>,
 }
 
-#[derive(Clone, Copy)]
-struct Field {
-    shift: u32,
-    mask: u32,
-    lowest: u32,
+/// What the paths are like.
+pub(super) struct Survey {
+    /// The length of the shortest path.
+    pub shortest: usize,
+    /// The lowest token of every depth that a path reaches.
+    pub lowest: Vec<u32>,
+    /// The highest.
+    pub highest: Vec<u32>,
 }
 
-/// The lowest and the highest token at a depth.
-pub(super) type Span = (u32, u32);
-
-/// The spans of every depth that a path reaches; or the first path that is none, for its offsets do not
-/// rise or leave the tokens.
-pub(super) fn spans(offsets: &[usize], tokens: &[u32]) -> Result<Vec<Span>, usize> {
+/// Looks at every token; or gives the first path that is none, for its offsets do not rise or leave
+/// the tokens.
+pub(super) fn survey(offsets: &[usize], tokens: &[u32]) -> Result<Survey, usize> {
     let of_chunk = |chunk: Range<usize>| {
-        let mut spans = Vec::new();
+        let mut survey = Survey::none();
         for path in chunk {
             match tokens.get(offsets[path]..offsets[path + 1]) {
                 None | Some([]) => return Err(path),
-                Some(path) => widen(&mut spans, path.iter().map(|&token| (token, token))),
+                Some(path) => survey.widen(path.len(), path, path),
             }
         }
-        Ok(spans)
+        Ok(survey)
     };
     let parts: Vec<_> = (chunks(offsets.len() - 1).into_par_iter())
         .map(of_chunk)
         .collect();
     // In order, so that of several paths that are none always the same is named.
-    (parts.into_iter()).try_fold(Vec::new(), |mut spans, others| {
-        widen(&mut spans, others?.into_iter());
-        Ok(spans)
+    (parts.into_iter()).try_fold(Survey::none(), |mut survey, part| {
+        let part = part?;
+        survey.widen(part.shortest, &part.lowest, &part.highest);
+        Ok(survey)
     })
+}
+
+impl Survey {
+    fn none() -> Self {
+        Self {
+            shortest: usize::MAX,
+            lowest: Vec::new(),
+            highest: Vec::new(),
+        }
+    }
+
+    /// Widens the span of every depth so that it holds another.
+    fn widen(&mut self, shortest: usize, lowest: &[u32], highest: &[u32]) {
+        self.shortest = self.shortest.min(shortest);
+        for (known, &token) in self.lowest.iter_mut().zip(lowest) {
+            *known = token.min(*known);
+        }
+        for (known, &token) in self.highest.iter_mut().zip(highest) {
+            *known = token.max(*known);
+        }
+        let known = self.lowest.len();
+        if known < lowest.len() {
+            self.lowest.extend_from_slice(&lowest[known..]);
+            self.highest.extend_from_slice(&highest[known..]);
+        }
+    }
 }
 
 impl Packing {
     /// As many leading tokens as 128 bits hold.
-    pub fn new(spans: &[Span]) -> Self {
-        let mut left = u128::BITS;
-        let mut fields = Vec::new();
-        for &(lowest, highest) in spans {
-            // Tokens are below u32::MAX, so one more value has room.
-            let bits = u32::BITS - (highest - lowest + 1).leading_zeros();
-            let Some(shift) = left.checked_sub(bits) else {
-                break;
-            };
-            left = shift;
-            fields.push(Field {
-                shift,
-                mask: u32::MAX >> (u32::BITS - bits),
-                lowest,
-            });
+    pub fn new(survey: &Survey) -> Self {
+        let spans = survey.lowest.iter().zip(&survey.highest).enumerate();
+        let (zeros, widths): (Vec<_>, Vec<_>) = spans
+            .map(|(depth, (lowest, &highest))| {
+                let zero = lowest.wrapping_sub(u32::from(depth >= survey.shortest));
+                // Tokens are below u32::MAX, so one more value has room.
+                (zero, u32::BITS - highest.wrapping_sub(zero).leading_zeros())
+            })
+            .unzip();
+        let bits = widths.into_iter().max().unwrap_or(0).max(1);
+        let tokens = (u128::BITS / bits) as usize;
+        Self {
+            bits,
+            zeros: zeros.into_iter().take(tokens).collect(),
         }
-        Self { fields }
     }
 
     /// How many leading tokens a key holds.
     pub fn tokens(&self) -> usize {
-        self.fields.len()
+        self.zeros.len()
     }
 
     pub fn pack(&self, path: &[u32]) -> u128 {
-        (path.iter().zip(&self.fields)).fold(0, |key, (&token, field)| {
-            key | (u128::from(token - field.lowest + 1) << field.shift)
-        })
+        // At most 32, which the compiler does not know; a shift known to be below 64 takes half the
+        // instructions.
+        let bits = self.bits % u64::BITS;
+        let mut key = 0;
+        let mut left = u128::BITS;
+        for (token, &zero) in path.iter().zip(&self.zeros) {
+            key = (key << bits) | u128::from(token.wrapping_sub(zero));
+            left -= bits;
+        }
+        key << left
     }
 
-    /// The highest `bits` of the key of `path`, from no more tokens than they are made of.
-    pub fn highest(&self, path: &[u32], bits: u32) -> usize {
-        let lowest = u128::BITS - bits;
-        let mut key = 0;
-        for (&token, field) in path.iter().zip(&self.fields) {
-            key |= u128::from(token - field.lowest + 1) << field.shift;
-            if field.shift <= lowest {
-                break;
-            }
-        }
-        (key >> lowest) as usize
+    /// How many leading tokens, at most, the highest `bits` of a key are made of.
+    pub fn tokens_in(&self, bits: u32) -> usize {
+        bits.div_ceil(self.bits) as usize
     }
 
     /// The token at `depth`, which must be below [`tokens`](Self::tokens) and the path's length.
     pub fn token(&self, key: u128, depth: usize) -> u32 {
-        let field = self.fields[depth];
-        ((key >> field.shift) as u32 & field.mask) - 1 + field.lowest
+        let above = self.bits * depth as u32;
+        let highest = ((key << above) >> u64::BITS) as u64;
+        ((highest >> (u64::BITS - self.bits)) as u32).wrapping_add(self.zeros[depth])
     }
 
-    /// How many leading fields two keys share.
+    /// How many leading tokens two keys share.
     pub fn shared(&self, a: u128, b: u128) -> usize {
-        let difference = a ^ b;
-        (self.fields.iter())
-            .take_while(|field| difference >> field.shift == 0)
-            .count()
+        let bits = (a ^ b).leading_zeros();
+        ((bits / self.bits) as usize).min(self.tokens())
     }
-}
-
-/// Widens the spans at every depth so that they hold others.
-#[inline(always)]
-fn widen(spans: &mut Vec<Span>, mut others: impl ExactSizeIterator<Item = Span>) {
-    for ((lowest, highest), (low, high)) in spans.iter_mut().zip(&mut others) {
-        *lowest = low.min(*lowest);
-        *highest = high.max(*highest);
-    }
-    spans.extend(others);
 }

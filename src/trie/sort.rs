@@ -7,7 +7,7 @@ use bytemuck::Zeroable;
 use rayon::prelude::*;
 
 use super::build::chunks;
-use super::packing::{Packing, spans};
+use super::packing::{Packing, survey};
 use super::too_large;
 use crate::{Error, Result};
 
@@ -66,8 +66,8 @@ impl<'a> Paths<'a> {
         if ids.len() >= u32::MAX as usize {
             return Err(too_large("paths", ids.len()));
         }
-        let spans = spans(offsets, tokens).map_err(|path| no_path(ids, offsets, tokens, path))?;
-        let max_token = spans.iter().map(|&(_, highest)| highest).max().unwrap_or(0);
+        let survey = survey(offsets, tokens).map_err(|path| no_path(ids, offsets, tokens, path))?;
+        let max_token = survey.highest.iter().copied().max().unwrap_or(0);
         if max_token == u32::MAX {
             return Err(too_large("token", max_token as usize));
         }
@@ -76,8 +76,8 @@ impl<'a> Paths<'a> {
             offsets,
             tokens,
             max_token,
-            longest: spans.len(),
-            packing: Packing::new(&spans),
+            longest: survey.lowest.len(),
+            packing: Packing::new(&survey),
         })
     }
 
@@ -103,10 +103,10 @@ impl<'a> Paths<'a> {
     /// The paths in lexicographic order, equal ones by item id.
     pub fn sort(&self) -> Vec<SortedPath> {
         let (mut sorted, parts) = self.partition();
-        (split(&mut sorted, &parts).into_par_iter()).for_each(|part| {
+        (split(&mut sorted, &parts).into_par_iter()).for_each_init(Vec::new, |unsorted, part| {
             // The parts of an even partition are small, and the sequential sort is the faster one.
             if part.len() < PATHS_PER_PART {
-                part.sort_unstable_by(|a, b| self.compare(a, b));
+                self.sort_part(part, unsorted);
             } else {
                 part.par_sort_unstable_by(|a, b| self.compare(a, b));
             }
@@ -118,13 +118,16 @@ impl<'a> Paths<'a> {
     /// fits a core's cache.
     fn partition(&self) -> (Vec<SortedPath>, Vec<usize>) {
         let count = self.ids.len();
-        let part = |path: &[u32]| self.packing.highest(path, PARTS.ilog2());
+        let part = |key: u128| (key >> (u128::BITS - PARTS.ilog2())) as usize;
+        let leading = self.packing.tokens_in(PARTS.ilog2());
         let chunks = chunks(count);
         let counts: Vec<Vec<usize>> = (chunks.par_iter())
             .map(|chunk| {
                 let mut counts = vec![0; PARTS];
                 for path in chunk.clone() {
-                    counts[part(self.path(path as u32))] += 1;
+                    let path = self.path(path as u32);
+                    let path = path.get(..leading).unwrap_or(path);
+                    counts[part(self.packing.pack(path))] += 1;
                 }
                 counts
             })
@@ -137,9 +140,10 @@ impl<'a> Paths<'a> {
             let mut parts: Vec<_> = parts.into_iter().map(<[_]>::iter_mut).collect();
             for path in chunk {
                 let tokens = self.path(path as u32);
-                if let Some(place) = parts[part(tokens)].next() {
+                let key = self.packing.pack(tokens);
+                if let Some(place) = parts[part(key)].next() {
                     *place = SortedPath {
-                        key: self.packing.pack(tokens),
+                        key,
                         path: path as u32,
                         length: tokens.len() as u32,
                         id: self.ids[path],
@@ -149,6 +153,36 @@ impl<'a> Paths<'a> {
         });
         let sizes = (0..PARTS).map(|part| counts.iter().map(|counts| counts[part]).sum());
         (sorted, sizes.collect())
+    }
+
+    /// Distributes the part by the key's next bits, as many as leave few paths alike in them; these
+    /// are then compared. All of it stays in a core's cache.
+    fn sort_part(&self, part: &mut [SortedPath], unsorted: &mut Vec<SortedPath>) {
+        let bits = part.len().max(2).ilog2();
+        let stripe = |path: &SortedPath| {
+            // The bits above are alike in all paths of the part.
+            ((path.key << PARTS.ilog2()) >> (u128::BITS - bits)) as usize
+        };
+        unsorted.clear();
+        unsorted.extend_from_slice(part);
+        let mut ends = vec![0; 1 << bits];
+        for path in &*unsorted {
+            ends[stripe(path)] += 1;
+        }
+        let mut start = 0;
+        for end in &mut ends {
+            start += std::mem::replace(end, start);
+        }
+        for path in &*unsorted {
+            let end = &mut ends[stripe(path)];
+            part[*end] = *path;
+            *end += 1;
+        }
+        let mut start = 0;
+        for end in ends {
+            part[start..end].sort_unstable_by(|a, b| self.compare(a, b));
+            start = end;
+        }
     }
 
     #[inline(always)]

@@ -150,3 +150,49 @@ fn a_catalogue_built_in_parallel_is_the_one_built_on_a_single_thread() {
     assert_eq!(build(4), alone);
     assert!(alone.leaf_count() > 3 * 4096 && alone.leaf_count() < items.len());
 }
+
+/// The chunks in the middle of such a leaf add items to the trie and nothing else.
+#[test]
+fn a_leaf_of_more_items_than_several_chunks_hold_has_them_all_in_order() {
+    let shared = (0..20_000).rev().map(|id| (id, vec![5, 6, 7]));
+    let around = [
+        (90_000, vec![1, 60]),
+        (90_001, vec![5, 60]),
+        (90_002, vec![9, 6, 7, 60]),
+    ];
+    let items: Vec<Item> = shared.chain(around).collect();
+    let trie = trie(&items);
+    check(&trie, &Prefixes::new(&items), &[1, 5, 6, 7, 9, 60]);
+    assert!(
+        trie.items(trie.walk(&[5, 6, 7]).unwrap())
+            .iter()
+            .copied()
+            .eq(0..20_000)
+    );
+}
+
+/// The parts that are sorted apart differ in size a thousandfold, and one is worth several threads.
+#[test]
+fn a_catalogue_whose_paths_mostly_begin_alike_is_sorted_as_any_other() {
+    let items: Vec<Item> = (0..100_000u64)
+        .map(|id| {
+            let shuffled = id * 7_919 % 100_000;
+            let first = if shuffled < 90_000 {
+                3
+            } else {
+                shuffled as u32
+            };
+            (
+                id,
+                vec![first, 1, shuffled as u32 / 300, shuffled as u32 % 300, 60],
+            )
+        })
+        .collect();
+    let trie = trie(&items);
+    assert_eq!(trie.leaf_count(), items.len());
+    for (id, path) in &items {
+        assert_eq!(trie.items(trie.walk(path).unwrap()), [*id]);
+    }
+    let rise = |node| trie.children(node).is_sorted_by(|a, b| a < b);
+    assert!((0..trie.node_count() as u32).all(rise));
+}

@@ -1,12 +1,14 @@
 //! The batch that most of these tests run on, and ways to vary it.
 
-use std::sync::OnceLock;
-
 use candle_core::{DType, Device, Tensor};
 use candle_trie::{
     AdaptiveStrategy, Convention, MaskedSoftmaxLoss, Reduction, Row, Rows, Scope, Temperature,
     TokenSets,
 };
+
+#[path = "../device/mod.rs"]
+mod device;
+pub use device::device;
 
 pub const VOCABULARY: usize = 7;
 pub const SHAPE: [usize; 3] = [2, 4, VOCABULARY];
@@ -108,21 +110,6 @@ pub fn noise(seed: u64, count: usize, spread: f64) -> Vec<f64> {
     (0..count).map(|_| (2.0 * next() - 1.0) * spread).collect()
 }
 
-/// Where the tests run: on the CPU, unless `CANDLE_TRIE_DEVICE` is `cuda`, and then not at all where
-/// there is no GPU. f64 is for the CPU alone.
-pub fn device(dtype: DType) -> Device {
-    static DEVICE: OnceLock<Device> = OnceLock::new();
-    let device = DEVICE.get_or_init(|| match std::env::var("CANDLE_TRIE_DEVICE") {
-        Err(_) => Device::Cpu,
-        Ok(name) if name == "cuda" => Device::new_cuda(0).expect("a GPU, and the feature cuda"),
-        Ok(name) => panic!("CANDLE_TRIE_DEVICE is {name}, which is not cuda"),
-    });
-    match dtype {
-        DType::F64 => Device::Cpu,
-        _ => device.clone(),
-    }
-}
-
 pub fn tensor(values: &[f64], shape: &[usize], dtype: DType) -> Tensor {
     let tensor = Tensor::from_slice(values, shape, &Device::Cpu).unwrap();
     let tensor = tensor.to_dtype(dtype).unwrap();
@@ -130,6 +117,8 @@ pub fn tensor(values: &[f64], shape: &[usize], dtype: DType) -> Tensor {
 }
 
 pub fn f64s(tensor: &Tensor) -> Vec<f64> {
+    // On the CPU: candle's CUDA operations take no tensor without elements.
+    let tensor = tensor.to_device(&Device::Cpu).unwrap();
     let flat = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
     flat.to_vec1().unwrap()
 }

@@ -15,6 +15,9 @@ fn assert_nothing(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows, what: 
     let forward = loss.clone().forward(&logits, rows).unwrap();
     for output in [at, forward] {
         assert!(f64s(&output.loss).iter().all(|&loss| loss == 0.0), "{what}");
+        if logits.elem_count() == 0 && logits.device().is_cuda() {
+            continue; // candle's own operations launch nothing there, and call that an error.
+        }
         let gradients = output.loss.backward().unwrap();
         let gradient = f64s(gradients.get(&logits).unwrap());
         assert!(gradient.iter().all(|&entry| entry == 0.0), "{what}");

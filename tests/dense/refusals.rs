@@ -105,7 +105,7 @@ fn logits_of_a_dtype_that_has_no_softmax() {
     let integers = logits().ones_like().unwrap().to_dtype(DType::U32).unwrap();
     let error = refused(&fixed(), &integers, &rows());
     assert!(
-        matches!(&error, Error::Unsupported { what: "logits", actual, .. } if actual == "U32"),
+        matches!(&error, Error::Unsupported { what: "logits", actual, .. } if actual.starts_with("U32")),
         "{error}"
     );
     assert!(fixed().statistics(&integers, &rows()).is_err());

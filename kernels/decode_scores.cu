@@ -72,11 +72,14 @@ public:
         Exponentials::Value sum = exponentials.identity();
         uint32_t fault = no_token;
         const ValidLogits<T> logits = normalised();
-        logits.visit([&](uint32_t index, float logit) {
-            sum = exponentials.add(sum, logit);
-            if (!(logit < INFINITY)) fault = Smallest().combine(fault, logits.token(index));
-            // Whoever looks at it again is this very thread.
-            if (!params.over_vocabulary && index < beam.candidates()) log_probability(index) = logit;
+        logits.visit([&](uint32_t index, const auto& several) {
+            sum = exponentials.add(sum, several);
+            for (const float logit : several) {
+                if (!(logit < INFINITY)) fault = Smallest().combine(fault, logits.token(index));
+                // Whoever looks at it again is this very thread.
+                if (!params.over_vocabulary && index < beam.candidates()) log_probability(index) = logit;
+                ++index;
+            }
         });
         sum = reduce::block(exponentials, sum, scratch);
         fault = reduce::block(Smallest(), fault, scratch);

@@ -67,33 +67,82 @@ struct ValidLogits {
         return number::widen(kept ? kept[index] : logits[token(index)]);
     }
 
-    // Whether the logits lie one beside the other in memory, from token 0 on.
-    __device__ __forceinline__ bool stream() const { return !tokens && !kept; }
+    // Whether the logits lie one beside the other, from token 0 on: here.
+    __device__ __forceinline__ bool stream() const { return !tokens; }
+    __device__ __forceinline__ PacketRow<const T> packets() const { return {kept ? kept : logits, size}; }
 
-    // Shows every logit to one thread of the block, as visit(index, logit).
+    // Shows every logit to one thread of the block, as visit(first index, logits): one logit, or a packet of them.
     template <class Visit>
     __device__ __forceinline__ void visit(Visit visit) const {
+        const auto visit_one = [&](uint32_t index) {
+            float logit[1] = {(*this)[index]};
+            visit(index, logit);
+        };
         if (!stream()) {
-            for (uint32_t i = threadIdx.x; i < size; i += blockDim.x) visit(i, (*this)[i]);
+            for (uint32_t i = threadIdx.x; i < size; i += blockDim.x) visit_one(i);
             return;
         }
-        const PacketRow<const T> row(logits, size);
-        for (uint32_t p = threadIdx.x; p < row.packets(); p += blockDim.x) {
-            if (row.is_whole(p)) {
-                const Packet<T> packet = Packet<T>::load(row.address(p));
+        const PacketRow<const T> row = packets();
+#pragma unroll 2
+        for (uint32_t p = row.whole_begin() + threadIdx.x; p < row.whole_end(); p += blockDim.x) {
+            const Packet<T> packet = Packet<T>::load(row.address(p));
+            float widened[Packet<T>::size];
 #pragma unroll
-                for (uint32_t k = 0; k < Packet<T>::size; ++k) {
-                    visit(row.first(p) + k, number::widen(packet.values[k]));
-                }
-            } else {
-                for (uint32_t i = row.first(p); i < row.first(p + 1); ++i) visit(i, (*this)[i]);
-            }
+            for (uint32_t k = 0; k < Packet<T>::size; ++k) widened[k] = number::widen(packet.values[k]);
+            visit(row.first(p), widened);
         }
+        // What is left at both ends.
+        for (uint32_t i = threadIdx.x; i < row.first(row.whole_begin()); i += blockDim.x) visit_one(i);
+        for (uint32_t i = row.first(row.whole_end()) + threadIdx.x; i < size; i += blockDim.x) visit_one(i);
+    }
+
+    // Elements of memory that `keep` needs: packets of a stream lie there as they do in memory.
+    __device__ __forceinline__ uint32_t room() const {
+        return stream() ? packets().packets() * Packet<T>::size : size;
     }
 
     // Keeps the logits in shared memory. Other threads may read them after the next barrier.
     __device__ __forceinline__ void keep(T* memory) {
-        for (uint32_t i = threadIdx.x; i < size; i += blockDim.x) memory[i] = logits[token(i)];
-        kept = memory;
+        if (stream()) {
+            keep_packets(memory);
+        } else {
+            keep_listed(memory);
+        }
+        kept_at(memory);
+    }
+
+    // As `keep` left them.
+    __device__ __forceinline__ void kept_at(const T* memory) { kept = memory + (stream() ? packets().skew : 0); }
+
+private:
+    __device__ __forceinline__ void keep_packets(T* memory) const {
+        const PacketRow<const T> row = packets();
+#pragma unroll 4
+        for (uint32_t p = threadIdx.x; p < row.packets(); p += blockDim.x) {
+            T* target = memory + p * Packet<T>::size;
+            if (row.is_whole(p)) {
+                Packet<T>::load(row.address(p)).store(target);
+            } else {
+                for (uint32_t i = row.first(p); i < row.first(p + 1); ++i) target[row.place(i, p)] = logits[i];
+            }
+        }
+    }
+
+    // Several at once: a token must come before its logit, but need not wait for other logits.
+    __device__ __forceinline__ void keep_listed(T* memory) const {
+        constexpr uint32_t several = 4;
+        for (uint32_t first = threadIdx.x; first < size; first += several * blockDim.x) {
+            T values[several];
+#pragma unroll
+            for (uint32_t k = 0; k < several; ++k) {
+                const uint32_t i = first + k * blockDim.x;
+                if (i < size) values[k] = logits[tokens[i]];
+            }
+#pragma unroll
+            for (uint32_t k = 0; k < several; ++k) {
+                const uint32_t i = first + k * blockDim.x;
+                if (i < size) memory[i] = values[k];
+            }
+        }
     }
 };

@@ -102,7 +102,7 @@ public:
             if (r < batch.first_statistics) continue;
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
-            if (keep(logits)) used += logits.size;
+            if (keep(logits)) used += logits.room();
             add_statistics(row, logits);
         }
         totals.publish(0, StatisticsSums::length);
@@ -121,10 +121,11 @@ public:
         for (uint32_t r = blockIdx.x; r < batch.counting; r += gridDim.x) {
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
-            if (r >= batch.first_statistics && logits.size <= params.kept_capacity - passed) {
+            const uint32_t needed = logits.room();
+            if (r >= batch.first_statistics && needed <= params.kept_capacity - passed) {
                 // As the first phase decided, row by row.
-                logits.kept = room + passed;
-                passed += logits.size;
+                logits.kept_at(room + passed);
+                passed += needed;
             } else {
                 keep(logits);
             }
@@ -151,7 +152,7 @@ private:
     __device__ __forceinline__ double previous() const { return params.previous ? *params.previous : params.given; }
 
     __device__ __forceinline__ bool keep(ValidLogits<T>& logits) const {
-        if (logits.size > params.kept_capacity - used) return false;
+        if (logits.room() > params.kept_capacity - used) return false;
         logits.keep(room + used);
         // Whoever looks at the logits from here on looks at what any thread has kept.
         __syncthreads();
@@ -161,7 +162,10 @@ private:
     __device__ __forceinline__ void add_statistics(const DenseRow& row, const ValidLogits<T>& logits) const {
         const float target = logits[row.rank];
         Moments::Value moments = Moments().identity();
-        logits.visit([&](uint32_t, float logit) { moments = Moments().add(moments, logit - target); });
+        logits.visit([&](uint32_t, auto& logits) {
+            for (float& logit : logits) logit -= target;
+            moments = Moments().add(moments, logits);
+        });
         moments = reduce::block(Moments(), moments, scratch);
         if (threadIdx.x == 0) totals.of_block->statistics.add(moments, target);
     }
@@ -170,8 +174,10 @@ private:
     __device__ __forceinline__ void compute(uint32_t r, const DenseRow& row, const ValidLogits<T>& logits) {
         const Exponentials exponentials = {static_cast<float>(1.0 / temperature)};
         Exponentials::Value others = exponentials.identity();
-        logits.visit([&](uint32_t index, float logit) {
-            if (index != row.rank) others = exponentials.add(others, logit);
+        logits.visit([&](uint32_t index, auto& logits) {
+            // As good as not there.
+            put(logits, row.rank - index, -INFINITY);
+            others = exponentials.add(others, logits);
         });
         const float target = logits[row.rank];
         others = reduce::block(exponentials, others, scratch);
@@ -239,10 +245,10 @@ private:
 
 }  // namespace
 
-KERNEL(dense_given_f32, DenseForwardParams, 256) { Forward<float>(params).given(); }
-KERNEL(dense_given_f16, DenseForwardParams, 256) { Forward<__half>(params).given(); }
-KERNEL(dense_given_bf16, DenseForwardParams, 256) { Forward<__nv_bfloat16>(params).given(); }
+KERNEL(dense_given_f32, DenseForwardParams, 512) { Forward<float>(params).given(); }
+KERNEL(dense_given_f16, DenseForwardParams, 512) { Forward<__half>(params).given(); }
+KERNEL(dense_given_bf16, DenseForwardParams, 512) { Forward<__nv_bfloat16>(params).given(); }
 
-KERNEL(dense_adaptive_f32, DenseForwardParams, 256) { Forward<float>(params).adaptive(); }
-KERNEL(dense_adaptive_f16, DenseForwardParams, 256) { Forward<__half>(params).adaptive(); }
-KERNEL(dense_adaptive_bf16, DenseForwardParams, 256) { Forward<__nv_bfloat16>(params).adaptive(); }
+KERNEL(dense_adaptive_f32, DenseForwardParams, 512) { Forward<float>(params).adaptive(); }
+KERNEL(dense_adaptive_f16, DenseForwardParams, 512) { Forward<__half>(params).adaptive(); }
+KERNEL(dense_adaptive_bf16, DenseForwardParams, 512) { Forward<__nv_bfloat16>(params).adaptive(); }

@@ -31,6 +31,21 @@ __device__ __forceinline__ void store128(void* address, uint4 value) { *static_c
 __device__ __forceinline__ uint4 load128_once(const void* address) { return __ldcs(static_cast<const uint4*>(address)); }
 __device__ __forceinline__ void store128_once(void* address, uint4 value) { __stcs(static_cast<uint4*>(address), value); }
 
+// Sixteen bytes of global memory on their way to shared memory, past the registers, which so many loads at once would not
+// find room in. They are there for this thread after `await_copies`, and for others after a barrier behind that.
+__device__ __forceinline__ void copy128_async(void* shared, const void* global) {
+    const uint32_t address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+__device__ __forceinline__ void await_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
+// 2^x by one instruction, within two units in the last place; what is below 2⁻¹²⁶ is 0.
+__device__ __forceinline__ float exp2(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
 }  // namespace device
 
 #else

@@ -63,8 +63,7 @@ template <class T>
 struct RowGradient {
     const ValidLogits<T>& logits;
     uint32_t rank;
-    float maximum;
-    float inverse_temperature;
+    Exponential exponential;
     float scale;
     float of_target;
 
@@ -72,13 +71,19 @@ struct RowGradient {
                                            float inverse_temperature, uint32_t rank, float factor)
         : logits(logits),
           rank(rank),
-          maximum(softmax.maximum),
-          inverse_temperature(inverse_temperature),
+          exponential(softmax.maximum, inverse_temperature),
           scale(factor * softmax.inverse_sum()),
           of_target(factor * softmax.target_error()) {}
 
-    __device__ __forceinline__ float of(uint32_t index, float logit) const {
-        return index == rank ? of_target : expf((logit - maximum) * inverse_temperature) * scale;
+    __device__ __forceinline__ T of(uint32_t index, float logit) const {
+        return number::narrow<T>(index == rank ? of_target : exponential(logit) * scale);
+    }
+
+    // Of neighbours, in their place.
+    __device__ __forceinline__ void of(uint32_t first, Packet<T>& packet) const {
+#pragma unroll
+        for (T& value : packet.values) value = number::narrow<T>(exponential(number::widen(value)) * scale);
+        put(packet.values, rank - first, number::narrow<T>(of_target));
     }
 };
 
@@ -104,19 +109,19 @@ template <class T>
 __device__ __forceinline__ void write_stream(const GradientRow<T>& row, uint32_t begin, uint32_t end,
                                              const RowGradient<T>& gradient) {
     const ValidLogits<T>& logits = gradient.logits;
-    const auto of = [&](uint32_t token, T logit) {
-        return number::narrow<T>(token < logits.size ? gradient.of(token, number::widen(logit)) : 0.0f);
-    };
+    const PacketRow<const T> source = logits.packets();
     for (uint32_t index = begin + threadIdx.x % reduce::warp_size; index < end; index += reduce::warp_size) {
         const uint32_t first = row.first(index);
-        if (row.is_whole(index)) {
-            Packet<T> packet = Packet<T>::load(logits.logits + first);
-#pragma unroll
-            for (uint32_t k = 0; k < Packet<T>::size; ++k) packet.values[k] = of(first + k, packet.values[k]);
+        if (first >= logits.size) {
+            store_zeros(row, index);
+        } else if (source.is_whole(index)) {
+            Packet<T> packet = Packet<T>::load(source.address(index));
+            gradient.of(first, packet);
             packet.store(row.address(index));
         } else {
             for (uint32_t i = first; i < row.first(index + 1); ++i) {
-                row.address(index)[row.place(i, index)] = of(i, logits.logits[i]);
+                row.address(index)[row.place(i, index)] =
+                    i < logits.size ? gradient.of(i, logits[i]) : number::narrow<T>(0.0f);
             }
         }
     }
@@ -128,7 +133,7 @@ template <class T>
 __device__ __forceinline__ void write_gradient(const GradientRow<T>& row, uint32_t begin, uint32_t end,
                                                const Tile<T>& tile, const RowGradient<T>& gradient) {
     const ValidLogits<T>& logits = gradient.logits;
-    if (logits.stream() && PacketRow<const T>(logits.logits, logits.size).skew == row.skew) {
+    if (logits.stream() && logits.packets().skew == row.skew) {
         write_stream(row, begin, end, gradient);
         return;
     }
@@ -142,7 +147,7 @@ __device__ __forceinline__ void write_gradient(const GradientRow<T>& row, uint32
             const uint32_t index = next + lane;
             const uint32_t token = index < logits.size ? logits.token(index) : UINT32_MAX;
             if (token < limit) {
-                tile.values[row.place(token, first)] = number::narrow<T>(gradient.of(index, logits[index]));
+                tile.values[row.place(token, first)] = gradient.of(index, logits[index]);
             }
             inside = __popc(__ballot_sync(reduce::whole_warp, token < limit));
             next += inside;

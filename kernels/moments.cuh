@@ -20,6 +20,17 @@ struct Moments {
         return {count, mean, value.deviations + apart * (number - mean)};
     }
 
+    // Several at once: one division for all.
+    template <int size>
+    __device__ __forceinline__ Value add(Value value, const float (&numbers)[size]) const {
+        Value added = {static_cast<float>(size), 0.0f, 0.0f};
+#pragma unroll
+        for (int k = 0; k < size; ++k) added.mean += numbers[k] * (1.0f / size);
+#pragma unroll
+        for (int k = 0; k < size; ++k) added.deviations += (numbers[k] - added.mean) * (numbers[k] - added.mean);
+        return combine(value, added);
+    }
+
     __device__ __forceinline__ Value combine(Value a, Value b) const {
         const float count = a.count + b.count;
         if (count == 0.0f) return a;

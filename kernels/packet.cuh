@@ -28,6 +28,16 @@ struct alignas(16) Packet {
     __device__ __forceinline__ void store_once(T* address) const { device::store128_once(address, bits()); }
 };
 
+// Puts a value at a place of an array that is to stay in registers, or nowhere where there is no such place.
+template <class T, int size>
+__device__ __forceinline__ void put(T (&values)[size], uint32_t place, T value) {
+    if (place >= size) return;
+#pragma unroll
+    for (uint32_t k = 0; k < size; ++k) {
+        if (k == place) values[k] = value;
+    }
+}
+
 // A row of elements as packets. It need not begin at a multiple of 16 bytes: packets are counted from the multiple
 // before, so that the first and the last may hold fewer elements of the row.
 template <class T>
@@ -52,6 +62,14 @@ public:
     // Whether all elements of a packet are the row's.
     __device__ __forceinline__ bool is_whole(uint32_t index) const {
         return index * packet >= skew && (index + 1) * packet <= skew + width;
+    }
+
+    // The packets of which that is true: from here...
+    __device__ __forceinline__ uint32_t whole_begin() const { return skew != 0; }
+    // ... to here.
+    __device__ __forceinline__ uint32_t whole_end() const {
+        const uint32_t end = (skew + width) / packet;
+        return end > whole_begin() ? end : whole_begin();
     }
 
     __device__ __forceinline__ T* address(uint32_t index) const { return aligned + index * packet; }

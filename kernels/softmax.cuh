@@ -4,6 +4,18 @@
 
 #include "reduce.cuh"
 
+// exp((z − m)/τ) of logits z relative to the largest, m: the difference is taken first, so that large logits lose nothing.
+struct Exponential {
+    float maximum;
+    // log2(e)/τ
+    float scale;
+
+    __device__ __forceinline__ Exponential(float maximum, float inverse_temperature)
+        : maximum(maximum), scale(inverse_temperature * 1.44269504f) {}
+
+    __device__ __forceinline__ float operator()(float logit) const { return device::exp2((logit - maximum) * scale); }
+};
+
 // Σ exp((z_v − m)/τ) and the largest logit m, which no logit can overflow.
 struct Exponentials {
     float inverse_temperature;
@@ -15,10 +27,25 @@ struct Exponentials {
 
     __device__ __forceinline__ Value identity() const { return {-INFINITY, 0.0f}; }
 
-    // One more logit. A sum over logits that are all −∞ gives way to the first finite one, NaN to nothing.
+    // More logits, of which none waits for another. A sum over logits that are all −∞ gives way to the first finite one,
+    // NaN to nothing.
+    template <int count>
+    __device__ __forceinline__ Value add(Value value, const float (&logits)[count]) const {
+        float maximum = value.maximum;
+#pragma unroll
+        for (int k = 0; k < count; ++k) maximum = fmaxf(maximum, logits[k]);
+        // −∞ apart from −∞ is no number; NaN, which fmaxf passes over, stays NaN.
+        const Exponential exponential(maximum == -INFINITY ? 0.0f : maximum, inverse_temperature);
+        float sum = value.sum * exponential(value.maximum);
+#pragma unroll
+        for (int k = 0; k < count; ++k) sum += exponential(logits[k]);
+        return {maximum, sum};
+    }
+
+    // One more.
     __device__ __forceinline__ Value add(Value value, float logit) const {
         if (logit == value.maximum) return {value.maximum, value.sum + 1.0f};
-        const float apart = expf(-fabsf(logit - value.maximum) * inverse_temperature);
+        const float apart = Exponential(0.0f, inverse_temperature)(-fabsf(logit - value.maximum));
         if (logit > value.maximum) return {logit, value.sum * apart + 1.0f};
         return {value.maximum, value.sum + apart};
     }
@@ -35,6 +62,12 @@ struct Exponentials {
         return {__shfl_xor_sync(reduce::whole_warp, value.maximum, lanes),
                 __shfl_xor_sync(reduce::whole_warp, value.sum, lanes)};
     }
+
+private:
+    // 1 where both are −∞.
+    __device__ __forceinline__ float relative(float logit, float maximum) const {
+        return logit == maximum ? 1.0f : expf((logit - maximum) * inverse_temperature);
+    }
 };
 
 struct Softmax {
@@ -47,8 +80,8 @@ struct Softmax {
 
     __device__ __forceinline__ static Softmax of(Exponentials::Value others, float target, float inverse_temperature) {
         const float maximum = target > others.maximum ? target : others.maximum;
-        const float apart =
-            others.maximum == maximum ? 1.0f : expf((others.maximum - maximum) * inverse_temperature);
+        // Not 1 where they are the same: a logit at +∞ gives no number.
+        const float apart = expf((others.maximum - maximum) * inverse_temperature);
         return {maximum, others.sum * apart, (target - maximum) * inverse_temperature};
     }
 

@@ -34,23 +34,31 @@ struct Totals {
         for (int field = first; field < end; ++field) partials[field * gridDim.x + blockIdx.x] = fields[field];
     }
 
-    // By the last block, which sees what all have published.
-    __device__ __forceinline__ double total(int field) const {
-        double sum = 0.0;
+    // By the last block, which sees what all have published: the sums of fields from `first` on. No field's loads wait
+    // for another's sum.
+    template <int count>
+    __device__ __forceinline__ void add_up(int first, double (&sums)[count]) const {
+#pragma unroll
+        for (int k = 0; k < count; ++k) sums[k] = 0.0;
         for (uint32_t block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
-            sum += partials[field * gridDim.x + block];
+#pragma unroll
+            for (int k = 0; k < count; ++k) sums[k] += partials[(first + k) * gridDim.x + block];
         }
-        return reduce::block(reduce::Sum<double>(), sum, scratch);
+#pragma unroll
+        for (int k = 0; k < count; ++k) sums[k] = reduce::block(reduce::Sum<double>(), sums[k], scratch);
     }
 
     __device__ __forceinline__ Statistics statistics(const StatisticsSizes& sizes) const {
-        return StatisticsSums{total(0), total(1), total(2), total(3), total(4), total(5)}.statistics(sizes);
+        double sums[StatisticsSums::length];
+        add_up(0, sums);
+        return StatisticsSums{sums[0], sums[1], sums[2], sums[3], sums[4], sums[5]}.statistics(sizes);
     }
 
     // None where each position has a loss of its own.
     __device__ __forceinline__ void write_loss(float* loss) const {
         if (!loss) return;
-        const double sum = total(StatisticsSums::length);
-        if (threadIdx.x == 0) *loss = static_cast<float>(sum);
+        double sum[1];
+        add_up(StatisticsSums::length, sum);
+        if (threadIdx.x == 0) *loss = static_cast<float>(sum[0]);
     }
 };

@@ -23,9 +23,10 @@ const CHUNK: u64 = 512;
 const TILE_BYTES: u32 = 1024;
 
 /// Threads of a block where the longest set has up to so many tokens: short sets leave threads idle,
-/// and many rows under way make up for the waits of each. The same with and without a gradient, so
+/// and many rows under way make up for the waits of each; of long sets few rows should be under way,
+/// so that what is looked at twice is still on the chip. The same with and without a gradient, so
 /// that sums come out the same to the bit.
-const THREADS: [(u32, u32); 3] = [(256, 64), (2048, 128), (u32::MAX, 256)];
+const THREADS: [(u32, u32); 4] = [(256, 64), (2048, 128), (16_384, 256), (u32::MAX, 512)];
 
 fn threads(rows: &DenseRows) -> u32 {
     let longest = rows.sizes.iter().copied().max().unwrap_or(0);

@@ -214,7 +214,10 @@ impl<'a> DenseForward<'a> {
     /// Logits that no block has more of to keep: of all its statistics rows at once where they wait
     /// for the temperature, and otherwise of one row at a time.
     fn wanted(&self) -> u32 {
-        let longest = |sizes: &[u32]| sizes.iter().copied().max().unwrap_or(0);
+        // A stream is kept in the packets that it lies in, of which the first and the last may be shared.
+        let packet = 16 / self.element.bytes();
+        let room = |size: u32| size.saturating_add(2 * packet - 2) / packet * packet;
+        let longest = |sizes: &[u32]| sizes.iter().copied().max().map_or(0, room);
         if !self.temperature.adapts() {
             return longest(&self.rows.sizes);
         }
@@ -225,9 +228,10 @@ impl<'a> DenseForward<'a> {
         let mut waiting = vec![0u32; self.blocks as usize];
         for (row, &size) in statistics.iter().enumerate() {
             let block = (alone.len() + row) % waiting.len();
-            waiting[block] = waiting[block].saturating_add(size);
+            waiting[block] = waiting[block].saturating_add(room(size));
         }
-        longest(&waiting).saturating_add(longest(alone))
+        let most = waiting.into_iter().max().unwrap_or(0);
+        most.saturating_add(longest(alone))
     }
 }
 

@@ -138,25 +138,41 @@ private:
     // The scores of the tile. A warp takes a row, or a part of one where there are more warps than rows.
     __device__ __forceinline__ void score() const {
         const uint32_t warps = blockDim.x / reduce::warp_size, lane = threadIdx.x % reduce::warp_size;
-        const uint32_t rows = end - begin, parts = rows < warps ? warps / rows : 1;
-        for (uint32_t i = threadIdx.x / reduce::warp_size; i < rows * parts; i += warps) {
-            const Vector<T> head = valid.head_row(begin + i / parts);
+        const uint32_t rows = end - begin, parts = rows < warps ? warps / rows : 1, step = parts * reduce::warp_size;
+        const uint32_t warp = threadIdx.x / reduce::warp_size;
+        if (room.keeps_head) {
+            for (uint32_t i = warp; i < rows * parts; i += warps) keep_head(i / parts, i % parts * reduce::warp_size + lane, step);
+            // A lane looks at what it has kept itself.
+            device::await_copies();
+        }
+        for (uint32_t i = warp; i < rows * parts; i += warps) {
             float sum = 0.0f;
-#pragma unroll 2
-            for (uint32_t p = i % parts * reduce::warp_size + lane; p < packets; p += parts * reduce::warp_size) {
-                const Packet<T> packet = head.load(p);
-                if (room.keeps_head) packet.store(room.head<T>(i / parts, p, packets));
-                sum = add_products(sum, packet, hidden_packet(p));
+#pragma unroll 4
+            for (uint32_t p = i % parts * reduce::warp_size + lane; p < packets; p += step) {
+                sum = add_products(sum, head_packet(i / parts, p), hidden_packet(p));
             }
             sum = reduce::warp(reduce::Sum<float>(), sum);
             if (lane == 0) room.weights()[i] = sum;
         }
-        // A thread adds up what several warps found.
+        // A thread adds up what several warps found; every thread looks at head rows that others have kept.
         __syncthreads();
         for (uint32_t i = threadIdx.x; i < rows; i += blockDim.x) {
             float sum = valid.bias(begin + i);
             for (uint32_t part = 0; part < parts; ++part) sum += room.weights()[i * parts + part];
             room.scores()[i] = sum;
+        }
+    }
+
+    // Every step-th packet of a head row.
+    __device__ __forceinline__ void keep_head(uint32_t index, uint32_t first, uint32_t step) const {
+        const Vector<T> head = valid.head_row(begin + index);
+        for (uint32_t p = first; p < packets; p += step) {
+            T* kept = room.head<T>(index, p, packets);
+            if (head.aligned) {
+                device::copy128_async(kept, head.values + p * Packet<T>::size);
+            } else {
+                head.load(p).store(kept);
+            }
         }
     }
 

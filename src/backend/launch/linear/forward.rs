@@ -107,7 +107,7 @@ impl<'a> LinearForward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         let width = check_width(width)?;
-        let shape = RowShape::new(element, width, Self::SUMS_BYTES);
+        let shape = RowShape::new(rows, element, width, Self::SUMS_BYTES);
         let room = shape.largest_room(rows, limits);
         let resident = limits.resident_blocks(shape.threads, shape.shared_bytes(room));
         Ok(Self {

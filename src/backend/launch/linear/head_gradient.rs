@@ -110,7 +110,7 @@ impl<'a> LinearHeadGradient<'a> {
         limits: &DeviceLimits,
     ) -> Result<Option<Self>> {
         let width = check_width(width)?;
-        let shape = RowShape::new(element, width, 0);
+        let shape = RowShape::new(rows, element, width, 0);
         let room = shape.loose_room(rows, limits);
         let of_rows = limits.resident_blocks(shape.threads, shape.shared_bytes(room));
         // A column more, for the bias.

@@ -23,16 +23,20 @@ pub(super) struct RowShape {
 impl RowShape {
     /// Mirrors `scratch_bytes` of `kernels/totals.cuh`.
     const SCRATCH_BYTES: u32 = 512;
+    const SCORES: u32 = 8;
     /// Rows of a tile that is not kept.
     const LOOSE_TILE: u32 = 64;
     /// Where so many head rows of a set fit, a block may have company.
     const ENOUGH_ROWS: u32 = 4;
 
-    /// For rows of `width` elements and blocks that keep `sums_bytes` of sums.
-    pub fn new(element: Element, width: u32, sums_bytes: u32) -> Self {
+    /// For rows of `width` elements and blocks that keep `sums_bytes` of sums. A thread has about a packet
+    /// of a head row, or [`Self::SCORES`] of a group's.
+    pub fn new(rows: &LinearRows, element: Element, width: u32, sums_bytes: u32) -> Self {
         let packets = width.div_ceil(packet(element));
+        let longest_group = rows.groups.iter().map(|group| group.tokens).max();
+        let by_scores = longest_group.unwrap_or(0) / Self::SCORES;
         Self {
-            threads: packets.next_power_of_two().clamp(64, 256),
+            threads: packets.max(by_scores).next_power_of_two().clamp(64, 512),
             scratch_bytes: sums_bytes + Self::SCRATCH_BYTES,
             row_bytes: 16 * packets,
         }

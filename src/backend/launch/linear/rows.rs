@@ -64,6 +64,9 @@ const GROUPS: usize = 4;
 /// Sets with fewer rows × tokens are left to the ragged kernel: two launches would take longer than
 /// what they save.
 const LEAST_WORK: usize = 512;
+/// Nor are sets of fewer tokens worth a product, however many rows they have: no row of them keeps a
+/// block for as long as one launch takes (about 10 µs on an H100).
+const LEAST_TOKENS: usize = 32;
 /// The scores of a group's rows begin at 16 bytes in every type.
 const SCORES_ALIGNMENT: usize = 8;
 
@@ -87,7 +90,10 @@ impl LinearRows {
         let mut by_set: Vec<&BatchRow> = batch.rows.iter().collect();
         by_set.sort_by_key(|row| row.set);
         let mut sets: Vec<&[&BatchRow]> = by_set.chunk_by(|a, b| a.set == b.set).collect();
-        let work = |rows: &[&BatchRow]| rows.len() * batch.size(rows[0]);
+        let work = |rows: &[&BatchRow]| match batch.size(rows[0]) {
+            tokens if tokens < LEAST_TOKENS => 0,
+            tokens => rows.len() * tokens,
+        };
         sets.sort_by_key(|rows| Reverse(work(rows)));
         let groups = (sets.iter())
             .take_while(|rows| work(rows) >= LEAST_WORK)

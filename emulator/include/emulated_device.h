@@ -18,8 +18,8 @@ __forceinline__ void store128(void* address, uint4 value) { emulator_store128(ad
 __forceinline__ uint4 load128_once(const void* address) { return load128(address); }
 __forceinline__ void store128_once(void* address, uint4 value) { store128(address, value); }
 
-__forceinline__ void copy128_async(void* shared, const void* global) { store128(shared, load128(global)); }
-__forceinline__ void await_copies() {}
+__forceinline__ void copy128_async(void* shared, const void* global) { emulator_copy128(shared, global); }
+__forceinline__ void await_copies() { emulator_await_copies(); }
 
 __forceinline__ float exp2(float x) {
     const float power = exp2f(x);

@@ -26,6 +26,8 @@ void emulator_fence();
 
 void emulator_load128(const void* address, void* value);
 void emulator_store128(void* address, const void* value);
+void emulator_copy128(void* shared, const void* global);
+void emulator_await_copies();
 uint64_t emulator_atomic(void* address, uint32_t bytes, uint64_t (*change)(uint64_t, uint64_t, uint64_t), uint64_t a,
                          uint64_t b);
 

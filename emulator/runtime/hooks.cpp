@@ -11,6 +11,8 @@
 // Implemented in Rust, in src/hooks.rs.
 extern "C" {
 void emulator_on_access(uintptr_t address, uint32_t bytes, uint32_t store, uintptr_t caller);
+void emulator_on_copy(uintptr_t shared, uintptr_t global, uintptr_t caller);
+void emulator_on_await_copies();
 void emulator_on_atomic(uintptr_t address, uint32_t bytes, uintptr_t caller);
 void emulator_on_fence();
 uint32_t emulator_on_block_barrier(uint32_t counts, uint32_t predicate, uintptr_t caller);
@@ -62,6 +64,12 @@ void emulator_store128(void* address, const void* value) {
     emulator_on_access(reinterpret_cast<uintptr_t>(address), 16, 1, CALLER);
     memcpy(address, value, 16);
 }
+
+void emulator_copy128(void* shared, const void* global) {
+    emulator_on_copy(reinterpret_cast<uintptr_t>(shared), reinterpret_cast<uintptr_t>(global), CALLER);
+}
+
+void emulator_await_copies() { emulator_on_await_copies(); }
 
 // Fibers take turns, so nothing comes between the load and the store.
 uint64_t emulator_atomic(void* address, uint32_t bytes, uint64_t (*change)(uint64_t, uint64_t, uint64_t), uint64_t a,

@@ -1,5 +1,6 @@
 //! Blocks that are alive, and their threads.
 
+use crate::copies::AsyncCopy;
 use crate::fiber::{Fiber, Stacks};
 use crate::memory::Region;
 use crate::order::{Order, WARP};
@@ -62,6 +63,8 @@ pub(crate) struct Thread {
     pub(crate) order: Order,
     /// What the operation that it waited for gave it.
     pub(crate) result: u64,
+    /// That it has begun and not awaited.
+    pub(crate) copies: Vec<AsyncCopy>,
     pub(crate) trace: Vec<Event>,
 }
 
@@ -118,6 +121,7 @@ impl Block {
             state: State::Runnable,
             order: Order::default(),
             result: 0,
+            copies: Vec::new(),
             trace: Vec::new(),
         }));
     }

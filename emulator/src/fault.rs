@@ -83,6 +83,16 @@ pub enum Fault {
         /// Where it waits.
         site: Site,
     },
+    /// An asynchronous copy whose bytes are touched before it is awaited, that is never awaited, or
+    /// that is not from global to shared memory.
+    Copy {
+        /// What is wrong, in words.
+        reason: String,
+        /// Who.
+        thread: Thread,
+        /// Where in the source.
+        site: Site,
+    },
     /// A warp operation whose lanes do not agree.
     Warp {
         /// What is wrong, in words.
@@ -181,6 +191,11 @@ impl fmt::Display for Fault {
                 thread,
                 site,
             } => write!(formatter, "{site}: {thread} waits here, but {reason}"),
+            Self::Copy {
+                reason,
+                thread,
+                site,
+            } => write!(formatter, "{site}: {thread} {reason}"),
             Self::Warp {
                 reason,
                 thread,
@@ -245,6 +260,7 @@ impl Fault {
                 later: (_, site), ..
             }
             | Self::Barrier { site, .. }
+            | Self::Copy { site, .. }
             | Self::Warp { site, .. }
             | Self::Endless { site, .. } => site,
             _ => return None,

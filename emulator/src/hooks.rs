@@ -1,7 +1,7 @@
 //! The calls that kernels make, as runtime/hooks.cpp and include/emulator.h hand them over.
 
 use crate::block::{BlockArrival, State, WarpArrival, WarpOperation};
-use crate::machine::{suspend, with_machine};
+use crate::machine::{Machine, suspend, with_machine};
 use crate::order::{Observer, WARP};
 use crate::shadow::Access;
 use crate::site::Site;
@@ -65,6 +65,16 @@ extern "C" fn emulator_on_access(address: usize, bytes: u32, store: u32, caller:
         Access::Load
     };
     with_machine(|machine| machine.access(address, bytes, access, Site::returning_to(caller)));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_on_copy(shared: usize, global: usize, caller: usize) {
+    with_machine(|machine| machine.begin_copy(shared, global, Site::returning_to(caller)));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_on_await_copies() {
+    with_machine(Machine::await_copies);
 }
 
 /// Others may run first: it is where a schedule can make a difference, and a thread may be waiting

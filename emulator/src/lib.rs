@@ -10,6 +10,8 @@
 //! - races: two accesses to one address, at least one a store, that no barrier, `__syncwarp`, grid
 //!   synchronisation or fenced atomic orders. (Shuffles and votes order nothing: NVIDIA promises no
 //!   more.)
+//! - asynchronous copies that are read before they are awaited, or never awaited: they arrive as
+//!   late as they may;
 //! - barriers that not all threads reach, warp operations whose lanes do not agree, launches beyond
 //!   the device;
 //! - results that depend on the order of the threads ([`same_for_every_schedule`]).
@@ -45,6 +47,7 @@
 
 mod barriers;
 mod block;
+mod copies;
 mod fault;
 mod fiber;
 mod hooks;

@@ -199,11 +199,37 @@ impl<'a> Machine<'a> {
         access: Access,
         site: Site,
     ) -> Result<(), Fault> {
-        let (b, t) = self.current;
-        if self.blocks[b].threads[t].fiber.stack().contains(&address) {
+        if self.thread_mut().fiber.stack().contains(&address) {
             return Ok(());
         }
         self.step(site)?;
+        let place = self.touch(address, bytes, access, site)?;
+        let counted = match place {
+            Place::Buffer(index) => index,
+            Place::Shared => self.traffic.len() - 1,
+        };
+        self.traffic[counted].count(access, u64::from(bytes));
+        if self.traced {
+            self.thread_mut().trace.push(Event {
+                site,
+                place,
+                access,
+                bytes,
+                address: address as u64,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the current thread may touch these bytes, and where they are.
+    #[inline]
+    pub(crate) fn touch(
+        &mut self,
+        address: usize,
+        bytes: u32,
+        access: Access,
+        site: Site,
+    ) -> Result<Place, Fault> {
         if bytes.is_power_of_two() && bytes <= 16 && !address.is_multiple_of(bytes as usize) {
             return Err(Fault::Misaligned {
                 bytes,
@@ -213,13 +239,13 @@ impl<'a> Machine<'a> {
             });
         }
         let threads_per_block = self.threads_per_block() as u32;
+        let (b, t) = self.current;
         let Block {
             index,
             shared,
             threads,
             ..
         } = &mut self.blocks[b];
-        let thread = &mut threads[t];
         let (place, region) = if shared.contains(address) {
             (Place::Shared, shared)
         } else if let Some(found) = self.memory.find(address) {
@@ -236,31 +262,23 @@ impl<'a> Machine<'a> {
         let me = Observer {
             thread: *index * threads_per_block + t as u32,
             threads_per_block,
-            order: &thread.order,
+            order: &threads[t].order,
         };
         if let Err(objection) = region.shadow.touch(offset..end, access, site, &me) {
             let buffer = region.name.clone();
             return Err(self.object(objection, buffer, offset as u64, site));
         }
-        let counted = match place {
-            Place::Buffer(index) => index,
-            Place::Shared => self.traffic.len() - 1,
-        };
-        self.traffic[counted].count(access, u64::from(bytes));
-        if self.traced {
-            thread.trace.push(Event {
-                site,
-                place,
-                access,
-                bytes,
-                address: address as u64,
-            });
-        }
-        Ok(())
+        Ok(place)
     }
 
     #[cold]
-    fn object(&self, objection: Objection, buffer: String, offset: u64, site: Site) -> Fault {
+    pub(crate) fn object(
+        &self,
+        objection: Objection,
+        buffer: String,
+        offset: u64,
+        site: Site,
+    ) -> Fault {
         match objection {
             Objection::NeverWritten => Fault::NeverWritten {
                 buffer,
@@ -277,6 +295,15 @@ impl<'a> Machine<'a> {
                     later: (self.who(), site),
                 }
             }
+            Objection::UnderWay(mark) => Fault::Copy {
+                reason: format!(
+                    "touches byte {offset} of '{buffer}', to which {} copies at {} and has not awaited it",
+                    self.by_global_index(mark.thread),
+                    mark.site
+                ),
+                thread: self.who(),
+                site,
+            },
         }
     }
 
@@ -344,6 +371,7 @@ extern "C" fn thread_main() -> ! {
     // has (checked at launch).
     unsafe { enter(params) };
     with_machine(|machine| {
+        machine.no_copy_under_way()?;
         machine.thread_mut().state = State::Returned;
         Ok(())
     });

@@ -88,6 +88,24 @@ impl Region {
         address.wrapping_sub(self.start) < self.bytes
     }
 
+    /// The bytes that begin at an address.
+    pub(crate) fn range(&self, address: usize, bytes: usize) -> Range<usize> {
+        let offset = address - self.start;
+        offset..offset + bytes
+    }
+
+    pub(crate) fn read<const BYTES: usize>(&mut self, address: usize) -> [u8; BYTES] {
+        let mut bytes = [0; BYTES];
+        let range = self.range(address, BYTES);
+        bytes.copy_from_slice(&self.content()[range]);
+        bytes
+    }
+
+    pub(crate) fn write(&mut self, address: usize, bytes: &[u8]) {
+        let range = self.range(address, bytes.len());
+        self.content()[range].copy_from_slice(bytes);
+    }
+
     fn content(&mut self) -> &mut [u8] {
         // SAFETY: inside the allocation, which this borrow keeps; kernels write to it only while a
         // launch holds `Memory`.

@@ -37,9 +37,29 @@ impl Mark {
         clock: 0,
     };
     const ATOMIC: u64 = 1 << 63;
+    const UNDER_WAY: u64 = 1 << 62;
 
     fn clock(self) -> u64 {
-        self.clock & !Self::ATOMIC
+        self.clock & !(Self::ATOMIC | Self::UNDER_WAY)
+    }
+
+    /// Of a copy that has begun and not arrived.
+    pub(crate) fn under_way(self) -> Self {
+        Self {
+            clock: self.clock | Self::UNDER_WAY,
+            ..self
+        }
+    }
+
+    pub(crate) fn arrived(self) -> Self {
+        Self {
+            clock: self.clock & !Self::UNDER_WAY,
+            ..self
+        }
+    }
+
+    pub(crate) fn is_under_way(self) -> bool {
+        self.clock & Self::UNDER_WAY != 0
     }
 
     pub(crate) fn is_atomic(self) -> bool {

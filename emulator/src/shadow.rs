@@ -40,6 +40,8 @@ impl Cell {
 pub(crate) enum Objection {
     NeverWritten,
     Race(Mark),
+    /// A copy to there has begun and not arrived.
+    UnderWay(Mark),
 }
 
 /// The shadow of a buffer. Its cells are as coarse as the accesses so far allow, and are split when
@@ -130,6 +132,9 @@ impl Shadow {
         let mark = me.mark(site, access == Access::Atomic);
         let cells = range.start / self.cell_bytes..range.end / self.cell_bytes;
         for cell in &mut self.cells[cells] {
+            if cell.written.is_under_way() {
+                return Err(Objection::UnderWay(cell.written));
+            }
             match access {
                 Access::Load => cell.load(mark, me)?,
                 Access::Store => cell.store(mark, me)?,
@@ -140,6 +145,31 @@ impl Shadow {
             }
         }
         Ok(())
+    }
+
+    /// The last store to these bytes has begun, and not arrived: they are nobody's.
+    pub(crate) fn depart(&mut self, range: Range<usize>) {
+        for cell in self.within(range) {
+            cell.written = cell.written.under_way();
+        }
+    }
+
+    /// The bytes may be touched again.
+    pub(crate) fn arrive(&mut self, range: Range<usize>) {
+        for cell in self.within(range) {
+            cell.written = cell.written.arrived();
+        }
+    }
+
+    /// Of bytes that have been touched, so that no cell reaches beyond them.
+    fn within(&mut self, range: Range<usize>) -> &mut [Cell] {
+        let cells = range.start / self.cell_bytes..range.end / self.cell_bytes;
+        &mut self.cells[cells]
+    }
+
+    /// Who wrote a byte last.
+    pub(crate) fn writer(&self, byte: usize) -> Mark {
+        self.cells[byte / self.cell_bytes].written
     }
 
     #[cold]

@@ -297,7 +297,7 @@ impl<'a> Machine<'a> {
             }
             Objection::UnderWay(mark) => Fault::Copy {
                 reason: format!(
-                    "touches byte {offset} of '{buffer}', to which {} copies at {} and has not awaited it",
+                    "touches byte {offset} of '{buffer}', where a copy is under way: {} has not awaited it since {}",
                     self.by_global_index(mark.thread),
                     mark.site
                 ),

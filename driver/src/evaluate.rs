@@ -23,7 +23,8 @@ pub struct Evaluation {
     pub users: Vec<UserResult>,
     /// What each user was recommended, best first.
     pub recommended: Vec<Vec<Found>>,
-    /// Tokens that the model read for a user's search, padding left out, as a mean.
+    /// Tokens that the model read for a user's search, as a mean: padding left out, and what prompts read together begin
+    /// with in common counted once.
     pub model_tokens: f64,
     /// How many users were recommended to by second; their item NLLs are not in the time.
     pub users_per_second: f64,

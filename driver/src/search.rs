@@ -8,7 +8,10 @@ use candle_trie::{BeamSearch, ExactSearch, Expansion, Found, FrozenHead, Normali
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::model::{Cache, Llama, Sequence};
+use crate::{
+    model::{Cache, Llama, Sequence},
+    workers::Workers,
+};
 
 /// How the catalogue is searched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
@@ -82,13 +85,14 @@ pub struct Searcher<'a> {
     head: FrozenHead,
     settings: SearchSettings,
     temperature: f64,
+    workers: Workers,
 }
 
 /// What a search found for some users, and what it cost.
 pub struct Recommended {
     /// The paths of each user, best first.
     pub found: Vec<Vec<Found>>,
-    /// Tokens that the model read, padding left out.
+    /// Tokens that the model read: padding left out, and what prompts begin with in common counted once.
     pub model_tokens: usize,
 }
 
@@ -112,11 +116,36 @@ impl<'a> Searcher<'a> {
             head: FrozenHead::new(model.head(), trie)?,
             settings,
             temperature,
+            workers: Workers::new(model.head().device())?,
         })
     }
 
-    /// The best items behind each prompt, those of `left_out` (one list a prompt, or none at all) excepted.
+    /// The best items behind each prompt, those of `left_out` (one list a prompt, or none at all) excepted. The workers
+    /// share the users: it is best if neighbours' prompts are of much the same length.
     pub fn recommend(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        let workers = self.workers.count();
+        if workers == 1 || prompts.len() == 1 {
+            return self.search(prompts, left_out);
+        }
+        let shares = self.workers.map(workers.min(prompts.len()), |worker| {
+            let prompts: Vec<_> = every(prompts, worker, workers).copied().collect();
+            let left_out: Vec<_> = every(left_out, worker, workers).cloned().collect();
+            self.search(&prompts, &left_out)
+        })?;
+        let model_tokens = shares.iter().map(|share| share.model_tokens).sum();
+        let mut found: Vec<_> = shares
+            .into_iter()
+            .map(|share| share.found.into_iter())
+            .collect();
+        Ok(Recommended {
+            found: (0..prompts.len())
+                .filter_map(|user| found[user % workers].next())
+                .collect(),
+            model_tokens,
+        })
+    }
+
+    fn search(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
         match self.settings.search {
             SearchKind::Beam => self.beam(prompts, left_out),
             SearchKind::Exact => self.exact(prompts, left_out),
@@ -194,37 +223,33 @@ impl<'a> Searcher<'a> {
     }
 }
 
+/// Every so many of some values, from the `first` on.
+fn every<T>(values: &[T], first: usize, step: usize) -> impl Iterator<Item = &T> {
+    values.iter().skip(first).step_by(step)
+}
+
 /// A model with what it has read for some users.
 struct Reader<'a> {
     model: &'a Llama,
     cache: Cache,
     /// The hidden state behind each prompt.
     last: Tensor,
-    /// Tokens read so far, padding left out.
+    /// Tokens read so far.
     tokens: usize,
 }
 
 impl<'a> Reader<'a> {
     /// Reads the prompts, each with `lead` behind it.
     fn new(model: &'a Llama, prompts: &[&[u32]], lead: &[u32]) -> Result<Self> {
-        let device = model.head().device();
-        let lengths: Vec<u32> = (prompts.iter())
-            .map(|prompt| (prompt.len() + lead.len()) as u32)
+        let prompts: Vec<Vec<u32>> = (prompts.iter())
+            .map(|prompt| [prompt, lead].concat())
             .collect();
-        let longest = lengths.iter().copied().max().context("no prompt")? as usize;
-        let mut tokens = Vec::with_capacity(prompts.len() * longest);
-        for (row, prompt) in prompts.iter().enumerate() {
-            tokens.extend_from_slice(prompt);
-            tokens.extend_from_slice(lead);
-            tokens.resize((row + 1) * longest, 0);
-        }
-        let tokens = Tensor::from_vec(tokens, (prompts.len(), longest), device)?;
-        let (last, cache) = model.read_prompts(&tokens, &lengths)?;
+        let (last, cache) = model.read_prompts(&prompts)?;
         Ok(Self {
             model,
-            cache,
             last,
-            tokens: lengths.iter().sum::<u32>() as usize,
+            tokens: cache.prompt_tokens(),
+            cache,
         })
     }
 

@@ -29,6 +29,11 @@ impl Workers {
         Ok(Self { pools })
     }
 
+    /// How many pieces are worked on at once.
+    pub fn count(&self) -> usize {
+        self.pools.len().max(1)
+    }
+
     /// Does `task` for every index below `count`, and gives the results in their order.
     pub fn map<R: Send>(
         &self,

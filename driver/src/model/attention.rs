@@ -13,6 +13,37 @@ use super::{
     pass::Pass,
 };
 
+/// What tokens leave for later ones to see in one layer.
+pub struct KeysValues {
+    /// `[batch, tokens, heads, width]`.
+    pub keys: Tensor,
+    /// Of the same shape.
+    pub values: Tensor,
+}
+
+impl KeysValues {
+    /// How many tokens each sequence has.
+    pub fn tokens(&self) -> usize {
+        self.keys.dims()[1]
+    }
+
+    /// Each sequence behind the only one of `beginning`.
+    fn behind(self, beginning: Option<&Self>) -> candle_core::Result<Self> {
+        let Some(beginning) = beginning else {
+            return Ok(self);
+        };
+        let join = |beginning: &Tensor, own: &Tensor| {
+            let (batch, _, heads, width) = own.dims4()?;
+            let shape = (batch, beginning.dim(1)?, heads, width);
+            Tensor::cat(&[&beginning.broadcast_as(shape)?.contiguous()?, own], 1)
+        };
+        Ok(Self {
+            keys: join(&beginning.keys, &self.keys)?,
+            values: join(&beginning.values, &self.values)?,
+        })
+    }
+}
+
 /// The attention of one layer.
 pub struct Attention {
     pub query: Linear,
@@ -78,17 +109,19 @@ impl Attention {
         }
     }
 
-    /// Attention over whole sequences that begin at position 0; also the keys and values `[batch, tokens, heads, width]`.
+    /// Attention over whole sequences, behind what all of them begin with; also all that they see.
     pub fn forward(
         &self,
         x: &Tensor,
+        beginning: Option<&KeysValues>,
         pass: &Pass,
-    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    ) -> candle_core::Result<(Tensor, KeysValues)> {
         let (batch, tokens, _) = x.dims3()?;
         let (queries, keys, values) = self.project(x, pass)?;
-        let mixed = causal_attention(&queries, &keys, &values, pass)?;
+        let seen = KeysValues { keys, values }.behind(beginning)?;
+        let mixed = causal_attention(&queries, &seen.keys, &seen.values, pass)?;
         let mixed = mixed.reshape((batch, tokens, self.heads * self.width))?;
-        Ok((self.output.forward(&mixed, pass)?, keys, values))
+        Ok((self.output.forward(&mixed, pass)?, seen))
     }
 
     /// Attention of tokens that are fed, `[tokens, 1, hidden]`, which join the cache.

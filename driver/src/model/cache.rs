@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use super::{
+    attention::KeysValues,
     composed,
     elements::{Element, constant, dot, elements, for_element_of, largest},
     matrix::{Matrix, multiply},
@@ -15,6 +16,8 @@ use super::{
 pub struct Cache {
     /// Real tokens of each prompt.
     pub(super) lengths: Vec<u32>,
+    /// Tokens that all prompts begin with, which were read once.
+    pub(super) shared: u32,
     /// Tokens fed behind the prompts so far.
     pub(super) fed: u32,
     pub(super) layers: Vec<LayerCache>,
@@ -37,6 +40,12 @@ impl Cache {
                 own: Vec::new(),
             })
             .collect()
+    }
+
+    /// Tokens that were read of the prompts.
+    pub fn prompt_tokens(&self) -> usize {
+        let own = |&length: &u32| (length - self.shared) as usize;
+        self.shared as usize + self.lengths.iter().map(own).sum::<usize>()
     }
 
     /// Tokens of the longest prompt, to which the others are padded.
@@ -142,10 +151,19 @@ pub(super) struct LayerCache {
 }
 
 impl LayerCache {
-    /// Keeps the keys and values `[users, tokens, heads, width]` of the prompts.
-    pub fn new(keys: &Tensor, values: &Tensor) -> Result<Self> {
+    /// Keeps the keys and values of the prompts, which come a few users at a time: the shorter ones are padded.
+    pub fn new(of_users: &[KeysValues]) -> Result<Self> {
+        let longest = of_users.iter().map(KeysValues::tokens).max().unwrap_or(0);
+        let padded = |few: &KeysValues| {
+            Tensor::stack(&[&few.keys, &few.values], 0)?.pad_with_zeros(
+                2,
+                0,
+                longest - few.tokens(),
+            )
+        };
+        let prompts = of_users.iter().map(padded).collect::<Result<Vec<_>>>()?;
         Ok(Self {
-            prompts: Tensor::stack(&[keys, values], 0)?,
+            prompts: Tensor::cat(&prompts, 1)?.detach(),
             fed: None,
         })
     }

@@ -10,8 +10,9 @@ use super::{
     pass::Pass,
 };
 
-/// What the queries `[batch, tokens, heads, width]` see in keys and values `[batch, tokens, key and value heads, width]`:
-/// query `t` the tokens up to `t`. A key and value head serves the query heads beside each other.
+/// What the queries `[batch, tokens, heads, width]` see in keys and values
+/// `[batch, past + tokens, key and value heads, width]`: query `t` the tokens up to `past + t`. A key and value head serves
+/// the query heads beside each other.
 pub fn causal_attention(
     queries: &Tensor,
     keys: &Tensor,
@@ -94,6 +95,8 @@ impl CustomOp3 for CausalAttention {
 
 struct Sizes {
     batch: usize,
+    /// Tokens before the first query's own.
+    past: usize,
     tokens: usize,
     heads: usize,
     key_value_heads: usize,
@@ -111,23 +114,25 @@ struct Block {
     query: usize,
     /// The head's first key and value.
     key: usize,
-    first: usize,
+    /// Tokens before its first query's own.
+    past: usize,
     count: usize,
 }
 
 impl Block {
     /// Tokens that its last query sees.
     fn seen(&self) -> usize {
-        self.first + self.count
+        self.past + self.count
     }
 }
 
 impl Sizes {
     fn of(queries: &Shape, keys: &Shape, values: &Shape) -> Result<Self> {
         let (batch, tokens, heads, width) = queries.dims4()?;
-        let (_, _, key_value_heads, _) = keys.dims4()?;
-        let fit = keys.dims() == [batch, tokens, key_value_heads, width]
+        let (_, all, key_value_heads, _) = keys.dims4()?;
+        let fit = keys.dims() == [batch, all, key_value_heads, width]
             && values.dims() == keys.dims()
+            && all >= tokens
             && key_value_heads > 0
             && heads.is_multiple_of(key_value_heads);
         if !fit {
@@ -135,11 +140,17 @@ impl Sizes {
         }
         Ok(Self {
             batch,
+            past: all - tokens,
             tokens,
             heads,
             key_value_heads,
             width,
         })
+    }
+
+    /// Tokens that the last query sees.
+    fn all(&self) -> usize {
+        self.past + self.tokens
     }
 
     /// How far apart the rows of a query head, and of a key and value head, lie.
@@ -155,8 +166,8 @@ impl Sizes {
         heads.flat_map(move |(row, head)| {
             (0..self.tokens).step_by(BLOCK).map(move |first| Block {
                 query: (row * self.tokens + first) * query_stride + head * self.width,
-                key: row * self.tokens * key_stride + head / group * self.width,
-                first,
+                key: row * self.all() * key_stride + head / group * self.width,
+                past: self.past + first,
                 count: BLOCK.min(self.tokens - first),
             })
         })
@@ -176,7 +187,7 @@ impl Sizes {
         let keys = Matrix::strided(&keys[block.key..], seen, self.width, key_stride);
         multiply(weights, seen, T::zero(), queries, keys.t(), scale);
         for (row, weights) in weights.chunks_mut(seen).enumerate() {
-            let (visible, hidden) = weights.split_at_mut(block.first + row + 1);
+            let (visible, hidden) = weights.split_at_mut(block.past + row + 1);
             hidden.fill(T::zero());
             softmax(visible);
         }
@@ -185,7 +196,7 @@ impl Sizes {
     fn mixed<T: Element>(&self, queries: &[T], past: &Past<T>) -> Vec<T> {
         let (query_stride, key_stride) = self.strides();
         let mut output = vec![T::zero(); queries.len()];
-        let mut scratch = vec![T::zero(); BLOCK * self.tokens];
+        let mut scratch = vec![T::zero(); BLOCK * self.all()];
         for block in self.blocks() {
             let seen = block.seen();
             let weights = &mut scratch[..block.count * seen];
@@ -204,7 +215,7 @@ impl Sizes {
         let mut of_queries = vec![T::zero(); queries.len()];
         let mut of_keys = vec![T::zero(); past.keys.len()];
         let mut of_values = vec![T::zero(); past.values.len()];
-        let mut scratch = [(); 2].map(|()| vec![T::zero(); BLOCK * self.tokens]);
+        let mut scratch = [(); 2].map(|()| vec![T::zero(); BLOCK * self.all()]);
         for block in self.blocks() {
             let seen = block.seen();
             let [weights, of_scores] = scratch.each_mut().map(|all| &mut all[..block.count * seen]);

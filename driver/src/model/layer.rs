@@ -5,7 +5,7 @@ use candle_core::Tensor;
 
 use super::{
     LlamaConfig, Parameters,
-    attention::Attention,
+    attention::{Attention, KeysValues},
     cache::{Feed, LayerCache},
     feed_forward::gated,
     form::Form,
@@ -70,19 +70,16 @@ impl Layer {
         }
     }
 
-    /// The layer's output for whole sequences, and its keys and values.
+    /// The layer's output for whole sequences, behind what all of them begin with; also all that they see.
     pub fn forward(
         &self,
         x: &Tensor,
+        beginning: Option<&KeysValues>,
         pass: &Pass,
-    ) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+    ) -> candle_core::Result<(Tensor, KeysValues)> {
         let normed = self.attention_norm.forward(x, pass.form)?;
-        let (attended, keys, values) = self.attention.forward(&normed, pass)?;
-        Ok((
-            self.feed_forward(&residual(x, &attended)?, pass)?,
-            keys,
-            values,
-        ))
+        let (attended, seen) = self.attention.forward(&normed, beginning, pass)?;
+        Ok((self.feed_forward(&residual(x, &attended)?, pass)?, seen))
     }
 
     /// The layer's output for tokens that are fed, `[tokens, 1, hidden]`.

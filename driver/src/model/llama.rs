@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor, Var, safetensors};
 
 use super::{
     Cache, LlamaConfig, Parameters,
+    attention::KeysValues,
     cache::{Feed, LayerCache, Sequence},
     form::Form,
     layer::Layer,
@@ -174,62 +175,95 @@ impl Llama {
 
     fn pass(&self, tokens: &Tensor, noise: Option<u64>) -> Result<Tensor> {
         let mut x = self.embed(tokens)?;
-        let pass = self.over_sequences(tokens, noise)?;
+        let pass = self.over_sequences(tokens, 0, noise)?;
         for layer in &self.layers {
-            x = layer.forward(&x, &pass)?.0;
+            x = layer.forward(&x, None, &pass)?.0;
         }
         Ok(self.norm.forward(&x, self.form)?)
     }
 
-    fn over_sequences(&self, tokens: &Tensor, noise: Option<u64>) -> Result<Pass> {
+    fn over_sequences(&self, tokens: &Tensor, past: usize, noise: Option<u64>) -> Result<Pass> {
         let (form, like) = (self.form, &self.embedding);
-        let sizes = tokens.dims2()?;
+        let (batch, tokens) = tokens.dims2()?;
         Ok(Pass::over_sequences(
             form,
-            sizes,
+            (batch, past, tokens),
             noise,
             &self.frequencies,
             like,
         )?)
     }
 
-    /// Reads prompts `[users, tokens]`, padded on the right to the longest, of `lengths` real tokens: the hidden state
-    /// `[users, hidden]` of each prompt's last token, and the cache.
-    pub fn read_prompts(&self, tokens: &Tensor, lengths: &[u32]) -> Result<(Tensor, Cache)> {
-        let (users, padded) = tokens.dims2()?;
+    /// Reads prompts: the hidden state `[users, hidden]` of each prompt's last token, and the cache. What all of them
+    /// begin with is read once, and the rest a few prompts at a time, which are padded to the longest of them alone:
+    /// neighbours should be of much the same length.
+    pub fn read_prompts(&self, prompts: &[Vec<u32>]) -> Result<(Tensor, Cache)> {
         ensure!(
-            lengths.len() == users
-                && lengths
-                    .iter()
-                    .all(|&length| (1..=padded).contains(&(length as usize))),
-            "prompt lengths {lengths:?} do not fit {users} prompts of at most {padded} tokens"
+            !prompts.is_empty() && prompts.iter().all(|prompt| !prompt.is_empty()),
+            "{} prompts, or an empty one",
+            prompts.len()
         );
-        let mut x = self.embed(tokens)?;
-        let pass = self.over_sequences(tokens, None)?;
-        let mut layers = Vec::with_capacity(self.layers.len());
-        for layer in &self.layers {
-            let (output, keys, values) = layer.forward(&x, &pass)?;
-            layers.push(LayerCache::new(&keys.detach(), &values.detach())?);
-            x = output.detach();
-        }
-        let last: Vec<u32> = (0..)
-            .step_by(padded)
-            .zip(lengths)
-            .map(|(start, length)| start + length - 1)
-            .collect();
-        let x = x.reshape((users * padded, self.config.hidden_size))?;
-        let x = x
-            .index_select(&Tensor::new(last, tokens.device())?, 0)?
-            .unsqueeze(1)?;
-        let cache = Cache {
-            lengths: lengths.to_vec(),
-            fed: 0,
-            layers,
+        let shared = shared_tokens(prompts);
+        let beginning = match shared {
+            0 => Vec::new(),
+            _ => self.read(&[&prompts[0][..shared]], &[])?.1,
         };
-        Ok((
-            self.norm.forward(&x, self.form)?.squeeze(1)?.detach(),
-            cache,
-        ))
+        let (mut last, mut read) = (Vec::new(), Vec::new());
+        for few in prompts.chunks(PROMPTS_AT_ONCE) {
+            let rests: Vec<&[u32]> = few.iter().map(|prompt| &prompt[shared..]).collect();
+            let (hidden, layers) = self.read(&rests, &beginning)?;
+            last.push(hidden);
+            read.push(layers.into_iter());
+        }
+        let layers = self.layers.iter().map(|_| {
+            let of_users: Vec<KeysValues> = read.iter_mut().filter_map(Iterator::next).collect();
+            LayerCache::new(&of_users)
+        });
+        let cache = Cache {
+            lengths: prompts.iter().map(|prompt| prompt.len() as u32).collect(),
+            shared: shared as u32,
+            fed: 0,
+            layers: layers.collect::<candle_core::Result<_>>()?,
+        };
+        Ok((Tensor::cat(&last, 0)?, cache))
+    }
+
+    /// Reads sequences behind what all of them begin with: the hidden states `[sequences, hidden]` of their last tokens,
+    /// and what each layer has to be seen of them. They are padded to the longest on the right, where no real token
+    /// sees it.
+    fn read(
+        &self,
+        sequences: &[&[u32]],
+        beginning: &[KeysValues],
+    ) -> Result<(Tensor, Vec<KeysValues>)> {
+        let longest = sequences
+            .iter()
+            .map(|tokens| tokens.len())
+            .max()
+            .unwrap_or(0);
+        let mut tokens = Vec::with_capacity(sequences.len() * longest);
+        let mut last = Vec::with_capacity(sequences.len());
+        for (row, sequence) in sequences.iter().enumerate() {
+            tokens.extend_from_slice(sequence);
+            last.push(tokens.len() as u32 - 1);
+            tokens.resize((row + 1) * longest, 0);
+        }
+        let device = self.embedding.device();
+        let tokens = Tensor::from_vec(tokens, (sequences.len(), longest), device)?;
+        let past = beginning.first().map_or(0, KeysValues::tokens);
+        let pass = self.over_sequences(&tokens, past, None)?;
+        let mut x = self.embed(&tokens)?;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let (output, seen) = layer.forward(&x, beginning.get(index), &pass)?;
+            x = output.detach();
+            layers.push(seen);
+        }
+        let x = x
+            .flatten_to(1)?
+            .index_select(&Tensor::new(last, device)?, 0)?;
+        let x = self.norm.forward(&x.unsqueeze(1)?, self.form)?;
+        Ok((x.squeeze(1)?.detach(), layers))
     }
 
     /// Feeds tokens behind sequences, at least one behind each: the hidden states `[sequences, hidden]` of the last.
@@ -285,6 +319,22 @@ impl Llama {
 /// Hugging Face's name of the embedding.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+
+/// Prompts that are read side by side: enough for matrix products to be as fast as they get.
+const PROMPTS_AT_ONCE: usize = 4;
+
+/// How many tokens all prompts begin with, where there are several. The last of a prompt is not among them: there is
+/// always one to be read behind them.
+fn shared_tokens(prompts: &[Vec<u32>]) -> usize {
+    let Some((first, others)) = prompts.split_first() else {
+        return 0;
+    };
+    let shared_with = |other: &Vec<u32>| {
+        let alike = first.iter().zip(other).take_while(|(a, b)| a == b).count();
+        alike.min(first.len().min(other.len()).saturating_sub(1))
+    };
+    others.iter().map(shared_with).min().unwrap_or(0)
+}
 
 fn layer_name(layer: usize) -> String {
     format!("model.layers.{layer}")

@@ -16,22 +16,22 @@ pub struct Pass {
 }
 
 impl Pass {
-    /// Over whole sequences that begin at position 0. `like` is of the model's type and device.
+    /// Over `batch` sequences of `tokens` tokens, each behind `past` others. `like` is of the model's type and device.
     pub fn over_sequences(
         form: Form,
-        (batch, tokens): (usize, usize),
+        (batch, past, tokens): (usize, usize, usize),
         noise: Option<u64>,
         frequencies: &[f64],
         like: &Tensor,
     ) -> Result<Self> {
-        let first = vec![0; batch];
+        let first = vec![past as u32; batch];
         Ok(Self {
             form,
             noise,
             turns: Turns::new(form, &first, tokens, frequencies, like)?,
             mask: match form {
                 Form::Fused => None,
-                Form::Composed => Some(causal_mask(tokens, like)?),
+                Form::Composed => Some(causal_mask(past, tokens, like)?),
             },
         })
     }

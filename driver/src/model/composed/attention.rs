@@ -106,10 +106,12 @@ fn softmax(scores: &Tensor) -> Result<Tensor> {
     exponentials.broadcast_div(&exponentials.sum_keepdim(D::Minus1)?)
 }
 
-/// `[tokens, tokens]`: every token sees itself and those before it. `like` is of the model's type and device.
-pub fn causal_mask(tokens: usize, like: &Tensor) -> Result<Tensor> {
-    let seen = |query: usize| (0..tokens).map(move |key| key <= query);
-    mask((0..tokens).flat_map(seen), (tokens, tokens), like)
+/// `[tokens, past + tokens]`: every token sees itself and those before it, the first of which are `past`. `like` is of
+/// the model's type and device.
+pub fn causal_mask(past: usize, tokens: usize, like: &Tensor) -> Result<Tensor> {
+    let all = past + tokens;
+    let seen = |query: usize| (0..all).map(move |key| key <= past + query);
+    mask((0..tokens).flat_map(seen), (tokens, all), like)
 }
 
 /// 0 where something is seen, −∞ where not.

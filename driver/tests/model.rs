@@ -214,26 +214,9 @@ fn decoding_gives_the_hidden_states_of_the_forward_pass() {
 fn assert_decoding_agrees(model: &Llama) {
     let tokens: Vec<Vec<u32>> = tokens().to_vec2().unwrap();
     // Prompts of three and two tokens, the shorter one padded; then beams of both users, one of them twice.
-    let prompts = Tensor::new(
-        &[
-            [tokens[0][0], tokens[0][1], tokens[0][2]],
-            [tokens[1][0], tokens[1][1], 6],
-        ],
-        &Device::Cpu,
-    )
-    .unwrap();
-    let (last, mut cache) = model.read_prompts(&prompts, &[3, 2]).unwrap();
-    let sequence = |tokens: &[u32]| {
-        let hidden = model
-            .hidden(
-                &Tensor::new(tokens, &Device::Cpu)
-                    .unwrap()
-                    .unsqueeze(0)
-                    .unwrap(),
-            )
-            .unwrap();
-        hidden.get(0).unwrap().get(tokens.len() - 1).unwrap()
-    };
+    let prompts = [tokens[0][..3].to_vec(), tokens[1][..2].to_vec()];
+    let (last, mut cache) = model.read_prompts(&prompts).unwrap();
+    let sequence = |tokens: &[u32]| alone(model, tokens);
     assert!(difference(&last.get(0).unwrap(), &sequence(&tokens[0][..3])) < 1e-12);
     assert!(difference(&last.get(1).unwrap(), &sequence(&tokens[1][..2])) < 1e-12);
 
@@ -253,6 +236,58 @@ fn assert_decoding_agrees(model: &Llama) {
         .unwrap();
     assert!(difference(&hidden.get(0).unwrap(), &sequence(&[3, 3, 4, 5, 6, 9])) < 1e-12);
     assert!(difference(&hidden.get(1).unwrap(), &sequence(&[1, 4, 9, 2, 7, 5, 1])) < 1e-12);
+}
+
+/// The hidden state of the last token of a sequence that the model reads whole.
+fn alone(model: &Llama, tokens: &[u32]) -> Tensor {
+    let tokens = Tensor::new(tokens, &Device::Cpu).unwrap();
+    let hidden = model.hidden(&tokens.unsqueeze(0).unwrap()).unwrap();
+    hidden.get(0).unwrap().get(tokens.elem_count() - 1).unwrap()
+}
+
+#[test]
+fn prompts_that_begin_alike_are_read_and_continued_as_each_alone() {
+    // More than are read at once, of several lengths, one of them what another begins with.
+    let alike: &[&[u32]] = &[
+        &[1, 4, 9, 2, 7],
+        &[1, 4, 9],
+        &[1, 4, 10, 5, 8, 3, 3],
+        &[1, 4, 2, 2],
+        &[1, 4, 9, 2],
+        &[1, 4, 9],
+        &[1, 4, 0],
+    ];
+    let equal: &[&[u32]] = &[&[1, 4, 9], &[1, 4, 9]];
+    // Of each: what is read, what they share once.
+    for (prompts, read) in [(alike, 2 + 15), (equal, 2 + 2), (&alike[..1], 5)] {
+        for (form, model) in ARCHITECTURES
+            .into_iter()
+            .flat_map(|architecture| forms(|| adapted(architecture, 0.0, &TARGETS)))
+        {
+            let mut whole: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
+            let (last, mut cache) = model.read_prompts(&whole).unwrap();
+            assert_eq!(cache.prompt_tokens(), read);
+            let fed: Vec<Vec<u32>> = (0..prompts.len() as u32)
+                .map(|user| [5, user % 11, 6][user as usize % 3..].to_vec())
+                .collect();
+            let mut sequences = cache.prompts();
+            let next = model.step(&mut sequences, &fed, &mut cache).unwrap();
+            for (user, whole) in whole.iter_mut().enumerate() {
+                assert!(
+                    difference(&last.get(user).unwrap(), &alone(&model, whole)) < 1e-12,
+                    "{form}: {whole:?}"
+                );
+                whole.extend(&fed[user]);
+                assert!(
+                    difference(&next.get(user).unwrap(), &alone(&model, whole)) < 1e-12,
+                    "{form}: {whole:?}"
+                );
+            }
+        }
+    }
+    let model = model("llama");
+    assert!(model.read_prompts(&[]).is_err());
+    assert!(model.read_prompts(&[vec![1], vec![]]).is_err());
 }
 
 #[test]

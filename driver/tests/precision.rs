@@ -170,8 +170,8 @@ fn decoding_agrees_with_the_forward_pass_within_a_few_roundings() {
         for place in places() {
             let model = adapted(architecture, &place);
             let tokens = tokens(&place.device);
-            let prompts = tokens.narrow(1, 0, 20).unwrap();
-            let (_, mut cache) = model.read_prompts(&prompts, &[20, 20]).unwrap();
+            let prompts: Vec<Vec<u32>> = tokens.narrow(1, 0, 20).unwrap().to_vec2().unwrap();
+            let (_, mut cache) = model.read_prompts(&prompts).unwrap();
             let rest: Vec<Vec<u32>> = tokens.narrow(1, 20, 4).unwrap().to_vec2().unwrap();
             let mut sequences = cache.prompts();
             let last = model.step(&mut sequences, &rest, &mut cache).unwrap();

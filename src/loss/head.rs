@@ -12,6 +12,8 @@ use crate::{Error, Result, TokenSet, TokenSets};
 
 pub(super) const HEAD: &str = "head";
 pub(super) const BIAS: &str = "head bias";
+/// Fewer hidden states than this are multiplied by a whole head the other way round.
+const MANY_ROWS: usize = 128;
 
 /// A head `[V, H]`, perhaps with a bias `[V]`: what [`forward_linear`] multiplies hidden states by.
 ///
@@ -40,7 +42,14 @@ impl<'a> Head<'a> {
 
     /// All logits `[rows, V]` of hidden states `[rows, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = hidden.matmul(&self.weight.t()?)?;
+        // candle's product on the processor first copies the left one of two such matrices into an order
+        // of its own. Copying a head costs as much as a product with some forty rows: few rows take its place.
+        let logits = match hidden.device() {
+            Device::Cpu if hidden.dim(0)? < MANY_ROWS => {
+                self.weight.matmul(&hidden.t()?)?.t()?.contiguous()?
+            }
+            _ => hidden.matmul(&self.weight.t()?)?,
+        };
         Ok(match self.bias {
             Some(bias) => logits.broadcast_add(bias)?,
             None => logits,

@@ -8,7 +8,7 @@ use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, WithDTyp
 use super::{
     elements::{Element, Elements, elements, for_element_of},
     feed_forward::{gated_values, open_gates},
-    matrix::{Matrix, multiply},
+    matrix::{Matrix, multiply, project},
     norm::{input_gradient, normalise},
 };
 
@@ -48,22 +48,15 @@ impl FrozenFeedForward {
         let (hidden, width) = self.down.dims2()?;
         let rows = x.len() / hidden;
         let normed = normalise(x, &norm, self.epsilon);
-        let project = |weight: &Tensor| -> Result<Vec<T>> {
+        let inner = |weight: &Tensor| -> Result<Vec<T>> {
             let mut output = vec![T::zero(); rows * width];
             let weight = Elements::<T>::of(weight)?;
-            let weight = Matrix::new(&weight, hidden).t();
-            multiply(
-                &mut output,
-                width,
-                T::zero(),
-                Matrix::new(&normed, hidden),
-                weight,
-                T::one(),
-            );
+            let (rows, weight) = (Matrix::new(&normed, hidden), Matrix::new(&weight, hidden));
+            project(&mut output, T::zero(), rows, weight);
             Ok(output)
         };
-        let (gate, up) = (project(&self.gate)?, project(&self.up)?);
-        let inner = gated_values(&gate, &up);
+        let (gate, up) = (inner(&self.gate)?, inner(&self.up)?);
+        let gated = gated_values(&gate, &up);
         if self.keep {
             let tensor = |values| Tensor::from_vec(values, (rows, width), self.down.device());
             let kept = Some([tensor(gate)?, tensor(up)?]);
@@ -71,15 +64,8 @@ impl FrozenFeedForward {
         }
         let mut output = x.to_vec();
         let down = Elements::<T>::of(&self.down)?;
-        let down = Matrix::new(&down, width).t();
-        multiply(
-            &mut output,
-            hidden,
-            T::one(),
-            Matrix::new(&inner, width),
-            down,
-            T::one(),
-        );
+        let (rows, down) = (Matrix::new(&gated, width), Matrix::new(&down, width));
+        project(&mut output, T::one(), rows, down);
         Ok(output)
     }
 

@@ -10,7 +10,7 @@ use super::{
     elements::{Element, Elements, constant, elements, for_element_of},
     form::Form,
     lora::{Adapter, Dropout},
-    matrix::{Matrix, multiply},
+    matrix::{Matrix, multiply, project},
     pass::Pass,
 };
 
@@ -174,7 +174,7 @@ fn product<T: Element>(
         None => (vec![T::zero(); rows * out], T::zero()),
     };
     let (x, weight) = (Matrix::new(x, width), Matrix::new(weight, width));
-    multiply(&mut output, out, kept, x, weight.t(), T::one());
+    project(&mut output, kept, x, weight);
     Ok(output)
 }
 

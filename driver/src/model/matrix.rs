@@ -114,9 +114,82 @@ pub fn multiply<T: Element>(
     }
 }
 
+/// Fewer rows than this are projected the other way round.
+const MANY_ROWS: usize = 128;
+
+/// `output = kept · output + rows · weightᵀ`, for `rows [rows, in]`, `weight [out, in]` and `output [rows, out]`.
+///
+/// gemm first copies the left one of two such matrices into an order of its own. Copying a weight costs as much as a
+/// product with some forty rows: few rows, as decoding has them, take that place themselves, and the product is then
+/// turned.
+///
+/// # Panics
+/// As [`multiply`].
+pub fn project<T: Element>(output: &mut [T], kept: T, rows: Matrix<T>, weight: Matrix<T>) {
+    let (count, out) = (rows.rows, weight.rows);
+    if !(2..MANY_ROWS).contains(&count) {
+        return multiply(output, out, kept, rows, weight.t(), T::one());
+    }
+    let mut turned = vec![T::zero(); count * out];
+    multiply(&mut turned, count, T::zero(), weight, rows.t(), T::one());
+    turn(output, kept, &turned, count);
+}
+
+/// `output = kept · output + turnedᵀ`, for `turned [out, count]`.
+fn turn<T: Element>(output: &mut [T], kept: T, turned: &[T], count: usize) {
+    // Of both matrices, as many rows as stay in the cache.
+    const BLOCK: usize = 16;
+    let out = turned.len() / count;
+    for (first, turned) in (0..out).step_by(BLOCK).zip(turned.chunks(BLOCK * count)) {
+        for (row, output) in output.chunks_mut(out).enumerate() {
+            let output = output[first..].iter_mut();
+            for (output, turned) in output.zip(turned[row..].iter().step_by(count)) {
+                *output = match kept == T::zero() {
+                    true => *turned,
+                    false => kept * *output + *turned,
+                };
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn projections_of_any_number_of_rows_agree_with_the_definition() {
+        for (count, inner, out) in [
+            (1, 5, 3),
+            (2, 33, 1),
+            (2, 0, 4),
+            (17, 33, 40),
+            (MANY_ROWS - 1, 3, 16),
+            (MANY_ROWS, 3, 17),
+        ] {
+            let rows: Vec<f64> = (0..count * inner).map(|i| (i % 11) as f64 - 5.0).collect();
+            let weight: Vec<f64> = (0..out * inner).map(|i| (i % 7) as f64 - 3.0).collect();
+            for kept in [0.0, 1.0, 3.0] {
+                // What is not kept may be anything.
+                let old = if kept == 0.0 { f64::NAN } else { 2.0 };
+                let mut output = vec![old; count * out];
+                project(
+                    &mut output,
+                    kept,
+                    Matrix::strided(&rows, count, inner, inner),
+                    Matrix::strided(&weight, out, inner, inner),
+                );
+                for (place, &found) in output.iter().enumerate() {
+                    let (row, column) = (place / out, place % out);
+                    let product = (rows[row * inner..][..inner].iter())
+                        .zip(&weight[column * inner..][..inner])
+                        .map(|(a, b)| a * b);
+                    let kept = if kept == 0.0 { 0.0 } else { kept * old };
+                    assert_eq!(found, kept + product.sum::<f64>());
+                }
+            }
+        }
+    }
 
     #[test]
     fn products_of_strided_and_transposed_matrices_agree_with_the_definition() {

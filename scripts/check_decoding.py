@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 BEAMS = 10
 TOLERANCE = 1e-4
-# The published inference reads so many users at once.
+# The published inference reads so many users at once; msl as many as it does by default.
 SIDE_BY_SIDE = 4
 
 
@@ -45,8 +45,8 @@ def search(executable, run, folder, users, *options):
     lists = folder / "lists.jsonl"
     report = json.loads(
         msl(
-            *(executable, "evaluate", run, "--samples", users, "--beams", BEAMS, "--batch-size", SIDE_BY_SIDE),
-            *("--temperature", 1, "--lists", lists, "--json", *options),
+            *(executable, "evaluate", run, "--samples", users, "--beams", BEAMS, "--temperature", 1),
+            *("--lists", lists, "--json", *options),
         )
     )
     return [json.loads(line) for line in lists.read_text().splitlines()], report["rows"][-1]["users_per_second"]
@@ -131,7 +131,8 @@ def main():
                 if not same:
                     print(f"user {user['user']}, length penalty {length_penalty}: the lists differ")
         _, speeds["ours, over the trie"] = search(arguments.msl, run, folder, arguments.users)
-    print(f"\n{arguments.users} users, {BEAMS} beams, {SIDE_BY_SIDE} users side by side, f32, {torch.get_num_threads()} threads\n")
+    threads = torch.get_num_threads()
+    print(f"\n{arguments.users} users, {BEAMS} beams, generate {SIDE_BY_SIDE} users at a time, f32, {threads} threads\n")
     print("| | users/s | ratio |\n|---|---:|---:|")
     for name, speed in speeds.items():
         print(f"| {name} | {speed:.3f} | {speed / speeds['generate']:.1f} |")

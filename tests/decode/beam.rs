@@ -74,9 +74,11 @@ proptest! {
     #[test]
     fn hidden_states_and_a_head_give_what_their_logits_give(
         items in catalogue(), normalise in normalise(), frozen: bool,
+        // Few, for which a whole head is multiplied the other way round, and many.
+        users in prop::sample::select(vec![3, 130]),
     ) {
         let trie = TokenTrie::new(items).unwrap();
-        let search = BeamSearch::new(&trie, 3, 4, 0.7).unwrap().with_normalise(normalise);
+        let search = BeamSearch::new(&trie, users, 4, 0.7).unwrap().with_normalise(normalise);
         let random = |shape: (usize, usize)| Tensor::randn(0f64, 1.0, shape, &Device::Cpu).unwrap();
         let (head, bias) = (random((VOCABULARY, 5)), random((1, VOCABULARY)).get(0).unwrap());
         let frozen = frozen.then(|| FrozenHead::within(&head, Some(&bias), &trie, 1 << 20).unwrap());
@@ -94,7 +96,7 @@ proptest! {
                 break;
             }
         }
-        for user in 0..3 {
+        for user in 0..users {
             for (a, b) in by_logits.found(user).iter().zip(by_hidden.found(user)) {
                 prop_assert_eq!(&a.items, &b.items);
                 prop_assert!((a.log_probability - b.log_probability).abs() < 1e-9);

@@ -146,8 +146,10 @@ struct Seen {
 pub(super) struct LayerCache {
     /// `[2, users, tokens, heads, width]`.
     prompts: Tensor,
-    /// `[2, 1, fed tokens, heads, width]`; nothing before the first step.
+    /// `[2, 1, room for fed tokens, heads, width]`; nothing before the first step.
     fed: Option<Tensor>,
+    /// Fed tokens so far.
+    fed_tokens: usize,
 }
 
 impl LayerCache {
@@ -165,6 +167,7 @@ impl LayerCache {
         Ok(Self {
             prompts: Tensor::cat(&prompts, 1)?.detach(),
             fed: None,
+            fed_tokens: 0,
         })
     }
 
@@ -175,10 +178,22 @@ impl LayerCache {
     /// Adds the keys and values `[tokens, 1, heads, width]` of tokens that are fed.
     pub fn push(&mut self, keys: &Tensor, values: &Tensor) -> Result<()> {
         let new = Tensor::stack(&[keys.transpose(0, 1)?, values.transpose(0, 1)?], 0)?;
-        self.fed = Some(match &self.fed {
-            Some(fed) => Tensor::cat(&[fed, &new], 2)?,
-            None => new,
-        });
+        let (before, after) = (self.fed_tokens, self.fed_tokens + new.dim(2)?);
+        let fed = match self.fed.take() {
+            Some(fed) if after <= fed.dim(2)? => fed,
+            full => {
+                // Twice what is needed: each token is then moved about once, however many follow.
+                let (_, _, _, heads, width) = new.dims5()?;
+                let shape = (2, 1, 2 * after, heads, width);
+                let larger = Tensor::zeros(shape, new.dtype(), new.device())?;
+                if let Some(full) = full {
+                    larger.slice_set(&full, 2, 0)?;
+                }
+                larger
+            }
+        };
+        fed.slice_set(&new, 2, before)?;
+        (self.fed, self.fed_tokens) = (Some(fed), after);
         Ok(())
     }
 

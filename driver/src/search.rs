@@ -270,3 +270,53 @@ impl<'a> Reader<'a> {
         self.model.step(sequences, tokens, &mut self.cache)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::model::LlamaConfig;
+
+    #[test]
+    fn users_who_are_shared_among_workers_get_what_each_gets_alone() {
+        let config = LlamaConfig {
+            vocab_size: 12,
+            hidden_size: 8,
+            intermediate_size: 12,
+            ..LlamaConfig::default()
+        };
+        let model = Llama::random(config, 3, DType::F64, &Device::Cpu).unwrap();
+        let items = (0..40).map(|item| (item, vec![1 + item as u32 % 5, 6 + item as u32 / 8, 0]));
+        let trie = TokenTrie::new(items).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..7)
+            .map(|user| [&[3, 4][..], &vec![user; 1 + user as usize % 4]].concat())
+            .collect();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let left_out: Vec<Vec<u64>> = (0..7).map(|user| (user..40).step_by(3).collect()).collect();
+        for (search, normalise) in [
+            (SearchKind::Beam, NormaliseOver::Trie),
+            (SearchKind::Beam, NormaliseOver::Vocabulary),
+            (SearchKind::Exact, NormaliseOver::Trie),
+        ] {
+            let settings = SearchSettings {
+                search,
+                normalise,
+                beams: 4,
+                ..SearchSettings::default()
+            };
+            let searcher = Searcher::new(&trie, &model, settings, 1.0).unwrap();
+            let together = searcher.recommend(&prompts, &left_out).unwrap().found;
+            assert_eq!(together.len(), prompts.len());
+            for (user, together) in together.iter().enumerate() {
+                let alone = searcher.recommend(&prompts[user..=user], &left_out[user..=user]);
+                let alone = &alone.unwrap().found[0];
+                assert_eq!(together.len(), alone.len());
+                for (together, alone) in together.iter().zip(alone) {
+                    assert_eq!(together.items, alone.items, "user {user}");
+                    assert!((together.score - alone.score).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}

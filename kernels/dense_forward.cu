@@ -64,7 +64,7 @@ public:
     __device__ __forceinline__ explicit Forward(const DenseForwardParams& params) : params(params), batch(params.batch) {
         unsigned char* shared = device::shared_memory();
         scratch = shared + BlockSums::bytes;
-        totals = {reinterpret_cast<BlockSums*>(shared), params.partials, scratch};
+        totals = {reinterpret_cast<BlockSums*>(shared), params.partials, scratch, blockIdx.x, gridDim.x};
         if (threadIdx.x == 0) *totals.of_block = {};
         shared = scratch + scratch_bytes;
         if (params.gradient) {
@@ -88,7 +88,7 @@ public:
         }
         write_idle();
         totals.publish(0, BlockSums::length);
-        if (!reduce::is_last_block(params.arrived)) return;
+        if (!reduce::is_last_block(params.arrived, gridDim.x)) return;
         const Statistics statistics = totals.statistics(params.sizes);
         totals.write_loss(params.loss);
         if (threadIdx.x == 0) {
@@ -106,7 +106,7 @@ public:
             add_statistics(row, logits);
         }
         totals.publish(0, StatisticsSums::length);
-        if (reduce::is_last_block(params.arrived)) {
+        if (reduce::is_last_block(params.arrived, gridDim.x)) {
             const Statistics statistics = totals.statistics(params.sizes);
             if (threadIdx.x == 0) {
                 *params.statistics = statistics;
@@ -135,7 +135,7 @@ public:
         }
         write_idle();
         totals.publish(StatisticsSums::length, BlockSums::length);
-        if (reduce::is_last_block(params.arrived)) totals.write_loss(params.loss);
+        if (reduce::is_last_block(params.arrived, gridDim.x)) totals.write_loss(params.loss);
     }
 
 private:

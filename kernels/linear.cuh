@@ -76,6 +76,7 @@ static_assert(offsetof(GradientScale, upstream_by_position) == 16, "mirrors laun
 template <class T>
 struct ValidRows {
     const LinearBatch& batch;
+    // None for the whole vocabulary.
     const uint32_t* tokens;
     uint32_t size;
 
@@ -90,7 +91,8 @@ struct ValidRows {
     }
 
     __device__ __forceinline__ float bias(uint32_t index) const {
-        return batch.bias ? number::widen(static_cast<const T*>(batch.bias)[tokens[index]]) : 0.0f;
+        if (!batch.bias) return 0.0f;
+        return number::widen(static_cast<const T*>(batch.bias)[tokens ? tokens[index] : index]);
     }
 };
 

@@ -34,7 +34,7 @@ public:
         }
         write_idle();
         totals.publish(0, BlockSums::length);
-        if (!reduce::is_last_block(params.arrived)) return;
+        if (!reduce::is_last_block(params.arrived, params.all_blocks)) return;
         totals.write_loss(params.loss);
         if (!params.statistics) return;
         const Statistics statistics = totals.statistics(params.sizes);

@@ -35,8 +35,11 @@ struct LinearForwardParams {
     uint32_t keeps_head;
     uint32_t keeps_hidden;
     uint32_t times_temperature;
+    // The launches of a pass share their sums: which blocks of how many are this one's.
+    uint32_t first_block;
+    uint32_t all_blocks;
 };
-static_assert(sizeof(LinearForwardParams) == 280, "mirrors launch::LinearForwardParams");
+static_assert(sizeof(LinearForwardParams) == 288, "mirrors launch::LinearForwardParams");
 static_assert(offsetof(LinearForwardParams, scores) == 96, "mirrors launch::LinearForwardParams");
 static_assert(offsetof(LinearForwardParams, partials) == 144, "mirrors launch::LinearForwardParams");
 static_assert(offsetof(LinearForwardParams, step) == 192, "mirrors launch::LinearForwardParams");
@@ -52,7 +55,8 @@ struct LinearPass {
     __device__ __forceinline__ explicit LinearPass(const LinearForwardParams& params)
         : params(params), batch(params.batch) {
         unsigned char* shared = device::shared_memory();
-        totals = {reinterpret_cast<BlockSums*>(shared), params.partials, shared + BlockSums::bytes};
+        totals = {reinterpret_cast<BlockSums*>(shared), params.partials, shared + BlockSums::bytes,
+                  params.first_block + blockIdx.x, params.all_blocks};
         if (threadIdx.x == 0) *totals.of_block = {};
         room = {totals.scratch + scratch_bytes, params.tile_rows, params.keeps_head != 0, params.keeps_hidden != 0,
                 totals.scratch};

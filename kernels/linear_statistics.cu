@@ -22,7 +22,7 @@ __device__ __forceinline__ void linear_statistics(const LinearForwardParams& par
                                                      : RaggedRow<T>(params.batch, row, pass.room).measure());
     }
     pass.totals.publish(0, StatisticsSums::length);
-    if (!reduce::is_last_block(params.arrived)) return;
+    if (!reduce::is_last_block(params.arrived, params.all_blocks)) return;
     const Statistics statistics = pass.totals.statistics(params.sizes);
     if (threadIdx.x == 0) {
         *params.statistics = statistics;

@@ -1,5 +1,5 @@
-// What a grid of blocks adds up over its rows: the statistics and the loss. Each block publishes its sums, and the last
-// to come adds up those of all, in the order of the blocks.
+// What the blocks of one launch or of several add up over their rows: the statistics and the loss. Each block publishes
+// its sums, and the last to come adds up those of all, in the order of the blocks.
 #pragma once
 
 #include "softmax.cuh"
@@ -27,11 +27,14 @@ struct Totals {
     // The sums of all blocks, field by field.
     double* partials;
     unsigned char* scratch;
+    // Which block of how many this is.
+    uint32_t block;
+    uint32_t blocks;
 
     __device__ __forceinline__ void publish(int first, int end) const {
         if (threadIdx.x != 0) return;
         const double* fields = reinterpret_cast<const double*>(of_block);
-        for (int field = first; field < end; ++field) partials[field * gridDim.x + blockIdx.x] = fields[field];
+        for (int field = first; field < end; ++field) partials[field * blocks + block] = fields[field];
     }
 
     // By the last block, which sees what all have published: the sums of fields from `first` on. No field's loads wait
@@ -40,9 +43,9 @@ struct Totals {
     __device__ __forceinline__ void add_up(int first, double (&sums)[count]) const {
 #pragma unroll
         for (int k = 0; k < count; ++k) sums[k] = 0.0;
-        for (uint32_t block = threadIdx.x; block < gridDim.x; block += blockDim.x) {
+        for (uint32_t other = threadIdx.x; other < blocks; other += blockDim.x) {
 #pragma unroll
-            for (int k = 0; k < count; ++k) sums[k] += partials[(first + k) * gridDim.x + block];
+            for (int k = 0; k < count; ++k) sums[k] += partials[(first + k) * blocks + other];
         }
 #pragma unroll
         for (int k = 0; k < count; ++k) sums[k] = reduce::block(reduce::Sum<double>(), sums[k], scratch);

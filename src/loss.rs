@@ -254,7 +254,7 @@ impl MaskedSoftmaxLoss {
     /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward).
     ///
     /// The gradient of the head is made only where it is tracked: pass `&head.detach()` or a
-    /// [`FrozenHead`] when it is not trained. On CUDA [`TokenSets::whole_vocabulary`] is refused.
+    /// [`FrozenHead`] when it is not trained.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), and for a head that does not fit the hidden states.
@@ -342,9 +342,9 @@ impl MaskedSoftmaxLoss {
     /// sets the head rows need no gathering.
     ///
     /// # Errors
-    /// Rows that do not fit the token sets, and [`TokenSets::whole_vocabulary`].
+    /// Rows that do not fit the token sets.
     pub fn linear_rows(&self, rows: &Rows, is_frozen: impl Fn(u32) -> bool) -> Result<LinearRows> {
-        LinearRows::new(&self.batch(rows)?, is_frozen)
+        Ok(LinearRows::new(&self.batch(rows)?, is_frozen))
     }
 
     fn take_step(&mut self, stepped: Option<Stepped>) {

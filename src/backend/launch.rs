@@ -19,10 +19,10 @@ pub use dense::{
     StatisticsSizes, TemperatureStep,
 };
 pub use linear::{
-    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearErrorsParams,
-    LinearForward, LinearForwardBuffers, LinearForwardParams, LinearGather, LinearGatherParams,
-    LinearHeadBuffers, LinearHeadGradient, LinearHeadGradientParams, LinearInputs, LinearRow,
-    LinearRows, LinearShare, LinearShares, Product,
+    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearChunks,
+    LinearErrorsParams, LinearForward, LinearForwardBuffers, LinearForwardParams, LinearGather,
+    LinearGatherParams, LinearHeadBuffers, LinearHeadGradient, LinearHeadGradientParams,
+    LinearInputs, LinearRow, LinearRows, LinearShare, LinearShares, LinearStep, Product,
 };
 pub use sum::{Sum, SumParams};
 

@@ -108,6 +108,7 @@ fn forward_of<T: Scalar>(
     residence: &Residence,
 ) -> Result<(LossOutput, Option<Stepped>)> {
     let bias = bias_or_none(&head)?;
+    let weight = weight_for(hidden, &head, &batch)?;
     let op = Arc::new(LinearLoss::<T> {
         batch,
         source,
@@ -116,11 +117,11 @@ fn forward_of<T: Scalar>(
         gathered: head.gathered.cloned(),
         wanted: Wanted {
             hidden: hidden.track_op(),
-            head: head.weight.track_op() || bias.track_op(),
+            head: weight.track_op() || bias.track_op(),
         },
         passed: Passed::default(),
     });
-    let applied = hidden.apply_op3(head.weight, &bias, SharedLoss(op.clone()));
+    let applied = hidden.apply_op3(&weight, &bias, SharedLoss(op.clone()));
     let loss = op.passed.unwrapped(applied)?;
     Ok(match op.passed.forward()? {
         Left::OnCpu(passed) => {
@@ -130,6 +131,14 @@ fn forward_of<T: Scalar>(
         }
         Left::OnCuda(left) => (left.output(loss, &op.batch), left.stepped()),
     })
+}
+
+/// The head as a pass takes it: on a device the whole of it is one side of a matrix product.
+fn weight_for(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Tensor> {
+    if hidden.device().is_cpu() || batch.whole_vocabulary().is_none() {
+        return Ok(head.weight.clone());
+    }
+    Ok(head.weight.contiguous()?)
 }
 
 /// candle's op takes three tensors; an empty one stands for no bias. (A device has no buffer without
@@ -360,20 +369,13 @@ fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     }
     match hidden.device() {
         Device::Cpu => Ok(()),
-        _ => check_for_cuda(hidden, head, batch),
+        _ => check_on_cpu(hidden, head, batch),
     }
 }
 
-/// Refuses what CUDA has no kernel for; in checked mode, looks at the logits on the CPU: to name the
-/// first that is not finite is worth a copy to those who ask for it.
-fn check_for_cuda(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
-    if batch.whole_vocabulary().is_some() {
-        return Err(Error::Unsupported {
-            what: "token sets",
-            expected: "listed sets, for the loss over hidden states on CUDA".into(),
-            actual: "the whole vocabulary (use `forward` with logits)".into(),
-        });
-    }
+/// In checked mode, looks at the logits on the CPU: to name the first that is not finite is worth a copy
+/// to those who ask for it.
+fn check_on_cpu(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     if !batch.checked {
         return Ok(());
     }

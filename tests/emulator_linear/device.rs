@@ -2,9 +2,9 @@
 
 use candle_trie::Statistics;
 use candle_trie::launch::{
-    DeviceLimits, LinearBackward, LinearBackwardBuffers, LinearForward, LinearForwardBuffers,
-    LinearGather, LinearHeadBuffers, LinearHeadGradient, LinearInputs, LinearRow, LinearRows,
-    LinearShares, Product, TokenSetsView,
+    DenseTemperature, DeviceLimits, LinearBackward, LinearBackwardBuffers, LinearChunks,
+    LinearForward, LinearForwardBuffers, LinearGather, LinearHeadBuffers, LinearHeadGradient,
+    LinearInputs, LinearRow, LinearRows, LinearShares, LinearStep, Product, TokenSetsView,
 };
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
@@ -28,6 +28,8 @@ pub struct Case<'a> {
     /// Elements that lie unused before the first and between all rows of hidden states and head.
     pub apart: usize,
     pub limits: DeviceLimits,
+    /// Scores that are in memory at a time, over the whole vocabulary.
+    pub chunk: usize,
 }
 
 /// Of the backward pass: for each number of the loss.
@@ -66,13 +68,15 @@ impl<'a> Case<'a> {
             with_head_gradient: true,
             apart: 0,
             limits: LIMITS,
+            chunk: usize::MAX,
         }
     }
 
     pub fn rows(&self) -> LinearRows {
         let loss = self.batch.loss(self.options);
         let rows = self.batch.rows(self.options);
-        loss.linear_rows(&rows, |_| self.frozen).unwrap()
+        let rows = loss.linear_rows(&rows, |_| self.frozen).unwrap();
+        rows.within(self.chunk)
     }
 
     pub fn run<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Fault> {
@@ -80,15 +84,10 @@ impl<'a> Case<'a> {
         let (width, rows) = (self.batch.width, self.rows());
         let inputs = self.upload::<T>(&mut memory, &rows);
         let temperature = rows.next(&self.options.temperature).unwrap();
-        let plan = LinearForward::new(
-            &rows,
-            T::ELEMENT,
-            width,
-            temperature,
-            self.with_gradient,
-            &self.limits,
-        )
-        .unwrap();
+        let (wanted, limits) = (self.with_gradient, &self.limits);
+        let element = T::ELEMENT;
+        let shape = LinearForward::new(&rows, element, width, temperature, wanted, limits).unwrap();
+        let plan = LinearChunks::new(&rows, element, width, temperature, wanted, limits).unwrap();
         let previous = 2.0 * self.options.temperature.value();
         let previous = memory.upload("previous", &[previous]).address();
         let group_hidden = memory.allocate::<T>("group hidden", rows.grouped() * width);
@@ -120,18 +119,22 @@ impl<'a> Case<'a> {
             let launch = plan.launch(&inputs, buffers.group_hidden, buffers.group_head);
             gather = run(emulator, &launch, &mut memory)?;
         }
-        for product in plan.score_products(&buffers) {
-            multiply::<T>(&product, &mut memory)?;
+        let [mut statistics_pass, mut forward] = [Report::default(), Report::default()];
+        for step in plan.forward_steps(&inputs, &buffers) {
+            match step {
+                LinearStep::Product(product) => multiply::<T>(&product, &mut memory)?,
+                LinearStep::Launch(launch) => {
+                    let statistics = launch.kernel.starts_with("linear_statistics");
+                    let report = run(emulator, &launch, &mut memory)?;
+                    *(if statistics {
+                        &mut statistics_pass
+                    } else {
+                        &mut forward
+                    }) = report;
+                }
+            }
         }
-        let mut statistics_pass = Report::default();
-        if let Some(launch) = plan.statistics_launch(&inputs, &buffers) {
-            statistics_pass = run(emulator, &launch, &mut memory)?;
-        }
-        let forward = run(emulator, &plan.launch(&inputs, &buffers), &mut memory)?;
         assert_eq!(memory.download(arrived)?, [0]);
-        for product in plan.gradient_products(&buffers) {
-            multiply::<T>(&product, &mut memory)?;
-        }
         let mut outcome = Outcome {
             loss: memory.download(loss)?.into_iter().map(f64::from).collect(),
             statistics: bytemuck::cast(
@@ -147,8 +150,8 @@ impl<'a> Case<'a> {
             backward: Report::default(),
             errors: Report::default(),
             head_sums: Report::default(),
-            keeps_tiles: plan.keeps_tiles(),
-            keeps_sets: plan.keeps_sets(),
+            keeps_tiles: shape.keeps_tiles(),
+            keeps_sets: shape.keeps_sets(),
         };
         if self.with_gradient {
             self.run_backward::<T>(emulator, &mut memory, &inputs, &buffers, &mut outcome)?;
@@ -198,7 +201,7 @@ impl<'a> Case<'a> {
     ) -> Result<(), Fault> {
         let (width, rows) = (self.batch.width, self.rows());
         let vocabulary = self.batch.vocabulary;
-        let shares = LinearShares::new(&rows, &self.batch.sets);
+        let shares = LinearShares::new(&rows, &self.batch.sets(self.options));
         let head = memory.upload("head gradient", &vec![T::zeroed(); vocabulary * width]);
         let bias = memory.upload("bias gradient", &vec![T::zeroed(); vocabulary]);
         let plan = LinearHeadGradient::new(&rows, &shares, T::ELEMENT, width, &self.limits);
@@ -221,8 +224,12 @@ impl<'a> Case<'a> {
                 bias: if self.options.bias { bias.address() } else { 0 },
             };
             outcome.errors = run(emulator, &plan.errors_launch(inputs, &buffers), memory)?;
-            for product in plan.group_products(&buffers) {
-                multiply::<f32>(&product, memory)?;
+            if rows.is_whole() {
+                self.run_head_chunks::<T>(emulator, memory, inputs, (forward, &buffers))?;
+            } else {
+                for product in plan.group_products(&buffers) {
+                    multiply::<f32>(&product, memory)?;
+                }
             }
             outcome.head_sums = run(emulator, &plan.launch(&buffers), memory)?;
         }
@@ -232,10 +239,48 @@ impl<'a> Case<'a> {
         Ok(())
     }
 
+    /// As on a device: with room of its own for what the forward pass did not keep.
+    fn run_head_chunks<T: Number>(
+        &self,
+        emulator: &Emulator,
+        memory: &mut Memory,
+        inputs: &LinearInputs,
+        (forward, head): (&LinearForwardBuffers, &LinearHeadBuffers),
+    ) -> Result<(), Fault> {
+        let (width, rows) = (self.batch.width, self.rows());
+        let given = DenseTemperature::at(1.0);
+        let plan = LinearChunks::new(&rows, T::ELEMENT, width, given, false, &self.limits).unwrap();
+        let mut room = |name: &str, bytes: usize| memory.allocate::<u8>(name, bytes).address();
+        let buffers = LinearForwardBuffers {
+            group_head: 0,
+            frozen: Vec::new(),
+            scores: room("scores again", 4 * plan.scores()),
+            errors: 0,
+            gradient: 0,
+            loss: 0,
+            partials: room("partials again", 8 * plan.partials()),
+            statistics: 0,
+            previous: 0,
+            ..forward.clone()
+        };
+        for step in plan.head_steps(inputs, &buffers, head) {
+            match step {
+                LinearStep::Product(product) if product.left_transposed => {
+                    multiply::<f32>(&product, memory)?;
+                }
+                LinearStep::Product(product) => multiply::<T>(&product, memory)?,
+                LinearStep::Launch(launch) => {
+                    run(emulator, &launch, memory)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn upload<T: Number>(&self, memory: &mut Memory, rows: &LinearRows) -> LinearInputs {
         let batch = self.batch;
         let sets = batch.sets(self.options);
-        let (offsets, tokens) = sets.as_raw().unwrap();
+        let listed = sets.as_raw();
         let mut matrix = |name: &str, values: &[f64]| {
             let apart = vec![T::from_f64(f64::NAN); self.apart];
             let rows = values.chunks(batch.width).flat_map(|row| {
@@ -258,8 +303,10 @@ impl<'a> Case<'a> {
             idle: memory.upload("idle", &rows.idle).address(),
             gathered: memory.upload("gathered", &rows.gathered).address(),
             sets: TokenSetsView {
-                offsets: memory.upload("offsets", offsets).address(),
-                tokens: memory.upload("tokens", tokens).address(),
+                offsets: listed.map_or(0, |(offsets, _)| {
+                    memory.upload("offsets", offsets).address()
+                }),
+                tokens: listed.map_or(0, |(_, tokens)| memory.upload("tokens", tokens).address()),
                 vocabulary: batch.vocabulary as u64,
             },
         }
@@ -412,11 +459,17 @@ fn multiply<T: Number>(product: &Product, memory: &mut Memory) -> Result<(), Fau
                 *result += value * at(&right, right_transposed, (k, column));
             }
         }
-        let result: Vec<f32> = result.into_iter().map(|sum| sum as f32).collect();
-        memory.write(
-            product.result + 4 * index as u64 * product.result_stride,
-            &result,
-        );
+        let address = product.result + 4 * index as u64 * product.result_stride;
+        let mut result: Vec<f32> = result.into_iter().map(|sum| sum as f32).collect();
+        if product.accumulates {
+            let held = memory.read::<f32>(address, result.len())?;
+            result = result
+                .iter()
+                .zip(held)
+                .map(|(sum, held)| sum + held)
+                .collect();
+        }
+        memory.write(address, &result);
     }
     Ok(())
 }

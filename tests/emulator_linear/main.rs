@@ -19,3 +19,4 @@ mod device;
 mod golden;
 mod options;
 mod shapes;
+mod whole_vocabulary;

@@ -1,7 +1,7 @@
 //! The loss over hidden states and a head on a GPU gives what it gives on the CPU.
 
 use candle_core::{DType, Device, Tensor, Var};
-use candle_trie::{FrozenHead, Head, TokenSets};
+use candle_trie::{FrozenHead, Head};
 
 use crate::cuda;
 use crate::linear_batch::{Batch, Options, assert_close, every_option, f64s};
@@ -70,10 +70,7 @@ fn every_option_gives_what_it_gives_on_the_cpu() {
     for width in [40, 33] {
         let batch = Batch::new(width, 7);
         for (dtype, tolerance) in tolerances {
-            let listed = every_option()
-                .into_iter()
-                .filter(|options| !options.whole_vocabulary);
-            for (index, options) in listed.enumerate() {
+            for (index, options) in every_option().into_iter().enumerate() {
                 for frozen in [false, true] {
                     let on_cpu = everything(&batch, &options, dtype, &Device::Cpu, frozen);
                     let on_gpu = everything(&batch, &options, dtype, &device, frozen);
@@ -122,29 +119,38 @@ fn each_gradient_is_made_alone_and_comes_to_the_same_bits() {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn what_has_no_kernel_is_refused() {
+fn the_whole_vocabulary_may_be_multiplied_by_a_strided_head() {
+    let (device, batch) = (cuda(), Batch::new(40, 7));
+    let options = every_option()
+        .into_iter()
+        .find(|options| options.whole_vocabulary);
+    let options = options.unwrap();
+    let tensors = batch.tensors(DType::F32);
+    let [hidden, weight, _] = tensors.map(|tensor| tensor.to_device(&device).unwrap().detach());
+    let wide = Tensor::cat(&[&weight, &weight], 1).unwrap();
+    let strided = wide.narrow(1, 0, 40).unwrap();
+    let of = |head: &Tensor| {
+        let hidden = Var::from_tensor(&hidden).unwrap();
+        let output = batch
+            .loss(&options)
+            .forward_linear(&hidden, head, &batch.rows(&options));
+        let gradients = output.unwrap().loss.backward().unwrap();
+        f64s(gradients.get(&hidden).unwrap())
+    };
+    assert_eq!(of(&strided), of(&weight));
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_head_elsewhere_is_refused() {
     let device = cuda();
     let batch = Batch::new(8, 1);
     let options = &every_option()[0];
-    let [hidden, head, _] = batch
-        .tensors(DType::F32)
-        .map(|v| v.to_device(&device).unwrap());
-    let words = |error: candle_trie::Error| error.to_string();
-
-    let whole = TokenSets::whole_vocabulary(batch.vocabulary).unwrap();
-    let whole = candle_trie::MaskedSoftmaxLoss::new(whole, options.temperature.clone()).unwrap();
-    let everywhere = Options {
-        whole_vocabulary: true,
-        ..options.clone()
-    };
-    let rows = batch.rows(&everywhere);
-    let error = whole
-        .evaluate_linear(&hidden, &head.detach(), &rows)
-        .unwrap_err();
-    assert!(words(error).contains("whole vocabulary"));
-
-    let head: Tensor = head.to_device(&Device::Cpu).unwrap().detach();
+    let [hidden, head, _] = batch.tensors(DType::F32);
+    let hidden = hidden.to_device(&device).unwrap();
     let (rows, mut loss) = (batch.rows(options), batch.loss(options));
-    let error = loss.forward_linear(&hidden, &head, &rows).unwrap_err();
-    assert!(words(error).contains("as the hidden states"));
+    let error = loss
+        .forward_linear(&hidden, &head.detach(), &rows)
+        .unwrap_err();
+    assert!(error.to_string().contains("as the hidden states"));
 }

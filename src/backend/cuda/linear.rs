@@ -12,8 +12,8 @@ pub(crate) use head_gradient::{DeviceShares, WantedOfHead};
 use super::dense::{DeviceElement, DeviceSets, PassTemperature, uninitialised, upload};
 use super::{Buffers, Executor};
 use crate::backend::launch::{
-    LinearBackward, LinearBackwardBuffers, LinearForward, LinearForwardBuffers, LinearGather,
-    LinearInputs, LinearRow, LinearRows,
+    LinearBackward, LinearBackwardBuffers, LinearChunks, LinearForwardBuffers, LinearGather,
+    LinearInputs, LinearRow, LinearRows, LinearStep,
 };
 use crate::{Result, Statistics};
 
@@ -83,7 +83,7 @@ impl DeviceLinear {
     ) -> Result<LinearForwarded> {
         let (executor, device, rows) = (&self.executor, &self.device, &self.plan);
         let (width, limits) = (tensors.width, executor.limits());
-        let plan = LinearForward::new(
+        let plan = LinearChunks::new(
             rows,
             T::ELEMENT,
             width,
@@ -133,19 +133,25 @@ impl DeviceLinear {
                 let launch = gather.launch(&inputs, buffers.group_hidden, buffers.group_head);
                 executor.launch(&launch, Buffers::new())?;
             }
-            for product in plan.score_products(&buffers) {
-                executor.multiply(&product)?;
-            }
-            if let Some(launch) = plan.statistics_launch(&inputs, &buffers) {
-                executor.launch(&launch, Buffers::new())?;
-            }
-            executor.launch(&plan.launch(&inputs, &buffers), Buffers::new())?;
-            for product in plan.gradient_products(&buffers) {
-                executor.multiply(&product)?;
-            }
+            self.issue(&plan.forward_steps(&inputs, &buffers))?;
         }
         drop(held);
         Ok(left)
+    }
+
+    /// # Safety
+    /// As [`Executor::launch`] and [`Executor::multiply`], whose buffers are held elsewhere.
+    unsafe fn issue(&self, steps: &[LinearStep]) -> Result<()> {
+        for step in steps {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match step {
+                    LinearStep::Product(product) => self.executor.multiply(product)?,
+                    LinearStep::Launch(launch) => self.executor.launch(launch, Buffers::new())?,
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes the gradient of the hidden states `[N, H]` from what a forward pass left.

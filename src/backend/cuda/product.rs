@@ -28,7 +28,7 @@ impl Executor {
             true => sys::cublasOperation_t::CUBLAS_OP_T,
             false => sys::cublasOperation_t::CUBLAS_OP_N,
         };
-        let (one, zero) = (1f32, 0f32);
+        let (one, kept) = (1f32, if product.accumulates { 1f32 } else { 0f32 });
         // SAFETY: the caller's promise about the addresses; the two factors are read by the call.
         let issued = unsafe {
             result::gemm_ex(
@@ -45,7 +45,7 @@ impl Executor {
                 product.left as *const _,
                 element,
                 size(product.left_stride)?,
-                (&raw const zero).cast(),
+                (&raw const kept).cast(),
                 product.result as *mut _,
                 sys::cudaDataType_t::CUDA_R_32F,
                 size(product.result_stride)?,

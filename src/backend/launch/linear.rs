@@ -3,8 +3,11 @@
 //! A forward pass gathers what its groups read, makes their scores by [`Product`]s, runs one kernel
 //! over all rows, and makes the groups' gradients by products again. A backward pass is one launch;
 //! the head's gradient, where it is wanted, two more with the groups' products between them.
+//!
+//! Rows over the whole vocabulary are taken in chunks that share the room for their scores: [`LinearChunks`].
 
 mod backward;
+mod chunks;
 mod forward;
 mod gather;
 mod head_gradient;
@@ -18,6 +21,7 @@ use std::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 pub use backward::{LinearBackward, LinearBackwardBuffers, LinearBackwardParams};
+pub use chunks::{LinearChunks, LinearStep};
 pub use forward::{LinearForward, LinearForwardBuffers, LinearForwardParams};
 pub use gather::{GatherSide, LinearGather, LinearGatherParams};
 pub use head_gradient::{

@@ -62,7 +62,7 @@ fn forward_of<T: DeviceElement>(
         Some(Gathered::OnDevice(sets)) => sets,
         _ => &none,
     };
-    let rows = LinearRows::new(pass.batch, |set| gathered.contains_key(&set))?;
+    let rows = LinearRows::new(pass.batch, |set| gathered.contains_key(&set));
     let frozen: Vec<_> = (rows.grouped_sets())
         .map(|set| gathered.get(&set).map(Tensor::storage_and_layout))
         .collect();

@@ -6,7 +6,10 @@ use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use super::{DeviceInputs, DeviceLinear};
 use crate::backend::cuda::Buffers;
 use crate::backend::cuda::dense::{DeviceElement, uninitialised, upload};
-use crate::backend::launch::{LinearHeadBuffers, LinearHeadGradient, LinearShares};
+use crate::backend::launch::{
+    DenseTemperature, LinearChunks, LinearForwardBuffers, LinearGather, LinearHeadBuffers,
+    LinearHeadGradient, LinearInputs, LinearShares,
+};
 use crate::{Result, TokenSets};
 
 /// What a forward pass leaves for the head's gradient.
@@ -14,8 +17,8 @@ pub(crate) struct DeviceShares {
     plan: LinearShares,
     /// The shares, behind them the tokens, and behind those where the shares of each begin.
     words: CudaSlice<u32>,
-    /// The errors of the groups.
-    errors: CudaSlice<f32>,
+    /// The errors of the groups; `None` where they are made once more, chunk by chunk.
+    errors: Option<CudaSlice<f32>>,
 }
 
 /// Which gradients are made: of the head `[vocabulary, H]`, of the bias `[vocabulary]`.
@@ -36,7 +39,7 @@ impl DeviceLinear {
         Ok(DeviceShares {
             words: upload(&self.device, &words)?,
             plan,
-            errors,
+            errors: (!self.plan.is_whole()).then_some(errors),
         })
     }
 
@@ -70,7 +73,7 @@ impl DeviceLinear {
             shares: words,
             tokens,
             starts: tokens + size_of_val(&shares.plan.tokens[..]) as u64,
-            scores: held.read(executor, &shares.errors),
+            scores: (shares.errors.as_ref()).map_or(0, |errors| held.read(executor, errors)),
             scaled: held.write(executor, &mut scaled),
             errors: held.write(executor, &mut errors),
             products: held.write(executor, &mut products),
@@ -82,13 +85,64 @@ impl DeviceLinear {
         // SAFETY: as in `forward`.
         unsafe {
             executor.launch(&plan.errors_launch(&inputs, &buffers), Buffers::new())?;
-            for product in plan.group_products(&buffers) {
-                executor.multiply(&product)?;
+            if self.plan.is_whole() {
+                self.multiply_chunks::<T>(&inputs, width, &buffers)?;
+            } else {
+                for product in plan.group_products(&buffers) {
+                    executor.multiply(&product)?;
+                }
             }
             executor.launch(&plan.launch(&buffers), Buffers::new())?;
         }
         drop(held);
         Ok([head, bias])
+    }
+
+    /// The products of rows over the whole vocabulary, whose errors are made once more.
+    ///
+    /// # Safety
+    /// The addresses of `inputs` and `head` must be of buffers that are held until all is issued.
+    unsafe fn multiply_chunks<T: DeviceElement>(
+        &self,
+        inputs: &LinearInputs,
+        width: usize,
+        head: &LinearHeadBuffers,
+    ) -> Result<()> {
+        let (executor, device, rows) = (&self.executor, &self.device, &self.plan);
+        let limits = executor.limits();
+        // The temperature is where the forward pass left it.
+        let given = DenseTemperature::at(1.0);
+        let plan = LinearChunks::new(rows, T::ELEMENT, width, given, false, limits)?;
+        let gather = LinearGather::new(rows, T::ELEMENT, width, limits)?;
+        let mut group_hidden = uninitialised::<T>(device, rows.grouped() * width)?;
+        let mut scores = uninitialised::<f32>(device, plan.scores())?;
+        let mut partials = uninitialised::<f64>(device, plan.partials())?;
+        let mut arrived = device.alloc_zeros::<u32>(1)?;
+        let mut held = Buffers::new();
+        let buffers = LinearForwardBuffers {
+            group_hidden: held.write(executor, &mut group_hidden),
+            group_head: 0,
+            frozen: Vec::new(),
+            scores: held.write(executor, &mut scores),
+            errors: 0,
+            gradient: 0,
+            loss: 0,
+            partials: held.write(executor, &mut partials),
+            statistics: 0,
+            temperature: head.temperature,
+            previous: 0,
+            arrived: held.write(executor, &mut arrived),
+        };
+        // SAFETY: the caller's promise, and as in `forward`.
+        unsafe {
+            if let Some(gather) = gather {
+                let launch = gather.launch(inputs, buffers.group_hidden, 0);
+                executor.launch(&launch, Buffers::new())?;
+            }
+            self.issue(&plan.head_steps(inputs, &buffers, head))?;
+        }
+        drop(held);
+        Ok(())
     }
 }
 

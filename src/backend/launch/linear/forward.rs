@@ -35,10 +35,12 @@ pub struct LinearForwardParams {
     keeps_head: u32,
     keeps_hidden: u32,
     times_temperature: u32,
+    first_block: u32,
+    all_blocks: u32,
 }
 
 const _: () = assert!(
-    size_of::<LinearForwardParams>() == 280
+    size_of::<LinearForwardParams>() == 288
         && offset_of!(LinearForwardParams, scores) == 96
         && offset_of!(LinearForwardParams, partials) == 144
         && offset_of!(LinearForwardParams, step) == 192
@@ -55,6 +57,9 @@ pub struct LinearForward<'a> {
     with_gradient: bool,
     shape: RowShape,
     blocks: u32,
+    /// Of the launches that share their sums, this one's first block and the blocks of all.
+    first_block: u32,
+    all_blocks: u32,
     room: Room,
 }
 
@@ -107,19 +112,50 @@ impl<'a> LinearForward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Self> {
         let width = check_width(width)?;
+        Ok(Self::of_width(
+            rows,
+            element,
+            width,
+            temperature,
+            with_gradient,
+            limits,
+        ))
+    }
+
+    pub(super) fn of_width(
+        rows: &'a LinearRows,
+        element: Element,
+        width: u32,
+        temperature: DenseTemperature,
+        with_gradient: bool,
+        limits: &DeviceLimits,
+    ) -> Self {
         let shape = RowShape::new(rows, element, width, Self::SUMS_BYTES);
         let room = shape.largest_room(rows, limits);
         let resident = limits.resident_blocks(shape.threads, shape.shared_bytes(room));
-        Ok(Self {
+        let blocks = (rows.rows.len() as u32).clamp(1, resident.max(1));
+        Self {
             rows,
             element,
             width,
             temperature,
             with_gradient,
             shape,
-            blocks: (rows.rows.len() as u32).clamp(1, resident.max(1)),
+            blocks,
+            first_block: 0,
+            all_blocks: blocks,
             room,
-        })
+        }
+    }
+
+    pub(super) fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// As one of several passes that share their sums.
+    pub(super) fn among(mut self, first_block: u32, all_blocks: u32) -> Self {
+        (self.first_block, self.all_blocks) = (first_block, all_blocks);
+        self
     }
 
     /// How many scores there is room for.
@@ -153,7 +189,7 @@ impl<'a> LinearForward<'a> {
     /// How many f64 of scratch the launch needs.
     #[must_use]
     pub fn partials(&self) -> usize {
-        Self::SUMS * self.blocks as usize
+        Self::SUMS * self.all_blocks as usize
     }
 
     /// Whether each head row of a ragged set is kept on chip between its two uses.
@@ -200,6 +236,7 @@ impl<'a> LinearForward<'a> {
             right_transposed: true,
             result: buffers.scores + 4 * group.scores,
             result_stride: group.stride.into(),
+            accumulates: false,
         })
     }
 
@@ -227,6 +264,7 @@ impl<'a> LinearForward<'a> {
             right_transposed: false,
             result: buffers.gradient + 4 * u64::from(group.first) * stride,
             result_stride: stride,
+            accumulates: false,
         });
         products.take(wanted)
     }
@@ -288,6 +326,21 @@ impl<'a> LinearForward<'a> {
         launch
     }
 
+    /// The launch once more, at the temperature that was used, for the errors of groups alone.
+    pub(super) fn errors_launch(
+        &self,
+        inputs: &LinearInputs,
+        buffers: &LinearForwardBuffers,
+    ) -> Launch<LinearForwardParams> {
+        let mut launch = self.launch(inputs, buffers);
+        let params = &mut launch.params;
+        params.previous = buffers.temperature;
+        (params.loss, params.losses, params.statistics) = (0, 0, 0);
+        // Any address says that errors are wanted: gradients are written there for ragged rows alone.
+        (params.gradient, params.errors) = (buffers.scores, 0);
+        launch
+    }
+
     fn launch_of(
         &self,
         kernel: &'static str,
@@ -326,6 +379,8 @@ impl<'a> LinearForward<'a> {
                 keeps_head: self.room.keeps_head.into(),
                 keeps_hidden: self.room.keeps_hidden.into(),
                 times_temperature: self.rows.times_temperature.into(),
+                first_block: self.first_block,
+                all_blocks: self.all_blocks,
             },
         }
     }

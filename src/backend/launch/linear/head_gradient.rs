@@ -146,8 +146,13 @@ impl<'a> LinearHeadGradient<'a> {
     /// The f32 of the groups' products.
     #[must_use]
     pub fn products(&self) -> usize {
-        let tokens = self.rows.groups.iter().map(|group| group.tokens as usize);
-        tokens.sum::<usize>() * self.stride() as usize
+        let tokens = match self.rows.vocabulary {
+            Some(vocabulary) => vocabulary as usize,
+            None => (self.rows.groups.iter())
+                .map(|group| group.tokens as usize)
+                .sum(),
+        };
+        tokens * self.stride() as usize
     }
 
     /// Launches and products of the pass.
@@ -193,7 +198,8 @@ impl<'a> LinearHeadGradient<'a> {
         }
     }
 
-    /// Between the launches: what each token has of a group.
+    /// Between the launches: what each token has of a group. (Of the whole vocabulary
+    /// [`LinearChunks`](super::LinearChunks) makes them.)
     pub fn group_products(&self, buffers: &LinearHeadBuffers) -> impl Iterator<Item = Product> {
         let (buffers, stride) = (*buffers, self.stride());
         let mut result = buffers.products;
@@ -211,6 +217,7 @@ impl<'a> LinearHeadGradient<'a> {
                 right_transposed: false,
                 result,
                 result_stride: stride,
+                accumulates: false,
             };
             result += 4 * u64::from(group.tokens) * stride;
             product
@@ -248,6 +255,10 @@ impl<'a> LinearHeadGradient<'a> {
 
     /// Of scaled hidden states and products, whose last column is the bias's.
     fn stride(&self) -> u64 {
-        gradient_stride(self.width + 1)
+        Self::stride_of(self.width)
+    }
+
+    pub(super) fn stride_of(width: u32) -> u64 {
+        gradient_stride(width + 1)
     }
 }

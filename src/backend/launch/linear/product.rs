@@ -30,4 +30,6 @@ pub struct Product {
     pub result: u64,
     /// Of the result.
     pub result_stride: u64,
+    /// Whether the product is added to what the result holds.
+    pub accumulates: bool,
 }

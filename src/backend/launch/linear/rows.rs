@@ -7,7 +7,7 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::launch::{DenseTemperature, StatisticsSizes};
-use crate::{Error, Result, Statistics, Temperature};
+use crate::{Result, Statistics, Temperature};
 
 /// Mirrors `LinearRow` of `kernels/linear.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -48,6 +48,9 @@ pub struct LinearRows {
     pub idle: Vec<u32>,
     /// To be uploaded: the positions of grouped rows, then the tokens whose head rows are gathered.
     pub gathered: Vec<u32>,
+    /// Where all rows range over the whole vocabulary, its size: the groups are then chunks of the rows,
+    /// one after the other in the same room.
+    pub(super) vocabulary: Option<u32>,
     pub(super) groups: Vec<Group>,
     /// How many scores the groups have, and the ragged rows.
     pub(super) grouped_scores: u64,
@@ -67,6 +70,8 @@ const LEAST_WORK: usize = 512;
 /// Nor are sets of fewer tokens worth a product, however many rows they have: no row of them keeps a
 /// block for as long as one launch takes (about 10 µs on an H100).
 const LEAST_TOKENS: usize = 32;
+/// Over the whole vocabulary, so many scores are in memory at a time: 128 MiB of f32.
+const CHUNK_SCORES: usize = 1 << 25;
 /// The scores of a group's rows begin at 16 bytes in every type.
 const SCORES_ALIGNMENT: usize = 8;
 
@@ -79,13 +84,12 @@ impl LinearRow {
 
 impl LinearRows {
     /// `is_frozen` says for which sets a frozen head has the head rows.
-    pub(crate) fn new(batch: &Batch, is_frozen: impl Fn(u32) -> bool) -> Result<Self> {
-        if batch.whole_vocabulary().is_some() {
-            return Err(Error::Unsupported {
-                what: "token sets",
-                expected: "listed sets, for the loss over hidden states on CUDA".into(),
-                actual: "the whole vocabulary (use `forward` with logits)".into(),
-            });
+    pub(crate) fn new(batch: &Batch, is_frozen: impl Fn(u32) -> bool) -> Self {
+        if let Some(vocabulary) = batch.whole_vocabulary() {
+            let rows: Vec<&BatchRow> = batch.rows.iter().collect();
+            let mut whole = Self::in_order(batch, &[], &rows, is_frozen);
+            whole.vocabulary = Some(vocabulary as u32);
+            return whole.within(CHUNK_SCORES);
         }
         let mut by_set: Vec<&BatchRow> = batch.rows.iter().collect();
         by_set.sort_by_key(|row| row.set);
@@ -103,7 +107,7 @@ impl LinearRows {
         let mut ragged: Vec<&BatchRow> = ragged.concat();
         // A block takes every so-manieth row: long sets first, all blocks have about as much to do.
         ragged.sort_by_key(|row| Reverse(batch.size(row)));
-        Ok(Self::in_order(batch, grouped, &ragged, is_frozen))
+        Self::in_order(batch, grouped, &ragged, is_frozen)
     }
 
     fn in_order(
@@ -147,6 +151,7 @@ impl LinearRows {
             rows,
             idle: batch.idle(),
             gathered,
+            vocabulary: None,
             groups,
             grouped_scores: scores,
             ragged_scores,
@@ -155,6 +160,65 @@ impl LinearRows {
             reduced: batch.reduced,
             statistics: batch.statistics_sizes(),
         }
+    }
+
+    /// Over the whole vocabulary, with no more than so many scores in memory at a time, but for those of
+    /// one row. Other rows stay as they are.
+    #[must_use]
+    pub fn within(mut self, scores: usize) -> Self {
+        let Some(tokens) = self.vocabulary else {
+            return self;
+        };
+        let stride = (tokens as usize).next_multiple_of(SCORES_ALIGNMENT);
+        let most = (scores / stride).max(1);
+        self.gathered = self.rows.iter().map(|row| row.position).collect();
+        let chunks = self.rows.chunks_mut(most).enumerate().map(|(chunk, rows)| {
+            for (index, row) in rows.iter_mut().enumerate() {
+                row.scores = (index * stride) as u64;
+            }
+            Group {
+                set: 0,
+                first: (chunk * most) as u32,
+                rows: rows.len() as u32,
+                tokens,
+                scores: 0,
+                stride: stride as u32,
+                gathered: None,
+            }
+        });
+        self.groups = chunks.collect();
+        let largest = self.groups.first().map_or(0, |group| group.rows as usize);
+        self.grouped_scores = (largest * stride) as u64;
+        (self.ragged_scores, self.longest_ragged) = (0, 0);
+        self
+    }
+
+    /// The chunks of rows over the whole vocabulary, each as a batch of its own, or else all rows; the
+    /// first has the idle positions.
+    pub(super) fn chunks(&self) -> Vec<Self> {
+        if !self.is_whole() || self.groups.is_empty() {
+            return vec![self.clone()];
+        }
+        let chunk = |group: &Group| {
+            let rows = group.first as usize..(group.first + group.rows) as usize;
+            Self {
+                rows: self.rows[rows.clone()].to_vec(),
+                idle: match group.first {
+                    0 => self.idle.clone(),
+                    _ => Vec::new(),
+                },
+                gathered: self.gathered[rows].to_vec(),
+                groups: vec![Group { first: 0, ..*group }],
+                ..*self
+            }
+        };
+        self.groups.iter().map(chunk).collect()
+    }
+
+    /// Whether all rows range over the whole vocabulary.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.vocabulary.is_some()
     }
 
     /// The temperature of a pass that takes a step of `temperature` with the statistics of these rows.

@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::LinearRows;
+use super::{LinearRow, LinearRows};
 use crate::{TokenSet, TokenSets};
 
 /// What the gradient of one token's head row has of one set; mirrors `LinearShare` of
@@ -36,6 +36,9 @@ impl LinearShares {
     /// Of rows over `sets`, which are those that the rows were made with.
     #[must_use]
     pub fn new(rows: &LinearRows, sets: &TokenSets) -> Self {
+        if let Some(vocabulary) = rows.vocabulary {
+            return Self::of_whole(rows, vocabulary);
+        }
         let listed = |set| match sets.get(set) {
             Some(TokenSet::Listed(tokens)) => tokens,
             _ => &[],
@@ -77,6 +80,22 @@ impl LinearShares {
         // Stable: a token's shares stay in the order of the rows.
         shares.sort_by_key(|(token, _)| *token);
         Self::of_sorted(&shares)
+    }
+
+    /// One product for each token.
+    fn of_whole(rows: &LinearRows, vocabulary: u32) -> Self {
+        if !rows.rows.iter().any(LinearRow::counts) {
+            return Self::default();
+        }
+        let share = |first| LinearShare {
+            first,
+            ..LinearShare::zeroed()
+        };
+        Self {
+            shares: (0..vocabulary).map(share).collect(),
+            tokens: (0..vocabulary).collect(),
+            starts: (0..=vocabulary).collect(),
+        }
     }
 
     fn of_sorted(shares: &[(u32, LinearShare)]) -> Self {

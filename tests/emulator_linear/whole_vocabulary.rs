@@ -1,0 +1,75 @@
+//! Rows over the whole vocabulary: in chunks of any size, with every option.
+
+use candle_trie::Rows;
+use half::{bf16, f16};
+
+use crate::batch::{Batch, Options, every_option};
+use crate::device::Case;
+use crate::number::Number;
+
+fn options() -> impl Iterator<Item = Options> {
+    every_option()
+        .into_iter()
+        .filter(|options| options.whole_vocabulary)
+}
+
+/// One row at a time, a few, all but a few, and all.
+fn chunks(batch: &Batch) -> [usize; 4] {
+    let row = batch.vocabulary.next_multiple_of(8);
+    [1, 7 * row, 60 * row, usize::MAX]
+}
+
+fn every_option_in_chunks_in<T: Number>() {
+    let batch = Batch::new(24, 7);
+    for (index, options) in options().enumerate() {
+        let case = Case {
+            chunk: chunks(&batch)[index % 4],
+            with_gradient: index % 5 != 3,
+            ..Case::new(&batch, &options)
+        };
+        case.assert_correct::<T>(&format!("option {index}"));
+    }
+}
+
+fn every_option_in_f32() {
+    every_option_in_chunks_in::<f32>();
+}
+
+fn every_option_in_f16() {
+    every_option_in_chunks_in::<f16>();
+}
+
+fn every_option_in_bf16() {
+    every_option_in_chunks_in::<bf16>();
+}
+
+fn odd_widths_in_every_chunk() {
+    for width in [1, 33] {
+        let batch = Batch::new(width, 3);
+        for options in options().step_by(7) {
+            for chunk in chunks(&batch) {
+                let case = Case {
+                    chunk,
+                    ..Case::new(&batch, &options)
+                };
+                case.assert_correct::<bf16>(&format!("width {width}, {chunk}"));
+            }
+        }
+    }
+}
+
+fn no_row_gives_zeros() {
+    let mut batch = Batch::new(9, 3);
+    batch.rows = Rows::from_raw(batch.positions, Vec::new()).unwrap();
+    for options in options().filter(|options| !options.weights).step_by(4) {
+        Case::new(&batch, &options).assert_correct::<f32>("no row");
+    }
+}
+
+candle_trie_emulator::emulated_tests! {
+    every_option_in_f32,
+    every_option_in_f16,
+    every_option_in_bf16,
+    odd_widths_in_every_chunk,
+    no_row_gives_zeros,
+}

@@ -210,7 +210,7 @@ impl<'a> LinearForward<'a> {
         [self.shape.threads, self.shape.shared_bytes(self.room)]
     }
 
-    /// Launches and products of the pass, the gathering included.
+    /// Launches and products of the pass over listed sets, the gathering included.
     #[must_use]
     pub fn launches(&self) -> usize {
         let groups = self.rows.groups.len();

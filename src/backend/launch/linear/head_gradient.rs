@@ -155,7 +155,7 @@ impl<'a> LinearHeadGradient<'a> {
         tokens * self.stride() as usize
     }
 
-    /// Launches and products of the pass.
+    /// Launches and products of the pass, over listed sets.
     #[must_use]
     pub fn launches(&self) -> usize {
         2 + self.rows.groups.len()

@@ -73,8 +73,8 @@ fn losses_temperatures_and_statistics_of_ats_are_the_published_ones() {
 /// `value_and_gradient` and through `forward_linear` (the logits as hidden states, times the identity),
 /// the temperature and the statistics.
 struct Outcome {
-    losses: Vec<f64>,
-    gradients: Vec<Vec<f64>>,
+    losses: [f64; 3],
+    gradients: [Vec<f64>; 3],
     temperature: f64,
     statistics: candle_trie::Statistics,
 }
@@ -94,23 +94,17 @@ impl Case {
         let output = loss.clone().forward(&logits, &self.rows)?;
         let gradient = output.loss.backward()?.get(&logits).unwrap().clone();
         let (fused, fused_gradient) = loss.clone().value_and_gradient(&logits, &self.rows)?;
-        let mut outcome = Outcome {
+        let identity = Tensor::eye(self.vocabulary, dtype, &device)?;
+        let linear = loss
+            .clone()
+            .forward_linear(&logits, &identity, &self.rows)?;
+        let linear_gradient = linear.loss.backward()?.get(&logits).unwrap().clone();
+        Ok(Outcome {
             temperature: output.read_temperature()?,
             statistics: output.read_statistics()?,
-            losses: vec![f64_of(&output.loss), f64_of(&fused.loss)],
-            gradients: vec![f64s_of(&gradient), f64s_of(&fused_gradient)],
-        };
-        // Of the whole vocabulary there is no linear operation on CUDA.
-        if device.is_cpu() || sets.as_raw().is_some() {
-            let identity = Tensor::eye(self.vocabulary, dtype, &device)?;
-            let linear = loss
-                .clone()
-                .forward_linear(&logits, &identity, &self.rows)?;
-            let gradient = linear.loss.backward()?.get(&logits).unwrap().clone();
-            outcome.losses.push(f64_of(&linear.loss));
-            outcome.gradients.push(f64s_of(&gradient));
-        }
-        Ok(outcome)
+            losses: [output.loss, fused.loss, linear.loss].map(|loss| f64_of(&loss)),
+            gradients: [gradient, fused_gradient, linear_gradient].map(|g| f64s_of(&g)),
+        })
     }
 
     fn check(
@@ -161,7 +155,7 @@ impl Case {
         tolerance: f64,
         what: &str,
     ) {
-        for &loss in &outcome.losses {
+        for loss in outcome.losses {
             let published = number(&published["loss"]);
             assert_close(loss, published, tolerance, &format!("{what}: loss"));
         }
@@ -194,7 +188,7 @@ impl Case {
 }
 
 fn check_reference(expected: &Reference, outcome: &Outcome, tolerance: f64, what: &str) {
-    for &loss in &outcome.losses {
+    for loss in outcome.losses {
         assert_close(
             loss,
             expected.loss,

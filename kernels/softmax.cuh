@@ -34,9 +34,15 @@ struct Exponentials {
         float maximum = value.maximum;
 #pragma unroll
         for (int k = 0; k < count; ++k) maximum = fmaxf(maximum, logits[k]);
-        // −∞ apart from −∞ is no number; NaN, which fmaxf passes over, stays NaN.
-        const Exponential exponential(maximum == -INFINITY ? 0.0f : maximum, inverse_temperature);
-        float sum = value.sum * exponential(value.maximum);
+        float sum = value.sum;
+        if (maximum == -INFINITY) {
+            // −∞ apart from −∞ is no number. NaN, which fmaxf passes over, stays NaN.
+#pragma unroll
+            for (int k = 0; k < count; ++k) sum += logits[k] == maximum ? 1.0f : logits[k];
+            return {maximum, sum};
+        }
+        const Exponential exponential(maximum, inverse_temperature);
+        sum *= exponential(value.maximum);
 #pragma unroll
         for (int k = 0; k < count; ++k) sum += exponential(logits[k]);
         return {maximum, sum};

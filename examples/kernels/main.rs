@@ -27,7 +27,7 @@ fn main() {
          Written by `cargo run --features cuda --example kernels > docs/kernels.md` (after \
          `eval \"$(scripts/cuda-toolkit)\"`). Nothing\n\
          on this page was measured on a GPU: registers are what the compiler says, bytes are what \
-         the emulator counts,\nfloors are computed.\n"
+         the emulator counts,\nfloors are computed. What a GPU has shown is in [gpu.md](gpu.md).\n"
     );
     resources::print();
     moved::print();

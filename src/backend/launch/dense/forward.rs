@@ -247,8 +247,8 @@ mod tests {
     };
     const SMALL: DeviceLimits = DeviceLimits {
         multiprocessors: 1,
-        shared_bytes_per_block: 16 << 10,
-        shared_bytes_per_multiprocessor: 16 << 10,
+        shared_bytes_per_block: 24 << 10,
+        shared_bytes_per_multiprocessor: 24 << 10,
     };
 
     /// Rows that all enter the statistics, and as many idle positions.

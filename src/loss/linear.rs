@@ -324,8 +324,8 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         let factor = |row: &BatchRow| upstream.factor(&op.batch, row, forward.temperature);
         let mut hidden_gradient = None;
         if op.wanted.hidden {
-            let mut values: Vec<T> = bytemuck::zeroed_vec(hidden.elem_count());
-            softened.write_hidden_gradient(&op.batch, factor, head.dim(1)?, &mut values);
+            let (width, length) = (head.dim(1)?, hidden.elem_count());
+            let values = softened.scaled_hidden_gradient::<T>(&op.batch, factor, width, length);
             hidden_gradient = Some(Tensor::from_vec(values, hidden.shape(), hidden.device())?);
         }
         if !op.wanted.head {

@@ -89,7 +89,7 @@ impl<R: Real> TokenSums<R> {
         let (plan, width) = (&softened.plan, self.width);
         let stride = padded(width);
         for group in &plan.groups {
-            let set = batch.listed(&batch.rows[plan.rows[group.start] as usize]);
+            let set = batch.listed(plan.row(batch, group.start));
             let errors = &errors[plan.scores(group)];
             let left = Matrix::new(errors, group.len(), set.len(), set.len());
             let hidden = &softened.hidden[group.start * stride..group.end * stride];
@@ -113,7 +113,7 @@ impl<R: Real> TokenSums<R> {
         let stride = padded(width);
         let mut shares = Vec::new();
         for slot in plan.ragged() {
-            let tokens = batch.listed(&batch.rows[plan.rows[slot] as usize]);
+            let tokens = batch.listed(plan.row(batch, slot));
             let errors = &errors[plan.starts[slot]..plan.starts[slot + 1]];
             shares.extend(tokens.iter().zip(errors).map(|(&token, &error)| Share {
                 rank: self.rank(token) as u32,

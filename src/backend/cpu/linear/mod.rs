@@ -22,7 +22,7 @@ pub(crate) use scores::{score, soften};
 pub(crate) use whole_vocabulary::{WholeVocabulary, whole_vocabulary_head_gradient};
 
 use super::element::Element;
-use super::matrix::padded;
+use super::matrix::{Matrix, padded};
 use super::vector::{self, Real};
 use crate::backend::batch::{Batch, BatchRow};
 
@@ -72,23 +72,33 @@ pub(crate) struct Wanted {
     pub head: bool,
 }
 
+impl<R: Real> HeadRows<R> {
+    /// `[tokens, H]` for H = `width`.
+    fn matrix(&self, width: usize) -> Matrix<'_, R> {
+        let stride = padded(width);
+        Matrix::new(&self.values, self.values.len() / stride, width, stride)
+    }
+}
+
 impl<R: Real> Softened<R> {
-    /// Writes the gradient of the hidden states `[N, H]`, which holds zeros: every row's unscaled
-    /// gradient times its factor, rounded once.
-    pub fn write_hidden_gradient<T: Element<Real = R>>(
+    /// The gradient of the hidden states `[N, H]`, `length` elements in all: every row's unscaled
+    /// gradient times its factor, rounded once, and zeros elsewhere.
+    pub fn scaled_hidden_gradient<T: Element<Real = R>>(
         &self,
         batch: &Batch,
         factor: impl Fn(&BatchRow) -> f64 + Sync,
         width: usize,
-        gradient: &mut [T],
-    ) {
+        length: usize,
+    ) -> Vec<T> {
+        // Mostly zeros, and as many as make a third of the backward pass where one thread writes them.
+        let mut gradient: Vec<T> = rayon::iter::repeat_n(T::zeroed(), length).collect();
         let unscaled = self.hidden_gradient.chunks(width.max(1));
         let mut by_position: Vec<_> = (self.plan.rows.iter().zip(unscaled))
             .map(|(&row, unscaled)| (&batch.rows[row as usize], unscaled))
             .filter(|(row, _)| row.counts())
             .collect();
         by_position.sort_unstable_by_key(|(row, _)| row.position);
-        let mut rest = gradient;
+        let mut rest = &mut gradient[..];
         let mut position = 0;
         let rows: Vec<_> = (by_position.into_iter())
             .map(|(row, unscaled)| {
@@ -101,6 +111,7 @@ impl<R: Real> Softened<R> {
         rows.into_par_iter()
             .with_min_len(ROWS_PER_TASK)
             .for_each(|(row, unscaled, target)| vector::scale_into(unscaled, factor(row), target));
+        gradient
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::backend::batch::Batch;
+use crate::backend::batch::{Batch, BatchRow};
 
 /// A set's rows become a matrix product from this many rows on: with fewer, gathering the head rows
 /// costs more than reading each once for a few rows saves. See "Grouping" in docs/benchmarks.md.
@@ -71,6 +71,11 @@ impl Plan {
             starts: Vec::new(),
             groups: Vec::new(),
         }
+    }
+
+    /// The row of the batch in a slot.
+    pub fn row<'b>(&self, batch: &'b Batch, slot: usize) -> &'b BatchRow {
+        &batch.rows[self.rows[slot] as usize]
     }
 
     /// The slots that no matrix product covers.

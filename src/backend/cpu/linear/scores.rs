@@ -11,7 +11,7 @@ use super::{Head, HeadRows, Hidden, ROWS_PER_TASK, Softened, Wanted, gather_hidd
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::{balanced, split};
 use crate::backend::cpu::element::Element;
-use crate::backend::cpu::matrix::{Matrix, multiply, padded};
+use crate::backend::cpu::matrix::{Matrix, Product, multiply_all, padded};
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite, statistics};
 use crate::backend::cpu::vector::{self, Real};
 use crate::{Result, Statistics};
@@ -53,22 +53,18 @@ pub(super) fn score_as_planned<'a, T: Element>(
     head: &Head<'a, T>,
     batch: &Batch,
 ) -> Result<Scores<'a, T::Real>> {
-    let stride = padded(hidden.width);
-    let gathered = gather_hidden(hidden, batch, &plan);
-    let mut scores = vec![T::Real::ZERO; plan.starts[plan.rows.len()]];
-    let mut head_rows = Vec::with_capacity(plan.groups.len());
-    for group in &plan.groups {
-        let row = &batch.rows[plan.rows[group.start] as usize];
-        let rows = group_head_rows(head, batch, row);
-        let products = &mut scores[plan.scores(group)];
-        let hidden = &gathered[group.start * stride..group.end * stride];
-        let left = Matrix::new(hidden, group.len(), head.width, stride);
-        let right = Matrix::new(&rows.values, batch.size(row), head.width, stride);
-        multiply(left, right.transposed(), products, false);
-        add_bias(head, batch, row, products);
-        head_rows.push(rows);
-    }
-    score_ragged(head, batch, &plan, &gathered, &mut scores);
+    let (gathered, mut scores) = rayon::join(
+        || gather_hidden(hidden, batch, &plan),
+        || vec![T::Real::ZERO; plan.starts[plan.rows.len()]],
+    );
+    let head_rows: Vec<_> = (plan.groups.iter())
+        .map(|group| group_head_rows(head, batch, plan.row(batch, group.start)))
+        .collect();
+    let (grouped, ragged) = scores.split_at_mut(plan.starts[plan.ragged().start]);
+    rayon::join(
+        || score_groups(head, batch, &plan, &gathered, &head_rows, grouped),
+        || score_ragged(head, batch, &plan, &gathered, ragged),
+    );
     let statistics = measure(batch, &plan, &scores)?;
     Ok(Scores {
         plan,
@@ -90,10 +86,43 @@ fn group_head_rows<'a, T: Element>(
     }
 }
 
-fn add_bias<T: Element>(head: &Head<T>, batch: &Batch, row: &BatchRow, scores: &mut [T::Real]) {
-    if head.bias.is_empty() {
-        return;
+/// The grouped rows: matrix products of their hidden states and the head rows of their set.
+fn score_groups<T: Element>(
+    head: &Head<T>,
+    batch: &Batch,
+    plan: &Plan,
+    hidden: &[T::Real],
+    head_rows: &[Cow<HeadRows<T::Real>>],
+    scores: &mut [T::Real],
+) {
+    let stride = padded(head.width);
+    let of_groups = split(
+        scores,
+        plan.groups.iter().map(|group| plan.scores(group).len()),
+    );
+    let products =
+        (plan.groups.iter().zip(head_rows).zip(of_groups)).map(|((group, rows), result)| {
+            let hidden = &hidden[group.start * stride..group.end * stride];
+            Product {
+                left: Matrix::new(hidden, group.len(), head.width, stride),
+                right: rows.matrix(head.width).transposed(),
+                result,
+            }
+        });
+    multiply_all(products, false);
+    if !head.bias.is_empty() {
+        for group in &plan.groups {
+            add_bias(
+                head,
+                batch,
+                plan.row(batch, group.start),
+                &mut scores[plan.scores(group)],
+            );
+        }
     }
+}
+
+fn add_bias<T: Element>(head: &Head<T>, batch: &Batch, row: &BatchRow, scores: &mut [T::Real]) {
     let bias: Vec<T::Real> = batch
         .listed(row)
         .iter()
@@ -117,7 +146,7 @@ fn score_ragged<T: Element>(
     let stride = padded(head.width);
     let stretches = ragged_stretches(plan, head.width);
     let scores = split(
-        &mut scores[plan.scores(&plan.ragged())],
+        scores,
         stretches.iter().map(|slots| plan.scores(slots).len()),
     );
     stretches
@@ -126,7 +155,7 @@ fn score_ragged<T: Element>(
         .for_each(|(slots, mut scores)| {
             let mut widened = Vec::new();
             for slot in slots {
-                let row = &batch.rows[plan.rows[slot] as usize];
+                let row = plan.row(batch, slot);
                 let hidden = &hidden[slot * stride..][..head.width];
                 let tokens = batch.listed(row);
                 for (score, &token) in scores.iter_mut().zip(tokens) {
@@ -149,7 +178,7 @@ fn ragged_stretches(plan: &Plan, width: usize) -> Vec<Range<usize>> {
 /// The statistics, row by row and then merged in the order of the slots.
 fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statistics> {
     let of_slot = |slot: usize| {
-        let row = &batch.rows[plan.rows[slot] as usize];
+        let row = plan.row(batch, slot);
         let scores = &scores[plan.starts[slot]..plan.starts[slot + 1]];
         if batch.checked {
             check_finite(row, batch.listed(row).iter().copied(), scores)?;
@@ -188,18 +217,21 @@ pub(crate) fn soften<T: Element>(
         head_rows,
         ..
     } = scored;
-    let softmaxes = soften_slots(batch, &plan, &mut scores, temperature, wanted);
-    let mut by_slot = Vec::new();
+    let gradient = if wanted.hidden {
+        plan.rows.len() * head.width
+    } else {
+        0
+    };
+    let (softmaxes, mut by_slot) = rayon::join(
+        || soften_slots(batch, &plan, &mut scores, temperature, wanted),
+        || vec![T::Real::ZERO; gradient],
+    );
     if wanted.hidden {
-        by_slot = vec![T::Real::ZERO; plan.rows.len() * head.width];
-        for (group, rows) in plan.groups.iter().zip(&head_rows) {
-            let tokens = plan.starts[group.start + 1] - plan.starts[group.start];
-            let left = Matrix::new(&scores[plan.scores(group)], group.len(), tokens, tokens);
-            let right = Matrix::new(&rows.values, tokens, head.width, padded(head.width));
-            let gradient = &mut by_slot[group.start * head.width..group.end * head.width];
-            multiply(left, right, gradient, false);
-        }
-        ragged_hidden_gradient(head, batch, &plan, &scores, &mut by_slot);
+        let (grouped, ragged) = by_slot.split_at_mut(plan.ragged().start * head.width);
+        rayon::join(
+            || group_hidden_gradient(&plan, head.width, &scores, &head_rows, grouped),
+            || ragged_hidden_gradient(head, batch, &plan, &scores, ragged),
+        );
     }
     let softmaxes = plan.in_batch_order(&softmaxes);
     let softened = Softened {
@@ -237,6 +269,26 @@ fn soften_slots<R: Real>(
         .collect()
 }
 
+fn group_hidden_gradient<R: Real>(
+    plan: &Plan,
+    width: usize,
+    errors: &[R],
+    head_rows: &[Cow<HeadRows<R>>],
+    by_slot: &mut [R],
+) {
+    let gradients = split(by_slot, plan.groups.iter().map(|group| group.len() * width));
+    let products =
+        (plan.groups.iter().zip(head_rows).zip(gradients)).map(|((group, rows), result)| {
+            let (right, errors) = (rows.matrix(width), &errors[plan.scores(group)]);
+            Product {
+                left: Matrix::new(errors, group.len(), right.rows, right.rows),
+                right,
+                result,
+            }
+        });
+    multiply_all(products, false);
+}
+
 fn ragged_hidden_gradient<T: Element>(
     head: &Head<T>,
     batch: &Batch,
@@ -246,7 +298,7 @@ fn ragged_hidden_gradient<T: Element>(
 ) {
     let stretches = ragged_stretches(plan, head.width);
     let gradients = split(
-        &mut by_slot[plan.ragged().start * head.width..],
+        by_slot,
         stretches.iter().map(|slots| slots.len() * head.width),
     );
     stretches
@@ -255,7 +307,7 @@ fn ragged_hidden_gradient<T: Element>(
         .for_each(|(slots, gradients)| {
             let mut widened = Vec::new();
             for (slot, gradient) in slots.zip(gradients.chunks_mut(head.width.max(1))) {
-                let row = &batch.rows[plan.rows[slot] as usize];
+                let row = plan.row(batch, slot);
                 let errors = &errors[plan.starts[slot]..plan.starts[slot + 1]];
                 for (&token, &error) in batch.listed(row).iter().zip(errors) {
                     vector::add_scaled(gradient, error, T::widened(head.row(token), &mut widened));

@@ -2,24 +2,27 @@
 
 #[cfg_attr(not(feature = "cuda"), path = "linear/no_cuda.rs")]
 mod cuda;
+mod inputs;
 
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, Device, Layout, Shape, Tensor};
 
+use inputs::{bias_or_none, check, head_view, hidden_view, viewed, weight_for};
+
 use super::LossOutput;
-use super::head::{BIAS, Gathered, HEAD, Head, check_dtype, check_head};
+use super::head::{BIAS, Gathered, HEAD, Head};
 use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, storage_of};
 use super::residence::Residence;
 use super::temperature::{Stepped, TemperatureSource};
-use super::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix, with_element};
+use super::tensor::{Scalar, cpu, with_element};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::linear::{
     self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, score, soften,
     whole_vocabulary_head_gradient,
 };
-use crate::{Error, Result, Statistics};
+use crate::{Result, Statistics};
 
 const HIDDEN: &str = "hidden states";
 
@@ -30,7 +33,7 @@ pub(super) fn forward(
     source: TemperatureSource,
     residence: &Residence,
 ) -> Result<(LossOutput, Option<Stepped>)> {
-    check(hidden, &head, &batch)?;
+    check_inputs(hidden, &head, &batch)?;
     with_element!(hidden.dtype(), HIDDEN, T => {
         forward_of::<T>(hidden, head, batch, source, residence)
     })
@@ -42,7 +45,7 @@ pub(super) fn statistics(
     batch: Batch,
     residence: &Residence,
 ) -> Result<Statistics> {
-    check(hidden, &head, &batch)?;
+    check_inputs(hidden, &head, &batch)?;
     if !hidden.device().is_cpu() {
         let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
         let head = Head {
@@ -70,34 +73,12 @@ fn statistics_on_cpu(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Stat
 
 /// The logits of every row's tokens, for sets that are listed.
 pub(super) fn valid_logits(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Vec<Vec<f64>>> {
-    check(hidden, head, batch)?;
+    check_inputs(hidden, head, batch)?;
     with_element!(hidden.dtype(), HIDDEN, T => {
         viewed::<T, _>(hidden, head, |hidden, head| {
             Ok(score(hidden, head, batch)?.in_batch_order())
         })
     })
-}
-
-/// What `look` sees in hidden states and a head.
-fn viewed<T: Scalar, R>(
-    hidden: &Tensor,
-    head: &Head,
-    look: impl FnOnce(Hidden<T>, &linear::Head<T>) -> Result<R>,
-) -> Result<R> {
-    let bias = bias_or_none(head)?;
-    let (hidden, weight) = (
-        hidden.storage_and_layout(),
-        head.weight.storage_and_layout(),
-    );
-    let bias = bias.storage_and_layout();
-    let view = head_view::<T>(
-        cpu(HEAD, &weight.0)?,
-        weight.1,
-        cpu(BIAS, &bias.0)?,
-        bias.1,
-        head.gathered,
-    )?;
-    look(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &view)
 }
 
 fn forward_of<T: Scalar>(
@@ -133,25 +114,30 @@ fn forward_of<T: Scalar>(
     })
 }
 
-/// The head as a pass takes it: on a device the whole of it is one side of a matrix product.
-fn weight_for(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Tensor> {
-    if hidden.device().is_cpu() || batch.whole_vocabulary().is_none() {
-        return Ok(head.weight.clone());
+/// Refuses what a pass cannot take, before any work.
+fn check_inputs(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
+    check(hidden, head, batch)?;
+    match hidden.device() {
+        Device::Cpu => Ok(()),
+        _ => check_on_cpu(hidden, head, batch),
     }
-    Ok(head.weight.contiguous()?)
 }
 
-/// candle's op takes three tensors; an empty one stands for no bias. (A device has no buffer without
-/// elements.)
-fn bias_or_none(head: &Head) -> Result<Tensor> {
-    match head.bias {
-        Some(bias) => Ok(bias.clone()),
-        None => {
-            let device = head.weight.device();
-            let length = usize::from(!device.is_cpu());
-            Ok(Tensor::zeros(length, head.weight.dtype(), device)?)
-        }
+/// In checked mode, looks at the logits on the CPU: to name the first that is not finite is worth a copy
+/// to those who ask for it.
+fn check_on_cpu(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
+    if !batch.checked {
+        return Ok(());
     }
+    let to_cpu = |tensor: &Tensor| tensor.to_device(&Device::Cpu);
+    let (weight, bias) = (to_cpu(head.weight)?, head.bias.map(to_cpu).transpose()?);
+    let copied = Head {
+        weight: &weight,
+        bias: bias.as_ref(),
+        gathered: None,
+        gathered_sets: None,
+    };
+    statistics_on_cpu(&to_cpu(hidden)?, &copied, batch).map(|_| ())
 }
 
 /// The custom op from hidden states `[.., H]`, head `[V, H]` and bias to the loss of one batch.
@@ -339,98 +325,4 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
             bias.track_op().then_some(bias_gradient),
         ))
     }
-}
-
-/// Everything that the slices of the backend rely on, refused in words before any work.
-fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
-    check_loss_device(HIDDEN, hidden)?;
-    check_same_device(hidden, head)?;
-    check_positions(hidden, batch.positions)?;
-    check_head(head.weight, head.bias, &batch.sets)?;
-    check_dtype(hidden, head.weight)?;
-    let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
-    // The whole vocabulary needs no gathered rows, and takes a head frozen for any sets.
-    if other_sets.is_some() && batch.whole_vocabulary().is_none() {
-        return Err(Error::Unsupported {
-            what: HEAD,
-            expected: "a FrozenHead made for the token sets of this loss".into(),
-            actual: "one made for other sets".into(),
-        });
-    }
-    match (hidden.dims().last(), head.weight.dims().last()) {
-        (Some(hidden), Some(head)) if hidden == head => {}
-        (hidden, head) => {
-            return Err(Error::LengthMismatch {
-                what: "width of the hidden states (the head's is expected)",
-                expected: head.copied().unwrap_or(0),
-                actual: hidden.copied().unwrap_or(0),
-            });
-        }
-    }
-    match hidden.device() {
-        Device::Cpu => Ok(()),
-        _ => check_on_cpu(hidden, head, batch),
-    }
-}
-
-/// In checked mode, looks at the logits on the CPU: to name the first that is not finite is worth a copy
-/// to those who ask for it.
-fn check_on_cpu(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
-    if !batch.checked {
-        return Ok(());
-    }
-    let to_cpu = |tensor: &Tensor| tensor.to_device(&Device::Cpu);
-    let (weight, bias) = (to_cpu(head.weight)?, head.bias.map(to_cpu).transpose()?);
-    let copied = Head {
-        weight: &weight,
-        bias: bias.as_ref(),
-        gathered: None,
-        gathered_sets: None,
-    };
-    statistics_on_cpu(&to_cpu(hidden)?, &copied, batch).map(|_| ())
-}
-
-fn check_same_device(hidden: &Tensor, head: &Head) -> Result<()> {
-    let others = [Some(head.weight), head.bias];
-    let elsewhere =
-        (others.into_iter().flatten()).find(|tensor| !tensor.device().same_device(hidden.device()));
-    match elsewhere {
-        None => Ok(()),
-        Some(tensor) => Err(Error::Unsupported {
-            what: HEAD,
-            expected: format!(
-                "a head on {:?}, as the hidden states",
-                hidden.device().location()
-            ),
-            actual: format!("one on {:?}", tensor.device().location()),
-        }),
-    }
-}
-
-fn hidden_view<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Hidden<'a, T>> {
-    let matrix = matrix(HIDDEN, T::cpu_storage_as_slice(storage)?, layout)?;
-    Ok(Hidden {
-        values: matrix.values,
-        stride: matrix.stride,
-        width: matrix.width,
-    })
-}
-
-fn head_view<'a, T: Scalar>(
-    head: &'a CpuStorage,
-    head_layout: &Layout,
-    bias: &'a CpuStorage,
-    bias_layout: &Layout,
-    gathered: Option<&'a Arc<Gathered>>,
-) -> Result<linear::Head<'a, T>> {
-    let matrix = matrix(HEAD, T::cpu_storage_as_slice(head)?, head_layout)?;
-    let bias = T::cpu_storage_as_slice(bias)?;
-    let (start, end) = bias_layout.contiguous_offsets().unwrap_or((0, 0));
-    Ok(linear::Head {
-        values: matrix.values,
-        stride: matrix.stride,
-        width: matrix.width,
-        bias: bias.get(start..end).unwrap_or(&[]),
-        frozen: gathered.and_then(|gathered| T::unwrap(gathered)),
-    })
 }

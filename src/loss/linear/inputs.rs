@@ -1,0 +1,130 @@
+//! What the linear loss is given: hidden states, head and bias, looked over once and then seen as the
+//! backend's slices.
+
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, Layout, Tensor};
+
+use super::HIDDEN;
+use crate::backend::batch::Batch;
+use crate::backend::cpu::linear::{self, Hidden};
+use crate::loss::head::{BIAS, Gathered, HEAD, Head, check_dtype, check_head};
+use crate::loss::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix};
+use crate::{Error, Result};
+
+/// Everything that the slices of the backend rely on, refused in words before any work.
+pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
+    check_loss_device(HIDDEN, hidden)?;
+    check_same_device(hidden, head)?;
+    check_positions(hidden, batch.positions)?;
+    check_head(head.weight, head.bias, &batch.sets)?;
+    check_dtype(hidden, head.weight)?;
+    let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
+    // The whole vocabulary needs no gathered rows, and takes a head frozen for any sets.
+    if other_sets.is_some() && batch.whole_vocabulary().is_none() {
+        return Err(Error::Unsupported {
+            what: HEAD,
+            expected: "a FrozenHead made for the token sets of this loss".into(),
+            actual: "one made for other sets".into(),
+        });
+    }
+    match (hidden.dims().last(), head.weight.dims().last()) {
+        (Some(hidden), Some(head)) if hidden == head => Ok(()),
+        (hidden, head) => Err(Error::LengthMismatch {
+            what: "width of the hidden states (the head's is expected)",
+            expected: head.copied().unwrap_or(0),
+            actual: hidden.copied().unwrap_or(0),
+        }),
+    }
+}
+
+fn check_same_device(hidden: &Tensor, head: &Head) -> Result<()> {
+    let others = [Some(head.weight), head.bias];
+    let elsewhere =
+        (others.into_iter().flatten()).find(|tensor| !tensor.device().same_device(hidden.device()));
+    match elsewhere {
+        None => Ok(()),
+        Some(tensor) => Err(Error::Unsupported {
+            what: HEAD,
+            expected: format!(
+                "a head on {:?}, as the hidden states",
+                hidden.device().location()
+            ),
+            actual: format!("one on {:?}", tensor.device().location()),
+        }),
+    }
+}
+
+/// What `look` sees in hidden states and a head.
+pub(super) fn viewed<T: Scalar, R>(
+    hidden: &Tensor,
+    head: &Head,
+    look: impl FnOnce(Hidden<T>, &linear::Head<T>) -> Result<R>,
+) -> Result<R> {
+    let bias = bias_or_none(head)?;
+    let (hidden, weight) = (
+        hidden.storage_and_layout(),
+        head.weight.storage_and_layout(),
+    );
+    let bias = bias.storage_and_layout();
+    let view = head_view::<T>(
+        cpu(HEAD, &weight.0)?,
+        weight.1,
+        cpu(BIAS, &bias.0)?,
+        bias.1,
+        head.gathered,
+    )?;
+    look(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &view)
+}
+
+/// The head as a pass takes it: on a device the whole of it is one side of a matrix product.
+pub(super) fn weight_for(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Tensor> {
+    if hidden.device().is_cpu() || batch.whole_vocabulary().is_none() {
+        return Ok(head.weight.clone());
+    }
+    Ok(head.weight.contiguous()?)
+}
+
+/// candle's op takes three tensors; an empty one stands for no bias. (A device has no buffer without
+/// elements.)
+pub(super) fn bias_or_none(head: &Head) -> Result<Tensor> {
+    match head.bias {
+        Some(bias) => Ok(bias.clone()),
+        None => {
+            let device = head.weight.device();
+            let length = usize::from(!device.is_cpu());
+            Ok(Tensor::zeros(length, head.weight.dtype(), device)?)
+        }
+    }
+}
+
+pub(super) fn hidden_view<'a, T: Scalar>(
+    storage: &'a CpuStorage,
+    layout: &Layout,
+) -> Result<Hidden<'a, T>> {
+    let matrix = matrix(HIDDEN, T::cpu_storage_as_slice(storage)?, layout)?;
+    Ok(Hidden {
+        values: matrix.values,
+        stride: matrix.stride,
+        width: matrix.width,
+    })
+}
+
+pub(super) fn head_view<'a, T: Scalar>(
+    head: &'a CpuStorage,
+    head_layout: &Layout,
+    bias: &'a CpuStorage,
+    bias_layout: &Layout,
+    gathered: Option<&'a Arc<Gathered>>,
+) -> Result<linear::Head<'a, T>> {
+    let matrix = matrix(HEAD, T::cpu_storage_as_slice(head)?, head_layout)?;
+    let bias = T::cpu_storage_as_slice(bias)?;
+    let (start, end) = bias_layout.contiguous_offsets().unwrap_or((0, 0));
+    Ok(linear::Head {
+        values: matrix.values,
+        stride: matrix.stride,
+        width: matrix.width,
+        bias: bias.get(start..end).unwrap_or(&[]),
+        frozen: gathered.and_then(|gathered| T::unwrap(gathered)),
+    })
+}

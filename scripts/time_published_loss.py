@@ -1,17 +1,27 @@
 """Times the published loss on a GPU, on the shapes of benches/kernels: see gpu-check-run beside this file.
 
-usage: time_published_loss.py BATCH.safetensors [dense] [linear]
+usage: time_published_loss.py FOLDER [dense] [linear]
+
+FOLDER holds the files of benches/shapes.
 """
 
 import statistics
 import sys
+from pathlib import Path
 
 import torch
 from published_loss import batch, published_loss
 
-SMOLLM2 = ("SmolLM2-135M", 576, 49_152)
-LLAMA_3_8B = ("Llama-3-8B", 4096, 128_256)
-MODELS = [SMOLLM2, ("Qwen2.5-0.5B", 896, 151_936), ("Llama-3.2-1B", 2048, 128_256), LLAMA_3_8B]
+# Name, hidden size, vocabulary and batch, as benches/support has them.
+BOOKS, BOOKS_OF_LLAMA_3 = "books.safetensors", "books-llama-3.safetensors"
+SMOLLM2 = ("SmolLM2-135M", 576, 49_152, BOOKS)
+LLAMA_3_8B = ("Llama-3-8B", 4096, 128_256, BOOKS_OF_LLAMA_3)
+MODELS = [
+    SMOLLM2,
+    ("Qwen2.5-0.5B", 896, 151_936, BOOKS),
+    ("Llama-3.2-1B", 2048, 128_256, BOOKS_OF_LLAMA_3),
+    LLAMA_3_8B,
+]
 TEMPERATURE = 1.5
 SAMPLES = 30
 
@@ -58,9 +68,9 @@ def name_of(dtype):
     return {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32"}[dtype]
 
 
-def print_dense(path):
-    _, _, vocabulary = SMOLLM2
-    mask, targets = (tensor.cuda() for tensor in batch(path, vocabulary))
+def print_dense(folder):
+    _, _, vocabulary, books = SMOLLM2
+    mask, targets = (tensor.cuda() for tensor in batch(folder / books, vocabulary))
     print(f"\n| {'PyTorch':<46} | {'µs':>9} |\n|{'':-<48}|{':':->11}|")
     for name, loss in [("MSL", published_loss), ("LML", plain_loss)]:
         for dtype in [torch.bfloat16, torch.float16, torch.float32]:
@@ -74,7 +84,7 @@ def print_dense(path):
             del copies
 
 
-def print_linear(path):
+def print_linear(folder):
     """Forward and backward to the hidden states, the head frozen. The logits are larger than the L2 of
     any card, so nothing of the head is left there from one run to the next."""
     print(f"\n| {'PyTorch, linear operation':<58} | {'µs':>9} | taken MB |\n|{'':-<60}|{':':->11}|{':':->10}|")
@@ -90,7 +100,7 @@ def print_linear(path):
                 continue
             for way, loss in loss_of.items():
                 label = f"{model[0]} {name_of(dtype)}, forward and backward, {way}"
-                print(f"| {label:<58} | {linear_figures(path, model, dtype, loss)} |", flush=True)
+                print(f"| {label:<58} | {linear_figures(folder, model, dtype, loss)} |", flush=True)
                 torch.cuda.empty_cache()
 
 
@@ -100,12 +110,12 @@ def compiled(function):
     return torch.compile(function, dynamic=False)
 
 
-def linear_figures(path, model, dtype, loss):
+def linear_figures(folder, model, dtype, loss):
     """Microseconds and the megabytes beside hidden states, head, batch and hidden gradient at their
     highest, or why there are none."""
-    _, width, vocabulary = model
+    _, width, vocabulary, books = model
     try:
-        mask, targets = (tensor.cuda() for tensor in batch(path, vocabulary))
+        mask, targets = (tensor.cuda() for tensor in batch(folder / books, vocabulary))
         hidden = torch.randn(len(targets), width, device="cuda").to(dtype).requires_grad_()
         head = torch.randn(vocabulary, width, device="cuda", dtype=dtype) * (2 / width**0.5)
 
@@ -125,7 +135,7 @@ def linear_figures(path, model, dtype, loss):
 
 
 def main():
-    path, *parts = sys.argv[1:] or sys.exit(__doc__)
+    folder, *parts = sys.argv[1:] or sys.exit(__doc__)
     print_of = {"dense": print_dense, "linear": print_linear}
     if unknown := set(parts) - set(print_of):
         sys.exit(f"{__doc__}\nthere is no part {', '.join(sorted(unknown))}")
@@ -133,7 +143,7 @@ def main():
         sys.exit("PyTorch finds no GPU")
     print(f"PyTorch {torch.__version__}, {torch.cuda.get_device_name()}")
     for part in parts or print_of:
-        print_of[part](path)
+        print_of[part](Path(folder))
 
 
 if __name__ == "__main__":

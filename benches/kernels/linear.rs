@@ -1,5 +1,6 @@
 //! The operation over hidden states and a head, on the benchmark's batch at the widths of several
-//! models: as candle's users call it, its launches alone, and each kernel by itself.
+//! models and under their tokenizers: as candle's users call it, its launches alone, and each kernel by
+//! itself.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_trie::cuda::Executor;
@@ -23,10 +24,10 @@ const FROZEN_TOKENS: usize = 32;
 const TOLERANCE: f64 = 1e-2;
 
 pub fn print(timer: &Timer) -> Result<()> {
-    let shape = Shape::books();
     let peaks = Peaks::measure(timer)?;
     Table::print_header();
     for model in MODELS.iter().chain([&LLAMA_3_8B]) {
+        let shape = model.books();
         let head = head(model, &Device::Cuda(timer.device.clone()));
         print_dtype::<bf16>(timer, &shape, model, &head, peaks.half)?;
         // The narrowest and the widest model stand for the others.

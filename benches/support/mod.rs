@@ -27,6 +27,11 @@ impl Shape {
         Self::from_bytes(include_bytes!("../shapes/books.safetensors"))
     }
 
+    /// The same targets under Llama 3's tokenizer.
+    pub fn books_of_llama_3() -> Self {
+        Self::from_bytes(include_bytes!("../shapes/books-llama-3.safetensors"))
+    }
+
     pub fn read(path: &Path) -> Self {
         Self::from_bytes(&std::fs::read(path).expect("a shape that can be read"))
     }
@@ -86,6 +91,20 @@ pub struct Model {
     pub vocabulary: usize,
 }
 
+impl Model {
+    /// The batch of Books that the kernels are measured on: under the tokenizer of Llama 3 for its
+    /// models, of SmolLM2 for all others.
+    pub fn books(&self) -> Shape {
+        match self.vocabulary {
+            LLAMA_3_VOCABULARY => Shape::books_of_llama_3(),
+            _ => Shape::books(),
+        }
+    }
+}
+
+/// Of Llama 3, 3.1, 3.2 and 3.3 alike.
+const LLAMA_3_VOCABULARY: usize = 128_256;
+
 pub const SMOLLM2: Model = Model {
     name: "SmolLM2-135M",
     hidden: 576,
@@ -102,7 +121,7 @@ pub const MODELS: [Model; 3] = [
     Model {
         name: "Llama-3.2-1B",
         hidden: 2048,
-        vocabulary: 128_256,
+        vocabulary: LLAMA_3_VOCABULARY,
     },
 ];
 
@@ -110,7 +129,7 @@ pub const MODELS: [Model; 3] = [
 pub const LLAMA_3_8B: Model = Model {
     name: "Llama-3-8B",
     hidden: 4096,
-    vocabulary: 128_256,
+    vocabulary: LLAMA_3_VOCABULARY,
 };
 
 /// Where the benchmarks run: on the CPU, or with the feature `cuda` on the first GPU. Where there is

@@ -165,8 +165,13 @@ fn a_frozen_head_leaves_nothing_of_the_head_to_gather() {
 }
 
 #[test]
-fn a_frozen_head_takes_a_dozen_launches_on_the_books_batch() {
-    let shape = Shape::books();
+fn a_frozen_head_takes_a_dozen_launches_on_the_books_batches() {
+    for shape in [Shape::books(), Shape::books_of_llama_3()] {
+        takes_a_dozen_launches(&shape);
+    }
+}
+
+fn takes_a_dozen_launches(shape: &Shape) {
     let h100 = DeviceLimits {
         multiprocessors: 132,
         shared_bytes_per_block: 227 << 10,

@@ -53,17 +53,17 @@ pub(super) fn score_as_planned<'a, T: Element>(
     head: &Head<'a, T>,
     batch: &Batch,
 ) -> Result<Scores<'a, T::Real>> {
-    let (gathered, mut scores) = rayon::join(
-        || gather_hidden(hidden, batch, &plan),
-        || vec![T::Real::ZERO; plan.starts[plan.rows.len()]],
-    );
-    let head_rows: Vec<_> = (plan.groups.iter())
-        .map(|group| group_head_rows(head, batch, plan.row(batch, group.start)))
-        .collect();
+    let mut scores = vec![T::Real::ZERO; plan.starts[plan.rows.len()]];
     let (grouped, ragged) = scores.split_at_mut(plan.starts[plan.ragged().start]);
-    rayon::join(
-        || score_groups(head, batch, &plan, &gathered, &head_rows, grouped),
-        || score_ragged(head, batch, &plan, &gathered, ragged),
+    // What only one thread can do, or as fast as two, goes beside the ragged rows, which all can share.
+    let ((gathered, head_rows), ()) = rayon::join(
+        || {
+            let gathered = gather_hidden(hidden, batch, &plan);
+            let head_rows = gather_head(head, batch, &plan);
+            score_groups(head, batch, &plan, &gathered, &head_rows, grouped);
+            (gathered, head_rows)
+        },
+        || score_ragged(hidden, head, batch, &plan, ragged),
     );
     let statistics = measure(batch, &plan, &scores)?;
     Ok(Scores {
@@ -75,15 +75,20 @@ pub(super) fn score_as_planned<'a, T: Element>(
     })
 }
 
-fn group_head_rows<'a, T: Element>(
+/// The head rows of each group.
+fn gather_head<'a, T: Element>(
     head: &Head<'a, T>,
     batch: &Batch,
-    row: &BatchRow,
-) -> Cow<'a, HeadRows<T::Real>> {
-    match head.frozen.and_then(|frozen| frozen.get(&row.set)) {
-        Some(rows) => Cow::Borrowed(rows),
-        None => Cow::Owned(head.gather(batch.listed(row).iter().copied())),
-    }
+    plan: &Plan,
+) -> Vec<Cow<'a, HeadRows<T::Real>>> {
+    let gathered = plan.groups.iter().map(|group| {
+        let row = plan.row(batch, group.start);
+        match head.frozen.and_then(|frozen| frozen.get(&row.set)) {
+            Some(rows) => Cow::Borrowed(rows),
+            None => Cow::Owned(head.gather(batch.listed(row).iter().copied())),
+        }
+    });
+    gathered.collect()
 }
 
 /// The grouped rows: matrix products of their hidden states and the head rows of their set.
@@ -135,15 +140,14 @@ fn add_bias<T: Element>(head: &Head<T>, batch: &Batch, row: &BatchRow, scores: &
     }
 }
 
-/// The ragged rows: one dot product a token, the head row read where it lies.
+/// The ragged rows: one dot product a token, hidden state and head row read where they lie.
 fn score_ragged<T: Element>(
+    hidden: Hidden<T>,
     head: &Head<T>,
     batch: &Batch,
     plan: &Plan,
-    hidden: &[T::Real],
     scores: &mut [T::Real],
 ) {
-    let stride = padded(head.width);
     let stretches = ragged_stretches(plan, head.width);
     let scores = split(
         scores,
@@ -153,10 +157,10 @@ fn score_ragged<T: Element>(
         .into_par_iter()
         .zip(scores)
         .for_each(|(slots, mut scores)| {
-            let mut widened = Vec::new();
+            let (mut state, mut widened) = (Vec::new(), Vec::new());
             for slot in slots {
                 let row = plan.row(batch, slot);
-                let hidden = &hidden[slot * stride..][..head.width];
+                let hidden = T::widened(hidden.row(row.position), &mut state);
                 let tokens = batch.listed(row);
                 for (score, &token) in scores.iter_mut().zip(tokens) {
                     let head_row = T::widened(head.row(token), &mut widened);

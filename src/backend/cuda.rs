@@ -4,7 +4,6 @@ pub(crate) mod decode;
 pub(crate) mod dense;
 mod kernels;
 pub(crate) mod linear;
-mod product;
 
 use std::sync::Arc;
 
@@ -16,7 +15,8 @@ use candle_core::cuda_backend::cudarc::driver::{
     SyncOnDrop,
 };
 
-use super::launch::{DeviceLimits, Launch};
+use super::launch::{DeviceLimits, Launch, Product};
+use super::product;
 use crate::{Error, Result};
 use kernels::{Kernels, kernels_of, limits_of};
 
@@ -129,6 +129,19 @@ impl Executor {
         drop(buffers);
         issued.map_err(driver_error)?;
         Ok(())
+    }
+
+    /// Issues a product, through the handle of candle's device: candle's own `matmul` would round what
+    /// it sums to the type of its arguments.
+    ///
+    /// # Safety
+    /// The addresses must be of device memory that holds what the product says, until it is done.
+    ///
+    /// # Errors
+    /// What cuBLAS says, and sizes beyond its 32 bits.
+    pub unsafe fn multiply(&self, product: &Product) -> Result<()> {
+        // SAFETY: the handle is the device's; for the rest the caller answers.
+        unsafe { product::multiply(*self.blas.handle(), product) }
     }
 }
 

@@ -1,7 +1,12 @@
 //! Runs launch plans on a CUDA device, through the crate cust.
 
+mod blas;
 pub(crate) mod dense;
+pub(crate) mod linear;
+pub(crate) mod memory;
+mod work;
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
@@ -17,9 +22,10 @@ use cust::stream::Stream;
 use cust::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute};
 use half::{bf16, f16};
 
-use super::launch::{DeviceLimits, Element, Launch};
+use super::launch::{DeviceLimits, Element, Launch, Product};
 use super::modules::MODULES;
 use crate::{Error, Result};
+use blas::Blas;
 
 /// The crate's kernels in one CUDA context, and launches of them.
 ///
@@ -28,6 +34,8 @@ use crate::{Error, Result};
 pub struct Executor {
     kernels: HashMap<&'static str, sys::CUfunction>,
     limits: DeviceLimits,
+    /// Made when a product is first thought of.
+    blas: OnceCell<Blas>,
     /// What the kernels are parts of.
     _modules: Vec<Module>,
 }
@@ -53,6 +61,7 @@ impl Executor {
         Ok(Self {
             kernels,
             limits,
+            blas: OnceCell::new(),
             _modules: modules,
         })
     }
@@ -115,6 +124,32 @@ impl Executor {
             }
         })
     }
+
+    /// Issues a product on a stream, through a cuBLAS handle of the executor's own.
+    ///
+    /// # Safety
+    /// The addresses must be of device memory that holds what the product says, until the stream has
+    /// come past it.
+    ///
+    /// # Errors
+    /// What cuBLAS says, and sizes beyond its 32 bits.
+    pub unsafe fn multiply(&self, stream: &Stream, product: &Product) -> Result<()> {
+        // SAFETY: the executor's context is current; for the rest the caller answers.
+        unsafe { self.blas()?.multiply(stream, product) }
+    }
+
+    fn blas(&self) -> Result<&Blas> {
+        if let Some(blas) = self.blas.get() {
+            return Ok(blas);
+        }
+        let blas = Blas::new()?;
+        Ok(self.blas.get_or_init(|| blas))
+    }
+
+    /// Makes sure, before any launch, that there will be products.
+    pub(crate) fn can_multiply(&self) -> Result<()> {
+        self.blas().map(|_| ())
+    }
 }
 
 impl fmt::Debug for Executor {
@@ -126,7 +161,7 @@ impl fmt::Debug for Executor {
     }
 }
 
-/// A type of logits that kernels are compiled for: f32, [`F16`] or [`Bf16`].
+/// A type of logits, hidden states and heads that kernels are compiled for: f32, [`F16`] or [`Bf16`].
 pub trait Logit: DeviceCopy + Pod {
     /// What the kernels call it.
     const ELEMENT: Element;

@@ -4,6 +4,7 @@
 mod decode;
 mod dense;
 mod linear;
+mod queue;
 mod sum;
 
 use bytemuck::{Pod, Zeroable};
@@ -20,10 +21,12 @@ pub use dense::{
 };
 pub use linear::{
     GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearChunks,
-    LinearErrorsParams, LinearForward, LinearForwardBuffers, LinearForwardParams, LinearGather,
-    LinearGatherParams, LinearHeadBuffers, LinearHeadGradient, LinearHeadGradientParams,
-    LinearInputs, LinearRow, LinearRows, LinearShare, LinearShares, LinearStep, Product,
+    LinearErrorsParams, LinearForward, LinearForwardBuffers, LinearForwardParams, LinearForwarded,
+    LinearGather, LinearGatherParams, LinearHeadBuffers, LinearHeadGradient,
+    LinearHeadGradientParams, LinearInputs, LinearPass, LinearResults, LinearRow, LinearRows,
+    LinearShare, LinearShares, LinearStep, LinearTensors, Product,
 };
+pub use queue::Queue;
 pub use sum::{Sum, SumParams};
 
 /// Threads that run together.

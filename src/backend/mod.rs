@@ -9,3 +9,5 @@ pub(crate) mod cust;
 pub mod launch;
 #[cfg(any(feature = "cuda", feature = "cust"))]
 mod modules;
+#[cfg(any(feature = "cuda", feature = "cust"))]
+mod product;

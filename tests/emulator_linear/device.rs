@@ -2,15 +2,15 @@
 
 use candle_trie::Statistics;
 use candle_trie::launch::{
-    DenseTemperature, DeviceLimits, LinearBackward, LinearBackwardBuffers, LinearChunks,
-    LinearForward, LinearForwardBuffers, LinearGather, LinearHeadBuffers, LinearHeadGradient,
-    LinearInputs, LinearRow, LinearRows, LinearShares, LinearStep, Product, TokenSetsView,
+    DeviceLimits, LinearForward, LinearForwarded, LinearPass, LinearResults, LinearRows,
+    LinearTensors, TokenSetsView,
 };
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
 use crate::batch::{Batch, Options, assert_close};
-use crate::emulated::{LIMITS, SEEDS, run};
+use crate::emulated::{LIMITS, SEEDS};
 use crate::number::Number;
+use crate::queue::{EmulatorQueue, Failure};
 
 /// A batch and all that it is computed with.
 #[derive(Clone, Copy)]
@@ -80,204 +80,88 @@ impl<'a> Case<'a> {
     }
 
     pub fn run<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Fault> {
-        let mut memory = Memory::new();
+        self.issue::<T>(emulator).map_err(|failure| failure.0)
+    }
+
+    fn issue<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Failure> {
+        let mut queue = EmulatorQueue::new(emulator);
         let (width, rows) = (self.batch.width, self.rows());
-        let inputs = self.upload::<T>(&mut memory, &rows);
+        let tensors = self.upload::<T>(&mut queue.memory, &rows);
         let temperature = rows.next(&self.options.temperature).unwrap();
         let (wanted, limits) = (self.with_gradient, &self.limits);
         let element = T::ELEMENT;
         let shape = LinearForward::new(&rows, element, width, temperature, wanted, limits).unwrap();
-        let plan = LinearChunks::new(&rows, element, width, temperature, wanted, limits).unwrap();
-        let previous = 2.0 * self.options.temperature.value();
-        let previous = memory.upload("previous", &[previous]).address();
-        let group_hidden = memory.allocate::<T>("group hidden", rows.grouped() * width);
-        let group_head = memory.allocate::<T>("group head", rows.gathered_head_rows() * width);
+        let pass = LinearPass::new(&rows, element, width, temperature, wanted, limits).unwrap();
+        let memory = &mut queue.memory;
+        let loss = memory.allocate::<f32>("loss", rows.losses());
         let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
         let tau = memory.allocate::<f64>("temperature", 1);
-        let loss = memory.allocate::<f32>("loss", rows.losses());
-        let arrived = memory.upload("arrived", &[0u32]);
-        let buffers = LinearForwardBuffers {
-            group_hidden: group_hidden.address(),
-            group_head: group_head.address(),
-            frozen: self.frozen_rows::<T>(&mut memory, &rows),
-            scores: memory.allocate::<f32>("scores", plan.scores()).address(),
-            errors: memory.allocate::<T>("errors", plan.errors()).address(),
-            gradient: memory
-                .allocate::<f32>("unscaled", plan.gradient())
-                .address(),
+        let results = LinearResults {
             loss: loss.address(),
-            partials: memory
-                .allocate::<f64>("partials", plan.partials())
-                .address(),
             statistics: statistics.address(),
             temperature: tau.address(),
-            previous: if self.resident { previous } else { 0 },
-            arrived: arrived.address(),
         };
-        let mut gather = Report::default();
-        if let Some(plan) = LinearGather::new(&rows, T::ELEMENT, width, &self.limits).unwrap() {
-            let launch = plan.launch(&inputs, buffers.group_hidden, buffers.group_head);
-            gather = run(emulator, &launch, &mut memory)?;
-        }
-        let [mut statistics_pass, mut forward] = [Report::default(), Report::default()];
-        for step in plan.forward_steps(&inputs, &buffers) {
-            match step {
-                LinearStep::Product(product) => multiply::<T>(&product, &mut memory)?,
-                LinearStep::Launch(launch) => {
-                    let statistics = launch.kernel.starts_with("linear_statistics");
-                    let report = run(emulator, &launch, &mut memory)?;
-                    *(if statistics {
-                        &mut statistics_pass
-                    } else {
-                        &mut forward
-                    }) = report;
-                }
-            }
-        }
-        assert_eq!(memory.download(arrived)?, [0]);
-        let mut outcome = Outcome {
-            loss: memory.download(loss)?.into_iter().map(f64::from).collect(),
-            statistics: bytemuck::cast(
-                <[f64; Statistics::LENGTH]>::try_from(memory.download(statistics)?).unwrap(),
-            ),
-            temperature: memory.download(tau)?[0],
-            gradient: Vec::new(),
-            head_gradient: Vec::new(),
-            bias_gradient: Vec::new(),
-            gather,
-            statistics_pass,
-            forward,
-            backward: Report::default(),
-            errors: Report::default(),
-            head_sums: Report::default(),
+        // SAFETY: the emulator looks at every address.
+        let forwarded = unsafe { pass.forward(&mut queue, &tensors, &results) }?;
+        queue.assert_counted()?;
+        let [gradient, head_gradient, bias_gradient] = match self.with_gradient {
+            true => self.gradients::<T>(&mut queue, &forwarded, &rows)?,
+            false => Default::default(),
+        };
+        queue.assert_counted()?;
+        let losses = queue.memory.download(loss)?;
+        let statistics = queue.memory.download(statistics)?;
+        Ok(Outcome {
+            loss: losses.into_iter().map(f64::from).collect(),
+            statistics: bytemuck::cast(<[f64; Statistics::LENGTH]>::try_from(statistics).unwrap()),
+            temperature: queue.memory.download(tau)?[0],
+            gradient,
+            head_gradient,
+            bias_gradient,
+            gather: queue.report("linear_gather"),
+            statistics_pass: queue.report("linear_statistics"),
+            forward: queue.report("linear_forward"),
+            backward: queue.report("linear_backward"),
+            errors: queue.report("linear_errors"),
+            head_sums: queue.report("linear_head_gradient"),
             keeps_tiles: shape.keeps_tiles(),
             keeps_sets: shape.keeps_sets(),
-        };
-        if self.with_gradient {
-            self.run_backward::<T>(emulator, &mut memory, &inputs, &buffers, &mut outcome)?;
-            self.run_head_gradient::<T>(emulator, &mut memory, &inputs, &buffers, &mut outcome)?;
-        }
-        Ok(outcome)
+        })
     }
 
-    fn run_backward<T: Number>(
+    /// Of hidden states, head and bias.
+    fn gradients<T: Number>(
         &self,
-        emulator: &Emulator,
-        memory: &mut Memory,
-        inputs: &LinearInputs,
-        forward: &LinearForwardBuffers,
-        outcome: &mut Outcome,
-    ) -> Result<(), Fault> {
-        let (width, rows) = (self.batch.width, self.rows());
-        let gradient = memory.allocate::<T>("gradient", self.batch.positions * width);
-        if let Some(plan) = LinearBackward::new(&rows, T::ELEMENT, width, &self.limits).unwrap() {
-            let buffers = LinearBackwardBuffers {
-                gradient: gradient.address(),
-                unscaled: forward.gradient,
-                temperature: forward.temperature,
-                upstream: upload_upstream(memory, &rows),
-            };
-            outcome.backward = run(
-                emulator,
-                &plan.launch(inputs.rows, inputs.idle, &buffers),
-                memory,
-            )?;
-        }
-        outcome.gradient = memory
-            .download(gradient)?
-            .into_iter()
-            .map(T::to_f64)
-            .collect();
-        Ok(())
-    }
-
-    fn run_head_gradient<T: Number>(
-        &self,
-        emulator: &Emulator,
-        memory: &mut Memory,
-        inputs: &LinearInputs,
-        forward: &LinearForwardBuffers,
-        outcome: &mut Outcome,
-    ) -> Result<(), Fault> {
-        let (width, rows) = (self.batch.width, self.rows());
-        let vocabulary = self.batch.vocabulary;
-        let shares = LinearShares::new(&rows, &self.batch.sets(self.options));
+        queue: &mut EmulatorQueue,
+        forwarded: &LinearForwarded,
+        rows: &LinearRows,
+    ) -> Result<[Vec<f64>; 3], Failure> {
+        let (width, vocabulary) = (self.batch.width, self.batch.vocabulary);
+        let memory = &mut queue.memory;
+        let upstream: Vec<f32> = (0..rows.losses()).map(|i| upstream(i) as f32).collect();
+        let upstream = memory.upload("upstream", &upstream).address();
+        let hidden = memory.allocate::<T>("gradient", self.batch.positions * width);
         let head = memory.upload("head gradient", &vec![T::zeroed(); vocabulary * width]);
         let bias = memory.upload("bias gradient", &vec![T::zeroed(); vocabulary]);
-        let plan = LinearHeadGradient::new(&rows, &shares, T::ELEMENT, width, &self.limits);
-        if let Some(plan) = plan.unwrap() {
-            let buffers = LinearHeadBuffers {
-                shares: memory.upload("shares", &shares.shares).address(),
-                tokens: memory.upload("share tokens", &shares.tokens).address(),
-                starts: memory.upload("share starts", &shares.starts).address(),
-                scores: forward.scores,
-                scaled: memory.allocate::<f32>("scaled", plan.scaled()).address(),
-                errors: (memory.allocate::<f32>("ragged errors", plan.errors())).address(),
-                products: (memory.allocate::<f32>("products", plan.products())).address(),
-                temperature: forward.temperature,
-                upstream: upload_upstream(memory, &rows),
-                head: if self.with_head_gradient {
-                    head.address()
-                } else {
-                    0
-                },
-                bias: if self.options.bias { bias.address() } else { 0 },
-            };
-            outcome.errors = run(emulator, &plan.errors_launch(inputs, &buffers), memory)?;
-            if rows.is_whole() {
-                self.run_head_chunks::<T>(emulator, memory, inputs, (forward, &buffers))?;
-            } else {
-                for product in plan.group_products(&buffers) {
-                    multiply::<f32>(&product, memory)?;
-                }
-            }
-            outcome.head_sums = run(emulator, &plan.launch(&buffers), memory)?;
+        let only = |wanted: bool, address: u64| if wanted { address } else { 0 };
+        let wanted = [
+            only(self.with_head_gradient, head.address()),
+            only(self.options.bias, bias.address()),
+        ];
+        let sets = self.batch.sets(self.options);
+        // SAFETY: the emulator looks at every address.
+        unsafe {
+            forwarded.hidden_gradient(queue, upstream, hidden.address())?;
+            forwarded.head_gradient(queue, &sets, upstream, wanted)?;
         }
-        let f64s = |values: Vec<T>| values.into_iter().map(T::to_f64).collect();
-        outcome.head_gradient = f64s(memory.download(head)?);
-        outcome.bias_gradient = f64s(memory.download(bias)?);
-        Ok(())
-    }
-
-    /// As on a device: with room of its own for what the forward pass did not keep.
-    fn run_head_chunks<T: Number>(
-        &self,
-        emulator: &Emulator,
-        memory: &mut Memory,
-        inputs: &LinearInputs,
-        (forward, head): (&LinearForwardBuffers, &LinearHeadBuffers),
-    ) -> Result<(), Fault> {
-        let (width, rows) = (self.batch.width, self.rows());
-        let given = DenseTemperature::at(1.0);
-        let plan = LinearChunks::new(&rows, T::ELEMENT, width, given, false, &self.limits).unwrap();
-        let mut room = |name: &str, bytes: usize| memory.allocate::<u8>(name, bytes).address();
-        let buffers = LinearForwardBuffers {
-            group_head: 0,
-            frozen: Vec::new(),
-            scores: room("scores again", 4 * plan.scores()),
-            errors: 0,
-            gradient: 0,
-            loss: 0,
-            partials: room("partials again", 8 * plan.partials()),
-            statistics: 0,
-            previous: 0,
-            ..forward.clone()
+        let mut f64s = |buffer| -> Result<Vec<f64>, Fault> {
+            let values: Vec<T> = queue.memory.download(buffer)?;
+            Ok(values.into_iter().map(T::to_f64).collect())
         };
-        for step in plan.head_steps(inputs, &buffers, head) {
-            match step {
-                LinearStep::Product(product) if product.left_transposed => {
-                    multiply::<f32>(&product, memory)?;
-                }
-                LinearStep::Product(product) => multiply::<T>(&product, memory)?,
-                LinearStep::Launch(launch) => {
-                    run(emulator, &launch, memory)?;
-                }
-            }
-        }
-        Ok(())
+        Ok([f64s(hidden)?, f64s(head)?, f64s(bias)?])
     }
 
-    fn upload<T: Number>(&self, memory: &mut Memory, rows: &LinearRows) -> LinearInputs {
+    fn upload<T: Number>(&self, memory: &mut Memory, rows: &LinearRows) -> LinearTensors {
         let batch = self.batch;
         let sets = batch.sets(self.options);
         let listed = sets.as_raw();
@@ -293,15 +177,16 @@ impl<'a> Case<'a> {
         let (hidden, head) = (matrix("hidden", &batch.hidden), matrix("head", &batch.head));
         let bias: Vec<T> = batch.bias.iter().map(|&value| T::from_f64(value)).collect();
         let bias = memory.upload("bias", &bias).address();
-        LinearInputs {
+        let previous = 2.0 * self.options.temperature.value();
+        let previous = memory.upload("previous", &[previous]).address();
+        LinearTensors {
             hidden,
             hidden_stride: stride,
             head,
             head_stride: stride,
             bias: if self.options.bias { bias } else { 0 },
-            rows: memory.upload::<LinearRow>("rows", &rows.rows).address(),
-            idle: memory.upload("idle", &rows.idle).address(),
-            gathered: memory.upload("gathered", &rows.gathered).address(),
+            frozen: self.frozen_rows::<T>(memory, rows),
+            previous: if self.resident { previous } else { 0 },
             sets: TokenSetsView {
                 offsets: listed.map_or(0, |(offsets, _)| {
                     memory.upload("offsets", offsets).address()
@@ -408,68 +293,4 @@ impl<'a> Case<'a> {
             close(&found.bias_gradient, &bias, "bias");
         }
     }
-}
-
-fn upload_upstream(memory: &mut Memory, rows: &LinearRows) -> u64 {
-    let upstream: Vec<f32> = (0..rows.losses())
-        .map(|index| upstream(index) as f32)
-        .collect();
-    memory.upload("upstream", &upstream).address()
-}
-
-/// What cuBLAS does on a device.
-fn multiply<T: Number>(product: &Product, memory: &mut Memory) -> Result<(), Fault> {
-    let rows = |count: u32, width: u32, address: u64, stride: u64, memory: &mut Memory| {
-        let row = |index: u64| address + index * stride * size_of::<T>() as u64;
-        (0..u64::from(count))
-            .map(|index| {
-                let values = memory.read::<T>(row(index), width as usize)?;
-                Ok(values.into_iter().map(T::to_f64).collect())
-            })
-            .collect::<Result<Vec<Vec<f64>>, Fault>>()
-    };
-    let Product {
-        columns,
-        inner,
-        left_transposed,
-        right_transposed,
-        ..
-    } = *product;
-    let either = |transposed: bool, (a, b): (u32, u32)| if transposed { (b, a) } else { (a, b) };
-    let shape = either(left_transposed, (product.rows, inner));
-    let left = rows(shape.0, shape.1, product.left, product.left_stride, memory)?;
-    let shape = either(right_transposed, (inner, columns));
-    let right = rows(
-        shape.0,
-        shape.1,
-        product.right,
-        product.right_stride,
-        memory,
-    )?;
-    let at = |matrix: &[Vec<f64>], transposed: bool, (row, column): (usize, usize)| match transposed
-    {
-        true => matrix[column][row],
-        false => matrix[row][column],
-    };
-    for index in 0..product.rows as usize {
-        let mut result = vec![0.0; columns as usize];
-        for k in 0..inner as usize {
-            let value = at(&left, left_transposed, (index, k));
-            for (column, result) in result.iter_mut().enumerate() {
-                *result += value * at(&right, right_transposed, (k, column));
-            }
-        }
-        let address = product.result + 4 * index as u64 * product.result_stride;
-        let mut result: Vec<f32> = result.into_iter().map(|sum| sum as f32).collect();
-        if product.accumulates {
-            let held = memory.read::<f32>(address, result.len())?;
-            result = result
-                .iter()
-                .zip(held)
-                .map(|(sum, held)| sum + held)
-                .collect();
-        }
-        memory.write(address, &result);
-    }
-    Ok(())
 }

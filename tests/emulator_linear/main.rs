@@ -18,5 +18,6 @@ mod counts;
 mod device;
 mod golden;
 mod options;
+mod queue;
 mod shapes;
 mod whole_vocabulary;

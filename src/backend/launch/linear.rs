@@ -5,12 +5,15 @@
 //! the head's gradient, where it is wanted, two more with the groups' products between them.
 //!
 //! Rows over the whole vocabulary are taken in chunks that share the room for their scores: [`LinearChunks`].
+//!
+//! [`LinearPass`] has all of it in order, for whatever is a [`Queue`](super::Queue).
 
 mod backward;
 mod chunks;
 mod forward;
 mod gather;
 mod head_gradient;
+mod pass;
 mod product;
 mod room;
 mod rows;
@@ -27,6 +30,7 @@ pub use gather::{GatherSide, LinearGather, LinearGatherParams};
 pub use head_gradient::{
     LinearErrorsParams, LinearHeadBuffers, LinearHeadGradient, LinearHeadGradientParams,
 };
+pub use pass::{LinearForwarded, LinearPass, LinearResults, LinearTensors};
 pub use product::Product;
 pub use rows::{LinearRow, LinearRows};
 pub use shares::{LinearShare, LinearShares};

@@ -1,64 +1,16 @@
-//! The loss over cust's buffers. Those tests that need a GPU are ignored unless asked for:
-//! `scripts/gpu-check`.
-#![cfg(feature = "cust")]
+//! The loss over logits.
 
-#[path = "dense/batch.rs"]
-#[allow(dead_code)]
-mod batch;
+use candle_trie::cust::{DenseLoss, Executor};
+use candle_trie::{Error, MaskedSoftmaxLoss, Rows, Temperature, TokenSets, reference};
+use cust::memory::DeviceBuffer;
+use cust::stream::Stream;
 
-use batch::{
+use crate::dense_batch::{
     VOCABULARY, assert_close, conventions, loss, noise, rows, rows_of, sets, temperatures,
     weighted_rows,
 };
-use candle_trie::cust::{Bf16, DenseLoss, DenseOutput, Executor, F16, Logit};
-use candle_trie::{Error, MaskedSoftmaxLoss, Rows, Temperature, TokenSets, reference};
-use cust::context::Context;
-use cust::memory::DeviceBuffer;
-use cust::stream::{Stream, StreamFlags};
-use half::{bf16, f16};
-
-trait Number: Logit + Default {
-    const TOLERANCE: f64;
-    fn from_f64(value: f64) -> Self;
-    fn to_f64(self) -> f64;
-}
-
-impl Number for f32 {
-    const TOLERANCE: f64 = 1e-5;
-    fn from_f64(value: f64) -> Self {
-        value as f32
-    }
-    fn to_f64(self) -> f64 {
-        self.into()
-    }
-}
-
-impl Number for F16 {
-    const TOLERANCE: f64 = 1e-3;
-    fn from_f64(value: f64) -> Self {
-        Self(f16::from_f64(value))
-    }
-    fn to_f64(self) -> f64 {
-        self.0.into()
-    }
-}
-
-impl Number for Bf16 {
-    const TOLERANCE: f64 = 8e-3;
-    fn from_f64(value: f64) -> Self {
-        Self(bf16::from_f64(value))
-    }
-    fn to_f64(self) -> f64 {
-        self.0.into()
-    }
-}
-
-#[test]
-fn without_a_context_the_kernels_are_not_loaded_but_an_error_is_a_value() {
-    let error = Executor::new().unwrap_err().to_string();
-    let words = ["NoDevice", "NotInitialized", "InvalidContext"];
-    assert!(words.iter().any(|word| error.contains(word)), "{error}");
-}
+use crate::number::{Bf16, F16, Number, f64s};
+use crate::{device, total};
 
 #[test]
 #[ignore = "needs a GPU"]
@@ -120,11 +72,6 @@ fn what_does_not_fit_is_refused_before_any_launch() {
     assert!(loss.forward_at(&stream, &logits, &rows(), 0.0).is_err());
 }
 
-fn device() -> (Context, Stream) {
-    let context = cust::quick_init().expect("these tests need a GPU");
-    (context, Stream::new(StreamFlags::DEFAULT, None).unwrap())
-}
-
 type Case<'a> = (&'a MaskedSoftmaxLoss, &'a Rows, usize, &'a str);
 
 fn assert_defined(executor: &Executor, stream: &Stream, case: Case) {
@@ -156,9 +103,7 @@ fn assert_of<T: Number>(executor: &Executor, stream: &Stream, (loss, rows, width
         let expected = defined(&mut temperature);
         let what = format!("{what}, step {step}");
         assert_close(&[total(&output)], &[expected.loss], 1e-5, &what);
-        let gradient: Vec<f64> = (gradient.as_host_vec().unwrap().into_iter())
-            .map(T::to_f64)
-            .collect();
+        let gradient = f64s(&gradient);
         assert_close(&gradient, &expected.gradient, T::TOLERANCE, &what);
         let fields = bytemuck::cast_slice(&[output.read_statistics().unwrap()]).to_vec();
         let expected = [expected.statistics];
@@ -175,8 +120,4 @@ fn assert_of<T: Number>(executor: &Executor, stream: &Stream, (loss, rows, width
     let output = on_device.forward_at(stream, &logits, rows, 1.7).unwrap();
     let expected = defined(&mut Temperature::fixed(1.7));
     assert_close(&[total(&output)], &[expected.loss], 1e-5, &what);
-}
-
-fn total(output: &DenseOutput) -> f64 {
-    output.read_loss().unwrap().into_iter().map(f64::from).sum()
 }

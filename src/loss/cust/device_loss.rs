@@ -1,0 +1,112 @@
+//! What losses over logits and over hidden states have in common.
+
+use std::fmt;
+use std::rc::Rc;
+
+use ::cust::memory::{DeviceBuffer, DeviceSlice};
+
+use super::output::{LossOutput, read};
+use crate::backend::cust::Executor;
+use crate::backend::cust::memory::{DeviceSets, PassTemperature};
+use crate::backend::launch::DenseTemperature;
+use crate::loss::MaskedSoftmaxLoss;
+use crate::temperature::check_positive;
+use crate::{Error, Result, Temperature};
+
+/// A loss with its token sets, and its temperature after the last step, in device memory.
+pub(super) struct DeviceLoss<'e> {
+    pub executor: &'e Executor,
+    pub loss: MaskedSoftmaxLoss,
+    pub sets: DeviceSets,
+    /// V.
+    pub vocabulary: usize,
+    /// τ after the last step.
+    stepped: Option<Rc<DeviceBuffer<f64>>>,
+}
+
+impl<'e> DeviceLoss<'e> {
+    pub fn new(executor: &'e Executor, loss: MaskedSoftmaxLoss, vocabulary: usize) -> Result<Self> {
+        let token = loss.sets.max_token();
+        if token as usize >= vocabulary {
+            return Err(Error::TokenOutsideVocabulary { token, vocabulary });
+        }
+        if loss.checked {
+            return Err(Error::Unsupported {
+                what: "loss",
+                expected: "the unchecked mode on a device".into(),
+                actual: "the checked mode".into(),
+            });
+        }
+        Ok(Self {
+            sets: DeviceSets::new(&loss.sets)?,
+            executor,
+            loss,
+            vocabulary,
+            stepped: None,
+        })
+    }
+
+    /// The temperature of a pass that takes a step. `next` plans it.
+    pub fn next(
+        &self,
+        next: impl FnOnce(&Temperature) -> Result<DenseTemperature>,
+    ) -> Result<PassTemperature<'_>> {
+        Ok(PassTemperature {
+            plan: next(self.loss.temperature())?,
+            previous: self.stepped.as_deref(),
+        })
+    }
+
+    /// A pass that has taken a step has been issued.
+    pub fn take_step(&mut self, output: &LossOutput) {
+        if let Temperature::Adaptive(_) = self.loss.temperature() {
+            self.loss.temperature_mut().count_step();
+            self.stepped = Some(output.temperature.clone());
+        }
+    }
+
+    /// The temperature as it stands.
+    pub fn temperature(&self) -> Result<Temperature> {
+        let known = self.loss.temperature();
+        match &self.stepped {
+            Some(stepped) => Ok(known.at(read(stepped)?[0])),
+            None => Ok(known.clone()),
+        }
+    }
+}
+
+impl fmt::Debug for DeviceLoss<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("DeviceLoss")
+            .field("loss", &self.loss)
+            .field("vocabulary", &self.vocabulary)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The temperature of a pass that takes no step.
+pub(super) fn given(temperature: f64) -> Result<PassTemperature<'static>> {
+    check_positive("temperature", temperature)?;
+    Ok(PassTemperature {
+        plan: DenseTemperature::at(temperature),
+        previous: None,
+    })
+}
+
+/// That a slice holds a matrix, a vector being a matrix of one column.
+pub(super) fn check_length<T: ::cust::memory::DeviceCopy>(
+    what: &'static str,
+    slice: &DeviceSlice<T>,
+    [rows, columns]: [usize; 2],
+) -> Result<()> {
+    let (expected, actual) = (rows.saturating_mul(columns), slice.len());
+    match expected == actual {
+        true => Ok(()),
+        false => Err(Error::LengthMismatch {
+            what,
+            expected,
+            actual,
+        }),
+    }
+}

@@ -1,11 +1,12 @@
 //! The loss over hidden states × head.
 
 use candle_trie::cust::{Executor, LinearGradients, LinearInput, LinearLoss, LossOutput};
-use candle_trie::{Error, Rows, Statistics, Temperature};
+use candle_trie::{Error, Rows, Scope, Statistics, Temperature};
 use cust::memory::{DeviceBuffer, DeviceSlice};
 use cust::stream::Stream;
 
 use crate::batch::{Batch, Options, assert_close, every_option};
+use crate::dense_batch::strategy;
 use crate::number::{Bf16, F16, Number, f64s};
 use crate::{device, losses};
 
@@ -31,6 +32,23 @@ fn every_width_gives_what_the_definition_says() {
             let what = format!("width {width}");
             assert_defined(&executor, &stream, &batch, options, &what);
         }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn every_step_goes_on_from_where_the_last_one_left_the_temperature() {
+    let (_context, stream) = device();
+    let executor = Executor::new().unwrap();
+    let batch = Batch::new(24, 7);
+    for scope in [Scope::Root, Scope::Branching, Scope::Marked] {
+        let options = Options {
+            temperature: strategy(scope).into(),
+            ..every_option()[0].clone()
+        };
+        let stepped = batch.reference(&options).temperature;
+        assert!((stepped / options.temperature.value() - 1.0).abs() > 0.1);
+        assert_defined(&executor, &stream, &batch, &options, "steps");
     }
 }
 

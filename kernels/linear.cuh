@@ -98,6 +98,8 @@ struct ValidRows {
 
 // What one look at a row's scores gives.
 struct Scored {
+    // Of a ragged row: of its tokens other than the target, or of those of a part.
+    Exponentials::Value others;
     Softmax softmax;
     // Relative to `shift`. Whole with the first thread alone.
     Moments::Value moments;

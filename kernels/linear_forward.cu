@@ -7,11 +7,13 @@
 // of a group have their scores already, and leave p_v − [v = y] for the product that makes their gradient. Statistics
 // come along where no temperature waits for them (linear_statistics.cu).
 //
-// Launch: a block takes every gridDim-th row and one row at a time. Shared memory holds the block's sums, what `block`
-// needs, 2·tile_rows + warps numbers and, where they fit, a hidden state and tile_rows head rows.
+// Launch: a block takes every gridDim-th row, or part of a ragged row with a long set, and one at a time. Shared memory
+// holds the block's sums, what `block` needs, 2·tile_rows + warps numbers and, where they fit, a hidden state and tile_rows
+// head rows.
 //
 // Bytes moved: each head row of a ragged row once (twice where no tile fits), its hidden state once (once a tile where it
-// does not fit); 4 H of gradient written (and read and written again for each further tile); 4 a score of a group, twice,
+// does not fit); 4 H of gradient written (and read and written again for each further tile); of a row in parts the hidden
+// state once a part, 4 H + 32 a part written and read, and the target's head row once more; 4 a score of a group, twice,
 // 4 for the error (and its rounded copy); 4 a token, and its bias; 32 a row.
 
 #include "linear_pass.cuh"
@@ -25,12 +27,15 @@ public:
 
     __device__ __forceinline__ void run() {
         const double temperature = this->previous();
-        for (uint32_t r = blockIdx.x; r < batch.row_count; r += gridDim.x) {
-            const LinearRow row = LinearRow::load(batch.rows + r);
-            const Scored scored = r < batch.grouped ? take_grouped(row, static_cast<float>(1.0 / temperature))
-                                                    : take_ragged(r, row, static_cast<float>(1.0 / temperature));
-            if (row.in_statistics) this->add_statistics(scored);
-            add_loss(row, scored, temperature);
+        const uint32_t items = params.parts.items(batch);
+        for (uint32_t i = blockIdx.x; i < items; i += gridDim.x) {
+            const RowPart item = params.parts.item(batch, i);
+            const LinearRow row = LinearRow::load(batch.rows + item.row);
+            if (item.row < batch.grouped) {
+                add(*totals.of_block, row, take_grouped(row, static_cast<float>(1.0 / temperature)), temperature);
+            } else {
+                take_ragged(item, row, temperature);
+            }
         }
         write_idle();
         totals.publish(0, BlockSums::length);
@@ -59,18 +64,45 @@ private:
         return scored;
     }
 
-    __device__ __forceinline__ Scored take_ragged(uint32_t r, const LinearRow& row, float inverse_temperature) const {
-        float* gradient = params.gradient && row.counts() ? params.gradient + r * params.gradient_stride : nullptr;
-        return RaggedRow<T>(batch, row, this->room).compute(inverse_temperature, gradient);
+    // Which of the gradients: of rows, and behind them of parts.
+    __device__ __forceinline__ float* gradient(uint64_t index, const LinearRow& row) const {
+        return params.gradient && row.counts() ? params.gradient + index * params.gradient_stride : nullptr;
     }
 
-    __device__ __forceinline__ void add_loss(const LinearRow& row, const Scored& scored, double temperature) const {
+    __device__ __forceinline__ void take_ragged(const RowPart& item, const LinearRow& row, double temperature) const {
+        const float inverse_temperature = static_cast<float>(1.0 / temperature);
+        RaggedRow<T> ragged(batch, row, this->room);
+        if (item.in_parts && !ragged.narrow(item.part, params.parts.tokens)) return;
+        const uint32_t first = batch.row_count + (item.row - batch.grouped) * params.parts.most;
+        float* unscaled = gradient(item.in_parts ? first + item.part : item.row, row);
+        Scored scored = ragged.compute(inverse_temperature, unscaled);
+        if (!item.in_parts) {
+            add(*totals.of_block, row, scored, temperature);
+            return;
+        }
+        const PartsOfRow parts = this->parts_of(item.row, ragged.size());
+        // The block that comes last puts the row together.
+        if (!this->leave(item, scored, parts.count)) return;
+        scored = parts.measured(row.rank / params.parts.tokens);
+        scored.softmax = Softmax::of(parts.others({inverse_temperature}), scored.target, inverse_temperature);
+        if (float* merged = gradient(item.row, row)) {
+            const Errors weigh = Errors::of(scored.softmax, inverse_temperature, row.rank);
+            ragged.merge(parts, weigh, gradient(first, row), params.gradient_stride, merged);
+        }
+        BlockSums sums = {};
+        add(sums, row, scored, temperature);
+        this->publish(item.row, sums, BlockSums::length);
+    }
+
+    __device__ __forceinline__ void add(BlockSums& sums, const LinearRow& row, const Scored& scored,
+                                        double temperature) const {
+        if (row.in_statistics) this->add_statistics(sums, scored);
         if (threadIdx.x != 0 || !row.counts()) return;
         const double value = row.share * (params.times_temperature ? temperature : 1.0) * scored.softmax.loss();
         if (params.losses) {
             params.losses[row.position] = static_cast<float>(value);
         } else {
-            totals.of_block->loss += value;
+            sums.loss += value;
         }
     }
 

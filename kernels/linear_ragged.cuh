@@ -3,10 +3,11 @@
 //     z_v = h·W_v + b_v,    gradient = Σ_{v ∈ C} p_v W_v − W_y
 //
 // The set is taken in tiles. A tile's head rows are read once, kept in shared memory and used twice: for the scores, and
-// for the gradient, which is scaled down where a larger score comes. The target's (p_y − 1)·W_y waits for the last tile.
+// for the gradient, which is scaled down where a larger score comes. The target's (p_y − 1)·W_y waits for the last tile,
+// or, of a row in parts, for the last part.
 #pragma once
 
-#include "linear.cuh"
+#include "linear_parts.cuh"
 
 // Where a block keeps what it works on: numbers, then a hidden state, then head rows. Mirrors launch::linear's `Room`.
 struct RaggedRoom {
@@ -40,23 +41,35 @@ public:
           room(room),
           valid(batch, row),
           hidden(static_cast<const T*>(batch.hidden) + row.position * batch.hidden_stride, batch.width),
-          packets(Vector<T>::packets(batch.width)) {}
+          packets(Vector<T>::packets(batch.width)),
+          limit(valid.size) {}
+
+    // The tokens of a part, of so many, alone. Whether there are any.
+    __device__ __forceinline__ bool narrow(uint32_t part, uint32_t tokens) {
+        first = part * tokens;
+        if (first >= valid.size) return false;
+        limit = valid.size - first < tokens ? valid.size : first + tokens;
+        return true;
+    }
+
+    __device__ __forceinline__ uint32_t size() const { return valid.size; }
 
     // By all threads of a block. Writes the gradient, of whole packets, where there is room for it.
     __device__ __forceinline__ Scored compute(float inverse_temperature, float* gradient) {
         keep_hidden();
         const Exponentials exponentials = {inverse_temperature};
-        Exponentials::Value others = exponentials.identity();
         Scored scored = {};
-        for (begin = 0; begin < valid.size; begin = end) {
-            end = valid.size - begin < room.rows ? valid.size : begin + room.rows;
+        scored.others = exponentials.identity();
+        for (begin = first; begin < limit; begin = end) {
+            end = limit - begin < room.rows ? limit : begin + room.rows;
             score();
-            const float before = others.maximum;
-            others = exponentials.combine(others, reduce::block(exponentials, exponentials_of_tile(exponentials), room.scratch));
+            const float before = scored.others.maximum;
+            scored.others = exponentials.combine(
+                scored.others, reduce::block(exponentials, exponentials_of_tile(exponentials), room.scratch));
             look(scored);
-            Errors weigh = Errors::so_far(others.maximum, inverse_temperature, row.rank);
-            if (end == valid.size) {
-                scored.softmax = Softmax::of(others, scored.target, inverse_temperature);
+            Errors weigh = Errors::so_far(scored.others.maximum, inverse_temperature, row.rank);
+            if (ends_row()) {
+                scored.softmax = Softmax::of(scored.others, scored.target, inverse_temperature);
                 weigh = Errors::of(scored.softmax, inverse_temperature, row.rank);
             }
             if (gradient) add_gradient(weigh, weigh.relative(before) * weigh.scale, gradient);
@@ -71,8 +84,8 @@ public:
     __device__ __forceinline__ Scored measure() {
         keep_hidden();
         Scored scored = {};
-        for (begin = 0; begin < valid.size; begin = end) {
-            end = valid.size - begin < room.rows ? valid.size : begin + room.rows;
+        for (begin = first; begin < limit; begin = end) {
+            end = limit - begin < room.rows ? limit : begin + room.rows;
             score();
             // All threads read the first score and the target's.
             __syncthreads();
@@ -81,6 +94,22 @@ public:
         }
         scored.moments = reduce::block(Moments(), scored.moments, room.scratch);
         return scored;
+    }
+
+    // Puts the gradients of the parts, `stride` numbers apart, together, by all threads of a block.
+    __device__ __forceinline__ void merge(const PartsOfRow& row_parts, const Errors& weigh, const float* gradients,
+                                          uint64_t stride, float* gradient) const {
+        const Vector<T> target = valid.head_row(row.rank);
+        for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
+            Sums sums = {};
+#pragma unroll 2
+            for (uint32_t k = 0; k < row_parts.count; ++k) {
+                const float scale = weigh.relative(row_parts.parts[k].others.maximum) * weigh.scale;
+                add_scaled(sums, scale, gradients + k * stride + p * Packet<T>::size);
+            }
+            add(sums, weigh.of_target, target.load(p));
+            store(sums, gradient + p * Packet<T>::size);
+        }
     }
 
     // p_v − [v = y] of each token, by all threads of a block: first the scores, and the errors over them.
@@ -110,9 +139,15 @@ private:
     ValidRows<T> valid;
     Vector<T> hidden;
     uint32_t packets;
+    // The tokens that are taken: the set's, or a part's.
+    uint32_t first = 0;
+    uint32_t limit;
     // The tile.
     uint32_t begin = 0;
     uint32_t end = 0;
+
+    // Whether all tokens of the set have been seen, by this block.
+    __device__ __forceinline__ bool ends_row() const { return first == 0 && end == valid.size; }
 
     using Sums = float[Packet<T>::size];
 
@@ -178,7 +213,7 @@ private:
 
     // At the scores of the tile, for statistics: each thread at those that it has written.
     __device__ __forceinline__ void look(Scored& scored) const {
-        if (begin == 0) scored.shift = room.scores()[0];
+        if (begin == first) scored.shift = room.scores()[0];
         if (row.rank >= begin && row.rank < end) scored.target = room.scores()[row.rank - begin];
         for (uint32_t i = threadIdx.x; i < end - begin; i += blockDim.x) {
             scored.moments = Moments().add(scored.moments, room.scores()[i] - scored.shift);
@@ -203,32 +238,32 @@ private:
         __syncthreads();
         for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
             Sums sums = {};
-            if (begin != 0) load_scaled(sums, carried, gradient + p * Packet<T>::size);
+            if (begin != first) add_scaled(sums, carried, gradient + p * Packet<T>::size);
             for (uint32_t i = 0; i < end - begin; ++i) {
                 add(sums, room.weights()[i], head_packet(i, p));
             }
             store(sums, gradient + p * Packet<T>::size);
         }
-        if (end == valid.size && row.rank < begin) add_target(weigh.of_target, gradient);
+        if (ends_row() && row.rank < begin) add_target(weigh.of_target, gradient);
     }
 
     // The target's part, where its tile has gone by: each thread where it has written.
     __device__ __forceinline__ void add_target(float error, float* gradient) const {
         const Vector<T> head = valid.head_row(row.rank);
         for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
-            Sums sums;
-            load_scaled(sums, 1.0f, gradient + p * Packet<T>::size);
+            Sums sums = {};
+            add_scaled(sums, 1.0f, gradient + p * Packet<T>::size);
             add(sums, error, head.load(p));
             store(sums, gradient + p * Packet<T>::size);
         }
     }
 
-    __device__ __forceinline__ static void load_scaled(Sums& sums, float scale, const float* address) {
+    __device__ __forceinline__ static void add_scaled(Sums& sums, float scale, const float* address) {
 #pragma unroll
         for (uint32_t k = 0; k < Packet<T>::size; k += Packet<float>::size) {
             const Packet<float> part = Packet<float>::load(address + k);
 #pragma unroll
-            for (uint32_t j = 0; j < Packet<float>::size; ++j) sums[k + j] = part.values[j] * scale;
+            for (uint32_t j = 0; j < Packet<float>::size; ++j) sums[k + j] += part.values[j] * scale;
         }
     }
 

@@ -11,15 +11,42 @@
 namespace {
 
 template <class T>
+__device__ __forceinline__ void measure_ragged(const LinearPass<T>& pass, const RowPart& item, const LinearRow& row) {
+    BlockSums sums = {};
+    if (!row.in_statistics) {
+        // Its column is added up all the same.
+        if (item.in_parts && item.part == 0) pass.publish(item.row, sums, StatisticsSums::length);
+        return;
+    }
+    const LinearParts& in_parts = pass.params.parts;
+    RaggedRow<T> ragged(pass.batch, row, pass.room);
+    if (item.in_parts && !ragged.narrow(item.part, in_parts.tokens)) return;
+    const Scored scored = ragged.measure();
+    if (!item.in_parts) {
+        pass.add_statistics(*pass.totals.of_block, scored);
+        return;
+    }
+    const PartsOfRow parts = pass.parts_of(item.row, ragged.size());
+    // The block that comes last puts the row together.
+    if (!pass.leave(item, scored, parts.count)) return;
+    pass.add_statistics(sums, parts.measured(row.rank / in_parts.tokens));
+    pass.publish(item.row, sums, StatisticsSums::length);
+}
+
+template <class T>
 __device__ __forceinline__ void linear_statistics(const LinearForwardParams& params) {
     LinearPass<T> pass(params);
     // Nobody uses a head row twice here.
     pass.room.keeps_head = false;
-    for (uint32_t r = blockIdx.x; r < params.batch.row_count; r += gridDim.x) {
-        const LinearRow row = LinearRow::load(params.batch.rows + r);
-        if (!row.in_statistics) continue;
-        pass.add_statistics(r < params.batch.grouped ? pass.grouped(row).measure()
-                                                     : RaggedRow<T>(params.batch, row, pass.room).measure());
+    const uint32_t items = params.parts.items(params.batch);
+    for (uint32_t i = blockIdx.x; i < items; i += gridDim.x) {
+        const RowPart item = params.parts.item(params.batch, i);
+        const LinearRow row = LinearRow::load(params.batch.rows + item.row);
+        if (item.row >= params.batch.grouped) {
+            measure_ragged(pass, item, row);
+        } else if (row.in_statistics) {
+            pass.add_statistics(*pass.totals.of_block, pass.grouped(row).measure());
+        }
     }
     pass.totals.publish(0, StatisticsSums::length);
     if (!reduce::is_last_block(params.arrived, params.all_blocks)) return;

@@ -1,5 +1,5 @@
 // What the blocks of one launch or of several add up over their rows: the statistics and the loss. Each block publishes
-// its sums, and the last to come adds up those of all, in the order of the blocks.
+// its sums in a column of its own, and the last to come adds up those of all, in the order of the columns.
 #pragma once
 
 #include "softmax.cuh"
@@ -24,17 +24,19 @@ static_assert(scratch_bytes >= reduce::scratch_bytes<reduce::Sum<double>>(), "ro
 
 struct Totals {
     BlockSums* of_block;
-    // The sums of all blocks, field by field.
+    // The columns, field by field.
     double* partials;
     unsigned char* scratch;
-    // Which block of how many this is.
-    uint32_t block;
-    uint32_t blocks;
+    // Which of how many is this block's.
+    uint32_t column;
+    uint32_t columns;
 
-    __device__ __forceinline__ void publish(int first, int end) const {
+    __device__ __forceinline__ void publish(int first, int end) const { publish(*of_block, column, first, end); }
+
+    __device__ __forceinline__ void publish(const BlockSums& sums, uint32_t at, int first, int end) const {
         if (threadIdx.x != 0) return;
-        const double* fields = reinterpret_cast<const double*>(of_block);
-        for (int field = first; field < end; ++field) partials[field * blocks + block] = fields[field];
+        const double* fields = reinterpret_cast<const double*>(&sums);
+        for (int field = first; field < end; ++field) partials[field * columns + at] = fields[field];
     }
 
     // By the last block, which sees what all have published: the sums of fields from `first` on. No field's loads wait
@@ -43,9 +45,9 @@ struct Totals {
     __device__ __forceinline__ void add_up(int first, double (&sums)[count]) const {
 #pragma unroll
         for (int k = 0; k < count; ++k) sums[k] = 0.0;
-        for (uint32_t other = threadIdx.x; other < blocks; other += blockDim.x) {
+        for (uint32_t other = threadIdx.x; other < columns; other += blockDim.x) {
 #pragma unroll
-            for (int k = 0; k < count; ++k) sums[k] += partials[(first + k) * blocks + other];
+            for (int k = 0; k < count; ++k) sums[k] += partials[(first + k) * columns + other];
         }
 #pragma unroll
         for (int k = 0; k < count; ++k) sums[k] = reduce::block(reduce::Sum<double>(), sums[k], scratch);

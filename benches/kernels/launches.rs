@@ -122,7 +122,7 @@ impl<'a, T: Number> Launches<'a, T> {
             statistics: memory.room::<f64>(Statistics::LENGTH)?,
             temperature: memory.room::<f64>(1)?,
             previous: 0,
-            arrived: memory.room::<u32>(1)?,
+            arrived: memory.room::<u32>(forward.arrived())?,
         };
         let left = LinearBackwardBuffers {
             unscaled: buffers.gradient,

@@ -54,6 +54,8 @@ pub struct Outcome {
     pub head_sums: Report,
     pub keeps_tiles: bool,
     pub keeps_sets: bool,
+    /// The parts of rows that are taken in parts.
+    pub parts: usize,
 }
 
 impl<'a> Case<'a> {
@@ -126,6 +128,7 @@ impl<'a> Case<'a> {
             head_sums: queue.report("linear_head_gradient"),
             keeps_tiles: shape.keeps_tiles(),
             keeps_sets: shape.keeps_sets(),
+            parts: shape.parts(),
         })
     }
 

@@ -18,6 +18,7 @@ mod counts;
 mod device;
 mod golden;
 mod options;
+mod parts;
 mod queue;
 mod shapes;
 mod whole_vocabulary;

@@ -21,7 +21,7 @@ pub fn options(temperature: impl Into<Temperature>) -> Options {
     }
 }
 
-fn temperatures() -> [Options; 2] {
+pub fn temperatures() -> [Options; 2] {
     let adaptive = AdaptiveStrategy {
         scope: Scope::Branching,
         alpha: 0.5,

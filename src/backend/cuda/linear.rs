@@ -96,7 +96,7 @@ impl DeviceLinear {
         let mut group_head = uninitialised::<T>(device, rows.gathered_head_rows() * width)?;
         let mut errors = uninitialised::<T>(device, plan.errors())?;
         let mut partials = uninitialised::<f64>(device, plan.partials())?;
-        let mut arrived = device.alloc_zeros::<u32>(1)?;
+        let mut arrived = device.alloc_zeros::<u32>(plan.arrived())?;
         let mut left = LinearForwarded {
             loss: uninitialised(device, rows.losses())?,
             temperature: uninitialised(device, 1)?,

@@ -13,6 +13,7 @@ mod chunks;
 mod forward;
 mod gather;
 mod head_gradient;
+mod parts;
 mod pass;
 mod product;
 mod room;

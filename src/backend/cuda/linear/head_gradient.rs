@@ -117,7 +117,7 @@ impl DeviceLinear {
         let mut group_hidden = uninitialised::<T>(device, rows.grouped() * width)?;
         let mut scores = uninitialised::<f32>(device, plan.scores())?;
         let mut partials = uninitialised::<f64>(device, plan.partials())?;
-        let mut arrived = device.alloc_zeros::<u32>(1)?;
+        let mut arrived = device.alloc_zeros::<u32>(plan.arrived())?;
         let mut held = Buffers::new();
         let buffers = LinearForwardBuffers {
             group_hidden: held.write(executor, &mut group_hidden),

@@ -18,8 +18,6 @@ pub struct LinearChunks {
     temperature: DenseTemperature,
     with_gradient: bool,
     limits: DeviceLimits,
-    /// Of all rows.
-    rows: usize,
 }
 
 /// What is issued next.
@@ -59,7 +57,6 @@ impl LinearChunks {
             temperature,
             with_gradient,
             limits: *limits,
-            rows: rows.rows.len(),
         })
     }
 
@@ -75,11 +72,12 @@ impl LinearChunks {
         self.plan(&self.chunks[0]).errors()
     }
 
-    /// The f32 of the unscaled gradient.
+    /// The f32 of the unscaled gradient, of rows and of parts of rows.
     #[must_use]
     pub fn gradient(&self) -> usize {
-        let rows = if self.with_gradient { self.rows } else { 0 };
-        rows * gradient_stride(self.width) as usize
+        (self.chunks.iter())
+            .map(|chunk| self.plan(chunk).gradient())
+            .sum()
     }
 
     /// How many f64 of scratch the launches need.
@@ -87,6 +85,12 @@ impl LinearChunks {
     pub fn partials(&self) -> usize {
         let blocks = self.blocks();
         self.plan(&self.chunks[0]).among(0, blocks).partials()
+    }
+
+    /// How many counters the launches need.
+    #[must_use]
+    pub fn arrived(&self) -> usize {
+        self.plan(&self.chunks[0]).arrived()
     }
 
     /// Statistics, temperature, loss and what the gradient of the hidden states is made of: after the

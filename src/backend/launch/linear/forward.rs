@@ -4,6 +4,7 @@ use std::mem::offset_of;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::parts::{LinearParts, Parts};
 use super::room::{Room, RowShape};
 use super::rows::Group;
 use super::{LinearBatch, LinearInputs, LinearRows, Product, check_width, gradient_stride};
@@ -37,14 +38,16 @@ pub struct LinearForwardParams {
     times_temperature: u32,
     first_block: u32,
     all_blocks: u32,
+    parts: LinearParts,
 }
 
 const _: () = assert!(
-    size_of::<LinearForwardParams>() == 288
+    size_of::<LinearForwardParams>() == 320
         && offset_of!(LinearForwardParams, scores) == 96
         && offset_of!(LinearForwardParams, partials) == 144
         && offset_of!(LinearForwardParams, step) == 192
         && offset_of!(LinearForwardParams, tile_rows) == 264
+        && offset_of!(LinearForwardParams, parts) == 288
 );
 
 /// Statistics, temperature, loss and what the gradient of a batch is made of.
@@ -61,6 +64,7 @@ pub struct LinearForward<'a> {
     first_block: u32,
     all_blocks: u32,
     room: Room,
+    parts: Parts,
 }
 
 /// What a forward pass reads and writes besides its inputs, in device memory. Addresses of buffers
@@ -77,7 +81,8 @@ pub struct LinearForwardBuffers {
     pub scores: u64,
     /// [`LinearForward::errors`] elements.
     pub errors: u64,
-    /// [`LinearForward::gradient`] f32: the unscaled gradient, row by row.
+    /// [`LinearForward::gradient`] f32: the unscaled gradient, row by row, and behind it that of parts
+    /// of rows.
     pub gradient: u64,
     /// [`LinearRows::losses`] f32.
     pub loss: u64,
@@ -89,7 +94,7 @@ pub struct LinearForwardBuffers {
     pub temperature: u64,
     /// One f64: the temperature so far, or 0 where it is not on the device.
     pub previous: u64,
-    /// One u32 that is 0, and is 0 again when the launch is over.
+    /// [`LinearForward::arrived`] u32 that are 0, and are 0 again when the launch is over.
     pub arrived: u64,
 }
 
@@ -133,7 +138,8 @@ impl<'a> LinearForward<'a> {
         let shape = RowShape::new(rows, element, width, Self::SUMS_BYTES);
         let room = shape.largest_room(rows, limits);
         let resident = limits.resident_blocks(shape.threads, shape.shared_bytes(room));
-        let blocks = (rows.rows.len() as u32).clamp(1, resident.max(1));
+        let parts = Parts::new(rows, room.tile_rows, resident);
+        let blocks = (parts.items(rows).count() as u32).clamp(1, resident.max(1));
         Self {
             rows,
             element,
@@ -145,6 +151,7 @@ impl<'a> LinearForward<'a> {
             first_block: 0,
             all_blocks: blocks,
             room,
+            parts,
         }
     }
 
@@ -175,21 +182,36 @@ impl<'a> LinearForward<'a> {
         }
     }
 
-    /// The f32 of the unscaled gradient.
+    /// The f32 of the unscaled gradient, of rows and of parts of rows.
     #[must_use]
     pub fn gradient(&self) -> usize {
-        let rows = if self.with_gradient {
-            self.rows.rows.len()
-        } else {
-            0
-        };
-        rows * gradient_stride(self.width) as usize
+        let rows = self.rows.rows.len() + self.parts.gradients();
+        let wanted = if self.with_gradient { rows } else { 0 };
+        wanted * gradient_stride(self.width) as usize
     }
 
     /// How many f64 of scratch the launch needs.
     #[must_use]
     pub fn partials(&self) -> usize {
-        Self::SUMS * self.all_blocks as usize
+        self.parts.scored() + Self::SUMS * (self.all_blocks + self.parts.rows) as usize
+    }
+
+    /// How many counters the launch needs: one for its blocks, and one for each row in parts.
+    #[must_use]
+    pub fn arrived(&self) -> usize {
+        1 + self.parts.rows as usize
+    }
+
+    /// How many parts there are of ragged rows that are taken in parts.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        self.parts.count(self.rows)
+    }
+
+    /// The most tiles of head rows that a block takes, one after another.
+    #[must_use]
+    pub fn longest_chain(&self) -> u32 {
+        (self.parts).longest_chain(self.rows, self.room.tile_rows, self.blocks)
     }
 
     /// Whether each head row of a ragged set is kept on chip between its two uses.
@@ -367,7 +389,7 @@ impl<'a> LinearForward<'a> {
                 gradient_stride: gradient_stride(self.width),
                 losses,
                 loss,
-                partials: buffers.partials,
+                partials: buffers.partials + 8 * self.parts.scored() as u64,
                 statistics: buffers.statistics,
                 temperature: buffers.temperature,
                 previous: only(self.temperature.continues, buffers.previous),
@@ -381,6 +403,7 @@ impl<'a> LinearForward<'a> {
                 times_temperature: self.rows.times_temperature.into(),
                 first_block: self.first_block,
                 all_blocks: self.all_blocks,
+                parts: self.parts.params(buffers.partials, buffers.arrived + 4),
             },
         }
     }

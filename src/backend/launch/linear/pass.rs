@@ -147,7 +147,7 @@ impl<'a> LinearPass<'a> {
         let row_bytes = self.width * self.element.bytes() as usize;
         let error_bytes = chunks.errors() * self.element.bytes() as usize;
         let head_rows = rows.gathered_head_rows();
-        let [arrived] = queue.upload([("arrived", &[0])])?;
+        let [arrived] = queue.upload([("arrived", &vec![0; chunks.arrived()])])?;
         Ok(LinearForwardBuffers {
             group_hidden: queue.allocate("group hidden", rows.grouped() * row_bytes)?,
             group_head: queue.allocate("group head", head_rows * row_bytes)?,

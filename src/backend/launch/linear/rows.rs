@@ -261,6 +261,14 @@ impl LinearRows {
         self.groups.iter().map(|group| group.set)
     }
 
+    /// How many tokens each ragged row has, falling.
+    pub(super) fn ragged_sizes(&self) -> impl Iterator<Item = u32> + '_ {
+        let ragged = &self.rows[self.grouped()..];
+        let ends = ragged.iter().skip(1).map(|row| row.scores);
+        let ends = ends.chain([self.ragged_scores]);
+        (ragged.iter().zip(ends)).map(|(row, end)| (end - row.scores) as u32)
+    }
+
     pub(super) fn statistics_sizes(&self) -> StatisticsSizes {
         StatisticsSizes::of(&self.statistics)
     }

@@ -58,30 +58,44 @@ fn everything(
     ]
 }
 
-#[test]
-#[ignore = "needs a GPU"]
-fn every_option_gives_what_it_gives_on_the_cpu() {
-    let device = cuda();
+fn assert_as_on_the_cpu(width: usize, options: impl Fn() -> Vec<Options>) {
+    let (device, batch) = (cuda(), Batch::new(width, 7));
     let tolerances = [
         (DType::F32, 2e-5),
         (DType::F16, 2e-3),
         (DType::BF16, 1.6e-2),
     ];
-    for width in [40, 33] {
-        let batch = Batch::new(width, 7);
-        for (dtype, tolerance) in tolerances {
-            for (index, options) in every_option().into_iter().enumerate() {
-                for frozen in [false, true] {
-                    let on_cpu = everything(&batch, &options, dtype, &Device::Cpu, frozen);
-                    let on_gpu = everything(&batch, &options, dtype, &device, frozen);
-                    for (part, (found, expected)) in on_gpu.iter().zip(&on_cpu).enumerate() {
-                        let what = format!("{width}, {dtype:?}, option {index}, part {part}");
-                        assert_close(found, expected, tolerance, &what);
-                    }
+    for (dtype, tolerance) in tolerances {
+        for (index, options) in options().into_iter().enumerate() {
+            for frozen in [false, true] {
+                let on_cpu = everything(&batch, &options, dtype, &Device::Cpu, frozen);
+                let on_gpu = everything(&batch, &options, dtype, &device, frozen);
+                for (part, (found, expected)) in on_gpu.iter().zip(&on_cpu).enumerate() {
+                    let what = format!("{width}, {dtype:?}, option {index}, part {part}");
+                    assert_close(found, expected, tolerance, &what);
                 }
             }
         }
     }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn every_option_gives_what_it_gives_on_the_cpu() {
+    for width in [40, 33] {
+        assert_as_on_the_cpu(width, every_option);
+    }
+}
+
+/// So wide that no device's tile holds a set of 40 tokens.
+#[test]
+#[ignore = "needs a GPU"]
+fn sets_in_parts_give_what_they_give_on_the_cpu() {
+    assert_as_on_the_cpu(8192, || {
+        let listed = every_option().into_iter();
+        let listed = listed.filter(|options| !options.whole_vocabulary);
+        listed.step_by(3).collect()
+    });
 }
 
 #[test]

@@ -175,6 +175,19 @@ fn scores_at_minus_infinity_weigh_nothing_in_whatever_part() {
     }
 }
 
+/// So far from zero that squares of scores would lose the variance; the scores themselves are exact.
+fn statistics_of_parts_are_sums_of_differences() {
+    for options in temperatures() {
+        let batch = with_bias(batch(8, &[(31, 17), (23, 22)]), 0..54, -10_000.0);
+        let case = Case {
+            limits: chip(16, 64 + 512 + 48 + 5 * 32),
+            ..Case::new(&batch, &options)
+        };
+        assert!(run::<f32>(&case).parts > 8);
+        case.assert_correct::<f32>("far from zero");
+    }
+}
+
 fn a_score_at_infinity_gives_no_number_in_whatever_part() {
     let fixed = options(Temperature::fixed(1.3));
     for (token, target) in [(0, 30), (13, 14), (30, 0), (17, 17)] {
@@ -247,6 +260,7 @@ candle_trie_emulator::emulated_tests! {
     every_third_option_in_f16,
     every_third_option_in_bf16,
     scores_at_minus_infinity_weigh_nothing_in_whatever_part,
+    statistics_of_parts_are_sums_of_differences,
     a_score_at_infinity_gives_no_number_in_whatever_part,
     a_head_row_is_loaded_once_whichever_part_it_is_in,
 }

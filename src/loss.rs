@@ -257,7 +257,7 @@ impl MaskedSoftmaxLoss {
     /// [`FrozenHead`] when it is not trained.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and for a head that does not fit the hidden states.
+    /// As [`forward`](Self::forward), for hidden states of width 0, and for a head that does not fit them.
     pub fn forward_linear<'h>(
         &mut self,
         hidden: &Tensor,

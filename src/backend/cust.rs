@@ -30,7 +30,7 @@ use blas::Blas;
 /// The crate's kernels in one CUDA context, and launches of them.
 ///
 /// It belongs to the context that was current when it was made, which must outlive it and must be
-/// current in the thread that launches.
+/// current in the thread that launches or drops it.
 pub struct Executor {
     kernels: HashMap<&'static str, sys::CUfunction>,
     limits: DeviceLimits,
@@ -161,10 +161,19 @@ impl fmt::Debug for Executor {
     }
 }
 
-/// A type of logits, hidden states and heads that kernels are compiled for: f32, [`F16`] or [`Bf16`].
-pub trait Logit: DeviceCopy + Pod {
+/// A type of logits, hidden states and heads that kernels are compiled for: f32, [`F16`] or [`Bf16`],
+/// and no other, as kernels trust it with the sizes of buffers.
+pub trait Logit: DeviceCopy + Pod + sealed::Sealed {
     /// What the kernels call it.
     const ELEMENT: Element;
+}
+
+mod sealed {
+    pub trait Sealed {}
+
+    impl Sealed for f32 {}
+    impl Sealed for super::F16 {}
+    impl Sealed for super::Bf16 {}
 }
 
 impl Logit for f32 {

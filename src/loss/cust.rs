@@ -1,6 +1,7 @@
 //! The loss over the buffers and streams of the crate [cust](https://docs.rs/cust), for programs that
 //! keep their tensors there and not in candle: the feature `cust`, which needs nothing of candle's
 //! CUDA. The matrix products of [`LinearLoss`] are cuBLAS's, which a program with this feature links.
+//! (To build it, cudarc asks the `nvcc` in `PATH` for its version, unless `CUDARC_CUDA_VERSION` says it.)
 //!
 //! [`DenseLoss`] is the loss over logits, [`LinearLoss`] the one over hidden states × head, both checked
 //! and typed. Below them, [`Executor`] runs any plan of [`launch`](crate::launch).
@@ -33,13 +34,18 @@
 //!
 //! # What is safe, and why
 //!
-//! The methods of the losses return when the work is issued, and are safe all the same. They check
-//! every length and index that a kernel will use. Streams that
-//! [`Stream::new`](::cust::stream::Stream::new) makes wait for cust's synchronous copies and are waited
-//! for by them, and freeing a [`DeviceBuffer`](::cust::memory::DeviceBuffer) waits for the device. What
-//! could get between the launch and its buffers is `unsafe` in cust: work on another stream, and memory
-//! allocated in a stream's order. Whoever writes that answers for its order, against these launches
-//! too; memory of the second kind is to be freed by `drop_async` on the stream that was passed here.
+//! The methods of the losses do not wait for what they issue (but for what came before: their uploads,
+//! and freeing the temperature before a step), and are safe all the same. They check every length and
+//! index that a kernel will use. Streams that [`Stream::new`](::cust::stream::Stream::new) makes wait
+//! for cust's synchronous copies and are waited for by them, and freeing a
+//! [`DeviceBuffer`](::cust::memory::DeviceBuffer) waits for the device. Work on another stream, and
+//! memory allocated in a stream's order, are `unsafe` in cust: whoever writes that answers for its order,
+//! against these launches too.
+//!
+//! Two things cust lets safe code do, and nothing here can see. A
+//! [`DeviceSlice`](::cust::memory::DeviceSlice) can be copied and has no lifetime: a copy must not outlive
+//! its buffer, nor a gradient overlap an input. And `drop_async` must be given the stream that was passed
+//! here.
 
 mod dense;
 mod device_loss;

@@ -1,5 +1,7 @@
 use candle_core::{DType, Device, Tensor, Var};
-use candle_trie::{AdaptiveStrategy, Error, Head, MaskedSoftmaxLoss, Row, Rows, TokenSets};
+use candle_trie::{
+    AdaptiveStrategy, Error, Head, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets,
+};
 
 use crate::batch::{Batch, every_option, f64s};
 
@@ -81,6 +83,27 @@ fn empty_batches_give_loss_zero_and_gradient_zero() {
                 .all(|&entry| entry == 0.0)
         );
     }
+}
+
+#[test]
+fn hidden_states_of_no_elements_are_refused() {
+    const TOKENS: u32 = 200;
+    const ROWS: usize = 4; // As many as make a matrix product.
+    let sets = TokenSets::from_raw(vec![0, TOKENS], (0..TOKENS).collect()).unwrap();
+    let rows = (0..ROWS as u32).map(|position| Row {
+        position,
+        set: 0,
+        target: position,
+    });
+    let rows = Rows::from_raw(ROWS, rows.collect()).unwrap();
+    let [hidden, head] = [ROWS, TOKENS as usize]
+        .map(|length| Var::zeros((length, 0), DType::F32, &Device::Cpu).unwrap());
+    let mut loss = MaskedSoftmaxLoss::new(&sets, Temperature::fixed(1.0)).unwrap();
+    let refused = loss.forward_linear(&hidden, &*head, &rows).unwrap_err();
+    assert!(
+        matches!(&refused, Error::Unsupported { actual, .. } if actual == "shape [4, 0]"),
+        "{refused}"
+    );
 }
 
 #[test]

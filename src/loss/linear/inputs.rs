@@ -29,6 +29,11 @@ pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
         });
     }
     match (hidden.dims().last(), head.weight.dims().last()) {
+        (Some(0), _) => Err(Error::Unsupported {
+            what: HIDDEN,
+            expected: "a width of at least 1".into(),
+            actual: format!("shape {:?}", hidden.dims()),
+        }),
         (Some(hidden), Some(head)) if hidden == head => Ok(()),
         (hidden, head) => Err(Error::LengthMismatch {
             what: "width of the hidden states (the head's is expected)",

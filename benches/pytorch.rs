@@ -1,5 +1,7 @@
-//! Our side of scripts/compare-with-pytorch: times the loss on given inputs and prints one line of
-//! JSON. The arguments are a shape and a safetensors file with `hidden` `[N, H]` and `head` `[V, H]`.
+//! Our side of scripts/compare-with-pytorch: the loss on given inputs, timed when it is asked for, so
+//! that PyTorch and we can take turns on a machine whose speed changes. The arguments are a shape and a
+//! safetensors file with `hidden` `[N, H]` and `head` `[V, H]`. Prints the loss, and then for every
+//! line of standard input, which names a way to it, the median of its seconds.
 
 mod support;
 
@@ -8,7 +10,6 @@ use std::time::Instant;
 
 use candle_core::{Device, Result, Var};
 use candle_trie::{FrozenHead, MaskedSoftmaxLoss, Temperature};
-use serde_json::json;
 use support::{Shape, settle_allocator};
 
 fn main() -> Result<()> {
@@ -28,20 +29,22 @@ fn main() -> Result<()> {
     settle_allocator();
     let frozen = FrozenHead::new(head, &shape.sets)?;
     let value = loss.forward_linear(&hidden, &frozen, rows)?.loss;
-    let linear = median_seconds(200, || {
-        loss.forward_linear(&hidden, &frozen, rows)?.loss.backward()
-    })?;
-    let dense = median_seconds(3, || {
-        let logits = hidden.matmul(&head.t()?)?;
-        loss.forward(&logits, rows)?.loss.backward()
-    })?;
+    println!("{}", value.to_scalar::<f32>()?);
     let logits = Var::from_tensor(&hidden.matmul(&head.t()?)?)?;
-    let given_logits = median_seconds(10, || loss.forward(&logits, rows)?.loss.backward())?;
-    let result = json!({
-        "seconds": { "linear": linear, "dense": dense, "given_logits": given_logits },
-        "loss": value.to_scalar::<f32>()?,
-    });
-    println!("{result}");
+    for way in std::io::stdin().lines() {
+        let seconds = match way?.as_str() {
+            "linear" => median_seconds(50, || {
+                loss.forward_linear(&hidden, &frozen, rows)?.loss.backward()
+            }),
+            "dense" => median_seconds(1, || {
+                let logits = hidden.matmul(&head.t()?)?;
+                loss.forward(&logits, rows)?.loss.backward()
+            }),
+            "given_logits" => median_seconds(5, || loss.forward(&logits, rows)?.loss.backward()),
+            other => candle_core::bail!("{other} is not a way to the loss"),
+        };
+        println!("{}", seconds?);
+    }
     Ok(())
 }
 

@@ -23,53 +23,82 @@ MODELS = {
 TEMPERATURE = 1.0
 
 
-def median_seconds(run, repetitions):
-    run()
-    seconds = []
-    for _ in range(repetitions):
+class Ours:
+    """benches/pytorch.rs, running and waiting to be asked."""
+
+    def __init__(self, executable, inputs):
+        self.process = subprocess.Popen(
+            [executable, SHAPE, inputs], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.loss = float(self.process.stdout.readline())
+
+    def seconds(self, way):
+        print(way, file=self.process.stdin, flush=True)
+        return float(self.process.stdout.readline())
+
+    def close(self):
+        self.process.communicate()
+
+
+class PyTorch:
+    """The published arithmetic on the same inputs, forward and backward."""
+
+    def __init__(self, hidden, head, mask, targets):
+        self.hidden = hidden.clone().requires_grad_()
+        self.head, self.mask, self.targets = head, mask, targets
+        self.loss = None
+
+    def seconds(self, way):
+        run = getattr(self, way)
+        arguments = self.prepare(way)
         start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+        run(*arguments)
+        return time.perf_counter() - start
 
+    def prepare(self, way):
+        """What a way is given, made outside its time."""
+        self.hidden.grad = None
+        if way == "head_alone":
+            return [torch.ones(len(self.targets), self.head.shape[0])]
+        if way == "loss_alone":
+            return [(self.hidden @ self.head.T).detach().requires_grad_()]
+        return []
 
-def time_pytorch(hidden, head, mask, targets, repetitions):
-    """Seconds of each part, forward and backward, and the loss."""
-    hidden = hidden.clone().requires_grad_()
-    upstream = torch.ones(len(targets), head.shape[0])
-    seconds, losses = {}, []
+    def head_alone(self, upstream):
+        (self.hidden @ self.head.T).backward(upstream)
 
-    def head_alone():
-        hidden.grad = None
-        (hidden @ head.T).backward(upstream)
-
-    def head_and_loss():
-        hidden.grad = None
-        loss = published_loss(hidden @ head.T, mask, targets, TEMPERATURE)
+    def head_and_loss(self):
+        loss = published_loss(self.hidden @ self.head.T, self.mask, self.targets, TEMPERATURE)
         loss.backward()
-        losses.append(loss.item())
+        self.loss = loss.item()
 
-    seconds["pytorch_head"] = median_seconds(head_alone, repetitions)
-    del upstream
-    seconds["pytorch"] = median_seconds(head_and_loss, repetitions)
-    logits = (hidden @ head.T).detach().requires_grad_()
-
-    def loss_alone():
-        logits.grad = None
-        published_loss(logits, mask, targets, TEMPERATURE).backward()
-
-    seconds["pytorch_given_logits"] = median_seconds(loss_alone, repetitions)
-    return seconds, losses[-1]
+    def loss_alone(self, logits):
+        published_loss(logits, self.mask, self.targets, TEMPERATURE).backward()
 
 
-def time_ours(executable, inputs):
-    output = subprocess.run(
-        [executable, SHAPE, inputs], check=True, stdout=subprocess.PIPE, text=True
-    )
-    return json.loads(output.stdout.splitlines()[-1])
+# The name of a figure, and whose way it is the time of.
+FIGURES = {
+    "pytorch_head": (PyTorch, "head_alone"),
+    "pytorch": (PyTorch, "head_and_loss"),
+    "linear": (Ours, "linear"),
+    "pytorch_given_logits": (PyTorch, "loss_alone"),
+    "given_logits": (Ours, "given_logits"),
+    "dense": (Ours, "dense"),
+}
 
 
-def compare(model, executable, repetitions):
+def median_seconds(ours, pytorch, rounds):
+    """All in turn, so that a slower minute of the machine is everyone's."""
+    sides = {Ours: ours, PyTorch: pytorch}
+    # The first round warms up.
+    timed = [
+        {name: sides[side].seconds(way) for name, (side, way) in FIGURES.items()}
+        for _ in range(1 + rounds)
+    ][1:]
+    return {name: statistics.median(each[name] for each in timed) for name in FIGURES}
+
+
+def compare(model, executable, rounds):
     width, vocabulary = MODELS[model]
     mask, targets = batch(SHAPE, vocabulary)
     torch.manual_seed(0)
@@ -78,9 +107,10 @@ def compare(model, executable, repetitions):
     with tempfile.TemporaryDirectory() as folder:
         inputs = Path(folder) / "inputs.safetensors"
         save_file({"hidden": hidden, "head": head}, inputs)
-        ours = time_ours(executable, inputs)
-    seconds, loss = time_pytorch(hidden, head, mask, targets, repetitions)
-    seconds |= ours["seconds"]
+        ours = Ours(executable, inputs)
+    pytorch = PyTorch(hidden, head, mask, targets)
+    seconds = median_seconds(ours, pytorch, rounds)
+    ours.close()
     return {
         "model": model,
         "rows": len(targets),
@@ -93,7 +123,7 @@ def compare(model, executable, repetitions):
         "ratio_linear_to_head_alone": seconds["pytorch_head"] / seconds["linear"],
         "ratio_dense": seconds["pytorch"] / seconds["dense"],
         "ratio_given_logits": seconds["pytorch_given_logits"] / seconds["given_logits"],
-        "relative_loss_difference": abs(ours["loss"] - loss) / abs(loss),
+        "relative_loss_difference": abs(ours.loss - pytorch.loss) / abs(pytorch.loss),
     }
 
 
@@ -124,10 +154,10 @@ def main():
     parser.add_argument("--ours", required=True, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one object as the last line")
     parser.add_argument("--model", choices=MODELS, default="SmolLM2-135M")
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count())
-    result = compare(arguments.model, arguments.ours, arguments.repetitions)
+    result = compare(arguments.model, arguments.ours, arguments.rounds)
     print_table(result)
     if arguments.json:
         print(json.dumps(result))

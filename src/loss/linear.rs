@@ -19,8 +19,8 @@ use super::temperature::{Stepped, TemperatureSource};
 use super::tensor::{Scalar, cpu, with_element};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::linear::{
-    self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, score, soften,
-    whole_vocabulary_head_gradient,
+    self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, hidden_gradient,
+    score, soften, whole_vocabulary_head_gradient,
 };
 use crate::{Result, Statistics};
 
@@ -188,7 +188,7 @@ impl<T: Scalar> LinearLoss<T> {
                 let scores = score(hidden, head, batch)?;
                 statistics = scores.statistics;
                 (temperature, stepped) = self.source.resolve(&statistics)?;
-                softened = soften(scores, head, batch, temperature, wanted);
+                softened = soften(scores, batch, temperature, wanted);
             }
         }
         let (softmaxes, softened) = softened;
@@ -201,41 +201,60 @@ impl<T: Scalar> LinearLoss<T> {
         Ok((forward, softened))
     }
 
-    /// The gradients of the head and its bias.
-    fn head_gradients(
+    /// The gradients of hidden states, head and bias, where each is wanted.
+    fn gradients(
         &self,
-        (forward, softened): (&Forward, &Softened<T::Real>),
-        head: &Tensor,
-        bias: &Tensor,
-        factor: impl Fn(&BatchRow) -> f64 + Sync,
-    ) -> Result<(Tensor, Tensor)> {
-        let mut head_values = bytemuck::zeroed_vec(head.elem_count());
-        let mut bias_values = bytemuck::zeroed_vec(bias.elem_count());
-        let gradient = HeadGradient::<T> {
-            head: &mut head_values,
-            bias: &mut bias_values,
-            width: head.dim(1)?,
-        };
-        if self.batch.whole_vocabulary().is_none() {
-            head_gradient(softened, &self.batch, factor, gradient);
-        } else {
-            let (head, bias) = (head.storage_and_layout(), bias.storage_and_layout());
-            let (head_cpu, bias_cpu) = (cpu(HEAD, &head.0)?, cpu(BIAS, &bias.0)?);
-            let head = head_view::<T>(head_cpu, head.1, bias_cpu, bias.1, None)?;
-            whole_vocabulary_head_gradient(
-                softened,
-                &forward.softmaxes,
-                &head,
-                &self.batch,
-                forward.temperature,
-                factor,
-                gradient,
-            );
+        (forward, softened): &(Forward, Softened<T::Real>),
+        [hidden, head, bias]: [&Tensor; 3],
+        upstream: &Upstream,
+    ) -> Result<[Option<Tensor>; 3]> {
+        let (batch, wanted) = (&self.batch, self.wanted);
+        let whole_vocabulary = batch.whole_vocabulary().is_some();
+        let factor = |row: &BatchRow| upstream.factor(batch, row, forward.temperature);
+        let gathered = self.gathered.as_ref();
+        let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
+        let [of_hidden, of_head, of_bias] = &storages;
+        let hidden_view = hidden_view::<T>(cpu(HIDDEN, &of_hidden.0)?, of_hidden.1)?;
+        let (head_cpu, bias_cpu) = (cpu(HEAD, &of_head.0)?, cpu(BIAS, &of_bias.0)?);
+        let head_view = head_view::<T>(head_cpu, of_head.1, bias_cpu, of_bias.1, gathered)?;
+        let like = |tensor: &Tensor, values| Tensor::from_vec(values, tensor.shape(), &Device::Cpu);
+
+        let mut gradients = [None, None, None];
+        if wanted.hidden {
+            let length = hidden.elem_count();
+            let values = hidden_gradient(softened, &head_view, batch, factor, length);
+            gradients[0] = Some(like(hidden, values)?);
         }
-        Ok((
-            Tensor::from_vec(head_values, head.shape(), head.device())?,
-            Tensor::from_vec(bias_values, bias.shape(), bias.device())?,
-        ))
+        if wanted.head {
+            let mut head_values = bytemuck::zeroed_vec(head.elem_count());
+            let mut bias_values = bytemuck::zeroed_vec(bias.elem_count());
+            let gradient = HeadGradient::<T> {
+                head: &mut head_values,
+                bias: &mut bias_values,
+                width: head_view.width,
+            };
+            match whole_vocabulary {
+                true => whole_vocabulary_head_gradient(
+                    &forward.softmaxes,
+                    hidden_view,
+                    &head_view,
+                    batch,
+                    forward.temperature,
+                    factor,
+                    gradient,
+                ),
+                false => head_gradient(softened, hidden_view, batch, factor, gradient),
+            }
+            gradients[1] = head
+                .track_op()
+                .then(|| like(head, head_values))
+                .transpose()?;
+            gradients[2] = bias
+                .track_op()
+                .then(|| like(bias, bias_values))
+                .transpose()?;
+        }
+        Ok(gradients)
     }
 }
 
@@ -297,32 +316,11 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         upstream: &Tensor,
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let op = &*self.0;
-        let (forward, softened) = match op.passed.forward()? {
-            Left::OnCpu(passed) => &**passed,
-            Left::OnCuda(left) => {
-                let tensors = [hidden, head, bias];
-                let [of_hidden, of_head, of_bias] =
-                    cuda::backward(tensors, op.has_bias, op.wanted, left, upstream)?;
-                return Ok((of_hidden, of_head, of_bias));
-            }
+        let tensors = [hidden, head, bias];
+        let [of_hidden, of_head, of_bias] = match op.passed.forward()? {
+            Left::OnCpu(passed) => op.gradients(passed, tensors, &Upstream::new(upstream)?)?,
+            Left::OnCuda(left) => cuda::backward(tensors, op.has_bias, op.wanted, left, upstream)?,
         };
-        let upstream = Upstream::new(upstream)?;
-        let factor = |row: &BatchRow| upstream.factor(&op.batch, row, forward.temperature);
-        let mut hidden_gradient = None;
-        if op.wanted.hidden {
-            let (width, length) = (head.dim(1)?, hidden.elem_count());
-            let values = softened.scaled_hidden_gradient::<T>(&op.batch, factor, width, length);
-            hidden_gradient = Some(Tensor::from_vec(values, hidden.shape(), hidden.device())?);
-        }
-        if !op.wanted.head {
-            return Ok((hidden_gradient, None, None));
-        }
-        let (head_gradient, bias_gradient) =
-            op.head_gradients((forward, softened), head, bias, factor)?;
-        Ok((
-            hidden_gradient,
-            head.track_op().then_some(head_gradient),
-            bias.track_op().then_some(bias_gradient),
-        ))
+        Ok((of_hidden, of_head, of_bias))
     }
 }

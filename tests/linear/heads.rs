@@ -35,7 +35,7 @@ fn a_frozen_head_gives_the_same_bits_and_takes_no_gradient() {
     }
 }
 
-/// A unary row that statistics are taken from, and a row of weight 0, with scores that are NaN.
+/// Its gathered rows belong to set numbers, which mean other tokens elsewhere.
 #[test]
 fn a_head_frozen_for_other_sets_is_refused() {
     let sets = |size: u32| TokenSets::from_raw(vec![0, size], (0..size).collect()).unwrap();

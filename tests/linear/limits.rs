@@ -5,6 +5,7 @@ use candle_trie::{
 
 use crate::batch::{Batch, every_option, f64s};
 
+/// A unary row that statistics are taken from, and a row of weight 0, with scores that are NaN.
 #[test]
 fn rows_that_do_not_count_cannot_spoil_the_result() {
     let sets = TokenSets::from_raw(vec![0, 1, 3], vec![3, 1, 2]).unwrap();
@@ -38,7 +39,42 @@ fn rows_that_do_not_count_cannot_spoil_the_result() {
     }
 }
 
-/// Its gathered rows belong to set numbers, which mean other tokens elsewhere.
+#[test]
+fn rows_of_a_matrix_product_that_do_not_count_cannot_spoil_it() {
+    let batch = Batch::new(16, 3);
+    let options = (every_option().into_iter())
+        .find(|options| options.weights && !options.whole_vocabulary)
+        .unwrap();
+    let rows = batch.rows(&options);
+    let weights = rows.weights().unwrap();
+    let weightless = (rows.as_slice().iter().zip(weights)).filter(|(_, weight)| **weight == 0.0);
+    let [hidden, head, _] = batch.tensors(DType::F32);
+    let mut spoilt: Vec<Vec<f32>> = hidden.to_vec2().unwrap();
+    weightless.for_each(|(row, _)| spoilt[row.position as usize].fill(f32::NAN));
+    let spoilt = Var::new(spoilt, &Device::Cpu).unwrap();
+    let gradient = |hidden: &Var| {
+        let mut loss = MaskedSoftmaxLoss::new(&batch.sets, Temperature::fixed(1.5)).unwrap();
+        let output = loss.forward_linear(hidden, &*head, &rows).unwrap();
+        f64s(output.loss.backward().unwrap().get(hidden).unwrap())
+    };
+    assert_eq!(gradient(&spoilt), gradient(&hidden));
+}
+
+#[test]
+fn a_second_backward_pass_gives_the_gradients_of_the_first() {
+    let batch = Batch::new(16, 4);
+    for options in every_option() {
+        let [hidden, head, _] = batch.tensors(DType::F32);
+        let mut loss = batch.loss(&options);
+        let output = (loss.forward_linear(&hidden, &*head, &batch.rows(&options))).unwrap();
+        let gradients = || {
+            let gradients = output.loss.sum_all().unwrap().backward().unwrap();
+            [&hidden, &head].map(|var| f64s(gradients.get(var).unwrap()))
+        };
+        assert_eq!(gradients(), gradients());
+    }
+}
+
 #[test]
 fn hidden_states_of_a_narrowed_view_are_read_where_they_lie() {
     let batch = Batch::new(16, 2);

@@ -5,7 +5,8 @@ use std::ops::Range;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::vector::Real;
+use super::element::Element;
+use super::vector::{self, Real};
 
 /// What is added to the length of a gathered row: rows a power of two apart would fall into the same
 /// few sets of the cache, and packing them costs a sixth of the product (measured at H = 2,048).
@@ -80,6 +81,19 @@ pub(crate) struct Product<'a, R> {
     pub result: &'a mut [R],
 }
 
+/// Where a row of a product goes: multiplied by `factor` and rounded.
+pub(crate) struct ScaledRow<'a, T> {
+    pub factor: f64,
+    pub values: &'a mut [T],
+}
+
+/// A matrix product to be made, `left · right`, and where each of its rows goes, if anywhere.
+pub(crate) struct ScaledProduct<'a, T: Element> {
+    pub left: Matrix<'a, T::Real>,
+    pub right: Matrix<'a, T::Real>,
+    pub rows: Vec<Option<ScaledRow<'a, T>>>,
+}
+
 /// A rectangle of a product's result, and what it is the product of: one thread's work.
 struct Tile<'a, R> {
     left: Matrix<'a, R>,
@@ -113,6 +127,79 @@ pub(crate) fn multiply_all<'a, R: Real>(
 ) {
     let tiles: Vec<Tile<R>> = products.into_iter().flat_map(Product::tiles).collect();
     (tiles.into_par_iter().with_max_len(1)).for_each(|tile| tile.multiply(add));
+}
+
+/// All of the products at once, over all threads. No thread holds more than a tile of a product before it
+/// is scaled.
+pub(crate) fn multiply_scaled<'a, T: Element>(
+    products: impl IntoIterator<Item = ScaledProduct<'a, T>>,
+) {
+    let tiles: Vec<ScaledProduct<T>> = products
+        .into_iter()
+        .flat_map(ScaledProduct::tiles)
+        .collect();
+    (tiles.into_par_iter().with_max_len(1)).for_each(ScaledProduct::multiply);
+}
+
+impl<'a, T: Element> ScaledProduct<'a, T> {
+    /// The product in smaller ones that share no element.
+    fn tiles(mut self) -> Vec<Self> {
+        let (rows, columns) = (self.left.rows, self.right.columns);
+        let fit = self.left.columns == self.right.rows
+            && self.rows.len() == rows
+            && (self.rows.iter().flatten()).all(|row| row.values.len() == columns)
+            && self.left.fits()
+            && self.right.fits();
+        debug_assert!(fit, "the shapes of a matrix product do not fit");
+        let mut tiles = Vec::new();
+        if !fit {
+            return tiles;
+        }
+        let by_column = self.right.transposed();
+        for rows in parts(rows, TILE_ROWS) {
+            let mut targets: Vec<_> = self.rows.drain(..rows.len()).collect();
+            let left = self.left.rows(rows);
+            for part in parts(columns, TILE_COLUMNS) {
+                let rows = targets
+                    .iter_mut()
+                    .map(|row| row.as_mut()?.split_off(part.len()));
+                tiles.push(Self {
+                    left,
+                    rows: rows.collect(),
+                    right: by_column.rows(part).transposed(),
+                });
+            }
+        }
+        tiles
+    }
+
+    fn multiply(self) {
+        let columns = self.right.columns;
+        let mut result = vec![T::Real::ZERO; self.left.rows * columns];
+        let tile = Tile {
+            left: self.left,
+            right: self.right,
+            result: result.as_mut_ptr(),
+            result_stride: columns,
+        };
+        tile.multiply(false);
+        for (result, row) in result.chunks(columns).zip(self.rows) {
+            if let Some(row) = row {
+                vector::scale_into(result, row.factor, row.values);
+            }
+        }
+    }
+}
+
+impl<'a, T> ScaledRow<'a, T> {
+    /// Takes away its first elements.
+    fn split_off(&mut self, length: usize) -> Option<Self> {
+        let values = self.values.split_off_mut(..length)?;
+        Some(Self {
+            factor: self.factor,
+            values,
+        })
+    }
 }
 
 impl<'a, R: Real> Product<'a, R> {
@@ -154,8 +241,9 @@ impl<R: Real> Tile<'_, R> {
     fn multiply(self, add: bool) {
         let (left, right) = (self.left, self.right);
         let old = if add { R::from_f64(1.0) } else { R::ZERO };
-        // SAFETY: `Product::tiles` makes tiles of matrices alone that lie inside their slices and whose
-        // shapes fit, and the rectangle of `result` lies in the product's, as its rows and columns do.
+        // SAFETY: both `tiles` make tiles of matrices alone that lie inside their slices and whose shapes
+        // fit, and the rectangle of `result` lies in the product's, as its rows and columns do, or is all
+        // of a scaled tile's own.
         // `R` is f32 or f64, which gemm knows.
         unsafe {
             gemm::gemm(
@@ -236,6 +324,44 @@ mod tests {
         multiply_all(products, true);
         for ((shape, factors), result) in SHAPES.into_iter().zip(&factors).zip(&results) {
             check(shape, factors, result);
+        }
+    }
+
+    #[test]
+    fn rows_of_scaled_products_agree_with_the_definition_and_those_that_go_nowhere_are_dropped() {
+        let goes = |row: usize| row % 3 != 1;
+        let factors = SHAPES.map(factors);
+        let mut results = SHAPES.map(|[rows, _, columns]| vec![7.0; rows * columns]);
+        let products = SHAPES.iter().zip(&factors).zip(&mut results);
+        let products = products.map(|((&[rows, inner, columns], [left, right]), result)| {
+            let mut rest = &mut result[..];
+            let target = |row| {
+                let values = rest.split_off_mut(..columns)?;
+                let factor = row as f64;
+                goes(row).then_some(ScaledRow { factor, values })
+            };
+            ScaledProduct {
+                left: Matrix::new(left, rows, inner, padded(inner)),
+                right: Matrix::new(right, columns, inner, padded(inner)).transposed(),
+                rows: (0..rows).map(target).collect(),
+            }
+        });
+        multiply_scaled(products);
+        for ((&[rows, inner, columns], [left, right]), result) in
+            SHAPES.iter().zip(&factors).zip(&results)
+        {
+            let (left, right) = (Matrix::new(left, rows, inner, padded(inner)), right);
+            for (index, &found) in result.iter().enumerate() {
+                let (row, column) = (index / columns, index % columns);
+                let right = &right[column * padded(inner)..][..inner];
+                let pairs = left.rows(row..row + 1).values.iter().zip(right);
+                let product: f64 = pairs.map(|(a, b)| a * b).sum();
+                let expected = if goes(row) { row as f64 * product } else { 7.0 };
+                assert_eq!(
+                    found, expected,
+                    "{rows} × {inner} × {columns}, element {index}"
+                );
+            }
         }
     }
 

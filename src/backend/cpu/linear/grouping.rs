@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::plan::Plan;
 use super::scores::{score_as_planned, soften};
-use super::{Head, Hidden, Wanted};
+use super::{Head, Hidden, Wanted, hidden_gradient};
 use crate::backend::batch::{Batch, Denominator};
 use crate::{Row, Rows, TokenSets};
 
@@ -69,7 +69,8 @@ fn ragged_to_grouped(rows: usize, tokens: usize, width: usize) -> f64 {
         let start = Instant::now();
         let plan = Plan::grouping(&batch, |_, _| grouped);
         let scores = score_as_planned(plan, hidden, &head, &batch).unwrap();
-        soften(scores, &head, &batch, 1.0, wanted);
+        let (_, softened) = soften(scores, &batch, 1.0, wanted);
+        hidden_gradient(&softened, &head, &batch, |_| 1.0, SETS * rows * width);
         start.elapsed()
     };
     let mut shortest = [Duration::MAX; 2];

@@ -3,7 +3,8 @@
 
 use rayon::prelude::*;
 
-use super::Softened;
+use super::plan::Plan;
+use super::{Hidden, Softened, gather_hidden};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
@@ -36,14 +37,17 @@ struct Share<R> {
 
 pub(crate) fn head_gradient<T: Element>(
     softened: &Softened<T::Real>,
+    hidden: Hidden<T>,
     batch: &Batch,
     factor: impl Fn(&BatchRow) -> f64,
     gradient: HeadGradient<T>,
 ) {
+    let plan = &softened.plan;
     let errors = scaled_errors(softened, batch, factor);
+    let hidden = gather_hidden(hidden, batch, &plan.rows);
     let mut sums = TokenSums::new(batch, gradient.width);
-    sums.add_groups(softened, batch, &errors);
-    sums.add_ragged(softened, batch, &errors);
+    sums.add_groups(plan, batch, &hidden, &errors);
+    sums.add_ragged(plan, batch, &hidden, &errors);
     sums.write(gradient);
 }
 
@@ -85,14 +89,14 @@ impl<R: Real> TokenSums<R> {
         self.tokens.partition_point(|&other| other < token)
     }
 
-    fn add_groups(&mut self, softened: &Softened<R>, batch: &Batch, errors: &[R]) {
-        let (plan, width) = (&softened.plan, self.width);
+    fn add_groups(&mut self, plan: &Plan, batch: &Batch, hidden: &[R], errors: &[R]) {
+        let width = self.width;
         let stride = padded(width);
         for group in &plan.groups {
             let set = batch.listed(plan.row(batch, group.start));
             let errors = &errors[plan.scores(group)];
             let left = Matrix::new(errors, group.len(), set.len(), set.len());
-            let hidden = &softened.hidden[group.start * stride..group.end * stride];
+            let hidden = &hidden[group.start * stride..group.end * stride];
             let right = Matrix::new(hidden, group.len(), width, stride);
             let mut products = vec![R::ZERO; set.len() * width];
             multiply(left.transposed(), right, &mut products, false);
@@ -108,8 +112,8 @@ impl<R: Real> TokenSums<R> {
     }
 
     /// The ragged slots, turned round: token by token, each in the order of the slots.
-    fn add_ragged(&mut self, softened: &Softened<R>, batch: &Batch, errors: &[R]) {
-        let (plan, width) = (&softened.plan, self.width);
+    fn add_ragged(&mut self, plan: &Plan, batch: &Batch, hidden: &[R], errors: &[R]) {
+        let width = self.width;
         let stride = padded(width);
         let mut shares = Vec::new();
         for slot in plan.ragged() {
@@ -134,7 +138,7 @@ impl<R: Real> TokenSums<R> {
             .enumerate())
         .for_each(|(rank, (sum, bias))| {
             for share in of_rank(rank) {
-                let hidden = &softened.hidden[share.slot as usize * stride..][..width];
+                let hidden = &hidden[share.slot as usize * stride..][..width];
                 vector::add_scaled(sum, share.error, hidden);
                 *bias += share.error;
             }

@@ -2,28 +2,30 @@
 //! valid tokens are touched.
 //!
 //! The rows of a batch are put in the order in which they are computed: set by set where a set has
-//! enough work for a matrix product, then the ragged rest. Everything kept of a row (its scores, its
-//! hidden state, its hidden gradient) lies at its place in that order, its *slot*.
+//! enough work for a matrix product, then the ragged rest. What is kept of a row (its scores, then its
+//! errors) lies at its place in that order, its *slot*. The forward pass leaves the errors, and the
+//! backward pass makes both gradients of them.
 
 #[cfg(test)]
 mod grouping;
 mod head_gradient;
+mod hidden_gradient;
 mod plan;
 mod scores;
 mod whole_vocabulary;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
-use rayon::prelude::*;
-
 pub(crate) use head_gradient::{HeadGradient, head_gradient};
+pub(crate) use hidden_gradient::hidden_gradient;
 pub(crate) use plan::Plan;
 pub(crate) use scores::{score, soften};
 pub(crate) use whole_vocabulary::{WholeVocabulary, whole_vocabulary_head_gradient};
 
 use super::element::Element;
 use super::matrix::{Matrix, padded};
-use super::vector::{self, Real};
+use super::vector::Real;
 use crate::backend::batch::{Batch, BatchRow};
 
 /// Rows handed to one thread at least.
@@ -53,16 +55,19 @@ pub(crate) struct HeadRows<R> {
     pub values: Vec<R>,
 }
 
-/// What the passes over a batch leave behind.
+/// What the passes over a batch leave behind, for its gradients.
 #[derive(Debug)]
 pub(crate) struct Softened<R> {
     pub plan: Plan,
-    /// Σ p_v W_v − W_y for each slot, `[slots, H]`; empty where it was not asked for.
-    pub hidden_gradient: Vec<R>,
-    /// The hidden states of the slots, `[slots, H]` with rows `padded(H)` apart, and the entries
-    /// p_v − \[v = y\]: what the head's gradient is made of. Empty where it was not asked for.
-    pub hidden: Vec<R>,
+    /// p_v − \[v = y\] of every slot, where its scores were. Empty for the whole vocabulary, and where
+    /// no gradient was asked for.
     pub errors: Vec<R>,
+    /// The head rows of each group that were gathered for this batch; those of other groups are frozen.
+    /// Empty where the hidden gradient was not asked for.
+    pub head_rows: Vec<Option<HeadRows<R>>>,
+    /// Σ p_v W_v − W_y of every row of the batch, `[rows, H]`, for the whole vocabulary alone, whose logits
+    /// are not kept.
+    pub unscaled: Vec<R>,
 }
 
 /// Which gradients a pass prepares.
@@ -80,46 +85,11 @@ impl<R: Real> HeadRows<R> {
     }
 }
 
-impl<R: Real> Softened<R> {
-    /// The gradient of the hidden states `[N, H]`, `length` elements in all: every row's unscaled
-    /// gradient times its factor, rounded once, and zeros elsewhere.
-    pub fn scaled_hidden_gradient<T: Element<Real = R>>(
-        &self,
-        batch: &Batch,
-        factor: impl Fn(&BatchRow) -> f64 + Sync,
-        width: usize,
-        length: usize,
-    ) -> Vec<T> {
-        // Mostly zeros, and as many as make a third of the backward pass where one thread writes them.
-        let mut gradient: Vec<T> = rayon::iter::repeat_n(T::zeroed(), length).collect();
-        let unscaled = self.hidden_gradient.chunks(width.max(1));
-        let mut by_position: Vec<_> = (self.plan.rows.iter().zip(unscaled))
-            .map(|(&row, unscaled)| (&batch.rows[row as usize], unscaled))
-            .filter(|(row, _)| row.counts())
-            .collect();
-        by_position.sort_unstable_by_key(|(row, _)| row.position);
-        let mut rest = &mut gradient[..];
-        let mut position = 0;
-        let rows: Vec<_> = (by_position.into_iter())
-            .map(|(row, unscaled)| {
-                let skipped = (row.position - position) as usize * width;
-                let (target, others) = std::mem::take(&mut rest)[skipped..].split_at_mut(width);
-                (rest, position) = (others, row.position + 1);
-                (row, unscaled, target)
-            })
-            .collect();
-        rows.into_par_iter()
-            .with_min_len(ROWS_PER_TASK)
-            .for_each(|(row, unscaled, target)| vector::scale_into(unscaled, factor(row), target));
-        gradient
-    }
-}
-
-/// The hidden states of the slots, widened: `[slots, H]`, rows `padded(H)` apart.
-fn gather_hidden<T: Element>(hidden: Hidden<T>, batch: &Batch, plan: &Plan) -> Vec<T::Real> {
+/// The hidden states of these rows of a batch, widened: `[rows, H]`, rows `padded(H)` apart.
+fn gather_hidden<T: Element>(hidden: Hidden<T>, batch: &Batch, rows: &[u32]) -> Vec<T::Real> {
     let stride = padded(hidden.width);
-    let mut gathered = Vec::with_capacity(plan.rows.len() * stride);
-    for &row in &plan.rows {
+    let mut gathered = Vec::with_capacity(rows.len() * stride);
+    for &row in rows {
         T::widen_into(hidden.row(batch.rows[row as usize].position), &mut gathered);
         gathered.resize(gathered.len().next_multiple_of(stride), T::Real::ZERO);
     }
@@ -148,6 +118,14 @@ impl<'a, T: Element> Head<'a, T> {
     /// The bytes that one gathered row takes.
     pub fn row_bytes(&self) -> usize {
         padded(self.width) * size_of::<T::Real>()
+    }
+
+    /// The rows of the tokens of a row's set: the frozen ones, or gathered.
+    fn rows_of(&self, batch: &Batch, row: &BatchRow) -> Cow<'a, HeadRows<T::Real>> {
+        match self.frozen.and_then(|frozen| frozen.get(&row.set)) {
+            Some(rows) => Cow::Borrowed(rows),
+            None => Cow::Owned(self.gather(batch.listed(row).iter().copied())),
+        }
     }
 
     /// Gathers the rows of `tokens`.

@@ -1,5 +1,4 @@
-//! Scores of the valid tokens, then their softmax and the hidden gradient: two phases with the
-//! temperature between them. Statistics are taken from the scores as these are made.
+//! Scores of the valid tokens, then their softmax: two phases with the temperature between them. Statistics are taken from the scores as these are made.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -19,8 +18,6 @@ use crate::{Result, Statistics};
 /// The first phase's result: everything by slot.
 pub(crate) struct Scores<'a, R: Clone> {
     plan: Plan,
-    /// `[slots, H]`, rows `padded(H)` apart.
-    hidden: Vec<R>,
     scores: Vec<R>,
     /// The head rows of each group.
     head_rows: Vec<Cow<'a, HeadRows<R>>>,
@@ -53,22 +50,23 @@ pub(super) fn score_as_planned<'a, T: Element>(
     head: &Head<'a, T>,
     batch: &Batch,
 ) -> Result<Scores<'a, T::Real>> {
-    let mut scores = vec![T::Real::ZERO; plan.starts[plan.rows.len()]];
-    let (grouped, ragged) = scores.split_at_mut(plan.starts[plan.ragged().start]);
+    let grouped = plan.starts[plan.ragged().start];
     // What only one thread can do, or as fast as two, goes beside the ragged rows, which all can share.
-    let ((gathered, head_rows), ()) = rayon::join(
+    let ((mut scores, head_rows), of_ragged) = rayon::join(
         || {
-            let gathered = gather_hidden(hidden, batch, &plan);
+            let gathered = gather_hidden(hidden, batch, &plan.rows[..plan.ragged().start]);
             let head_rows = gather_head(head, batch, &plan);
-            score_groups(head, batch, &plan, &gathered, &head_rows, grouped);
-            (gathered, head_rows)
+            let mut scores = Vec::with_capacity(plan.starts[plan.rows.len()]);
+            scores.resize(grouped, T::Real::ZERO);
+            score_groups(head, batch, &plan, &gathered, &head_rows, &mut scores);
+            (scores, head_rows)
         },
-        || score_ragged(hidden, head, batch, &plan, ragged),
+        || score_ragged(hidden, head, batch, &plan),
     );
+    scores.extend(of_ragged);
     let statistics = measure(batch, &plan, &scores)?;
     Ok(Scores {
         plan,
-        hidden: gathered,
         scores,
         head_rows,
         statistics,
@@ -81,14 +79,9 @@ fn gather_head<'a, T: Element>(
     batch: &Batch,
     plan: &Plan,
 ) -> Vec<Cow<'a, HeadRows<T::Real>>> {
-    let gathered = plan.groups.iter().map(|group| {
-        let row = plan.row(batch, group.start);
-        match head.frozen.and_then(|frozen| frozen.get(&row.set)) {
-            Some(rows) => Cow::Borrowed(rows),
-            None => Cow::Owned(head.gather(batch.listed(row).iter().copied())),
-        }
-    });
-    gathered.collect()
+    (plan.groups.iter())
+        .map(|group| head.rows_of(batch, plan.row(batch, group.start)))
+        .collect()
 }
 
 /// The grouped rows: matrix products of their hidden states and the head rows of their set.
@@ -146,32 +139,30 @@ fn score_ragged<T: Element>(
     head: &Head<T>,
     batch: &Batch,
     plan: &Plan,
-    scores: &mut [T::Real],
-) {
+) -> Vec<T::Real> {
+    let mut scores = vec![T::Real::ZERO; plan.scores(&plan.ragged()).len()];
     let stretches = ragged_stretches(plan, head.width);
-    let scores = split(
-        scores,
+    let of_stretches = split(
+        &mut scores,
         stretches.iter().map(|slots| plan.scores(slots).len()),
     );
-    stretches
-        .into_par_iter()
-        .zip(scores)
-        .for_each(|(slots, mut scores)| {
-            let (mut state, mut widened) = (Vec::new(), Vec::new());
-            for slot in slots {
-                let row = plan.row(batch, slot);
-                let hidden = T::widened(hidden.row(row.position), &mut state);
-                let tokens = batch.listed(row);
-                for (score, &token) in scores.iter_mut().zip(tokens) {
-                    let head_row = T::widened(head.row(token), &mut widened);
-                    *score = vector::dot(hidden, head_row) + head.bias(token);
-                }
-                scores = &mut std::mem::take(&mut scores)[tokens.len()..];
+    (stretches.into_par_iter().zip(of_stretches)).for_each(|(slots, mut scores)| {
+        let (mut state, mut widened) = (Vec::new(), Vec::new());
+        for slot in slots {
+            let row = plan.row(batch, slot);
+            let hidden = T::widened(hidden.row(row.position), &mut state);
+            let tokens = batch.listed(row);
+            for (score, &token) in scores.iter_mut().zip(tokens) {
+                let head_row = T::widened(head.row(token), &mut widened);
+                *score = vector::dot(hidden, head_row) + head.bias(token);
             }
-        });
+            scores = &mut std::mem::take(&mut scores)[tokens.len()..];
+        }
+    });
+    scores
 }
 
-fn ragged_stretches(plan: &Plan, width: usize) -> Vec<Range<usize>> {
+pub(super) fn ragged_stretches(plan: &Plan, width: usize) -> Vec<Range<usize>> {
     let ragged = plan.ragged();
     let size = |slot: usize| plan.starts[slot + 1] - plan.starts[slot];
     (balanced(ragged.len(), |index| size(ragged.start + index) * width).into_iter())
@@ -207,41 +198,37 @@ fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statisti
 }
 
 /// Phase two: the softmax of every row, in the order of the batch, and what its gradients are made of.
-pub(crate) fn soften<T: Element>(
-    scored: Scores<T::Real>,
-    head: &Head<T>,
+pub(crate) fn soften<R: Real>(
+    scored: Scores<R>,
     batch: &Batch,
     temperature: f64,
     wanted: Wanted,
-) -> (Vec<RowSoftmax>, Softened<T::Real>) {
+) -> (Vec<RowSoftmax>, Softened<R>) {
     let Scores {
         plan,
-        hidden,
         mut scores,
         head_rows,
         ..
     } = scored;
-    let gradient = if wanted.hidden {
-        plan.rows.len() * head.width
-    } else {
-        0
+    let by_slot = soften_slots(batch, &plan, &mut scores, temperature, wanted);
+    let softmaxes = plan.in_batch_order(&by_slot);
+    let gathered = |rows: Cow<HeadRows<R>>| match rows {
+        Cow::Owned(rows) => Some(rows),
+        Cow::Borrowed(_) => None,
     };
-    let (softmaxes, mut by_slot) = rayon::join(
-        || soften_slots(batch, &plan, &mut scores, temperature, wanted),
-        || vec![T::Real::ZERO; gradient],
-    );
-    if wanted.hidden {
-        let (grouped, ragged) = by_slot.split_at_mut(plan.ragged().start * head.width);
-        rayon::join(
-            || group_hidden_gradient(&plan, head.width, &scores, &head_rows, grouped),
-            || ragged_hidden_gradient(head, batch, &plan, &scores, ragged),
-        );
-    }
-    let softmaxes = plan.in_batch_order(&softmaxes);
     let softened = Softened {
-        hidden_gradient: by_slot,
-        hidden: if wanted.head { hidden } else { Vec::new() },
-        errors: if wanted.head { scores } else { Vec::new() },
+        errors: match wanted {
+            Wanted {
+                hidden: false,
+                head: false,
+            } => Vec::new(),
+            _ => scores,
+        },
+        head_rows: match wanted.hidden {
+            true => head_rows.into_iter().map(gathered).collect(),
+            false => Vec::new(),
+        },
+        unscaled: Vec::new(),
         plan,
     };
     (softmaxes, softened)
@@ -271,51 +258,4 @@ fn soften_slots<R: Real>(
             softmax
         })
         .collect()
-}
-
-fn group_hidden_gradient<R: Real>(
-    plan: &Plan,
-    width: usize,
-    errors: &[R],
-    head_rows: &[Cow<HeadRows<R>>],
-    by_slot: &mut [R],
-) {
-    let gradients = split(by_slot, plan.groups.iter().map(|group| group.len() * width));
-    let products =
-        (plan.groups.iter().zip(head_rows).zip(gradients)).map(|((group, rows), result)| {
-            let (right, errors) = (rows.matrix(width), &errors[plan.scores(group)]);
-            Product {
-                left: Matrix::new(errors, group.len(), right.rows, right.rows),
-                right,
-                result,
-            }
-        });
-    multiply_all(products, false);
-}
-
-fn ragged_hidden_gradient<T: Element>(
-    head: &Head<T>,
-    batch: &Batch,
-    plan: &Plan,
-    errors: &[T::Real],
-    by_slot: &mut [T::Real],
-) {
-    let stretches = ragged_stretches(plan, head.width);
-    let gradients = split(
-        by_slot,
-        stretches.iter().map(|slots| slots.len() * head.width),
-    );
-    stretches
-        .into_par_iter()
-        .zip(gradients)
-        .for_each(|(slots, gradients)| {
-            let mut widened = Vec::new();
-            for (slot, gradient) in slots.zip(gradients.chunks_mut(head.width.max(1))) {
-                let row = plan.row(batch, slot);
-                let errors = &errors[plan.starts[slot]..plan.starts[slot + 1]];
-                for (&token, &error) in batch.listed(row).iter().zip(errors) {
-                    vector::add_scaled(gradient, error, T::widened(head.row(token), &mut widened));
-                }
-            }
-        });
 }

@@ -53,7 +53,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
             head,
             batch,
             size: batch.whole_vocabulary()?,
-            hidden: gather_hidden(hidden, batch, &Plan::in_order(batch.rows.len())),
+            hidden: gather_hidden(hidden, batch, &Plan::in_order(batch.rows.len()).rows),
         })
     }
 
@@ -99,7 +99,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
 
     /// The softmax of every row and, where wanted, the hidden gradient, made along with it: what was
     /// added before a larger maximum was met is scaled down when it is.
-    pub fn soften(self, temperature: f64, wanted: Wanted) -> (Vec<RowSoftmax>, Softened<T::Real>) {
+    pub fn soften(&self, temperature: f64, wanted: Wanted) -> (Vec<RowSoftmax>, Softened<T::Real>) {
         let width = self.head.width;
         let rows = &self.batch.rows;
         let mut running = vec![Running::default(); rows.len()];
@@ -129,9 +129,9 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         }
         let softened = Softened {
             plan: Plan::in_order(rows.len()),
-            hidden_gradient: gradient,
-            hidden: if wanted.head { self.hidden } else { Vec::new() },
             errors: Vec::new(),
+            head_rows: Vec::new(),
+            unscaled: gradient,
         };
         (softmaxes, softened)
     }
@@ -178,8 +178,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
 /// The gradient of the head: the logits chunk by chunk once more, since all sums are known now, and
 /// every row of the gradient written once.
 pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
-    softened: &Softened<T::Real>,
     softmaxes: &[RowSoftmax],
+    hidden: Hidden<T>,
     head: &Head<T>,
     batch: &Batch,
     temperature: f64,
@@ -188,16 +188,17 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
 ) {
     let size = batch.whole_vocabulary().unwrap_or(0);
     let (rows, width) = (&batch.rows, head.width);
+    let hidden = gather_hidden(hidden, batch, &Plan::in_order(rows.len()).rows);
     for chunk in chunks(size, rows.len()) {
         let head_rows = ChunkHead::new(head, &chunk);
-        let mut errors = logits(head, &head_rows, &softened.hidden, rows.len(), &chunk);
+        let mut errors = logits(head, &head_rows, &hidden, rows.len(), &chunk);
         (errors.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes)).for_each(
             |((logits, row), softmax)| {
                 softmax.chunk_errors(logits, rank_in(row, &chunk), temperature, factor(row));
             },
         );
         let left = Matrix::new(&errors, rows.len(), chunk.len(), chunk.len());
-        let right = Matrix::new(&softened.hidden, rows.len(), width, padded(width));
+        let right = Matrix::new(&hidden, rows.len(), width, padded(width));
         let mut products = vec![T::Real::ZERO; chunk.len() * width];
         multiply(left.transposed(), right, &mut products, false);
         let target = &mut gradient.head[chunk.start * width..chunk.end * width];

@@ -1,0 +1,144 @@
+//! The gradient of the hidden states: factor·(Σ p_v W_v − W_y) for every row that counts, and zero
+//! elsewhere.
+
+use std::borrow::Cow;
+
+use rayon::prelude::*;
+
+use super::scores::ragged_stretches;
+use super::{Head, HeadRows, ROWS_PER_TASK, Softened};
+use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::cpu::balance::split;
+use crate::backend::cpu::element::Element;
+use crate::backend::cpu::matrix::{Matrix, ScaledProduct, ScaledRow, multiply_scaled};
+use crate::backend::cpu::vector::{self, Real};
+
+/// The gradient `[N, H]`, `length` elements in all, from what a pass left.
+pub(crate) fn hidden_gradient<T: Element>(
+    softened: &Softened<T::Real>,
+    head: &Head<T>,
+    batch: &Batch,
+    factor: impl Fn(&BatchRow) -> f64 + Send,
+    length: usize,
+) -> Vec<T> {
+    // One parallel region, not several: between them a caller that is none of rayon's threads would
+    // have to be woken.
+    rayon::scope(|_| {
+        // Mostly zeros, and as many as make a third of the backward pass where one thread writes them.
+        let mut gradient: Vec<T> = rayon::iter::repeat_n(T::zeroed(), length).collect();
+        let targets = targets(&mut gradient, batch, factor, head.width);
+        if batch.whole_vocabulary().is_some() {
+            write_unscaled(&softened.unscaled, head.width, targets);
+        } else {
+            let mut grouped = in_order_of(&softened.plan.rows, targets);
+            let ragged = grouped.split_off(softened.plan.ragged().start);
+            rayon::join(
+                || write_grouped(softened, head, batch, grouped),
+                || write_ragged(softened, head, batch, ragged),
+            );
+        }
+        gradient
+    })
+}
+
+/// Where the gradient of each row of the batch goes, in its order, which is that of the positions.
+fn targets<'a, T>(
+    gradient: &'a mut [T],
+    batch: &Batch,
+    factor: impl Fn(&BatchRow) -> f64,
+    width: usize,
+) -> Vec<Option<ScaledRow<'a, T>>> {
+    let mut rest = gradient;
+    let mut position = 0;
+    let of_row = |row: &BatchRow| {
+        rest.split_off_mut(..(row.position - position) as usize * width)?;
+        position = row.position + 1;
+        let values = rest.split_off_mut(..width)?;
+        // What gives no loss may hold NaN, which no factor makes a zero of.
+        row.counts().then(|| ScaledRow {
+            factor: factor(row),
+            values,
+        })
+    };
+    batch.rows.iter().map(of_row).collect()
+}
+
+/// `of_rows`, given row by row of the batch, slot by slot.
+fn in_order_of<V>(slots: &[u32], mut of_rows: Vec<Option<V>>) -> Vec<Option<V>> {
+    (slots.iter())
+        .map(|&row| of_rows[row as usize].take())
+        .collect()
+}
+
+fn write<T: Element>(unscaled: &[T::Real], target: Option<ScaledRow<T>>) {
+    if let Some(row) = target {
+        vector::scale_into(unscaled, row.factor, row.values);
+    }
+}
+
+fn write_unscaled<T: Element>(
+    unscaled: &[T::Real],
+    width: usize,
+    targets: Vec<Option<ScaledRow<T>>>,
+) {
+    (unscaled.par_chunks(width).zip(targets))
+        .with_min_len(ROWS_PER_TASK)
+        .for_each(|(unscaled, target)| write(unscaled, target));
+}
+
+/// The rows of groups: matrix products of their errors and the head rows of their set.
+fn write_grouped<'a, T: Element>(
+    softened: &'a Softened<T::Real>,
+    head: &Head<T>,
+    batch: &Batch,
+    targets: Vec<Option<ScaledRow<'a, T>>>,
+) {
+    let plan = &softened.plan;
+    let head_rows: Vec<Cow<HeadRows<T::Real>>> = (plan.groups.iter().zip(&softened.head_rows))
+        .map(|(group, gathered)| match gathered {
+            Some(rows) => Cow::Borrowed(rows),
+            None => head.rows_of(batch, plan.row(batch, group.start)),
+        })
+        .collect();
+    let mut targets = targets.into_iter();
+    let products = (plan.groups.iter().zip(&head_rows)).map(|(group, rows)| {
+        let right = rows.matrix(head.width);
+        ScaledProduct {
+            left: Matrix::new(
+                &softened.errors[plan.scores(group)],
+                group.len(),
+                right.rows,
+                right.rows,
+            ),
+            right,
+            rows: targets.by_ref().take(group.len()).collect(),
+        }
+    });
+    multiply_scaled(products);
+}
+
+/// The ragged rows: head rows added up where they lie.
+fn write_ragged<T: Element>(
+    softened: &Softened<T::Real>,
+    head: &Head<T>,
+    batch: &Batch,
+    mut targets: Vec<Option<ScaledRow<T>>>,
+) {
+    let plan = &softened.plan;
+    let stretches = ragged_stretches(plan, head.width);
+    let of_stretches = split(&mut targets, stretches.iter().map(ExactSizeIterator::len));
+    (stretches.into_par_iter().zip(of_stretches)).for_each(|(slots, targets)| {
+        let mut widened = Vec::new();
+        let mut unscaled = vec![T::Real::ZERO; head.width];
+        for (slot, target) in slots.zip(targets) {
+            let row = plan.row(batch, slot);
+            let errors = &softened.errors[plan.starts[slot]..plan.starts[slot + 1]];
+            unscaled.fill(T::Real::ZERO);
+            for (&token, &error) in batch.listed(row).iter().zip(errors) {
+                let head_row = T::widened(head.row(token), &mut widened);
+                vector::add_scaled(&mut unscaled, error, head_row);
+            }
+            write(&unscaled, target.take());
+        }
+    });
+}

@@ -74,9 +74,14 @@ def output_of(*command):
     return subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
+def product_rate(results, model):
+    """Floating-point operations a second, measured beside the model's linear way."""
+    return results.figures["matrix product/flops"] / results.seconds(f"{model}/matrix product")
+
+
 def linear_floor(results, model):
     """max(flops ÷ measured matmul rate, distinct head bytes ÷ measured bandwidth)."""
-    rate = results.figures["machine/matrix product/flops"] / results.seconds("machine/matrix product")
+    rate = product_rate(results, model)
     bandwidth = results.figures["machine/read/bytes"] / results.seconds("machine/read")
     return max(
         results.figures[f"{model}/flops"] / rate, results.figures[f"{model}/head bytes"] / bandwidth
@@ -106,7 +111,8 @@ def layer(results):
         header = ["way", "ms", "× faster than candle's", "× its floor", "peak MiB"]
         parts.append(
             f"### {model}: H = {width:,}, V = {vocabulary:,}\n\n{table(header, rows)}\n\n"
-            f"`FrozenHead` keeps {frozen:,.1f} MiB from batch to batch."
+            f"`FrozenHead` keeps {frozen:,.1f} MiB from batch to batch. Matrix products beside it: "
+            f"{product_rate(results, model) / 1e9:,.0f} GFLOP/s."
         )
     return "\n\n".join(parts)
 
@@ -221,7 +227,7 @@ def wanted(results):
 
 def main():
     results = Results(Path(sys.argv[1]))
-    rate = results.figures["machine/matrix product/flops"] / results.seconds("machine/matrix product")
+    rate = product_rate(results, "SmolLM2-135M")
     bandwidth = results.figures["machine/read/bytes"] / results.seconds("machine/read")
     width, _ = MODELS["SmolLM2-135M"]
     template = (Path(__file__).parent / "benchmarks_report.md").read_text()

@@ -254,7 +254,8 @@ impl MaskedSoftmaxLoss {
     /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward).
     ///
     /// The gradient of the head is made only where it is tracked: pass `&head.detach()` or a
-    /// [`FrozenHead`] when it is not trained.
+    /// [`FrozenHead`] when it is not trained. Like candle's own operations, the backward pass reads
+    /// hidden states and head again: set neither anew before it has run.
     ///
     /// # Errors
     /// As [`forward`](Self::forward), for hidden states of width 0, and for a head that does not fit them.

@@ -204,12 +204,11 @@ impl<T: Scalar> LinearLoss<T> {
     /// The gradients of hidden states, head and bias, where each is wanted.
     fn gradients(
         &self,
-        (forward, softened): &(Forward, Softened<T::Real>),
+        passed: &(Forward, Softened<T::Real>),
         [hidden, head, bias]: [&Tensor; 3],
         upstream: &Upstream,
     ) -> Result<[Option<Tensor>; 3]> {
-        let (batch, wanted) = (&self.batch, self.wanted);
-        let whole_vocabulary = batch.whole_vocabulary().is_some();
+        let (batch, wanted, (forward, softened)) = (&self.batch, self.wanted, passed);
         let factor = |row: &BatchRow| upstream.factor(batch, row, forward.temperature);
         let gathered = self.gathered.as_ref();
         let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
@@ -217,7 +216,9 @@ impl<T: Scalar> LinearLoss<T> {
         let hidden_view = hidden_view::<T>(cpu(HIDDEN, &of_hidden.0)?, of_hidden.1)?;
         let (head_cpu, bias_cpu) = (cpu(HEAD, &of_head.0)?, cpu(BIAS, &of_bias.0)?);
         let head_view = head_view::<T>(head_cpu, of_head.1, bias_cpu, of_bias.1, gathered)?;
-        let like = |tensor: &Tensor, values| Tensor::from_vec(values, tensor.shape(), &Device::Cpu);
+        let like = |tensor: &Tensor, values: Vec<T>| {
+            Tensor::from_vec(values, tensor.shape(), &Device::Cpu)
+        };
 
         let mut gradients = [None, None, None];
         if wanted.hidden {
@@ -226,35 +227,48 @@ impl<T: Scalar> LinearLoss<T> {
             gradients[0] = Some(like(hidden, values)?);
         }
         if wanted.head {
-            let mut head_values = bytemuck::zeroed_vec(head.elem_count());
-            let mut bias_values = bytemuck::zeroed_vec(bias.elem_count());
-            let gradient = HeadGradient::<T> {
-                head: &mut head_values,
-                bias: &mut bias_values,
-                width: head_view.width,
-            };
-            match whole_vocabulary {
-                true => whole_vocabulary_head_gradient(
-                    &forward.softmaxes,
-                    hidden_view,
-                    &head_view,
-                    batch,
-                    forward.temperature,
-                    factor,
-                    gradient,
-                ),
-                false => head_gradient(softened, hidden_view, batch, factor, gradient),
+            let lengths = [head, bias].map(Tensor::elem_count);
+            let values = self.head_gradients(passed, hidden_view, &head_view, factor, lengths);
+            for ((gradient, tensor), values) in
+                gradients[1..].iter_mut().zip([head, bias]).zip(values)
+            {
+                if tensor.track_op() {
+                    *gradient = Some(like(tensor, values)?);
+                }
             }
-            gradients[1] = head
-                .track_op()
-                .then(|| like(head, head_values))
-                .transpose()?;
-            gradients[2] = bias
-                .track_op()
-                .then(|| like(bias, bias_values))
-                .transpose()?;
         }
         Ok(gradients)
+    }
+
+    /// The gradients of the head and its bias.
+    fn head_gradients(
+        &self,
+        (forward, softened): &(Forward, Softened<T::Real>),
+        hidden: Hidden<T>,
+        head: &linear::Head<T>,
+        factor: impl Fn(&BatchRow) -> f64 + Sync,
+        lengths: [usize; 2],
+    ) -> [Vec<T>; 2] {
+        let [mut of_head, mut of_bias] = lengths.map(bytemuck::zeroed_vec);
+        let gradient = HeadGradient {
+            head: &mut of_head,
+            bias: &mut of_bias,
+            width: head.width,
+        };
+        let (batch, temperature) = (&self.batch, forward.temperature);
+        match batch.whole_vocabulary() {
+            Some(_) => whole_vocabulary_head_gradient(
+                &forward.softmaxes,
+                hidden,
+                head,
+                batch,
+                temperature,
+                factor,
+                gradient,
+            ),
+            None => head_gradient(softened, hidden, batch, factor, gradient),
+        }
+        [of_head, of_bias]
     }
 }
 

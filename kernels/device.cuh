@@ -27,10 +27,6 @@ __device__ __forceinline__ unsigned char* shared_memory() {
 __device__ __forceinline__ uint4 load128(const void* address) { return *static_cast<const uint4*>(address); }
 __device__ __forceinline__ void store128(void* address, uint4 value) { *static_cast<uint4*>(address) = value; }
 
-// For bytes that nobody reads again: they should not push others out of the cache.
-__device__ __forceinline__ uint4 load128_once(const void* address) { return __ldcs(static_cast<const uint4*>(address)); }
-__device__ __forceinline__ void store128_once(void* address, uint4 value) { __stcs(static_cast<uint4*>(address), value); }
-
 // Sixteen bytes of global memory on their way to shared memory, past the registers, which so many loads at once would not
 // find room in. They are there for this thread after `await_copies`, and for others after a barrier behind that.
 __device__ __forceinline__ void copy128_async(void* shared, const void* global) {

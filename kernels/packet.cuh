@@ -23,9 +23,7 @@ struct alignas(16) Packet {
 
     // The address must be a multiple of 16.
     __device__ __forceinline__ static Packet load(const T* address) { return from_bits(device::load128(address)); }
-    __device__ __forceinline__ static Packet load_once(const T* address) { return from_bits(device::load128_once(address)); }
     __device__ __forceinline__ void store(T* address) const { device::store128(address, bits()); }
-    __device__ __forceinline__ void store_once(T* address) const { device::store128_once(address, bits()); }
 };
 
 // Puts a value at a place of an array that is to stay in registers, or nowhere where there is no such place.

@@ -68,12 +68,6 @@ struct Exponentials {
         return {__shfl_xor_sync(reduce::whole_warp, value.maximum, lanes),
                 __shfl_xor_sync(reduce::whole_warp, value.sum, lanes)};
     }
-
-private:
-    // 1 where both are −∞.
-    __device__ __forceinline__ float relative(float logit, float maximum) const {
-        return logit == maximum ? 1.0f : expf((logit - maximum) * inverse_temperature);
-    }
 };
 
 struct Softmax {

@@ -3,14 +3,6 @@
 
 #include "device.cuh"
 
-// A position that counts: which logits, which tokens of them, and which one is right.
-struct Row {
-    uint32_t position;
-    uint32_t set;
-    uint32_t target;
-};
-static_assert(sizeof(Row) == 12, "rows are uploaded as three u32");
-
 // Tokens of set u: tokens[offsets[u] .. offsets[u + 1]], ascending. Without offsets every set is the whole vocabulary.
 struct TokenSets {
     const uint32_t* offsets;
@@ -21,7 +13,6 @@ struct TokenSets {
     __device__ __forceinline__ uint32_t end(uint32_t set) const {
         return offsets ? offsets[set + 1] : static_cast<uint32_t>(vocabulary);
     }
-    __device__ __forceinline__ uint32_t token(uint32_t index) const { return offsets ? tokens[index] : index; }
 };
 static_assert(sizeof(TokenSets) == 24, "mirrors launch::TokenSetsView");
 static_assert(offsetof(TokenSets, tokens) == 8 && offsetof(TokenSets, vocabulary) == 16, "mirrors launch::TokenSetsView");

@@ -181,9 +181,9 @@ impl MaskedSoftmaxLoss {
     /// The loss at the temperature as it stands, without a gradient, a step or statistics.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
+    /// As [`forward_at`](Self::forward_at).
     pub fn evaluate(&self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        let source = TemperatureSource::Given(self.temperature().value());
+        let source = self.temperature_as_it_stands()?;
         let batch = self.batch_in_scope(rows, None)?;
         Ok(dense::forward(&logits.detach(), batch, source, &self.residence)?.0)
     }
@@ -251,7 +251,8 @@ impl MaskedSoftmaxLoss {
     }
 
     /// The loss of `hidden` `[.., H]` × `head` `[V, H]`, without ever making the logits: only the head
-    /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward).
+    /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward). Hidden states, head and
+    /// its bias (contiguous) share a dtype, f64 on the CPU alone, and a device.
     ///
     /// The gradient of the head is made only where it is tracked: pass `&head.detach()` or a
     /// [`FrozenHead`] when it is not trained. Like candle's own operations, the backward pass reads
@@ -313,7 +314,7 @@ impl MaskedSoftmaxLoss {
             bias: bias.as_ref(),
             ..head
         };
-        let source = TemperatureSource::Given(self.temperature().value());
+        let source = self.temperature_as_it_stands()?;
         let batch = self.batch_in_scope(rows, None)?;
         Ok(linear::forward(&hidden.detach(), head, batch, source, &self.residence)?.0)
     }
@@ -346,6 +347,12 @@ impl MaskedSoftmaxLoss {
     /// Rows that do not fit the token sets.
     pub fn linear_rows(&self, rows: &Rows, is_frozen: impl Fn(u32) -> bool) -> Result<LinearRows> {
         Ok(LinearRows::new(&self.batch(rows)?, is_frozen))
+    }
+
+    fn temperature_as_it_stands(&self) -> Result<TemperatureSource> {
+        let value = self.temperature().value();
+        check_positive("temperature", value)?;
+        Ok(TemperatureSource::Given(value))
     }
 
     fn take_step(&mut self, stepped: Option<Stepped>) {

@@ -63,7 +63,7 @@ pub struct LossSettings {
     pub temperature_warm_up: u64,
 
     /// The rows that ats looks at. The published root scope is not defined where η times the number of first tokens is
-    /// at most 1; branching always is
+    /// at most 1; branching is, unless `msl inspect` says that it may stand still
     #[arg(long, value_enum, default_value = "root")]
     pub scope: StatisticsScope,
 

@@ -63,10 +63,6 @@ __forceinline__ void __threadfence_block() { emulator_fence(); }
 
 template <class T>
 __forceinline__ T __ldg(const T* address) { return *address; }
-template <class T>
-__forceinline__ T __ldcs(const T* address) { return *address; }
-template <class T>
-__forceinline__ void __stcs(T* address, T value) { *address = value; }
 
 __forceinline__ unsigned __float_as_uint(float value) { return static_cast<unsigned>(emulator::bits(value)); }
 __forceinline__ float __uint_as_float(unsigned bits) { return emulator::value<float>(bits); }

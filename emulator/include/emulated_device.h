@@ -15,8 +15,6 @@ __forceinline__ uint4 load128(const void* address) {
     return value;
 }
 __forceinline__ void store128(void* address, uint4 value) { emulator_store128(address, &value); }
-__forceinline__ uint4 load128_once(const void* address) { return load128(address); }
-__forceinline__ void store128_once(void* address, uint4 value) { store128(address, value); }
 
 __forceinline__ void copy128_async(void* shared, const void* global) { emulator_copy128(shared, global); }
 __forceinline__ void await_copies() { emulator_await_copies(); }

@@ -11,7 +11,7 @@ KERNEL(traffic_stride, PlantedParams, 1024) {
 
 KERNEL(traffic_packets, PlantedParams, 1024) {
     const uint64_t i = threadIdx.x * Packet<float>::size;
-    Packet<float>::load_once(params.input + i).store_once(params.output + i);
+    Packet<float>::load(params.input + i).store(params.output + i);
 }
 
 // Thread i stores word i · count of shared memory: a count of 32 sends all to one bank, an odd one none to the same.

@@ -1,4 +1,5 @@
-//! The arithmetic, free of candle: what a batch asks for, and how a machine computes it.
+//! The arithmetic: what a batch asks for, and how a machine computes it. `cpu` and `launch` are free of
+//! candle, but for the error type; `cuda` and `cust` issue to its device and to cust's.
 
 pub(crate) mod batch;
 pub(crate) mod cpu;

@@ -255,18 +255,18 @@ impl<T: Scalar> LinearLoss<T> {
             bias: &mut of_bias,
             width: head.width,
         };
-        let (batch, temperature) = (&self.batch, forward.temperature);
-        match batch.whole_vocabulary() {
-            Some(_) => whole_vocabulary_head_gradient(
+        let batch = &self.batch;
+        match softened {
+            Softened::Errors(errors) => head_gradient(errors, hidden, batch, factor, gradient),
+            Softened::Unscaled(_) => whole_vocabulary_head_gradient(
                 &forward.softmaxes,
                 hidden,
                 head,
                 batch,
-                temperature,
+                forward.temperature,
                 factor,
                 gradient,
             ),
-            None => head_gradient(softened, hidden, batch, factor, gradient),
         }
         [of_head, of_bias]
     }

@@ -68,7 +68,7 @@ impl CurrentTemperature {
         match &self.ahead {
             None => &self.host,
             Some(ahead) => ahead.read.get_or_init(|| {
-                // A device that fails has no temperature: NaN is refused by whatever uses it next.
+                // A device that fails has no temperature: NaN is refused by the next pass or step.
                 let value = ahead.value.to_scalar().unwrap_or(f64::NAN);
                 self.host.at(value)
             }),

@@ -150,18 +150,6 @@ pub(super) fn check_positions(tensor: &Tensor, positions: usize) -> Result<()> {
     })
 }
 
-/// Refuses a tensor that is not on the CPU, where that is all there is.
-pub(super) fn check_device(what: &'static str, tensor: &Tensor) -> Result<()> {
-    match tensor.device() {
-        Device::Cpu => Ok(()),
-        other => Err(Error::Unsupported {
-            what,
-            expected: "a tensor on the CPU".into(),
-            actual: format!("a tensor on {:?}", other.location()),
-        }),
-    }
-}
-
 /// Refuses a device that no backend of this build serves a loss on, and f64 where there are no kernels for it.
 pub(super) fn check_loss_device(what: &'static str, tensor: &Tensor) -> Result<()> {
     let expected = match (tensor.device(), tensor.dtype()) {

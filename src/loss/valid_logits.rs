@@ -1,27 +1,34 @@
 //! The logits of the tokens that may follow: what decoding looks at.
 
-use candle_core::Tensor;
+use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
 use super::head::Head;
 use super::linear;
-use super::tensor::{
-    Scalar, check_device, check_loss_device, check_positions, cpu, matrix, with_element,
-};
+use super::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix, with_element};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
-use crate::{Error, Result, Row, Rows, TokenSet, TokenSets};
+use crate::{Error, Result, Row, Rows, TokenSets};
 
 const LOGITS: &str = "logits";
 
 /// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
-    check_device(LOGITS, logits)?;
     check_positions(logits, sets.len())?;
     check_vocabulary(logits.dims().last(), all)?;
+    if !logits.device().is_cpu() {
+        let columns = tokens_of(all, sets);
+        let index = Tensor::new(&columns[..], logits.device())?;
+        return from_columns(
+            &logits.index_select(&index, D::Minus1)?,
+            &columns,
+            all,
+            sets,
+        );
+    }
     with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
-        pick(logits, all.get(sets[row]).unwrap_or(TokenSet::Listed(&[])))
+        pick(logits, tokens(all, sets[row]))
     }))
 }
 
@@ -33,6 +40,16 @@ pub(crate) fn of_hidden(
     all: &TokenSets,
     sets: &[u32],
 ) -> Result<Vec<Vec<f64>>> {
+    if !hidden.device().is_cpu() {
+        check_positions(hidden, sets.len())?;
+        let columns = tokens_of(all, sets);
+        return from_columns(
+            &in_columns(hidden, head, all, &columns)?,
+            &columns,
+            all,
+            sets,
+        );
+    }
     // What a row should predict does not matter here: let it be the first of its tokens.
     let row = |(position, &set): (usize, &u32)| Row {
         position: position as u32,
@@ -42,6 +59,32 @@ pub(crate) fn of_hidden(
     let rows = Rows::from_raw(sets.len(), sets.iter().enumerate().map(row).collect())?;
     let batch = Batch::new(all, &rows, None, Denominator::Given(1.0))?;
     linear::valid_logits(hidden, &head, &batch)
+}
+
+/// The tokens of all of these sets, rising.
+fn tokens_of(all: &TokenSets, sets: &[u32]) -> Vec<u32> {
+    let mut sets = sets.to_vec();
+    sets.sort_unstable();
+    sets.dedup();
+    let mut of_all: Vec<u32> = sets.into_iter().flat_map(|set| tokens(all, set)).collect();
+    of_all.sort_unstable();
+    of_all.dedup();
+    of_all
+}
+
+/// The logits of `sets[row]` out of a device's `[rows, columns]`, which come to the host: few tokens for few
+/// rows.
+fn from_columns(
+    logits: &Tensor,
+    columns: &[u32],
+    all: &TokenSets,
+    sets: &[u32],
+) -> Result<Vec<Vec<f64>>> {
+    let logits = logits.to_device(&Device::Cpu)?;
+    with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(&logits, |row, logits| {
+        let column = |token| columns.partition_point(|&other| other < token) as u32;
+        pick(logits, tokens(all, sets[row]).map(column))
+    }))
 }
 
 /// The logits `[rows, columns]` of these tokens alone, from hidden states `[rows, H]`.
@@ -106,9 +149,14 @@ fn rows_of<T: Scalar, R: Send>(
         .collect())
 }
 
-fn pick<T: Element>(logits: &[T], tokens: TokenSet) -> Vec<f64> {
-    let logit = |token: u32| logits[token as usize].widen().into();
-    tokens.iter().map(logit).collect()
+fn tokens(all: &TokenSets, set: u32) -> impl Iterator<Item = u32> {
+    all.get(set).into_iter().flat_map(|tokens| tokens.iter())
+}
+
+fn pick<T: Element>(logits: &[T], columns: impl Iterator<Item = u32>) -> Vec<f64> {
+    columns
+        .map(|column| logits[column as usize].widen().into())
+        .collect()
 }
 
 /// Refuses logits of a device or dtype that there are no kernels for, and other than one row a beam.
@@ -125,4 +173,31 @@ pub(crate) fn check_vocabulary(size: Option<&usize>, sets: &TokenSets) -> Result
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_of_a_device_give_what_the_rows_give_where_they_lie() -> Result<()> {
+        let all = TokenSets::from_raw(vec![0, 3, 5, 9], vec![1, 4, 7, 0, 4, 2, 3, 7, 8])?;
+        let sets = [2, 0, 2, 1];
+        let numbers = |count: u32| (0..count).map(|i| (i * 7 % 11) as f32 - 5.0).collect();
+        let hidden = Tensor::from_vec(numbers(4 * 3), (4, 3), &Device::Cpu)?;
+        let weight = Tensor::from_vec(numbers(9 * 3), (9, 3), &Device::Cpu)?;
+        let bias = Tensor::from_vec(numbers(9), 9, &Device::Cpu)?;
+        let head = Head::with_bias(&weight, &bias);
+        let columns = tokens_of(&all, &sets);
+        assert_eq!(columns, [0, 1, 2, 3, 4, 7, 8]);
+        let found = from_columns(
+            &in_columns(&hidden, head, &all, &columns)?,
+            &columns,
+            &all,
+            &sets,
+        )?;
+        assert_eq!(found, of_hidden(&hidden, head, &all, &sets)?);
+        assert_eq!(found, of_logits(&head.logits(&hidden)?, &all, &sets)?);
+        Ok(())
+    }
 }

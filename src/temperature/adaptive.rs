@@ -113,6 +113,7 @@ impl AdaptiveTemperature {
     }
 
     pub(super) fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
+        check_positive("temperature", self.state.value)?;
         let estimate = self.strategy.estimate(statistics)?;
         self.state.step = step.saturating_add(1);
         if step < self.strategy.warm_up {

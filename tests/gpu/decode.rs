@@ -1,7 +1,7 @@
-//! Beam search over logits on a GPU goes as it does on the CPU.
+//! Searches on a GPU go as they do on the CPU.
 
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{BeamSearch, Found, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, ExactSearch, Found, Normalise, TokenTrie};
 
 use crate::batch::noise;
 use crate::cuda;
@@ -123,6 +123,39 @@ fn hidden_states_give_what_their_logits_give() {
             let expected = on_cpu.step_linear(&hidden, &head).unwrap();
             let hidden = hidden.to_device(&device).unwrap();
             assert_eq!(on_gpu.step_linear(&hidden, &on_device).unwrap(), expected);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn an_exact_search_goes_as_on_the_cpu() {
+    let device = cuda();
+    let trie = trie(60);
+    let tensor = |seed, rows: usize| {
+        let values = noise(seed, rows * 8, 1.0);
+        let tensor = Tensor::from_vec(values, (rows, 8), &Device::Cpu).unwrap();
+        tensor.to_dtype(DType::F32).unwrap()
+    };
+    let head = tensor(1, 61);
+    let on_device = head.to_device(&device).unwrap();
+    for from_logits in [false, true] {
+        let search = ExactSearch::new(&trie, USERS, 4, 1.5).unwrap();
+        let (mut on_cpu, mut on_gpu) = (search.clone(), search);
+        while let Some(expansion) = on_cpu.wanted() {
+            assert_eq!(on_gpu.wanted().as_ref(), Some(&expansion));
+            let hidden = tensor(2, expansion.users.len());
+            on_cpu.step_linear(&hidden, &head).unwrap();
+            let hidden = hidden.to_device(&device).unwrap();
+            if from_logits {
+                let logits = hidden.matmul(&on_device.t().unwrap()).unwrap();
+                on_gpu.step(&logits).unwrap();
+            } else {
+                on_gpu.step_linear(&hidden, &on_device).unwrap();
+            }
+        }
+        for user in 0..USERS {
+            assert_same(&on_gpu.found(user), &on_cpu.found(user), "exact");
         }
     }
 }

@@ -1,6 +1,6 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_trie::{
-    AdaptiveStrategy, Error, Head, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets,
+    AdaptiveStrategy, Error, Head, MaskedSoftmaxLoss, Row, Rows, Scope, Temperature, TokenSets,
 };
 
 use crate::batch::{Batch, every_option, f64s};
@@ -39,39 +39,55 @@ fn rows_that_do_not_count_cannot_spoil_the_result() {
     }
 }
 
+/// Such rows are computed for their statistics: in matrix products, ragged, and over the whole vocabulary.
 #[test]
-fn rows_of_a_matrix_product_that_do_not_count_cannot_spoil_it() {
+fn rows_without_weight_cannot_spoil_the_gradients_of_others() {
     let batch = Batch::new(16, 3);
-    let options = (every_option().into_iter())
-        .find(|options| options.weights && !options.whole_vocabulary)
-        .unwrap();
-    let rows = batch.rows(&options);
-    let weights = rows.weights().unwrap();
-    let weightless = (rows.as_slice().iter().zip(weights)).filter(|(_, weight)| **weight == 0.0);
-    let [hidden, head, _] = batch.tensors(DType::F32);
-    let mut spoilt: Vec<Vec<f32>> = hidden.to_vec2().unwrap();
-    weightless.for_each(|(row, _)| spoilt[row.position as usize].fill(f32::NAN));
-    let spoilt = Var::new(spoilt, &Device::Cpu).unwrap();
-    let gradient = |hidden: &Var| {
-        let mut loss = MaskedSoftmaxLoss::new(&batch.sets, Temperature::fixed(1.5)).unwrap();
-        let output = loss.forward_linear(hidden, &*head, &rows).unwrap();
-        f64s(output.loss.backward().unwrap().get(hidden).unwrap())
+    let strategy = AdaptiveStrategy {
+        scope: Scope::Branching,
+        ..AdaptiveStrategy::default()
     };
-    assert_eq!(gradient(&spoilt), gradient(&hidden));
+    for whole_vocabulary in [false, true] {
+        let options = (every_option().into_iter())
+            .find(|options| options.weights && options.whole_vocabulary == whole_vocabulary)
+            .unwrap();
+        let rows = batch.rows(&options);
+        let weights = rows.weights().unwrap();
+        let [hidden, head, bias] = batch.tensors(DType::F32);
+        let mut spoilt: Vec<Vec<f32>> = hidden.to_vec2().unwrap();
+        for (row, &weight) in rows.as_slice().iter().zip(weights) {
+            if weight == 0.0 {
+                spoilt[row.position as usize].fill(f32::NAN);
+            }
+        }
+        let spoilt = Var::new(spoilt, &Device::Cpu).unwrap();
+        let gradients = |hidden: &Var| {
+            let loss = MaskedSoftmaxLoss::new(batch.sets(&options), strategy).unwrap();
+            let head_and_bias = Head::with_bias(&head, &bias);
+            let output = loss.forward_linear_at(hidden, head_and_bias, &rows, 1.5);
+            let gradients = output.unwrap().loss.backward().unwrap();
+            [hidden, &head, &bias].map(|var| f64s(gradients.get(var).unwrap()))
+        };
+        assert_eq!(gradients(&spoilt), gradients(&hidden), "{whole_vocabulary}");
+    }
 }
 
 #[test]
-fn a_second_backward_pass_gives_the_gradients_of_the_first() {
-    let batch = Batch::new(16, 4);
-    for options in every_option() {
-        let [hidden, head, _] = batch.tensors(DType::F32);
-        let mut loss = batch.loss(&options);
-        let output = (loss.forward_linear(&hidden, &*head, &batch.rows(&options))).unwrap();
-        let gradients = || {
-            let gradients = output.loss.sum_all().unwrap().backward().unwrap();
-            [&hidden, &head].map(|var| f64s(gradients.get(var).unwrap()))
-        };
-        assert_eq!(gradients(), gradients());
+fn an_evaluation_refuses_a_temperature_that_is_none() {
+    let batch = Batch::new(8, 1);
+    let options = &every_option()[0];
+    let [hidden, head, _] = batch.tensors(DType::F32);
+    let logits = hidden.matmul(&head.t().unwrap()).unwrap();
+    let rows = batch.rows(options);
+    let mut loss = batch.loss(options);
+    for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        *loss.temperature_mut() = Temperature::fixed(value);
+        for refused in [
+            loss.evaluate(&logits, &rows),
+            loss.evaluate_linear(&hidden, &*head, &rows),
+        ] {
+            assert!(matches!(refused, Err(Error::OutOfRange { .. })), "{value}");
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! In the place of `cuda.rs` where the crate is built without the feature `cuda`: `check_device` lets
+//! In the place of `cuda.rs` where the crate is built without the feature `cuda`: `check_loss_device` lets
 //! nothing come here.
 
 use candle_core::{CudaStorage, Layout, Tensor};

@@ -4,7 +4,7 @@
 use rayon::prelude::*;
 
 use super::plan::Plan;
-use super::{Hidden, Softened, gather_hidden};
+use super::{Errors, Hidden, counting_position, gather_hidden};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
@@ -36,15 +36,16 @@ struct Share<R> {
 }
 
 pub(crate) fn head_gradient<T: Element>(
-    softened: &Softened<T::Real>,
+    errors: &Errors<T::Real>,
     hidden: Hidden<T>,
     batch: &Batch,
     factor: impl Fn(&BatchRow) -> f64,
     gradient: HeadGradient<T>,
 ) {
-    let plan = &softened.plan;
-    let errors = scaled_errors(softened, batch, factor);
-    let hidden = gather_hidden(hidden, batch, &plan.rows);
+    let plan = &errors.plan;
+    let errors = scaled_errors(errors, batch, factor);
+    let positions = (plan.rows.iter()).map(|&row| counting_position(&batch.rows[row as usize]));
+    let hidden = gather_hidden(hidden, positions);
     let mut sums = TokenSums::new(batch, gradient.width);
     sums.add_groups(plan, batch, &hidden, &errors);
     sums.add_ragged(plan, batch, &hidden, &errors);
@@ -52,15 +53,15 @@ pub(crate) fn head_gradient<T: Element>(
 }
 
 fn scaled_errors<R: Real>(
-    softened: &Softened<R>,
+    errors: &Errors<R>,
     batch: &Batch,
     factor: impl Fn(&BatchRow) -> f64,
 ) -> Vec<R> {
-    let plan = &softened.plan;
-    let mut scaled = Vec::with_capacity(softened.errors.len());
+    let plan = &errors.plan;
+    let mut scaled = Vec::with_capacity(errors.values.len());
     for (slot, &row) in plan.rows.iter().enumerate() {
         let factor = R::from_f64(factor(&batch.rows[row as usize]));
-        let errors = &softened.errors[plan.starts[slot]..plan.starts[slot + 1]];
+        let errors = &errors.values[plan.starts[slot]..plan.starts[slot + 1]];
         scaled.extend(errors.iter().map(|&error| error * factor));
     }
     scaled

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::scores::ragged_stretches;
-use super::{Head, HeadRows, ROWS_PER_TASK, Softened};
+use super::{Errors, Head, HeadRows, ROWS_PER_TASK, Softened};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::split;
 use crate::backend::cpu::element::Element;
@@ -24,18 +24,19 @@ pub(crate) fn hidden_gradient<T: Element>(
     // One parallel region, not several: between them a caller that is none of rayon's threads would
     // have to be woken.
     rayon::scope(|_| {
-        // Mostly zeros, and as many as make a third of the backward pass where one thread writes them.
+        // Mostly zeros, and so many that one thread would take twice as long.
         let mut gradient: Vec<T> = rayon::iter::repeat_n(T::zeroed(), length).collect();
         let targets = targets(&mut gradient, batch, factor, head.width);
-        if batch.whole_vocabulary().is_some() {
-            write_unscaled(&softened.unscaled, head.width, targets);
-        } else {
-            let mut grouped = in_order_of(&softened.plan.rows, targets);
-            let ragged = grouped.split_off(softened.plan.ragged().start);
-            rayon::join(
-                || write_grouped(softened, head, batch, grouped),
-                || write_ragged(softened, head, batch, ragged),
-            );
+        match softened {
+            Softened::Unscaled(unscaled) => write_unscaled(unscaled, head.width, targets),
+            Softened::Errors(errors) => {
+                let mut grouped = in_order_of(&errors.plan.rows, targets);
+                let ragged = grouped.split_off(errors.plan.ragged().start);
+                rayon::join(
+                    || write_grouped(errors, head, batch, grouped),
+                    || write_ragged(errors, head, batch, ragged),
+                );
+            }
         }
         gradient
     })
@@ -88,13 +89,13 @@ fn write_unscaled<T: Element>(
 
 /// The rows of groups: matrix products of their errors and the head rows of their set.
 fn write_grouped<'a, T: Element>(
-    softened: &'a Softened<T::Real>,
+    errors: &'a Errors<T::Real>,
     head: &Head<T>,
     batch: &Batch,
     targets: Vec<Option<ScaledRow<'a, T>>>,
 ) {
-    let plan = &softened.plan;
-    let head_rows: Vec<Cow<HeadRows<T::Real>>> = (plan.groups.iter().zip(&softened.head_rows))
+    let plan = &errors.plan;
+    let head_rows: Vec<Cow<HeadRows<T::Real>>> = (plan.groups.iter().zip(&errors.head_rows))
         .map(|(group, gathered)| match gathered {
             Some(rows) => Cow::Borrowed(rows),
             None => head.rows_of(batch, plan.row(batch, group.start)),
@@ -105,7 +106,7 @@ fn write_grouped<'a, T: Element>(
         let right = rows.matrix(head.width);
         ScaledProduct {
             left: Matrix::new(
-                &softened.errors[plan.scores(group)],
+                &errors.values[plan.scores(group)],
                 group.len(),
                 right.rows,
                 right.rows,
@@ -119,12 +120,12 @@ fn write_grouped<'a, T: Element>(
 
 /// The ragged rows: head rows added up where they lie.
 fn write_ragged<T: Element>(
-    softened: &Softened<T::Real>,
+    errors: &Errors<T::Real>,
     head: &Head<T>,
     batch: &Batch,
     mut targets: Vec<Option<ScaledRow<T>>>,
 ) {
-    let plan = &softened.plan;
+    let plan = &errors.plan;
     let stretches = ragged_stretches(plan, head.width);
     let of_stretches = split(&mut targets, stretches.iter().map(ExactSizeIterator::len));
     (stretches.into_par_iter().zip(of_stretches)).for_each(|(slots, targets)| {
@@ -132,9 +133,9 @@ fn write_ragged<T: Element>(
         let mut unscaled = vec![T::Real::ZERO; head.width];
         for (slot, target) in slots.zip(targets) {
             let row = plan.row(batch, slot);
-            let errors = &softened.errors[plan.starts[slot]..plan.starts[slot + 1]];
+            let of_slot = &errors.values[plan.starts[slot]..plan.starts[slot + 1]];
             unscaled.fill(T::Real::ZERO);
-            for (&token, &error) in batch.listed(row).iter().zip(errors) {
+            for (&token, &error) in batch.listed(row).iter().zip(of_slot) {
                 let head_row = T::widened(head.row(token), &mut widened);
                 vector::add_scaled(&mut unscaled, error, head_row);
             }

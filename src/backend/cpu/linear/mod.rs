@@ -57,17 +57,23 @@ pub(crate) struct HeadRows<R> {
 
 /// What the passes over a batch leave behind, for its gradients.
 #[derive(Debug)]
-pub(crate) struct Softened<R> {
-    pub plan: Plan,
-    /// p_v − \[v = y\] of every slot, where its scores were. Empty for the whole vocabulary, and where
-    /// no gradient was asked for.
-    pub errors: Vec<R>,
-    /// The head rows of each group that were gathered for this batch; those of other groups are frozen.
-    /// Empty where the hidden gradient was not asked for.
-    pub head_rows: Vec<Option<HeadRows<R>>>,
-    /// Σ p_v W_v − W_y of every row of the batch, `[rows, H]`, for the whole vocabulary alone, whose logits
-    /// are not kept.
-    pub unscaled: Vec<R>,
+pub(crate) enum Softened<R> {
+    /// Over listed sets.
+    Errors(Errors<R>),
+    /// Over the whole vocabulary, whose logits are not kept: Σ p_v W_v − W_y of every row of the batch,
+    /// `[rows, H]`. Empty where it was not asked for.
+    Unscaled(Vec<R>),
+}
+
+/// What both gradients are made of.
+#[derive(Debug)]
+pub(crate) struct Errors<R> {
+    plan: Plan,
+    /// p_v − \[v = y\] of every slot, where its scores were. Empty where no gradient was asked for.
+    values: Vec<R>,
+    /// The head rows of each group that were gathered for this batch, kept so as not to be gathered twice;
+    /// those of other groups are frozen. Empty where the hidden gradient was not asked for.
+    head_rows: Vec<Option<HeadRows<R>>>,
 }
 
 /// Which gradients a pass prepares.
@@ -85,15 +91,28 @@ impl<R: Real> HeadRows<R> {
     }
 }
 
-/// The hidden states of these rows of a batch, widened: `[rows, H]`, rows `padded(H)` apart.
-fn gather_hidden<T: Element>(hidden: Hidden<T>, batch: &Batch, rows: &[u32]) -> Vec<T::Real> {
+/// The hidden states at these positions, widened, and zeros for none: `[positions, H]`, rows
+/// `padded(H)` apart.
+fn gather_hidden<T: Element>(
+    hidden: Hidden<T>,
+    positions: impl ExactSizeIterator<Item = Option<u32>>,
+) -> Vec<T::Real> {
     let stride = padded(hidden.width);
-    let mut gathered = Vec::with_capacity(rows.len() * stride);
-    for &row in rows {
-        T::widen_into(hidden.row(batch.rows[row as usize].position), &mut gathered);
-        gathered.resize(gathered.len().next_multiple_of(stride), T::Real::ZERO);
+    let mut gathered = Vec::with_capacity(positions.len() * stride);
+    for position in positions {
+        let end = gathered.len() + stride;
+        if let Some(position) = position {
+            T::widen_into(hidden.row(position), &mut gathered);
+        }
+        gathered.resize(end, T::Real::ZERO);
     }
     gathered
+}
+
+/// Where the hidden state of a row lies that the head's gradient is made of: the state of one that gives
+/// no loss may be NaN, which no error makes a zero of.
+fn counting_position(row: &BatchRow) -> Option<u32> {
+    row.counts().then_some(row.position)
 }
 
 impl<'a, T> Hidden<'a, T> {

@@ -64,15 +64,6 @@ impl Plan {
         }
     }
 
-    /// The rows in the order of the batch, with no scores to keep.
-    pub fn in_order(rows: usize) -> Self {
-        Self {
-            rows: (0..rows as u32).collect(),
-            starts: Vec::new(),
-            groups: Vec::new(),
-        }
-    }
-
     /// The row of the batch in a slot.
     pub fn row<'b>(&self, batch: &'b Batch, slot: usize) -> &'b BatchRow {
         &batch.rows[self.rows[slot] as usize]

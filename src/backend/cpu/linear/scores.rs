@@ -6,7 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::plan::Plan;
-use super::{Head, HeadRows, Hidden, ROWS_PER_TASK, Softened, Wanted, gather_hidden};
+use super::{Errors, Head, HeadRows, Hidden, ROWS_PER_TASK, Softened, Wanted, gather_hidden};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::{balanced, split};
 use crate::backend::cpu::element::Element;
@@ -54,7 +54,9 @@ pub(super) fn score_as_planned<'a, T: Element>(
     // What only one thread can do, or as fast as two, goes beside the ragged rows, which all can share.
     let ((mut scores, head_rows), of_ragged) = rayon::join(
         || {
-            let gathered = gather_hidden(hidden, batch, &plan.rows[..plan.ragged().start]);
+            let slots = 0..plan.ragged().start;
+            let positions = slots.map(|slot| Some(plan.row(batch, slot).position));
+            let gathered = gather_hidden(hidden, positions);
             let head_rows = gather_head(head, batch, &plan);
             let mut scores = Vec::with_capacity(plan.starts[plan.rows.len()]);
             scores.resize(grouped, T::Real::ZERO);
@@ -216,8 +218,8 @@ pub(crate) fn soften<R: Real>(
         Cow::Owned(rows) => Some(rows),
         Cow::Borrowed(_) => None,
     };
-    let softened = Softened {
-        errors: match wanted {
+    let errors = Errors {
+        values: match wanted {
             Wanted {
                 hidden: false,
                 head: false,
@@ -228,10 +230,9 @@ pub(crate) fn soften<R: Real>(
             true => head_rows.into_iter().map(gathered).collect(),
             false => Vec::new(),
         },
-        unscaled: Vec::new(),
         plan,
     };
-    (softmaxes, softened)
+    (softmaxes, Softened::Errors(errors))
 }
 
 /// Replaces the scores by p_v − \[v = y\] where a gradient is wanted.

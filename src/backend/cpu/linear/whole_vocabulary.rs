@@ -7,14 +7,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::head_gradient::HeadGradient;
-use super::plan::Plan;
-use super::{Head, Hidden, Softened, Wanted, gather_hidden};
+use super::{Head, Hidden, Softened, Wanted, counting_position, gather_hidden};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite};
 use crate::backend::cpu::vector::{self, Real};
-use crate::{Error, Result, Statistics};
+use crate::{Result, Statistics};
 
 /// Logits held at a time: a chunk is as many tokens as make about this many with the batch's rows.
 const CHUNK_LOGITS: usize = 1 << 21;
@@ -53,7 +52,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
             head,
             batch,
             size: batch.whole_vocabulary()?,
-            hidden: gather_hidden(hidden, batch, &Plan::in_order(batch.rows.len()).rows),
+            hidden: gather_hidden(hidden, batch.rows.iter().map(|row| Some(row.position))),
         })
     }
 
@@ -69,12 +68,12 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         let mut targets = vec![0.0; rows.len()];
         for chunk in self.chunks() {
             let mut logits = self.logits(&ChunkHead::new(self.head, &chunk), &chunk);
-            (logits
+            let looked_at: Vec<Result<()>> = (logits
                 .par_chunks_mut(chunk.len())
                 .zip(rows)
                 .zip(&mut parts)
                 .zip(&mut targets))
-            .try_for_each(|(((logits, row), part), target)| {
+            .map(|(((logits, row), part), target)| {
                 if self.batch.checked {
                     check_finite(row, chunk.start as u32.., logits)?;
                 }
@@ -83,8 +82,11 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
                 }
                 let (mean, deviations) = vector::moments(logits);
                 *part = part.merge(&Statistics::of_moments(logits.len(), mean, deviations, 0.0));
-                Ok::<(), Error>(())
-            })?;
+                Ok(())
+            })
+            .collect();
+            // Not collected in parallel: of several errors always the same is to be heard.
+            looked_at.into_iter().collect::<Result<()>>()?;
         }
         let whole = rows
             .iter()
@@ -127,13 +129,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         if wanted.hidden {
             self.finish_gradient(&running, &softmaxes, temperature, &mut gradient);
         }
-        let softened = Softened {
-            plan: Plan::in_order(rows.len()),
-            errors: Vec::new(),
-            head_rows: Vec::new(),
-            unscaled: gradient,
-        };
-        (softmaxes, softened)
+        (softmaxes, Softened::Unscaled(gradient))
     }
 
     /// Divides the gathered Σ e_v W_v by the sum and adds the target's (p_y − 1)·W_y.
@@ -188,13 +184,16 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
 ) {
     let size = batch.whole_vocabulary().unwrap_or(0);
     let (rows, width) = (&batch.rows, head.width);
-    let hidden = gather_hidden(hidden, batch, &Plan::in_order(rows.len()).rows);
+    let hidden = gather_hidden(hidden, rows.iter().map(counting_position));
     for chunk in chunks(size, rows.len()) {
         let head_rows = ChunkHead::new(head, &chunk);
         let mut errors = logits(head, &head_rows, &hidden, rows.len(), &chunk);
         (errors.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes)).for_each(
-            |((logits, row), softmax)| {
-                softmax.chunk_errors(logits, rank_in(row, &chunk), temperature, factor(row));
+            |((logits, row), softmax)| match row.counts() {
+                true => {
+                    softmax.chunk_errors(logits, rank_in(row, &chunk), temperature, factor(row))
+                }
+                false => logits.fill(T::Real::ZERO),
             },
         );
         let left = Matrix::new(&errors, rows.len(), chunk.len(), chunk.len());

@@ -78,7 +78,7 @@ pub struct DenseForwardBuffers {
 }
 
 impl<'a> DenseForward<'a> {
-    /// Mirrors `sums_bytes` and `scratch_bytes` of the kernel.
+    /// Mirrors `BlockSums::bytes` and `scratch_bytes` of the kernel.
     const SCRATCH_BYTES: u32 = 64 + 512;
     /// Fields that each block sums: six of the statistics, and the loss.
     const SUMS: usize = 7;

@@ -68,7 +68,8 @@ fn rows_without_weight_cannot_spoil_the_gradients_of_others() {
             let gradients = output.unwrap().loss.backward().unwrap();
             [hidden, &head, &bias].map(|var| f64s(gradients.get(var).unwrap()))
         };
-        assert_eq!(gradients(&spoilt), gradients(&hidden), "{whole_vocabulary}");
+        let same = gradients(&spoilt) == gradients(&hidden);
+        assert!(same, "over the whole vocabulary: {whole_vocabulary}");
     }
 }
 

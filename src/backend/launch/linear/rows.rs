@@ -56,6 +56,7 @@ pub struct LinearRows {
     pub(super) grouped_scores: u64,
     pub(super) ragged_scores: u64,
     pub(super) longest_ragged: u32,
+    pub(super) positions: usize,
     pub(super) times_temperature: bool,
     pub(super) reduced: bool,
     pub(super) statistics: Statistics,
@@ -156,6 +157,7 @@ impl LinearRows {
             grouped_scores: scores,
             ragged_scores,
             longest_ragged: ragged.first().map_or(0, |row| batch.size(row) as u32),
+            positions: batch.positions,
             times_temperature: batch.times_temperature,
             reduced: batch.reduced,
             statistics: batch.statistics_sizes(),
@@ -238,8 +240,7 @@ impl LinearRows {
     /// The positions of the batch.
     #[must_use]
     pub fn positions(&self) -> usize {
-        let counting = self.rows.iter().filter(|row| row.counts()).count();
-        counting + self.idle.len()
+        self.positions
     }
 
     /// How many rows have matrix products.
@@ -275,13 +276,39 @@ impl LinearRows {
 }
 
 fn linear_row(row: &BatchRow, scores: u64) -> LinearRow {
+    // The kernels tell by it which rows count: a share must not round to 0.
+    let least = if row.counts() { f32::MIN_POSITIVE } else { 0.0 };
     LinearRow {
         position: row.position,
         set: row.set,
         rank: row.rank,
-        share: row.share as f32,
+        share: (row.share as f32).max(least),
         scores,
         in_statistics: row.in_statistics.into(),
         unused: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::batch::Denominator;
+    use crate::{Row, Rows, TokenSets};
+
+    /// The device knows rows by their shares; one that it took for none would leave a position to nobody.
+    #[test]
+    fn a_row_whose_share_is_too_small_for_f32_counts_still() {
+        let sets = TokenSets::from_raw(vec![0, 2], vec![0, 1]).unwrap();
+        let row = |position| Row {
+            position,
+            set: 0,
+            target: 1,
+        };
+        let rows = Rows::from_raw(4, vec![row(1), row(2)]).unwrap();
+        let batch = Batch::new(&sets, &rows, None, Denominator::Given(1e60)).unwrap();
+        let rows = LinearRows::new(&batch, |_| false);
+        assert!(rows.rows.iter().all(LinearRow::counts));
+        assert_eq!(rows.idle, [0, 3]);
+        assert_eq!(rows.positions(), 4);
     }
 }

@@ -19,6 +19,7 @@ const ALIGNMENT: usize = 256;
 pub struct Memory {
     /// By address.
     buffers: Vec<Region>,
+    freed: Vec<Region>,
     last_found: usize,
 }
 
@@ -140,6 +141,14 @@ impl Memory {
         self.add(Region::new(name, len * size_of::<T>(), false), len)
     }
 
+    /// Gives back the buffer that begins at an address: to touch it from then on is a fault, as no other
+    /// comes to lie there.
+    pub fn free(&mut self, address: u64) {
+        let freed = self.region_index(address as usize);
+        self.freed.push(self.buffers.remove(freed));
+        self.last_found = 0;
+    }
+
     /// What a buffer holds. An element that no kernel has written is a fault.
     pub fn download<T: Pod>(&mut self, buffer: Buffer<T>) -> Result<Vec<T>, Fault> {
         let region = self.region_at(buffer.address);
@@ -204,8 +213,13 @@ impl Memory {
     }
 
     fn region_at(&mut self, start: usize) -> &mut Region {
+        let index = self.region_index(start);
+        &mut self.buffers[index]
+    }
+
+    fn region_index(&self, start: usize) -> usize {
         let index = self.buffers.iter().position(|region| region.start == start);
-        &mut self.buffers[index.expect("the buffer is of this memory")]
+        index.expect("the buffer is of this memory")
     }
 
     /// The buffer that an address lies in, by its place.

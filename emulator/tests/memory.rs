@@ -56,6 +56,35 @@ fn a_store_before_the_start_is_caught() {
     }
 }
 
+fn what_was_given_back_may_not_be_touched() {
+    let freed = |address: fn(&Planted) -> u64| {
+        let mut planted = Planted::new(1, 64);
+        let address = address(&planted);
+        planted.memory.free(address);
+        // Where a device might put another.
+        planted.memory.upload("another", &[0f32; 64]);
+        planted
+    };
+    for fault in faults("memory_sound", || freed(|planted| planted.input.address())) {
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Load,
+                ..
+            }
+        );
+    }
+    for fault in faults("memory_sound", || freed(|planted| planted.output_address)) {
+        assert_fault!(
+            fault,
+            Fault::OutOfBounds {
+                access: Access::Store,
+                ..
+            }
+        );
+    }
+}
+
 fn shared_memory_has_an_end() {
     for fault in faults("memory_shared_past_end", || Planted::new(1, 32)) {
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "shared"));
@@ -209,6 +238,7 @@ candle_trie_emulator::emulated_tests! {
     a_kernel_that_stays_inside_is_sound,
     a_load_past_the_end_is_caught,
     a_store_before_the_start_is_caught,
+    what_was_given_back_may_not_be_touched,
     shared_memory_has_an_end,
     a_thread_has_no_part_in_the_stack_of_another,
     a_window_of_a_larger_buffer_is_as_strict,

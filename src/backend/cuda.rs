@@ -3,7 +3,7 @@
 pub(crate) mod decode;
 pub(crate) mod dense;
 mod kernels;
-pub(crate) mod linear;
+pub(crate) mod work;
 
 use std::sync::Arc;
 

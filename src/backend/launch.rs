@@ -20,13 +20,14 @@ pub use dense::{
     StatisticsSizes, TemperatureStep,
 };
 pub use linear::{
-    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearChunks,
-    LinearErrorsParams, LinearForward, LinearForwardBuffers, LinearForwardParams, LinearForwarded,
-    LinearGather, LinearGatherParams, LinearHeadBuffers, LinearHeadGradient,
-    LinearHeadGradientParams, LinearInputs, LinearPass, LinearResults, LinearRow, LinearRows,
-    LinearShare, LinearShares, LinearStep, LinearTensors, Product,
+    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearForward,
+    LinearForwardBuffers, LinearForwardParams, LinearForwarded, LinearGather, LinearGatherParams,
+    LinearHeadGradient, LinearInputs, LinearPass, LinearResults, LinearRow, LinearRows,
+    LinearShares, LinearTensors, LinearUpstream, Product,
 };
-pub use queue::Queue;
+#[cfg(any(feature = "cuda", feature = "cust"))]
+pub(crate) use queue::behind_one_another;
+pub use queue::{Lifetime, Queue};
 pub use sum::{Sum, SumParams};
 
 /// Threads that run together.

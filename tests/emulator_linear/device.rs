@@ -3,7 +3,7 @@
 use candle_trie::Statistics;
 use candle_trie::launch::{
     DeviceLimits, LinearForward, LinearForwarded, LinearPass, LinearResults, LinearRows,
-    LinearTensors, TokenSetsView,
+    LinearTensors, LinearUpstream, TokenSetsView,
 };
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
@@ -23,6 +23,8 @@ pub struct Case<'a> {
     pub frozen: bool,
     /// Whether there is a hidden gradient.
     pub with_gradient: bool,
+    /// How often gradients are made, of which the last are looked at.
+    pub backward_passes: usize,
     /// Whether the head's gradient is wanted, or that of its bias alone.
     pub with_head_gradient: bool,
     /// Elements that lie unused before the first and between all rows of hidden states and head.
@@ -67,6 +69,7 @@ impl<'a> Case<'a> {
             resident: false,
             frozen: false,
             with_gradient: true,
+            backward_passes: 1,
             with_head_gradient: true,
             apart: 0,
             limits: LIMITS,
@@ -93,9 +96,13 @@ impl<'a> Case<'a> {
         let (wanted, limits) = (self.with_gradient, &self.limits);
         let element = T::ELEMENT;
         let shape = LinearForward::new(&rows, element, width, temperature, wanted, limits).unwrap();
-        let pass = LinearPass::new(&rows, element, width, temperature, wanted, limits).unwrap();
+        let keeps_tiles = shape.keeps_tiles();
+        let (keeps_sets, parts, losses) = (shape.keeps_sets(), shape.parts(), rows.losses());
+        let sets = self.batch.sets(self.options);
+        let head_over = wanted.then_some(&sets);
+        let pass = LinearPass::new(rows, element, width, wanted, head_over, limits).unwrap();
         let memory = &mut queue.memory;
-        let loss = memory.allocate::<f32>("loss", rows.losses());
+        let loss = memory.allocate::<f32>("loss", losses);
         let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
         let tau = memory.allocate::<f64>("temperature", 1);
         let results = LinearResults {
@@ -104,12 +111,17 @@ impl<'a> Case<'a> {
             temperature: tau.address(),
         };
         // SAFETY: the emulator looks at every address.
-        let forwarded = unsafe { pass.forward(&mut queue, &tensors, &results) }?;
+        let forwarded = unsafe { pass.forward(&mut queue, &tensors, temperature, &results) }?;
         queue.assert_counted()?;
-        let [gradient, head_gradient, bias_gradient] = match self.with_gradient {
-            true => self.gradients::<T>(&mut queue, &forwarded, &rows)?,
-            false => Default::default(),
-        };
+        queue.free_scratch();
+        let mut gradients = Default::default();
+        let backward_passes = if wanted { self.backward_passes } else { 0 };
+        for _ in 0..backward_passes {
+            let upstream = self.upstream(&mut queue.memory, losses, tau.address());
+            gradients = self.gradients::<T>(&mut queue, &pass, &forwarded, &tensors, upstream)?;
+            queue.free_scratch();
+        }
+        let [gradient, head_gradient, bias_gradient] = gradients;
         queue.assert_counted()?;
         let losses = queue.memory.download(loss)?;
         let statistics = queue.memory.download(statistics)?;
@@ -126,23 +138,31 @@ impl<'a> Case<'a> {
             backward: queue.report("linear_backward"),
             errors: queue.report("linear_errors"),
             head_sums: queue.report("linear_head_gradient"),
-            keeps_tiles: shape.keeps_tiles(),
-            keeps_sets: shape.keeps_sets(),
-            parts: shape.parts(),
+            keeps_tiles,
+            keeps_sets,
+            parts,
         })
+    }
+
+    fn upstream(&self, memory: &mut Memory, losses: usize, temperature: u64) -> LinearUpstream {
+        let loss: Vec<f32> = (0..losses).map(|i| upstream(i) as f32).collect();
+        LinearUpstream {
+            loss: memory.upload("upstream", &loss).address(),
+            temperature,
+        }
     }
 
     /// Of hidden states, head and bias.
     fn gradients<T: Number>(
         &self,
         queue: &mut EmulatorQueue,
+        pass: &LinearPass,
         forwarded: &LinearForwarded,
-        rows: &LinearRows,
+        tensors: &LinearTensors,
+        upstream: LinearUpstream,
     ) -> Result<[Vec<f64>; 3], Failure> {
         let (width, vocabulary) = (self.batch.width, self.batch.vocabulary);
         let memory = &mut queue.memory;
-        let upstream: Vec<f32> = (0..rows.losses()).map(|i| upstream(i) as f32).collect();
-        let upstream = memory.upload("upstream", &upstream).address();
         let hidden = memory.allocate::<T>("gradient", self.batch.positions * width);
         let head = memory.upload("head gradient", &vec![T::zeroed(); vocabulary * width]);
         let bias = memory.upload("bias gradient", &vec![T::zeroed(); vocabulary]);
@@ -151,11 +171,10 @@ impl<'a> Case<'a> {
             only(self.with_head_gradient, head.address()),
             only(self.options.bias, bias.address()),
         ];
-        let sets = self.batch.sets(self.options);
         // SAFETY: the emulator looks at every address.
         unsafe {
-            forwarded.hidden_gradient(queue, upstream, hidden.address())?;
-            forwarded.head_gradient(queue, &sets, upstream, wanted)?;
+            pass.hidden_gradient(queue, forwarded, upstream, hidden.address())?;
+            pass.head_gradient(queue, forwarded, tensors, upstream, wanted)?;
         }
         let mut f64s = |buffer| -> Result<Vec<f64>, Fault> {
             let values: Vec<T> = queue.memory.download(buffer)?;

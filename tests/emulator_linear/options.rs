@@ -46,8 +46,21 @@ fn every_option_in_bf16() {
     every_option_in::<bf16>();
 }
 
+fn gradients_may_be_made_again() {
+    let batch = Batch::new(24, 7);
+    for (index, options) in options().enumerate().step_by(7) {
+        let case = Case {
+            frozen: index % 2 == 1,
+            backward_passes: 2,
+            ..Case::new(&batch, &options)
+        };
+        case.assert_correct::<bf16>(&format!("option {index}"));
+    }
+}
+
 candle_trie_emulator::emulated_tests! {
     every_option_in_f32,
     every_option_in_f16,
     every_option_in_bf16,
+    gradients_may_be_made_again,
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 use candle_trie::Error;
-use candle_trie::launch::{Element, Launch, Product, Queue};
+use candle_trie::launch::{Element, Launch, Lifetime, Product, Queue};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report};
 use half::{bf16, f16};
 
@@ -15,6 +15,7 @@ pub struct EmulatorQueue<'a> {
     reports: Vec<(&'static str, Report)>,
     /// Where counters are, and how many.
     counters: (u64, usize),
+    scratch: Vec<(&'static str, u64)>,
 }
 
 /// What a kernel does wrong. Plans that refuse are a fault of the test.
@@ -39,6 +40,14 @@ impl<'a> EmulatorQueue<'a> {
             emulator,
             reports: Vec::new(),
             counters: (0, 0),
+            scratch: Vec::new(),
+        }
+    }
+
+    /// As if the queue were dropped, and another went on with what it keeps.
+    pub fn free_scratch(&mut self) {
+        for (_, address) in self.scratch.drain(..) {
+            self.memory.free(address);
         }
     }
 
@@ -60,8 +69,22 @@ impl<'a> EmulatorQueue<'a> {
 impl Queue for EmulatorQueue<'_> {
     type Error = Failure;
 
-    fn allocate(&mut self, name: &'static str, bytes: usize) -> Result<u64, Failure> {
-        Ok(self.memory.allocate::<u8>(name, bytes).address())
+    /// Never the same memory again: whoever goes on with what was under a name reads nothing there.
+    fn allocate<const N: usize>(
+        &mut self,
+        lifetime: Lifetime,
+        parts: [(&'static str, usize); N],
+    ) -> Result<[u64; N], Failure> {
+        Ok(parts.map(|(name, bytes)| {
+            let address = self.memory.allocate::<u8>(name, bytes).address();
+            if lifetime == Lifetime::Scratch {
+                for (_, address) in self.scratch.extract_if(.., |(held, _)| *held == name) {
+                    self.memory.free(address);
+                }
+                self.scratch.push((name, address));
+            }
+            address
+        }))
     }
 
     /// Each part by itself, so that none can be mistaken for the next.

@@ -59,6 +59,18 @@ fn odd_widths_in_every_chunk() {
     }
 }
 
+fn gradients_may_be_made_again() {
+    let batch = Batch::new(24, 7);
+    for (index, options) in options().enumerate().step_by(5) {
+        let case = Case {
+            chunk: chunks(&batch)[index % 4],
+            backward_passes: 2,
+            ..Case::new(&batch, &options)
+        };
+        case.assert_correct::<bf16>(&format!("option {index}"));
+    }
+}
+
 fn no_row_gives_zeros() {
     let mut batch = Batch::new(9, 3);
     batch.rows = Rows::from_raw(batch.positions, Vec::new()).unwrap();
@@ -72,5 +84,6 @@ candle_trie_emulator::emulated_tests! {
     every_third_option_in_f16,
     every_third_option_in_bf16,
     odd_widths_in_every_chunk,
+    gradients_may_be_made_again,
     no_row_gives_zeros,
 }

@@ -8,7 +8,7 @@ use super::work::Work;
 use super::{Executor, Logit};
 use crate::Result;
 use crate::backend::launch::{
-    DenseForward, DenseForwardBuffers, DenseInputs, DenseRows, GradientView, Queue,
+    DenseForward, DenseForwardBuffers, DenseInputs, DenseRows, GradientView, Lifetime, Queue,
 };
 
 /// Where an operation runs, and on what.
@@ -45,12 +45,18 @@ impl DenseOperation<'_> {
         )?;
         let mut left = Forwarded::room(rows.losses())?;
         let mut work = Work::new(self.executor, self.stream);
-        let [words, idle] = work.upload([
+        let [words, idle, arrived] = work.upload([
             ("rows", bytemuck::cast_slice(&rows.rows)),
             ("idle", &rows.idle),
+            ("arrived", &[0]),
         ])?;
-        let [arrived] = work.upload([("arrived", &[0])])?;
-        let softmaxes = rows.counting() * DenseRows::SOFTMAX_BYTES;
+        let [softmaxes, partials] = work.allocate(
+            Lifetime::Scratch,
+            [
+                ("softmaxes", rows.counting() * DenseRows::SOFTMAX_BYTES),
+                ("partials", plan.partials() * size_of::<f64>()),
+            ],
+        )?;
         let launch = plan.launch(
             &DenseInputs {
                 logits: address(logits),
@@ -64,9 +70,9 @@ impl DenseOperation<'_> {
                     address: address(gradient),
                     row_stride,
                 }),
-                softmaxes: work.allocate("softmaxes", softmaxes)?,
+                softmaxes,
                 loss: address(&left.loss),
-                partials: work.allocate("partials", plan.partials() * size_of::<f64>())?,
+                partials,
                 statistics: address(&left.statistics),
                 temperature: address(&left.temperature),
                 previous: temperature.previous.map_or(0, |previous| address(previous)),
@@ -76,7 +82,7 @@ impl DenseOperation<'_> {
         // SAFETY: the parameters are the plan's, whose own buffers have the sizes that it asks for and
         // are freed by `cuMemFree`, which waits for the device; for the rest the caller answers.
         unsafe { work.launch(&launch) }?;
-        left.scratch = work.into_scratch();
+        left.scratch = work.into_held();
         Ok(left)
     }
 }

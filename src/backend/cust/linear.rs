@@ -7,7 +7,7 @@ use super::memory::{DeviceSets, Forwarded, PassTemperature, address};
 use super::work::Work;
 use super::{Executor, Logit, driver_error};
 use crate::backend::launch::{
-    LinearForwarded, LinearPass, LinearResults, LinearRows, LinearTensors, Queue,
+    LinearPass, LinearResults, LinearRows, LinearTensors, LinearUpstream, Queue,
 };
 use crate::{Result, TokenSets};
 
@@ -40,7 +40,7 @@ pub(crate) struct LinearOperation<'a> {
     pub sets: &'a TokenSets,
     /// `sets`.
     pub device_sets: &'a DeviceSets,
-    pub rows: &'a LinearRows,
+    pub rows: LinearRows,
     /// H.
     pub width: usize,
 }
@@ -53,20 +53,25 @@ impl LinearOperation<'_> {
     /// all slices must have the lengths that are said there, N being the positions of the rows. No work
     /// of other streams may write them (or read the gradients) until the stream has come past this one.
     pub unsafe fn run<T: Logit>(
-        &self,
+        self,
         input: &LinearInput<T>,
         temperature: &PassTemperature,
         gradients: Option<LinearGradients<T>>,
     ) -> Result<Forwarded> {
+        let wants_head =
+            |gradients: &LinearGradients<T>| gradients.head.is_some() || gradients.bias.is_some();
+        let losses = self.rows.losses();
         let pass = LinearPass::new(
             self.rows,
             T::ELEMENT,
             self.width,
-            temperature.plan,
             gradients.is_some(),
+            (gradients.as_ref())
+                .is_some_and(wants_head)
+                .then_some(self.sets),
             self.executor.limits(),
         )?;
-        let mut left = Forwarded::room(self.rows.losses())?;
+        let mut left = Forwarded::room(losses)?;
         let mut work = Work::new(self.executor, self.stream);
         let stride = self.width as u64;
         let tensors = LinearTensors {
@@ -85,45 +90,40 @@ impl LinearOperation<'_> {
             temperature: address(&left.temperature),
         };
         // Before any launch, for which a copy would wait.
-        let ones = vec![1f32; self.rows.losses()];
-        let [upstream] = work.upload([("upstream", bytemuck::cast_slice(&ones))])?;
-        // SAFETY: `results` have the sizes that are asked for, and are freed by `cuMemFree`, which waits
-        // for the device; for the rest the caller answers.
+        let ones = vec![1f32; losses];
+        let [loss] = work.upload([("upstream", bytemuck::cast_slice(&ones))])?;
+        let upstream = LinearUpstream {
+            loss,
+            temperature: results.temperature,
+        };
+        // SAFETY: `results` have the sizes that are asked for, and all that `work` holds is freed by
+        // `cuMemFree`, which waits for the device; for the rest the caller answers.
         unsafe {
-            let forwarded = pass.forward(&mut work, &tensors, &results)?;
+            let forwarded = pass.forward(&mut work, &tensors, temperature.plan, &results)?;
             if let Some(gradients) = gradients {
-                self.write_gradients(&forwarded, &mut work, upstream, gradients)?;
-            }
-        }
-        left.scratch = work.into_scratch();
-        Ok(left)
-    }
-
-    /// # Safety
-    /// As [`run`](Self::run), whose buffers must still be there.
-    unsafe fn write_gradients<T: Logit>(
-        &self,
-        forwarded: &LinearForwarded,
-        work: &mut Work,
-        upstream: u64,
-        gradients: LinearGradients<T>,
-    ) -> Result<()> {
-        let of_head = [gradients.head, gradients.bias];
-        let wanted = of_head.iter().any(Option::is_some);
-        // SAFETY: the caller's promise; zeros are set in the order of the stream.
-        unsafe {
-            forwarded.hidden_gradient(work, upstream, address(gradients.hidden))?;
-            let mut addresses = [0; 2];
-            for (address_of, gradient) in addresses.iter_mut().zip(of_head) {
-                if let Some(gradient) = gradient {
-                    (gradient.set_zero_async(self.stream)).map_err(driver_error)?;
-                    *address_of = address(gradient);
+                let hidden = address(gradients.hidden);
+                pass.hidden_gradient(&mut work, &forwarded, upstream, hidden)?;
+                let [head, bias] = [gradients.head, gradients.bias];
+                let of_head = [zeroed(self.stream, head)?, zeroed(self.stream, bias)?];
+                if of_head != [0, 0] {
+                    pass.head_gradient(&mut work, &forwarded, &tensors, upstream, of_head)?;
                 }
             }
-            if wanted {
-                forwarded.head_gradient(work, self.sets, upstream, addresses)?;
-            }
         }
-        Ok(())
+        left.scratch = work.into_held();
+        Ok(left)
     }
+}
+
+/// The address of a gradient that is wanted, in which there will be zeros; 0 of another.
+///
+/// # Safety
+/// As [`LinearOperation::run`].
+unsafe fn zeroed<T: Logit>(stream: &Stream, gradient: Option<&mut DeviceSlice<T>>) -> Result<u64> {
+    let Some(gradient) = gradient else {
+        return Ok(0);
+    };
+    // SAFETY: the caller's promise; zeros are set in the order of the stream.
+    unsafe { gradient.set_zero_async(stream) }.map_err(driver_error)?;
+    Ok(address(gradient))
 }

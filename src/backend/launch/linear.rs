@@ -6,7 +6,8 @@
 //!
 //! Rows over the whole vocabulary are taken in chunks that share the room for their scores: [`LinearChunks`].
 //!
-//! [`LinearPass`] has all of it in order, for whatever is a [`Queue`](super::Queue).
+//! [`LinearPass`] has all of it in order, for whatever is a [`Queue`](super::Queue): a stream of candle's
+//! or of cust's, or the emulator.
 
 mod backward;
 mod chunks;
@@ -25,16 +26,15 @@ use std::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 pub use backward::{LinearBackward, LinearBackwardBuffers, LinearBackwardParams};
-pub use chunks::{LinearChunks, LinearStep};
+use chunks::{LinearChunks, LinearStep};
 pub use forward::{LinearForward, LinearForwardBuffers, LinearForwardParams};
 pub use gather::{GatherSide, LinearGather, LinearGatherParams};
-pub use head_gradient::{
-    LinearErrorsParams, LinearHeadBuffers, LinearHeadGradient, LinearHeadGradientParams,
-};
-pub use pass::{LinearForwarded, LinearPass, LinearResults, LinearTensors};
+use head_gradient::LinearHeadBuffers;
+pub use head_gradient::LinearHeadGradient;
+pub use pass::{LinearForwarded, LinearPass, LinearResults, LinearTensors, LinearUpstream};
 pub use product::Product;
 pub use rows::{LinearRow, LinearRows};
-pub use shares::{LinearShare, LinearShares};
+pub use shares::LinearShares;
 
 use super::{DeviceLimits, Element, TokenSetsView, WARP};
 use crate::{Error, Result};

@@ -4,21 +4,35 @@ use bytemuck::Pod;
 
 use super::{Launch, Product};
 
+/// How long memory is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// No longer than the queue, and under the same name it may be given again: both in the order of
+    /// what is issued.
+    Scratch,
+    /// As long as whoever owns the queue sees to.
+    Kept,
+}
+
 /// Where launches and products are issued, one after the other, and the memory that they need: a stream
 /// of a device, or the emulator.
 pub trait Queue {
     /// What issuing may end in.
     type Error: From<crate::Error>;
 
-    /// The address of so many bytes that hold anything, begin at a multiple of 16, and live until all
-    /// that is issued is done. (Of no bytes it is an address that is not looked at.)
+    /// The addresses of so many bytes each that hold anything and begin at a multiple of 16. (Of no bytes
+    /// it is an address that is not looked at.)
     ///
     /// # Errors
     /// Where there is no such memory.
-    fn allocate(&mut self, name: &'static str, bytes: usize) -> Result<u64, Self::Error>;
+    fn allocate<const N: usize>(
+        &mut self,
+        lifetime: Lifetime,
+        parts: [(&'static str, usize); N],
+    ) -> Result<[u64; N], Self::Error>;
 
-    /// The addresses of memory that holds these words, part by part, and lives as long. The first part
-    /// begins at a multiple of 16, and each of the others may begin where the one before it ends.
+    /// The addresses of kept memory that holds these words, part by part. The first part begins at a
+    /// multiple of 16, and each of the others may begin where the one before it ends.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
@@ -45,4 +59,20 @@ pub trait Queue {
     /// # Errors
     /// What the device says, when it refuses the product.
     unsafe fn multiply(&mut self, product: &Product) -> Result<(), Self::Error>;
+}
+
+/// How far from the first of them parts of so many bytes begin, each at a multiple of `alignment`, and
+/// where the last ends.
+#[cfg(any(feature = "cuda", feature = "cust"))]
+pub(crate) fn behind_one_another<const N: usize>(
+    bytes: [usize; N],
+    alignment: usize,
+) -> ([u64; N], usize) {
+    let mut end = 0;
+    let begins = bytes.map(|bytes| {
+        let begin = end as u64;
+        end += bytes.next_multiple_of(alignment);
+        begin
+    });
+    (begins, end)
 }

@@ -71,13 +71,12 @@ impl<'e> LinearLoss<'e> {
     ) -> Result<LossOutput> {
         let temperature = given(temperature)?;
         let linear = self.rows(rows)?;
-        self.pass(stream, input, &linear, &temperature, None)
+        self.pass(stream, input, linear, &temperature, None)
     }
 
     /// The loss, and the gradients of the hidden states and, where they are wanted, of head and bias (of
     /// the loss's sum where the reduction is none), each written over all of its slice. Steps the
-    /// temperature as [`forward`](Self::forward) does. Where those of head or bias are wanted, it waits for
-    /// the loss before it issues them.
+    /// temperature as [`forward`](Self::forward) does.
     ///
     /// # Errors
     /// As [`forward`](Self::forward).
@@ -113,7 +112,7 @@ impl<'e> LinearLoss<'e> {
     ) -> Result<LossOutput> {
         let linear = self.rows(rows)?;
         let temperature = self.on_device.next(|known| linear.next(known))?;
-        let output = self.pass(stream, input, &linear, &temperature, gradients)?;
+        let output = self.pass(stream, input, linear, &temperature, gradients)?;
         self.on_device.take_step(&output);
         Ok(output)
     }
@@ -122,11 +121,12 @@ impl<'e> LinearLoss<'e> {
         &self,
         stream: &Stream,
         input: LinearInput<T>,
-        rows: &LinearRows,
+        rows: LinearRows,
         temperature: &PassTemperature,
         gradients: Option<LinearGradients<T>>,
     ) -> Result<LossOutput> {
         self.check(&input, gradients.as_ref(), rows.positions())?;
+        let losses = rows.losses();
         let operation = LinearOperation {
             executor: self.on_device.executor,
             stream,
@@ -139,7 +139,7 @@ impl<'e> LinearLoss<'e> {
         // with the vocabulary; the lengths have been compared just now; and whoever works on these
         // buffers in another stream answers for the order (see the module).
         let left = unsafe { operation.run(&input, temperature, gradients) }?;
-        Ok(LossOutput::new(left, rows.losses()))
+        Ok(LossOutput::new(left, losses))
     }
 
     fn check<T: Logit>(

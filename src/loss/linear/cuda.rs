@@ -1,7 +1,8 @@
-//! The linear loss on CUDA: from candle's storage to the backend's launches. Nothing here waits for
-//! the device.
+//! The linear loss on CUDA: a `launch::LinearPass` over candle's storage. Nothing here waits for the
+//! device.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
@@ -10,26 +11,32 @@ use candle_core::{CudaStorage, DType, Layout, Tensor};
 use super::{HIDDEN, Pass};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::Wanted;
-use crate::backend::cuda::dense::DeviceElement;
-use crate::backend::cuda::linear::{
-    DeviceInputs, DeviceLinear, DeviceMatrix, DeviceShares, WantedOfHead,
+use crate::backend::cuda::Executor;
+use crate::backend::cuda::dense::{DeviceElement, DeviceSets, uninitialised};
+use crate::backend::cuda::work::Work;
+use crate::backend::launch::{
+    LinearForwarded, LinearPass, LinearResults, LinearRows, LinearTensors, LinearUpstream,
 };
-use crate::backend::launch::LinearRows;
 use crate::loss::LossOutput;
 use crate::loss::device::{Measured, at_temperature, cuda, part, tensor, with_device_element};
-use crate::loss::head::{BIAS, Gathered, HEAD};
+use crate::loss::head::{Gathered, HEAD};
 use crate::loss::temperature::Stepped;
 use crate::loss::tensor::matrix_shape;
-use crate::{Result, Temperature};
+use crate::{Result, Statistics, Temperature};
 
 /// What a forward pass left, on the device but for the plan.
 pub(super) struct Left {
-    batch: DeviceLinear,
-    gradient: CudaSlice<f32>,
-    /// Where the head's gradient is wanted.
-    shares: Option<DeviceShares>,
+    executor: Executor,
+    pass: LinearPass,
+    sets: Arc<DeviceSets>,
+    forwarded: LinearForwarded,
+    /// The memory of `forwarded`.
+    kept: Vec<CudaSlice<u32>>,
     measured: Measured,
 }
+
+/// A tensor of candle.
+type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 impl Left {
     pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
@@ -42,62 +49,72 @@ impl Left {
 }
 
 pub(super) fn forward(
-    hidden: (&CudaStorage, &Layout),
-    head: (&CudaStorage, &Layout),
-    bias: Option<(&CudaStorage, &Layout)>,
+    hidden: Stored,
+    head: Stored,
+    bias: Option<Stored>,
     pass: &Pass,
 ) -> Result<(Left, CudaStorage)> {
     with_device_element!(hidden.0.dtype(), HIDDEN, T => forward_of::<T>(hidden, head, bias, pass))
 }
 
 fn forward_of<T: DeviceElement>(
-    hidden: (&CudaStorage, &Layout),
-    head: (&CudaStorage, &Layout),
-    bias: Option<(&CudaStorage, &Layout)>,
-    pass: &Pass,
+    hidden: Stored,
+    head: Stored,
+    bias: Option<Stored>,
+    loss: &Pass,
 ) -> Result<(Left, CudaStorage)> {
     let device = &hidden.0.device;
     let none = HashMap::new();
-    let gathered = match pass.gathered {
+    let gathered = match loss.gathered {
         Some(Gathered::OnDevice(sets)) => sets,
         _ => &none,
     };
-    let rows = LinearRows::new(pass.batch, |set| gathered.contains_key(&set));
+    let rows = LinearRows::new(loss.batch, |set| gathered.contains_key(&set));
     let frozen: Vec<_> = (rows.grouped_sets())
         .map(|set| gathered.get(&set).map(Tensor::storage_and_layout))
         .collect();
-    let frozen = frozen.iter().map(|rows| match rows {
-        Some((storage, layout)) => Ok(Some(part(
-            cuda(HEAD, storage)?.as_cuda_slice::<T>()?,
-            layout,
-        ))),
-        None => Ok(None),
-    });
-    let inputs = DeviceInputs {
-        frozen: frozen.collect::<Result<_>>()?,
-        ..inputs::<T>(hidden, head, bias)?
-    };
-    let sets = pass.residence.sets(device, &pass.batch.sets)?;
-    let on_device = DeviceLinear::new(device, sets, rows)?;
-    let next = |temperature: &Temperature| on_device.plan().next(temperature);
-    let forwarded = at_temperature(pass.source, next, |temperature| {
-        let wanted = pass.wanted.hidden || pass.wanted.head;
-        on_device.forward(&inputs, temperature, wanted)
+    let (_, width) = matrix_shape(HIDDEN, hidden.1)?;
+    let head_over = loss.wanted.head.then_some(&loss.batch.sets);
+    let (executor, with_gradient) = (Executor::new(device)?, loss.wanted.hidden);
+    let limits = executor.limits();
+    let pass = LinearPass::new(rows, T::ELEMENT, width, with_gradient, head_over, limits)?;
+    let sets = loss.residence.sets(device, &loss.batch.sets)?;
+    let mut losses = uninitialised::<f32>(device, pass.rows().losses())?;
+    let mut used = uninitialised(device, 1)?;
+    let mut statistics = uninitialised(device, Statistics::LENGTH)?;
+    let next = |temperature: &Temperature| pass.rows().next(temperature);
+    let (forwarded, kept) = at_temperature(loss.source, next, |temperature| {
+        let mut work = Work::new(&executor, device);
+        let mut tensors = tensors::<T>(&mut work, &sets, [hidden, head], bias)?;
+        for rows in &frozen {
+            tensors.frozen.push(match rows {
+                Some((storage, layout)) => address::<T>(&mut work, (cuda(HEAD, storage)?, layout))?,
+                None => 0,
+            });
+        }
+        if let Some(previous) = &temperature.previous {
+            tensors.previous = work.read(previous.slice(..));
+        }
+        let results = LinearResults {
+            loss: work.write(&mut losses),
+            statistics: work.write(&mut statistics),
+            temperature: work.write(&mut used),
+        };
+        // SAFETY: the sets are those of the rows, whose tokens the head was checked for, and the results
+        // have the sizes that are asked for. `work` holds all of candle's until after the last launch;
+        // what it allocates is of the same stream, which frees it behind the launches.
+        let forwarded = unsafe { pass.forward(&mut work, &tensors, temperature.plan, &results) }?;
+        Ok((forwarded, work.into_kept()))
     })?;
-    let shares = (pass.wanted.head).then(|| on_device.shares(&pass.batch.sets, forwarded.errors));
     let left = Left {
-        shares: shares.transpose()?,
-        batch: on_device,
-        gradient: forwarded.gradient,
-        measured: Measured::new(
-            device,
-            forwarded.temperature,
-            forwarded.statistics,
-            pass.source,
-        ),
+        executor,
+        pass,
+        sets,
+        forwarded,
+        kept,
+        measured: Measured::new(device, used, statistics, loss.source),
     };
-    let loss = CudaStorage::wrap_cuda_slice(forwarded.loss, device.clone());
-    Ok((left, loss))
+    Ok((left, CudaStorage::wrap_cuda_slice(losses, device.clone())))
 }
 
 /// The gradients of hidden states, head and bias, where each is wanted.
@@ -120,76 +137,77 @@ fn backward_of<T: DeviceElement>(
     left: &Left,
     upstream: &Tensor,
 ) -> Result<[Option<Tensor>; 3]> {
+    let device = hidden.device().as_cuda_device()?;
     let upstream = upstream.to_dtype(DType::F32)?.contiguous()?;
     let (upstream, upstream_layout) = upstream.storage_and_layout();
     let upstream = cuda(HIDDEN, &upstream)?.as_cuda_slice::<f32>()?;
-    let upstream = part(upstream, upstream_layout);
     let (temperature, _) = left.measured.temperature.storage_and_layout();
     let temperature = cuda(HIDDEN, &temperature)?.as_cuda_slice::<f64>()?;
-    let width = hidden.dims().last().copied().unwrap_or(0);
-    let device = hidden.device().as_cuda_device()?;
-    let of_hidden = match wanted.hidden {
-        true => {
-            let gradient =
-                (left.batch).backward::<T>(width, &left.gradient, temperature, &upstream)?;
-            Some(tensor(device, gradient, hidden.shape()))
+    let inputs = [hidden, head, bias].map(Tensor::storage_and_layout);
+    let stored = |index: usize| -> Result<Stored> {
+        let (storage, layout) = &inputs[index];
+        Ok((cuda(HIDDEN, storage)?, layout))
+    };
+    let (mut of_hidden, mut of_head) = (None, [None, None]);
+
+    let mut work = Work::new(&left.executor, device);
+    let from = LinearUpstream {
+        loss: work.read(part(upstream, upstream_layout)),
+        temperature: work.read(temperature.as_view()),
+    };
+    for memory in &left.kept {
+        work.read(memory.as_view());
+    }
+    let Left {
+        pass, forwarded, ..
+    } = left;
+    if wanted.hidden {
+        let room = uninitialised::<T>(device, hidden.elem_count())?;
+        let gradient = work.write(of_hidden.insert(room));
+        // SAFETY: as in `forward_of`.
+        unsafe { pass.hidden_gradient(&mut work, forwarded, from, gradient) }?;
+    }
+    if wanted.head {
+        let bias_of = if has_bias { Some(stored(2)?) } else { None };
+        let tensors = tensors::<T>(&mut work, &left.sets, [stored(0)?, stored(1)?], bias_of)?;
+        let mut gradients = [0; 2];
+        let rooms = gradients.iter_mut().zip(&mut of_head);
+        for ((gradient, room), of) in rooms.zip([head, bias]) {
+            if of.track_op() {
+                let zeros = device.alloc_zeros::<T>(of.elem_count().max(1))?;
+                *gradient = work.write(room.insert(zeros));
+            }
         }
-        false => None,
-    };
-    let Some(shares) = &left.shares else {
-        return Ok([of_hidden, None, None]);
-    };
-    let of_head = WantedOfHead {
-        vocabulary: head.dim(0)?,
-        head: head.track_op(),
-        bias: bias.track_op(),
-    };
-    let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
-    let [
-        hidden,
-        (head_storage, head_layout),
-        (bias_storage, bias_layout),
-    ] = &storages;
-    let bias_of = has_bias.then_some((cuda(BIAS, bias_storage)?, *bias_layout));
-    let inputs = inputs::<T>(
-        (cuda(HIDDEN, &hidden.0)?, hidden.1),
-        (cuda(HEAD, head_storage)?, head_layout),
-        bias_of,
-    )?;
-    let gradients = (left.batch).head_gradient(&inputs, shares, temperature, &upstream, of_head)?;
-    let [of_weight, of_bias] = gradients;
-    Ok([
-        of_hidden,
-        of_weight.map(|gradient| tensor(device, gradient, head.shape())),
-        of_bias.map(|gradient| tensor(device, gradient, bias.shape())),
-    ])
+        // SAFETY: as in `forward_of`.
+        unsafe { pass.head_gradient(&mut work, forwarded, &tensors, from, gradients) }?;
+    }
+    drop(work);
+    let [of_weight, of_bias] = of_head;
+    Ok([(of_hidden, hidden), (of_weight, head), (of_bias, bias)]
+        .map(|(gradient, of)| gradient.map(|gradient| tensor(device, gradient, of.shape()))))
 }
 
-fn inputs<'a, T: DeviceElement>(
-    hidden: (&'a CudaStorage, &Layout),
-    head: (&'a CudaStorage, &Layout),
-    bias: Option<(&'a CudaStorage, &Layout)>,
-) -> Result<DeviceInputs<'a, T>> {
-    let (_, width) = matrix_shape(HIDDEN, hidden.1)?;
-    Ok(DeviceInputs {
-        width,
-        hidden: matrix::<T>(HIDDEN, hidden)?,
-        head: matrix::<T>(HEAD, head)?,
-        bias: match bias {
-            Some((storage, layout)) => Some(part(storage.as_cuda_slice::<T>()?, layout)),
-            None => None,
-        },
+fn tensors<'a, T: DeviceElement + 'a>(
+    work: &mut Work<'a>,
+    sets: &'a DeviceSets,
+    [hidden, head]: [Stored<'a>; 2],
+    bias: Option<Stored<'a>>,
+) -> Result<LinearTensors> {
+    Ok(LinearTensors {
+        hidden: address::<T>(work, hidden)?,
+        hidden_stride: matrix_shape(HIDDEN, hidden.1)?.0 as u64,
+        head: address::<T>(work, head)?,
+        head_stride: matrix_shape(HEAD, head.1)?.0 as u64,
+        bias: bias.map_or(Ok(0), |bias| address::<T>(work, bias))?,
         frozen: Vec::new(),
+        sets: work.sets(sets),
+        previous: 0,
     })
 }
 
-fn matrix<'a, T: DeviceElement>(
-    what: &'static str,
-    (storage, layout): (&'a CudaStorage, &Layout),
-) -> Result<DeviceMatrix<'a, T>> {
-    let (stride, _) = matrix_shape(what, layout)?;
-    Ok(DeviceMatrix {
-        values: part(storage.as_cuda_slice::<T>()?, layout),
-        stride,
-    })
+fn address<'a, T: DeviceElement + 'a>(
+    work: &mut Work<'a>,
+    (storage, layout): Stored<'a>,
+) -> Result<u64> {
+    Ok(work.read(part(storage.as_cuda_slice::<T>()?, layout)))
 }

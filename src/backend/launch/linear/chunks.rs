@@ -11,7 +11,7 @@ use crate::backend::launch::{DenseTemperature, DeviceLimits, Element, Launch};
 
 /// The passes over a batch, chunk by chunk.
 #[derive(Debug, Clone)]
-pub struct LinearChunks {
+pub(super) struct LinearChunks {
     chunks: Vec<LinearRows>,
     element: Element,
     width: u32,
@@ -22,7 +22,7 @@ pub struct LinearChunks {
 
 /// What is issued next.
 #[derive(Debug, Clone, PartialEq)]
-pub enum LinearStep {
+pub(super) enum LinearStep {
     /// A matrix product.
     Product(Product),
     /// A launch of `kernels/linear_statistics.cu` or `kernels/linear_forward.cu`.
@@ -61,19 +61,16 @@ impl LinearChunks {
     }
 
     /// How many scores there is room for.
-    #[must_use]
     pub fn scores(&self) -> usize {
         self.plan(&self.chunks[0]).scores()
     }
 
     /// How many errors are rounded for the products of a chunk.
-    #[must_use]
     pub fn errors(&self) -> usize {
         self.plan(&self.chunks[0]).errors()
     }
 
     /// The f32 of the unscaled gradient, of rows and of parts of rows.
-    #[must_use]
     pub fn gradient(&self) -> usize {
         (self.chunks.iter())
             .map(|chunk| self.plan(chunk).gradient())
@@ -81,14 +78,12 @@ impl LinearChunks {
     }
 
     /// How many f64 of scratch the launches need.
-    #[must_use]
     pub fn partials(&self) -> usize {
         let blocks = self.blocks();
         self.plan(&self.chunks[0]).among(0, blocks).partials()
     }
 
     /// How many counters the launches need.
-    #[must_use]
     pub fn arrived(&self) -> usize {
         self.plan(&self.chunks[0]).arrived()
     }
@@ -96,7 +91,6 @@ impl LinearChunks {
     /// Statistics, temperature, loss and what the gradient of the hidden states is made of: after the
     /// gathering of the hidden states. Where the temperature waits for statistics, and where there is
     /// more than one chunk, scores are made twice.
-    #[must_use]
     pub fn forward_steps(
         &self,
         inputs: &LinearInputs,
@@ -127,7 +121,6 @@ impl LinearChunks {
     /// Over the whole vocabulary, between the launches of [`LinearHeadGradient`]: what each token has of
     /// all rows. The errors are made once more, for which of `buffers` the gathered hidden states, scores,
     /// partial sums, temperature and counter are needed.
-    #[must_use]
     pub fn head_steps(
         &self,
         inputs: &LinearInputs,

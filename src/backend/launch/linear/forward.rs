@@ -69,7 +69,7 @@ pub struct LinearForward<'a> {
 
 /// What a forward pass reads and writes besides its inputs, in device memory. Addresses of buffers
 /// without elements are not looked at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinearForwardBuffers {
     /// The gathered hidden states `[grouped, H]`.
     pub group_hidden: u64,

@@ -16,7 +16,7 @@ use crate::backend::launch::{DeviceLimits, Element, Launch};
 /// Mirrors `LinearErrorsParams` of `kernels/linear_errors.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct LinearErrorsParams {
+pub(super) struct LinearErrorsParams {
     batch: LinearBatch,
     scale: GradientScale,
     scaled: u64,
@@ -35,7 +35,7 @@ const _: () = assert!(
 /// Mirrors `LinearHeadGradientParams` of `kernels/linear_head_gradient.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct LinearHeadGradientParams {
+pub(super) struct LinearHeadGradientParams {
     shares: u64,
     tokens: u64,
     starts: u64,
@@ -72,7 +72,7 @@ pub struct LinearHeadGradient<'a> {
 /// What the pass reads and writes besides the inputs, in device memory. Addresses of buffers without
 /// elements are not looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinearHeadBuffers {
+pub(super) struct LinearHeadBuffers {
     /// [`LinearShares::shares`].
     pub shares: u64,
     /// [`LinearShares::tokens`].
@@ -132,20 +132,17 @@ impl<'a> LinearHeadGradient<'a> {
     }
 
     /// The f32 of the scaled hidden states.
-    #[must_use]
-    pub fn scaled(&self) -> usize {
+    pub(super) fn scaled(&self) -> usize {
         self.rows.rows.len() * self.stride() as usize
     }
 
     /// How many errors the ragged rows have.
-    #[must_use]
-    pub fn errors(&self) -> usize {
+    pub(super) fn errors(&self) -> usize {
         self.rows.ragged_scores as usize
     }
 
     /// The f32 of the groups' products.
-    #[must_use]
-    pub fn products(&self) -> usize {
+    pub(super) fn products(&self) -> usize {
         let tokens = match self.rows.vocabulary {
             Some(vocabulary) => vocabulary as usize,
             None => (self.rows.groups.iter())
@@ -169,8 +166,7 @@ impl<'a> LinearHeadGradient<'a> {
     }
 
     /// The first launch: the errors of the ragged rows, and the scaled hidden states.
-    #[must_use]
-    pub fn errors_launch(
+    pub(super) fn errors_launch(
         &self,
         inputs: &LinearInputs,
         buffers: &LinearHeadBuffers,
@@ -200,7 +196,10 @@ impl<'a> LinearHeadGradient<'a> {
 
     /// Between the launches: what each token has of a group. (Of the whole vocabulary
     /// [`LinearChunks`](super::LinearChunks) makes them.)
-    pub fn group_products(&self, buffers: &LinearHeadBuffers) -> impl Iterator<Item = Product> {
+    pub(super) fn group_products(
+        &self,
+        buffers: &LinearHeadBuffers,
+    ) -> impl Iterator<Item = Product> {
         let (buffers, stride) = (*buffers, self.stride());
         let mut result = buffers.products;
         self.rows.groups.iter().map(move |group| {
@@ -225,8 +224,7 @@ impl<'a> LinearHeadGradient<'a> {
     }
 
     /// The last launch: the sums of the tokens.
-    #[must_use]
-    pub fn launch(&self, buffers: &LinearHeadBuffers) -> Launch<LinearHeadGradientParams> {
+    pub(super) fn launch(&self, buffers: &LinearHeadBuffers) -> Launch<LinearHeadGradientParams> {
         Launch {
             kernel: match self.element {
                 Element::F32 => "linear_head_gradient_f32",

@@ -11,7 +11,7 @@ use crate::{TokenSet, TokenSets};
 /// `kernels/linear_head_gradient.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct LinearShare {
+pub(super) struct LinearShare {
     errors: u64,
     first: u32,
     rows: u32,
@@ -25,11 +25,11 @@ const _: () = assert!(size_of::<LinearShare>() == 24 && offset_of!(LinearShare, 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LinearShares {
     /// To be uploaded: token by token, each in the order of the rows.
-    pub shares: Vec<LinearShare>,
+    pub(super) shares: Vec<LinearShare>,
     /// To be uploaded, rising.
     pub tokens: Vec<u32>,
     /// To be uploaded: where the shares of each token begin, and behind them where the last ends.
-    pub starts: Vec<u32>,
+    pub(super) starts: Vec<u32>,
 }
 
 impl LinearShares {

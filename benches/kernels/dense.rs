@@ -6,7 +6,7 @@ use candle_core::{CudaDevice, Device, Result, Storage, Tensor};
 use candle_trie::cuda::{Buffers, Executor};
 use candle_trie::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
-    DenseTemperature, GradientView, TokenSetsView,
+    GradientView, TemperaturePlan, TokenSetsView,
 };
 use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Statistics, Temperature, TokenSets};
 use half::{bf16, f16};
@@ -132,7 +132,7 @@ impl<'a, T: Number> Batch<'a, T> {
     ) -> Result<()> {
         let loss = MaskedSoftmaxLoss::new(&self.shape.sets, temperature.clone())?;
         let rows = loss.dense_rows(&self.shape.rows)?;
-        let temperature = DenseTemperature::next(temperature, &rows)?;
+        let temperature = rows.next(temperature)?;
         let mut pass = Pass::new(self, &rows, temperature, makes == Makes::LossAndGradient)?;
         pass.forward(0)?;
         timer.print(name, &self.moved(makes), |copy| match makes {
@@ -174,7 +174,7 @@ impl<'a, T: Number> Pass<'a, T> {
     fn new(
         batch: &'a Batch<'a, T>,
         rows: &'a DenseRows,
-        temperature: DenseTemperature,
+        temperature: TemperaturePlan,
         with_gradient: bool,
     ) -> Result<Self> {
         let (device, limits) = (batch.device, batch.executor.limits());

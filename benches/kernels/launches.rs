@@ -7,8 +7,8 @@ use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result, Storage, Tensor};
 use candle_trie::cuda::{Buffers, Executor};
 use candle_trie::launch::{
-    DenseTemperature, LinearBackward, LinearBackwardBuffers, LinearForward, LinearForwardBuffers,
-    LinearGather, LinearInputs, LinearRows, TokenSetsView,
+    LinearBackward, LinearBackwardBuffers, LinearForward, LinearForwardBuffers, LinearGather,
+    LinearInputs, LinearRows, TemperaturePlan, TokenSetsView,
 };
 use candle_trie::{Statistics, TokenSets};
 
@@ -76,7 +76,7 @@ impl<'a, T: Number> Launches<'a, T> {
         device: &'a CudaDevice,
         executor: &'a Executor,
         (rows, sets): (&'a LinearRows, &TokenSets),
-        temperature: DenseTemperature,
+        temperature: TemperaturePlan,
         (hidden, head): (&Tensor, &Tensor),
         frozen: Vec<Option<Tensor>>,
     ) -> Result<Self> {
@@ -89,9 +89,14 @@ impl<'a, T: Number> Launches<'a, T> {
             held: Vec::new(),
         };
         let address = |tensor: &Tensor| address_of::<T>(executor, tensor);
-        let words = [bytemuck::cast_slice(&rows.rows), &rows.idle, &rows.gathered].concat();
+        let words = [
+            bytemuck::cast_slice(rows.rows()),
+            rows.idle(),
+            rows.gathered(),
+        ]
+        .concat();
         let words = memory.upload(&words)?;
-        let idle = words + size_of_val(&rows.rows[..]) as u64;
+        let idle = words + size_of_val(rows.rows()) as u64;
         let (offsets, tokens) = sets.as_raw().expect("listed sets");
         let inputs = LinearInputs {
             hidden: address(hidden)?,
@@ -101,7 +106,7 @@ impl<'a, T: Number> Launches<'a, T> {
             bias: 0,
             rows: words,
             idle,
-            gathered: idle + size_of_val(&rows.idle[..]) as u64,
+            gathered: idle + size_of_val(rows.idle()) as u64,
             sets: TokenSetsView {
                 offsets: memory.upload(offsets)?,
                 tokens: memory.upload(tokens)?,

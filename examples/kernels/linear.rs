@@ -1,6 +1,6 @@
 //! The least that the operation over hidden states and a head must move and compute.
 
-use candle_trie::launch::{DenseTemperature, DeviceLimits, Element, LinearForward};
+use candle_trie::launch::{DeviceLimits, Element, LinearForward, TemperaturePlan};
 use candle_trie::{MaskedSoftmaxLoss, Temperature};
 
 use crate::moved::CARDS;
@@ -69,7 +69,7 @@ fn branching_rows(shape: &Shape) -> usize {
 fn launches(shape: &Shape, width: usize) -> usize {
     let loss = MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0)).expect("a loss");
     let rows = loss.linear_rows(&shape.rows, |_| true).expect("rows");
-    let given = DenseTemperature::at(1.0);
+    let given = TemperaturePlan::at(1.0);
     let plan = LinearForward::new(&rows, Element::Bf16, width, given, true, &H100);
     plan.expect("a width").launches() + 1
 }

@@ -1,8 +1,8 @@
 //! Registers, shared memory and occupancy of every kernel on every target.
 
 use candle_trie::launch::{
-    Decode, DenseBackward, DenseForward, DenseTemperature, DeviceLimits, Element, LinearBackward,
-    LinearForward, LinearGather, LinearHeadGradient, LinearShares, Sum,
+    Decode, DenseBackward, DenseForward, DeviceLimits, Element, LinearBackward, LinearForward,
+    LinearGather, LinearHeadGradient, LinearShares, Sum, TemperaturePlan,
 };
 use candle_trie::{AdaptiveStrategy, BeamSearch, MaskedSoftmaxLoss, Scope, TokenTrie};
 
@@ -116,8 +116,8 @@ impl Card {
         let adapts =
             kernel.starts_with("dense_adaptive") || kernel.starts_with("linear_statistics");
         let temperature = match adapts {
-            true => DenseTemperature::next(&strategy.into(), &rows).expect("a step"),
-            false => DenseTemperature::at(1.5),
+            true => rows.next(&strategy.into()).expect("a step"),
+            false => TemperaturePlan::at(1.5),
         };
         let element = match kernel.rsplit('_').next() {
             Some("f32") => Element::F32,

@@ -6,6 +6,7 @@ mod dense;
 mod linear;
 mod queue;
 mod sum;
+mod temperature;
 
 use bytemuck::{Pod, Zeroable};
 
@@ -16,8 +17,7 @@ pub use decode::{
 pub(crate) use decode::{DecodeSet, NewBeam};
 pub use dense::{
     DenseBackward, DenseBackwardBuffers, DenseBackwardParams, DenseForward, DenseForwardBuffers,
-    DenseForwardParams, DenseInputs, DenseRow, DenseRows, DenseTemperature, GradientView,
-    StatisticsSizes, TemperatureStep,
+    DenseForwardParams, DenseInputs, DenseRow, DenseRows, GradientView,
 };
 pub use linear::{
     GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearForward,
@@ -29,6 +29,7 @@ pub use linear::{
 pub(crate) use queue::behind_one_another;
 pub use queue::{Lifetime, Queue};
 pub use sum::{Sum, SumParams};
+pub use temperature::{StatisticsSizes, TemperaturePlan, TemperatureStep};
 
 /// Threads that run together.
 const WARP: u32 = 32;

@@ -8,7 +8,7 @@ use super::LossOutput;
 use super::temperature::{Stepped, TemperatureSource};
 use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::PassTemperature;
-use crate::backend::launch::DenseTemperature;
+use crate::backend::launch::TemperaturePlan;
 use crate::{Error, Result, Statistics, Temperature};
 
 /// Runs `$body` with `$T` bound to the element type of `$dtype`.
@@ -36,11 +36,11 @@ pub(super) use with_device_element;
 /// Launches a pass at the temperature that its source says.
 pub(super) fn at_temperature<L>(
     source: &TemperatureSource,
-    next: impl Fn(&Temperature) -> Result<DenseTemperature>,
+    next: impl Fn(&Temperature) -> Result<TemperaturePlan>,
     launch: impl FnOnce(&PassTemperature) -> Result<L>,
 ) -> Result<L> {
     let (plan, previous) = match source {
-        TemperatureSource::Given(value) => (DenseTemperature::at(*value), None),
+        TemperatureSource::Given(value) => (TemperaturePlan::at(*value), None),
         TemperatureSource::Stepping(temperature, previous) => {
             (next(temperature)?, previous.as_ref())
         }

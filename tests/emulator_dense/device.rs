@@ -2,7 +2,7 @@
 
 use candle_trie::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRow,
-    DenseRows, DenseTemperature, DeviceLimits, GradientView, TokenSetsView,
+    DenseRows, DeviceLimits, GradientView, TokenSetsView,
 };
 use candle_trie::reference::{self, Reference};
 use candle_trie::{Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
@@ -129,7 +129,7 @@ impl<'a, T: Number> Case<'a, T> {
     ) -> Result<Outcome, Fault> {
         let rows = self.dense_rows();
         let inputs = self.upload(&mut memory, &rows, address);
-        let temperature = DenseTemperature::next(&self.temperature, &rows).unwrap();
+        let temperature = rows.next(&self.temperature).unwrap();
         let fused = matches!(self.gradient, Gradient::Fused | Gradient::FusedOverLogits);
         let plan = DenseForward::new(
             &rows,

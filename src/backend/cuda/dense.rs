@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use super::{Buffers, Executor};
 use crate::backend::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
-    DenseTemperature, Element, GradientView, TokenSetsView,
+    Element, GradientView, TemperaturePlan, TokenSetsView,
 };
 use crate::{Result, Statistics, TokenSets};
 
@@ -94,7 +94,7 @@ struct Located {
 
 /// The temperature of a pass, and where it goes on from if that is on the device.
 pub(crate) struct PassTemperature<'a> {
-    pub plan: DenseTemperature,
+    pub plan: TemperaturePlan,
     pub previous: Option<CudaView<'a, f64>>,
 }
 

@@ -3,7 +3,7 @@
 use cust::memory::{DeviceBuffer, DeviceCopy, DeviceSlice};
 
 use super::driver_error;
-use crate::backend::launch::{DenseTemperature, TokenSetsView};
+use crate::backend::launch::{TemperaturePlan, TokenSetsView};
 use crate::{Result, Statistics, TokenSets};
 
 /// Token sets.
@@ -38,7 +38,7 @@ impl DeviceSets {
 
 /// The temperature of a pass, and where it goes on from if that is on the device.
 pub(crate) struct PassTemperature<'a> {
-    pub plan: DenseTemperature,
+    pub plan: TemperaturePlan,
     pub previous: Option<&'a DeviceBuffer<f64>>,
 }
 

@@ -3,7 +3,6 @@
 mod backward;
 mod forward;
 mod rows;
-mod temperature;
 
 use std::mem::offset_of;
 
@@ -12,7 +11,6 @@ use bytemuck::{Pod, Zeroable};
 pub use backward::{DenseBackward, DenseBackwardBuffers, DenseBackwardParams};
 pub use forward::{DenseForward, DenseForwardBuffers, DenseForwardParams};
 pub use rows::{DenseRow, DenseRows};
-pub use temperature::{DenseTemperature, StatisticsSizes, TemperatureStep};
 
 use super::{Element, TokenSetsView, WARP};
 use crate::{Error, Result};

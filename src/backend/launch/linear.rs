@@ -60,7 +60,12 @@ fn blocks_of_warps(work: usize, threads: u32, limits: &DeviceLimits) -> u32 {
 fn check_width(width: usize) -> Result<u32> {
     let limit = 1 << 24;
     match u32::try_from(width) {
-        Ok(width) if (1..=limit).contains(&width) => Ok(width),
+        Ok(0) => Err(Error::Unsupported {
+            what: "hidden states",
+            expected: "a width of at least 1".into(),
+            actual: "a width of 0".into(),
+        }),
+        Ok(width) if width <= limit => Ok(width),
         _ => Err(Error::TooLarge {
             what: "width of the hidden states",
             size: width as u64,

@@ -8,7 +8,7 @@ use super::output::LossOutput;
 use crate::backend::cust::dense::DenseOperation;
 use crate::backend::cust::memory::PassTemperature;
 use crate::backend::cust::{Executor, Logit};
-use crate::backend::launch::{DenseRows, DenseTemperature};
+use crate::backend::launch::DenseRows;
 use crate::loss::MaskedSoftmaxLoss;
 use crate::{Result, Rows, Temperature};
 
@@ -90,7 +90,7 @@ impl<'e> DenseLoss<'e> {
         gradient: Option<&mut DeviceSlice<T>>,
     ) -> Result<LossOutput> {
         let dense = self.0.loss.dense_rows(rows)?;
-        let temperature = (self.0).next(|known| DenseTemperature::next(known, &dense))?;
+        let temperature = (self.0).next(|known| dense.next(known))?;
         let output = self.pass(stream, logits, (rows, &dense), &temperature, gradient)?;
         self.0.take_step(&output);
         Ok(output)

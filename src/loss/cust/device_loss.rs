@@ -8,7 +8,7 @@ use ::cust::memory::{DeviceBuffer, DeviceSlice};
 use super::output::{LossOutput, read};
 use crate::backend::cust::Executor;
 use crate::backend::cust::memory::{DeviceSets, PassTemperature};
-use crate::backend::launch::DenseTemperature;
+use crate::backend::launch::TemperaturePlan;
 use crate::loss::MaskedSoftmaxLoss;
 use crate::temperature::check_positive;
 use crate::{Error, Result, Temperature};
@@ -49,7 +49,7 @@ impl<'e> DeviceLoss<'e> {
     /// The temperature of a pass that takes a step. `next` plans it.
     pub fn next(
         &self,
-        next: impl FnOnce(&Temperature) -> Result<DenseTemperature>,
+        next: impl FnOnce(&Temperature) -> Result<TemperaturePlan>,
     ) -> Result<PassTemperature<'_>> {
         Ok(PassTemperature {
             plan: next(self.loss.temperature())?,
@@ -89,7 +89,7 @@ impl fmt::Debug for DeviceLoss<'_> {
 pub(super) fn given(temperature: f64) -> Result<PassTemperature<'static>> {
     check_positive("temperature", temperature)?;
     Ok(PassTemperature {
-        plan: DenseTemperature::at(temperature),
+        plan: TemperaturePlan::at(temperature),
         previous: None,
     })
 }

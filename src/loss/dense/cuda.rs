@@ -10,7 +10,7 @@ use crate::backend::batch::Batch;
 use crate::backend::cuda::dense::{
     DeviceBatch, DeviceElement, DeviceLogits, Forwarded, uninitialised,
 };
-use crate::backend::launch::{DenseRows, DenseTemperature};
+use crate::backend::launch::{DenseRows, TemperaturePlan};
 use crate::loss::LossOutput;
 use crate::loss::device::{
     Measured, at_temperature, cuda, from_storage, part, tensor, with_device_element,
@@ -181,8 +181,8 @@ fn detached(
     (left.output(loss, batch), left.stepped())
 }
 
-fn next(rows: &DenseRows) -> impl Fn(&Temperature) -> Result<DenseTemperature> {
-    |temperature| DenseTemperature::next(temperature, rows)
+fn next(rows: &DenseRows) -> impl Fn(&Temperature) -> Result<TemperaturePlan> {
+    |temperature| rows.next(temperature)
 }
 
 fn upload(device: &CudaDevice, batch: &Batch, residence: &Residence) -> Result<DeviceBatch> {

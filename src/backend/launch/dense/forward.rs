@@ -5,11 +5,12 @@ use std::mem::offset_of;
 use bytemuck::{Pod, Zeroable};
 
 use super::{
-    DenseBatch, DenseInputs, DenseRows, DenseTemperature, GradientView, StatisticsSizes,
-    TILE_BYTES, TemperatureStep, check_width, chunks, threads,
+    DenseBatch, DenseInputs, DenseRows, GradientView, TILE_BYTES, check_width, chunks, threads,
 };
 use crate::Result;
-use crate::backend::launch::{DeviceLimits, Element, Launch, WARP};
+use crate::backend::launch::{
+    DeviceLimits, Element, Launch, StatisticsSizes, TemperaturePlan, TemperatureStep, WARP,
+};
 
 /// Mirrors `DenseForwardParams` of `kernels/dense_forward.cu`.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -48,7 +49,7 @@ pub struct DenseForward<'a> {
     rows: &'a DenseRows,
     element: Element,
     width: u32,
-    temperature: DenseTemperature,
+    temperature: TemperaturePlan,
     with_gradient: bool,
     threads: u32,
     blocks: u32,
@@ -91,7 +92,7 @@ impl<'a> DenseForward<'a> {
         rows: &'a DenseRows,
         element: Element,
         width: usize,
-        temperature: DenseTemperature,
+        temperature: TemperaturePlan,
         with_gradient: bool,
         limits: &DeviceLimits,
     ) -> Result<Self> {
@@ -277,7 +278,7 @@ mod tests {
             scope: Scope::Branching,
             ..AdaptiveStrategy::default()
         };
-        let temperature = DenseTemperature::next(&Temperature::from(strategy), rows).unwrap();
+        let temperature = rows.next(&Temperature::from(strategy)).unwrap();
         DenseForward::new(rows, element, 50_000, temperature, with_gradient, limits).unwrap()
     }
 
@@ -329,7 +330,7 @@ mod tests {
     #[test]
     fn widths_beyond_what_a_kernel_counts_are_refused() {
         let rows = rows(vec![2]);
-        let temperature = DenseTemperature::at(1.0);
+        let temperature = TemperaturePlan::at(1.0);
         let wide = DenseForward::new(&rows, Element::F32, 1 << 33, temperature, true, &H100);
         assert!(wide.is_err());
     }

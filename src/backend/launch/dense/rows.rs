@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 
 use bytemuck::{Pod, Zeroable};
 
-use super::StatisticsSizes;
-use crate::Statistics;
 use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::launch::{StatisticsSizes, TemperaturePlan};
+use crate::{Result, Statistics, Temperature};
 
 /// Mirrors `DenseRow` of `kernels/dense.cuh`.
 #[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
@@ -87,6 +87,15 @@ impl DenseRows {
     #[must_use]
     pub fn losses(&self) -> usize {
         if self.reduced { 1 } else { self.positions() }
+    }
+
+    /// What the temperature of a pass comes from that takes a step of `temperature` with the statistics of
+    /// these rows.
+    ///
+    /// # Errors
+    /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
+    pub fn next(&self, temperature: &Temperature) -> Result<TemperaturePlan> {
+        TemperaturePlan::next(temperature, &self.statistics)
     }
 
     fn positions(&self) -> usize {

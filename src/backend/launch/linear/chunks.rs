@@ -7,7 +7,7 @@ use super::{
     LinearHeadGradient, LinearInputs, LinearRow, LinearRows, Product, check_width, gradient_stride,
 };
 use crate::Result;
-use crate::backend::launch::{DenseTemperature, DeviceLimits, Element, Launch};
+use crate::backend::launch::{DeviceLimits, Element, Launch, TemperaturePlan};
 
 /// The passes over a batch, chunk by chunk.
 #[derive(Debug, Clone)]
@@ -15,7 +15,7 @@ pub(super) struct LinearChunks {
     chunks: Vec<LinearRows>,
     element: Element,
     width: u32,
-    temperature: DenseTemperature,
+    temperature: TemperaturePlan,
     with_gradient: bool,
     limits: DeviceLimits,
 }
@@ -46,7 +46,7 @@ impl LinearChunks {
         rows: &LinearRows,
         element: Element,
         width: usize,
-        temperature: DenseTemperature,
+        temperature: TemperaturePlan,
         with_gradient: bool,
         limits: &DeviceLimits,
     ) -> Result<Self> {

@@ -10,7 +10,7 @@ use super::rows::Group;
 use super::{LinearBatch, LinearInputs, LinearRows, Product, check_width, gradient_stride};
 use crate::Result;
 use crate::backend::launch::{
-    DenseTemperature, DeviceLimits, Element, Launch, StatisticsSizes, TemperatureStep,
+    DeviceLimits, Element, Launch, StatisticsSizes, TemperaturePlan, TemperatureStep,
 };
 
 /// Mirrors `LinearForwardParams` of `kernels/linear_forward.cu`.
@@ -56,7 +56,7 @@ pub struct LinearForward<'a> {
     rows: &'a LinearRows,
     element: Element,
     width: u32,
-    temperature: DenseTemperature,
+    temperature: TemperaturePlan,
     with_gradient: bool,
     shape: RowShape,
     blocks: u32,
@@ -112,7 +112,7 @@ impl<'a> LinearForward<'a> {
         rows: &'a LinearRows,
         element: Element,
         width: usize,
-        temperature: DenseTemperature,
+        temperature: TemperaturePlan,
         with_gradient: bool,
         limits: &DeviceLimits,
     ) -> Result<Self> {
@@ -131,7 +131,7 @@ impl<'a> LinearForward<'a> {
         rows: &'a LinearRows,
         element: Element,
         width: u32,
-        temperature: DenseTemperature,
+        temperature: TemperaturePlan,
         with_gradient: bool,
         limits: &DeviceLimits,
     ) -> Self {

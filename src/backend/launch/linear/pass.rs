@@ -6,7 +6,7 @@ use super::{
     check_width,
 };
 use crate::backend::launch::{
-    DenseTemperature, DeviceLimits, Element, Lifetime, Queue, TokenSetsView,
+    DeviceLimits, Element, Lifetime, Queue, TemperaturePlan, TokenSetsView,
 };
 use crate::{Error, Result, TokenSets};
 
@@ -129,7 +129,7 @@ impl LinearPass {
         &self,
         queue: &mut Q,
         tensors: &LinearTensors,
-        temperature: DenseTemperature,
+        temperature: TemperaturePlan,
         results: &LinearResults,
     ) -> Result<LinearForwarded, Q::Error> {
         let rows = &self.rows;
@@ -295,7 +295,7 @@ impl LinearPass {
         head: &LinearHeadBuffers,
     ) -> Result<(), Q::Error> {
         // The temperature is where the forward pass left it.
-        let chunks = self.chunks(DenseTemperature::at(1.0), false)?;
+        let chunks = self.chunks(TemperaturePlan::at(1.0), false)?;
         let gather = LinearGather::new(&self.rows, self.element, self.width, &self.limits)?;
         let grouped = self.rows.grouped() * self.width;
         let [group_hidden, scores, partials] = queue.allocate(
@@ -323,7 +323,7 @@ impl LinearPass {
         }
     }
 
-    fn chunks(&self, temperature: DenseTemperature, with_gradient: bool) -> Result<LinearChunks> {
+    fn chunks(&self, temperature: TemperaturePlan, with_gradient: bool) -> Result<LinearChunks> {
         LinearChunks::new(
             &self.rows,
             self.element,

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use bytemuck::{Pod, Zeroable};
 
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::launch::{DenseTemperature, StatisticsSizes};
+use crate::backend::launch::{StatisticsSizes, TemperaturePlan};
 use crate::{Result, Statistics, Temperature};
 
 /// Mirrors `LinearRow` of `kernels/linear.cuh`.
@@ -42,12 +42,9 @@ pub(super) struct Group {
 /// [`MaskedSoftmaxLoss::linear_rows`](crate::MaskedSoftmaxLoss::linear_rows) makes them.
 #[derive(Debug, Clone)]
 pub struct LinearRows {
-    /// To be uploaded.
-    pub rows: Vec<LinearRow>,
-    /// To be uploaded: the positions whose loss and gradient are 0.
-    pub idle: Vec<u32>,
-    /// To be uploaded: the positions of grouped rows, then the tokens whose head rows are gathered.
-    pub gathered: Vec<u32>,
+    pub(super) rows: Vec<LinearRow>,
+    pub(super) idle: Vec<u32>,
+    pub(super) gathered: Vec<u32>,
     /// Where all rows range over the whole vocabulary, its size: the groups are then chunks of the rows,
     /// one after the other in the same room.
     pub(super) vocabulary: Option<u32>,
@@ -217,6 +214,24 @@ impl LinearRows {
         self.groups.iter().map(chunk).collect()
     }
 
+    /// To be uploaded.
+    #[must_use]
+    pub fn rows(&self) -> &[LinearRow] {
+        &self.rows
+    }
+
+    /// To be uploaded: the positions whose loss and gradient are 0.
+    #[must_use]
+    pub fn idle(&self) -> &[u32] {
+        &self.idle
+    }
+
+    /// To be uploaded: the positions of grouped rows, then the tokens whose head rows are gathered.
+    #[must_use]
+    pub fn gathered(&self) -> &[u32] {
+        &self.gathered
+    }
+
     /// Whether all rows range over the whole vocabulary.
     #[must_use]
     pub fn is_whole(&self) -> bool {
@@ -227,8 +242,8 @@ impl LinearRows {
     ///
     /// # Errors
     /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
-    pub fn next(&self, temperature: &Temperature) -> Result<DenseTemperature> {
-        DenseTemperature::of_sizes(temperature, &self.statistics)
+    pub fn next(&self, temperature: &Temperature) -> Result<TemperaturePlan> {
+        TemperaturePlan::next(temperature, &self.statistics)
     }
 
     /// The numbers of the loss: one, or one a position.

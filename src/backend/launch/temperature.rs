@@ -2,7 +2,6 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use super::DenseRows;
 use crate::temperature::{AdaptiveTemperature, Course, check_positive};
 use crate::{Result, Scope, Statistics, Temperature};
 
@@ -28,7 +27,7 @@ pub struct StatisticsSizes {
 }
 
 impl StatisticsSizes {
-    pub(in crate::backend::launch) fn of(statistics: &Statistics) -> Self {
+    pub(super) fn of(statistics: &Statistics) -> Self {
         let [rows, tokens, _, _, _, fan_out, _, _, log_sizes]: [f64; Statistics::LENGTH] =
             bytemuck::cast(*statistics);
         Self {
@@ -42,16 +41,16 @@ impl StatisticsSizes {
 
 /// Where the temperature of a forward pass comes from.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DenseTemperature {
+pub struct TemperaturePlan {
     /// The temperature so far, for whoever does not hold it on the device.
-    pub(in crate::backend::launch) given: f64,
+    pub(super) given: f64,
     /// Whether a temperature on the device counts instead of the given one.
-    pub(in crate::backend::launch) continues: bool,
+    pub(super) continues: bool,
     /// The step that is taken with the statistics of the pass: none where it is known without them.
-    pub(in crate::backend::launch) step: Option<TemperatureStep>,
+    pub(super) step: Option<TemperatureStep>,
 }
 
-impl DenseTemperature {
+impl TemperaturePlan {
     /// This one, whatever the statistics are.
     #[must_use]
     pub fn at(temperature: f64) -> Self {
@@ -62,19 +61,8 @@ impl DenseTemperature {
         }
     }
 
-    /// The next one: a step of `temperature` with the statistics of these rows.
-    ///
-    /// # Errors
-    /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
-    pub fn next(temperature: &Temperature, rows: &DenseRows) -> Result<Self> {
-        Self::of_sizes(temperature, &rows.statistics)
-    }
-
-    /// The next one, with statistics of these sizes.
-    pub(in crate::backend::launch) fn of_sizes(
-        temperature: &Temperature,
-        sizes: &Statistics,
-    ) -> Result<Self> {
+    /// The next one: a step of `temperature` with statistics of these sizes.
+    pub(super) fn next(temperature: &Temperature, sizes: &Statistics) -> Result<Self> {
         match temperature {
             Temperature::Fixed(value) => {
                 check_positive("temperature", *value).map(|()| Self::at(*value))
@@ -84,6 +72,7 @@ impl DenseTemperature {
     }
 
     fn next_adaptive(adaptive: &AdaptiveTemperature, sizes: &Statistics) -> Result<Self> {
+        check_positive("temperature", adaptive.value())?;
         let strategy = &adaptive.strategy;
         let continuing = Self {
             given: adaptive.value(),
@@ -107,7 +96,7 @@ impl DenseTemperature {
     }
 
     /// Whether all rows must wait for the statistics.
-    pub(in crate::backend::launch) fn adapts(&self) -> bool {
+    pub(super) fn adapts(&self) -> bool {
         self.step.is_some()
     }
 }

@@ -22,18 +22,11 @@ impl OutputFolder {
     /// Begins a folder. One that is there already is an error, unless it may be replaced.
     pub fn create(target: &Path, overwrite: bool) -> Result<Self> {
         Self::check(target, overwrite)?;
-        let name = target
-            .file_name()
-            .with_context(|| format!("{} is no folder name", target.display()))?;
         let parent = parent(target);
         fs::create_dir_all(parent)
             .with_context(|| format!("cannot create the folder {}", parent.display()))?;
-        let partial = tempfile::Builder::new()
-            .prefix(&format!("{}{PARTIAL}", name.to_string_lossy()))
-            .tempdir_in(parent)
-            .with_context(|| format!("cannot create a folder in {}", parent.display()))?;
         Ok(Self {
-            partial,
+            partial: beside(target, PARTIAL)?,
             target: target.to_owned(),
         })
     }
@@ -56,29 +49,35 @@ impl OutputFolder {
 
     /// Whether a folder of this name was left over by a process that was killed.
     pub fn is_left_over(name: &str) -> bool {
-        name.contains(PARTIAL) || name.starts_with(REPLACED)
+        name.contains(PARTIAL) || name.contains(REPLACED)
     }
 
-    /// Puts the complete folder in its place. It has reached the disk before it is there.
+    /// Puts the complete folder in its place. It has reached the disk before it is there, and what it replaces stays
+    /// there until then; a process that is killed between the two leaves both beside the place.
     pub fn finish(self) -> Result<()> {
         let cannot = || format!("cannot move the finished run to {}", self.target.display());
-        let old = tempfile::Builder::new()
-            .prefix(REPLACED)
-            .tempdir_in(parent(&self.target))
-            .with_context(cannot)?;
-        let moved_aside = self.target.exists();
-        if moved_aside {
-            fs::rename(&self.target, old.path().join("run")).with_context(cannot)?;
-        }
         publish(self.partial.path()).with_context(cannot)?;
-        let partial = self.partial.keep();
-        if let Err(error) = fs::rename(&partial, &self.target) {
-            if moved_aside {
-                // The old run is worth more than a second error message.
-                let _ = fs::rename(old.path().join("run"), &self.target);
+        let old = beside(&self.target, REPLACED)?;
+        let kept = old.path().join("run");
+        let replaces = self.target.exists();
+        if replaces {
+            fs::rename(&self.target, &kept).with_context(cannot)?;
+        }
+        if let Err(error) = fs::rename(self.partial.path(), &self.target) {
+            if replaces && fs::rename(&kept, &self.target).is_err() {
+                let place = old.keep().join("run");
+                return Err(error).with_context(|| {
+                    format!(
+                        "{}, and what was there is now {}",
+                        cannot(),
+                        place.display()
+                    )
+                });
             }
             return Err(error).with_context(cannot);
         }
+        // It is no longer where it would be deleted.
+        let _ = self.partial.keep();
         sync(parent(&self.target)).with_context(cannot)
     }
 }
@@ -100,6 +99,18 @@ fn sync(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     fs::File::open(path)?.sync_all()
+}
+
+/// A new folder of a like name beside a place.
+fn beside(target: &Path, mark: &str) -> Result<TempDir> {
+    let name = target
+        .file_name()
+        .with_context(|| format!("{} is no folder name", target.display()))?;
+    let parent = parent(target);
+    tempfile::Builder::new()
+        .prefix(&format!("{}{mark}", name.to_string_lossy()))
+        .tempdir_in(parent)
+        .with_context(|| format!("cannot create a folder in {}", parent.display()))
 }
 
 fn parent(target: &Path) -> &Path {
@@ -158,6 +169,21 @@ mod tests {
             .finish()
             .unwrap();
         assert!(names(&target).is_empty());
+        assert_eq!(names(folder.path()), ["one"]);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_run_that_cannot_be_finished_leaves_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("one");
+        fs::create_dir(&target).unwrap();
+        fs::write(target.join("file"), "old").unwrap();
+        let output = OutputFolder::create(&target, true).unwrap();
+        // What is not there cannot reach the disk.
+        std::os::unix::fs::symlink("nowhere", output.path().join("link")).unwrap();
+        assert!(output.finish().is_err());
+        assert_eq!(fs::read_to_string(target.join("file")).unwrap(), "old");
         assert_eq!(names(folder.path()), ["one"]);
     }
 }

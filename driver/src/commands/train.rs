@@ -278,6 +278,11 @@ impl Training<'_> {
             temperature: self.state.temperature.value,
         };
         let item_nll = evaluator.mean_item_nll(self.model, &self.task.validation)?;
+        ensure!(
+            item_nll.is_finite(),
+            "the item NLL of the validation rows after step {} is {item_nll}: try a lower --learning-rate",
+            self.state.step
+        );
         if self.state.best.is_none_or(|best| item_nll < best.item_nll) {
             self.state.best = Some(Best {
                 step: self.state.step,

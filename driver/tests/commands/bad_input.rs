@@ -119,6 +119,22 @@ fn options_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_training_that_diverges_leaves_a_run_that_can_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let train =
+        "train --data . --output run --loss msl --validation 8 --save-every 1 --learning-rate 1e39";
+    let train: Vec<&str> = train.split_whitespace().collect();
+    let message = errors(&msl(folder.path(), &[&train[..], &SMALL].concat()));
+    assert_says(
+        &message,
+        &["validation rows after step 1", "--learning-rate"],
+    );
+    let evaluated = msl(folder.path(), &["evaluate", "run"]);
+    assert!(evaluated.status.success(), "{}", errors(&evaluated));
+}
+
+#[test]
 fn a_scope_that_is_not_defined_is_explained() {
     let folder = tempfile::tempdir().unwrap();
     write_catalogue(folder.path());

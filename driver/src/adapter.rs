@@ -157,9 +157,14 @@ pub fn base(folder: &Path) -> Result<PathBuf> {
     })
 }
 
-/// The model that a folder's adapters belong to, with them.
-pub fn load_with_base(folder: &Path, precision: Precision, device: &Device) -> Result<Llama> {
-    let (mut model, _) = Pretrained::open(&base(folder)?, None)?.read(precision, device)?;
+/// The model that a folder's adapters belong to, with them. `end_token` is that of [`Pretrained::open`].
+pub fn load_with_base(
+    folder: &Path,
+    end_token: Option<&str>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Llama> {
+    let (mut model, _) = Pretrained::open(&base(folder)?, end_token)?.read(precision, device)?;
     load(folder, &mut model)?;
     Ok(model)
 }

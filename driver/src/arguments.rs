@@ -284,6 +284,10 @@ pub struct MergeArguments {
     #[arg(long, value_name = "FOLDER|FILE.gguf")]
     pub model: Option<PathBuf>,
 
+    /// The token that ends the model's texts [default: the model's own]
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
+
     /// The folder to write the model to
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,

@@ -94,7 +94,7 @@ impl Checkpoint {
             config.vocab_size
         );
         let model = match adapter::is_in(folder) {
-            true => adapter::load_with_base(folder, precision, device)?,
+            true => adapter::load_with_base(folder, end_token, precision, device)?,
             false => {
                 let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)])?;
                 let dtype = precision.dtype(DType::F32, device)?;

@@ -135,7 +135,7 @@ fn adapters_come_back_as_they_were_saved_and_others_are_refused() {
     let adapters = folder.path().join("adapters");
     fs::create_dir(&adapters).unwrap();
     adapter::save(&adapters, &model, folder.path()).unwrap();
-    let back = adapter::load_with_base(&adapters, Precision::F32, &Device::Cpu).unwrap();
+    let back = adapter::load_with_base(&adapters, None, Precision::F32, &Device::Cpu).unwrap();
     assert_eq!(hidden(&back), hidden(&model));
     assert_ne!(hidden(&back), hidden(&read(folder.path())));
 
@@ -154,7 +154,7 @@ fn adapters_come_back_as_they_were_saved_and_others_are_refused() {
         fs::write(&file, good.replace(from, to)).unwrap();
         let refusal = format!(
             "{:#}",
-            adapter::load_with_base(&adapters, Precision::F32, &Device::Cpu)
+            adapter::load_with_base(&adapters, None, Precision::F32, &Device::Cpu)
                 .err()
                 .unwrap()
         );

@@ -1,4 +1,4 @@
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::Device;
 
 use crate::{
@@ -19,6 +19,12 @@ pub fn merge(arguments: &MergeArguments) -> Result<()> {
         precision: Some(Precision::F32),
     };
     let (mut model, tokenizer) = if RunFolder::is_one(&arguments.adapter) {
+        ensure!(
+            arguments.model.is_none() && arguments.end_token.is_none(),
+            "{} is a run, which says itself what --model and --end-token are: to name others, give the folder of one of \
+             its checkpoints",
+            arguments.adapter.display()
+        );
         let checkpoint = RunFolder::open(&arguments.adapter)?.best(&place)?;
         (checkpoint.model, checkpoint.tokenizer)
     } else {
@@ -26,8 +32,8 @@ pub fn merge(arguments: &MergeArguments) -> Result<()> {
             Some(model) => model.clone(),
             None => adapter::base(&arguments.adapter)?,
         };
-        let (mut model, tokenizer) =
-            Pretrained::open(&base, None)?.read(Precision::F32, &Device::Cpu)?;
+        let (mut model, tokenizer) = Pretrained::open(&base, arguments.end_token.as_deref())?
+            .read(Precision::F32, &Device::Cpu)?;
         adapter::load(&arguments.adapter, &mut model)?;
         (model, tokenizer)
     };

@@ -71,3 +71,55 @@ fn a_type_is_refused_for_a_model_from_scratch() {
         errors(&output)
     );
 }
+
+/// Changes a JSON file.
+fn edit(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
+    let mut json = msl::json::read_json(path).unwrap();
+    change(&mut json);
+    msl::json::write_json(path, &json).unwrap();
+}
+
+#[test]
+fn a_model_whose_end_token_had_to_be_named_is_found_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    let base = folder.join("base");
+    write_pretrained_model(&base);
+    edit(&base.join("config.json"), |config| {
+        config.as_object_mut().unwrap().remove("eos_token_id");
+    });
+    let tokenizer = fs::read_to_string(base.join("tokenizer.json")).unwrap();
+    let tokenizer = tokenizer.replace("<|endoftext|>", "<stop>");
+    fs::write(base.join("tokenizer.json"), tokenizer).unwrap();
+    let named = ["--end-token", "<stop>"];
+    train(folder, "run", &named);
+
+    assert!(item_nll(folder, "run", &[]) > 0.0);
+    let succeed = |command: &[&str]| {
+        let output = msl(folder, command);
+        assert!(output.status.success(), "{}", errors(&output));
+    };
+    succeed(&["resume", "run"]);
+    succeed(&["merge", "run", "--output", "merged"]);
+    // PEFT's files alone do not name it.
+    let checkpoint = last_checkpoint(&folder.join("run"));
+    let merge = |from: &str, more: &[&str]| -> Vec<String> {
+        let command = [&["merge", from, "--output", "again"], more].concat();
+        command.into_iter().map(str::to_owned).collect()
+    };
+    let run = |command: Vec<String>| {
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        msl(folder, &command)
+    };
+    let checkpoint = checkpoint.to_str().unwrap();
+    assert!(errors(&run(merge(checkpoint, &[]))).contains("name the end token"));
+    let refused = errors(&run(merge("run", &["--model", "base"])));
+    assert!(
+        refused.contains("run is a run") && refused.contains("--model"),
+        "{refused}"
+    );
+    assert!(run(merge(checkpoint, &named)).status.success());
+    let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
+    assert!(weights(&folder.join("again")) == weights(&folder.join("merged")));
+}

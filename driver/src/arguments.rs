@@ -1,21 +1,20 @@
 //! The command line.
 
 mod examples;
+mod run_settings;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use serde::{Deserialize, Serialize};
 
 use crate::{
     dataset::{DataArguments, Split},
     device::DeviceChoice,
-    model::LoraSettings,
     precision::Precision,
-    prompt::{Prompt, PromptStyle},
     search::{SearchKind, SearchSettings},
-    settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
+
+pub use run_settings::{PromptArguments, RunSettings, TokenizerArguments};
 
 use examples::{
     DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
@@ -104,85 +103,6 @@ pub struct TrainArguments {
     pub run: RunSettings,
 }
 
-/// All that decides what comes out of a training. A run keeps it, to be gone on with.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RunSettings {
-    /// Where the rows come from.
-    #[command(flatten, next_help_heading = "Data")]
-    pub data: DataArguments,
-
-    /// Use this many training rows, chosen by the seed [default: all]
-    #[arg(long, value_name = "ROWS", help_heading = "Data")]
-    pub samples: Option<usize>,
-
-    /// What cuts texts into tokens.
-    #[command(flatten, next_help_heading = "Model")]
-    pub tokenizer: TokenizerArguments,
-
-    /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
-    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
-    /// of the sizes below is trained from scratch]
-    #[arg(
-        long = "model",
-        value_name = "FOLDER|FILE.gguf",
-        help_heading = "Model",
-        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
-    )]
-    pub pretrained: Option<PathBuf>,
-
-    /// The type that a pretrained model is held and computed in
-    #[arg(
-        long = "dtype",
-        value_enum,
-        default_value = "f32",
-        value_name = "TYPE",
-        help_heading = "Model",
-        requires = "pretrained"
-    )]
-    #[serde(default)]
-    pub precision: Precision,
-
-    /// The adapters of a pretrained model.
-    #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
-    pub adapter: LoraSettings,
-
-    /// The sizes of the model.
-    #[command(flatten, next_help_heading = "Model from scratch")]
-    pub model: ModelSettings,
-
-    /// The words around a history.
-    #[command(flatten, next_help_heading = "Prompt")]
-    pub prompt: PromptArguments,
-
-    /// The loss and its temperature.
-    #[command(flatten, next_help_heading = "Loss")]
-    pub loss: LossSettings,
-
-    /// How the training goes.
-    #[command(flatten, next_help_heading = "Training")]
-    pub training: TrainingSettings,
-
-    /// What is kept of it.
-    #[command(flatten, next_help_heading = "Checkpoints")]
-    pub checkpoints: CheckpointSettings,
-}
-
-/// What cuts texts into tokens.
-#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TokenizerArguments {
-    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: Option<PathBuf>,
-
-    /// The token that ends a response [default: looked for among the usual ones]
-    #[arg(long, value_name = "TOKEN")]
-    pub end_token: Option<String>,
-
-    /// The largest vocabulary of a tokenizer that is trained here
-    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
-    pub vocabulary: usize,
-}
-
 /// Options of `msl inspect`.
 #[derive(Args)]
 #[command(after_help = INSPECT_EXAMPLES)]
@@ -244,33 +164,6 @@ pub struct ResumeArguments {
     /// Print one JSON object instead of the table
     #[arg(long)]
     pub json: bool,
-}
-
-/// How to speak of the items.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PromptArguments {
-    /// What an item is called
-    #[arg(long, default_value = "book")]
-    pub noun: String,
-
-    /// What users do with an item, in the past participle: read, watched, played
-    #[arg(long, default_value = "read")]
-    pub verb: String,
-
-    /// How a history is worded
-    #[arg(long, value_enum, default_value = "alpaca")]
-    pub prompt: PromptStyle,
-}
-
-impl PromptArguments {
-    /// The wording.
-    pub fn prompt(&self) -> Prompt {
-        Prompt {
-            style: self.prompt,
-            noun: self.noun.clone(),
-            verb: self.verb.clone(),
-        }
-    }
 }
 
 /// Options of `msl merge`.

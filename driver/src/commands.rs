@@ -10,7 +10,7 @@ mod report;
 mod shapes;
 mod train;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
 
@@ -108,8 +108,14 @@ fn open_tokenizer(
 ) -> Result<TextTokenizer> {
     match &arguments.tokenizer {
         Some(file) => TextTokenizer::load(file, arguments.end_token.as_deref()),
-        None => train_tokenizer(catalogue, prompt, arguments.vocabulary)
-            .context("cannot train a tokenizer"),
+        None => {
+            ensure!(
+                arguments.end_token.is_none(),
+                "--end-token names a token of --tokenizer or --model: a tokenizer that is trained here has its own"
+            );
+            train_tokenizer(catalogue, prompt, arguments.vocabulary)
+                .context("cannot train a tokenizer")
+        }
     }
 }
 

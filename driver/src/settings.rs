@@ -38,9 +38,9 @@ pub struct LossSettings {
     #[arg(long, value_enum, default_value = "ats")]
     pub loss: LossKind,
 
-    /// The fixed temperature of lml and msl
-    #[arg(long, default_value_t = 1.0, value_name = "τ")]
-    pub temperature: f64,
+    /// The fixed temperature of lml and msl [default: 1]
+    #[arg(long, value_name = "τ")]
+    pub temperature: Option<f64>,
 
     /// η: the probability that ats gives the average target
     #[arg(long, default_value_t = 0.25, value_name = "η")]
@@ -176,12 +176,13 @@ pub struct ModelSettings {
 impl LossSettings {
     /// The loss that these settings ask for.
     pub fn build(&self, trie: &TokenTrie, vocabulary: usize) -> Result<MaskedSoftmaxLoss> {
+        let fixed = Temperature::fixed(self.temperature.unwrap_or(1.0));
         let loss = match self.loss {
             LossKind::Lml => {
                 let everything = TokenSets::whole_vocabulary(vocabulary)?;
-                MaskedSoftmaxLoss::new(everything, Temperature::fixed(self.temperature))?
+                MaskedSoftmaxLoss::new(everything, fixed)?
             }
-            LossKind::Msl => MaskedSoftmaxLoss::new(trie, Temperature::fixed(self.temperature))?,
+            LossKind::Msl => MaskedSoftmaxLoss::new(trie, fixed)?,
             LossKind::Ats => self.adaptive(trie)?,
         };
         Ok(loss)

@@ -213,7 +213,7 @@ fn statistic(value: Option<f64>) -> f64 {
 fn loss(loss: LossKind, scope: StatisticsScope) -> LossSettings {
     LossSettings {
         loss,
-        temperature: 1.0,
+        temperature: None,
         eta: 0.25,
         alpha: 0.3,
         clamp: vec![1.5, 5.0],

@@ -149,7 +149,7 @@ impl Demo {
 fn loss_settings(loss: LossKind) -> LossSettings {
     LossSettings {
         loss,
-        temperature: 1.0,
+        temperature: None,
         eta: 0.25,
         alpha: 0.05,
         clamp: vec![1.5, 5.0],

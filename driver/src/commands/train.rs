@@ -39,6 +39,7 @@ const VALIDATION_BATCH: usize = 16;
 /// `msl train`
 pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
+    arguments.run.check()?;
     let mut settings = RunSettings {
         data: arguments.run.data.absolute()?,
         pretrained: absolute(arguments.run.pretrained.as_deref())?,

@@ -119,6 +119,32 @@ fn options_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn options_that_would_be_ignored_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    for (options, asked) in [
+        (["--lora-rank", "4"], "--model"),
+        (["--lora-targets", "q_proj"], "--model"),
+        (["--dtype", "bf16"], "--model"),
+        (["--patience", "3"], "--validation"),
+        (["--end-token", "<stop>"], "--tokenizer or --model"),
+    ] {
+        assert_says(&refused(folder.path(), &options), &[asked]);
+    }
+    let said = |command: &[&str]| errors(&msl(folder.path(), command));
+    let train = ["train", "--data", ".", "--output", "run"];
+    let temperature = ["--temperature", "2"];
+    assert_says(
+        &said(&[&train[..], &temperature].concat()),
+        &["--temperature", "--loss msl", "--initial-temperature"],
+    );
+    assert_says(
+        &said(&["inspect", ".", "--end-token", "<stop>"]),
+        &["--tokenizer or --model"],
+    );
+}
+
+#[test]
 fn a_training_that_diverges_leaves_a_run_that_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
     write_catalogue(folder.path());

@@ -1,0 +1,140 @@
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    dataset::DataArguments,
+    model::LoraSettings,
+    precision::Precision,
+    prompt::{Prompt, PromptStyle},
+    settings::{CheckpointSettings, LossKind, LossSettings, ModelSettings, TrainingSettings},
+};
+
+/// All that decides what comes out of a training. A run keeps it, to be gone on with.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunSettings {
+    /// Where the rows come from.
+    #[command(flatten, next_help_heading = "Data")]
+    pub data: DataArguments,
+
+    /// Use this many training rows, chosen by the seed [default: all]
+    #[arg(long, value_name = "ROWS", help_heading = "Data")]
+    pub samples: Option<usize>,
+
+    /// What cuts texts into tokens.
+    #[command(flatten, next_help_heading = "Model")]
+    pub tokenizer: TokenizerArguments,
+
+    /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
+    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
+    /// of the sizes below is trained from scratch]
+    #[arg(
+        long = "model",
+        value_name = "FOLDER|FILE.gguf",
+        help_heading = "Model",
+        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
+    )]
+    pub pretrained: Option<PathBuf>,
+
+    /// The type that a pretrained model is held and computed in
+    #[arg(
+        long = "dtype",
+        value_enum,
+        default_value = "f32",
+        value_name = "TYPE",
+        help_heading = "Model",
+        requires = "pretrained"
+    )]
+    #[serde(default)]
+    pub precision: Precision,
+
+    /// The adapters of a pretrained model.
+    #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
+    pub adapter: LoraSettings,
+
+    /// The sizes of the model.
+    #[command(flatten, next_help_heading = "Model from scratch")]
+    pub model: ModelSettings,
+
+    /// The words around a history.
+    #[command(flatten, next_help_heading = "Prompt")]
+    pub prompt: PromptArguments,
+
+    /// The loss and its temperature.
+    #[command(flatten, next_help_heading = "Loss")]
+    pub loss: LossSettings,
+
+    /// How the training goes.
+    #[command(flatten, next_help_heading = "Training")]
+    pub training: TrainingSettings,
+
+    /// What is kept of it.
+    #[command(flatten, next_help_heading = "Checkpoints")]
+    pub checkpoints: CheckpointSettings,
+}
+
+impl RunSettings {
+    /// Refuses what would be asked for in vain.
+    pub fn check(&self) -> Result<()> {
+        // clap requires no option that conflicts with one that is given, as --model does with the sizes.
+        let plain = self.adapter == LoraSettings::default() && self.precision == Precision::F32;
+        ensure!(
+            self.pretrained.is_some() || plain,
+            "--lora-… and --dtype are for a pretrained model: name it with --model"
+        );
+        ensure!(
+            self.loss.loss != LossKind::Ats || self.loss.temperature.is_none(),
+            "--temperature is the fixed one of --loss lml and --loss msl: that of ats begins at --initial-temperature"
+        );
+        ensure!(
+            self.checkpoints.patience.is_none() || self.data.validation > 0,
+            "--patience looks at validation rows: say how many with --validation"
+        );
+        Ok(())
+    }
+}
+
+/// What cuts texts into tokens.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerArguments {
+    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// The token that ends a response [default: looked for among the usual ones]
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
+
+    /// The largest vocabulary of a tokenizer that is trained here
+    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
+    pub vocabulary: usize,
+}
+
+/// How to speak of the items.
+#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromptArguments {
+    /// What an item is called
+    #[arg(long, default_value = "book")]
+    pub noun: String,
+
+    /// What users do with an item, in the past participle: read, watched, played
+    #[arg(long, default_value = "read")]
+    pub verb: String,
+
+    /// How a history is worded
+    #[arg(long, value_enum, default_value = "alpaca")]
+    pub prompt: PromptStyle,
+}
+
+impl PromptArguments {
+    /// The wording.
+    pub fn prompt(&self) -> Prompt {
+        Prompt {
+            style: self.prompt,
+            noun: self.noun.clone(),
+            verb: self.verb.clone(),
+        }
+    }
+}

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     adapter,
+    arguments::TokenizerArguments,
     json::{read_json, write_json},
     model::{Llama, LlamaConfig},
     optimizer::AdamW,
@@ -76,16 +77,20 @@ pub fn save(
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint; parts that do not fit together are an error. `end_token` names the token that ends a
-    /// response, where that was needed in training.
+    /// Reads a checkpoint; parts that do not fit together are an error. `arguments` say how its tokenizer was used in
+    /// training.
     pub fn load(
         folder: &Path,
-        end_token: Option<&str>,
+        arguments: &TokenizerArguments,
         precision: Precision,
         device: &Device,
     ) -> Result<Self> {
         let config: LlamaConfig = read_json(&folder.join(CONFIG_FILE))?;
-        let tokenizer = TextTokenizer::load(&folder.join(TOKENIZER_FILE), end_token)?;
+        let end_token = arguments.end_token.as_deref();
+        let mut tokenizer = TextTokenizer::load(&folder.join(TOKENIZER_FILE), end_token)?;
+        if !arguments.begins {
+            tokenizer = tokenizer.without_begin();
+        }
         ensure!(
             tokenizer.vocabulary() <= config.vocab_size,
             "{}: the tokenizer has {} tokens, but vocab_size of {CONFIG_FILE} is {}",

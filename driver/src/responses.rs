@@ -104,7 +104,7 @@ impl Responses {
             .filter_map(|&item| catalogue.title(item));
         let response = self.path(interaction.target)?.to_vec();
         Ok(Example {
-            prompt: tokenizer.encode(&prompt.text(titles))?,
+            prompt: tokenizer.encode_prompt(&prompt.text(titles))?,
             chosen: chosen(&self.trie, &response),
             response,
             target: interaction.target,

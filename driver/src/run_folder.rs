@@ -112,9 +112,8 @@ impl RunFolder {
             path.display(),
             self.steps()?
         );
-        let end_token = self.settings.tokenizer.end_token.as_deref();
         let precision = place.precision.unwrap_or(self.settings.precision);
-        Checkpoint::load(&path, end_token, precision, &place.device)
+        Checkpoint::load(&path, &self.settings.tokenizer, precision, &place.device)
     }
 
     /// Puts the checkpoint of a step there, which `save` writes, and then drops all but this one and the best.

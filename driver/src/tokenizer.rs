@@ -32,9 +32,10 @@ const KNOWN_END_TOKENS: [&str; 5] = [
 /// is not defined there.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// A tokenizer and the token that ends a response.
+/// A tokenizer, what it has prompts begin with and the token that ends a response.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    begin: Vec<u32>,
     end: u32,
 }
 
@@ -107,7 +108,11 @@ impl TextTokenizer {
                 None => bail!("none of {KNOWN_END_TOKENS:?} is a token: name the end token"),
             },
         };
-        Ok(Self { tokenizer, end })
+        Ok(Self {
+            begin: leading_marks(&tokenizer)?,
+            tokenizer,
+            end,
+        })
     }
 
     /// Writes a `tokenizer.json`.
@@ -124,6 +129,19 @@ impl TextTokenizer {
             .encode_fast(text, false)
             .map_err(anyhow::Error::from_boxed)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The tokens of a prompt: those of the text, behind what the tokenizer puts before a text, as Llama's do.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        Ok([&self.begin[..], &self.encode(text)?].concat())
+    }
+
+    /// The same, with nothing before a prompt.
+    pub fn without_begin(self) -> Self {
+        Self {
+            begin: Vec::new(),
+            ..self
+        }
     }
 
     /// The token that ends a response.
@@ -146,8 +164,20 @@ impl TextTokenizer {
     }
 }
 
+/// The special tokens that a tokenizer puts before any text.
+fn leading_marks(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let encoding = tokenizer
+        .encode_fast("a", true)
+        .map_err(anyhow::Error::from_boxed)?;
+    let mut marks = encoding.get_special_tokens_mask().iter();
+    let text = marks.position(|&mark| mark == 0).unwrap_or(0);
+    Ok(encoding.get_ids()[..text].to_vec())
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     const TITLES: [&str; 3] = [
@@ -173,5 +203,49 @@ mod tests {
         let tokenizer = TextTokenizer::train(TITLES.into_iter(), 400).unwrap();
         let first = |text| tokenizer.encode(text).unwrap()[0];
         assert_ne!(first("\"The Sea\""), first("\"A Sea of Glass\""));
+    }
+
+    /// A tokenizer read from a file whose members of these names were replaced.
+    fn read(members: &[(&str, Value)]) -> TextTokenizer {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        let tokenizer = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
+        tokenizer.save(&path).unwrap();
+        let mut json: Value = crate::json::read_json(&path).unwrap();
+        for (name, value) in members {
+            json[name] = value.clone();
+        }
+        crate::json::write_json(&path, &json).unwrap();
+        TextTokenizer::load(&path, None).unwrap()
+    }
+
+    #[test]
+    fn a_prompt_begins_with_what_the_tokenizer_puts_before_a_text_and_a_response_does_not() {
+        let mark = |name: &str| json!({"SpecialToken": {"id": name, "type_id": 0}});
+        let text = |id: &str| json!({"Sequence": {"id": id, "type_id": 0}});
+        let template = |single: Vec<Value>| {
+            let ids = |id: u32, name: &str| json!({"id": name, "ids": [id], "tokens": [name]});
+            json!({
+                "type": "TemplateProcessing",
+                "single": single,
+                "pair": [text("A"), text("B")],
+                "special_tokens": {"<s>": ids(7, "<s>"), "</s>": ids(8, "</s>")},
+            })
+        };
+        let plain = read(&[]);
+        let tokens = plain.encode(TITLES[0]).unwrap();
+        assert_eq!(plain.encode_prompt(TITLES[0]).unwrap(), tokens);
+        for (single, expected) in [
+            (vec![mark("<s>"), text("A")], vec![7]),
+            (vec![mark("<s>"), text("A"), mark("</s>")], vec![7]),
+            (vec![text("A"), mark("</s>")], vec![]),
+        ] {
+            let tokenizer = read(&[("post_processor", template(single))]);
+            assert_eq!(tokenizer.encode(TITLES[0]).unwrap(), tokens);
+            let prompt = tokenizer.encode_prompt(TITLES[0]).unwrap();
+            assert_eq!(prompt, [expected, tokens.clone()].concat());
+            let kept = tokenizer.without_begin();
+            assert_eq!(kept.encode_prompt(TITLES[0]).unwrap(), tokens);
+        }
     }
 }

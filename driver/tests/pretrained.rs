@@ -235,11 +235,12 @@ fn a_gguf_file_is_the_model_and_the_tokenizer_that_it_was_made_of() {
         ("tokenizer.ggml.token_type", Value::Array(kinds.collect())),
         ("tokenizer.ggml.merges", Value::Array(merges.collect())),
         ("tokenizer.ggml.eos_token_id", Value::U32(0)),
+        ("tokenizer.ggml.bos_token_id", Value::U32(7)),
     ];
-    let write = |changed: Option<(&str, Value)>| {
+    let write = |changed: &[(&str, Value)]| {
         let path = folder.path().join("model.gguf");
         let mut metadata: Vec<(&str, &Value)> = metadata.iter().map(|(k, v)| (*k, v)).collect();
-        if let Some((key, value)) = &changed {
+        for (key, value) in changed {
             metadata.retain(|(other, _)| other != key);
             metadata.push((key, value));
         }
@@ -247,7 +248,7 @@ fn a_gguf_file_is_the_model_and_the_tokenizer_that_it_was_made_of() {
         gguf_file::write(&mut File::create(&path).unwrap(), &metadata, &tensors).unwrap();
         path
     };
-    let (model, tokenizer) = Pretrained::open(&write(None), None)
+    let (model, tokenizer) = Pretrained::open(&write(&[]), None)
         .unwrap()
         .read(Precision::F32, &Device::Cpu)
         .unwrap();
@@ -259,13 +260,31 @@ fn a_gguf_file_is_the_model_and_the_tokenizer_that_it_was_made_of() {
     );
     // Digits stand alone, whatever merges there are.
     assert_eq!(tokenizer.encode("1984").unwrap().len(), 4);
+    let add = |flag: bool| ("tokenizer.ggml.add_bos_token", Value::Bool(flag));
+    let llama_3 = || ("tokenizer.ggml.pre", text("llama-bpe"));
+    for (changed, begin) in [
+        (vec![], vec![]),
+        (vec![add(true)], vec![7]),
+        (vec![llama_3()], vec![7]),
+        (vec![llama_3(), add(false)], vec![]),
+    ] {
+        let tokenizer = Pretrained::open(&write(&changed), None).unwrap().tokenizer;
+        // A run keeps the tokenizer in Hugging Face's form.
+        let kept = folder.path().join("kept.json");
+        tokenizer.save(&kept).unwrap();
+        for tokenizer in [&tokenizer, &TextTokenizer::load(&kept, None).unwrap()] {
+            let tokens = tokenizer.encode("The Sea").unwrap();
+            let prompt = tokenizer.encode_prompt("The Sea").unwrap();
+            assert_eq!(prompt, [&begin[..], &tokens].concat(), "{changed:?}");
+        }
+    }
     for (key, value) in [
         ("general.architecture", "mamba"),
         ("tokenizer.ggml.model", "llama"),
         ("tokenizer.ggml.pre", "tekken"),
         ("llama.rope.scaling.type", "yarn"),
     ] {
-        let refusal = refusal(&write(Some((key, text(value)))));
+        let refusal = refusal(&write(&[(key, text(value))]));
         assert!(refusal.contains(value), "{refusal}");
     }
 }

@@ -110,6 +110,11 @@ pub struct TokenizerArguments {
     /// The largest vocabulary of a tokenizer that is trained here
     #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
     pub vocabulary: usize,
+
+    /// Whether prompts begin with what the tokenizer puts before a text. Those of runs from before it was asked did not.
+    #[arg(skip)]
+    #[serde(default)]
+    pub begins: bool,
 }
 
 /// How to speak of the items.

@@ -36,7 +36,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let history = known_titles(&arguments.history, items);
     let prompt = run.folder.settings().prompt.prompt();
     let prompt = prompt.text(history.iter().map(String::as_str));
-    let prompt = run.checkpoint.tokenizer.encode(&prompt)?;
+    let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
     let seen = |item: &&Item| arguments.unseen && history.contains(&item.title);
     let left_out: Vec<u64> = items.iter().filter(seen).map(|item| item.id).collect();
     let temperature = run.temperature(arguments.temperature);

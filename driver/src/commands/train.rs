@@ -54,6 +54,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
         None => data.new_model(&settings, device)?,
     };
     settings.tokenizer.end_token = tokenizer.end_text();
+    settings.tokenizer.begins = true;
     let task = data.tokenize(&tokenizer)?;
     let trainer = task.trainer(&model, &settings)?;
     let state = TrainingState {

@@ -68,6 +68,14 @@ impl Metadata<'_> {
         Ok(value as usize)
     }
 
+    /// A truth, or the default where the file does not tell.
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.0.get(key) {
+            Some(value) => value.to_bool().with_context(|| key.to_owned()),
+            None => Ok(default),
+        }
+    }
+
     /// An f32 as the decimal number that it was: 1e-5, not 9.99999974e-6.
     fn number(&self, key: &str) -> Result<f64> {
         let value = self.get(key)?.to_f32().with_context(|| key.to_owned())?;

@@ -10,6 +10,7 @@ use tokenizers::{
         sequence::Sequence,
         split::{Split, SplitPattern},
     },
+    processors::{PostProcessorWrapper, sequence, template::TemplateProcessing},
 };
 
 use super::gguf::Metadata;
@@ -54,6 +55,9 @@ pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokeniz
         .map_err(anyhow::Error::from_boxed)?;
     let mut tokenizer: Tokenizer = tokenizer.into();
     add_marks(&mut tokenizer, metadata, &tokens)?;
+    if metadata.flag("tokenizer.ggml.add_bos_token", splitting.begins)? {
+        begin_texts(&mut tokenizer, metadata, &tokens)?;
+    }
     let end = metadata.get("tokenizer.ggml.eos_token_id")?.to_u32()?;
     TextTokenizer::new(tokenizer, end_token, Some(end))
 }
@@ -63,6 +67,8 @@ struct Splitting {
     normalizer: Option<NormalizerWrapper>,
     steps: Vec<PreTokenizerWrapper>,
     ignore_merges: bool,
+    /// Whether texts begin with a token of their own, where the file does not say; llama.cpp's defaults.
+    begins: bool,
 }
 
 /// The expression of Llama 3; Qwen's differs in how many digits go together.
@@ -83,20 +89,22 @@ impl Splitting {
             ])
         };
         let gpt2 = ByteLevel::new(false, true, true);
-        let (normalizer, steps, ignore_merges) = match name {
-            "smollm" => (None, vec![Digits::new(true).into(), gpt2.into()], false),
-            "gpt-2" => (None, vec![gpt2.into()], false),
-            "qwen2" => (Some(NFC.into()), words(r"\p{N}")?, false),
-            "llama-bpe" => (None, words(r"\p{N}{1,3}")?, true),
+        let (normalizer, steps) = match name {
+            "smollm" => (None, vec![Digits::new(true).into(), gpt2.into()]),
+            "gpt-2" => (None, vec![gpt2.into()]),
+            "qwen2" => (Some(NFC.into()), words(r"\p{N}")?),
+            "llama-bpe" => (None, words(r"\p{N}{1,3}")?),
             other => bail!(
                 "tokenizer.ggml.pre is {other:?}, and this driver knows smollm, gpt-2, qwen2 and llama-bpe: take the \
                  model's Hugging Face folder"
             ),
         };
+        let llama_3 = name == "llama-bpe";
         Ok(Self {
             normalizer,
             steps,
-            ignore_merges,
+            ignore_merges: llama_3,
+            begins: llama_3,
         })
     }
 }
@@ -132,6 +140,22 @@ fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) ->
         tokens.len() - vocabulary,
         tokens.len()
     );
+    Ok(())
+}
+
+/// Has every text begin with the token that the file names, as Hugging Face's `tokenizer.json` would say it.
+fn begin_texts(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) -> Result<()> {
+    let id = metadata.get("tokenizer.ggml.bos_token_id")?.to_u32()?;
+    let token = *(tokens.get(id as usize))
+        .with_context(|| format!("tokenizer.ggml.bos_token_id is {id}, which is no token"))?;
+    let template = TemplateProcessing::builder()
+        .try_single(format!("{token} $A"))
+        .map_err(|error| anyhow!("cannot put {token:?} before a text: {error}"))?
+        .special_tokens(vec![(token, id)])
+        .build()?;
+    let bytes = tokenizer.get_post_processor().cloned();
+    let steps: Vec<PostProcessorWrapper> = bytes.into_iter().chain([template.into()]).collect();
+    tokenizer.with_post_processor(Some(sequence::Sequence::new(steps)));
     Ok(())
 }
 

@@ -123,3 +123,43 @@ fn a_model_whose_end_token_had_to_be_named_is_found_again() {
     let weights = |folder: &Path| fs::read(folder.join("model.safetensors")).unwrap();
     assert!(weights(&folder.join("again")) == weights(&folder.join("merged")));
 }
+
+#[test]
+fn a_run_reads_prompts_with_the_beginning_that_it_was_trained_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    write_pretrained_model(&folder.join("base"));
+    let first_tokens = |run: &str| {
+        let lists = folder.join("lists.jsonl");
+        item_nll(folder, run, &["--lists", lists.to_str().unwrap()]);
+        let lists = fs::read_to_string(lists).unwrap();
+        let first = |line: &str| {
+            let list: serde_json::Value = serde_json::from_str(line).unwrap();
+            list["prompt"][0].as_u64().unwrap()
+        };
+        lists.lines().map(first).collect::<Vec<_>>()
+    };
+    train(folder, "plain", &[]);
+    let plain = first_tokens("plain");
+    assert!(!plain.contains(&0));
+
+    edit(&folder.join("base/tokenizer.json"), |tokenizer| {
+        let mark = "<|endoftext|>";
+        let text = |id: &str| serde_json::json!({"Sequence": {"id": id, "type_id": 0}});
+        tokenizer["post_processor"] = serde_json::json!({
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": mark, "type_id": 0}}, text("A")],
+            "pair": [text("A"), text("B")],
+            "special_tokens": {mark: {"id": mark, "ids": [0], "tokens": [mark]}},
+        });
+    });
+    train(folder, "begun", &[]);
+    assert!(first_tokens("begun").iter().all(|&token| token == 0));
+    // As runs were kept that were trained without.
+    edit(&folder.join("begun/training.json"), |settings| {
+        let tokenizer = settings["tokenizer"].as_object_mut().unwrap();
+        assert_eq!(tokenizer.remove("begins"), Some(true.into()));
+    });
+    assert_eq!(first_tokens("begun"), plain);
+}

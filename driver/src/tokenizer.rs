@@ -87,8 +87,17 @@ impl TextTokenizer {
         Self::new(tokenizer, end_token, end).with_context(|| path.display().to_string())
     }
 
-    /// A tokenizer with its end token: that of a name, that of an id, or a known one.
-    pub fn new(tokenizer: Tokenizer, end_token: Option<&str>, end: Option<u32>) -> Result<Self> {
+    /// A tokenizer with its end token: that of a name, that of an id, or a known one. Texts are neither cut nor padded,
+    /// whatever its file says.
+    pub fn new(
+        mut tokenizer: Tokenizer,
+        end_token: Option<&str>,
+        end: Option<u32>,
+    ) -> Result<Self> {
+        tokenizer
+            .with_padding(None)
+            .with_truncation(None)
+            .map_err(anyhow::Error::from_boxed)?;
         let end = match (end_token, end) {
             (Some(name), _) => tokenizer
                 .token_to_id(name)
@@ -247,5 +256,18 @@ mod tests {
             let kept = tokenizer.without_begin();
             assert_eq!(kept.encode_prompt(TITLES[0]).unwrap(), tokens);
         }
+    }
+
+    #[test]
+    fn a_text_is_neither_cut_nor_padded() {
+        let tokens = read(&[]).encode(TITLES[0]).unwrap();
+        let direction = "Right";
+        let cut = json!({"direction": direction, "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        let padded = json!({
+            "strategy": {"Fixed": 64}, "direction": direction, "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": END_TOKEN,
+        });
+        let tokenizer = read(&[("truncation", cut), ("padding", padded)]);
+        assert_eq!(tokenizer.encode(TITLES[0]).unwrap(), tokens);
     }
 }

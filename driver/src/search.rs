@@ -78,6 +78,18 @@ impl Default for SearchSettings {
     }
 }
 
+impl SearchSettings {
+    /// Refuses what no search does.
+    pub fn check(&self) -> Result<()> {
+        let by_probability = self.normalise == NormaliseOver::Trie && self.length_penalty == 0.0;
+        ensure!(
+            self.search == SearchKind::Beam || by_probability,
+            "--search exact ranks by the probability over the trie: leave out --normalise and --length-penalty"
+        );
+        Ok(())
+    }
+}
+
 /// Searches a trie with a model.
 pub struct Searcher<'a> {
     trie: &'a TokenTrie,
@@ -104,12 +116,7 @@ impl<'a> Searcher<'a> {
         settings: SearchSettings,
         temperature: f64,
     ) -> Result<Self> {
-        let by_probability =
-            settings.normalise == NormaliseOver::Trie && settings.length_penalty == 0.0;
-        ensure!(
-            settings.search == SearchKind::Beam || by_probability,
-            "--search exact ranks by the probability over the trie: leave out --normalise and --length-penalty"
-        );
+        settings.check()?;
         Ok(Self {
             trie,
             model,

@@ -30,6 +30,7 @@ use crate::{
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     ensure!(arguments.batch_size > 0, "--batch-size is 0");
+    arguments.search.check()?;
     let run = OpenedRun::new(
         &arguments.run,
         arguments.checkpoint,

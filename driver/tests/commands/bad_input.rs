@@ -145,6 +145,16 @@ fn options_that_would_be_ignored_are_refused() {
 }
 
 #[test]
+fn an_exact_search_by_another_score_is_refused_before_anything_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let exact = ["evaluate", "nowhere", "--search", "exact"];
+    for score in [["--length-penalty", "1"], ["--normalise", "vocabulary"]] {
+        let output = msl(folder.path(), &[&exact[..], &score].concat());
+        assert_says(&errors(&output), &["--search exact ranks"]);
+    }
+}
+
+#[test]
 fn a_training_that_diverges_leaves_a_run_that_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
     write_catalogue(folder.path());

@@ -87,8 +87,11 @@ pub enum EndTokens {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RopeParameters {
     /// `default`, `linear` or `llama3`.
-    #[serde(default, alias = "type", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_type: Option<String>,
+    /// The older name of `rope_type`; some files have both.
+    #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
+    pub older_type: Option<String>,
     /// The base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
@@ -251,7 +254,8 @@ impl RopeParameters {
             }
             None => bail!("the rotary embedding has no {name}"),
         };
-        match self.rope_type.as_deref().unwrap_or("default") {
+        let kind = self.rope_type.as_deref().or(self.older_type.as_deref());
+        match kind.unwrap_or("default") {
             "default" => {}
             "linear" => {
                 let factor = positive("factor", self.factor)?;
@@ -282,5 +286,36 @@ impl RopeParameters {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_stretching_is_read_under_either_name_and_both() {
+        for (written, expected) in [
+            (r#"{"type": "linear", "factor": 4.0}"#, 0.25),
+            (r#"{"rope_type": "linear", "factor": 4.0}"#, 0.25),
+            (
+                r#"{"type": "linear", "rope_type": "linear", "factor": 4.0}"#,
+                0.25,
+            ),
+            (
+                r#"{"type": "linear", "rope_type": "default", "factor": 4.0}"#,
+                1.0,
+            ),
+        ] {
+            let scaling: RopeParameters = serde_json::from_str(written).unwrap();
+            let mut frequencies = [1.0];
+            scaling.stretch(&mut frequencies).unwrap();
+            assert_eq!(frequencies, [expected], "{written}");
+            let again = serde_json::to_string(&scaling).unwrap();
+            assert_eq!(
+                serde_json::from_str::<RopeParameters>(&again).unwrap(),
+                scaling
+            );
+        }
     }
 }

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Result, ensure};
 use candle_core::Device;
@@ -80,17 +80,44 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     Ok(())
 }
 
-/// Titles as the catalogue writes them, whatever their case; one that it does not know stays as it is.
+/// Titles as the catalogue writes them: those that it has, else those of the same letters in another case. One that it
+/// does not know stays as it is.
 fn known_titles(history: &[String], items: &[Item]) -> Vec<String> {
-    let titles: HashMap<String, &str> = (items.iter())
-        .map(|item| (item.title.to_lowercase(), item.title.as_str()))
+    let titles = || items.iter().map(|item| item.title.as_str());
+    let exact: HashSet<&str> = titles().collect();
+    let other_case: HashMap<String, &str> = titles()
+        .map(|title| (title.to_lowercase(), title))
         .collect();
-    let known = |title: &String| match titles.get(&title.to_lowercase()) {
-        Some(known) => (*known).to_owned(),
-        None => {
-            eprintln!("{title:?} is not in the catalogue; the model reads it as it is");
-            title.clone()
+    let known = |title: &String| {
+        if exact.contains(title.as_str()) {
+            return title.clone();
+        }
+        match other_case.get(&title.to_lowercase()) {
+            Some(known) => (*known).to_owned(),
+            None => {
+                eprintln!("{title:?} is not in the catalogue; the model reads it as it is");
+                title.clone()
+            }
         }
     };
     history.iter().map(known).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_that_the_catalogue_has_is_not_taken_for_one_in_another_case() {
+        let item = |(id, title): (u64, &&str)| Item {
+            id,
+            title: (*title).into(),
+        };
+        let titles = ["SEA", "Sea", "sea", "The Wall"];
+        let items: Vec<Item> = (0..).zip(&titles).map(item).collect();
+        let history = titles.map(str::to_owned);
+        assert_eq!(known_titles(&history, &items), history);
+        let other = ["the wall", "Unheard of"].map(str::to_owned);
+        assert_eq!(known_titles(&other, &items), ["The Wall", "Unheard of"]);
+    }
 }

@@ -53,7 +53,8 @@ pub const EVALUATE_EXAMPLES: &str = "\
 Examples:
   msl evaluate runs/scratch                       all test users, at the temperature of training
   msl evaluate runs/scratch --samples 100         a hundred of them
-  msl evaluate runs/scratch --split validation    the rows that chose the checkpoint
+  msl evaluate runs/scratch --split validation    the rows held out to choose the checkpoint by; of RecBole's,
+                                                  all, where --validation may have taken some
 A run that beats neither uniform nor popularity in item NLL has not learned.";
 
 /// Of `msl recommend`.

@@ -1,11 +1,11 @@
 //! The folder of a training run: what it was told, the trie, the metrics, and checkpoints, each whole or not there.
 
 use std::{
-    fs,
+    fs::{self, File, TryLockError},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_trie::TokenTrie;
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
 
 const SETTINGS_FILE: &str = "training.json";
 const TRIE_FILE: &str = "trie.safetensors";
+const LOCK_FILE: &str = "lock";
 const CHECKPOINT: &str = "checkpoint-";
 
 /// A run's folder that is there.
@@ -134,6 +135,21 @@ impl RunFolder {
         Ok(())
     }
 
+    /// Keeps other processes from training the run for as long as the file is open: it ends with this process.
+    pub fn lock(&self) -> Result<File> {
+        let path = self.path.join(LOCK_FILE);
+        let file =
+            File::create(&path).with_context(|| format!("cannot write {}", path.display()))?;
+        // Where a file system has no locks, a run is used without.
+        if let Err(TryLockError::WouldBlock) = file.try_lock() {
+            bail!(
+                "{} is being trained by another process",
+                self.path.display()
+            );
+        }
+        Ok(file)
+    }
+
     /// Removes what a run that was killed has left half done.
     pub fn clean(&self) -> Result<()> {
         for entry in self.entries()? {
@@ -169,7 +185,6 @@ fn remove(path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
     use clap::Parser;
 
     use super::*;
@@ -235,5 +250,16 @@ mod tests {
         assert_eq!(run.steps().unwrap(), [5]);
         run.clean().unwrap();
         assert!(!left.exists());
+    }
+
+    #[test]
+    fn a_run_is_trained_by_one_process_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let run = run(folder.path());
+        let other = RunFolder::open(run.path()).unwrap();
+        let lock = run.lock().unwrap();
+        assert!(other.lock().is_err());
+        drop(lock);
+        other.lock().unwrap();
     }
 }

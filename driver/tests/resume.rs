@@ -213,6 +213,28 @@ fn adapters_with_dropout_end_with_the_same_bits_after_a_kill() {
     }
 }
 
+#[cfg(unix)]
+fn signal(child: &Child, signal: &str) {
+    let mut kill = Command::new("kill");
+    let sent = kill.args([signal, &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
+#[test]
+#[cfg(unix)]
+fn a_run_that_is_being_trained_is_left_alone() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("run");
+    let mut child = train(data.path(), &run).spawn().unwrap();
+    wait_for_step(&mut child, &run, 1);
+    signal(&child, "-STOP");
+    assert!(!resume(&run).status().unwrap().success());
+    signal(&child, "-CONT");
+    assert!(child.wait().unwrap().success());
+    assert_eq!(lines(&run), STEPS);
+}
+
 #[test]
 #[cfg(unix)]
 fn an_interrupt_finishes_and_saves_the_step_in_hand() {
@@ -223,10 +245,7 @@ fn an_interrupt_finishes_and_saves_the_step_in_hand() {
 
     let mut child = train(data.path(), &broken).spawn().unwrap();
     wait_for_step(&mut child, &broken, 2);
-    let interrupt = Command::new("kill")
-        .args(["-INT", &child.id().to_string()])
-        .status();
-    assert!(interrupt.unwrap().success());
+    signal(&child, "-INT");
     assert!(
         !child.wait().unwrap().success(),
         "an interrupted run says so"

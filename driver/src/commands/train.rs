@@ -73,6 +73,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
             checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)
         },
     )?;
+    let _lock = run.lock()?;
     let training = Training {
         run: &run,
         model: &model,
@@ -87,6 +88,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
 /// `msl resume`
 pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
     let run = RunFolder::open(&arguments.run)?;
+    let _lock = run.lock()?;
     run.clean()?;
     let checkpoint::Checkpoint {
         model,

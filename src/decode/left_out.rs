@@ -21,43 +21,58 @@ impl LeftOut {
             .flat_map(|items| items.as_ref())
             .copied()
             .collect();
-        let leaves: HashMap<u64, (u32, usize)> = trie
-            .leaves()
-            .flat_map(|(leaf, items)| items.iter().map(move |&item| (item, (leaf, items.len()))))
-            .filter(|(item, _)| wanted.contains(item))
-            .collect();
+        let mut leaves: HashMap<u64, Vec<(u32, usize)>> = HashMap::new();
+        for (leaf, items) in trie.leaves() {
+            for &item in items.iter().filter(|item| wanted.contains(item)) {
+                leaves.entry(item).or_default().push((leaf, items.len()));
+            }
+        }
         (users.iter())
             .map(|items| Self::new(trie, items.as_ref(), &leaves))
             .collect()
     }
 
-    /// `leaves` gives the leaf of each item, and how many items it has.
-    fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, (u32, usize)>) -> Self {
+    /// `leaves` gives the leaf of each of an item's paths, and how many items it has. A leaf that lists
+    /// an item twice is there twice.
+    fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, Vec<(u32, usize)>>) -> Self {
         let mut left_out = Self::default();
         // Of each node, how many of its children (or items, at a leaf) are left out.
         let mut counts: HashMap<u32, usize> = HashMap::new();
-        for &item in items {
-            let Some(&(leaf, items)) = leaves.get(&item) else {
+        for item in items {
+            let Some(leaves) = leaves.get(item) else {
                 continue;
             };
-            if !left_out.items.insert(item) {
+            if !left_out.items.insert(*item) {
                 continue;
             }
-            let (mut node, mut all) = (leaf, items);
-            loop {
-                let count = counts.entry(node).or_default();
-                *count += 1;
-                if *count < all {
-                    break;
-                }
-                left_out.nodes.insert(node);
-                let Some(parent) = trie.parent(node) else {
-                    break;
-                };
-                (node, all) = (parent, trie.children(parent).len());
+            for &(leaf, items) in leaves {
+                left_out.leave_out(trie, leaf, items, &mut counts);
             }
         }
         left_out
+    }
+
+    /// Counts an item of a leaf, which has `items`, as left out, and the nodes that this empties.
+    fn leave_out(
+        &mut self,
+        trie: &TokenTrie,
+        leaf: u32,
+        items: usize,
+        counts: &mut HashMap<u32, usize>,
+    ) {
+        let (mut node, mut all) = (leaf, items);
+        loop {
+            let count = counts.entry(node).or_default();
+            *count += 1;
+            if *count < all {
+                return;
+            }
+            self.nodes.insert(node);
+            let Some(parent) = trie.parent(node) else {
+                return;
+            };
+            (node, all) = (parent, trie.children(parent).len());
+        }
     }
 
     /// Whether nothing is left out.

@@ -15,10 +15,21 @@ fn without(mut all: Vec<(Vec<u64>, f64)>, left_out: &[u64]) -> Vec<(Vec<u64>, f6
     all
 }
 
+prop_compose! {
+    /// Items of several paths, and paths that list an item several times.
+    fn catalogue_of_repeated_items()(
+        mut items in catalogue(), ids in prop::sample::select(vec![3, 10, 40]),
+    ) -> Vec<(u64, Vec<u32>)> {
+        items.iter_mut().for_each(|(id, _)| *id %= ids);
+        items
+    }
+}
+
 proptest! {
     #[test]
     fn the_other_items_keep_their_probabilities_and_a_beam_wastes_no_place(
-        items in catalogue(), left_out in prop::collection::vec(0u64..40, 0..40), vocabulary: bool,
+        items in catalogue_of_repeated_items(),
+        left_out in prop::collection::vec(0u64..40, 0..40), vocabulary: bool,
     ) {
         let trie = TokenTrie::new(items.clone()).unwrap();
         let normalise = if vocabulary { Normalise::Vocabulary } else { Normalise::Trie };
@@ -30,7 +41,8 @@ proptest! {
 
     #[test]
     fn the_exact_search_leaves_out_the_same(
-        items in catalogue(), left_out in prop::collection::vec(0u64..40, 0..20), k in 1usize..8,
+        items in catalogue_of_repeated_items(),
+        left_out in prop::collection::vec(0u64..40, 0..20), k in 1usize..8,
     ) {
         let trie = TokenTrie::new(items.clone()).unwrap();
         let mut expected = without(all(&items, &trie, Normalise::Trie, 1.0), &left_out);
@@ -55,6 +67,20 @@ fn each_user_leaves_out_its_own() {
     };
     assert_eq!(items(0), HashSet::from([1, 2, 3]));
     assert_eq!(items(1), HashSet::from([0, 1]));
+}
+
+#[test]
+fn an_item_is_left_out_of_all_its_paths_however_often_it_is_listed() {
+    let paths = [(5, [1, 0]), (5, [1, 0]), (5, [2, 0]), (6, [3, 0])];
+    let trie = TokenTrie::new(paths).unwrap();
+    let search = BeamSearch::new(&trie, 1, 2, 1.0).unwrap();
+    let by_beams = run(search.leaving_out(&[[5]]).unwrap());
+    let search = ExactSearch::new(&trie, 1, 2, 1.0).unwrap();
+    let exactly = exact::run(search.leaving_out(&[[5]]).unwrap(), |_| ());
+    for found in [by_beams, exactly] {
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].items, [6]);
+    }
 }
 
 #[test]

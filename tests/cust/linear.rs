@@ -143,7 +143,13 @@ fn what_does_not_fit_is_refused_before_any_launch() {
         bias: None,
     };
     let result = of_width(0).unwrap().forward(&stream, input, &rows);
-    assert!(matches!(result, Err(Error::TooLarge { .. })));
+    assert!(matches!(
+        result,
+        Err(Error::Unsupported {
+            what: "hidden states",
+            ..
+        })
+    ));
 }
 
 fn refused(result: Result<LossOutput, Error>, expected: &str) {

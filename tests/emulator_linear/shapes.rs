@@ -1,14 +1,15 @@
 //! Sizes and layouts: odd, empty, one, long, apart.
 
-use candle_trie::launch::DeviceLimits;
+use candle_trie::launch::{DeviceLimits, Element, LinearPass};
 use candle_trie::{
-    AdaptiveStrategy, Convention, Row, Rows, Scope, Temperature, TokenSets, TokenTrie,
+    AdaptiveStrategy, Convention, Error, Row, Rows, Scope, Temperature, TokenSets, TokenTrie,
 };
 use candle_trie_emulator::Emulator;
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options};
 use crate::device::Case;
+use crate::emulated::LIMITS;
 use crate::number::Number;
 
 pub fn options(temperature: impl Into<Temperature>) -> Options {
@@ -322,6 +323,29 @@ fn random_tries_of_items_are_those_of_the_definition() {
         };
         check::<bf16>(&batch, &format!("trie {seed}"));
     }
+}
+
+#[test]
+fn a_width_that_no_kernel_takes_is_refused_by_what_is_wrong_with_it() {
+    let batch = batch(8, 20, &[(2, 3)]);
+    let fixed = options(Temperature::fixed(1.3));
+    let rows = Case::new(&batch, &fixed).rows();
+    let of_width = |width| {
+        let pass = LinearPass::new(rows.clone(), Element::F32, width, true, None, &LIMITS);
+        pass.err()
+    };
+    assert!(matches!(
+        of_width(0),
+        Some(Error::Unsupported {
+            what: "hidden states",
+            ..
+        })
+    ));
+    assert!(of_width(1 << 24).is_none());
+    assert!(matches!(
+        of_width((1 << 24) + 1),
+        Some(Error::TooLarge { .. })
+    ));
 }
 
 candle_trie_emulator::emulated_tests! {

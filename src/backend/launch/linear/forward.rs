@@ -107,7 +107,8 @@ impl<'a> LinearForward<'a> {
     /// A pass over hidden states of `width` elements.
     ///
     /// # Errors
-    /// [`Error::TooLarge`](crate::Error::TooLarge) for a width of 0 or beyond 2²⁴.
+    /// [`Error::Unsupported`](crate::Error::Unsupported) for a width of 0, and
+    /// [`Error::TooLarge`](crate::Error::TooLarge) for one beyond 2²⁴.
     pub fn new(
         rows: &'a LinearRows,
         element: Element,

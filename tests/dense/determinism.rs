@@ -1,6 +1,6 @@
 //! Same input, same bits.
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Var};
 use candle_trie::{Rows, Scope, TokenSets};
 
 use crate::batch::*;
@@ -27,10 +27,12 @@ fn problem() -> (TokenSets, Rows) {
 }
 
 /// Everything that a step gives, as bits; on as many threads as asked for.
-fn step(threads: usize, logits: &Tensor, scope: Scope) -> Vec<Vec<u64>> {
+fn step(threads: usize, logits: &[f64], dtype: DType, scope: Scope) -> Vec<Vec<u64>> {
     let (sets, rows) = problem();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build().unwrap().install(|| {
+        // Here: on a GPU another thread's uploads are on a stream that this one does not wait for.
+        let logits = &tensor(logits, &[POSITIONS, VOCABULARY], dtype);
         let loss = loss(&sets, &strategy(scope).into(), conventions()[0]);
         let (output, gradient) = loss.clone().value_and_gradient(logits, &rows).unwrap();
         let kept = gradient.zeros_like().unwrap();
@@ -58,14 +60,13 @@ fn step(threads: usize, logits: &Tensor, scope: Scope) -> Vec<Vec<u64>> {
 fn neither_threads_nor_repetition_nor_the_way_it_is_called_change_a_bit() {
     for dtype in [DType::F32, DType::BF16, DType::F64] {
         let logits = noise(30, POSITIONS * VOCABULARY, 3.0);
-        let logits = tensor(&logits, &[POSITIONS, VOCABULARY], dtype);
         for scope in [Scope::Root, Scope::Branching] {
-            let alone = step(1, &logits, scope);
+            let alone = step(1, &logits, dtype, scope);
             assert_eq!(alone[..3], [&alone[4..6], &alone[2..3]].concat());
             assert_eq!(alone[3], alone[6]);
             for threads in [1, 2, 3, 8] {
                 assert!(
-                    step(threads, &logits, scope) == alone,
+                    step(threads, &logits, dtype, scope) == alone,
                     "{dtype:?}, {scope:?}: {threads} threads differ from one"
                 );
             }
@@ -78,21 +79,15 @@ fn neither_threads_nor_repetition_nor_the_way_it_is_called_change_a_bit() {
 fn threads_do_not_change_a_bit_of_the_linear_operation_either() {
     const WIDTH: usize = 40;
     let (sets, rows) = problem();
-    let hidden = tensor(
-        &noise(31, POSITIONS * WIDTH, 1.0),
-        &[POSITIONS, WIDTH],
-        DType::F32,
-    );
-    let head = tensor(
-        &noise(32, VOCABULARY * WIDTH, 1.0),
-        &[VOCABULARY, WIDTH],
-        DType::F32,
-    );
+    let hidden = noise(31, POSITIONS * WIDTH, 1.0);
+    let head = noise(32, VOCABULARY * WIDTH, 1.0);
     let step = |threads: usize, sets: &TokenSets| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build().unwrap().install(|| {
-            let hidden = Var::from_tensor(&hidden).unwrap();
-            let head = Var::from_tensor(&head).unwrap();
+            let variable = |values: &[f64], rows: usize| {
+                Var::from_tensor(&tensor(values, &[rows, WIDTH], DType::F32)).unwrap()
+            };
+            let (hidden, head) = (variable(&hidden, POSITIONS), variable(&head, VOCABULARY));
             let strategy = strategy(Scope::Branching).into();
             let mut loss = loss(sets, &strategy, conventions()[0]);
             let output = loss.forward_linear(&hidden, &*head, &rows).unwrap();

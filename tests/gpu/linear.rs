@@ -58,22 +58,20 @@ fn everything(
     ]
 }
 
-fn assert_as_on_the_cpu(width: usize, options: impl Fn() -> Vec<Options>) {
-    let (device, batch) = (cuda(), Batch::new(width, 7));
-    let tolerances = [
-        (DType::F32, 2e-5),
-        (DType::F16, 2e-3),
-        (DType::BF16, 1.6e-2),
-    ];
-    for (dtype, tolerance) in tolerances {
-        for (index, options) in options().into_iter().enumerate() {
-            for frozen in [false, true] {
-                let on_cpu = everything(&batch, &options, dtype, &Device::Cpu, frozen);
-                let on_gpu = everything(&batch, &options, dtype, &device, frozen);
-                for (part, (found, expected)) in on_gpu.iter().zip(&on_cpu).enumerate() {
-                    let what = format!("{width}, {dtype:?}, option {index}, part {part}");
-                    assert_close(found, expected, tolerance, &what);
-                }
+/// The types, each with what it may be off.
+const F32: (DType, f64) = (DType::F32, 2e-5);
+const F16: (DType, f64) = (DType::F16, 2e-3);
+const BF16: (DType, f64) = (DType::BF16, 1.6e-2);
+
+fn assert_as_on_the_cpu(batch: &Batch, options: &[Options], (dtype, tolerance): (DType, f64)) {
+    let device = cuda();
+    for (index, options) in options.iter().enumerate() {
+        for frozen in [false, true] {
+            let on_cpu = everything(batch, options, dtype, &Device::Cpu, frozen);
+            let on_gpu = everything(batch, options, dtype, &device, frozen);
+            for (part, (found, expected)) in on_gpu.iter().zip(&on_cpu).enumerate() {
+                let what = format!("{}, {dtype:?}, option {index}, part {part}", batch.width);
+                assert_close(found, expected, tolerance, &what);
             }
         }
     }
@@ -83,19 +81,35 @@ fn assert_as_on_the_cpu(width: usize, options: impl Fn() -> Vec<Options>) {
 #[ignore = "needs a GPU"]
 fn every_option_gives_what_it_gives_on_the_cpu() {
     for width in [40, 33] {
-        assert_as_on_the_cpu(width, every_option);
+        for number in [F32, F16, BF16] {
+            assert_as_on_the_cpu(&Batch::new(width, 7), &every_option(), number);
+        }
     }
 }
 
 /// So wide that no device's tile holds a set of 40 tokens.
+fn assert_sets_in_parts_as_on_the_cpu(number: (DType, f64)) {
+    let listed = (every_option().into_iter()).filter(|options| !options.whole_vocabulary);
+    let options: Vec<_> = listed.step_by(3).collect();
+    assert_as_on_the_cpu(&Batch::new(8192, 7), &options, number);
+}
+
 #[test]
 #[ignore = "needs a GPU"]
-fn sets_in_parts_give_what_they_give_on_the_cpu() {
-    assert_as_on_the_cpu(8192, || {
-        let listed = every_option().into_iter();
-        let listed = listed.filter(|options| !options.whole_vocabulary);
-        listed.step_by(3).collect()
-    });
+fn sets_in_parts_give_what_they_give_on_the_cpu_in_f32() {
+    assert_sets_in_parts_as_on_the_cpu(F32);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn sets_in_parts_give_what_they_give_on_the_cpu_in_f16() {
+    assert_sets_in_parts_as_on_the_cpu(F16);
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn sets_in_parts_give_what_they_give_on_the_cpu_in_bf16() {
+    assert_sets_in_parts_as_on_the_cpu(BF16);
 }
 
 #[test]

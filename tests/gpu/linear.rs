@@ -1,8 +1,11 @@
 //! The loss over hidden states and a head on a GPU gives what it gives on the CPU.
 
-use candle_core::{DType, Device, Tensor, Var};
-use candle_trie::{FrozenHead, Head};
+use std::slice;
 
+use candle_core::{DType, Device, Tensor, Var};
+use candle_trie::{FrozenHead, Head, Row, Rows, Temperature, TokenSets};
+
+use crate::batch::noise;
 use crate::cuda;
 use crate::linear_batch::{Batch, Options, assert_close, every_option, f64s};
 
@@ -110,6 +113,39 @@ fn sets_in_parts_give_what_they_give_on_the_cpu_in_f16() {
 #[ignore = "needs a GPU"]
 fn sets_in_parts_give_what_they_give_on_the_cpu_in_bf16() {
     assert_sets_in_parts_as_on_the_cpu(BF16);
+}
+
+/// More scores than are in memory at a time: chunks of 64 rows and of 6.
+#[test]
+#[ignore = "needs a GPU"]
+fn a_large_whole_vocabulary_gives_in_chunks_what_it_gives_on_the_cpu() {
+    let (positions, vocabulary, width) = (75, 1 << 19, 8);
+    let rows = (0..positions as u32)
+        .filter(|position| position % 15 != 3)
+        .map(|position| Row {
+            position,
+            set: 0,
+            target: 6007 * position,
+        });
+    let batch = Batch {
+        hidden: noise(1, positions * width, 1.0),
+        head: noise(2, vocabulary * width, 1.0),
+        bias: noise(3, vocabulary, 1.0),
+        positions,
+        vocabulary,
+        width,
+        sets: TokenSets::whole_vocabulary(vocabulary).unwrap(),
+        rows: Rows::from_raw(positions, rows.collect()).unwrap(),
+    };
+    let adapts = |options: &Options| matches!(options.temperature, Temperature::Adaptive(_));
+    let options = (every_option().into_iter())
+        .find(|options| options.whole_vocabulary && options.bias && adapts(options))
+        .unwrap();
+    let linear = (batch.loss(&options)).linear_rows(&batch.rows(&options), |_| false);
+    assert_eq!(linear.unwrap().grouped_sets().count(), 2);
+    for number in [F32, BF16] {
+        assert_as_on_the_cpu(&batch, slice::from_ref(&options), number);
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@
 // Launch: a block takes every gridDim-th token, its threads the packets of columns. No shared memory.
 //
 // Bytes moved: H + 1 elements a token written, in 16-byte stores where H allows; 4 H + 4 read for each group of a token and
-// for each ragged row of it, with its error; 24 for each set of a token, and 12 a token.
+// for each ragged row of it, with its error; and of listed sets 24 for each set of a token, and 12 a token.
 
 #include "linear.cuh"
 
@@ -29,7 +29,8 @@ static_assert(sizeof(LinearShare) == 24 && offsetof(LinearShare, first) == 8, "m
 
 // Mirrors launch::LinearHeadGradientParams.
 struct LinearHeadGradientParams {
-    // Those of tokens[i] are shares[starts[i] .. starts[i + 1]].
+    // Those of tokens[i] are shares[starts[i] .. starts[i + 1]]. Without `starts`, over the whole vocabulary, token i has
+    // product i alone.
     const LinearShare* shares;
     const uint32_t* tokens;
     const uint32_t* starts;
@@ -55,9 +56,11 @@ public:
     __device__ __forceinline__ TokenSum(const LinearHeadGradientParams& params, uint32_t packet)
         : params(params), first(packet * Packet<T>::size) {}
 
+    __device__ __forceinline__ void add_product(uint32_t row) { add(1.0f, params.products + row * params.stride); }
+
     __device__ __forceinline__ void add(const LinearShare& share) {
         if (share.rows == 0) {
-            add(1.0f, params.products + share.first * params.stride);
+            add_product(share.first);
             return;
         }
 #pragma unroll 4
@@ -102,9 +105,12 @@ template <class T>
 __device__ __forceinline__ void linear_head_gradient(const LinearHeadGradientParams& params) {
     const uint32_t packets = Vector<T>::packets(params.width + 1);
     for (uint32_t i = blockIdx.x; i < params.count; i += gridDim.x) {
-        const uint32_t begin = params.starts[i], end = params.starts[i + 1], token = params.tokens[i];
+        const bool listed = params.starts;
+        const uint32_t begin = listed ? params.starts[i] : 0, end = listed ? params.starts[i + 1] : 0;
+        const uint32_t token = listed ? params.tokens[i] : i;
         for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
             TokenSum<T> sum(params, p);
+            if (!listed) sum.add_product(i);
             for (uint32_t share = begin; share < end; ++share) sum.add(params.shares[share]);
             sum.store(token);
         }

@@ -194,7 +194,7 @@ fn takes_a_dozen_launches(shape: &Shape) {
             let head = LinearHeadGradient::new(&rows, &shares, Element::Bf16, 4096, &h100);
             let launches = head.unwrap().unwrap().launches();
             assert!(launches <= 6, "{launches} for the head's gradient");
-            assert_eq!(shares.tokens.len(), shape.distinct_tokens().len());
+            assert_eq!(shares.tokens() as usize, shape.distinct_tokens().len());
             let in_groups: usize = (rows.grouped_sets())
                 .map(|set| {
                     let rows = shape.rows.as_slice().iter().filter(|row| row.set == set);

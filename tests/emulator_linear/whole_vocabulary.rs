@@ -1,6 +1,7 @@
 //! Rows over the whole vocabulary: in chunks of any size, with every option.
 
 use candle_trie::Rows;
+use candle_trie_emulator::Emulator;
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options, every_option};
@@ -79,6 +80,19 @@ fn no_row_gives_zeros() {
     }
 }
 
+/// Tables of its tokens would be uploaded with every batch.
+fn the_head_gradient_needs_no_table() {
+    let batch = Batch::new(24, 7);
+    let options = options().next().unwrap();
+    let outcome = Case::new(&batch, &options).run::<bf16>(&Emulator::default());
+    let head_sums = outcome.unwrap().head_sums;
+    let products = head_sums.traffic("products").loaded;
+    assert_eq!(products, (batch.vocabulary * 4 * (batch.width + 8)) as u64);
+    for table in ["shares", "share tokens", "share starts"] {
+        assert_eq!(head_sums.traffic(table).loaded, 0, "{table}");
+    }
+}
+
 candle_trie_emulator::emulated_tests! {
     every_option_in_f32,
     every_third_option_in_f16,
@@ -86,4 +100,5 @@ candle_trie_emulator::emulated_tests! {
     odd_widths_in_every_chunk,
     gradients_may_be_made_again,
     no_row_gives_zeros,
+    the_head_gradient_needs_no_table,
 }

@@ -126,9 +126,9 @@ impl<'a> LinearHeadGradient<'a> {
             room,
             row_blocks: (rows.rows.len() as u32).clamp(1, of_rows.max(1)),
             token_threads,
-            token_blocks: (shares.tokens.len() as u32).clamp(1, of_tokens.max(1)),
+            token_blocks: shares.tokens().clamp(1, of_tokens.max(1)),
         };
-        Ok((!shares.tokens.is_empty()).then_some(plan))
+        Ok((shares.tokens() > 0).then_some(plan))
     }
 
     /// The f32 of the scaled hidden states.
@@ -238,7 +238,10 @@ impl<'a> LinearHeadGradient<'a> {
             params: LinearHeadGradientParams {
                 shares: buffers.shares,
                 tokens: buffers.tokens,
-                starts: buffers.starts,
+                starts: match self.shares.whole {
+                    Some(_) => 0,
+                    None => buffers.starts,
+                },
                 scaled: buffers.scaled,
                 products: buffers.products,
                 stride: self.stride(),
@@ -246,7 +249,7 @@ impl<'a> LinearHeadGradient<'a> {
                 head: buffers.head,
                 bias: buffers.bias,
                 width: self.width,
-                count: self.shares.tokens.len() as u32,
+                count: self.shares.tokens(),
             },
         }
     }

@@ -27,9 +27,11 @@ pub struct LinearShares {
     /// To be uploaded: token by token, each in the order of the rows.
     pub(super) shares: Vec<LinearShare>,
     /// To be uploaded, rising.
-    pub tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     /// To be uploaded: where the shares of each token begin, and behind them where the last ends.
     pub(super) starts: Vec<u32>,
+    /// Instead of all these: so many tokens, each with the product of its number.
+    pub(super) whole: Option<u32>,
 }
 
 impl LinearShares {
@@ -37,7 +39,11 @@ impl LinearShares {
     #[must_use]
     pub fn new(rows: &LinearRows, sets: &TokenSets) -> Self {
         if let Some(vocabulary) = rows.vocabulary {
-            return Self::of_whole(rows, vocabulary);
+            let counts = rows.rows.iter().any(LinearRow::counts);
+            return Self {
+                whole: counts.then_some(vocabulary),
+                ..Self::default()
+            };
         }
         let listed = |set| match sets.get(set) {
             Some(TokenSet::Listed(tokens)) => tokens,
@@ -82,20 +88,10 @@ impl LinearShares {
         Self::of_sorted(&shares)
     }
 
-    /// One product for each token.
-    fn of_whole(rows: &LinearRows, vocabulary: u32) -> Self {
-        if !rows.rows.iter().any(LinearRow::counts) {
-            return Self::default();
-        }
-        let share = |first| LinearShare {
-            first,
-            ..LinearShare::zeroed()
-        };
-        Self {
-            shares: (0..vocabulary).map(share).collect(),
-            tokens: (0..vocabulary).collect(),
-            starts: (0..=vocabulary).collect(),
-        }
+    /// How many tokens there are.
+    #[must_use]
+    pub fn tokens(&self) -> u32 {
+        self.whole.unwrap_or(self.tokens.len() as u32)
     }
 
     fn of_sorted(shares: &[(u32, LinearShare)]) -> Self {

@@ -97,7 +97,9 @@ proptest! {
             }
         }
         for user in 0..users {
-            for (a, b) in by_logits.found(user).iter().zip(by_hidden.found(user)) {
+            let (by_logits, by_hidden) = (by_logits.found(user), by_hidden.found(user));
+            prop_assert_eq!(by_logits.len(), by_hidden.len());
+            for (a, b) in by_logits.iter().zip(&by_hidden) {
                 prop_assert_eq!(&a.items, &b.items);
                 prop_assert!((a.log_probability - b.log_probability).abs() < 1e-9);
             }

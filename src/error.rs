@@ -183,13 +183,15 @@ pub enum Error {
     /// Statistics rows that are pooled have sets of different sizes.
     #[error(
         "the pooled statistics of the {scope} scope need sets of one size, but the {rows} rows have \
-         sets of different sizes: mark other rows or use Scope::Branching"
+         sets of different sizes ({tokens} tokens in all): mark other rows or use Scope::Branching"
     )]
     UnequalFanOut {
         /// The scope's name.
         scope: &'static str,
         /// How many statistics rows there are.
         rows: u64,
+        /// How many tokens their sets have, those of each row counted.
+        tokens: u64,
     },
 
     /// A valid logit is infinite or NaN (found in the checked mode).

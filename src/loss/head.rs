@@ -239,7 +239,12 @@ pub(super) fn check_head(weight: &Tensor, bias: Option<&Tensor>, sets: &TokenSet
     Err(Error::Unsupported {
         what: BIAS,
         expected: format!("contiguous {:?} of shape [{vocabulary}]", weight.dtype()),
-        actual: format!("{:?} of shape {:?}", bias.dtype(), bias.dims()),
+        actual: format!(
+            "{:?} of shape {:?} with strides {:?}",
+            bias.dtype(),
+            bias.dims(),
+            bias.stride()
+        ),
     })
 }
 

@@ -165,6 +165,7 @@ impl AdaptiveStrategy {
                 let fan_out = statistics.fan_out().ok_or(Error::UnequalFanOut {
                     scope: self.scope.name(),
                     rows: statistics.rows(),
+                    tokens: statistics.tokens(),
                 })?;
                 self.check_fan_out(fan_out)?;
                 Ok(Some((f64::from(fan_out) * self.eta).ln()))

@@ -150,7 +150,8 @@ fn marked_rows_of_unequal_fan_out() {
             error,
             Error::UnequalFanOut {
                 scope: "marked",
-                rows: 2
+                rows: 2,
+                tokens: 7
             }
         ),
         "{error}"

@@ -55,7 +55,8 @@ fn a_head_frozen_for_other_sets_is_refused() {
     };
     let error = run(sets(1100)).unwrap_err();
     assert!(
-        matches!(error, Error::Unsupported { what: "head", .. }),
+        matches!(&error, Error::Unsupported { what: "head", expected, actual }
+            if expected.contains("1100") && actual.contains("1000")),
         "{error}"
     );
     run(sets(1000)).unwrap();

@@ -222,22 +222,20 @@ fn what_does_not_fit_is_refused_with_its_numbers() {
         matches!(error, Error::Unsupported { what: "head", .. }),
         "{error}"
     );
-    let short_bias = Tensor::zeros(210, DType::F32, &Device::Cpu).unwrap();
-    let with_bias = Head::with_bias(&head, &short_bias);
-    let error = batch
-        .loss(options)
-        .forward_linear(&hidden, with_bias, &rows)
-        .unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::Unsupported {
-                what: "head bias",
-                ..
-            }
-        ),
-        "{error}"
-    );
+    let short = Tensor::zeros(210, DType::F32, &Device::Cpu).unwrap();
+    let strided = tensor(211, 2, DType::F32).get_on_dim(1, 0).unwrap();
+    for (bias, part) in [(short, "shape [210]"), (strided, "strides [2]")] {
+        let with_bias = Head::with_bias(&head, &bias);
+        let error = batch
+            .loss(options)
+            .forward_linear(&hidden, with_bias, &rows)
+            .unwrap_err();
+        assert!(
+            matches!(&error, Error::Unsupported { what: "head bias", actual, .. }
+                if actual.contains(part)),
+            "{error}"
+        );
+    }
 }
 
 #[test]

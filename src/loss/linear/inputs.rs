@@ -10,7 +10,7 @@ use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{self, Hidden};
 use crate::loss::head::{BIAS, Gathered, HEAD, Head, check_dtype, check_head};
 use crate::loss::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix};
-use crate::{Error, Result};
+use crate::{Error, Result, TokenSets};
 
 /// Everything that the slices of the backend rely on, refused in words before any work.
 pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
@@ -21,11 +21,14 @@ pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_dtype(hidden, head.weight)?;
     let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
     // The whole vocabulary needs no gathered rows, and takes a head frozen for any sets.
-    if other_sets.is_some() && batch.whole_vocabulary().is_none() {
+    if let (Some(other), None) = (other_sets, batch.whole_vocabulary()) {
         return Err(Error::Unsupported {
             what: HEAD,
-            expected: "a FrozenHead made for the token sets of this loss".into(),
-            actual: "one made for other sets".into(),
+            expected: format!(
+                "a FrozenHead made for the token sets of this loss ({})",
+                sizes(&batch.sets)
+            ),
+            actual: format!("one made for others ({})", sizes(other)),
         });
     }
     match (hidden.dims().last(), head.weight.dims().last()) {
@@ -40,6 +43,14 @@ pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
             expected: head.copied().unwrap_or(0),
             actual: hidden.copied().unwrap_or(0),
         }),
+    }
+}
+
+/// How many sets there are, and how many tokens.
+fn sizes(sets: &TokenSets) -> String {
+    match sets.as_raw() {
+        Some((offsets, tokens)) => format!("sets: {}, tokens: {}", offsets.len() - 1, tokens.len()),
+        None => format!("the whole vocabulary of {}", sets.max_token() + 1),
     }
 }
 

@@ -53,6 +53,19 @@ pub(crate) enum Denominator {
     Given(f64),
 }
 
+/// Refuses rows without marks where the statistics are those of marked rows.
+pub(crate) fn check_marks(scope: Scope, rows: &Rows) -> Result<()> {
+    if scope != Scope::Marked || rows.marks().is_some() {
+        return Ok(());
+    }
+    Err(Error::Malformed {
+        what: "rows",
+        detail: "Scope::Marked takes its statistics from marked rows, but none were marked: see \
+                 Rows::with_marks"
+            .into(),
+    })
+}
+
 impl Batch {
     /// `scope` is that of an adaptive temperature, `None` where no statistics are wanted.
     pub fn new(
@@ -61,14 +74,8 @@ impl Batch {
         scope: Option<Scope>,
         denominator: Denominator,
     ) -> Result<Self> {
-        if scope == Some(Scope::Marked) && rows.marks().is_none() {
-            return Err(Error::Malformed {
-                what: "rows",
-                detail:
-                    "Scope::Marked takes its statistics from marked rows, but none were marked: \
-                         see Rows::with_marks"
-                        .into(),
-            });
+        if let Some(scope) = scope {
+            check_marks(scope, rows)?;
         }
         let mut labelled_weight = 0.0;
         let mut branching_weight = 0.0;

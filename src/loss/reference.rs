@@ -1,7 +1,7 @@
 //! The definition of the loss in f64, in the plainest code there is: what fast implementations are
 //! checked against.
 //!
-//! Nothing here is shared with the fast paths but the types that describe a batch.
+//! Nothing here is shared with the fast paths but the types that describe a batch, and what is refused.
 //!
 //! ```
 //! use candle_trie::reference::{self, Reference};
@@ -18,7 +18,9 @@
 //! # Ok::<(), candle_trie::Error>(())
 //! ```
 
+use crate::backend::batch::check_marks;
 use crate::loss::{Convention, Reduction};
+use crate::temperature::check_positive;
 use crate::{Error, Result, Row, Rows, Scope, Statistics, Temperature, TokenSets};
 
 /// What the definition gives.
@@ -41,7 +43,8 @@ pub struct Reference {
 ///
 /// # Errors
 /// A row whose set does not exist or does not hold its target, a token outside the vocabulary,
-/// logits that do not fit, and statistics that ATS cannot use.
+/// logits that do not fit, a denominator that is not positive and finite, rows without marks under
+/// [`Scope::Marked`], and statistics that ATS cannot use. The temperature then stays as it was.
 pub fn loss(
     logits: &[f64],
     vocabulary: usize,
@@ -50,12 +53,20 @@ pub fn loss(
     temperature: &mut Temperature,
     convention: Convention,
 ) -> Result<Reference> {
-    if logits.len() != rows.positions() * vocabulary {
+    // No slice is as long as what saturates.
+    let expected = rows.positions().saturating_mul(vocabulary);
+    if logits.len() != expected {
         return Err(Error::LengthMismatch {
             what: "logits",
-            expected: rows.positions() * vocabulary,
+            expected,
             actual: logits.len(),
         });
+    }
+    if let Reduction::MeanOver(denominator) = convention.reduction {
+        check_positive("denominator", denominator)?;
+    }
+    if let Temperature::Adaptive(adaptive) = temperature {
+        check_marks(adaptive.strategy.scope, rows)?;
     }
     let resolved = (rows.as_slice().iter().enumerate())
         .map(|(index, row)| ReferenceRow::new(index, row, logits, vocabulary, sets))

@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use candle_trie::{
     AdaptiveStrategy, Convention, Error, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Scope,
-    Temperature,
+    Temperature, reference,
 };
 
 use crate::batch::*;
@@ -224,6 +224,49 @@ fn settings_out_of_range() {
             swapped.forward(&logits(), &rows()).unwrap_err()
         ));
     }
+}
+
+#[test]
+fn the_reference_refuses_what_the_loss_refuses() {
+    let values = noise(60, 56, 3.0);
+    let refused_by_reference = |vocabulary, temperature: &Temperature, reduction| {
+        let convention = Convention {
+            reduction,
+            times_temperature: false,
+        };
+        let (sets, rows) = (sets(), rows_of(8, &[(0, 0, 2)]));
+        let mut temperature = temperature.clone();
+        reference::loss(
+            &values,
+            vocabulary,
+            &sets,
+            &rows,
+            &mut temperature,
+            convention,
+        )
+        .unwrap_err()
+    };
+    let at_one = Temperature::fixed(1.0);
+    for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let reduction = Reduction::MeanOver(wrong);
+        let error = refused_by_reference(VOCABULARY, &at_one, reduction);
+        let expected = fixed().with_convention(Convention {
+            reduction,
+            times_temperature: false,
+        });
+        assert_eq!(error.to_string(), expected.unwrap_err().to_string());
+    }
+    let marked = Temperature::from(strategy(Scope::Marked));
+    let error = refused_by_reference(VOCABULARY, &marked, Reduction::Sum);
+    let marked = loss(&sets(), &marked, Convention::adaptive());
+    let expected = refused(&marked, &logits(), &rows_of(8, &[(0, 0, 2)]));
+    assert_eq!(error.to_string(), expected.to_string());
+    // More logits than an index counts.
+    let error = refused_by_reference(usize::MAX / 2, &at_one, Reduction::Sum);
+    assert!(
+        matches!(error, Error::LengthMismatch { actual: 56, .. }),
+        "{error}"
+    );
 }
 
 #[test]

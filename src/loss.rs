@@ -4,7 +4,7 @@ use candle_core::Tensor;
 
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::launch::{DenseRows, LinearRows};
-use crate::temperature::check_positive;
+use crate::temperature::{check_positive, check_temperature};
 use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
 mod convention;
@@ -173,7 +173,7 @@ impl MaskedSoftmaxLoss {
     /// # Errors
     /// As [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for `temperature`.
     pub fn forward_at(&self, logits: &Tensor, rows: &Rows, temperature: f64) -> Result<LossOutput> {
-        check_positive("temperature", temperature)?;
+        check_temperature("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
         Ok(dense::forward(logits, self.batch(rows)?, source, &self.residence)?.0)
     }
@@ -285,7 +285,7 @@ impl MaskedSoftmaxLoss {
         rows: &Rows,
         temperature: f64,
     ) -> Result<LossOutput> {
-        check_positive("temperature", temperature)?;
+        check_temperature("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
         Ok(linear::forward(
             hidden,
@@ -351,7 +351,7 @@ impl MaskedSoftmaxLoss {
 
     fn temperature_as_it_stands(&self) -> Result<TemperatureSource> {
         let value = self.temperature().value();
-        check_positive("temperature", value)?;
+        check_temperature("temperature", value)?;
         Ok(TemperatureSource::Given(value))
     }
 

@@ -71,7 +71,7 @@ impl Temperature {
     /// as it was.
     pub fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
         match self {
-            Self::Fixed(value) => check_positive("temperature", *value).map(|()| *value),
+            Self::Fixed(value) => check_temperature("temperature", *value).map(|()| *value),
             Self::Adaptive(adaptive) => adaptive.step(statistics, step),
         }
     }
@@ -90,9 +90,9 @@ impl Temperature {
     /// Goes on from where [`state`](Self::state) was taken. A fixed temperature takes the value.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a temperature that is not positive and finite.
+    /// [`Error::OutOfRange`] for a temperature that is not from 2⁻¹²⁶ to 2¹²⁶.
     pub fn restore(&mut self, state: TemperatureState) -> Result<()> {
-        check_positive("temperature", state.value)?;
+        check_temperature("temperature", state.value)?;
         match self {
             Self::Fixed(value) => *value = state.value,
             Self::Adaptive(adaptive) => adaptive.state = state,
@@ -125,7 +125,7 @@ impl Temperature {
     /// `root_fan_out` is the size of set 0.
     pub(crate) fn check(&self, root_fan_out: u32) -> Result<()> {
         match self {
-            Self::Fixed(value) => check_positive("temperature", *value),
+            Self::Fixed(value) => check_temperature("temperature", *value),
             Self::Adaptive(adaptive) => {
                 adaptive.strategy.check()?;
                 match adaptive.strategy.scope {
@@ -147,6 +147,20 @@ impl From<AdaptiveStrategy> for Temperature {
             },
         })
     }
+}
+
+/// Refuses temperatures that, or whose inverse, f32 does not hold to its full precision: the softmax
+/// of the kernels multiplies by the inverse, and ∞ × 0 is no score.
+pub(crate) fn check_temperature(name: &'static str, value: f64) -> Result<()> {
+    let least = f64::from(f32::MIN_POSITIVE);
+    if (least..=least.recip()).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::OutOfRange {
+        name,
+        value,
+        expected: "from 2^-126 to 2^126",
+    })
 }
 
 pub(crate) fn check_positive(name: &'static str, value: f64) -> Result<()> {

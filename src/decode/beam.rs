@@ -8,7 +8,7 @@ use super::rules::{Beams, Candidate, Rules};
 use super::{Found, LeftOut, Path, cuda};
 use crate::launch::DecodeBeams;
 use crate::loss::{Head, valid_logits};
-use crate::temperature::check_positive;
+use crate::temperature::check_temperature;
 use crate::{Error, Result, TokenSets, TokenTrie};
 
 /// A beam search for the most probable items of many users at once, constrained by a trie.
@@ -73,10 +73,12 @@ impl BeamSearch {
     /// A search that keeps the `width` best paths of each user, at the temperature of training.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a width of 0, or a temperature that is not positive and finite.
+    /// [`Error::OutOfRange`] for a width of 0, or a temperature that is not from 2⁻¹²⁶ to 2¹²⁶, and
+    /// [`Error::TooLarge`] for more users than 32 bits number.
     pub fn new(trie: &TokenTrie, users: usize, width: usize, temperature: f64) -> Result<Self> {
-        check_positive("temperature", temperature)?;
+        check_temperature("temperature", temperature)?;
         check_count("beam width", width)?;
+        check_user_count(users)?;
         let mut search = Self {
             rules: Rules {
                 trie: trie.clone(),
@@ -323,6 +325,18 @@ pub(super) fn check_count(name: &'static str, count: usize) -> Result<()> {
         name,
         value: 0.0,
         expected: "at least 1",
+    })
+}
+
+/// Refuses more users than a search has numbers for.
+pub(super) fn check_user_count(users: usize) -> Result<()> {
+    if u32::try_from(users).is_ok() {
+        return Ok(());
+    }
+    Err(Error::TooLarge {
+        what: "users of a search",
+        size: users as u64,
+        limit: u64::from(u32::MAX),
     })
 }
 

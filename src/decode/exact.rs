@@ -5,11 +5,11 @@ use std::collections::BinaryHeap;
 
 use candle_core::Tensor;
 
-use super::beam::{check_count, check_users};
+use super::beam::{check_count, check_user_count, check_users};
 use super::path::{check_logits, log_softmax};
 use super::{Found, LeftOut, Path};
 use crate::loss::{Head, valid_logits};
-use crate::temperature::check_positive;
+use crate::temperature::check_temperature;
 use crate::{Result, TokenTrie};
 
 /// A search for the truly most probable items of many users at once.
@@ -94,10 +94,11 @@ impl ExactSearch {
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a `k` of 0, or a temperature that is not
-    /// positive and finite.
+    /// from 2⁻¹²⁶ to 2¹²⁶, and [`Error::TooLarge`](crate::Error::TooLarge) for more users than 32 bits number.
     pub fn new(trie: &TokenTrie, users: usize, k: usize, temperature: f64) -> Result<Self> {
-        check_positive("temperature", temperature)?;
+        check_temperature("temperature", temperature)?;
         check_count("k", k)?;
+        check_user_count(users)?;
         let mut search = Self {
             trie: trie.clone(),
             k,

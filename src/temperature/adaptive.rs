@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{TemperatureState, check_positive};
+use super::{TemperatureState, check_temperature};
 use crate::{Error, Result, Statistics};
 
 /// A temperature that follows the logits: the strategy, and where it stands.
@@ -113,7 +113,7 @@ impl AdaptiveTemperature {
     }
 
     pub(super) fn step(&mut self, statistics: &Statistics, step: u64) -> Result<f64> {
-        check_positive("temperature", self.state.value)?;
+        check_temperature("temperature", self.state.value)?;
         let estimate = self.strategy.estimate(statistics)?;
         self.state.step = step.saturating_add(1);
         if step < self.strategy.warm_up {
@@ -194,9 +194,9 @@ impl AdaptiveStrategy {
             (0.0..=1.0).contains(&alpha),
             "between 0 and 1",
         )?;
-        check_positive("initial temperature", self.initial)?;
-        check_positive("minimum temperature", self.minimum)?;
-        check_positive("maximum temperature", self.maximum)?;
+        check_temperature("initial temperature", self.initial)?;
+        check_temperature("minimum temperature", self.minimum)?;
+        check_temperature("maximum temperature", self.maximum)?;
         let ordered = self.minimum <= self.maximum;
         within(
             "maximum temperature",

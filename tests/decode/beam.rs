@@ -214,6 +214,11 @@ fn what_does_not_fit_is_an_error() {
     let trie = TokenTrie::new([(0, vec![1, 0]), (1, vec![2, 0])]).unwrap();
     assert!(BeamSearch::new(&trie, 1, 0, 1.0).is_err());
     assert!(BeamSearch::new(&trie, 1, 1, 0.0).is_err());
+    assert!(BeamSearch::new(&trie, 1, 1, 1e-39).is_err());
+    assert!(matches!(
+        BeamSearch::new(&trie, usize::MAX, 1, 1.0),
+        Err(Error::TooLarge { .. })
+    ));
     let search = BeamSearch::new(&trie, 1, 1, 1.0).unwrap();
     assert!(search.clone().with_length_penalty(f64::NAN).is_err());
     assert!(search.clone().leaving_out(&[[0], [1]]).is_err());

@@ -119,6 +119,10 @@ fn what_does_not_fit_is_an_error() {
     let trie = TokenTrie::new([(0, vec![1, 0]), (1, vec![2, 0])]).unwrap();
     assert!(ExactSearch::new(&trie, 1, 0, 1.0).is_err());
     assert!(ExactSearch::new(&trie, 1, 1, f64::INFINITY).is_err());
+    assert!(matches!(
+        ExactSearch::new(&trie, usize::MAX, 1, 1.0),
+        Err(Error::TooLarge { .. })
+    ));
     assert!(
         ExactSearch::new(&trie, 1, 1, 1.0)
             .unwrap()

@@ -226,6 +226,33 @@ fn settings_out_of_range() {
     }
 }
 
+/// The kernels multiply by the inverse in f32, where ∞ × 0 would be a NaN for every row.
+#[test]
+fn temperatures_that_f32_cannot_divide_by() {
+    for wrong in [1e-39, 1e39, f64::MIN_POSITIVE, f64::MAX] {
+        let temperature = Temperature::fixed(wrong);
+        let state = temperature.state();
+        let starting = AdaptiveStrategy {
+            initial: wrong,
+            ..strategy(Scope::Root)
+        };
+        let refusals = [
+            MaskedSoftmaxLoss::new(sets(), temperature.clone()).err(),
+            MaskedSoftmaxLoss::new(sets(), starting).err(),
+            fixed().forward_at(&logits(), &rows(), wrong).err(),
+            temperature.clone().step(&fixed_statistics(), 0).err(),
+            Temperature::fixed(1.0).restore(state).err(),
+        ];
+        for error in refusals {
+            let value = match error {
+                Some(Error::OutOfRange { value, .. }) => value,
+                other => panic!("{wrong}: {other:?}"),
+            };
+            assert_eq!(value, wrong);
+        }
+    }
+}
+
 #[test]
 fn the_reference_refuses_what_the_loss_refuses() {
     let values = noise(60, 56, 3.0);

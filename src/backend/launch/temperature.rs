@@ -2,7 +2,7 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::temperature::{AdaptiveTemperature, Course, check_positive};
+use crate::temperature::{AdaptiveTemperature, Course, check_temperature};
 use crate::{Result, Scope, Statistics, Temperature};
 
 /// Mirrors `TemperatureStep` of `kernels/temperature.cuh`.
@@ -65,14 +65,14 @@ impl TemperaturePlan {
     pub(super) fn next(temperature: &Temperature, sizes: &Statistics) -> Result<Self> {
         match temperature {
             Temperature::Fixed(value) => {
-                check_positive("temperature", *value).map(|()| Self::at(*value))
+                check_temperature("temperature", *value).map(|()| Self::at(*value))
             }
             Temperature::Adaptive(adaptive) => Self::next_adaptive(adaptive, sizes),
         }
     }
 
     fn next_adaptive(adaptive: &AdaptiveTemperature, sizes: &Statistics) -> Result<Self> {
-        check_positive("temperature", adaptive.value())?;
+        check_temperature("temperature", adaptive.value())?;
         let strategy = &adaptive.strategy;
         let continuing = Self {
             given: adaptive.value(),

@@ -10,7 +10,7 @@ use crate::backend::cust::Executor;
 use crate::backend::cust::memory::{DeviceSets, PassTemperature};
 use crate::backend::launch::TemperaturePlan;
 use crate::loss::MaskedSoftmaxLoss;
-use crate::temperature::check_positive;
+use crate::temperature::check_temperature;
 use crate::{Error, Result, Temperature};
 
 /// A loss with its token sets, and its temperature after the last step, in device memory.
@@ -87,7 +87,7 @@ impl fmt::Debug for DeviceLoss<'_> {
 
 /// The temperature of a pass that takes no step.
 pub(super) fn given(temperature: f64) -> Result<PassTemperature<'static>> {
-    check_positive("temperature", temperature)?;
+    check_temperature("temperature", temperature)?;
     Ok(PassTemperature {
         plan: TemperaturePlan::at(temperature),
         previous: None,

@@ -87,15 +87,15 @@ pub fn decode<T: Number>(
     let inputs = DecodeInputs {
         logits: memory.upload("logits", &logits.values).address(),
         row_stride: logits.row_stride as u64,
-        beams: memory.upload("beams", &beams.beams).address(),
-        edges: memory.upload("edges", &beams.edges).address(),
-        tokens: memory.upload("tokens", &beams.tokens).address(),
-        segments: memory.upload("segments", &beams.segments).address(),
+        beams: memory.upload("beams", beams.beams()).address(),
+        edges: memory.upload("edges", beams.edges()).address(),
+        tokens: memory.upload("tokens", beams.tokens()).address(),
+        segments: memory.upload("segments", beams.segments()).address(),
     };
     let log_probabilities = memory.allocate::<f32>("log_probabilities", beams.candidates());
     let ranks = beams.candidates() * DecodeBeams::RANK_BYTES;
     let choices = memory.allocate::<DecodeChoice>("choices", beams.choices());
-    let faults = memory.allocate::<DecodeFault>("faults", beams.beams.len());
+    let faults = memory.allocate::<DecodeFault>("faults", beams.beams().len());
     let buffers = DecodeBuffers {
         log_probabilities: log_probabilities.address(),
         ranks: memory.allocate::<u8>("ranks", ranks).address(),

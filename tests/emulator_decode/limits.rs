@@ -139,7 +139,7 @@ fn answers_of_other_beams_are_refused() {
     };
     let (choices, faults) = (
         vec![choice; beams.choices()],
-        vec![fault; beams.beams.len()],
+        vec![fault; beams.beams().len()],
     );
     let is_length = |result| matches!(result, Err(Error::LengthMismatch { .. }));
     assert!(is_length(search.take(&beams, &choices[1..], &faults)));

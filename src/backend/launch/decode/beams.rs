@@ -55,15 +55,10 @@ pub(crate) struct NewBeam {
 /// [`BeamSearch::take`](crate::BeamSearch::take) goes on with what the kernels have chosen.
 #[derive(Debug, Clone)]
 pub struct DecodeBeams {
-    /// To be uploaded.
-    pub beams: Vec<DecodeBeam>,
-    /// To be uploaded.
-    pub edges: Vec<DecodeEdge>,
-    /// To be uploaded: the column of the logits that each edge's token has.
-    pub tokens: Vec<u32>,
-    /// To be uploaded: where the candidates of each user begin, the living before the whole, and
-    /// where the last end.
-    pub segments: Vec<u32>,
+    pub(crate) beams: Vec<DecodeBeam>,
+    pub(crate) edges: Vec<DecodeEdge>,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) segments: Vec<u32>,
     /// The node that each edge leads to.
     pub(crate) nodes: Vec<u32>,
     /// The token of each column, where not all have one.
@@ -150,6 +145,31 @@ impl DecodeBeams {
         let column = |token| columns.partition_point(|&other| other < token) as u32;
         self.tokens = all.into_iter().map(column).collect();
         self.columns.insert(columns)
+    }
+
+    /// To be uploaded.
+    #[must_use]
+    pub fn beams(&self) -> &[DecodeBeam] {
+        &self.beams
+    }
+
+    /// To be uploaded.
+    #[must_use]
+    pub fn edges(&self) -> &[DecodeEdge] {
+        &self.edges
+    }
+
+    /// To be uploaded: the column of the logits that each edge's token has.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// To be uploaded: where the candidates of each user begin, the living before the whole, and
+    /// where the last end.
+    #[must_use]
+    pub fn segments(&self) -> &[u32] {
+        &self.segments
     }
 
     /// The token of a column.

@@ -159,7 +159,7 @@ pub(crate) fn check_temperature(name: &'static str, value: f64) -> Result<()> {
     Err(Error::OutOfRange {
         name,
         value,
-        expected: "from 2^-126 to 2^126",
+        expected: "positive, from 2^-126 to 2^126",
     })
 }
 

@@ -224,6 +224,18 @@ pub enum Error {
 /// A `Result` whose error is this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Refuses more than 32 bits number.
+pub(crate) fn check_numbered(what: &'static str, size: usize) -> Result<()> {
+    if u32::try_from(size).is_ok() {
+        return Ok(());
+    }
+    Err(Error::TooLarge {
+        what,
+        size: size as u64,
+        limit: u64::from(u32::MAX),
+    })
+}
+
 /// Advice that only a fan-out of more than one token can follow, η being a probability.
 fn higher_eta(fan_out: u32) -> String {
     match fan_out {

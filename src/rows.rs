@@ -6,6 +6,7 @@ use bytemuck::{Pod, Zeroable};
 
 pub use labels::Labels;
 
+use crate::error::check_numbered;
 use crate::{Error, Result, TokenSets, TokenTrie};
 
 /// One position that counts.
@@ -99,7 +100,7 @@ impl Rows {
     /// [`Error::Malformed`] where the positions of `rows` do not rise strictly or reach `positions`.
     /// Whether each target is in its set is checked by the loss, which knows the sets.
     pub fn from_raw(positions: usize, rows: Vec<Row>) -> Result<Self> {
-        check_position_count(positions)?;
+        check_numbered("positions", positions)?;
         let malformed = |detail| Error::Malformed {
             what: "rows",
             detail,
@@ -214,7 +215,7 @@ impl Rows {
 
     /// `shift` is how far before its label a row predicts from.
     fn walk(trie: Option<&TokenTrie>, labels: &Labels, shift: usize) -> Result<Self> {
-        check_position_count(labels.tokens.len())?;
+        check_numbered("positions", labels.tokens.len())?;
         let mut rows = Vec::new();
         for (batch_row, line) in labels.lines().enumerate() {
             let mut node = 0;
@@ -249,17 +250,6 @@ impl Rows {
             weights: None,
         })
     }
-}
-
-fn check_position_count(positions: usize) -> Result<()> {
-    if u32::try_from(positions).is_ok() {
-        return Ok(());
-    }
-    Err(Error::TooLarge {
-        what: "positions",
-        size: positions as u64,
-        limit: u64::from(u32::MAX),
-    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::path::{check_logits, log_softmax};
 use super::rules::{Beams, Candidate, Rules};
 use super::{Found, LeftOut, Path, cuda};
+use crate::error::check_numbered;
 use crate::launch::DecodeBeams;
 use crate::loss::{Head, valid_logits};
 use crate::temperature::check_temperature;
@@ -78,7 +79,7 @@ impl BeamSearch {
     pub fn new(trie: &TokenTrie, users: usize, width: usize, temperature: f64) -> Result<Self> {
         check_temperature("temperature", temperature)?;
         check_count("beam width", width)?;
-        check_user_count(users)?;
+        check_numbered("users of a search", users)?;
         let mut search = Self {
             rules: Rules {
                 trie: trie.clone(),
@@ -325,18 +326,6 @@ pub(super) fn check_count(name: &'static str, count: usize) -> Result<()> {
         name,
         value: 0.0,
         expected: "at least 1",
-    })
-}
-
-/// Refuses more users than a search has numbers for.
-pub(super) fn check_user_count(users: usize) -> Result<()> {
-    if u32::try_from(users).is_ok() {
-        return Ok(());
-    }
-    Err(Error::TooLarge {
-        what: "users of a search",
-        size: users as u64,
-        limit: u64::from(u32::MAX),
     })
 }
 

@@ -5,9 +5,10 @@ use std::collections::BinaryHeap;
 
 use candle_core::Tensor;
 
-use super::beam::{check_count, check_user_count, check_users};
+use super::beam::{check_count, check_users};
 use super::path::{check_logits, log_softmax};
 use super::{Found, LeftOut, Path};
+use crate::error::check_numbered;
 use crate::loss::{Head, valid_logits};
 use crate::temperature::check_temperature;
 use crate::{Result, TokenTrie};
@@ -98,7 +99,7 @@ impl ExactSearch {
     pub fn new(trie: &TokenTrie, users: usize, k: usize, temperature: f64) -> Result<Self> {
         check_temperature("temperature", temperature)?;
         check_count("k", k)?;
-        check_user_count(users)?;
+        check_numbered("users of a search", users)?;
         let mut search = Self {
             trie: trie.clone(),
             k,

@@ -22,6 +22,9 @@ const KERNEL_FLAGS: &[&str] = &[
     "cuda_runtime.h",
 ];
 
+/// Products are rounded before they are added, in every build.
+const RUNTIME_FLAGS: &[&str] = &["-ffp-contract=off"];
+
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(emulated)");
     println!("cargo::rerun-if-env-changed=CXX");
@@ -51,7 +54,10 @@ fn compile() -> Result<(), String> {
         ));
     }
     let out = PathBuf::from(env::var("OUT_DIR").map_err(|error| error.to_string())?);
-    let mut objects = vec![object(&compiler, Path::new("runtime/hooks.cpp"), &[], &out)];
+    let mut objects = Vec::new();
+    for source in ["runtime/hooks.cpp", "runtime/matrices.cpp"] {
+        objects.push(object(&compiler, Path::new(source), RUNTIME_FLAGS, &out));
+    }
     for source in SOURCES.iter().flat_map(|folder| kernel_sources(folder)) {
         objects.push(object(&compiler, &source, KERNEL_FLAGS, &out));
     }

@@ -72,7 +72,7 @@ __device__ __forceinline__ Ranked next(const Rank* ranks, uint32_t begin, uint32
 
 }  // namespace
 
-KERNEL(decode_choices, DecodeChoicesParams, 1024) {
+KERNEL(decode_choices, DecodeChoicesParams, 1024, 1) {
     const uint32_t begin = params.segments[blockIdx.x], end = params.segments[blockIdx.x + 1];
     DecodeChoice* choices = params.choices + blockIdx.x * params.width;
 

@@ -125,6 +125,6 @@ __device__ __forceinline__ void write_scores(const DecodeScoresParams& params) {
 
 }  // namespace
 
-KERNEL(decode_scores_f32, DecodeScoresParams, 256) { write_scores<float>(params); }
-KERNEL(decode_scores_f16, DecodeScoresParams, 256) { write_scores<__half>(params); }
-KERNEL(decode_scores_bf16, DecodeScoresParams, 256) { write_scores<__nv_bfloat16>(params); }
+KERNEL(decode_scores_f32, DecodeScoresParams, 256, 4) { write_scores<float>(params); }
+KERNEL(decode_scores_f16, DecodeScoresParams, 256, 4) { write_scores<__half>(params); }
+KERNEL(decode_scores_bf16, DecodeScoresParams, 256, 4) { write_scores<__nv_bfloat16>(params); }

@@ -69,6 +69,6 @@ __device__ __forceinline__ void dense_backward(const DenseBackwardParams& params
 
 }  // namespace
 
-KERNEL(dense_backward_f32, DenseBackwardParams, 512) { dense_backward<float>(params); }
-KERNEL(dense_backward_f16, DenseBackwardParams, 512) { dense_backward<__half>(params); }
-KERNEL(dense_backward_bf16, DenseBackwardParams, 512) { dense_backward<__nv_bfloat16>(params); }
+KERNEL(dense_backward_f32, DenseBackwardParams, 512, 2) { dense_backward<float>(params); }
+KERNEL(dense_backward_f16, DenseBackwardParams, 512, 2) { dense_backward<__half>(params); }
+KERNEL(dense_backward_bf16, DenseBackwardParams, 512, 2) { dense_backward<__nv_bfloat16>(params); }

@@ -245,10 +245,10 @@ private:
 
 }  // namespace
 
-KERNEL(dense_given_f32, DenseForwardParams, 512) { Forward<float>(params).given(); }
-KERNEL(dense_given_f16, DenseForwardParams, 512) { Forward<__half>(params).given(); }
-KERNEL(dense_given_bf16, DenseForwardParams, 512) { Forward<__nv_bfloat16>(params).given(); }
+KERNEL(dense_given_f32, DenseForwardParams, 512, 2) { Forward<float>(params).given(); }
+KERNEL(dense_given_f16, DenseForwardParams, 512, 2) { Forward<__half>(params).given(); }
+KERNEL(dense_given_bf16, DenseForwardParams, 512, 2) { Forward<__nv_bfloat16>(params).given(); }
 
-KERNEL(dense_adaptive_f32, DenseForwardParams, 512) { Forward<float>(params).adaptive(); }
-KERNEL(dense_adaptive_f16, DenseForwardParams, 512) { Forward<__half>(params).adaptive(); }
-KERNEL(dense_adaptive_bf16, DenseForwardParams, 512) { Forward<__nv_bfloat16>(params).adaptive(); }
+KERNEL(dense_adaptive_f32, DenseForwardParams, 512, 2) { Forward<float>(params).adaptive(); }
+KERNEL(dense_adaptive_f16, DenseForwardParams, 512, 2) { Forward<__half>(params).adaptive(); }
+KERNEL(dense_adaptive_bf16, DenseForwardParams, 512, 2) { Forward<__nv_bfloat16>(params).adaptive(); }

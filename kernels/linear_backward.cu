@@ -73,6 +73,6 @@ __device__ __forceinline__ void linear_backward(const LinearBackwardParams& para
 
 }  // namespace
 
-KERNEL(linear_backward_f32, LinearBackwardParams, 256) { linear_backward<float>(params); }
-KERNEL(linear_backward_f16, LinearBackwardParams, 256) { linear_backward<__half>(params); }
-KERNEL(linear_backward_bf16, LinearBackwardParams, 256) { linear_backward<__nv_bfloat16>(params); }
+KERNEL(linear_backward_f32, LinearBackwardParams, 256, 4) { linear_backward<float>(params); }
+KERNEL(linear_backward_f16, LinearBackwardParams, 256, 4) { linear_backward<__half>(params); }
+KERNEL(linear_backward_bf16, LinearBackwardParams, 256, 4) { linear_backward<__nv_bfloat16>(params); }

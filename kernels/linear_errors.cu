@@ -71,6 +71,6 @@ __device__ __forceinline__ void linear_errors(const LinearErrorsParams& params) 
 
 }  // namespace
 
-KERNEL(linear_errors_f32, LinearErrorsParams, 512) { linear_errors<float>(params); }
-KERNEL(linear_errors_f16, LinearErrorsParams, 512) { linear_errors<__half>(params); }
-KERNEL(linear_errors_bf16, LinearErrorsParams, 512) { linear_errors<__nv_bfloat16>(params); }
+KERNEL(linear_errors_f32, LinearErrorsParams, 512, 2) { linear_errors<float>(params); }
+KERNEL(linear_errors_f16, LinearErrorsParams, 512, 2) { linear_errors<__half>(params); }
+KERNEL(linear_errors_bf16, LinearErrorsParams, 512, 2) { linear_errors<__nv_bfloat16>(params); }

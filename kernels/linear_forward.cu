@@ -116,6 +116,6 @@ private:
 
 }  // namespace
 
-KERNEL(linear_forward_f32, LinearForwardParams, 512) { LinearForward<float>(params).run(); }
-KERNEL(linear_forward_f16, LinearForwardParams, 512) { LinearForward<__half>(params).run(); }
-KERNEL(linear_forward_bf16, LinearForwardParams, 512) { LinearForward<__nv_bfloat16>(params).run(); }
+KERNEL(linear_forward_f32, LinearForwardParams, 512, 2) { LinearForward<float>(params).run(); }
+KERNEL(linear_forward_f16, LinearForwardParams, 512, 2) { LinearForward<__half>(params).run(); }
+KERNEL(linear_forward_bf16, LinearForwardParams, 512, 2) { LinearForward<__nv_bfloat16>(params).run(); }

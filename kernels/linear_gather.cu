@@ -49,6 +49,6 @@ __device__ __forceinline__ void gather(const LinearGatherParams& params) {
 
 }  // namespace
 
-KERNEL(linear_gather_f32, LinearGatherParams, 256) { gather<float>(params); }
-KERNEL(linear_gather_f16, LinearGatherParams, 256) { gather<__half>(params); }
-KERNEL(linear_gather_bf16, LinearGatherParams, 256) { gather<__nv_bfloat16>(params); }
+KERNEL(linear_gather_f32, LinearGatherParams, 256, 4) { gather<float>(params); }
+KERNEL(linear_gather_f16, LinearGatherParams, 256, 4) { gather<__half>(params); }
+KERNEL(linear_gather_bf16, LinearGatherParams, 256, 4) { gather<__nv_bfloat16>(params); }

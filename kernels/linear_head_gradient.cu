@@ -119,6 +119,6 @@ __device__ __forceinline__ void linear_head_gradient(const LinearHeadGradientPar
 
 }  // namespace
 
-KERNEL(linear_head_gradient_f32, LinearHeadGradientParams, 256) { linear_head_gradient<float>(params); }
-KERNEL(linear_head_gradient_f16, LinearHeadGradientParams, 256) { linear_head_gradient<__half>(params); }
-KERNEL(linear_head_gradient_bf16, LinearHeadGradientParams, 256) { linear_head_gradient<__nv_bfloat16>(params); }
+KERNEL(linear_head_gradient_f32, LinearHeadGradientParams, 256, 4) { linear_head_gradient<float>(params); }
+KERNEL(linear_head_gradient_f16, LinearHeadGradientParams, 256, 4) { linear_head_gradient<__half>(params); }
+KERNEL(linear_head_gradient_bf16, LinearHeadGradientParams, 256, 4) { linear_head_gradient<__nv_bfloat16>(params); }

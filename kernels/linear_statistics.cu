@@ -59,6 +59,6 @@ __device__ __forceinline__ void linear_statistics(const LinearForwardParams& par
 
 }  // namespace
 
-KERNEL(linear_statistics_f32, LinearForwardParams, 512) { linear_statistics<float>(params); }
-KERNEL(linear_statistics_f16, LinearForwardParams, 512) { linear_statistics<__half>(params); }
-KERNEL(linear_statistics_bf16, LinearForwardParams, 512) { linear_statistics<__nv_bfloat16>(params); }
+KERNEL(linear_statistics_f32, LinearForwardParams, 512, 2) { linear_statistics<float>(params); }
+KERNEL(linear_statistics_f16, LinearForwardParams, 512, 2) { linear_statistics<__half>(params); }
+KERNEL(linear_statistics_bf16, LinearForwardParams, 512, 2) { linear_statistics<__nv_bfloat16>(params); }

@@ -46,12 +46,12 @@ __device__ float sum_of_chunk(const SumParams& params) {
 
 }  // namespace
 
-KERNEL(block_sum, SumParams, 1024) {
+KERNEL(block_sum, SumParams, 1024, 1) {
     const float sum = sum_of_chunk(params);
     if (threadIdx.x == 0) params.partials[blockIdx.x] = sum;
 }
 
-KERNEL(grid_sum, SumParams, 1024) {
+KERNEL(grid_sum, SumParams, 1024, 1) {
     const float partial = sum_of_chunk(params);
     if (threadIdx.x == 0) params.partials[blockIdx.x] = partial;
     // The first block reads what all the others wrote.

@@ -1,5 +1,5 @@
-// What the host side of the emulator offers to kernels. The functions are in runtime/hooks.cpp, which passes each call
-// on to Rust together with the place it came from.
+// What the host side of the emulator offers to kernels. The functions are in runtime/, which passes each call on to Rust
+// together with the place it came from.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +8,14 @@ extern "C" {
 
 struct EmulatorIndex {
     uint32_t x, y, z;
+};
+
+// These two travel in registers, so that a kernel's accesses to them are none to memory.
+struct EmulatorWords {
+    uint64_t low, high;
+};
+struct EmulatorSums {
+    float sums[4];
 };
 
 EmulatorIndex emulator_thread_index() __attribute__((const));
@@ -27,8 +35,13 @@ void emulator_fence();
 void emulator_load128(const void* address, void* value);
 void emulator_store128(void* address, const void* value);
 void emulator_copy128(void* shared, const void* global);
+void emulator_commit_copies();
 void emulator_await_copies();
+void emulator_await_groups(uint32_t pending);
 uint64_t emulator_atomic(void* address, uint32_t bytes, uint64_t (*change)(uint64_t, uint64_t, uint64_t), uint64_t a,
                          uint64_t b);
+
+EmulatorWords emulator_ldmatrix(const void* row, uint32_t count, uint32_t transposed);
+EmulatorSums emulator_multiply(EmulatorWords a, uint64_t b, EmulatorSums c, uint32_t half);
 
 }

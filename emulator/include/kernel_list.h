@@ -9,10 +9,11 @@ struct Kernel {
     const char* name;
     uint32_t params_bytes;
     uint32_t threads;
+    uint32_t blocks;
     void (*enter)(const void* params);
     const Kernel* next;
 
-    Kernel(const char* name, uint32_t params_bytes, uint32_t threads, void (*enter)(const void*));
+    Kernel(const char* name, uint32_t params_bytes, uint32_t threads, uint32_t blocks, void (*enter)(const void*));
 };
 
 // The parameters are the host's memory, which a kernel may read only as the copy it is handed.
@@ -23,7 +24,7 @@ __attribute__((no_sanitize("thread"))) void enter(const void* params) {
 
 }  // namespace emulator
 
-#define KERNEL(name, Params, threads)                                                                          \
-    static void name(Params params);                                                                           \
-    static const emulator::Kernel name##_entry(#name, sizeof(Params), threads, emulator::enter<Params, name>); \
+#define KERNEL(name, Params, threads, blocks)                                                                          \
+    static void name(Params params);                                                                                   \
+    static const emulator::Kernel name##_entry(#name, sizeof(Params), threads, blocks, emulator::enter<Params, name>); \
     static void name([[maybe_unused]] Params params)

@@ -12,7 +12,7 @@ struct NumbersParams {
     uint64_t count;
 };
 
-KERNEL(numbers, NumbersParams, 1024) {
+KERNEL(numbers, NumbersParams, 1024, 1) {
     for (uint64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < params.count; i += gridDim.x * blockDim.x) {
         params.to_half[i] = number::narrow<__half>(params.wide[i]);
         params.to_bfloat16[i] = number::narrow<__nv_bfloat16>(params.wide[i]);

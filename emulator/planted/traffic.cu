@@ -4,23 +4,23 @@
 #include "params.cuh"
 
 // Thread i copies number i · count: whole sectors for a count of 1, a sector each for 8 and more.
-KERNEL(traffic_stride, PlantedParams, 1024) {
+KERNEL(traffic_stride, PlantedParams, 1024, 1) {
     const uint64_t i = threadIdx.x * params.count;
     params.output[i] = params.input[i];
 }
 
-KERNEL(traffic_packets, PlantedParams, 1024) {
+KERNEL(traffic_packets, PlantedParams, 1024, 1) {
     const uint64_t i = threadIdx.x * Packet<float>::size;
     Packet<float>::load(params.input + i).store(params.output + i);
 }
 
 // Thread i stores word i · count of shared memory: a count of 32 sends all to one bank, an odd one none to the same.
-KERNEL(traffic_banks, PlantedParams, 1024) {
+KERNEL(traffic_banks, PlantedParams, 1024, 1) {
     float* words = reinterpret_cast<float*>(device::shared_memory());
     words[threadIdx.x * params.count] = 1.0f;
 }
 
-KERNEL(traffic_shared_packets, PlantedParams, 1024) {
+KERNEL(traffic_shared_packets, PlantedParams, 1024, 1) {
     float* words = reinterpret_cast<float*>(device::shared_memory());
     Packet<float>{{1.0f, 2.0f, 3.0f, 4.0f}}.store(words + threadIdx.x * params.count);
 }

@@ -12,7 +12,9 @@
 extern "C" {
 void emulator_on_access(uintptr_t address, uint32_t bytes, uint32_t store, uintptr_t caller);
 void emulator_on_copy(uintptr_t shared, uintptr_t global, uintptr_t caller);
+void emulator_on_commit_copies();
 void emulator_on_await_copies();
+void emulator_on_await_groups(uint32_t pending);
 void emulator_on_atomic(uintptr_t address, uint32_t bytes, uintptr_t caller);
 void emulator_on_fence();
 uint32_t emulator_on_block_barrier(uint32_t counts, uint32_t predicate, uintptr_t caller);
@@ -69,7 +71,9 @@ void emulator_copy128(void* shared, const void* global) {
     emulator_on_copy(reinterpret_cast<uintptr_t>(shared), reinterpret_cast<uintptr_t>(global), CALLER);
 }
 
+void emulator_commit_copies() { emulator_on_commit_copies(); }
 void emulator_await_copies() { emulator_on_await_copies(); }
+void emulator_await_groups(uint32_t pending) { emulator_on_await_groups(pending); }
 
 // Fibers take turns, so nothing comes between the load and the store.
 uint64_t emulator_atomic(void* address, uint32_t bytes, uint64_t (*change)(uint64_t, uint64_t, uint64_t), uint64_t a,
@@ -89,8 +93,8 @@ namespace emulator {
 
 static const Kernel* first = nullptr;
 
-Kernel::Kernel(const char* name, uint32_t params_bytes, uint32_t threads, void (*enter)(const void*))
-    : name(name), params_bytes(params_bytes), threads(threads), enter(enter), next(first) {
+Kernel::Kernel(const char* name, uint32_t params_bytes, uint32_t threads, uint32_t blocks, void (*enter)(const void*))
+    : name(name), params_bytes(params_bytes), threads(threads), blocks(blocks), enter(enter), next(first) {
     first = this;
 }
 

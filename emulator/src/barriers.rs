@@ -60,8 +60,7 @@ impl Machine<'_> {
     fn same_barrier(&mut self, arrivals: &[BlockArrival]) -> Result<(), Fault> {
         let first = arrivals[0];
         for (thread, other) in arrivals.iter().enumerate() {
-            let same = other.counts == first.counts
-                && (other.site == first.site || other.site.lines() == first.site.lines());
+            let same = other.counts == first.counts && other.site.same_line(first.site);
             if !same {
                 let reason = format!("thread {thread} waits at another: {}", other.site);
                 return Err(Fault::Barrier {
@@ -122,7 +121,7 @@ impl Machine<'_> {
         let site = state.site().unwrap_or(Site::HOST);
 
         let concerns = |other: usize| other == place.0 || matches!(state, State::AtGrid(_));
-        let elsewhere = |theirs: Site| theirs != site && theirs.lines() != site.lines();
+        let elsewhere = |theirs: Site| !theirs.same_line(site);
         let missing = states
             .iter()
             .find(|(other, state)| concerns(other.0) && state.site().is_none_or(elsewhere));

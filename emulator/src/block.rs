@@ -1,5 +1,7 @@
 //! Blocks that are alive, and their threads.
 
+use std::collections::VecDeque;
+
 use crate::copies::AsyncCopy;
 use crate::fiber::{Fiber, Stacks};
 use crate::memory::Region;
@@ -13,17 +15,38 @@ pub(crate) enum WarpOperation {
     Barrier,
     Shuffle,
     Ballot,
+    /// `ldmatrix` of so many matrices.
+    LoadMatrices {
+        count: u32,
+        transposed: bool,
+    },
+    /// `mma`, of f16 or of bf16.
+    Multiply {
+        half: bool,
+    },
 }
+
+impl WarpOperation {
+    /// Whether all lanes must be at the same instruction (`.aligned`, in PTX).
+    pub(crate) fn is_aligned(self) -> bool {
+        matches!(self, Self::LoadMatrices { .. } | Self::Multiply { .. })
+    }
+}
+
+/// Works on what the lanes of a whole warp have handed in: changes it to what each of them gets.
+pub(crate) type Together = unsafe extern "C" fn(parts: *const u64);
 
 /// A lane's part in a warp operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WarpArrival {
     pub(crate) operation: WarpOperation,
     pub(crate) mask: u32,
-    /// What a shuffle hands out, or a vote.
+    /// What a shuffle hands out, or a vote, or where the lane's part in a matrix operation is.
     pub(crate) value: u64,
     /// Which lane's value a shuffle asks for.
     pub(crate) source: u32,
+    /// The matrix operation itself.
+    pub(crate) together: Option<Together>,
     pub(crate) site: Site,
 }
 
@@ -65,6 +88,9 @@ pub(crate) struct Thread {
     pub(crate) result: u64,
     /// That it has begun and not awaited.
     pub(crate) copies: Vec<AsyncCopy>,
+    /// How many of these belong to each group that it has committed and not awaited, oldest first.
+    /// What is left over belongs to none.
+    pub(crate) copy_groups: VecDeque<usize>,
     pub(crate) trace: Vec<Event>,
 }
 
@@ -122,6 +148,7 @@ impl Block {
             order: Order::default(),
             result: 0,
             copies: Vec::new(),
+            copy_groups: VecDeque::new(),
             trace: Vec::new(),
         }));
     }

@@ -51,10 +51,35 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The current thread's copies arrive, as if it loaded and stored the bytes now.
+    /// The copies that the current thread has begun since the last group become one.
+    pub(crate) fn commit_copies(&mut self) {
+        let thread = self.thread_mut();
+        let grouped: usize = thread.copy_groups.iter().sum();
+        thread.copy_groups.push_back(thread.copies.len() - grouped);
+    }
+
+    /// All copies of the current thread arrive.
     pub(crate) fn await_copies(&mut self) -> Result<(), Fault> {
+        let thread = self.thread_mut();
+        thread.copy_groups.clear();
+        let count = thread.copies.len();
+        self.oldest_arrive(count)
+    }
+
+    /// The copies of all groups of the current thread arrive, but those of the newest `pending`.
+    pub(crate) fn await_groups(&mut self, pending: usize) -> Result<(), Fault> {
+        let groups = &mut self.thread_mut().copy_groups;
+        let awaited = groups.len().saturating_sub(pending);
+        let count = groups.drain(..awaited).sum();
+        self.oldest_arrive(count)
+    }
+
+    /// As if the current thread loaded and stored the bytes of its oldest copies now.
+    fn oldest_arrive(&mut self, count: usize) -> Result<(), Fault> {
         let mut copies = std::mem::take(&mut self.thread_mut().copies);
-        copies.drain(..).try_for_each(|copy| self.arrive(&copy))?;
+        let mut awaited = copies.drain(..count);
+        awaited.try_for_each(|copy| self.arrive(&copy))?;
+        drop(awaited);
         // Its room is for the next ones.
         self.thread_mut().copies = copies;
         Ok(())

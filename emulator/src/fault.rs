@@ -93,7 +93,7 @@ pub enum Fault {
         /// Where in the source.
         site: Site,
     },
-    /// A warp operation whose lanes do not agree.
+    /// A warp operation whose lanes do not agree, or that is handed what it does not take.
     Warp {
         /// What is wrong, in words.
         reason: String,

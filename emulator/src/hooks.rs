@@ -1,6 +1,6 @@
 //! The calls that kernels make, as runtime/hooks.cpp and include/emulator.h hand them over.
 
-use crate::block::{BlockArrival, State, WarpArrival, WarpOperation};
+use crate::block::{BlockArrival, State, Together, WarpArrival, WarpOperation};
 use crate::machine::{Machine, suspend, with_machine};
 use crate::order::{Observer, WARP};
 use crate::shadow::Access;
@@ -77,6 +77,19 @@ extern "C" fn emulator_on_await_copies() {
     with_machine(Machine::await_copies);
 }
 
+#[unsafe(no_mangle)]
+extern "C" fn emulator_on_commit_copies() {
+    with_machine(|machine| {
+        machine.commit_copies();
+        Ok(())
+    });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_on_await_groups(pending: u32) {
+    with_machine(|machine| machine.await_groups(pending as usize));
+}
+
 /// Others may run first: it is where a schedule can make a difference, and a thread may be waiting
 /// for them.
 #[unsafe(no_mangle)]
@@ -151,10 +164,51 @@ fn warp(operation: WarpOperation, mask: u32, value: u64, source: u32, caller: us
             mask,
             value,
             source,
+            together: None,
             site,
         }),
         site,
     )
+}
+
+/// All lanes of a warp together; `part` is in this lane's stack.
+fn whole_warp(operation: WarpOperation, part: *mut u8, together: Together, caller: usize) {
+    let site = Site::returning_to(caller);
+    wait(
+        State::AtWarp(WarpArrival {
+            operation,
+            mask: u32::MAX,
+            value: part as u64,
+            source: 0,
+            together: Some(together),
+            site,
+        }),
+        site,
+    );
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_on_matrix_row(row: usize, caller: usize) {
+    with_machine(|machine| machine.load_matrix_row(row, Site::returning_to(caller)));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_on_ldmatrix(
+    count: u32,
+    transposed: u32,
+    part: *mut u8,
+    together: Together,
+    caller: usize,
+) {
+    let transposed = transposed != 0;
+    let operation = WarpOperation::LoadMatrices { count, transposed };
+    whole_warp(operation, part, together, caller);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_on_multiply(half: u32, part: *mut u8, together: Together, caller: usize) {
+    let operation = WarpOperation::Multiply { half: half != 0 };
+    whole_warp(operation, part, together, caller);
 }
 
 #[unsafe(no_mangle)]

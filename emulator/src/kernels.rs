@@ -8,6 +8,8 @@ pub(crate) struct Kernel {
     name: *const c_char,
     pub(crate) params_bytes: u32,
     pub(crate) threads: u32,
+    /// How many blocks of so many threads are sure to fit on a multiprocessor.
+    pub(crate) blocks: u32,
     pub(crate) enter: unsafe extern "C" fn(*const c_void),
     next: *const Kernel,
 }

@@ -10,16 +10,16 @@
 //! - races: two accesses to one address, at least one a store, that no barrier, `__syncwarp`, grid
 //!   synchronisation or fenced atomic orders. (Shuffles and votes order nothing: NVIDIA promises no
 //!   more.)
-//! - asynchronous copies that are read before they are awaited, or never awaited: they arrive as
-//!   late as they may;
-//! - barriers that not all threads reach, warp operations whose lanes do not agree, launches beyond
-//!   the device;
+//! - asynchronous copies that are read before they (or the group that they were committed to) are
+//!   awaited, or never awaited: they arrive as late as they may;
+//! - barriers that not all threads reach, warp operations whose lanes do not agree (of `ldmatrix`
+//!   and `mma`: that are not all at the same line), launches beyond the device;
 //! - results that depend on the order of the threads ([`same_for_every_schedule`]).
 //!
 //! A kernel source is the same for both compilers if it keeps to `kernels/device.cuh`: a head by
 //! `KERNEL`, which takes one parameter struct; shared memory by `device::shared_memory()`, never
-//! `__shared__` or `static`; 16 bytes at once by `Packet`; whole warps; no inline PTX, no
-//! `__constant__`, no CUB.
+//! `__shared__` or `static`; 16 bytes at once by `Packet`; asynchronous copies, `ldmatrix` and `mma` by
+//! the functions of that header; whole warps; no inline PTX, no `__constant__`, no CUB.
 //!
 //! A [`Report`] counts what was moved: bytes by buffer and, when traced, 32-byte sectors and bank
 //! conflicts.
@@ -103,4 +103,23 @@ pub fn skipped() -> Option<&'static str> {
 /// The names of the kernels that were compiled in.
 pub fn kernel_names() -> Vec<&'static str> {
     kernels::Kernel::all().map(kernels::Kernel::name).collect()
+}
+
+/// The launch bounds that a kernel is compiled with: it is launched with at most so many threads a
+/// block, and so many blocks of that size are sure to find registers on a multiprocessor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LaunchBounds {
+    /// Threads of a block.
+    pub threads: u32,
+    /// Blocks of a multiprocessor.
+    pub blocks: u32,
+}
+
+/// The launch bounds of the kernel of this name, or `None` if no such kernel was compiled in.
+pub fn launch_bounds(kernel: &str) -> Option<LaunchBounds> {
+    let found = kernels::Kernel::find(kernel)?;
+    Some(LaunchBounds {
+        threads: found.threads,
+        blocks: found.blocks,
+    })
 }

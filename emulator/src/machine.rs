@@ -271,6 +271,22 @@ impl<'a> Machine<'a> {
         Ok(place)
     }
 
+    /// The current thread names a row for `ldmatrix`, which is a load of its sixteen bytes.
+    pub(crate) fn load_matrix_row(&mut self, row: usize, site: Site) -> Result<(), Fault> {
+        let place = if self.memory.find(row).is_some() {
+            "global memory"
+        } else if self.thread_mut().fiber.stack().contains(&row) {
+            "a local variable"
+        } else {
+            return self.access(row, 16, Access::Load, site);
+        };
+        Err(Fault::Warp {
+            reason: format!("names a row of {place}, and ldmatrix loads from shared memory alone"),
+            thread: self.who(),
+            site,
+        })
+    }
+
     #[cold]
     pub(crate) fn object(
         &self,

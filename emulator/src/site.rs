@@ -21,6 +21,12 @@ impl Site {
         Self((address - 1).wrapping_sub(anchor()) as u32)
     }
 
+    /// Whether two places are of one line of the source. A compiler may have made several
+    /// instructions of it, or have inlined it at several lines, which then count too.
+    pub(crate) fn same_line(self, other: Self) -> bool {
+        self == other || self.lines() == other.lines()
+    }
+
     /// `file:line` in a kernel source, innermost first: a line of a header is followed by the lines
     /// it is inlined at.
     pub fn lines(self) -> Vec<String> {

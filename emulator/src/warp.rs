@@ -13,7 +13,7 @@ impl Machine<'_> {
             operation, mask, ..
         } = arrival;
         match self.waiting_for(mask) {
-            Some((_, theirs)) if (theirs.mask, theirs.operation) == (mask, operation) => {}
+            Some((_, theirs)) if agree(&theirs, &arrival) => {}
             Some((other, theirs)) => {
                 let theirs = format!(
                     "{:?} with mask {:#010x} at {}",
@@ -111,16 +111,24 @@ impl Machine<'_> {
                 _ => None,
             }
         });
-        let mut values = [0; WARP];
+        let mut values = [0u64; WARP];
         let mut ballot = 0;
         for (lane, arrival) in arrivals.clone() {
             values[lane] = arrival.value;
             ballot |= u64::from(arrival.value != 0) << lane;
         }
+        if let Some(together) = arrivals.clone().find_map(|(_, arrival)| arrival.together) {
+            // SAFETY: all 32 lanes have come to the same matrix operation, each with the address of
+            // its part, which is of the type that this operation takes and lies in the stack of a
+            // thread that waits.
+            unsafe { together(values.as_ptr()) };
+        }
         for (lane, arrival) in arrivals.collect::<Vec<_>>() {
             let source = arrival.source as usize;
             let result = match operation {
-                WarpOperation::Barrier => 0,
+                WarpOperation::Barrier
+                | WarpOperation::LoadMatrices { .. }
+                | WarpOperation::Multiply { .. } => 0,
                 WarpOperation::Ballot => ballot,
                 WarpOperation::Shuffle if source < WARP && mask >> source & 1 == 1 => {
                     values[source]
@@ -145,6 +153,12 @@ impl Machine<'_> {
             site: arrival.site,
         })
     }
+}
+
+/// Whether two lanes do the same.
+fn agree(a: &WarpArrival, b: &WarpArrival) -> bool {
+    (a.mask, a.operation) == (b.mask, b.operation)
+        && (!a.operation.is_aligned() || a.site.same_line(b.site))
 }
 
 fn has_returned(mask: u32, lane: usize) -> String {

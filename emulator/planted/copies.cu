@@ -178,3 +178,86 @@ KERNEL(copy_stride_by_registers, PlantedParams, 1024, 1) {
     const uint32_t i = threadIdx.x * static_cast<uint32_t>(params.count);
     Numbers::load(packet(params.input, i)).store(staged(i));
 }
+
+// A pipeline of two groups: while one is read, the next is under way.
+KERNEL(copy_sound_groups, PlantedParams, 1024, 1) {
+    const uint32_t halves = 2;
+    device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
+    device::commit_copies();
+    for (uint32_t half = 0; half < halves; ++half) {
+        if (half + 1 < halves) {
+            const uint32_t next = (half + 1) * blockDim.x + threadIdx.x;
+            device::copy128_async(staged(next), packet(params.input, next));
+        }
+        // The last one is empty, and counts all the same.
+        device::commit_copies();
+        device::await_copies<1>();
+        __syncthreads();
+        Numbers::load(staged(half * blockDim.x + neighbour())).store(packet(params.output, half * blockDim.x + threadIdx.x));
+    }
+}
+
+// `await_copies` needs no group, and leaves none.
+KERNEL(copy_sound_all, PlantedParams, 1024, 1) {
+    device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
+    device::commit_copies();
+    device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, blockDim.x + threadIdx.x));
+    device::await_copies();
+    device::copy128_async(staged(2 * blockDim.x + threadIdx.x), packet(params.input, 2 * blockDim.x + threadIdx.x));
+    device::commit_copies();
+    store(params, threadIdx.x);
+    store(params, blockDim.x + threadIdx.x);
+    device::await_copies<0>();
+    store(params, 2 * blockDim.x + threadIdx.x);
+}
+
+KERNEL(copy_of_newest_group, PlantedParams, 1024, 1) {
+    device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
+    device::commit_copies();
+    device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, threadIdx.x));
+    device::commit_copies();
+    device::await_copies<1>();
+    store(params, threadIdx.x);
+    const float value = *staged(blockDim.x + threadIdx.x);  // fault: newest
+    device::await_copies<0>();
+    params.output[threadIdx.x] = value;
+}
+
+KERNEL(copy_of_no_group, PlantedParams, 1024, 1) {
+    device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
+    device::await_copies<0>();
+    const float value = *staged(threadIdx.x);  // fault: uncommitted
+    device::await_copies();
+    params.output[threadIdx.x] = value;
+}
+
+// The second was begun after the group was committed.
+KERNEL(copy_behind_a_group, PlantedParams, 1024, 1) {
+    device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
+    device::commit_copies();
+    device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, threadIdx.x));
+    device::await_copies<0>();
+    store(params, threadIdx.x);
+    const float value = *staged(blockDim.x + threadIdx.x);  // fault: behind
+    device::await_copies();
+    params.output[threadIdx.x] = value;
+}
+
+KERNEL(copy_group_over_unawaited, PlantedParams, 1024, 1) {
+    device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
+    device::commit_copies();
+    device::await_copies<1>();
+    device::copy128_async(staged(threadIdx.x), packet(params.input, neighbour()));  // fault: reused
+    device::commit_copies();
+    device::await_copies<0>();
+    store(params, threadIdx.x);
+}
+
+KERNEL(copy_group_at_the_end, PlantedParams, 1024, 1) {
+    device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
+    device::commit_copies();
+    device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, threadIdx.x));  // fault: pending
+    device::commit_copies();
+    device::await_copies<1>();
+    store(params, threadIdx.x);
+}

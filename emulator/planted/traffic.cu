@@ -24,3 +24,22 @@ KERNEL(traffic_shared_packets, PlantedParams, 1024, 1) {
     float* words = reinterpret_cast<float*>(device::shared_memory());
     Packet<float>{{1.0f, 2.0f, 3.0f, 4.0f}}.store(words + threadIdx.x * params.count);
 }
+
+// The row of lane i is packet i · count.
+KERNEL(traffic_matrices, PlantedParams, 1024, 1) {
+    unsigned char* row = device::shared_memory() + threadIdx.x * params.count * 16;
+    device::store128(row, make_uint4(1, 2, 3, 4));
+    __syncthreads();
+    uint32_t r[4];
+    device::ldmatrix(r, row);
+    params.output[threadIdx.x] = static_cast<float>(r[0]);
+}
+
+KERNEL(traffic_two_matrices, PlantedParams, 1024, 1) {
+    unsigned char* row = device::shared_memory() + threadIdx.x * params.count * 16;
+    device::store128(row, make_uint4(1, 2, 3, 4));
+    __syncthreads();
+    uint32_t r[2];
+    device::ldmatrix_transposed(r, row);
+    params.output[threadIdx.x] = static_cast<float>(r[0]);
+}

@@ -1,6 +1,7 @@
 //! Blocks that are alive, and their threads.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::copies::AsyncCopy;
 use crate::fiber::{Fiber, Stacks};
@@ -24,6 +25,22 @@ pub(crate) enum WarpOperation {
     Multiply {
         half: bool,
     },
+}
+
+impl fmt::Display for WarpOperation {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Barrier => write!(formatter, "__syncwarp"),
+            Self::Shuffle => write!(formatter, "a shuffle"),
+            Self::Ballot => write!(formatter, "a vote"),
+            Self::LoadMatrices { count, transposed } => {
+                let transposed = if *transposed { ".trans" } else { "" };
+                write!(formatter, "ldmatrix.x{count}{transposed}")
+            }
+            Self::Multiply { half: true } => write!(formatter, "mma.f16"),
+            Self::Multiply { half: false } => write!(formatter, "mma.bf16"),
+        }
+    }
 }
 
 impl WarpOperation {

@@ -16,11 +16,11 @@ impl Machine<'_> {
             Some((_, theirs)) if agree(&theirs, &arrival) => {}
             Some((other, theirs)) => {
                 let theirs = format!(
-                    "{:?} with mask {:#010x} at {}",
+                    "{} with mask {:#010x} at {}",
                     theirs.operation, theirs.mask, theirs.site
                 );
                 let reason = format!(
-                    "{operation:?} with mask {mask:#010x}, but lane {} is in {theirs}",
+                    "{operation} with mask {mask:#010x}, but lane {} is in {theirs}",
                     other % WARP
                 );
                 return self.warp_fault(thread, arrival, reason);

@@ -48,10 +48,37 @@ fn copies_may_be_under_way_across_barriers() {
     assert_eq!((output[256], output[511]), (260.0, 259.0));
 }
 
+fn groups_are_awaited_one_by_one() {
+    let mut planted = assert_sound("copy_sound_groups", || Planted {
+        threads: 64,
+        ..Planted::new(1, 512)
+    })
+    .unwrap();
+    let output = planted.output().unwrap();
+    assert_eq!((output[0], output[255]), (4.0, 3.0));
+    assert_eq!((output[256], output[511]), (260.0, 259.0));
+    assert_sound("copy_sound_all", || Planted {
+        threads: 64,
+        ..Planted::new(1, 768)
+    });
+}
+
 fn nobody_reads_what_is_not_awaited() {
     let words = "has not awaited it";
     assert_copy_fault("copy_not_awaited", "own", words);
     assert_copy_fault("copy_awaited_late", "late", words);
+}
+
+fn the_newest_groups_may_be_under_way() {
+    let words = "has not awaited it";
+    assert_copy_fault("copy_of_newest_group", "newest", words);
+    assert_copy_fault("copy_group_over_unawaited", "reused", words);
+}
+
+fn awaiting_groups_awaits_no_copy_that_is_of_none() {
+    let words = "has not awaited it";
+    assert_copy_fault("copy_of_no_group", "uncommitted", words);
+    assert_copy_fault("copy_behind_a_group", "behind", words);
 }
 
 fn nobody_writes_where_a_copy_is_under_way() {
@@ -85,6 +112,11 @@ fn a_thread_does_not_end_before_its_copies() {
         "copy_at_the_end",
         "end",
         "thread 5 of block 0 returns without having awaited this copy",
+    );
+    assert_copy_fault(
+        "copy_group_at_the_end",
+        "pending",
+        "returns without having awaited this copy",
     );
 }
 
@@ -162,6 +194,9 @@ fn a_copy_counts_as_a_load_and_a_store() {
 candle_trie_emulator::emulated_tests! {
     an_awaited_copy_is_there_and_behind_a_barrier_for_others_too,
     copies_may_be_under_way_across_barriers,
+    groups_are_awaited_one_by_one,
+    the_newest_groups_may_be_under_way,
+    awaiting_groups_awaits_no_copy_that_is_of_none,
     nobody_reads_what_is_not_awaited,
     nobody_writes_where_a_copy_is_under_way,
     an_await_is_no_barrier,

@@ -2,7 +2,7 @@
 
 mod planted;
 
-use candle_trie_emulator::{Access, Fault};
+use candle_trie_emulator::{Access, Fault, LaunchBounds, launch_bounds};
 use planted::{Planted, assert_sound, faults, marked};
 
 fn a_kernel_that_stays_inside_is_sound() {
@@ -234,6 +234,15 @@ fn a_launch_beyond_the_device_is_refused() {
     }
 }
 
+fn launch_bounds_are_those_of_the_source() {
+    let (threads, blocks) = (32, 32);
+    assert_eq!(
+        launch_bounds("race_sound_warp"),
+        Some(LaunchBounds { threads, blocks })
+    );
+    assert_eq!(launch_bounds("no_such_kernel"), None);
+}
+
 candle_trie_emulator::emulated_tests! {
     a_kernel_that_stays_inside_is_sound,
     a_load_past_the_end_is_caught,
@@ -248,4 +257,5 @@ candle_trie_emulator::emulated_tests! {
     reading_what_nobody_has_written_is_caught,
     an_output_with_a_gap_is_caught,
     a_launch_beyond_the_device_is_refused,
+    launch_bounds_are_those_of_the_source,
 }

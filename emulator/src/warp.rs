@@ -95,9 +95,8 @@ impl Machine<'_> {
 
     fn release_warp(&mut self, operation: WarpOperation, mask: u32) -> Result<(), Fault> {
         let (place, thread) = self.current;
-        let first = thread / WARP * WARP;
-        let warp = &mut self.blocks[place].threads[first..];
         if operation == WarpOperation::Barrier {
+            let warp = &mut self.blocks[place].threads[thread / WARP * WARP..];
             let orders = warp
                 .iter_mut()
                 .take(WARP)
@@ -105,25 +104,26 @@ impl Machine<'_> {
                 .enumerate();
             Order::join_lanes(orders.filter(|(lane, _)| mask >> lane & 1 == 1));
         }
-        let arrivals = Block::lanes(thread, mask).filter_map(|(lane, other)| {
-            match warp[other - first].state {
-                State::AtWarp(arrival) => Some((lane, arrival)),
-                _ => None,
-            }
-        });
-        let mut values = [0u64; WARP];
+        let mut values = [0; WARP];
         let mut ballot = 0;
-        for (lane, arrival) in arrivals.clone() {
-            values[lane] = arrival.value;
-            ballot |= u64::from(arrival.value != 0) << lane;
+        let mut together = None;
+        for (lane, other) in Block::lanes(thread, mask) {
+            if let State::AtWarp(arrival) = self.blocks[place].threads[other].state {
+                values[lane] = arrival.value;
+                ballot |= u64::from(arrival.value != 0) << lane;
+                together = arrival.together;
+            }
         }
-        if let Some(together) = arrivals.clone().find_map(|(_, arrival)| arrival.together) {
+        if let Some(together) = together {
             // SAFETY: all 32 lanes have come to the same matrix operation, each with the address of
             // its part, which is of the type that this operation takes and lies in the stack of a
             // thread that waits.
             unsafe { together(values.as_ptr()) };
         }
-        for (lane, arrival) in arrivals.collect::<Vec<_>>() {
+        for (_, other) in Block::lanes(thread, mask) {
+            let State::AtWarp(arrival) = self.blocks[place].threads[other].state else {
+                continue;
+            };
             let source = arrival.source as usize;
             let result = match operation {
                 WarpOperation::Barrier
@@ -137,10 +137,10 @@ impl Machine<'_> {
                     let reason = format!(
                         "asks for the value of lane {source}, which is not in the mask {mask:#010x}"
                     );
-                    return self.warp_fault(first + lane, arrival, reason);
+                    return self.warp_fault(other, arrival, reason);
                 }
             };
-            self.go_on(place, first + lane, result);
+            self.go_on(place, other, result);
         }
         Ok(())
     }

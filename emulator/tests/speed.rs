@@ -1,10 +1,12 @@
-//! How fast kernels run: two thousand blocks of a reduction are a matter of seconds.
+//! How fast kernels run: two thousand blocks of a reduction, or as many warps of matrix products, are
+//! a matter of seconds.
 
 mod planted;
 
 use std::time::{Duration, Instant};
 
 use candle_trie_emulator::{Emulator, Launch, Memory};
+use planted::Planted;
 
 fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
     const BLOCKS: u32 = 2000;
@@ -47,6 +49,30 @@ fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
     assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
 }
 
+fn two_thousand_warps_of_products_finish_in_seconds() {
+    const TURNS: u64 = 32;
+    let mut planted = Planted {
+        shared_bytes: 4 * 24 * 48,
+        count: TURNS,
+        ..Planted::new(500, 128)
+    };
+    planted.emulator.step_limit = u64::MAX;
+    let start = Instant::now();
+    planted.run("speed_of_products").unwrap();
+    let elapsed = start.elapsed();
+    assert_eq!(
+        planted.output().unwrap(),
+        vec![16.0 * TURNS as f32; 500 * 128]
+    );
+    let products = 2000 * TURNS as u32;
+    println!(
+        "{products} products of 16×16×8 in {elapsed:.2?}: {:.2?} each, with two loads",
+        elapsed / products
+    );
+    assert!(elapsed < Duration::from_secs(30), "{elapsed:?}");
+}
+
 candle_trie_emulator::emulated_tests! {
+    two_thousand_warps_of_products_finish_in_seconds,
     two_thousand_blocks_of_a_reduction_finish_in_seconds,
 }

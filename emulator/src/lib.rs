@@ -30,7 +30,7 @@
 //! let mut memory = Memory::new();
 //! let values = memory.upload("values", &[1.0_f32; 1000]);
 //! let partials = memory.allocate::<f32>("partials", 2);
-//! let params = [values.address(), partials.address(), 0, 1000, 512];
+//! let params = [values.address(), partials.address(), 1000, 512];
 //! let launch = Launch {
 //!     kernel: "block_sum",
 //!     grid: [2, 1, 1],

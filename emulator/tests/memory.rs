@@ -225,7 +225,8 @@ fn a_launch_beyond_the_device_is_refused() {
             }
             .cooperative(),
         ),
-        ("block_sum", Planted::new(1, 32)),
+        // Its parameters are of another size.
+        ("numbers", Planted::new(1, 32)),
     ];
     for (kernel, mut planted) in refusals {
         let fault = planted.run(kernel).unwrap_err();

@@ -18,7 +18,6 @@ fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
     let params = [
         input.address(),
         partials.address(),
-        0,
         values.len() as u64,
         CHUNK as u64,
     ];

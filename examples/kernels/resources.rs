@@ -2,7 +2,7 @@
 
 use candle_trie::launch::{
     Decode, DenseBackward, DenseForward, DeviceLimits, Element, LinearBackward, LinearForward,
-    LinearGather, LinearHeadGradient, LinearShares, Sum, TemperaturePlan,
+    LinearGather, LinearHeadGradient, LinearShares, TemperaturePlan,
 };
 use candle_trie::{AdaptiveStrategy, BeamSearch, MaskedSoftmaxLoss, Scope, TokenTrie};
 
@@ -99,10 +99,6 @@ impl Card {
 
     /// Threads and shared memory of a block.
     fn shape(&self, kernel: &str) -> [u32; 2] {
-        if kernel.ends_with("_sum") {
-            let launch = Sum::new(1 << 24, &self.limits).by_block(0, 0);
-            return [launch.block[0], launch.shared_bytes];
-        }
         if kernel.starts_with("decode_") {
             return self.decode_shape(kernel);
         }

@@ -5,7 +5,6 @@ mod decode;
 mod dense;
 mod linear;
 mod queue;
-mod sum;
 mod temperature;
 
 use bytemuck::{Pod, Zeroable};
@@ -28,7 +27,6 @@ pub use linear::{
 #[cfg(any(feature = "cuda", feature = "cust"))]
 pub(crate) use queue::behind_one_another;
 pub use queue::{Lifetime, Queue};
-pub use sum::{Sum, SumParams};
 pub use temperature::{StatisticsSizes, TemperaturePlan, TemperatureStep};
 
 /// Threads that run together.

@@ -13,7 +13,6 @@ mod linear;
 #[path = "../linear/batch.rs"]
 #[allow(dead_code)]
 mod linear_batch;
-mod sum;
 
 use candle_core::Device;
 

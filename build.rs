@@ -47,7 +47,7 @@ fn compile() -> Result<(), String> {
                 .unwrap_or_default(),
         );
         let text = compile_source(&nvcc, &source, &image)?;
-        let kernels = ptxas::kernel_names(&text);
+        let kernels = ptxas::kernel_names(&source.display().to_string(), &text)?;
         modules +=
             &format!("    Module {{ kernels: &{kernels:?}, image: include_bytes!({image:?}) }},\n");
         log += &text;

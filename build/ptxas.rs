@@ -41,13 +41,24 @@ pub fn usages(text: &str) -> Vec<Usage> {
     usages
 }
 
-/// Each kernel once, sorted.
+/// Returns the name of each kernel of a source once, sorted.
+///
+/// A source whose kernels nvcc does not name is an error, as the library would look for them in vain
+/// when it is to launch them.
 #[allow(dead_code)] // For the build.
-pub fn kernel_names(text: &str) -> Vec<String> {
+pub fn kernel_names(source: &str, text: &str) -> Result<Vec<String>, String> {
     let mut names: Vec<_> = usages(text).into_iter().map(|usage| usage.kernel).collect();
     names.sort();
     names.dedup();
-    names
+    if names.is_empty() {
+        return Err(format!(
+            "nvcc compiled {source} and named no kernel: its output has no line with \
+             \"Compiling entry function 'NAME' for 'sm_NN'\", from which the build takes the kernels' names. \
+             Either the source defines no KERNEL, or this nvcc words the output of `-Xptxas -v` differently \
+             or withholds it (CUDA 13.0 is known to work). The output was:\n{text}"
+        ));
+    }
+    Ok(names)
 }
 
 /// The number that stands before some words; 0 where the words are missing.

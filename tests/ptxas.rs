@@ -40,7 +40,25 @@ fn spills_and_frames_are_seen() {
     assert_eq!(in_local_memory(SPILLING), [spilling]);
     assert_eq!(usages(SPILLING).len(), 2);
     assert_eq!(usages(SPILLING)[1].registers, 15);
-    assert_eq!(ptxas::kernel_names(SPILLING), ["sound", "spilling"]);
+    assert_eq!(
+        ptxas::kernel_names("kernels/both.cu", SPILLING).unwrap(),
+        ["sound", "spilling"]
+    );
+}
+
+/// The library finds kernels by these names: without them a build would succeed, and the first
+/// launch fail.
+#[test]
+fn a_source_without_named_kernels_fails_the_build() {
+    let other_words = SPILLING.replace("Compiling entry function", "Compiling kernel");
+    for silent in ["", "ptxas info    : 0 bytes gmem\n", &other_words] {
+        let reason = ptxas::kernel_names("kernels/silent.cu", silent).unwrap_err();
+        assert!(
+            reason.contains("kernels/silent.cu and named no kernel"),
+            "{reason}"
+        );
+        assert!(reason.ends_with(silent), "{reason}");
+    }
 }
 
 #[cfg(feature = "cuda")]

@@ -1,37 +1,69 @@
-// A batch of rows over hidden states [N, H] and a head [V, H] as the host lays it out.
-//
-// Rows [0, grouped) have their scores made by matrix products, set by set; the others, the ragged ones, follow.
+// A batch of rows over hidden states [N, H] and a head [V, H] as the host lays it out: rows in the order of their token
+// sets. The rows of one set are a group, whose scores are one small matrix [rows, tokens].
 #pragma once
 
-#include "moments.cuh"
 #include "softmax.cuh"
 #include "token_sets.cuh"
 #include "vector.cuh"
 
 // A row that has something to compute. Mirrors launch::LinearRow.
 struct LinearRow {
+    // Which of the N hidden states is its own.
     uint32_t position;
-    uint32_t set;
+    uint32_t group;
     // Which token of the set is the target.
     uint32_t rank;
-    // What the row's loss counts in the result; 0 for a row that has nothing but statistics.
+    // What the row's loss counts in the result; 0 for a row that has statistics alone.
     float share;
-    // Where its scores begin among those of the groups; of a ragged row, where its errors do among those of the ragged.
-    uint64_t scores;
     uint32_t in_statistics;
-    uint32_t unused;
+    uint32_t unused[3];
 
     __device__ __forceinline__ static LinearRow load(const LinearRow* address) {
         const uint4 first = device::load128(address);
         const uint4 second = device::load128(reinterpret_cast<const unsigned char*>(address) + sizeof(uint4));
-        return {first.x, first.y, first.z, __uint_as_float(first.w), second.x | static_cast<uint64_t>(second.y) << 32,
-                second.z, second.w};
+        return {first.x, first.y, first.z, __uint_as_float(first.w), second.x, {}};
     }
 
     __device__ __forceinline__ bool counts() const { return share != 0.0f; }
 };
-static_assert(sizeof(LinearRow) == 32, "mirrors launch::LinearRow");
-static_assert(offsetof(LinearRow, scores) == 16 && offsetof(LinearRow, in_statistics) == 24, "mirrors launch::LinearRow");
+static_assert(sizeof(LinearRow) == 32 && offsetof(LinearRow, position) == 0 && offsetof(LinearRow, group) == 4 &&
+    offsetof(LinearRow, rank) == 8 && offsetof(LinearRow, share) == 12 && offsetof(LinearRow, in_statistics) == 16 &&
+    offsetof(LinearRow, unused) == 20, "mirrors launch::LinearRow");
+
+// Mirrors launch::LinearGroup.
+struct LinearGroup {
+    // Tokens that share a record of a row's scores.
+    static constexpr uint32_t tile = 128;
+
+    // Where the set begins among the tokens of all sets; of the whole vocabulary, its first token.
+    uint32_t first_token;
+    uint32_t tokens;
+    uint32_t first_row;
+    uint32_t rows;
+    // Where its scores [rows, stride] begin, and its records [rows, tiles].
+    uint64_t scores;
+    uint64_t records;
+    // The rank of its first token: 0 but for a part of the whole vocabulary.
+    uint32_t first_rank;
+    uint32_t unused[3];
+
+    __device__ __forceinline__ static LinearGroup load(const LinearGroup* address) {
+        uint4 parts[3];
+#pragma unroll
+        for (uint32_t k = 0; k < 3; ++k) parts[k] = device::load128(reinterpret_cast<const unsigned char*>(address) + 16 * k);
+        LinearGroup group;
+        memcpy(&group, parts, sizeof(group));
+        return group;
+    }
+
+    // Whole packets of f32.
+    __device__ __forceinline__ uint32_t stride() const { return (tokens + 3) / 4 * 4; }
+    __device__ __forceinline__ uint32_t tiles() const { return (tokens + tile - 1) / tile; }
+};
+static_assert(sizeof(LinearGroup) == 48 && offsetof(LinearGroup, first_token) == 0 && offsetof(LinearGroup, tokens) ==
+    4 && offsetof(LinearGroup, first_row) == 8 && offsetof(LinearGroup, rows) == 12 && offsetof(LinearGroup, scores) == 16
+    && offsetof(LinearGroup, records) == 24 && offsetof(LinearGroup, first_rank) == 32 && offsetof(LinearGroup, unused) ==
+    36, "mirrors launch::LinearGroup");
 
 // Mirrors launch::LinearBatch.
 struct LinearBatch {
@@ -42,18 +74,42 @@ struct LinearBatch {
     // One a token, or none.
     const void* bias;
     const LinearRow* rows;
-    // The positions without a loss.
-    const uint32_t* idle;
-    TokenSets sets;
-    uint32_t width;
-    uint32_t grouped;
+    const LinearGroup* groups;
+    // The tokens of all sets; none for the whole vocabulary.
+    const uint32_t* tokens;
+    // The positions that are no row's.
+    const uint32_t* ignored;
     uint32_t row_count;
-    uint32_t idle_count;
-};
-static_assert(sizeof(LinearBatch) == 96, "mirrors launch::LinearBatch");
-static_assert(offsetof(LinearBatch, sets) == 56 && offsetof(LinearBatch, width) == 80, "mirrors launch::LinearBatch");
+    uint32_t ignored_count;
+    uint32_t width;
+    uint32_t unused;
 
-// What the errors of a row are multiplied by to give gradients. Mirrors launch::GradientScale.
+    __device__ __forceinline__ uint32_t token(const LinearGroup& group, uint32_t index) const {
+        return tokens ? tokens[group.first_token + index] : group.first_token + index;
+    }
+
+    template <class T>
+    __device__ __forceinline__ Vector<T> hidden_row(uint32_t position) const {
+        return Vector<T>(static_cast<const T*>(hidden) + position * hidden_stride, width);
+    }
+
+    template <class T>
+    __device__ __forceinline__ Vector<T> head_row(uint32_t token) const {
+        return Vector<T>(static_cast<const T*>(head) + token * head_stride, width);
+    }
+
+    template <class T>
+    __device__ __forceinline__ float bias_of(uint32_t token) const {
+        return bias ? number::widen(static_cast<const T*>(bias)[token]) : 0.0f;
+    }
+};
+static_assert(sizeof(LinearBatch) == 88 && offsetof(LinearBatch, hidden) == 0 && offsetof(LinearBatch, hidden_stride)
+    == 8 && offsetof(LinearBatch, head) == 16 && offsetof(LinearBatch, head_stride) == 24 && offsetof(LinearBatch, bias)
+    == 32 && offsetof(LinearBatch, rows) == 40 && offsetof(LinearBatch, groups) == 48 && offsetof(LinearBatch, tokens) ==
+    56 && offsetof(LinearBatch, ignored) == 64 && offsetof(LinearBatch, row_count) == 72 && offsetof(LinearBatch,
+    ignored_count) == 76 && offsetof(LinearBatch, width) == 80 && offsetof(LinearBatch, unused) == 84, "mirrors launch::LinearBatch");
+
+// What the unscaled gradient of a row is multiplied by. Mirrors launch::GradientScale.
 struct GradientScale {
     const double* temperature;
     // One number, or one a position.
@@ -69,67 +125,6 @@ struct GradientScale {
         return times_temperature ? scaled : scaled * inverse_temperature();
     }
 };
-static_assert(sizeof(GradientScale) == 24, "mirrors launch::GradientScale");
-static_assert(offsetof(GradientScale, upstream_by_position) == 16, "mirrors launch::GradientScale");
-
-// The tokens of a row's set, with their head rows and biases.
-template <class T>
-struct ValidRows {
-    const LinearBatch& batch;
-    // None for the whole vocabulary.
-    const uint32_t* tokens;
-    uint32_t size;
-
-    __device__ __forceinline__ ValidRows(const LinearBatch& batch, const LinearRow& row) : batch(batch) {
-        const uint32_t begin = batch.sets.begin(row.set);
-        tokens = batch.sets.tokens + begin;
-        size = batch.sets.end(row.set) - begin;
-    }
-
-    __device__ __forceinline__ Vector<T> head_row(uint32_t index) const {
-        return Vector<T>(static_cast<const T*>(batch.head) + tokens[index] * batch.head_stride, batch.width);
-    }
-
-    __device__ __forceinline__ float bias(uint32_t index) const {
-        if (!batch.bias) return 0.0f;
-        return number::widen(static_cast<const T*>(batch.bias)[tokens ? tokens[index] : index]);
-    }
-};
-
-// What one look at a row's scores gives.
-struct Scored {
-    // Of a ragged row: of its tokens other than the target, or of those of a part.
-    Exponentials::Value others;
-    Softmax softmax;
-    // Relative to `shift`. Whole with the first thread alone.
-    Moments::Value moments;
-    float shift;
-    float target;
-};
-
-// p_v − [v = y] of scores, in the end; on the way there, what v weighs relative to the largest score so far.
-struct Errors {
-    float maximum;
-    float inverse_temperature;
-    float scale;
-    float of_target;
-    uint32_t rank;
-
-    __device__ __forceinline__ static Errors of(const Softmax& softmax, float inverse_temperature, uint32_t rank) {
-        return {softmax.maximum, inverse_temperature, softmax.inverse_sum(), softmax.target_error(), rank};
-    }
-
-    // The same for the scores up to the largest so far, without the target.
-    __device__ __forceinline__ static Errors so_far(float maximum, float inverse_temperature, uint32_t rank) {
-        return {maximum, inverse_temperature, 1.0f, 0.0f, rank};
-    }
-
-    __device__ __forceinline__ float operator()(uint32_t index, float score) const {
-        return index == rank ? of_target : relative(score) * scale;
-    }
-
-    // exp((z − m)/τ), also where both are −∞.
-    __device__ __forceinline__ float relative(float score) const {
-        return score == maximum ? 1.0f : expf((score - maximum) * inverse_temperature);
-    }
-};
+static_assert(sizeof(GradientScale) == 24 && offsetof(GradientScale, temperature) == 0 && offsetof(GradientScale,
+    upstream) == 8 && offsetof(GradientScale, upstream_by_position) == 16 && offsetof(GradientScale, times_temperature) ==
+    20, "mirrors launch::GradientScale");

@@ -15,7 +15,7 @@
 // Mirrors launch::LinearBackwardParams.
 struct LinearBackwardParams {
     const LinearRow* rows;
-    const uint32_t* idle;
+    const uint32_t* ignored;
     // [rows, unscaled_stride].
     const float* unscaled;
     uint64_t unscaled_stride;
@@ -24,11 +24,15 @@ struct LinearBackwardParams {
     GradientScale scale;
     uint32_t width;
     uint32_t row_count;
-    uint32_t idle_count;
+    uint32_t ignored_count;
     uint32_t unused;
 };
-static_assert(sizeof(LinearBackwardParams) == 80, "mirrors launch::LinearBackwardParams");
-static_assert(offsetof(LinearBackwardParams, width) == 64, "mirrors launch::LinearBackwardParams");
+static_assert(sizeof(LinearBackwardParams) == 80 && offsetof(LinearBackwardParams, rows) == 0 &&
+    offsetof(LinearBackwardParams, ignored) == 8 && offsetof(LinearBackwardParams, unscaled) == 16 &&
+    offsetof(LinearBackwardParams, unscaled_stride) == 24 && offsetof(LinearBackwardParams, gradient) == 32 &&
+    offsetof(LinearBackwardParams, scale) == 40 && offsetof(LinearBackwardParams, width) == 64 &&
+    offsetof(LinearBackwardParams, row_count) == 68 && offsetof(LinearBackwardParams, ignored_count) == 72 &&
+    offsetof(LinearBackwardParams, unused) == 76, "mirrors launch::LinearBackwardParams");
 
 namespace {
 
@@ -52,20 +56,23 @@ template <class T>
 __device__ __forceinline__ void linear_backward(const LinearBackwardParams& params) {
     const uint32_t warps = blockDim.x / reduce::warp_size, lane = threadIdx.x % reduce::warp_size;
     const uint32_t packets = Vector<T>::packets(params.width);
-    const uint32_t count = params.row_count + params.idle_count;
+    const uint32_t count = params.row_count + params.ignored_count;
     for (uint32_t i = blockIdx.x * warps + threadIdx.x / reduce::warp_size; i < count; i += gridDim.x * warps) {
-        const bool idle = i >= params.row_count;
-        const LinearRow row = idle ? LinearRow{params.idle[i - params.row_count], 0, 0, 0.0f, 0, 0, 0}
-                                   : LinearRow::load(params.rows + i);
-        // A row of statistics alone is among the idle positions.
-        if (!idle && !row.counts()) continue;
+        // Its share is 0, as that of a row that has statistics alone.
+        LinearRow row = {};
+        if (i < params.row_count) {
+            row = LinearRow::load(params.rows + i);
+        } else {
+            row.position = params.ignored[i - params.row_count];
+        }
         T* gradient = static_cast<T*>(params.gradient) + static_cast<uint64_t>(row.position) * params.width;
         const float* unscaled = params.unscaled + i * params.unscaled_stride;
-        const float factor = idle ? 0.0f : params.scale.of(row);
+        const float factor = row.counts() ? params.scale.of(row) : 0.0f;
 #pragma unroll 2
         for (uint32_t p = lane; p < packets; p += reduce::warp_size) {
-            const Packet<T> packet =
-                idle ? Packet<T>::from_bits(uint4{0, 0, 0, 0}) : scaled<T>(unscaled, params.width, p, factor);
+            Packet<T> packet = Packet<T>::from_bits(uint4{0, 0, 0, 0});
+            // Nothing has written the unscaled gradient of a row without a loss.
+            if (row.counts()) packet = scaled<T>(unscaled, params.width, p, factor);
             store_packet(gradient, params.width, p, packet);
         }
     }

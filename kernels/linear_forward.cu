@@ -1,22 +1,32 @@
-// The masked softmax loss over hidden states [N, H] and a head [V, H], without logits. Row t with token set C, target y
-// and hidden state h, at temperature τ and with share s of the result, has scores z_v = h·W_v + b_v and
+// The masked softmax loss over hidden states [N, H] and a head [V, H], without logits, in one launch. Row t with token set C,
+// target y and hidden state h, at temperature τ and with share s of the result, has scores z_v = h·W_v + b_v and
 //
-//     loss_t = s·(ln Σ_{v ∈ C} exp(z_v/τ) − z_y/τ),    gradient_t = Σ_{v ∈ C} p_v W_v − W_y
+//     loss_t = s·(ln Σ_{v ∈ C} exp(z_v/τ) − z_y/τ),    gradient_t = s/τ·(Σ_{v ∈ C} p_v W_v − W_y)
 //
-// the loss times τ where the convention says so, the gradient as it stands, in f32 (linear_backward.cu scales it). Rows
-// of a group have their scores already, and leave p_v − [v = y] for the product that makes their gradient. Statistics
-// come along where no temperature waits for them (linear_statistics.cu).
+// both times τ where the convention says so. The gradient of the hidden states comes out as that, or unscaled, in f32, for
+// linear_backward.cu: without s/τ.
 //
-// Launch: a block takes every gridDim-th row, or part of a ragged row with a long set, and one at a time. Shared memory
-// holds the block's sums, what `block` needs, 2·tile_rows + warps numbers and, where they fit, a hidden state and tile_rows
-// head rows.
+// Launch: cooperative, blocks of 256 threads, as many as are resident. Rows are grouped by token set, and the host cuts what
+// is to be done with a group into items, the longest first; a block takes every gridDim-th of them.
 //
-// Bytes moved: each head row of a ragged row once (twice where no tile fits), its hidden state once (once a tile where it
-// does not fit); 4 H of gradient written (and read and written again for each further tile); of a row in parts the hidden
-// state once a part, 4 H + 32 a part written and read, and the target's head row once more; 4 a score of a group, twice,
-// 4 for the error (and its rounded copy); 4 a token, and its bias; 32 a row.
+//     scores (linear_scores.cuh)     128 tokens × 128 rows: head rows of the tokens, gathered where they lie, times hidden
+//                                    states of the rows, through a pipeline of three stages of asynchronous copies. Leaves
+//                                    scores in f32 and, of each row, their maximum and moments.
+//     the last block to come         adds up the statistics and steps τ (temperature.cuh), where it is adaptive
+//     a barrier of the grid
+//     gradient (linear_gradient.cuh) some columns × 128 rows: p from the scores, times the same head rows, which the L2 cache
+//                                    has by now. Leaves losses and gradient.
+//     the last block to come         adds up the losses
+//
+// An item that would keep its block for long is cut into slices of what is summed over; the block that comes last adds them
+// up in their order. Every sum has an order that depends on the launch shape alone.
+//
+// Bytes moved: each head row of an item and its hidden states once a phase; 4 a score written, and read once for each piece of
+// the columns; 4 a score or gradient and slice, written and read; 16 a row and 128 tokens; 4 H of gradient a row written, read
+// and written again, or its last writing in the type of the hidden states; the target's head row once; 48 an item, 32 a row.
 
-#include "linear_pass.cuh"
+#include "linear_gradient.cuh"
+#include "linear_scores.cuh"
 
 namespace {
 
@@ -25,97 +35,101 @@ class LinearForward : LinearPass<T> {
 public:
     using LinearPass<T>::LinearPass;
 
-    __device__ __forceinline__ void run() {
-        const double temperature = this->previous();
-        const uint32_t items = params.parts.items(batch);
-        for (uint32_t i = blockIdx.x; i < items; i += gridDim.x) {
-            const RowPart item = params.parts.item(batch, i);
-            const LinearRow row = LinearRow::load(batch.rows + item.row);
-            if (item.row < batch.grouped) {
-                add(*totals.of_block, row, take_grouped(row, static_cast<float>(1.0 / temperature)), temperature);
-            } else {
-                take_ragged(item, row, temperature);
-            }
+    __device__ __forceinline__ void run() const {
+        const LinearScores<T> scores(params);
+#pragma unroll 1
+        for (uint32_t i = blockIdx.x; i < params.score_count; i += gridDim.x) {
+            scores.take(params.score_items + i);
         }
-        write_idle();
-        totals.publish(0, BlockSums::length);
-        if (!reduce::is_last_block(params.arrived, params.all_blocks)) return;
-        totals.write_loss(params.loss);
-        if (!params.statistics) return;
-        const Statistics statistics = totals.statistics(params.sizes);
-        if (threadIdx.x == 0) {
-            *params.statistics = statistics;
-            *params.temperature = temperature;
+        if (params.statistics) settle_temperature();
+        if (params.scores_only) return;
+        // The scores and records of all blocks are read next, and the temperature.
+        cooperative_groups::this_grid().sync();
+        const LinearGradient<T> gradient(params, params.adapts ? *params.temperature : previous());
+#pragma unroll 1
+        for (uint32_t i = blockIdx.x; i < params.gradient_count; i += gridDim.x) {
+            gradient.take(params.gradient_items + i);
         }
+        write_ignored();
+        if (params.loss && reduce::is_last_block(params.counters, gridDim.x)) add_up_losses();
     }
 
 private:
     using LinearPass<T>::params;
     using LinearPass<T>::batch;
-    using LinearPass<T>::totals;
+    using LinearPass<T>::shared;
+    using LinearPass<T>::packet;
+    using LinearPass<T>::warps;
 
-    __device__ __forceinline__ Scored take_grouped(const LinearRow& row, float inverse_temperature) const {
-        const GroupedRow<T> grouped = this->grouped(row);
-        const Scored scored = grouped.compute(inverse_temperature);
-        if (params.gradient) {
-            T* rounded = params.errors ? static_cast<T*>(params.errors) + row.scores : nullptr;
-            grouped.write_errors(Errors::of(scored.softmax, inverse_temperature, row.rank), rounded);
-        }
-        return scored;
-    }
+    __device__ __forceinline__ double previous() const { return params.previous ? *params.previous : params.given; }
 
-    // Which of the gradients: of rows, and behind them of parts.
-    __device__ __forceinline__ float* gradient(uint64_t index, const LinearRow& row) const {
-        return params.gradient && row.counts() ? params.gradient + index * params.gradient_stride : nullptr;
-    }
-
-    __device__ __forceinline__ void take_ragged(const RowPart& item, const LinearRow& row, double temperature) const {
-        const float inverse_temperature = static_cast<float>(1.0 / temperature);
-        RaggedRow<T> ragged(batch, row, this->room);
-        if (item.in_parts && !ragged.narrow(item.part, params.parts.tokens)) return;
-        const uint32_t first = batch.row_count + (item.row - batch.grouped) * params.parts.most;
-        float* unscaled = gradient(item.in_parts ? first + item.part : item.row, row);
-        Scored scored = ragged.compute(inverse_temperature, unscaled);
-        if (!item.in_parts) {
-            add(*totals.of_block, row, scored, temperature);
-            return;
-        }
-        const PartsOfRow parts = this->parts_of(item.row, ragged.size());
-        // The block that comes last puts the row together.
-        if (!this->leave(item, scored, parts.count)) return;
-        scored = parts.measured(row.rank / params.parts.tokens);
-        scored.softmax = Softmax::of(parts.others({inverse_temperature}), scored.target, inverse_temperature);
-        if (float* merged = gradient(item.row, row)) {
-            const Errors weigh = Errors::of(scored.softmax, inverse_temperature, row.rank);
-            ragged.merge(parts, weigh, gradient(first, row), params.gradient_stride, merged);
-        }
-        BlockSums sums = {};
-        add(sums, row, scored, temperature);
-        this->publish(item.row, sums, BlockSums::length);
-    }
-
-    __device__ __forceinline__ void add(BlockSums& sums, const LinearRow& row, const Scored& scored,
-                                        double temperature) const {
-        if (row.in_statistics) this->add_statistics(sums, scored);
-        if (threadIdx.x != 0 || !row.counts()) return;
-        const double value = row.share * (params.times_temperature ? temperature : 1.0) * scored.softmax.loss();
-        if (params.losses) {
-            params.losses[row.position] = static_cast<float>(value);
+    // Leaves the statistics of all rows, and the temperature: by the last block, or by any where there are none.
+    __device__ __forceinline__ void settle_temperature() const {
+        Statistics statistics = {};
+        if (params.sizes.rows == 0.0) {
+            if (blockIdx.x != 0) return;
         } else {
-            sums.loss += value;
+            if (!reduce::is_last_block(params.counters, gridDim.x)) return;
+            statistics = add_up_statistics();
         }
+        if (threadIdx.x != 0) return;
+        *params.statistics = statistics;
+        *params.temperature = params.adapts ? stepped(params.step, statistics, previous()) : previous();
     }
 
-    __device__ __forceinline__ void write_idle() const {
-        if (!params.losses) return;
-        for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < batch.idle_count; i += gridDim.x * blockDim.x) {
-            params.losses[batch.idle[i]] = 0.0f;
+    __device__ __forceinline__ Statistics add_up_statistics() const {
+        StatisticsSums sums = {};
+        for (uint32_t r = threadIdx.x; r < batch.row_count; r += blockDim.x) {
+            const LinearRow row = LinearRow::load(batch.rows + r);
+            if (row.in_statistics) sums.add(moments(r, row), params.targets[r]);
+        }
+        double* fields = reinterpret_cast<double*>(&sums);
+#pragma unroll
+        for (int k = 0; k < StatisticsSums::length; ++k) {
+            fields[k] = reduce::block(reduce::Sum<double>(), fields[k], shared.scratch);
+        }
+        return sums.statistics(params.sizes);
+    }
+
+    // Of a row's scores relative to the target's.
+    __device__ __forceinline__ Moments::Value moments(uint32_t index, const LinearRow& row) const {
+        const LinearGroup group = LinearGroup::load(batch.groups + row.group);
+        const ScoreRecord* records =
+            params.records + group.records + (index - group.first_row) * static_cast<uint64_t>(group.tiles());
+        Moments::Value moments = Moments().identity();
+        for (uint32_t i = 0; i < group.tiles(); ++i) {
+            const float count = static_cast<float>(smaller(LinearGroup::tile, group.tokens - i * LinearGroup::tile));
+            const float mean = records[i].mean + (records[i].shift - params.targets[index]);
+            moments = Moments().combine(moments, {count, mean, records[i].deviations});
+        }
+        return moments;
+    }
+
+    __device__ __forceinline__ void add_up_losses() const {
+        double sum = 0.0;
+        for (uint32_t r = threadIdx.x; r < batch.row_count; r += blockDim.x) sum += params.row_losses[r];
+        sum = reduce::block(reduce::Sum<double>(), sum, shared.scratch);
+        if (threadIdx.x == 0) *params.loss = static_cast<float>(sum);
+    }
+
+    // The zeros of positions that are no row's. A warp takes a position.
+    __device__ __forceinline__ void write_ignored() const {
+        const uint32_t lane = threadIdx.x % reduce::warp_size;
+        const uint32_t first = blockIdx.x * warps + threadIdx.x / reduce::warp_size;
+        for (uint32_t i = first; i < batch.ignored_count; i += gridDim.x * warps) {
+            const uint32_t position = batch.ignored[i];
+            if (params.losses && lane == 0) params.losses[position] = 0.0f;
+            if (!params.hidden_gradient) continue;
+            T* row = static_cast<T*>(params.hidden_gradient) + position * static_cast<uint64_t>(batch.width);
+            for (uint32_t p = lane; p < Vector<T>::packets(batch.width); p += reduce::warp_size) {
+                store_packet(row, batch.width, p, Packet<T>::from_bits(uint4{0, 0, 0, 0}));
+            }
         }
     }
 };
 
 }  // namespace
 
-KERNEL(linear_forward_f32, LinearForwardParams, 512, 2) { LinearForward<float>(params).run(); }
-KERNEL(linear_forward_f16, LinearForwardParams, 512, 2) { LinearForward<__half>(params).run(); }
-KERNEL(linear_forward_bf16, LinearForwardParams, 512, 2) { LinearForward<__nv_bfloat16>(params).run(); }
+KERNEL(linear_forward_f32, LinearForwardParams, 256, 2) { LinearForward<float>(params).run(); }
+KERNEL(linear_forward_f16, LinearForwardParams, 256, 2) { LinearForward<__half>(params).run(); }
+KERNEL(linear_forward_bf16, LinearForwardParams, 256, 2) { LinearForward<__nv_bfloat16>(params).run(); }

@@ -1,124 +1,268 @@
-// The gradient of a head [V, H] and of its bias [V], from what linear_errors.cu left. With e_tv = p_v − [v = y_t] and
-// x_t the hidden state of row t, scaled and with its factor behind it, token v has
+// The gradient of a head [V, H] and of its bias [V], from the scores and softmaxes that linear_forward.cu left. With e_tv =
+// p_v − [v = y_t], hidden state h_t, share s of the result and upstream gradient g, at temperature τ, token v has
 //
-//     Σ_{t: v ∈ C_t} e_tv·x_t
+//     Σ_{t: v ∈ C_t} g·s/τ·e_tv·(h_t, 1)
 //
-// whose first H numbers are its row of the gradient, and whose next is the gradient of its bias. Groups come as their
-// products eᵀ·x, one row a token. Each sum is of f32, in the order of the rows, and rounded once. Tokens of no set that
-// has a loss have the zeros that are there.
+// (times τ where the convention says so), whose first H numbers are its row of the gradient and whose last is that of its
+// bias. Sums are of f32, in an order that depends on the batch alone, and rounded once. Tokens of no set that has a loss have
+// the zeros that are there.
 //
-// Launch: a block takes every gridDim-th token, its threads the packets of columns. No shared memory.
+// Launch: blocks of 256 threads, each of which takes every gridDim-th tile of 64 tokens × 128 columns. The batch's distinct
+// tokens are sorted, so what a set has in a tile is a stretch of its tokens, a segment. A block goes through the rows of the
+// tile's segments, 16 at a time: their errors and scaled hidden states become two matrices in shared memory, whose product is
+// added to the tile in registers.
 //
-// Bytes moved: H + 1 elements a token written, in 16-byte stores where H allows; 4 H + 4 read for each group of a token and
-// for each ragged row of it, with its error; and of listed sets 24 for each set of a token, and 12 a token.
+// Bytes moved: for each tile of columns, 4 a score of a row with a loss, and 16 a segment; for each tile of tokens, the hidden
+// states of its rows; H + 1 elements a token written, in 16-byte stores where H allows.
 
+#include "fragments.cuh"
 #include "linear.cuh"
 
-// What a token has of one set: a row of a group's product, or the ragged rows of the set. Mirrors launch::LinearShare.
-struct LinearShare {
-    // Of the token in the first of the rows; `stride` further on in the next.
-    uint64_t errors;
-    // The row of the products, or the first of the ragged rows.
+// What a set has in a tile of tokens: `count` of its tokens, in rising order. Mirrors launch::LinearSegment.
+struct LinearSegment {
+    uint32_t group;
     uint32_t first;
-    // 0 for a product.
-    uint32_t rows;
-    uint32_t stride;
-    uint32_t unused;
+    uint32_t count;
+    // How many rows the segments of the tile before it have.
+    uint32_t rows_before;
 };
-static_assert(sizeof(LinearShare) == 24 && offsetof(LinearShare, first) == 8, "mirrors launch::LinearShare");
+static_assert(sizeof(LinearSegment) == 16 && offsetof(LinearSegment, group) == 0 && offsetof(LinearSegment, first) ==
+    4 && offsetof(LinearSegment, count) == 8 && offsetof(LinearSegment, rows_before) == 12, "mirrors launch::LinearSegment");
 
 // Mirrors launch::LinearHeadGradientParams.
 struct LinearHeadGradientParams {
-    // Those of tokens[i] are shares[starts[i] .. starts[i + 1]]. Without `starts`, over the whole vocabulary, token i has
-    // product i alone.
-    const LinearShare* shares;
-    const uint32_t* tokens;
+    LinearBatch batch;
+    GradientScale scale;
+    const float* scores;
+    const Softmax* softmaxes;
+    // The segments of tile i are segments[starts[i] .. starts[i + 1]]. Over a part of the whole vocabulary there are none: the
+    // tokens and the rows are those of group 0.
+    const LinearSegment* segments;
     const uint32_t* starts;
-    // [rows, stride] and [tokens of groups, stride]: H + 1 columns and zeros.
-    const float* scaled;
-    const float* products;
-    uint64_t stride;
-    const float* errors;
+    // The distinct tokens, rising, and how many.
+    const uint32_t* tokens;
     // [V, width] and [V]; none for what is not wanted.
     void* head;
     void* bias;
-    uint32_t width;
     uint32_t count;
+    uint32_t unused;
 };
-static_assert(sizeof(LinearHeadGradientParams) == 80, "mirrors launch::LinearHeadGradientParams");
-static_assert(offsetof(LinearHeadGradientParams, width) == 72, "mirrors launch::LinearHeadGradientParams");
+static_assert(sizeof(LinearHeadGradientParams) == 176 && offsetof(LinearHeadGradientParams, batch) == 0 &&
+    offsetof(LinearHeadGradientParams, scale) == 88 && offsetof(LinearHeadGradientParams, scores) == 112 &&
+    offsetof(LinearHeadGradientParams, softmaxes) == 120 && offsetof(LinearHeadGradientParams, segments) == 128 &&
+    offsetof(LinearHeadGradientParams, starts) == 136 && offsetof(LinearHeadGradientParams, tokens) == 144 &&
+    offsetof(LinearHeadGradientParams, head) == 152 && offsetof(LinearHeadGradientParams, bias) == 160 &&
+    offsetof(LinearHeadGradientParams, count) == 168 && offsetof(LinearHeadGradientParams, unused) == 172, "mirrors launch::LinearHeadGradientParams");
 
 namespace {
 
+constexpr uint32_t tile_tokens = 64, tile_columns = 128, tile_rows = 16;
+// 80 bytes, an odd multiple of 16.
+constexpr uint32_t pitch = tile_rows + 4;
+// A little more than the columns: rows of the tile then begin in different banks.
+constexpr uint32_t sum_pitch = tile_columns + 4;
+
+// Mirrors launch::linear's `HEAD_SHARED_BYTES`.
+struct HeadShared {
+    uint32_t tokens[tile_tokens];
+    float bias[tile_tokens];
+    alignas(16) float errors[tile_tokens * pitch];
+    // The scaled hidden states, column by column, and in the end the sums.
+    union {
+        float hidden[tile_columns * pitch];
+        float sums[tile_tokens * sum_pitch];
+    };
+};
+static_assert(sizeof(HeadShared) == 39424, "mirrors launch::linear's HEAD_SHARED_BYTES");
+
 template <class T>
-class TokenSum {
+class HeadTile {
 public:
-    __device__ __forceinline__ TokenSum(const LinearHeadGradientParams& params, uint32_t packet)
-        : params(params), first(packet * Packet<T>::size) {}
-
-    __device__ __forceinline__ void add_product(uint32_t row) { add(1.0f, params.products + row * params.stride); }
-
-    __device__ __forceinline__ void add(const LinearShare& share) {
-        if (share.rows == 0) {
-            add_product(share.first);
-            return;
-        }
-#pragma unroll 4
-        for (uint32_t t = 0; t < share.rows; ++t) {
-            const float error = params.errors[share.errors + t * static_cast<uint64_t>(share.stride)];
-            add(error, params.scaled + (share.first + t) * params.stride);
+    __device__ __forceinline__ HeadTile(const LinearHeadGradientParams& params, uint32_t tokens_at, uint32_t columns_at)
+        : params(params),
+          batch(params.batch),
+          shared(*reinterpret_cast<HeadShared*>(device::shared_memory())),
+          first_token(tokens_at * tile_tokens),
+          tokens(smaller(params.count - first_token, tile_tokens)),
+          first_column(columns_at * tile_columns) {
+        if (params.starts) {
+            begin = params.starts[tokens_at];
+            segments = params.starts[tokens_at + 1] - begin;
         }
     }
 
-    __device__ __forceinline__ void store(uint32_t token) const {
-        T* head = static_cast<T*>(params.head);
-        if (head && first < params.width) {
-            Packet<T> packet;
-#pragma unroll
-            for (uint32_t k = 0; k < Packet<T>::size; ++k) packet.values[k] = number::narrow<T>(sums[k]);
-            store_packet(head + token * static_cast<uint64_t>(params.width), params.width, first / Packet<T>::size, packet);
+    __device__ __forceinline__ void take() {
+        for (uint32_t i = threadIdx.x; i < tokens; i += blockDim.x) {
+            shared.tokens[i] =
+                params.tokens ? params.tokens[first_token + i] : batch.groups[0].first_token + first_token + i;
         }
-        T* bias = static_cast<T*>(params.bias);
-        // Found by looking at each, as registers have no index.
+        for (uint32_t i = threadIdx.x; i < tile_tokens; i += blockDim.x) shared.bias[i] = 0.0f;
+        const uint32_t warp = threadIdx.x / reduce::warp_size, lane = threadIdx.x % reduce::warp_size;
+        using F = Fragments<float>;
+        const float* a_from = shared.errors + warp % 4 * 16 * pitch + F::of_lane_a(lane, pitch);
+        const float* b_from = shared.hidden + warp / 4 * 64 * pitch + F::of_lane_b(lane, pitch);
+        float sums[8][4] = {};
+        const uint32_t rows = this->rows();
+#pragma unroll 1
+        for (uint32_t first = 0; first < rows; first += tile_rows) {
+            for (uint32_t i = threadIdx.x; i < tile_tokens * pitch; i += blockDim.x) shared.errors[i] = 0.0f;
+            // Errors go between the zeros of all threads.
+            __syncthreads();
+            fill(first, rows);
+            // Every warp multiplies what others have filled in.
+            __syncthreads();
 #pragma unroll
-        for (uint32_t k = 0; k < Packet<T>::size; ++k) {
-            if (bias && first + k == params.width) bias[token] = number::narrow<T>(sums[k]);
+            for (uint32_t k = 0; k < tile_rows; k += F::depth) {
+                F::A a;
+                F::B b;
+                F::load(a, a_from + k, pitch);
+#pragma unroll
+                for (uint32_t n = 0; n < 8; ++n) {
+                    F::load(b, b_from + 8 * n * pitch + k, pitch);
+                    F::multiply(sums[n], a, b);
+                }
+            }
+            if (threadIdx.x < tile_tokens) {
+                for (uint32_t k = 0; k < tile_rows; ++k) shared.bias[threadIdx.x] += shared.errors[threadIdx.x * pitch + k];
+            }
+            // The next rows go where these are.
+            __syncthreads();
         }
+#pragma unroll
+        for (uint32_t n = 0; n < 8; ++n) {
+#pragma unroll
+            for (uint32_t j = 0; j < 4; ++j) {
+                const uint32_t row = warp % 4 * 16 + lane / 4 + j / 2 * 8, column = warp / 4 * 64 + 8 * n + lane % 4 * 2 + j % 2;
+                shared.sums[row * sum_pitch + column] = sums[n][j];
+            }
+        }
+        // A packet is stored by one thread and has sums of several.
+        __syncthreads();
+        store();
+        // The next tile's tokens go where these are.
+        __syncthreads();
     }
 
 private:
     const LinearHeadGradientParams& params;
-    uint32_t first;
-    float sums[Packet<T>::size] = {};
+    const LinearBatch& batch;
+    HeadShared& shared;
+    uint32_t first_token, tokens, first_column;
+    uint32_t begin = 0, segments = 0;
 
-    __device__ __forceinline__ void add(float weight, const float* row) {
+    __device__ __forceinline__ LinearSegment segment(uint32_t index) const {
+        if (!params.starts) return {0, first_token, tokens, 0};
+        const uint4 bits = device::load128(params.segments + begin + index);
+        return {bits.x, bits.y, bits.z, bits.w};
+    }
+
+    // Of all segments.
+    __device__ __forceinline__ uint32_t rows() const {
+        if (params.starts && segments == 0) return 0;
+        const LinearSegment last = segment(params.starts ? segments - 1 : 0);
+        return last.rows_before + batch.groups[last.group].rows;
+    }
+
+    // The last segment that begins at this row of the tile's or before.
+    __device__ __forceinline__ LinearSegment segment_of(uint32_t row) const {
+        uint32_t low = 0, high = segments;
+        while (high > low + 1) {
+            const uint32_t middle = (low + high) / 2;
+            if (params.segments[begin + middle].rows_before <= row) low = middle; else high = middle;
+        }
+        return segment(low);
+    }
+
+    // The rows of all segments from `first` on: 16 threads take the errors of each.
+    __device__ __forceinline__ void fill(uint32_t first, uint32_t rows) const {
+        const uint32_t k = threadIdx.x / tile_rows;
+        if (first + k < rows) {
+            const LinearSegment segment = segment_of(first + k);
+            const LinearRow row = row_of(segment, first + k);
+            if (row.counts()) fill_errors(k, segment, first + k - segment.rows_before, row);
+        }
+        fill_hidden(first, rows);
+    }
+
+    // Threads that are neighbours take the same columns of several rows, and half of a packet each: they then store in
+    // different banks.
+    __device__ __forceinline__ void fill_hidden(uint32_t first, uint32_t rows) const {
+        constexpr uint32_t half = Packet<T>::size / 2;
+        const uint32_t k = threadIdx.x % tile_rows, upper = threadIdx.x / tile_rows % 2;
+        LinearRow row = {};
+        if (first + k < rows) row = row_of(segment_of(first + k), first + k);
+        for (uint32_t p = threadIdx.x / reduce::warp_size; p < tile_columns / Packet<T>::size; p += 8) {
+            const uint32_t column = first_column / Packet<T>::size + p;
+            Packet<T> packet = Packet<T>::from_bits(uint4{0, 0, 0, 0});
+            // A hidden state that has no loss may be NaN.
+            if (row.counts()) packet = batch.hidden_row<T>(row.position).load(column);
+            float* to = shared.hidden + (p * Packet<T>::size + upper * half) * pitch + k;
 #pragma unroll
-        for (uint32_t k = 0; k < Packet<T>::size; k += Packet<float>::size) {
-            const Packet<float> part = Packet<float>::load(row + first + k);
+            for (uint32_t i = 0; i < half; ++i) {
+                to[i * pitch] = number::widen(upper ? packet.values[half + i] : packet.values[i]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ LinearRow row_of(const LinearSegment& segment, uint32_t row) const {
+        return LinearRow::load(batch.rows + batch.groups[segment.group].first_row + row - segment.rows_before);
+    }
+
+    __device__ __forceinline__ void fill_errors(uint32_t k, const LinearSegment& segment, uint32_t in_group,
+                                                const LinearRow& row) const {
+        const LinearGroup group = LinearGroup::load(batch.groups + segment.group);
+        const Softmax softmax = params.softmaxes[group.first_row + in_group];
+        const Exponential exponential(softmax.maximum, params.scale.inverse_temperature());
+        const float factor = params.scale.of(row), scale = factor * softmax.inverse_sum();
+        const float* scores = params.scores + group.scores + in_group * static_cast<uint64_t>(group.stride());
+        for (uint32_t i = threadIdx.x % tile_rows; i < segment.count; i += tile_rows) {
+            const uint32_t at = segment.first + i;
+            const bool of_target = at == row.rank - group.first_rank;
+            const float error = of_target ? factor * softmax.target_error() : exponential(scores[at]) * scale;
+            shared.errors[place(batch.token(group, at)) * pitch + k] = error;
+        }
+    }
+
+    // Where a token is in the tile.
+    __device__ __forceinline__ uint32_t place(uint32_t token) const {
+        uint32_t low = 0, high = tokens;
+        while (high > low + 1) {
+            const uint32_t middle = (low + high) / 2;
+            if (shared.tokens[middle] <= token) low = middle; else high = middle;
+        }
+        return low;
+    }
+
+    __device__ __forceinline__ void store() const {
+        constexpr uint32_t packets = tile_columns / Packet<T>::size;
+        T* head = static_cast<T*>(params.head);
+        for (uint32_t i = threadIdx.x; head && i < tokens * packets; i += blockDim.x) {
+            const uint32_t row = i / packets, p = i % packets, index = first_column / Packet<T>::size + p;
+            if (index * Packet<T>::size >= batch.width) continue;
+            Packet<T> packet;
 #pragma unroll
-            for (uint32_t j = 0; j < Packet<float>::size; ++j) sums[k + j] += weight * part.values[j];
+            for (uint32_t k = 0; k < Packet<T>::size; ++k) {
+                packet.values[k] = number::narrow<T>(shared.sums[row * sum_pitch + p * Packet<T>::size + k]);
+            }
+            store_packet(head + shared.tokens[row] * static_cast<uint64_t>(batch.width), batch.width, index, packet);
+        }
+        T* bias = static_cast<T*>(params.bias);
+        if (!bias || first_column != 0) return;
+        for (uint32_t i = threadIdx.x; i < tokens; i += blockDim.x) {
+            bias[shared.tokens[i]] = number::narrow<T>(shared.bias[i]);
         }
     }
 };
 
 template <class T>
 __device__ __forceinline__ void linear_head_gradient(const LinearHeadGradientParams& params) {
-    const uint32_t packets = Vector<T>::packets(params.width + 1);
-    for (uint32_t i = blockIdx.x; i < params.count; i += gridDim.x) {
-        const bool listed = params.starts;
-        const uint32_t begin = listed ? params.starts[i] : 0, end = listed ? params.starts[i + 1] : 0;
-        const uint32_t token = listed ? params.tokens[i] : i;
-        for (uint32_t p = threadIdx.x; p < packets; p += blockDim.x) {
-            TokenSum<T> sum(params, p);
-            if (!listed) sum.add_product(i);
-            for (uint32_t share = begin; share < end; ++share) sum.add(params.shares[share]);
-            sum.store(token);
-        }
-    }
+    const uint32_t columns = (params.batch.width + tile_columns - 1) / tile_columns;
+    const uint32_t tiles = (params.count + tile_tokens - 1) / tile_tokens * columns;
+    for (uint32_t i = blockIdx.x; i < tiles; i += gridDim.x) HeadTile<T>(params, i / columns, i % columns).take();
 }
 
 }  // namespace
 
-KERNEL(linear_head_gradient_f32, LinearHeadGradientParams, 256, 4) { linear_head_gradient<float>(params); }
-KERNEL(linear_head_gradient_f16, LinearHeadGradientParams, 256, 4) { linear_head_gradient<__half>(params); }
-KERNEL(linear_head_gradient_bf16, LinearHeadGradientParams, 256, 4) { linear_head_gradient<__nv_bfloat16>(params); }
+KERNEL(linear_head_gradient_f32, LinearHeadGradientParams, 256, 2) { linear_head_gradient<float>(params); }
+KERNEL(linear_head_gradient_f16, LinearHeadGradientParams, 256, 2) { linear_head_gradient<__half>(params); }
+KERNEL(linear_head_gradient_bf16, LinearHeadGradientParams, 256, 2) { linear_head_gradient<__nv_bfloat16>(params); }

@@ -23,6 +23,16 @@ struct Sum {
     }
 };
 
+// NaN is passed over.
+struct Maximum {
+    using Value = float;
+    __device__ __forceinline__ Value identity() const { return -INFINITY; }
+    __device__ __forceinline__ Value combine(Value a, Value b) const { return fmaxf(a, b); }
+    __device__ __forceinline__ Value shuffle(Value value, int lanes) const {
+        return __shfl_xor_sync(whole_warp, value, lanes);
+    }
+};
+
 // A butterfly: lanes that exchange values combine the same two, so all of them end with the same bits.
 template <class Operation>
 __device__ __forceinline__ typename Operation::Value warp(Operation operation, typename Operation::Value value) {

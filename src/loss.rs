@@ -340,13 +340,12 @@ impl MaskedSoftmaxLoss {
         Ok(DenseRows::new(&self.batch(rows)?))
     }
 
-    /// The rows as the kernels over hidden states and a head take them. `is_frozen` says for which
-    /// sets the head rows need no gathering.
+    /// The rows as the kernels over hidden states and a head take them.
     ///
     /// # Errors
     /// Rows that do not fit the token sets.
-    pub fn linear_rows(&self, rows: &Rows, is_frozen: impl Fn(u32) -> bool) -> Result<LinearRows> {
-        Ok(LinearRows::new(&self.batch(rows)?, is_frozen))
+    pub fn linear_rows(&self, rows: &Rows) -> Result<LinearRows> {
+        Ok(LinearRows::new(&self.batch(rows)?))
     }
 
     fn temperature_as_it_stands(&self) -> Result<TemperatureSource> {

@@ -3,6 +3,8 @@
 
 mod decode;
 mod dense;
+mod device_ptr;
+mod kernel_params;
 mod linear;
 mod queue;
 mod temperature;
@@ -18,11 +20,11 @@ pub use dense::{
     DenseBackward, DenseBackwardBuffers, DenseBackwardParams, DenseForward, DenseForwardBuffers,
     DenseForwardParams, DenseInputs, DenseRow, DenseRows, GradientView,
 };
+pub use device_ptr::DevicePtr;
+pub use kernel_params::Mirrored;
 pub use linear::{
-    GatherSide, LinearBackward, LinearBackwardBuffers, LinearBackwardParams, LinearForward,
-    LinearForwardBuffers, LinearForwardParams, LinearForwarded, LinearGather, LinearGatherParams,
-    LinearHeadGradient, LinearInputs, LinearPass, LinearResults, LinearRow, LinearRows,
-    LinearShares, LinearTensors, LinearUpstream, Product,
+    LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows, LinearTensors,
+    LinearUpstream,
 };
 #[cfg(any(feature = "cuda", feature = "cust"))]
 pub(crate) use queue::behind_one_another;

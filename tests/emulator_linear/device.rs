@@ -2,8 +2,8 @@
 
 use candle_trie::Statistics;
 use candle_trie::launch::{
-    DeviceLimits, LinearForward, LinearForwarded, LinearPass, LinearResults, LinearRows,
-    LinearTensors, LinearUpstream, TokenSetsView,
+    DeviceLimits, DevicePtr, LinearForwarded, LinearGradients, LinearPass, LinearResults,
+    LinearRows, LinearTensors, LinearUpstream,
 };
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
@@ -12,6 +12,10 @@ use crate::emulated::{LIMITS, SEEDS};
 use crate::number::Number;
 use crate::queue::{EmulatorQueue, Failure};
 
+fn pointer(address: u64) -> DevicePtr {
+    DevicePtr::new(address).unwrap()
+}
+
 /// A batch and all that it is computed with.
 #[derive(Clone, Copy)]
 pub struct Case<'a> {
@@ -19,10 +23,7 @@ pub struct Case<'a> {
     pub options: &'a Options,
     /// Whether the temperature so far is on the device (as twice what the host believes).
     pub resident: bool,
-    /// Whether a frozen head has the head rows of every group.
-    pub frozen: bool,
-    /// Whether there is a hidden gradient.
-    pub with_gradient: bool,
+    pub gradients: Gradients,
     /// How often gradients are made, of which the last are looked at.
     pub backward_passes: usize,
     /// Whether the head's gradient is wanted, or that of its bias alone.
@@ -31,7 +32,19 @@ pub struct Case<'a> {
     pub apart: usize,
     pub limits: DeviceLimits,
     /// Scores that are in memory at a time, over the whole vocabulary.
-    pub chunk: usize,
+    pub most_scores: usize,
+}
+
+/// What is made besides the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gradients {
+    None,
+    /// That of the hidden states, by the forward pass.
+    Direct,
+    /// That of the hidden states alone.
+    Hidden,
+    /// And those of head and bias.
+    All,
 }
 
 /// Of the backward pass: for each number of the loss.
@@ -48,40 +61,32 @@ pub struct Outcome {
     pub gradient: Vec<f64>,
     pub head_gradient: Vec<f64>,
     pub bias_gradient: Vec<f64>,
-    pub gather: Report,
-    pub statistics_pass: Report,
     pub forward: Report,
     pub backward: Report,
-    pub errors: Report,
     pub head_sums: Report,
-    pub keeps_tiles: bool,
-    pub keeps_sets: bool,
-    /// The parts of rows that are taken in parts.
-    pub parts: usize,
+    /// How many launches there were.
+    pub launches: usize,
 }
 
 impl<'a> Case<'a> {
-    /// Contiguous inputs, a hidden gradient, and all head rows gathered.
+    /// Contiguous inputs, and all gradients.
     pub fn new(batch: &'a Batch, options: &'a Options) -> Self {
         Self {
             batch,
             options,
             resident: false,
-            frozen: false,
-            with_gradient: true,
+            gradients: Gradients::All,
             backward_passes: 1,
             with_head_gradient: true,
             apart: 0,
             limits: LIMITS,
-            chunk: usize::MAX,
+            most_scores: LinearPass::MOST_SCORES,
         }
     }
 
     pub fn rows(&self) -> LinearRows {
         let loss = self.batch.loss(self.options);
-        let rows = self.batch.rows(self.options);
-        let rows = loss.linear_rows(&rows, |_| self.frozen).unwrap();
-        rows.within(self.chunk)
+        loss.linear_rows(&self.batch.rows(self.options)).unwrap()
     }
 
     pub fn run<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Fault> {
@@ -90,38 +95,54 @@ impl<'a> Case<'a> {
 
     fn issue<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Failure> {
         let mut queue = EmulatorQueue::new(emulator);
-        let (width, rows) = (self.batch.width, self.rows());
-        let tensors = self.upload::<T>(&mut queue.memory, &rows);
-        let temperature = rows.next(&self.options.temperature).unwrap();
-        let (wanted, limits) = (self.with_gradient, &self.limits);
-        let element = T::ELEMENT;
-        let shape = LinearForward::new(&rows, element, width, temperature, wanted, limits).unwrap();
-        let keeps_tiles = shape.keeps_tiles();
-        let (keeps_sets, parts, losses) = (shape.keeps_sets(), shape.parts(), rows.losses());
-        let sets = self.batch.sets(self.options);
-        let head_over = wanted.then_some(&sets);
-        let pass = LinearPass::new(rows, element, width, wanted, head_over, limits).unwrap();
+        let (width, rows, positions) = (self.batch.width, self.rows(), self.batch.positions);
         let memory = &mut queue.memory;
+        let tensors = self.upload::<T>(memory);
+        let temperature = rows.next(&self.options.temperature).unwrap();
+        let losses = rows.losses();
+        let sets = self.batch.sets(self.options);
+        let gradients = match self.gradients {
+            Gradients::None => LinearGradients::None,
+            Gradients::Direct => LinearGradients::Direct,
+            Gradients::Hidden => LinearGradients::Hidden,
+            Gradients::All => LinearGradients::All(&sets),
+        };
+        let pass = LinearPass::new(
+            rows,
+            T::ELEMENT,
+            width,
+            gradients,
+            &self.limits,
+            self.most_scores,
+        )
+        .unwrap();
         let loss = memory.allocate::<f32>("loss", losses);
         let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
         let tau = memory.allocate::<f64>("temperature", 1);
+        let direct = memory.allocate::<T>("gradient", positions * width);
+        let is_direct = self.gradients == Gradients::Direct;
         let results = LinearResults {
-            loss: loss.address(),
-            statistics: statistics.address(),
-            temperature: tau.address(),
+            loss: pointer(loss.address()),
+            statistics: pointer(statistics.address()),
+            temperature: pointer(tau.address()),
+            hidden_gradient: DevicePtr::new(direct.address()).filter(|_| is_direct),
         };
         // SAFETY: the emulator looks at every address.
         let forwarded = unsafe { pass.forward(&mut queue, &tensors, temperature, &results) }?;
         queue.assert_counted()?;
         queue.free_scratch();
-        let mut gradients = Default::default();
-        let backward_passes = if wanted { self.backward_passes } else { 0 };
-        for _ in 0..backward_passes {
+        let mut made = Default::default();
+        if is_direct {
+            let values: Vec<T> = queue.memory.download(direct)?;
+            made = [values.into_iter().map(T::to_f64).collect(), vec![], vec![]];
+        }
+        let backward = matches!(self.gradients, Gradients::Hidden | Gradients::All);
+        for _ in 0..if backward { self.backward_passes } else { 0 } {
             let upstream = self.upstream(&mut queue.memory, losses, tau.address());
-            gradients = self.gradients::<T>(&mut queue, &pass, &forwarded, &tensors, upstream)?;
+            made = self.backward::<T>(&mut queue, &pass, &forwarded, &tensors, upstream)?;
             queue.free_scratch();
         }
-        let [gradient, head_gradient, bias_gradient] = gradients;
+        let [gradient, head_gradient, bias_gradient] = made;
         queue.assert_counted()?;
         let losses = queue.memory.download(loss)?;
         let statistics = queue.memory.download(statistics)?;
@@ -132,28 +153,23 @@ impl<'a> Case<'a> {
             gradient,
             head_gradient,
             bias_gradient,
-            gather: queue.report("linear_gather"),
-            statistics_pass: queue.report("linear_statistics"),
+            launches: queue.launches(),
             forward: queue.report("linear_forward"),
             backward: queue.report("linear_backward"),
-            errors: queue.report("linear_errors"),
             head_sums: queue.report("linear_head_gradient"),
-            keeps_tiles,
-            keeps_sets,
-            parts,
         })
     }
 
     fn upstream(&self, memory: &mut Memory, losses: usize, temperature: u64) -> LinearUpstream {
         let loss: Vec<f32> = (0..losses).map(|i| upstream(i) as f32).collect();
         LinearUpstream {
-            loss: memory.upload("upstream", &loss).address(),
-            temperature,
+            loss: pointer(memory.upload("upstream", &loss).address()),
+            temperature: pointer(temperature),
         }
     }
 
     /// Of hidden states, head and bias.
-    fn gradients<T: Number>(
+    fn backward<T: Number>(
         &self,
         queue: &mut EmulatorQueue,
         pass: &LinearPass,
@@ -166,15 +182,17 @@ impl<'a> Case<'a> {
         let hidden = memory.allocate::<T>("gradient", self.batch.positions * width);
         let head = memory.upload("head gradient", &vec![T::zeroed(); vocabulary * width]);
         let bias = memory.upload("bias gradient", &vec![T::zeroed(); vocabulary]);
-        let only = |wanted: bool, address: u64| if wanted { address } else { 0 };
         let wanted = [
-            only(self.with_head_gradient, head.address()),
-            only(self.options.bias, bias.address()),
+            DevicePtr::new(head.address()).filter(|_| self.with_head_gradient),
+            DevicePtr::new(bias.address()).filter(|_| self.options.bias),
         ];
+        let address = pointer(hidden.address());
         // SAFETY: the emulator looks at every address.
         unsafe {
-            pass.hidden_gradient(queue, forwarded, upstream, hidden.address())?;
-            pass.head_gradient(queue, forwarded, tensors, upstream, wanted)?;
+            pass.hidden_gradient(queue, forwarded, tensors, upstream, address)?;
+            if self.gradients == Gradients::All {
+                pass.head_gradient(queue, forwarded, tensors, upstream, wanted)?;
+            }
         }
         let mut f64s = |buffer| -> Result<Vec<f64>, Fault> {
             let values: Vec<T> = queue.memory.download(buffer)?;
@@ -183,61 +201,38 @@ impl<'a> Case<'a> {
         Ok([f64s(hidden)?, f64s(head)?, f64s(bias)?])
     }
 
-    fn upload<T: Number>(&self, memory: &mut Memory, rows: &LinearRows) -> LinearTensors {
+    fn upload<T: Number>(&self, memory: &mut Memory) -> LinearTensors {
         let batch = self.batch;
         let sets = batch.sets(self.options);
-        let listed = sets.as_raw();
         let mut matrix = |name: &str, values: &[f64]| {
             let apart = vec![T::from_f64(f64::NAN); self.apart];
             let rows = values.chunks(batch.width).flat_map(|row| {
                 (apart.iter().copied()).chain(row.iter().map(|&value| T::from_f64(value)))
             });
             let buffer = memory.upload(name, &rows.collect::<Vec<T>>());
-            buffer.address() + (self.apart * size_of::<T>()) as u64
+            pointer(buffer.address()).add((self.apart * size_of::<T>()) as u64)
         };
         let stride = (batch.width + self.apart) as u64;
         let (hidden, head) = (matrix("hidden", &batch.hidden), matrix("head", &batch.head));
         let bias: Vec<T> = batch.bias.iter().map(|&value| T::from_f64(value)).collect();
-        let bias = memory.upload("bias", &bias).address();
+        let bias = pointer(memory.upload("bias", &bias).address());
         let previous = 2.0 * self.options.temperature.value();
-        let previous = memory.upload("previous", &[previous]).address();
+        let previous = pointer(memory.upload("previous", &[previous]).address());
         LinearTensors {
-            hidden,
+            hidden: Some(hidden),
             hidden_stride: stride,
             head,
             head_stride: stride,
-            bias: if self.options.bias { bias } else { 0 },
-            frozen: self.frozen_rows::<T>(memory, rows),
-            previous: if self.resident { previous } else { 0 },
-            sets: TokenSetsView {
-                offsets: listed.map_or(0, |(offsets, _)| {
-                    memory.upload("offsets", offsets).address()
-                }),
-                tokens: listed.map_or(0, |(_, tokens)| memory.upload("tokens", tokens).address()),
-                vocabulary: batch.vocabulary as u64,
-            },
+            bias: self.options.bias.then_some(bias),
+            previous: self.resident.then_some(previous),
+            tokens: (sets.as_raw())
+                .map(|(_, tokens)| pointer(memory.upload("tokens", tokens).address())),
         }
-    }
-
-    fn frozen_rows<T: Number>(&self, memory: &mut Memory, rows: &LinearRows) -> Vec<u64> {
-        if !self.frozen {
-            return Vec::new();
-        }
-        let width = self.batch.width;
-        let gathered = rows.grouped_sets().map(|set| {
-            let set = self.batch.sets.get(set).unwrap();
-            let values: Vec<T> = (set.iter())
-                .flat_map(|token| &self.batch.head[token as usize * width..][..width])
-                .map(|&value| T::from_f64(value))
-                .collect();
-            memory.upload("frozen", &values).address()
-        });
-        gathered.collect()
     }
 
     /// The same bits in every schedule, and the f64 definition's numbers.
     pub fn assert_correct<T: Number>(&self, what: &str) {
-        let what = format!("{what}, {:?}, {:?}", T::ELEMENT, self.with_gradient);
+        let what = format!("{what}, {:?}, {:?}", T::ELEMENT, self.gradients);
         let mut outcome = None;
         same_for_every_schedule(SEEDS, |emulator| {
             let found = self.run::<T>(&emulator)?;
@@ -278,9 +273,13 @@ impl<'a> Case<'a> {
             );
         }
         assert_close(&found.loss, &expected.loss, 2e-5, &format!("{what}: loss"));
-        if !self.with_gradient {
+        if self.gradients == Gradients::None {
             return;
         }
+        let upstream = |index| match self.gradients {
+            Gradients::Direct => 1.0,
+            _ => upstream(index),
+        };
         let (vocabulary, width) = (self.batch.vocabulary, self.batch.width);
         let mut hidden = vec![0.0; self.batch.hidden.len()];
         let mut head = vec![0.0; self.batch.head.len()];
@@ -306,6 +305,9 @@ impl<'a> Case<'a> {
             );
         };
         close(&found.gradient, &hidden, "hidden states");
+        if self.gradients != Gradients::All {
+            return;
+        }
         if self.with_head_gradient {
             close(&found.head_gradient, &head, "head");
         } else {

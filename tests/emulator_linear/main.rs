@@ -1,5 +1,5 @@
 //! `kernels/linear_*.cu` with their plans, in the emulator, against the definition of the loss in
-//! f64. What cuBLAS does on a device, the matrix products of the groups, the host does here.
+//! f64.
 
 #[path = "../linear/batch.rs"]
 #[allow(dead_code)]
@@ -18,7 +18,6 @@ mod counts;
 mod device;
 mod golden;
 mod options;
-mod parts;
 mod queue;
 mod shapes;
 mod whole_vocabulary;

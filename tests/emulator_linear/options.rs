@@ -4,7 +4,7 @@ use candle_trie::Temperature;
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options, every_option};
-use crate::device::Case;
+use crate::device::{Case, Gradients};
 use crate::number::Number;
 
 /// Those over listed sets.
@@ -19,7 +19,6 @@ fn every_option_in<T: Number>() {
     for (index, options) in options().enumerate() {
         let case = Case {
             resident: index % 3 == 1 && matches!(options.temperature, Temperature::Adaptive(_)),
-            frozen: index % 2 == 1,
             ..Case::new(&batch, &options)
         };
         case.assert_correct::<T>(&format!("option {index}"));
@@ -27,7 +26,7 @@ fn every_option_in<T: Number>() {
             continue;
         }
         let evaluation = Case {
-            with_gradient: false,
+            gradients: [Gradients::None, Gradients::Direct, Gradients::Hidden][index / 4 % 3],
             ..case
         };
         evaluation.assert_correct::<T>(&format!("option {index}"));
@@ -50,7 +49,6 @@ fn gradients_may_be_made_again() {
     let batch = Batch::new(24, 7);
     for (index, options) in options().enumerate().step_by(7) {
         let case = Case {
-            frozen: index % 2 == 1,
             backward_passes: 2,
             ..Case::new(&batch, &options)
         };

@@ -5,7 +5,7 @@ use candle_trie_emulator::Emulator;
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options, every_option};
-use crate::device::Case;
+use crate::device::{Case, Gradients};
 use crate::number::Number;
 
 fn options() -> impl Iterator<Item = Options> {
@@ -25,8 +25,14 @@ fn options_in_chunks_in<T: Number>(step: usize) {
     let batch = Batch::new(24, 7);
     for (index, options) in options().enumerate().step_by(step) {
         let case = Case {
-            chunk: chunks(&batch)[index % 4],
-            with_gradient: index % 5 != 3,
+            most_scores: chunks(&batch)[index % 4],
+            gradients: [
+                Gradients::All,
+                Gradients::Direct,
+                Gradients::None,
+                Gradients::All,
+                Gradients::Hidden,
+            ][index % 5],
             ..Case::new(&batch, &options)
         };
         case.assert_correct::<T>(&format!("option {index}"));
@@ -51,7 +57,7 @@ fn odd_widths_in_every_chunk() {
         for options in options().step_by(9) {
             for chunk in chunks(&batch).into_iter().take(3) {
                 let case = Case {
-                    chunk,
+                    most_scores: chunk,
                     ..Case::new(&batch, &options)
                 };
                 case.assert_correct::<bf16>(&format!("width {width}, {chunk}"));
@@ -64,7 +70,7 @@ fn gradients_may_be_made_again() {
     let batch = Batch::new(24, 7);
     for (index, options) in options().enumerate().step_by(5) {
         let case = Case {
-            chunk: chunks(&batch)[index % 4],
+            most_scores: chunks(&batch)[index % 4],
             backward_passes: 2,
             ..Case::new(&batch, &options)
         };
@@ -86,9 +92,7 @@ fn the_head_gradient_needs_no_table() {
     let options = options().next().unwrap();
     let outcome = Case::new(&batch, &options).run::<bf16>(&Emulator::default());
     let head_sums = outcome.unwrap().head_sums;
-    let products = head_sums.traffic("products").loaded;
-    assert_eq!(products, (batch.vocabulary * 4 * (batch.width + 8)) as u64);
-    for table in ["shares", "share tokens", "share starts"] {
+    for table in ["segments", "segment starts", "head tokens"] {
         assert_eq!(head_sums.traffic(table).loaded, 0, "{table}");
     }
 }

@@ -2,7 +2,7 @@
 
 use bytemuck::Pod;
 
-use super::{Launch, Product};
+use super::{DevicePtr, Launch};
 
 /// How long memory is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,14 +14,14 @@ pub enum Lifetime {
     Kept,
 }
 
-/// Where launches and products are issued, one after the other, and the memory that they need: a stream
-/// of a device, or the emulator.
+/// Where launches are issued, one after the other, and the memory that they need: a stream of a device,
+/// or the emulator.
 pub trait Queue {
     /// What issuing may end in.
     type Error: From<crate::Error>;
 
-    /// The addresses of so many bytes each that hold anything and begin at a multiple of 16. (Of no bytes
-    /// it is an address that is not looked at.)
+    /// Allocates uninitialised memory of so many bytes each, which begins at a multiple of 16. `None` for no
+    /// bytes.
     ///
     /// # Errors
     /// Where there is no such memory.
@@ -29,17 +29,17 @@ pub trait Queue {
         &mut self,
         lifetime: Lifetime,
         parts: [(&'static str, usize); N],
-    ) -> Result<[u64; N], Self::Error>;
+    ) -> Result<[Option<DevicePtr>; N], Self::Error>;
 
-    /// The addresses of kept memory that holds these words, part by part. The first part begins at a
-    /// multiple of 16, and each of the others may begin where the one before it ends.
+    /// Uploads words, part by part, to kept memory. The first part begins at a multiple of 16, and each of
+    /// the others may begin where the one before it ends. `None` for no words.
     ///
     /// # Errors
     /// As [`allocate`](Self::allocate).
     fn upload<const N: usize>(
         &mut self,
         parts: [(&'static str, &[u32]); N],
-    ) -> Result<[u64; N], Self::Error>;
+    ) -> Result<[Option<DevicePtr>; N], Self::Error>;
 
     /// Issues a launch.
     ///
@@ -50,15 +50,6 @@ pub trait Queue {
     /// # Errors
     /// What the device says, when it refuses the launch.
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<(), Self::Error>;
-
-    /// Issues a product.
-    ///
-    /// # Safety
-    /// The same of the addresses, which must hold what the product says.
-    ///
-    /// # Errors
-    /// What the device says, when it refuses the product.
-    unsafe fn multiply(&mut self, product: &Product) -> Result<(), Self::Error>;
 }
 
 /// How far from the first of them parts of so many bytes begin, each at a multiple of `alignment`, and

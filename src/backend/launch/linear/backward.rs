@@ -1,109 +1,103 @@
-//! The plan for `kernels/linear_backward.cu`.
+//! The plans for `kernels/linear_backward.cu` and `kernels/linear_head_gradient.cu`.
 
-use std::mem::offset_of;
+use super::{GradientScale, LinearBatch, LinearPass};
+use crate::backend::launch::kernel_params::kernel_params;
+use crate::backend::launch::{DevicePtr, Launch, WARP};
 
-use bytemuck::{Pod, Zeroable};
-
-use super::{GradientScale, LinearRows, blocks_of_warps, check_width, gradient_stride};
-use crate::Result;
-use crate::backend::launch::{DeviceLimits, Element, Launch};
-
-/// Mirrors `LinearBackwardParams` of `kernels/linear_backward.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct LinearBackwardParams {
-    rows: u64,
-    idle: u64,
-    unscaled: u64,
-    unscaled_stride: u64,
-    gradient: u64,
-    scale: GradientScale,
-    width: u32,
-    row_count: u32,
-    idle_count: u32,
-    unused: u32,
-}
-
-const _: () = assert!(
-    size_of::<LinearBackwardParams>() == 80 && offset_of!(LinearBackwardParams, width) == 64
-);
-
-/// The gradient of the hidden states, from what the forward pass left.
-#[derive(Debug, Clone, Copy)]
-pub struct LinearBackward<'a> {
-    rows: &'a LinearRows,
-    element: Element,
-    width: u32,
-    blocks: u32,
-}
-
-/// What a backward pass reads and writes, in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinearBackwardBuffers {
-    /// The gradient `[N, H]`.
-    pub gradient: u64,
-    /// The unscaled gradient, as the forward pass wrote it.
-    pub unscaled: u64,
-    /// As the forward pass wrote it.
-    pub temperature: u64,
-    /// What the loss's gradient is, as many f32 as the loss has.
-    pub upstream: u64,
-}
-
-impl<'a> LinearBackward<'a> {
-    /// Threads of a block, which takes no shared memory.
-    pub const THREADS: u32 = 256;
-
-    /// A pass over hidden states of `width` elements. `None` where there is no position.
-    ///
-    /// # Errors
-    /// As [`LinearForward::new`](super::LinearForward::new).
-    pub fn new(
-        rows: &'a LinearRows,
-        element: Element,
-        width: usize,
-        limits: &DeviceLimits,
-    ) -> Result<Option<Self>> {
-        let width = check_width(width)?;
-        let blocks = blocks_of_warps(rows.rows.len() + rows.idle.len(), Self::THREADS, limits);
-        Ok((blocks > 0).then_some(Self {
-            rows,
-            element,
-            width,
-            blocks,
-        }))
+kernel_params! {
+    /// What the kernel of the hidden states' gradient is given.
+    pub(super) struct LinearBackwardParams in "linear_backward.cu" for "linear_backward" {
+        rows: Option<DevicePtr>,
+        ignored: Option<DevicePtr>,
+        unscaled: Option<DevicePtr>,
+        unscaled_stride: u64,
+        gradient: Option<DevicePtr>,
+        scale: GradientScale,
+        width: u32,
+        row_count: u32,
+        ignored_count: u32,
+        unused: u32,
     }
+}
 
-    /// The launch, over [`LinearRows::rows`] and [`LinearRows::idle`] where they are in device memory.
-    #[must_use]
-    pub fn launch(
+kernel_params! {
+    /// What the kernel of the head's gradient is given.
+    pub(super) struct LinearHeadGradientParams in "linear_head_gradient.cu" for "linear_head_gradient" {
+        batch: LinearBatch,
+        scale: GradientScale,
+        scores: Option<DevicePtr>,
+        softmaxes: Option<DevicePtr>,
+        segments: Option<DevicePtr>,
+        starts: Option<DevicePtr>,
+        tokens: Option<DevicePtr>,
+        head: Option<DevicePtr>,
+        bias: Option<DevicePtr>,
+        count: u32,
+        unused: u32,
+    }
+}
+
+/// Threads of a block of either kernel.
+const THREADS: u32 = 256;
+/// `sizeof(HeadShared)` of `kernels/linear_head_gradient.cu`, and its tiles.
+const HEAD_SHARED_BYTES: u32 = 39_424;
+const TILE_TOKENS: u32 = 64;
+const TILE_COLUMNS: u32 = 128;
+
+impl LinearPass {
+    /// The launch that scales the gradient of the hidden states: none where there is no position.
+    pub(super) fn backward_launch(
         &self,
-        rows: u64,
-        idle: u64,
-        buffers: &LinearBackwardBuffers,
-    ) -> Launch<LinearBackwardParams> {
-        Launch {
-            kernel: match self.element {
-                Element::F32 => "linear_backward_f32",
-                Element::F16 => "linear_backward_f16",
-                Element::Bf16 => "linear_backward_bf16",
-            },
-            grid: [self.blocks, 1, 1],
-            block: [Self::THREADS, 1, 1],
+        batch: &LinearBatch,
+        scale: GradientScale,
+        unscaled: Option<DevicePtr>,
+        gradient: DevicePtr,
+    ) -> Option<Launch<LinearBackwardParams>> {
+        let work = batch.row_count + batch.ignored_count;
+        let resident = self.limits.resident_blocks(THREADS, 0).max(1);
+        let launch = Launch {
+            kernel: LinearBackwardParams::kernel(self.element),
+            grid: [work.div_ceil(THREADS / WARP).min(resident), 1, 1],
+            block: [THREADS, 1, 1],
             shared_bytes: 0,
             cooperative: false,
             params: LinearBackwardParams {
-                rows,
-                idle,
-                unscaled: buffers.unscaled,
-                unscaled_stride: gradient_stride(self.width),
-                gradient: buffers.gradient,
-                scale: GradientScale::new(self.rows, buffers.temperature, buffers.upstream),
+                rows: batch.rows,
+                ignored: batch.ignored,
+                unscaled,
+                unscaled_stride: self.gradient_stride(),
+                gradient: Some(gradient),
+                scale,
                 width: self.width,
-                row_count: self.rows.rows.len() as u32,
-                idle_count: self.rows.idle.len() as u32,
+                row_count: batch.row_count,
+                ignored_count: batch.ignored_count,
                 unused: 0,
             },
-        }
+        };
+        (work > 0).then_some(launch)
+    }
+
+    /// The launch that sums the head's gradient, as far as `params` say: none where they name no token.
+    pub(super) fn head_launch(
+        &self,
+        params: LinearHeadGradientParams,
+    ) -> Option<Launch<LinearHeadGradientParams>> {
+        let tiles = params
+            .count
+            .div_ceil(TILE_TOKENS)
+            .saturating_mul(self.width.div_ceil(TILE_COLUMNS));
+        let resident = self
+            .limits
+            .resident_blocks(THREADS, HEAD_SHARED_BYTES)
+            .max(1);
+        let launch = Launch {
+            kernel: LinearHeadGradientParams::kernel(self.element),
+            grid: [tiles.min(resident), 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: HEAD_SHARED_BYTES,
+            cooperative: false,
+            params,
+        };
+        (tiles > 0).then_some(launch)
     }
 }

@@ -1,0 +1,250 @@
+// The second phase of linear_forward.cu: from scores and τ to the loss of rows and to columns of their unscaled gradient. With
+// m the largest score of a row, e_v = exp((z_v − m)/τ) and E the sum of all e_v but the target's,
+//
+//     gradient = (Σ_{v ≠ y} e_v W_v − E·W_y)/(E + e_y)
+//
+// so that nothing must be known of a row but m before its head rows are read once more, and neither p_y − 1 nor a small p_v
+// is a difference that loses digits.
+#pragma once
+
+#include "linear_pass.cuh"
+
+// What the e_v are multiplied by before they are rounded to a type for the tensor cores: in f16 a tail of tokens of 2⁻²⁵ each
+// would be rounded to 0 together.
+template <class T>
+struct ErrorScale {
+    static constexpr float up = 1.0f, down = 1.0f;
+};
+template <>
+struct ErrorScale<__half> {
+    static constexpr float up = 0x1p14f, down = 0x1p-14f;
+};
+
+template <class T>
+class LinearGradient : LinearPass<T> {
+public:
+    __device__ __forceinline__ LinearGradient(const LinearForwardParams& params, double temperature)
+        : LinearPass<T>(params), temperature(temperature), inverse_temperature(static_cast<float>(1.0 / temperature)) {}
+
+    // Takes an item: columns of the head are the rows of a product and rows its columns, summed over a slice of the tokens.
+    __device__ __forceinline__ void take(const LinearItem* address) const {
+        this->keep(address);
+        const LinearItem& item = shared.item;
+        keep_maxima_and_tokens();
+        const Shape shape(item, params.stage_bytes);
+        clear_padding(shape);
+        BlockProduct<T> product(item.count, item.rows);
+        RowSum others(item.rows);
+        uint32_t rank = 0;
+        float maximum = 0.0f;
+        if (others.row < item.rows) {
+            rank = batch.rows[this->row_index(others.row)].rank - shared.group.first_rank - item.inner_first;
+            maximum = shared.maximum[others.row];
+        }
+        const Exponential exponential(maximum, inverse_temperature);
+        const auto length = [&](uint32_t s) { return smaller(shape.tokens, item.inner_count - s * shape.tokens); };
+        this->pipeline(
+            (item.inner_count + shape.tokens - 1) / shape.tokens,
+            [&](uint32_t s) { load(shape, this->stage(s), s * shape.tokens, length(s)); },
+            [&](uint32_t s) {
+                const uint32_t tokens = length(s), depth = round_up(tokens, 16);
+                const float* scores = reinterpret_cast<const float*>(this->stage(s) + shape.tokens * shape.head_pitch);
+                if (others.row < item.rows) {
+                    float sum = 0.0f;
+#pragma unroll 4
+                    for (uint32_t i = others.lane; i < depth; i += others.lanes) {
+                        float e = 0.0f;
+                        if (i < tokens && s * shape.tokens + i != rank) {
+                            e = exponential(scores[others.row * shape.score_pitch + i]);
+                        }
+                        sum += e;
+                        errors()[others.row * shape.error_pitch + i] = number::narrow<T>(e * ErrorScale<T>::up);
+                    }
+                    others.sum += sum;
+                }
+                if (item.count == 0) return;
+                // Every warp multiplies by the errors of all rows.
+                __syncthreads();
+                product.template add<true>(this->stage(s), shape.head_pitch, errors(), shape.error_pitch, depth);
+            });
+        product.store(this->tile());
+        const float sum = others.total();
+        if (others.row < item.rows && others.lane == 0) {
+            float* behind = this->tile() + others.row * product.pitch() + product.pitch() - 4;
+            for (uint32_t k = 0; k < product.layers(); ++k) behind[k * product.layer()] = k == 0 ? sum : 0.0f;
+        }
+        const PartialSums sums = this->sums(product, true);
+        if (sums.parts == 0) return;
+#pragma unroll 1
+        for (uint32_t r = threadIdx.x / reduce::warp_size; r < item.rows; r += warps) finish(sums, r);
+    }
+
+private:
+    using LinearPass<T>::params;
+    using LinearPass<T>::batch;
+    using LinearPass<T>::shared;
+    using LinearPass<T>::packet;
+    using LinearPass<T>::warps;
+    double temperature;
+    float inverse_temperature;
+
+    // A stage: head rows of some tokens and, behind them, those tokens' scores, row by row. Pitches are in elements.
+    struct Shape {
+        uint32_t tokens;
+        uint32_t head_pitch;
+        uint32_t score_pitch;
+        uint32_t error_pitch;
+
+        __device__ __forceinline__ Shape(const LinearItem& item, uint32_t stage_bytes) {
+            constexpr uint32_t apart = sizeof(Packet<T>);
+            const uint32_t of_head = item.count == 0 ? 0 : round_up(item.count, 16) * sizeof(T) + apart;
+            const uint32_t by_stage = (stage_bytes - apart * item.rows) / (of_head + sizeof(float) * item.rows);
+            const uint32_t by_errors = (LinearShared::errors_bytes / round_up(item.rows, 8) - apart) / sizeof(T);
+            tokens = smaller(smaller(by_stage, by_errors) / 16 * 16, round_up(item.inner_count, 16));
+            head_pitch = of_head / sizeof(T);
+            score_pitch = tokens + Packet<float>::size;
+            error_pitch = tokens + packet;
+        }
+    };
+
+    // The sum of a row's e_v, by several threads of one warp.
+    struct RowSum {
+        uint32_t lanes;
+        uint32_t row;
+        uint32_t lane;
+        // Of many thousands of terms.
+        double sum = 0.0;
+
+        __device__ __forceinline__ explicit RowSum(uint32_t rows) {
+            lanes = reduce::warp_size;
+            while (lanes * rows > warps * reduce::warp_size) lanes /= 2;
+            row = threadIdx.x / lanes;
+            lane = threadIdx.x % lanes;
+        }
+
+        // By all lanes of the warp, each of which gets that of its row.
+        __device__ __forceinline__ float total() const {
+            double total = sum;
+            for (uint32_t apart = lanes / 2; apart > 0; apart /= 2) {
+                total += __shfl_xor_sync(reduce::whole_warp, total, apart);
+            }
+            return static_cast<float>(total);
+        }
+    };
+
+    __device__ __forceinline__ T* errors() const { return reinterpret_cast<T*>(shared.errors); }
+
+    __device__ __forceinline__ void keep_maxima_and_tokens() const {
+        const LinearItem& item = shared.item;
+        const LinearGroup& group = shared.group;
+        if (batch.tokens && item.count > 0) {
+            for (uint32_t i = threadIdx.x; i < item.inner_count; i += blockDim.x) {
+                shared.tokens[i] = batch.token(group, item.inner_first + i);
+            }
+        }
+#pragma unroll 1
+        for (uint32_t r = threadIdx.x / reduce::warp_size; r < item.rows; r += warps) {
+            const ScoreRecord* records =
+                params.records + group.records + (item.first_row + r) * static_cast<uint64_t>(group.tiles());
+            float maximum = -INFINITY;
+            for (uint32_t i = threadIdx.x % reduce::warp_size; i < group.tiles(); i += reduce::warp_size) {
+                maximum = fmaxf(maximum, records[i].maximum);
+            }
+            maximum = reduce::warp(reduce::Maximum(), maximum);
+            if (threadIdx.x % reduce::warp_size == 0) shared.maximum[r] = maximum;
+        }
+        // Every thread copies head rows of any token, and looks at the maximum of any row.
+        __syncthreads();
+    }
+
+    // Rows of errors that are no row's, but fill up a fragment.
+    __device__ __forceinline__ void clear_padding(const Shape& shape) const {
+        const uint32_t rows = shared.item.rows, packets = shape.error_pitch / packet;
+        for (uint32_t i = rows * packets + threadIdx.x; i < round_up(rows, 8) * packets; i += blockDim.x) {
+            device::store128(errors() + i * packet, uint4{0, 0, 0, 0});
+        }
+    }
+
+    // The head rows of the slice's tokens from `begin` on, zeros for those that fill up a fragment, and the tokens' scores.
+    __device__ __forceinline__ void load(const Shape& shape, T* stage, uint32_t begin, uint32_t tokens) const {
+        const LinearItem& item = shared.item;
+        const LinearGroup& group = shared.group;
+        const uint32_t packets = round_up(item.count, 16) / packet, of_head = round_up(tokens, 16) * packets;
+#pragma unroll 2
+        for (uint32_t i = threadIdx.x; i < of_head; i += blockDim.x) {
+            const uint32_t index = i / packets, p = i % packets;
+            T* to = stage + index * shape.head_pitch + p * packet;
+            if (index >= tokens) {
+                device::store128(to, uint4{0, 0, 0, 0});
+                continue;
+            }
+            const uint32_t token =
+                batch.tokens ? shared.tokens[begin + index] : batch.token(group, item.inner_first + begin + index);
+            copy_packet(to, batch.template head_row<T>(token), item.first / packet + p);
+        }
+        float* scores = reinterpret_cast<float*>(stage + shape.tokens * shape.head_pitch);
+        const uint64_t stride = group.stride();
+        const float* from = params.scores + group.scores + item.first_row * stride + item.inner_first + begin;
+        const uint32_t of_row = (tokens + 3) / 4;
+#pragma unroll 2
+        for (uint32_t i = threadIdx.x; i < item.rows * of_row; i += blockDim.x) {
+            const uint32_t r = i / of_row, p = i % of_row;
+            device::copy128_async(scores + r * shape.score_pitch + 4 * p, from + r * stride + 4 * p);
+        }
+    }
+
+    // Leaves a row's loss and its gradient. By a warp.
+    __device__ __forceinline__ void finish(const PartialSums& sums, uint32_t r) const {
+        const LinearItem& item = shared.item;
+        const uint32_t lane = threadIdx.x % reduce::warp_size, index = this->row_index(r);
+        const LinearRow row = LinearRow::load(batch.rows + index);
+        const float maximum = shared.maximum[r], others = sums(r, sums.pitch - 4);
+        const Softmax softmax = {maximum, others, (params.targets[index] - maximum) * inverse_temperature};
+        if (item.first == 0 && lane == 0) leave(index, row, softmax);
+        T* direct = static_cast<T*>(params.hidden_gradient);
+        // Nobody looks at the unscaled gradient of a row without a loss; the gradient itself is 0.
+        if (item.count == 0 || (!direct && !row.counts())) return;
+        float scale = softmax.inverse_sum();
+        if (direct) scale *= row.share * (params.times_temperature ? 1.0f : inverse_temperature);
+        const Vector<T> target = batch.template head_row<T>(batch.token(shared.group, row.rank - shared.group.first_rank));
+        for (uint32_t p = lane; p < (item.count + packet - 1) / packet; p += reduce::warp_size) {
+            const uint32_t of_width = item.first / packet + p;
+            const Packet<T> of_target = target.load(of_width);
+            float values[packet];
+            sums.add_up(r, p * packet, values);
+#pragma unroll
+            for (uint32_t k = 0; k < packet; ++k) {
+                const float error = values[k] * ErrorScale<T>::down - others * number::widen(of_target.values[k]);
+                values[k] = row.counts() ? error * scale : 0.0f;
+            }
+            if (direct) {
+                store(direct + row.position * static_cast<uint64_t>(batch.width), of_width, values);
+            } else {
+                store(params.gradient + index * params.gradient_stride + of_width * packet, values);
+            }
+        }
+    }
+
+    __device__ __forceinline__ static void store(float* to, const float (&values)[packet]) {
+#pragma unroll
+        for (uint32_t k = 0; k < packet; k += 4) {
+            Packet<float>{values[k], values[k + 1], values[k + 2], values[k + 3]}.store(to + k);
+        }
+    }
+
+    __device__ __forceinline__ void store(T* row, uint32_t index, const float (&values)[packet]) const {
+        Packet<T> rounded;
+#pragma unroll
+        for (uint32_t k = 0; k < packet; ++k) rounded.values[k] = number::narrow<T>(values[k]);
+        store_packet(row, batch.width, index, rounded);
+    }
+
+    // The softmax of a row, for the gradient of the head, and its loss.
+    __device__ __forceinline__ void leave(uint32_t index, const LinearRow& row, const Softmax& softmax) const {
+        params.softmaxes[index] = softmax;
+        const double factor = row.share * (params.times_temperature ? temperature : 1.0);
+        const double loss = row.counts() ? factor * softmax.loss() : 0.0;
+        params.row_losses[index] = loss;
+        if (params.losses) params.losses[row.position] = static_cast<float>(loss);
+    }
+};

@@ -94,9 +94,11 @@ public:
             __syncthreads();
         }
         write_idle();
-        totals.publish(0, BlockSums::length);
+        const bool measures = batch.first_statistics < batch.row_count;
+        totals.publish(measures ? 0 : StatisticsSums::length, BlockSums::length);
         if (!reduce::is_last_block(params.arrived, gridDim.x)) return;
-        const Statistics statistics = totals.statistics(params.sizes);
+        Statistics statistics = {};
+        if (measures) statistics = totals.statistics(params.sizes);
         totals.write_loss(params.loss);
         if (threadIdx.x == 0) {
             *params.statistics = statistics;

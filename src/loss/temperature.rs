@@ -64,23 +64,31 @@ impl From<Temperature> for CurrentTemperature {
 }
 
 impl CurrentTemperature {
-    pub fn get(&self) -> &Temperature {
-        match &self.ahead {
-            None => &self.host,
-            Some(ahead) => ahead.read.get_or_init(|| {
-                // A device that fails has no temperature: NaN is refused by the next pass or step.
-                let value = ahead.value.to_scalar().unwrap_or(f64::NAN);
-                self.host.at(value)
-            }),
+    /// The temperature as it stands, which the first call after a step on a device waits for.
+    ///
+    /// # Errors
+    /// What candle reports of the transfer. The temperature stays where it is, to be read again.
+    pub fn get(&self) -> Result<&Temperature> {
+        let Some(ahead) = &self.ahead else {
+            return Ok(&self.host);
+        };
+        if let Some(read) = ahead.read.get() {
+            return Ok(read);
         }
+        let value = ahead.value.to_scalar()?;
+        Ok(ahead.read.get_or_init(|| self.host.at(value)))
     }
 
-    pub fn get_mut(&mut self) -> &mut Temperature {
+    /// The same, to be changed.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_mut(&mut self) -> Result<&mut Temperature> {
         if self.ahead.is_some() {
-            self.host = self.get().clone();
+            self.host = self.get()?.clone();
             self.ahead = None;
         }
-        &mut self.host
+        Ok(&mut self.host)
     }
 
     /// The strategy and the number of the step, which the host always knows.
@@ -95,7 +103,7 @@ impl CurrentTemperature {
                 let value = ahead.value.to_device(device)?;
                 Ok(TemperatureSource::Stepping(self.host.clone(), Some(value)))
             }
-            _ => Ok(TemperatureSource::Stepping(self.get().clone(), None)),
+            _ => Ok(TemperatureSource::Stepping(self.get()?.clone(), None)),
         }
     }
 
@@ -110,5 +118,40 @@ impl CurrentTemperature {
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AdaptiveStrategy, Error};
+
+    /// Ahead on a device that gives this tensor for τ.
+    fn ahead(value: Tensor) -> CurrentTemperature {
+        let mut temperature =
+            CurrentTemperature::from(Temperature::from(AdaptiveStrategy::default()));
+        temperature.take(Stepped::OnDevice(value));
+        temperature
+    }
+
+    #[test]
+    fn a_temperature_that_cannot_be_read_from_its_device_is_an_error() {
+        // candle's error for what is no scalar of f64 stands for a device that has failed.
+        let mut unreadable = ahead(Tensor::new(&[2.0, 3.0], &Device::Cpu).unwrap());
+        for _ in 0..2 {
+            assert!(matches!(unreadable.get(), Err(Error::Candle(_))));
+            assert!(matches!(unreadable.get_mut(), Err(Error::Candle(_))));
+            let next = unreadable.stepping(&Device::Cpu);
+            assert!(matches!(next, Err(Error::Candle(_))));
+        }
+    }
+
+    #[test]
+    fn a_temperature_is_read_from_its_device_when_it_is_asked_for() {
+        let mut readable = ahead(Tensor::new(2.5, &Device::Cpu).unwrap());
+        assert_eq!(readable.known().value(), 1.5);
+        assert_eq!(readable.get().unwrap().value(), 2.5);
+        assert_eq!(readable.get_mut().unwrap().state().step, 1);
+        assert_eq!(readable.known().value(), 2.5);
     }
 }

@@ -24,7 +24,7 @@ fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
     );
     let kept = logits.zeros_like().unwrap();
     calls.push(called.value_and_gradient_into(logits, rows, &kept));
-    assert_eq!(called.temperature(), loss.temperature());
+    assert_eq!(called.temperature().unwrap(), loss.temperature().unwrap());
     let errors: Vec<Error> = calls.into_iter().map(|call| call.unwrap_err()).collect();
     let words: Vec<String> = errors.iter().map(Error::to_string).collect();
     assert!(words.iter().all(|other| other == &words[0]), "{words:?}");
@@ -219,7 +219,7 @@ fn settings_out_of_range() {
         assert!(out_of_range(denominator.unwrap_err()));
         // Settings changed behind the constructor's back.
         let mut swapped = fixed();
-        *swapped.temperature_mut() = Temperature::fixed(wrong);
+        *swapped.temperature_mut().unwrap() = Temperature::fixed(wrong);
         assert!(out_of_range(
             swapped.forward(&logits(), &rows()).unwrap_err()
         ));

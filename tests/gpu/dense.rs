@@ -43,8 +43,8 @@ fn everything(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Vec<Vec
         f64s(&over),
         bytemuck::cast_slice(&[statistics]).to_vec(),
         vec![
-            stepped.temperature().value(),
-            stepped.temperature().state().step as f64,
+            stepped.temperature().unwrap().value(),
+            stepped.temperature().unwrap().state().step as f64,
         ],
         f64s(&loss.evaluate(logits, rows).unwrap().loss),
         f64s(&loss.forward_at(logits, rows, 1.7).unwrap().loss),

@@ -2,6 +2,7 @@
 //! device.
 
 use std::sync::OnceLock;
+use std::thread::ThreadId;
 
 use candle_core::{Device, Tensor};
 
@@ -48,10 +49,40 @@ pub(super) struct CurrentTemperature {
     ahead: Option<Ahead>,
 }
 
+/// A τ that a kernel writes.
+///
+/// Clones of a loss may go to other host threads, whose streams are others (candle's `Device::new_cuda`
+/// uses the per-thread default stream) and not ordered with the one that the kernel is in. So kernels of
+/// the thread that issued it read the τ where it is, and any other thread waits for the whole context
+/// before it reads the τ to the host or gives up its share of the memory.
 #[derive(Debug, Clone)]
 struct Ahead {
     value: Tensor,
     read: OnceLock<Temperature>,
+    issued_by: ThreadId,
+}
+
+impl Ahead {
+    fn is_ours(&self) -> bool {
+        std::thread::current().id() == self.issued_by
+    }
+
+    /// Waits for what other threads have issued, if it was another that issued the kernel.
+    fn wait_for_others(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), false) = (self.value.device(), self.is_ours()) {
+            use candle_core::cuda_backend::WrapErr;
+            device.cuda_stream().context().synchronize().w()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        // Where the context has failed there is nothing to wait for.
+        let _ = self.wait_for_others();
+    }
 }
 
 impl From<Temperature> for CurrentTemperature {
@@ -75,6 +106,7 @@ impl CurrentTemperature {
         if let Some(read) = ahead.read.get() {
             return Ok(read);
         }
+        ahead.wait_for_others()?;
         let value = ahead.value.to_scalar()?;
         Ok(ahead.read.get_or_init(|| self.host.at(value)))
     }
@@ -99,7 +131,7 @@ impl CurrentTemperature {
     /// A step from here in a pass on this device.
     pub fn stepping(&self, device: &Device) -> Result<TemperatureSource> {
         match (&self.ahead, device) {
-            (Some(ahead), Device::Cuda(_)) => {
+            (Some(ahead), Device::Cuda(_)) if ahead.is_ours() => {
                 let value = ahead.value.to_device(device)?;
                 Ok(TemperatureSource::Stepping(self.host.clone(), Some(value)))
             }
@@ -115,6 +147,7 @@ impl CurrentTemperature {
                 self.ahead = Some(Ahead {
                     value,
                     read: OnceLock::new(),
+                    issued_by: std::thread::current().id(),
                 });
             }
         }

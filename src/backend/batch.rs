@@ -74,6 +74,7 @@ impl Batch {
         scope: Option<Scope>,
         denominator: Denominator,
     ) -> Result<Self> {
+        rows.check_sets(sets)?;
         if let Some(scope) = scope {
             check_marks(scope, rows)?;
         }

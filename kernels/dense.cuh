@@ -22,10 +22,11 @@ struct DenseRow {
 static_assert(sizeof(DenseRow) == 16, "mirrors launch::DenseRow");
 
 // Mirrors launch::DenseBatch. Rows [0, counting) have a loss, rows [first_statistics, row_count) enter the statistics.
+// The loss and the gradient of rows [counting, row_count) are 0.
 struct DenseBatch {
     const void* logits;
     const DenseRow* rows;
-    // The positions without a loss: their gradient is 0.
+    // The positions at which no row is: their loss and gradient are 0, and nothing reads their logits.
     const uint32_t* idle;
     TokenSets sets;
     // Elements between the logits of two positions, and those of one.

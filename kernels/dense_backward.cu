@@ -6,7 +6,7 @@
 // (times τ where the convention says so), computed in f32 and rounded once, after it has been scaled.
 //
 // Launch: whole warps, each of which takes every (gridDim·warps)-th chunk of a row: those of the rows that have a loss,
-// then the zeros of those that have none. A tile of shared memory for each warp.
+// then the zeros of those that have none and of the positions without a row. A tile of shared memory for each warp.
 //
 // Bytes moved: each byte of the gradient once, in 16-byte stores; each valid logit once and its token (4, but not for the
 // whole vocabulary) about once; 28 a chunk of a row, or 4.
@@ -45,17 +45,17 @@ __device__ __forceinline__ void dense_backward(const DenseBackwardParams& params
 
     const uint32_t warps = blockDim.x / reduce::warp_size;
     const uint64_t chunks = (batch.width + 2 * Packet<T>::size - 2) / Packet<T>::size / chunk + 1;
-    const uint64_t count = (static_cast<uint64_t>(batch.counting) + batch.idle_count) * chunks;
+    const uint64_t count = (static_cast<uint64_t>(batch.row_count) + batch.idle_count) * chunks;
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * warps;
     for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * warps + threadIdx.x / reduce::warp_size; i < count; i += step) {
         const uint32_t r = static_cast<uint32_t>(i / chunks);
-        const bool idle = r >= batch.counting;
-        const DenseRow row = idle ? DenseRow{batch.idle[r - batch.counting], 0, 0, 0.0f} : DenseRow::load(batch.rows + r);
+        const DenseRow row = r < batch.row_count ? DenseRow::load(batch.rows + r)
+                                                 : DenseRow{batch.idle[r - batch.row_count], 0, 0, 0.0f};
         const GradientRow<T> gradient(static_cast<T*>(params.gradient) + row.position * params.gradient_stride,
                                       static_cast<uint32_t>(batch.width));
         const uint32_t packets = gradient.packets(), begin = static_cast<uint32_t>(i % chunks) * chunk;
         const uint32_t end = begin + chunk < packets ? begin + chunk : packets;
-        if (idle) {
+        if (r >= batch.counting) {
             write_zeros(gradient, begin, end);
             continue;
         }

@@ -9,7 +9,8 @@
 //     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh).
 //
 // Launch: a block takes every gridDim-th row and one row at a time; then its part of the positions that have none, whose
-// gradient is 0, so that all blocks write about as much. Shared memory holds what `block` needs, a tile for each warp
+// gradient is 0, so that all blocks write about as much. The gradient may replace the logits: whatever a position's logits
+// are read for is the business of one block, which writes the position's gradient when it has read them. Shared memory holds what `block` needs, a tile for each warp
 // where there is a gradient, and `kept_capacity` logits. `adaptive` is cooperative: first all blocks gather the
 // statistics rows, and keep them; the last to arrive steps τ; all wait for it and then do every row.
 //
@@ -82,14 +83,22 @@ public:
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
             keep(logits);
             if (r >= batch.first_statistics) add_statistics(row, logits);
-            if (r < batch.counting) compute(r, row, logits);
+            if (r < batch.counting) {
+                compute(r, row, logits);
+            } else {
+                // The statistics' reduction has a barrier: all threads of the block have read the logits, which the
+                // gradient may replace.
+                write_zero_row(row.position);
+            }
             // The next row's logits are kept where these are.
             __syncthreads();
         }
         write_idle();
-        totals.publish(0, BlockSums::length);
+        const bool measures = batch.first_statistics < batch.row_count;
+        totals.publish(measures ? 0 : StatisticsSums::length, BlockSums::length);
         if (!reduce::is_last_block(params.arrived, gridDim.x)) return;
-        const Statistics statistics = totals.statistics(params.sizes);
+        Statistics statistics = {};
+        if (measures) statistics = totals.statistics(params.sizes);
         totals.write_loss(params.loss);
         if (threadIdx.x == 0) {
             *params.statistics = statistics;
@@ -118,8 +127,12 @@ public:
 
         temperature = *params.temperature;
         uint32_t passed = 0;
-        for (uint32_t r = blockIdx.x; r < batch.counting; r += gridDim.x) {
+        for (uint32_t r = blockIdx.x; r < batch.row_count; r += gridDim.x) {
             const DenseRow row = DenseRow::load(batch.rows + r);
+            if (r >= batch.counting) {
+                write_zero_row(row.position);
+                continue;
+            }
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
             const uint32_t needed = logits.room();
             if (r >= batch.first_statistics && needed <= params.kept_capacity - passed) {
@@ -201,16 +214,30 @@ private:
                               static_cast<uint32_t>(batch.width));
     }
 
-    // Each warp writes a stretch of the row, of whole lines of memory.
+    // Each warp writes a stretch of the row, of whole lines of memory: as write(first packet, end).
+    template <class Write>
+    __device__ __forceinline__ void write_stretches(const GradientRow<T>& gradient, Write write) const {
+        const uint32_t packets = gradient.packets(), warps = blockDim.x / reduce::warp_size;
+        const uint32_t stretch = ((packets + warps - 1) / warps + 7) / 8 * 8;
+        const uint32_t begin = smaller(threadIdx.x / reduce::warp_size * stretch, packets);
+        write(begin, smaller(begin + stretch, packets));
+    }
+
     __device__ __forceinline__ void write_row(const DenseRow& row, const ValidLogits<T>& logits, const Softmax& softmax,
                                               float inverse_temperature) const {
         const RowGradient<T> value(logits, softmax, inverse_temperature, row.rank,
                                       row.share * (params.times_temperature ? 1.0f : inverse_temperature));
         const GradientRow<T> gradient = gradient_of(row.position);
-        const uint32_t packets = gradient.packets(), warps = blockDim.x / reduce::warp_size;
-        const uint32_t stretch = ((packets + warps - 1) / warps + 7) / 8 * 8;
-        const uint32_t begin = smaller(threadIdx.x / reduce::warp_size * stretch, packets);
-        write_gradient(gradient, begin, smaller(begin + stretch, packets), tile, value);
+        write_stretches(gradient, [&](uint32_t begin, uint32_t end) { write_gradient(gradient, begin, end, tile, value); });
+    }
+
+    // The loss and the gradient of a row that has statistics alone, by the block that has read its logits: only that
+    // block knows when they may be overwritten.
+    __device__ __forceinline__ void write_zero_row(uint32_t position) const {
+        if (params.losses && threadIdx.x == 0) params.losses[position] = 0.0f;
+        if (!params.gradient) return;
+        const GradientRow<T> gradient = gradient_of(position);
+        write_stretches(gradient, [&](uint32_t begin, uint32_t end) { write_zeros(gradient, begin, end); });
     }
 
     // What no row writes: zeros.
@@ -233,7 +260,7 @@ private:
 
     // Where a block's part of the idle chunks begins: blocks that had a row less take as many chunks more.
     __device__ __forceinline__ int64_t first_idle_chunk(int64_t block, int64_t chunks) const {
-        const int64_t rows = batch.counting, blocks = gridDim.x, all = batch.idle_count * chunks;
+        const int64_t rows = batch.row_count, blocks = gridDim.x, all = batch.idle_count * chunks;
         const int64_t share = (rows * chunks + all + blocks - 1) / blocks;
         const int64_t rows_before = block * (rows / blocks) + (block < rows % blocks ? block : rows % blocks);
         const int64_t first = block * share - rows_before * chunks;

@@ -137,14 +137,20 @@ impl MaskedSoftmaxLoss {
         self.convention
     }
 
-    /// The temperature as it stands. After a step on a CUDA device the first look waits for it.
-    pub fn temperature(&self) -> &Temperature {
+    /// The temperature as it stands. After a step on a CUDA device the first call waits for it.
+    ///
+    /// # Errors
+    /// What candle reports of the transfer from a CUDA device.
+    pub fn temperature(&self) -> Result<&Temperature> {
         self.temperature.get()
     }
 
     /// The temperature, to be stepped or restored by the caller. The convention was chosen for the
     /// temperature that the loss was made with, and stays.
-    pub fn temperature_mut(&mut self) -> &mut Temperature {
+    ///
+    /// # Errors
+    /// As [`temperature`](Self::temperature).
+    pub fn temperature_mut(&mut self) -> Result<&mut Temperature> {
         self.temperature.get_mut()
     }
 
@@ -349,7 +355,7 @@ impl MaskedSoftmaxLoss {
     }
 
     fn temperature_as_it_stands(&self) -> Result<TemperatureSource> {
-        let value = self.temperature().value();
+        let value = self.temperature()?.value();
         check_temperature("temperature", value)?;
         Ok(TemperatureSource::Given(value))
     }

@@ -7,6 +7,7 @@ use bytemuck::{Pod, Zeroable};
 pub use labels::Labels;
 
 use crate::error::check_numbered;
+use crate::sets::Fingerprint;
 use crate::{Error, Result, TokenSets, TokenTrie};
 
 /// One position that counts.
@@ -39,10 +40,15 @@ pub struct Row {
 /// assert_eq!(rows.as_slice()[0].set, trie.root());
 /// # Ok::<(), candle_trie::Error>(())
 /// ```
+/// Rows that were walked along a trie know which: a loss over other token sets refuses them, as its
+/// sets have other numbers. Rows [from raw parts](Self::from_raw) and [`unconstrained`](Self::unconstrained) ones
+/// are taken by any loss whose sets hold their targets.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rows {
     positions: usize,
     rows: Vec<Row>,
+    /// Of the token sets that they were walked along.
+    made_with: Option<Fingerprint>,
     marks: Option<Vec<bool>>,
     weights: Option<Vec<f32>>,
 }
@@ -122,6 +128,7 @@ impl Rows {
             _ => Ok(Self {
                 positions,
                 rows,
+                made_with: None,
                 marks: None,
                 weights: None,
             }),
@@ -202,6 +209,25 @@ impl Rows {
             .count()
     }
 
+    /// Refuses sets that are not those of the trie that the rows were walked along. The whole vocabulary is
+    /// the same set whatever number a row has for it.
+    pub(crate) fn check_sets(&self, sets: &TokenSets) -> Result<()> {
+        let (Some(made_with), Some(expected)) = (self.made_with, sets.fingerprint()) else {
+            return Ok(());
+        };
+        if made_with == expected {
+            return Ok(());
+        }
+        Err(Error::Unsupported {
+            what: "rows",
+            expected: format!(
+                "rows made with the trie of this loss ({expected}), or by Rows::from_raw for sets that \
+                 are no trie's"
+            ),
+            actual: format!("rows made with another trie ({made_with})"),
+        })
+    }
+
     fn check_length(&self, what: &'static str, actual: usize) -> Result<()> {
         if actual == self.rows.len() {
             return Ok(());
@@ -246,6 +272,7 @@ impl Rows {
         Ok(Self {
             positions: labels.tokens.len(),
             rows,
+            made_with: trie.and_then(|trie| trie.sets().fingerprint()),
             marks: None,
             weights: None,
         })

@@ -1,6 +1,9 @@
 //! Which tokens may come next: the sets that a softmax is restricted to.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use rayon::prelude::*;
 
 use crate::{Error, Result};
 
@@ -29,14 +32,74 @@ pub struct TokenSets(Kind);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Kind {
-    Listed {
-        offsets: Arc<Vec<u32>>,
-        tokens: Arc<Vec<u32>>,
-        max_token: u32,
-    },
-    WholeVocabulary {
-        size: u32,
-    },
+    Listed(Arc<Listed>),
+    WholeVocabulary { size: u32 },
+}
+
+#[derive(Debug)]
+struct Listed {
+    offsets: Vec<u32>,
+    tokens: Vec<u32>,
+    max_token: u32,
+    /// Computed when it is first asked for.
+    fingerprint: OnceLock<Fingerprint>,
+}
+
+impl PartialEq for Listed {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.offsets, &self.tokens) == (&other.offsets, &other.tokens)
+    }
+}
+
+impl Eq for Listed {}
+
+/// Tells listed token sets from others: equal for equal sets, however they were made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    sets: usize,
+    tokens: usize,
+    hash: u64,
+}
+
+impl Fingerprint {
+    /// Words that one thread hashes at a time.
+    const CHUNK: usize = 1 << 16;
+
+    fn of(sets: &Listed) -> Self {
+        let [offsets, tokens] = [&sets.offsets, &sets.tokens].map(|words| Self::hash(words));
+        Self {
+            sets: sets.offsets.len() - 1,
+            tokens: sets.tokens.len(),
+            hash: Self::step(offsets, tokens),
+        }
+    }
+
+    /// A hash of each chunk, and a hash of those: the same for any number of threads.
+    fn hash(words: &[u32]) -> u64 {
+        let of_chunk =
+            |chunk: &[u32]| (chunk.iter()).fold(0, |hash, &word| Self::step(hash, word.into()));
+        let chunks: Vec<u64> = words.par_chunks(Self::CHUNK).map(of_chunk).collect();
+        chunks.into_iter().fold(words.len() as u64, Self::step)
+    }
+
+    /// One to one in the word, so that no change of one word is lost; the shift brings the product's high
+    /// bits, which depend on all others, down to the low ones. Never stuck at 0.
+    fn step(hash: u64, word: u64) -> u64 {
+        let mixed = (hash ^ word)
+            .wrapping_add(0x9e37_79b9_7f4a_7c15)
+            .wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed ^ (mixed >> 29)
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sets, tokens, hash } = self;
+        write!(
+            formatter,
+            "sets: {sets}, tokens: {tokens}, hash: {hash:016x}"
+        )
+    }
 }
 
 impl TokenSets {
@@ -83,22 +146,21 @@ impl TokenSets {
     /// Sets whose parts the caller has checked, or has built so that they need no check, with the
     /// largest token in them.
     pub(crate) fn from_checked(offsets: Vec<u32>, tokens: Vec<u32>, max_token: u32) -> Self {
-        Self(Kind::Listed {
-            offsets: Arc::new(offsets),
-            tokens: Arc::new(tokens),
+        Self(Kind::Listed(Arc::new(Listed {
+            offsets,
+            tokens,
             max_token,
-        })
+            fingerprint: OnceLock::new(),
+        })))
     }
 
     /// The tokens of set `set`, or `None` where there is no such set.
     pub fn get(&self, set: u32) -> Option<TokenSet<'_>> {
         match &self.0 {
-            Kind::Listed {
-                offsets, tokens, ..
-            } => {
-                let start = *offsets.get(set as usize)? as usize;
-                let end = *offsets.get(set as usize + 1)? as usize;
-                tokens.get(start..end).map(TokenSet::Listed)
+            Kind::Listed(listed) => {
+                let start = *listed.offsets.get(set as usize)? as usize;
+                let end = *listed.offsets.get(set as usize + 1)? as usize;
+                listed.tokens.get(start..end).map(TokenSet::Listed)
             }
             Kind::WholeVocabulary { size } => Some(TokenSet::All { size: *size }),
         }
@@ -107,7 +169,7 @@ impl TokenSets {
     /// How many sets there are; `None` when every number means the whole vocabulary.
     pub fn count(&self) -> Option<usize> {
         match &self.0 {
-            Kind::Listed { offsets, .. } => Some(offsets.len() - 1),
+            Kind::Listed(listed) => Some(listed.offsets.len() - 1),
             Kind::WholeVocabulary { .. } => None,
         }
     }
@@ -115,7 +177,7 @@ impl TokenSets {
     /// The largest token in any set (0 where all sets are empty).
     pub fn max_token(&self) -> u32 {
         match &self.0 {
-            Kind::Listed { max_token, .. } => *max_token,
+            Kind::Listed(listed) => listed.max_token,
             Kind::WholeVocabulary { size } => size - 1,
         }
     }
@@ -123,9 +185,17 @@ impl TokenSets {
     /// The arrays `(offsets, tokens)`, or `None` for the whole vocabulary.
     pub fn as_raw(&self) -> Option<(&[u32], &[u32])> {
         match &self.0 {
-            Kind::Listed {
-                offsets, tokens, ..
-            } => Some((offsets, tokens)),
+            Kind::Listed(listed) => Some((&listed.offsets, &listed.tokens)),
+            Kind::WholeVocabulary { .. } => None,
+        }
+    }
+
+    /// What tells these sets from others, or `None` for the whole vocabulary, whose set has every number.
+    pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
+        match &self.0 {
+            Kind::Listed(listed) => {
+                Some(*listed.fingerprint.get_or_init(|| Fingerprint::of(listed)))
+            }
             Kind::WholeVocabulary { .. } => None,
         }
     }
@@ -247,6 +317,46 @@ mod tests {
         assert_eq!(sets.get(1).unwrap().position(9), Some(0));
         assert_eq!(sets.get(1).unwrap().position(8), None);
         assert_eq!(sets.max_token(), 9);
+    }
+
+    #[test]
+    fn equal_sets_have_equal_fingerprints_and_others_have_not() {
+        let fingerprint = |offsets: &[u32], tokens: &[u32]| {
+            let sets = TokenSets::from_raw(offsets.to_vec(), tokens.to_vec()).unwrap();
+            assert_eq!(sets.fingerprint(), sets.clone().fingerprint());
+            sets.fingerprint().unwrap()
+        };
+        let one = fingerprint(&[0, 2, 3], &[4, 7, 5]);
+        assert_eq!(one, fingerprint(&[0, 2, 3], &[4, 7, 5]));
+        for other in [
+            fingerprint(&[0, 2, 3], &[4, 7, 6]),
+            fingerprint(&[0, 2, 3], &[4, 8, 5]),
+            fingerprint(&[0, 1, 3], &[4, 5, 7]),
+            fingerprint(&[0, 2, 3, 3], &[4, 7, 5]),
+            fingerprint(&[0, 0, 2, 3], &[4, 7, 5]),
+        ] {
+            assert_ne!(one, other);
+        }
+        // Zeros, of which there may be any number, and chunks that could change places.
+        let many = |tokens: u32| {
+            let mut offsets: Vec<u32> = (0..=tokens).collect();
+            offsets.insert(0, 0);
+            offsets
+        };
+        let chunk = Fingerprint::CHUNK;
+        let first = [vec![3; chunk], vec![0; chunk]].concat();
+        let second = [vec![0; chunk], vec![3; chunk]].concat();
+        let offsets = many(2 * chunk as u32);
+        assert_ne!(
+            fingerprint(&offsets, &first),
+            fingerprint(&offsets, &second)
+        );
+        let (short, long) = (many(chunk as u32), many(chunk as u32 + 1));
+        assert_ne!(
+            fingerprint(&short, &vec![0; chunk]).hash,
+            fingerprint(&long, &vec![0; chunk + 1]).hash
+        );
+        assert_eq!(TokenSets::whole_vocabulary(9).unwrap().fingerprint(), None);
     }
 
     #[test]

@@ -102,8 +102,11 @@ impl<'a> Trainer<'a> {
     }
 
     /// The temperature as it stands.
-    pub fn temperature(&self) -> TemperatureState {
-        self.loss.temperature().state()
+    ///
+    /// # Errors
+    /// What candle reports of its transfer from the device.
+    pub fn temperature(&self) -> Result<TemperatureState> {
+        Ok(self.loss.temperature()?.state())
     }
 
     /// The optimizer.
@@ -120,7 +123,7 @@ impl<'a> Trainer<'a> {
         temperature: TemperatureState,
     ) -> Result<()> {
         self.optimizer.restore(steps, moments)?;
-        Ok(self.loss.temperature_mut().restore(temperature)?)
+        Ok(self.loss.temperature_mut()?.restore(temperature)?)
     }
 
     /// Takes one step with a batch of examples, at a learning rate.
@@ -140,7 +143,7 @@ impl<'a> Trainer<'a> {
             self.accumulate(piece, alone, &mut noise, &mut gradients, &mut sums)?;
         }
         if !alone {
-            let temperature = self.loss.temperature_mut();
+            let temperature = self.loss.temperature_mut()?;
             temperature.step(&sums.statistics, self.optimizer.steps() as u64)?;
         }
         let (gradients, gradient_norm) = gradients.clipped(self.settings.clip)?;
@@ -296,18 +299,24 @@ impl<'a> Trainer<'a> {
 
     /// The loss of the hidden states that predict responses.
     fn response_loss(&mut self, hidden: &Tensor, rows: &Rows, alone: bool) -> Result<LossOutput> {
-        let temperature = self.loss.temperature().value();
+        // Only where it is asked for: on a GPU to read it is to wait for the last step.
+        let given = match alone {
+            true => None,
+            false => Some(self.loss.temperature()?.value()),
+        };
         if self.settings.dense {
             let logits = logits(hidden, self.model.head())?;
-            return Ok(match alone {
-                true => self.loss.forward(&logits, rows)?,
-                false => self.loss.forward_at(&logits, rows, temperature)?,
+            return Ok(match given {
+                None => self.loss.forward(&logits, rows)?,
+                Some(temperature) => self.loss.forward_at(&logits, rows, temperature)?,
             });
         }
         let head = head(&self.frozen_head, self.model);
-        Ok(match alone {
-            true => self.loss.forward_linear(hidden, head, rows)?,
-            false => (self.loss).forward_linear_at(hidden, head, rows, temperature)?,
+        Ok(match given {
+            None => self.loss.forward_linear(hidden, head, rows)?,
+            Some(temperature) => self
+                .loss
+                .forward_linear_at(hidden, head, rows, temperature)?,
         })
     }
 

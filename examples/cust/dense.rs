@@ -15,7 +15,7 @@ pub fn train<T: Logit + Default>(
     task: &Task,
 ) -> Result<(), Box<dyn Error>> {
     let stream = Stream::new(StreamFlags::DEFAULT, None)?;
-    let mut temperature = task.loss.temperature().clone();
+    let mut temperature = task.loss.temperature()?.clone();
     let mut loss = DenseLoss::new(executor, task.loss.clone(), VOCABULARY)?;
     let mut logits = waves(POSITIONS * VOCABULARY);
     for step in 0..STEPS {

@@ -18,7 +18,7 @@ pub fn train<T: Logit + Default>(
     task: &Task,
 ) -> Result<(), Box<dyn Error>> {
     let stream = Stream::new(StreamFlags::DEFAULT, None)?;
-    let mut temperature = task.loss.temperature().clone();
+    let mut temperature = task.loss.temperature()?.clone();
     let mut loss = LinearLoss::new(executor, task.loss.clone(), VOCABULARY, WIDTH)?;
     let head: Vec<T> = waves(VOCABULARY * WIDTH).into_iter().map(kind.to).collect();
     let exact_head: Vec<f64> = head.iter().copied().map(kind.from).collect();

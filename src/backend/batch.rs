@@ -74,6 +74,7 @@ impl Batch {
         scope: Option<Scope>,
         denominator: Denominator,
     ) -> Result<Self> {
+        rows.check_sets(sets)?;
         if let Some(scope) = scope {
             check_marks(scope, rows)?;
         }
@@ -169,9 +170,20 @@ impl Batch {
 
     /// The positions without a loss, rising.
     pub fn idle(&self) -> Vec<u32> {
-        let mut counting = self.rows.iter().filter(|row| row.counts()).peekable();
+        self.positions_without(BatchRow::counts)
+    }
+
+    /// The positions at which neither loss nor statistics need the logits, rising: those that may be
+    /// overwritten at any time.
+    pub fn unread(&self) -> Vec<u32> {
+        self.positions_without(|_| true)
+    }
+
+    /// The positions at which there is no such row, rising.
+    fn positions_without(&self, wanted: impl Fn(&BatchRow) -> bool) -> Vec<u32> {
+        let mut found = self.rows.iter().filter(|row| wanted(row)).peekable();
         (0..self.positions as u32)
-            .filter(|&position| counting.next_if(|row| row.position == position).is_none())
+            .filter(|&position| found.next_if(|row| row.position == position).is_none())
             .collect()
     }
 

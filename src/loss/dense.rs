@@ -79,6 +79,9 @@ pub(super) fn value_and_gradient_into(
 ) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
     check_gradient(gradient, logits)?;
+    if logits.elem_count() == 0 {
+        return value_of_nothing(logits, batch, source, residence);
+    }
     let op = GradientInto {
         batch: &batch,
         source: &source,
@@ -97,6 +100,9 @@ pub(super) fn value_and_gradient_over(
 ) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
     check_rows_apart(logits)?;
+    if logits.elem_count() == 0 {
+        return value_of_nothing(logits, batch, source, residence);
+    }
     let op = GradientInto {
         batch: &batch,
         source: &source,
@@ -105,6 +111,18 @@ pub(super) fn value_and_gradient_over(
     };
     op.passed.unwrapped(logits.inplace_op1(&op))?;
     op.passed.forward().cloned()
+}
+
+/// The loss of logits without an element, whose gradient there is nothing to write over: candle sees strides of 0 in
+/// some of their shapes, and refuses to write where elements might lie on one another.
+fn value_of_nothing(
+    logits: &Tensor,
+    batch: Batch,
+    source: TemperatureSource,
+    residence: &Residence,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    let (output, _, stepped) = value_and_gradient(logits, batch, source, residence)?;
+    Ok((output, stepped))
 }
 
 /// What a forward pass left, for the caller and for the backward pass.

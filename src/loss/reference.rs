@@ -65,6 +65,7 @@ pub fn loss(
     if let Reduction::MeanOver(denominator) = convention.reduction {
         check_positive("denominator", denominator)?;
     }
+    rows.check_sets(sets)?;
     if let Temperature::Adaptive(adaptive) = temperature {
         check_marks(adaptive.strategy.scope, rows)?;
     }

@@ -28,7 +28,8 @@ mod cuda {
     pub(super) type Sets = HashMap<DeviceId, Arc<DeviceSets>>;
 
     impl Residence {
-        /// The token sets of the loss on this device, uploaded at the first call.
+        /// The token sets of the loss on this device, uploaded at the first call. Clones of the loss
+        /// may use them from other threads: [`DeviceSets`] sees to the order of their streams.
         pub fn sets(&self, device: &CudaDevice, sets: &TokenSets) -> Result<Arc<DeviceSets>> {
             let mut resident = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(found) = resident.get(&device.id()) {

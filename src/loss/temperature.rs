@@ -2,6 +2,7 @@
 //! device.
 
 use std::sync::OnceLock;
+use std::thread::ThreadId;
 
 use candle_core::{Device, Tensor};
 
@@ -48,10 +49,40 @@ pub(super) struct CurrentTemperature {
     ahead: Option<Ahead>,
 }
 
+/// A τ that a kernel writes.
+///
+/// Clones of a loss may go to other host threads, whose streams are others (candle's `Device::new_cuda`
+/// uses the per-thread default stream) and not ordered with the one that the kernel is in. So kernels of
+/// the thread that issued it read the τ where it is, and any other thread waits for the whole context
+/// before it reads the τ to the host or gives up its share of the memory.
 #[derive(Debug, Clone)]
 struct Ahead {
     value: Tensor,
     read: OnceLock<Temperature>,
+    issued_by: ThreadId,
+}
+
+impl Ahead {
+    fn is_ours(&self) -> bool {
+        std::thread::current().id() == self.issued_by
+    }
+
+    /// Waits for what other threads have issued, if it was another that issued the kernel.
+    fn wait_for_others(&self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        if let (Device::Cuda(device), false) = (self.value.device(), self.is_ours()) {
+            use candle_core::cuda_backend::WrapErr;
+            device.cuda_stream().context().synchronize().w()?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        // Where the context has failed there is nothing to wait for.
+        let _ = self.wait_for_others();
+    }
 }
 
 impl From<Temperature> for CurrentTemperature {
@@ -64,23 +95,32 @@ impl From<Temperature> for CurrentTemperature {
 }
 
 impl CurrentTemperature {
-    pub fn get(&self) -> &Temperature {
-        match &self.ahead {
-            None => &self.host,
-            Some(ahead) => ahead.read.get_or_init(|| {
-                // A device that fails has no temperature: NaN is refused by the next pass or step.
-                let value = ahead.value.to_scalar().unwrap_or(f64::NAN);
-                self.host.at(value)
-            }),
+    /// The temperature as it stands, which the first call after a step on a device waits for.
+    ///
+    /// # Errors
+    /// What candle reports of the transfer. The temperature stays where it is, to be read again.
+    pub fn get(&self) -> Result<&Temperature> {
+        let Some(ahead) = &self.ahead else {
+            return Ok(&self.host);
+        };
+        if let Some(read) = ahead.read.get() {
+            return Ok(read);
         }
+        ahead.wait_for_others()?;
+        let value = ahead.value.to_scalar()?;
+        Ok(ahead.read.get_or_init(|| self.host.at(value)))
     }
 
-    pub fn get_mut(&mut self) -> &mut Temperature {
+    /// The same, to be changed.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub fn get_mut(&mut self) -> Result<&mut Temperature> {
         if self.ahead.is_some() {
-            self.host = self.get().clone();
+            self.host = self.get()?.clone();
             self.ahead = None;
         }
-        &mut self.host
+        Ok(&mut self.host)
     }
 
     /// The strategy and the number of the step, which the host always knows.
@@ -91,11 +131,11 @@ impl CurrentTemperature {
     /// A step from here in a pass on this device.
     pub fn stepping(&self, device: &Device) -> Result<TemperatureSource> {
         match (&self.ahead, device) {
-            (Some(ahead), Device::Cuda(_)) => {
+            (Some(ahead), Device::Cuda(_)) if ahead.is_ours() => {
                 let value = ahead.value.to_device(device)?;
                 Ok(TemperatureSource::Stepping(self.host.clone(), Some(value)))
             }
-            _ => Ok(TemperatureSource::Stepping(self.get().clone(), None)),
+            _ => Ok(TemperatureSource::Stepping(self.get()?.clone(), None)),
         }
     }
 
@@ -107,8 +147,44 @@ impl CurrentTemperature {
                 self.ahead = Some(Ahead {
                     value,
                     read: OnceLock::new(),
+                    issued_by: std::thread::current().id(),
                 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AdaptiveStrategy, Error};
+
+    /// Ahead on a device that gives this tensor for τ.
+    fn ahead(value: Tensor) -> CurrentTemperature {
+        let mut temperature =
+            CurrentTemperature::from(Temperature::from(AdaptiveStrategy::default()));
+        temperature.take(Stepped::OnDevice(value));
+        temperature
+    }
+
+    #[test]
+    fn a_temperature_that_cannot_be_read_from_its_device_is_an_error() {
+        // candle's error for what is no scalar of f64 stands for a device that has failed.
+        let mut unreadable = ahead(Tensor::new(&[2.0, 3.0], &Device::Cpu).unwrap());
+        for _ in 0..2 {
+            assert!(matches!(unreadable.get(), Err(Error::Candle(_))));
+            assert!(matches!(unreadable.get_mut(), Err(Error::Candle(_))));
+            let next = unreadable.stepping(&Device::Cpu);
+            assert!(matches!(next, Err(Error::Candle(_))));
+        }
+    }
+
+    #[test]
+    fn a_temperature_is_read_from_its_device_when_it_is_asked_for() {
+        let mut readable = ahead(Tensor::new(2.5, &Device::Cpu).unwrap());
+        assert_eq!(readable.known().value(), 1.5);
+        assert_eq!(readable.get().unwrap().value(), 2.5);
+        assert_eq!(readable.get_mut().unwrap().state().step, 1);
+        assert_eq!(readable.known().value(), 2.5);
     }
 }

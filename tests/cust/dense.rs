@@ -88,7 +88,7 @@ fn assert_of<T: Number>(executor: &Executor, stream: &Stream, (loss, rows, width
         .collect();
     let exact: Vec<f64> = logits.iter().map(|logit| logit.to_f64()).collect();
     let (sets, convention) = (loss.sets(), loss.convention());
-    let mut temperature = loss.temperature().clone();
+    let mut temperature = loss.temperature().unwrap().clone();
     let defined = |temperature: &mut Temperature| {
         reference::loss(&exact, width, sets, rows, temperature, convention).unwrap()
     };

@@ -111,14 +111,14 @@ fn every_way_to_a_loss_steps_the_temperature_once_and_looking_does_not() {
         third
             .value_and_gradient_into(&logits, &rows(), &kept)
             .unwrap();
-        assert_eq!(first.temperature(), second.temperature());
-        assert_eq!(first.temperature(), third.temperature());
+        assert_eq!(first.temperature().unwrap(), second.temperature().unwrap());
+        assert_eq!(first.temperature().unwrap(), third.temperature().unwrap());
 
-        let before = first.temperature().clone();
+        let before = first.temperature().unwrap().clone();
         first.evaluate(&logits, &rows()).unwrap();
         first.forward_at(&logits, &rows(), 2.0).unwrap();
         first.statistics(&logits, &rows()).unwrap();
-        assert_eq!(first.temperature(), &before);
+        assert_eq!(first.temperature().unwrap(), &before);
         if temperature != before {
             assert_eq!(before.state().step, 1);
             assert_ne!(before.value(), temperature.value(), "the estimate moved it");

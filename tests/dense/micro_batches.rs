@@ -50,10 +50,14 @@ fn gradients_of_micro_batches_add_up_to_that_of_the_batch() {
                     .unwrap()
             });
             let merged: Statistics = statistics.iter().sum();
-            let step = parts.temperature().state().step;
-            let tau = parts.temperature_mut().step(&merged, step).unwrap();
+            let step = parts.temperature().unwrap().state().step;
+            let tau = parts
+                .temperature_mut()
+                .unwrap()
+                .step(&merged, step)
+                .unwrap();
             assert!(
-                (tau - whole.temperature().value()).abs() < 1e-13,
+                (tau - whole.temperature().unwrap().value()).abs() < 1e-13,
                 "τ, cut at {cut}"
             );
 
@@ -89,12 +93,16 @@ fn gradients_of_micro_batches_add_up_to_that_of_the_batch() {
             assert_close(&gradient, &expected, 1e-12, &format!("cut at {cut}"));
         }
         // A lagged step uses what the last one left.
-        let lagged = parts.forward_at(&logits(0, 8), &rows(0, 8), parts.temperature().value());
+        let lagged = parts.forward_at(
+            &logits(0, 8),
+            &rows(0, 8),
+            parts.temperature().unwrap().value(),
+        );
         assert_eq!(
             lagged.unwrap().read_statistics().unwrap(),
             output.read_statistics().unwrap()
         );
         parts.forward(&logits(0, 8), &rows(0, 8)).unwrap();
-        assert_eq!(parts.temperature(), whole.temperature());
+        assert_eq!(parts.temperature().unwrap(), whole.temperature().unwrap());
     }
 }

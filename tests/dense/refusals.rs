@@ -3,7 +3,7 @@
 use candle_core::{DType, Tensor};
 use candle_trie::{
     AdaptiveStrategy, Convention, Error, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Scope,
-    Temperature, reference,
+    Temperature, TokenSets, TokenTrie, reference,
 };
 
 use crate::batch::*;
@@ -24,7 +24,7 @@ fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
     );
     let kept = logits.zeros_like().unwrap();
     calls.push(called.value_and_gradient_into(logits, rows, &kept));
-    assert_eq!(called.temperature(), loss.temperature());
+    assert_eq!(called.temperature().unwrap(), loss.temperature().unwrap());
     let errors: Vec<Error> = calls.into_iter().map(|call| call.unwrap_err()).collect();
     let words: Vec<String> = errors.iter().map(Error::to_string).collect();
     assert!(words.iter().all(|other| other == &words[0]), "{words:?}");
@@ -45,6 +45,79 @@ fn rows_made_for_other_positions() {
     );
     let scalar = tensor(&[1.0], &[], DType::F32);
     assert!(fixed().forward(&scalar, &rows_of(0, &[])).is_err());
+}
+
+/// Two catalogues, of which the second has more items: the node after token 1 has another number there.
+fn two_tries() -> [TokenTrie; 2] {
+    let items = [[1, 5], [1, 6], [0, 4], [0, 5], [0, 6]];
+    [2, 5].map(|count| TokenTrie::new((0..).zip(items).take(count)).unwrap())
+}
+
+#[test]
+fn rows_of_another_trie() {
+    let [few, many] = two_tries();
+    let labels = vec![vec![-100, 1, 5], vec![-100; 3]];
+    let rows = |trie: &TokenTrie| Rows::from_unshifted(trie, &labels).unwrap();
+    let logits = logits().narrow(1, 0, 3).unwrap().contiguous().unwrap();
+    let loss = |sets: TokenSets| {
+        let loss = MaskedSoftmaxLoss::new(sets, Temperature::fixed(1.0)).unwrap();
+        loss.with_convention(Convention {
+            reduction: Reduction::Sum,
+            times_temperature: false,
+        })
+        .unwrap()
+    };
+    let of_many = loss(many.sets().clone());
+
+    // The targets are among the tokens of the wrong sets too.
+    let unnoticed = Rows::from_raw(6, rows(&few).as_slice().to_vec()).unwrap();
+    let zeros = logits.zeros_like().unwrap();
+    let value = |rows: &Rows| f64_of(&of_many.forward_at(&zeros, rows, 1.0).unwrap().loss);
+    assert_close(&[value(&unnoticed)], &[6f64.ln()], 1e-6, "wrong sets");
+    assert_close(&[value(&rows(&many))], &[4f64.ln()], 1e-6, "right sets");
+
+    let error = refused(&of_many, &logits, &rows(&few));
+    let words = error.to_string();
+    let numbers = ["sets: 8, tokens: 7", "sets: 4, tokens: 3"];
+    assert!(
+        matches!(&error, Error::Unsupported { what: "rows", .. })
+            && numbers.iter().all(|numbers| words.contains(numbers)),
+        "{words}"
+    );
+    let (hidden, head) = (
+        logits.clone(),
+        Tensor::zeros((7, 7), DType::F32, logits.device()),
+    );
+    let head = head.unwrap();
+    let mut temperature = Temperature::fixed(1.0);
+    let values = f64s(&logits);
+    let refusals = [
+        of_many.statistics(&logits, &rows(&few)).err(),
+        of_many.evaluate(&logits, &rows(&few)).err(),
+        (of_many.clone())
+            .forward_linear(&hidden, &head, &rows(&few))
+            .err(),
+        of_many.dense_rows(&rows(&few)).err(),
+        reference::loss(
+            &values,
+            7,
+            many.sets(),
+            &rows(&few),
+            &mut temperature,
+            of_many.convention(),
+        )
+        .err(),
+    ];
+    for error in refusals {
+        assert_eq!(error.unwrap().to_string(), words);
+    }
+
+    // An equal trie is no other, whoever has made it; and over the whole vocabulary there is one set alone.
+    let again = TokenTrie::new((0..).zip([[0, 4], [1, 5], [0, 5], [1, 6], [0, 6]])).unwrap();
+    assert_ne!(again, many, "as items have other numbers");
+    assert_eq!(value(&rows(&again)), value(&rows(&many)));
+    let whole = loss(TokenSets::whole_vocabulary(7).unwrap());
+    whole.evaluate(&logits, &rows(&few)).unwrap();
 }
 
 #[test]
@@ -219,7 +292,7 @@ fn settings_out_of_range() {
         assert!(out_of_range(denominator.unwrap_err()));
         // Settings changed behind the constructor's back.
         let mut swapped = fixed();
-        *swapped.temperature_mut() = Temperature::fixed(wrong);
+        *swapped.temperature_mut().unwrap() = Temperature::fixed(wrong);
         assert!(out_of_range(
             swapped.forward(&logits(), &rows()).unwrap_err()
         ));

@@ -78,6 +78,38 @@ fn a_valid_logit_is_loaded_once_and_a_gradient_byte_stored_once() {
     }
 }
 
+/// The sums of the blocks: six of the statistics, and the loss, of 8 bytes each.
+fn blocks_add_up_the_loss_alone_where_no_row_enters_the_statistics() {
+    for (temperature, sums) in temperatures().into_iter().zip([1, 7, 7]) {
+        for gradient in [Gradient::None, Gradient::Fused] {
+            let outcome = traced(temperature.clone(), gradient);
+            let partials = outcome.forward.traffic("partials");
+            let expected = 8 * sums * u64::from(outcome.blocks);
+            let what = format!("{temperature:?}, {gradient:?}");
+            assert_eq!(
+                (partials.stored, partials.loaded),
+                (expected, expected),
+                "{what}"
+            );
+        }
+    }
+}
+
+fn a_launch_without_a_gradient_has_no_block_without_a_row() {
+    let (_, rows) = batch();
+    for temperature in temperatures() {
+        let [alone, fused] =
+            [Gradient::None, Gradient::Fused].map(|gradient| traced(temperature.clone(), gradient));
+        assert_eq!(alone.blocks as usize, rows.len());
+        assert!(fused.blocks > alone.blocks);
+        // The sums are those of the same rows.
+        assert_eq!(
+            (alone.loss, alone.statistics),
+            (fused.loss, fused.statistics)
+        );
+    }
+}
+
 fn the_backward_pass_loads_and_stores_once() {
     let (sets, rows) = batch();
     let outcome = traced(Temperature::fixed(1.3), Gradient::Backward);
@@ -156,6 +188,8 @@ fn a_whole_vocabulary_streams() {
 
 candle_trie_emulator::emulated_tests! {
     a_valid_logit_is_loaded_once_and_a_gradient_byte_stored_once,
+    blocks_add_up_the_loss_alone_where_no_row_enters_the_statistics,
+    a_launch_without_a_gradient_has_no_block_without_a_row,
     the_backward_pass_loads_and_stores_once,
     rows_that_begin_between_packets_waste_few_sectors,
     reductions_have_no_bank_conflicts,

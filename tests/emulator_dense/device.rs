@@ -66,6 +66,8 @@ pub struct Outcome {
     pub temperature: f64,
     /// `[N, width]`; empty where there is none.
     pub gradient: Vec<f64>,
+    /// Of the forward launch.
+    pub blocks: u32,
     pub forward: Report,
     pub backward: Report,
     pub keeps_all: bool,
@@ -194,6 +196,7 @@ impl<'a, T: Number> Case<'a, T> {
             statistics: bytemuck::cast(statistics),
             temperature: memory.download(tau)?[0],
             gradient: self.read(&mut memory, gradient)?,
+            blocks: launch.grid[0],
             forward,
             backward,
             keeps_all: plan.keeps_all(),

@@ -65,6 +65,39 @@ fn a_temperature_that_lives_on_the_device_goes_on_from_there() {
     }
 }
 
+/// A row that weighs nothing has a gradient of zeros, but its logits enter the statistics. Where the temperature does
+/// not wait for the statistics, no barrier parts the one from the other.
+fn rows_of_statistics_alone_are_read_before_their_gradient_replaces_them() {
+    let (sets, rows) = (sets(), weighted_rows());
+    let logits = noise(7, SHAPE.iter().product(), 4.0);
+    for scope in [Scope::Root, Scope::Branching, Scope::Marked] {
+        // In the warm-up, after it, and where C ≤ 0 (or, pooled, where the arithmetic goes on all the same).
+        let warm_up = candle_trie::AdaptiveStrategy {
+            warm_up: 1,
+            ..strategy(scope)
+        };
+        let degenerate = candle_trie::AdaptiveStrategy {
+            eta: 0.1,
+            allow_degenerate: true,
+            ..strategy(scope)
+        };
+        for strategy in [warm_up, strategy(scope), degenerate] {
+            // Whether the loss is one number or one a position.
+            for convention in [conventions()[0], conventions()[8]] {
+                for gradient in GRADIENTS {
+                    let case = Case::<f32> {
+                        temperature: Temperature::from(strategy),
+                        convention,
+                        gradient,
+                        ..Case::new(&sets, &rows, VOCABULARY, &logits)
+                    };
+                    case.assert_correct(&format!("{strategy:?}, {convention:?}"));
+                }
+            }
+        }
+    }
+}
+
 fn a_batch_without_statistics_leaves_the_temperature() {
     let sets = sets();
     // No row at the root.
@@ -116,6 +149,7 @@ candle_trie_emulator::emulated_tests! {
     every_option_in_f16,
     every_option_in_bf16,
     a_temperature_that_lives_on_the_device_goes_on_from_there,
+    rows_of_statistics_alone_are_read_before_their_gradient_replaces_them,
     a_batch_without_statistics_leaves_the_temperature,
     degenerate_fan_outs_give_the_published_arithmetic_where_allowed,
 }

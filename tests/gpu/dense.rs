@@ -43,8 +43,8 @@ fn everything(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Vec<Vec
         f64s(&over),
         bytemuck::cast_slice(&[statistics]).to_vec(),
         vec![
-            stepped.temperature().value(),
-            stepped.temperature().state().step as f64,
+            stepped.temperature().unwrap().value(),
+            stepped.temperature().unwrap().state().step as f64,
         ],
         f64s(&loss.evaluate(logits, rows).unwrap().loss),
         f64s(&loss.forward_at(logits, rows, 1.7).unwrap().loss),
@@ -117,6 +117,51 @@ fn every_size_gives_what_it_gives_on_the_cpu() {
                     assert_same(&loss, &logits, &rows, &device, &what);
                 }
             }
+        }
+    }
+}
+
+/// In each thread candle's stream is another: the sets that one has uploaded, and the temperature that one has
+/// stepped, are the others' too.
+#[test]
+#[ignore = "needs a GPU"]
+fn threads_may_use_clones_of_one_loss() {
+    let width = 200_000;
+    let tokens: Vec<u32> = (0..width as u32).collect();
+    let listed = TokenSets::from_raw(vec![0, tokens.len() as u32], tokens).unwrap();
+    let rows = rows_of(2, &[(0, 0, 6), (1, 0, 199_999)]);
+    let rows = rows.with_marks(vec![true; 2]).unwrap();
+    let logits = logits(5, 2, width, DType::F32);
+    for temperature in temperatures() {
+        for _ in 0..10 {
+            let device = cuda();
+            let mut first = loss(&listed, &temperature, conventions()[0]);
+            let on_cpu = first.clone();
+            let stepped = |mut loss: MaskedSoftmaxLoss, device: &Device| {
+                let logits = logits.to_device(device).unwrap();
+                let output = loss.forward(&logits, &rows).unwrap();
+                (f64s(&output.loss), loss)
+            };
+            let (expected, on_cpu) = stepped(on_cpu, &Device::Cpu);
+            let (again, _) = stepped(on_cpu, &Device::Cpu);
+            let uploads = std::sync::Barrier::new(8);
+            std::thread::scope(|threads| {
+                for _ in 0..8 {
+                    threads.spawn(|| {
+                        uploads.wait();
+                        let (found, loss) = stepped(first.clone(), &device);
+                        assert_close(&found, &expected, 1e-5, "first step");
+                        let (found, _) = stepped(loss, &device);
+                        assert_close(&found, &again, 1e-5, "second step");
+                    });
+                }
+            });
+            let output = first.forward(&logits.to_device(&device).unwrap(), &rows);
+            output.unwrap();
+            let second = std::thread::scope(|threads| {
+                threads.spawn(|| stepped(first, &device).0).join().unwrap()
+            });
+            assert_close(&second, &again, 1e-5, "second step, in another thread");
         }
     }
 }

@@ -47,7 +47,7 @@ fn everything(
     [
         f64s(&output.loss),
         vec![
-            loss.temperature().value(),
+            loss.temperature().unwrap().value(),
             output.read_temperature().unwrap(),
         ],
         bytemuck::cast_slice(&[statistics]).to_vec(),

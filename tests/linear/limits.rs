@@ -82,7 +82,7 @@ fn an_evaluation_refuses_a_temperature_that_is_none() {
     let rows = batch.rows(options);
     let mut loss = batch.loss(options);
     for value in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        *loss.temperature_mut() = Temperature::fixed(value);
+        *loss.temperature_mut().unwrap() = Temperature::fixed(value);
         for refused in [
             loss.evaluate(&logits, &rows),
             loss.evaluate_linear(&hidden, &*head, &rows),
@@ -120,7 +120,7 @@ fn empty_batches_give_loss_zero_and_gradient_zero() {
         let rows = Rows::from_raw(batch.positions, vec![]).unwrap();
         let rows = rows.with_marks(vec![]).unwrap();
         let mut loss = batch.loss(&options);
-        let before = loss.temperature().value();
+        let before = loss.temperature().unwrap().value();
         let output = loss.forward_linear(&hidden, &*head, &rows).unwrap();
         assert!(f64s(&output.loss).iter().all(|&loss| loss == 0.0));
         assert_eq!(output.read_temperature().unwrap(), before);

@@ -125,7 +125,7 @@ impl Demo {
             &self.training_examples,
             after,
         )?;
-        let trained = Trained::of(&metrics, trainer.temperature().value, seconds);
+        let trained = Trained::of(&metrics, trainer.temperature()?.value, seconds);
         let evaluator = Evaluator {
             trie,
             search: SearchSettings {

@@ -59,7 +59,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     let trainer = task.trainer(&model, &settings)?;
     let state = TrainingState {
         step: 0,
-        temperature: trainer.temperature(),
+        temperature: trainer.temperature()?,
         seconds: 0.0,
         best: None,
     };
@@ -233,7 +233,7 @@ impl Training<'_> {
             let after = |trainer: &Trainer, mut step: StepMetrics, elapsed: Duration| {
                 let due = step.step.is_multiple_of(save_every) || step.step == steps;
                 self.state.step = step.step;
-                self.state.temperature = trainer.temperature();
+                self.state.temperature = trainer.temperature()?;
                 self.state.seconds = earlier + elapsed.as_secs_f64();
                 if due {
                     step.validation_nll = self.validate()?;

@@ -2,15 +2,17 @@
 //! `launch::dense`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::ThreadId;
 
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
+    CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
 };
 use half::{bf16, f16};
 
-use super::{Buffers, Executor};
+use super::{Buffers, Executor, driver_error};
 use crate::backend::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
     Element, GradientView, TemperaturePlan, TokenSetsView,
@@ -32,36 +34,110 @@ impl DeviceElement for bf16 {
     const ELEMENT: Element = Element::Bf16;
 }
 
-/// Token sets in the memory of a device.
+/// Token sets in the memory of a device, for any number of host threads.
 pub(crate) struct DeviceSets {
-    /// Offsets and tokens; `None` for the whole vocabulary.
-    listed: Option<[CudaSlice<u32>; 2]>,
+    /// `None` for the whole vocabulary.
+    listed: Option<ListedSets>,
     vocabulary: u64,
+}
+
+/// Offsets and tokens, which one thread uploads and others read in their streams.
+///
+/// The stream of candle's `Device::new_cuda` is the *per-thread* default stream: one handle, which
+/// means another stream in each thread of the host. cudarc orders streams by the events of its slices
+/// only in a context that it has created a stream in (`CudaContext::is_managing_stream_synchronization`),
+/// which this one is not, and not at all where the caller has disabled event tracking. Nothing then keeps
+/// a second thread from reading these sets before the first thread's copy of them is done, nor the last
+/// owner from freeing them, in its own stream, while another thread's kernel still reads. The losses that
+/// share the sets are each used rightly, by one thread, so the order is this type's business:
+///
+/// - an event behind the upload, which every other stream waits for;
+/// - where another thread than the uploading one has read or drops the sets, a wait for the whole context
+///   before they are freed. That is at the end of a loss's life, not of a step.
+struct ListedSets {
+    offsets_and_tokens: [CudaSlice<u32>; 2],
+    /// Recorded behind the upload.
+    uploaded: CudaEvent,
+    /// Whether the upload is known to be done, so that no launch need wait for it.
+    is_uploaded: AtomicBool,
+    uploaded_by: ThreadId,
+    /// Whether another thread has read the sets.
+    is_shared: AtomicBool,
+}
+
+impl ListedSets {
+    fn new(device: &CudaDevice, offsets: &[u32], tokens: &[u32]) -> Result<Self> {
+        let offsets_and_tokens = [upload(device, offsets)?, upload(device, tokens)?];
+        let uploaded = device.cuda_stream().record_event(None);
+        Ok(Self {
+            offsets_and_tokens,
+            uploaded: uploaded.map_err(driver_error)?,
+            is_uploaded: AtomicBool::new(false),
+            uploaded_by: std::thread::current().id(),
+            is_shared: AtomicBool::new(false),
+        })
+    }
+
+    /// Keeps what the calling thread issues next in this stream behind the upload.
+    fn order(&self, stream: &CudaStream) {
+        if std::thread::current().id() != self.uploaded_by {
+            self.is_shared.store(true, Ordering::Relaxed);
+        }
+        if self.is_uploaded.load(Ordering::Acquire) {
+            return;
+        }
+        if self.uploaded.is_complete() {
+            self.is_uploaded.store(true, Ordering::Release);
+            return;
+        }
+        // As cudarc treats the events of its slices: the launch that follows reports the error.
+        stream.context().record_err(stream.wait(&self.uploaded));
+    }
+}
+
+impl Drop for ListedSets {
+    fn drop(&mut self) {
+        // Relaxed is enough: whoever read the sets held a share of them, and the last to let go of its own
+        // sees what the others did before.
+        if self.is_shared.load(Ordering::Relaxed) || std::thread::current().id() != self.uploaded_by
+        {
+            let context = self.uploaded.context();
+            context.record_err(context.synchronize());
+        }
+    }
 }
 
 impl DeviceSets {
     pub fn new(device: &CudaDevice, sets: &TokenSets) -> Result<Self> {
-        let listed = match sets.as_raw() {
-            Some((offsets, tokens)) => Some([upload(device, offsets)?, upload(device, tokens)?]),
-            None => None,
-        };
+        let listed = (sets.as_raw())
+            .map(|(offsets, tokens)| ListedSets::new(device, offsets, tokens))
+            .transpose()?;
         Ok(Self {
             listed,
             vocabulary: u64::from(sets.max_token()) + 1,
         })
     }
 
+    /// Where the sets are, for a launch that the calling thread issues next.
     pub(super) fn view<'a>(
         &'a self,
         executor: &'a Executor,
         buffers: &mut Buffers<'a>,
     ) -> TokenSetsView {
-        let mut address = |index: usize| {
-            (self.listed.as_ref()).map_or(0, |listed| buffers.read(executor, &listed[index]))
+        let [offsets, tokens] = match &self.listed {
+            Some(listed) => {
+                listed.order(&executor.stream);
+                let [offsets, tokens] = &listed.offsets_and_tokens;
+                [
+                    buffers.read(executor, offsets),
+                    buffers.read(executor, tokens),
+                ]
+            }
+            None => [0, 0],
         };
         TokenSetsView {
-            offsets: address(0),
-            tokens: address(1),
+            offsets,
+            tokens,
             vocabulary: self.vocabulary,
         }
     }

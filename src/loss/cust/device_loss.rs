@@ -10,6 +10,7 @@ use crate::backend::cust::Executor;
 use crate::backend::cust::memory::{DeviceSets, PassTemperature};
 use crate::backend::launch::TemperaturePlan;
 use crate::loss::MaskedSoftmaxLoss;
+use crate::loss::temperature::Stepped;
 use crate::temperature::check_temperature;
 use crate::{Error, Result, Temperature};
 
@@ -25,7 +26,11 @@ pub(super) struct DeviceLoss<'e> {
 }
 
 impl<'e> DeviceLoss<'e> {
-    pub fn new(executor: &'e Executor, loss: MaskedSoftmaxLoss, vocabulary: usize) -> Result<Self> {
+    pub fn new(
+        executor: &'e Executor,
+        mut loss: MaskedSoftmaxLoss,
+        vocabulary: usize,
+    ) -> Result<Self> {
         let token = loss.sets.max_token();
         if token as usize >= vocabulary {
             return Err(Error::TokenOutsideVocabulary { token, vocabulary });
@@ -37,6 +42,8 @@ impl<'e> DeviceLoss<'e> {
                 actual: "the checked mode".into(),
             });
         }
+        // From here on the temperature is on the host, or in `stepped`: not on a device of candle's.
+        loss.temperature_mut()?;
         Ok(Self {
             sets: DeviceSets::new(&loss.sets)?,
             executor,
@@ -52,22 +59,24 @@ impl<'e> DeviceLoss<'e> {
         next: impl FnOnce(&Temperature) -> Result<TemperaturePlan>,
     ) -> Result<PassTemperature<'_>> {
         Ok(PassTemperature {
-            plan: next(self.loss.temperature())?,
+            plan: next(self.loss.temperature.known())?,
             previous: self.stepped.as_deref(),
         })
     }
 
     /// A pass that has taken a step has been issued.
     pub fn take_step(&mut self, output: &LossOutput) {
-        if let Temperature::Adaptive(_) = self.loss.temperature() {
-            self.loss.temperature_mut().count_step();
+        let mut known = self.loss.temperature.known().clone();
+        if let Temperature::Adaptive(_) = known {
+            known.count_step();
+            self.loss.temperature.take(Stepped::OnHost(known));
             self.stepped = Some(output.temperature.clone());
         }
     }
 
     /// The temperature as it stands.
     pub fn temperature(&self) -> Result<Temperature> {
-        let known = self.loss.temperature();
+        let known = self.loss.temperature.known();
         match &self.stepped {
             Some(stepped) => Ok(known.at(read(stepped)?[0])),
             None => Ok(known.clone()),

@@ -67,7 +67,7 @@ impl<'a> DenseBackward<'a> {
         let width = check_width(width)?;
         let threads = threads(rows);
         let resident = limits.resident_blocks(threads, threads / WARP * TILE_BYTES);
-        let positions = rows.counting as u64 + rows.idle.len() as u64;
+        let positions = rows.positions() as u64;
         let work = (positions * chunks(width, element)).div_ceil(u64::from(threads / WARP));
         let blocks = work.min(u64::from(resident.max(1))) as u32;
         Ok((blocks > 0).then_some(Self {

@@ -195,11 +195,19 @@ impl<'a> DenseForward<'a> {
             .min(room.saturating_sub(fixed.div_ceil(self.element.bytes())));
     }
 
-    /// How many blocks would find something to do, if there were a gradient.
+    /// How many blocks find something to do. Blocks beyond the rows have none, with a gradient or
+    /// without, and so add zeros to the sums of the others: the sums stay the same to the bit.
     fn work(&self) -> u64 {
-        let warps = u64::from(self.threads / WARP);
-        let chunks = chunks(self.width, self.element);
-        let idle = (self.rows.idle.len() as u64 * chunks).div_ceil(warps);
+        let idle = self.rows.idle.len() as u64;
+        // Of positions without a row, warps write pieces of the gradient, or else threads a loss each.
+        let idle = match (self.with_gradient, self.rows.reduced) {
+            (true, _) => {
+                let warps = u64::from(self.threads / WARP);
+                (idle * chunks(self.width, self.element)).div_ceil(warps)
+            }
+            (false, false) => idle.div_ceil(u64::from(self.threads)),
+            (false, true) => 0,
+        };
         (self.rows.rows.len() as u64 + idle).max(1)
     }
 
@@ -319,12 +327,27 @@ mod tests {
 
     #[test]
     fn the_gradient_changes_no_sum() {
-        let rows = rows(vec![300; 1000]);
-        let shape = |gradient| {
-            let plan = plan(&rows, Element::Bf16, gradient, &H100);
-            (plan.blocks, plan.threads)
-        };
-        assert_eq!(shape(true), shape(false));
+        for count in [20, 1000, 20_000] {
+            let rows = rows(vec![300; count]);
+            let [with, without] =
+                [true, false].map(|gradient| plan(&rows, Element::Bf16, gradient, &H100));
+            assert_eq!(with.threads, without.threads);
+            // Each row falls to the same block.
+            let row_blocks = |plan: &DenseForward| (plan.blocks as usize).min(count);
+            assert_eq!(row_blocks(&with), row_blocks(&without));
+        }
+    }
+
+    #[test]
+    fn without_a_gradient_the_grid_is_of_rows_not_of_positions() {
+        let mut rows = rows(vec![300; 20]);
+        rows.idle = vec![0; 100_000];
+        assert_eq!(plan(&rows, Element::Bf16, false, &H100).blocks, 20);
+        assert!(plan(&rows, Element::Bf16, true, &H100).blocks > 1000);
+        // A loss for each position: one thread writes the 0 of one without a row.
+        rows.reduced = false;
+        let plan = plan(&rows, Element::Bf16, false, &H100);
+        assert_eq!(plan.blocks, 20 + 100_000_u32.div_ceil(plan.threads));
     }
 
     #[test]

@@ -19,14 +19,16 @@ pub struct DenseRow {
 }
 
 /// The rows of a batch as the kernels take them: those that have a loss alone, those that enter the
-/// statistics too, those that do nothing else; and the positions that have no loss.
+/// statistics too, those that do nothing else; and the positions at which none of these is.
 ///
 /// [`MaskedSoftmaxLoss::dense_rows`](crate::MaskedSoftmaxLoss::dense_rows) makes them.
 #[derive(Debug, Clone)]
 pub struct DenseRows {
     /// To be uploaded.
     pub rows: Vec<DenseRow>,
-    /// To be uploaded: the positions whose loss and gradient are 0.
+    /// To be uploaded: the positions at which no row is, whose loss and gradient are 0. A row of
+    /// statistics alone is not among them: its gradient is 0 too, but may replace its logits only when
+    /// they have been read.
     pub idle: Vec<u32>,
     /// The sizes of the rows' sets.
     pub(super) sizes: Vec<u32>,
@@ -64,7 +66,7 @@ impl DenseRows {
         };
         Self {
             rows: ordered.iter().map(row).collect(),
-            idle: batch.idle(),
+            idle: batch.unread(),
             sizes,
             counting: counting as u32,
             first_statistics: first_statistics as u32,
@@ -98,8 +100,8 @@ impl DenseRows {
         TemperaturePlan::next(temperature, &self.statistics)
     }
 
-    fn positions(&self) -> usize {
-        self.counting() + self.idle.len()
+    pub(super) fn positions(&self) -> usize {
+        self.rows.len() + self.idle.len()
     }
 
     pub(super) fn statistics_sizes(&self) -> StatisticsSizes {
@@ -148,9 +150,9 @@ mod tests {
         assert_eq!(positions, [2, 3, 0, 4, 5, 7]);
         assert_eq!(rows.sizes, [4, 3, 2, 2, 4, 1]);
         assert_eq!((rows.first_statistics, rows.counting()), (2, 4));
-        assert_eq!(rows.idle, [1, 5, 6, 7, 8]);
+        assert_eq!(rows.idle, [1, 6, 8]);
         assert_eq!((rows.rows[1].rank, rows.rows[1].share), (1, 0.5));
         assert_eq!((rows.statistics.rows(), rows.statistics.tokens()), (4, 9));
-        assert_eq!(rows.losses(), 1);
+        assert_eq!((rows.positions(), rows.losses()), (9, 1));
     }
 }

@@ -280,6 +280,30 @@ impl MaskedSoftmaxLoss {
         Ok(output)
     }
 
+    /// The loss and the gradient of the hidden states (of the loss's sum under [`Reduction::None`]) in one
+    /// pass, without autograd; on a CUDA device in one launch. Steps the temperature as
+    /// [`forward`](Self::forward) does. The gradient has the shape and dtype of the hidden states; the head
+    /// gets none.
+    ///
+    /// # Errors
+    /// As [`forward_linear`](Self::forward_linear).
+    pub fn value_and_gradient_linear<'h>(
+        &mut self,
+        hidden: &Tensor,
+        head: impl Into<Head<'h>>,
+        rows: &Rows,
+    ) -> Result<(LossOutput, Tensor)> {
+        let source = self.temperature.stepping(hidden.device())?;
+        let batch = self.batch(rows)?;
+        let head = head.into();
+        let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
+        let head = head.with(&weight, bias.as_ref());
+        let (output, gradient, stepped) =
+            linear::value_and_gradient(hidden, head, batch, source, &self.residence)?;
+        self.take_step(stepped);
+        Ok((output, gradient))
+    }
+
     /// As [`forward_at`](Self::forward_at), from hidden states and head.
     ///
     /// # Errors
@@ -315,11 +339,7 @@ impl MaskedSoftmaxLoss {
     ) -> Result<LossOutput> {
         let head = head.into();
         let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
-        let head = Head {
-            weight: &weight,
-            bias: bias.as_ref(),
-            ..head
-        };
+        let head = head.with(&weight, bias.as_ref());
         let source = self.temperature_as_it_stands()?;
         let batch = self.batch_in_scope(rows, None)?;
         Ok(linear::forward(&hidden.detach(), head, batch, source, &self.residence)?.0)

@@ -168,20 +168,9 @@ impl Batch {
         self.set(row).len()
     }
 
-    /// The positions without a loss, rising.
-    pub fn idle(&self) -> Vec<u32> {
-        self.positions_without(BatchRow::counts)
-    }
-
-    /// The positions at which neither loss nor statistics need the logits, rising: those that may be
-    /// overwritten at any time.
-    pub fn unread(&self) -> Vec<u32> {
-        self.positions_without(|_| true)
-    }
-
-    /// The positions at which there is no such row, rising.
-    fn positions_without(&self, wanted: impl Fn(&BatchRow) -> bool) -> Vec<u32> {
-        let mut found = self.rows.iter().filter(|row| wanted(row)).peekable();
+    /// The positions that are no row's, rising: neither loss nor statistics need what is there.
+    pub fn ignored(&self) -> Vec<u32> {
+        let mut found = self.rows.iter().peekable();
         (0..self.positions as u32)
             .filter(|&position| found.next_if(|row| row.position == position).is_none())
             .collect()

@@ -3,22 +3,22 @@
 pub(crate) mod decode;
 pub(crate) mod dense;
 mod kernels;
+mod staging;
 pub(crate) mod work;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::cublas::CudaBlas;
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, LaunchConfig, PushKernelArg,
-    SyncOnDrop,
+use cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
+    LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 
-use super::launch::{DeviceLimits, Launch, Product};
-use super::product;
+use super::launch::{DeviceLimits, Launch};
 use crate::{Error, Result};
 use kernels::{Kernels, kernels_of, limits_of};
+use staging::Staging;
 
 /// Launches the crate's kernels on one device.
 ///
@@ -27,8 +27,8 @@ use kernels::{Kernels, kernels_of, limits_of};
 #[derive(Clone)]
 pub struct Executor {
     stream: Arc<CudaStream>,
-    blas: Arc<CudaBlas>,
     kernels: Kernels,
+    staging: Arc<Mutex<Staging>>,
     limits: DeviceLimits,
 }
 
@@ -83,9 +83,10 @@ impl Executor {
     pub fn new(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
         let context = stream.context();
+        let (kernels, staging) = kernels_of(context)?;
         Ok(Self {
-            blas: device.cublas_handle(),
-            kernels: kernels_of(context)?,
+            kernels,
+            staging,
             limits: limits_of(context).map_err(driver_error)?,
             stream,
         })
@@ -106,10 +107,7 @@ impl Executor {
     /// # Errors
     /// What the driver says, when it refuses the launch.
     pub unsafe fn launch<P: Pod>(&self, launch: &Launch<P>, buffers: Buffers<'_>) -> Result<()> {
-        let function = self.kernels.get(launch.kernel).ok_or(Error::Malformed {
-            what: "launch",
-            detail: format!("there is no kernel '{}'", launch.kernel),
-        })?;
+        let function = self.kernel(launch.kernel)?;
         let shape = LaunchConfig {
             grid_dim: launch.grid.into(),
             block_dim: launch.block.into(),
@@ -131,17 +129,30 @@ impl Executor {
         Ok(())
     }
 
-    /// Issues a product, through the handle of candle's device: candle's own `matmul` would round what
-    /// it sums to the type of its arguments.
-    ///
-    /// # Safety
-    /// The addresses must be of device memory that holds what the product says, until it is done.
-    ///
-    /// # Errors
-    /// What cuBLAS says, and sizes beyond its 32 bits.
-    pub unsafe fn multiply(&self, product: &Product) -> Result<()> {
-        // SAFETY: the handle is the device's; for the rest the caller answers.
-        unsafe { product::multiply(*self.blas.handle(), product) }
+    /// Issues one copy of these words, one part behind the other, to the beginning of `to`.
+    pub(crate) fn upload(&self, parts: &[&[u32]], to: &mut CudaSlice<u32>) -> Result<()> {
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let issued = staging.upload(&self.stream, parts, to);
+        issued.map_err(driver_error)
+    }
+
+    /// How many blocks of this shape are resident together, as the driver counts them.
+    pub(crate) fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
+        let each = self
+            .kernel(launch.kernel)?
+            .occupancy_max_active_blocks_per_multiprocessor(
+                launch.block[0],
+                launch.shared_bytes as usize,
+                None,
+            );
+        Ok(each.map_err(driver_error)? * self.limits.multiprocessors)
+    }
+
+    fn kernel(&self, name: &str) -> Result<&CudaFunction> {
+        self.kernels.get(name).ok_or_else(|| Error::Malformed {
+            what: "launch",
+            detail: format!("there is no kernel '{name}'"),
+        })
     }
 }
 

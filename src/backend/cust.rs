@@ -1,12 +1,10 @@
 //! Runs launch plans on a CUDA device, through the crate cust.
 
-mod blas;
 pub(crate) mod dense;
 pub(crate) mod linear;
 pub(crate) mod memory;
 mod work;
 
-use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
@@ -22,10 +20,9 @@ use cust::stream::Stream;
 use cust::sys::{self, CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute};
 use half::{bf16, f16};
 
-use super::launch::{DeviceLimits, Element, Launch, Product};
+use super::launch::{DeviceLimits, Element, Launch};
 use super::modules::MODULES;
 use crate::{Error, Result};
-use blas::Blas;
 
 /// The crate's kernels in one CUDA context, and launches of them.
 ///
@@ -34,8 +31,6 @@ use blas::Blas;
 pub struct Executor {
     kernels: HashMap<&'static str, sys::CUfunction>,
     limits: DeviceLimits,
-    /// Made when a product is first thought of.
-    blas: OnceCell<Blas>,
     /// What the kernels are parts of.
     _modules: Vec<Module>,
 }
@@ -61,7 +56,6 @@ impl Executor {
         Ok(Self {
             kernels,
             limits,
-            blas: OnceCell::new(),
             _modules: modules,
         })
     }
@@ -82,10 +76,7 @@ impl Executor {
     /// # Errors
     /// What the driver says, when it refuses the launch.
     pub unsafe fn launch<P: Pod>(&self, stream: &Stream, launch: &Launch<P>) -> Result<()> {
-        let &function = (self.kernels.get(launch.kernel)).ok_or_else(|| Error::Malformed {
-            what: "launch",
-            detail: format!("there is no kernel '{}'", launch.kernel),
-        })?;
+        let function = self.kernel(launch.kernel)?;
         let (grid, block) = (launch.grid, launch.block);
         let mut params = launch.params;
         let mut arguments = [(&raw mut params).cast::<c_void>()];
@@ -125,30 +116,30 @@ impl Executor {
         })
     }
 
-    /// Issues a product on a stream, through a cuBLAS handle of the executor's own.
-    ///
-    /// # Safety
-    /// The addresses must be of device memory that holds what the product says, until the stream has
-    /// come past it.
-    ///
-    /// # Errors
-    /// What cuBLAS says, and sizes beyond its 32 bits.
-    pub unsafe fn multiply(&self, stream: &Stream, product: &Product) -> Result<()> {
-        // SAFETY: the executor's context is current; for the rest the caller answers.
-        unsafe { self.blas()?.multiply(stream, product) }
+    /// How many blocks of this shape are resident together, as the driver counts them.
+    pub(crate) fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
+        let function = self.kernel(launch.kernel)?;
+        let mut each = 0;
+        // SAFETY: the driver writes one int, to a place for one int; the function is of a loaded module.
+        succeeded(unsafe {
+            sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
+                &raw mut each,
+                function,
+                launch.block[0] as i32,
+                launch.shared_bytes as usize,
+            )
+        })?;
+        Ok(each.max(0) as u32 * self.limits.multiprocessors)
     }
 
-    fn blas(&self) -> Result<&Blas> {
-        if let Some(blas) = self.blas.get() {
-            return Ok(blas);
-        }
-        let blas = Blas::new()?;
-        Ok(self.blas.get_or_init(|| blas))
-    }
-
-    /// Makes sure, before any launch, that there will be products.
-    pub(crate) fn can_multiply(&self) -> Result<()> {
-        self.blas().map(|_| ())
+    fn kernel(&self, name: &str) -> Result<sys::CUfunction> {
+        self.kernels
+            .get(name)
+            .copied()
+            .ok_or_else(|| Error::Malformed {
+                what: "launch",
+                detail: format!("there is no kernel '{name}'"),
+            })
     }
 }
 

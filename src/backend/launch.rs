@@ -26,9 +26,9 @@ pub use linear::{
     LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows, LinearTensors,
     LinearUpstream,
 };
-#[cfg(any(feature = "cuda", feature = "cust"))]
-pub(crate) use queue::behind_one_another;
 pub use queue::{Lifetime, Queue};
+#[cfg(any(feature = "cuda", feature = "cust"))]
+pub(crate) use queue::{bytes_of_parts, places_of_parts};
 pub use temperature::{StatisticsSizes, TemperaturePlan, TemperatureStep};
 
 /// Threads that run together.

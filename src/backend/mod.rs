@@ -10,5 +10,3 @@ pub(crate) mod cust;
 pub mod launch;
 #[cfg(any(feature = "cuda", feature = "cust"))]
 mod modules;
-#[cfg(any(feature = "cuda", feature = "cust"))]
-mod product;

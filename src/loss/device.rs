@@ -1,8 +1,8 @@
 //! From candle's CUDA storage to the views that the backend takes, and back.
 
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Layout, Shape, Storage, Tensor};
+use cudarc::driver::{CudaSlice, CudaView};
 
 use super::LossOutput;
 use super::temperature::{Stepped, TemperatureSource};

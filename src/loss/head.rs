@@ -40,6 +40,18 @@ impl<'a> Head<'a> {
         }
     }
 
+    /// The same with its tensors replaced by others of the same values.
+    pub(super) fn with<'b>(self, weight: &'b Tensor, bias: Option<&'b Tensor>) -> Head<'b>
+    where
+        'a: 'b,
+    {
+        Head {
+            weight,
+            bias,
+            ..self
+        }
+    }
+
     /// All logits `[rows, V]` of hidden states `[rows, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         // candle's product on the processor first copies the left one of two such matrices into an order
@@ -106,8 +118,8 @@ pub struct FrozenHead {
 pub(super) enum Gathered {
     F32(HashMap<u32, HeadRows<f32>>),
     F64(HashMap<u32, HeadRows<f64>>),
-    /// As they are: `[tokens, H]`.
-    OnDevice(HashMap<u32, Tensor>),
+    /// A device reads them where they lie.
+    OnDevice,
 }
 
 impl FrozenHead {
@@ -142,7 +154,7 @@ impl FrozenHead {
         check_head(&weight, bias.as_ref(), &sets)?;
         let gathered = match weight.device() {
             Device::Cpu => gather_on_cpu(&weight, &sets, bytes)?,
-            _ => gather_on_device(&weight, &sets, bytes)?,
+            _ => Gathered::OnDevice,
         };
         Ok(Self {
             weight,
@@ -157,7 +169,7 @@ impl FrozenHead {
         match &*self.gathered {
             Gathered::F32(sets) => sets.len(),
             Gathered::F64(sets) => sets.len(),
-            Gathered::OnDevice(sets) => sets.len(),
+            Gathered::OnDevice => 0,
         }
     }
 }
@@ -178,18 +190,6 @@ fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gath
             .collect();
         Ok(<T as Scalar>::wrap(gathered))
     })
-}
-
-fn gather_on_device(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gathered> {
-    let row_bytes = weight.dim(1)? * weight.dtype().size_in_bytes();
-    let gathered = largest_sets(sets, row_bytes, bytes)
-        .into_iter()
-        .map(|(set, tokens)| {
-            let tokens = Tensor::from_slice(tokens, tokens.len(), weight.device())?;
-            // candle gathers from contiguous tensors alone.
-            Ok((set, weight.contiguous()?.index_select(&tokens, 0)?))
-        });
-    Ok(Gathered::OnDevice(gathered.collect::<Result<_>>()?))
 }
 
 /// The largest sets whose rows, `row_bytes` each, stay within `bytes` in all.

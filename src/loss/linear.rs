@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CudaStorage, CustomOp3, Device, Layout, Shape, Tensor};
 
-use inputs::{bias_or_none, check, head_view, hidden_view, viewed, weight_for};
+use inputs::{bias_or_none, check, head_view, hidden_view, viewed};
 
 use super::LossOutput;
 use super::head::{BIAS, Gathered, HEAD, Head};
@@ -48,11 +48,7 @@ pub(super) fn statistics(
     check_inputs(hidden, &head, &batch)?;
     if !hidden.device().is_cpu() {
         let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
-        let head = Head {
-            weight: &weight,
-            bias: bias.as_ref(),
-            ..head
-        };
+        let head = head.with(&weight, bias.as_ref());
         let at_any = TemperatureSource::Given(1.0);
         let (output, _) = forward(&hidden.detach(), head, batch, at_any, residence)?;
         return output.read_statistics();
@@ -81,6 +77,33 @@ pub(super) fn valid_logits(hidden: &Tensor, head: &Head, batch: &Batch) -> Resul
     })
 }
 
+pub(super) fn value_and_gradient(
+    hidden: &Tensor,
+    head: Head,
+    batch: Batch,
+    source: TemperatureSource,
+    residence: &Residence,
+) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
+    check_inputs(hidden, &head, &batch)?;
+    let hidden = &hidden.detach();
+    with_element!(hidden.dtype(), HIDDEN, T => {
+        let wanted = Wanted { hidden: true, head: false };
+        let applied = Applied::<T>::new(hidden, head, batch, source, residence, wanted, true)?;
+        let gradient = match applied.op.passed.forward()? {
+            Left::OnCpu(passed) => {
+                let upstream = Upstream::ones(&applied.op.batch);
+                let [gradient, ..] = applied.op.gradients(passed, applied.tensors(hidden), &upstream)?;
+                gradient
+            }
+            Left::OnCuda(left) => left.gradient(),
+        };
+        let (output, stepped) = applied.output()?;
+        // A pass with gradient has one.
+        let gradient = gradient.map_or_else(|| hidden.zeros_like(), Ok)?;
+        Ok((output, gradient, stepped))
+    })
+}
+
 fn forward_of<T: Scalar>(
     hidden: &Tensor,
     head: Head,
@@ -88,30 +111,69 @@ fn forward_of<T: Scalar>(
     source: TemperatureSource,
     residence: &Residence,
 ) -> Result<(LossOutput, Option<Stepped>)> {
-    let bias = bias_or_none(&head)?;
-    let weight = weight_for(hidden, &head, &batch)?;
-    let op = Arc::new(LinearLoss::<T> {
-        batch,
-        source,
-        residence: residence.clone(),
-        has_bias: head.bias.is_some(),
-        gathered: head.gathered.cloned(),
-        wanted: Wanted {
-            hidden: hidden.track_op(),
-            head: weight.track_op() || bias.track_op(),
-        },
-        passed: Passed::default(),
-    });
-    let applied = hidden.apply_op3(&weight, &bias, SharedLoss(op.clone()));
-    let loss = op.passed.unwrapped(applied)?;
-    Ok(match op.passed.forward()? {
-        Left::OnCpu(passed) => {
-            let (forward, _) = &**passed;
-            let stepped = forward.stepped.clone().map(Stepped::OnHost);
-            (output(loss, &op.batch, forward)?, stepped)
-        }
-        Left::OnCuda(left) => (left.output(loss, &op.batch), left.stepped()),
-    })
+    let tracked = |tensor: &Tensor| tensor.track_op();
+    let wanted = Wanted {
+        hidden: tracked(hidden),
+        head: tracked(head.weight) || head.bias.is_some_and(tracked),
+    };
+    Applied::<T>::new(hidden, head, batch, source, residence, wanted, false)?.output()
+}
+
+/// The op, applied to its tensors.
+struct Applied<T: Scalar> {
+    op: Arc<LinearLoss<T>>,
+    weight: Tensor,
+    bias: Tensor,
+    loss: Tensor,
+}
+
+impl<T: Scalar> Applied<T> {
+    fn new(
+        hidden: &Tensor,
+        head: Head,
+        batch: Batch,
+        source: TemperatureSource,
+        residence: &Residence,
+        wanted: Wanted,
+        direct: bool,
+    ) -> Result<Self> {
+        let bias = bias_or_none(&head)?;
+        let weight = head.weight.clone();
+        let op = Arc::new(LinearLoss::<T> {
+            batch,
+            source,
+            residence: residence.clone(),
+            has_bias: head.bias.is_some(),
+            gathered: head.gathered.cloned(),
+            wanted,
+            direct,
+            passed: Passed::default(),
+        });
+        let applied = hidden.apply_op3(&weight, &bias, SharedLoss(op.clone()));
+        let loss = op.passed.unwrapped(applied)?;
+        Ok(Self {
+            op,
+            weight,
+            bias,
+            loss,
+        })
+    }
+
+    fn tensors<'a>(&'a self, hidden: &'a Tensor) -> [&'a Tensor; 3] {
+        [hidden, &self.weight, &self.bias]
+    }
+
+    fn output(self) -> Result<(LossOutput, Option<Stepped>)> {
+        let (op, loss) = (&self.op, self.loss);
+        Ok(match op.passed.forward()? {
+            Left::OnCpu(passed) => {
+                let (forward, _) = &**passed;
+                let stepped = forward.stepped.clone().map(Stepped::OnHost);
+                (output(loss, &op.batch, forward)?, stepped)
+            }
+            Left::OnCuda(left) => (left.output(loss, &op.batch), left.stepped()),
+        })
+    }
 }
 
 /// Refuses what a pass cannot take, before any work.
@@ -148,6 +210,8 @@ struct LinearLoss<T: Scalar> {
     has_bias: bool,
     gathered: Option<Arc<Gathered>>,
     wanted: Wanted,
+    /// Whether a device makes the gradient of the hidden states in the forward pass.
+    direct: bool,
     passed: Passed<Left<T>>,
 }
 
@@ -157,8 +221,8 @@ struct Pass<'a> {
     batch: &'a Batch,
     source: &'a TemperatureSource,
     residence: &'a Residence,
-    gathered: Option<&'a Gathered>,
     wanted: Wanted,
+    direct: bool,
 }
 
 /// What a forward pass left, for the caller and for the backward pass.
@@ -311,8 +375,8 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
             batch: &op.batch,
             source: &op.source,
             residence: &op.residence,
-            gathered: op.gathered.as_deref(),
             wanted: op.wanted,
+            direct: op.direct,
         };
         let bias = op.has_bias.then_some((bias, bias_layout));
         let passed = cuda::forward((hidden, hidden_layout), (head, head_layout), bias, &pass);

@@ -119,6 +119,11 @@ impl Upstream {
         ))
     }
 
+    /// That of the loss's sum, for the loss itself.
+    pub fn ones(batch: &Batch) -> Self {
+        Self(vec![1.0; if batch.reduced { 1 } else { batch.positions }])
+    }
+
     /// What p − [v = y] of a row is multiplied by.
     pub fn factor(&self, batch: &Batch, row: &BatchRow, temperature: f64) -> f64 {
         let index = if batch.reduced {

@@ -3,7 +3,7 @@
 
 use bytemuck::cast_slice;
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::CudaView;
+use cudarc::driver::CudaView;
 
 use super::dense::{DeviceElement, DeviceLogits, uninitialised};
 use super::{Buffers, Executor};

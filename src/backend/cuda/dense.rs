@@ -7,7 +7,7 @@ use std::thread::ThreadId;
 
 use candle_core::CudaDevice;
 use candle_core::cuda_backend::CudaDType;
-use candle_core::cuda_backend::cudarc::driver::{
+use cudarc::driver::{
     CudaEvent, CudaSlice, CudaStream, CudaView, CudaViewMut, DeviceRepr, ValidAsZeroBits,
 };
 use half::{bf16, f16};

@@ -3,34 +3,37 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::sys::{
+use cudarc::driver::sys::{
     CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
 };
-use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaFunction, DriverError};
-use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use cudarc::driver::{CudaContext, CudaFunction, DriverError};
+use cudarc::nvrtc::Ptx;
 
 use super::driver_error;
+use super::staging::Staging;
 use crate::Result;
 use crate::backend::launch::DeviceLimits;
 use crate::backend::modules::MODULES;
 
 pub(super) type Kernels = Arc<HashMap<&'static str, CudaFunction>>;
+type OfContext = (Kernels, Arc<Mutex<Staging>>);
 
-/// The kernels of a context, loaded once. A loaded kernel keeps its context alive, so an address
+/// The kernels of a context, loaded once, and its page-locked memory. A loaded kernel keeps its context alive, so an address
 /// never comes to stand for another.
-pub(super) fn kernels_of(context: &Arc<CudaContext>) -> Result<Kernels> {
-    static LOADED: OnceLock<Mutex<HashMap<usize, Kernels>>> = OnceLock::new();
+pub(super) fn kernels_of(context: &Arc<CudaContext>) -> Result<OfContext> {
+    static LOADED: OnceLock<Mutex<HashMap<usize, OfContext>>> = OnceLock::new();
     let mut loaded = LOADED
         .get_or_init(Mutex::default)
         .lock()
         .unwrap_or_else(PoisonError::into_inner);
     let address = context.cu_ctx() as usize;
-    if let Some(kernels) = loaded.get(&address) {
-        return Ok(kernels.clone());
+    if let Some(of_context) = loaded.get(&address) {
+        return Ok(of_context.clone());
     }
     let kernels = Arc::new(load(context).map_err(driver_error)?);
-    loaded.insert(address, kernels.clone());
-    Ok(kernels)
+    let of_context = (kernels, Arc::default());
+    loaded.insert(address, of_context.clone());
+    Ok(of_context)
 }
 
 fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction>, DriverError> {

@@ -2,11 +2,11 @@
 
 use bytemuck::Pod;
 use candle_core::CudaDevice;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
+use cudarc::driver::{CudaSlice, CudaView};
 
-use super::dense::{DeviceSets, uninitialised, upload};
+use super::dense::{DeviceSets, uninitialised};
 use super::{Buffers, Executor};
-use crate::backend::launch::{Launch, Lifetime, Product, Queue, TokenSetsView, behind_one_another};
+use crate::backend::launch::{DevicePtr, Launch, Lifetime, Queue, bytes_of_parts, places_of_parts};
 use crate::{Error, Result};
 
 /// As strict as the device's own allocations.
@@ -35,19 +35,20 @@ impl<'a> Work<'a> {
     }
 
     /// The address of what is read.
-    pub fn read<T>(&mut self, view: CudaView<'a, T>) -> u64 {
+    pub fn read<T>(&mut self, view: CudaView<'a, T>) -> Option<DevicePtr> {
         let (address, held) = view.view_ptr(&self.executor.stream);
         self.buffers.held.push(held);
-        address
+        DevicePtr::new(address)
     }
 
     /// The address of what is written.
-    pub fn write<T>(&mut self, slice: &'a mut CudaSlice<T>) -> u64 {
-        self.buffers.write(self.executor, slice)
+    pub fn write<T>(&mut self, slice: &'a mut CudaSlice<T>) -> Option<DevicePtr> {
+        DevicePtr::new(self.buffers.write(self.executor, slice))
     }
 
-    pub fn sets(&mut self, sets: &'a DeviceSets) -> TokenSetsView {
-        sets.view(self.executor, &mut self.buffers)
+    /// The address of the tokens of all sets.
+    pub fn tokens(&mut self, sets: &'a DeviceSets) -> Option<DevicePtr> {
+        DevicePtr::new(sets.view(self.executor, &mut self.buffers).tokens)
     }
 
     /// What is kept, for other streams as if the last that was issued had written all of it.
@@ -64,14 +65,15 @@ impl<'a> Work<'a> {
         &mut self,
         lifetime: Lifetime,
         memory: CudaSlice<u32>,
-        begins: [u64; N],
-    ) -> [u64; N] {
+        bytes: [usize; N],
+        alignment: usize,
+    ) -> [Option<DevicePtr>; N] {
         let first = Buffers::new().read(self.executor, &memory);
         match lifetime {
             Lifetime::Scratch => self.scratch.push(memory),
             Lifetime::Kept => self.kept.push(memory),
         }
-        begins.map(|begin| first + begin)
+        places_of_parts(first, bytes, alignment)
     }
 }
 
@@ -83,27 +85,33 @@ impl Queue for Work<'_> {
         &mut self,
         lifetime: Lifetime,
         parts: [(&'static str, usize); N],
-    ) -> Result<[u64; N]> {
-        let (begins, bytes) = behind_one_another(parts.map(|(_, bytes)| bytes), ALIGNMENT);
-        let memory = uninitialised(self.device, bytes / size_of::<u32>())?;
-        Ok(self.hold(lifetime, memory, begins))
+    ) -> Result<[Option<DevicePtr>; N]> {
+        let bytes = parts.map(|(_, bytes)| bytes);
+        let memory = uninitialised(
+            self.device,
+            bytes_of_parts(&bytes, ALIGNMENT) / size_of::<u32>(),
+        )?;
+        Ok(self.hold(lifetime, memory, bytes, ALIGNMENT))
     }
 
-    /// In one copy.
-    fn upload<const N: usize>(&mut self, parts: [(&'static str, &[u32]); N]) -> Result<[u64; N]> {
+    /// In one copy, from page-locked memory.
+    fn upload<const N: usize>(
+        &mut self,
+        parts: [(&'static str, &[u32]); N],
+    ) -> Result<[Option<DevicePtr>; N]> {
         let words = parts.map(|(_, words)| words);
-        let (begins, _) = behind_one_another(words.map(size_of_val), size_of::<u32>());
-        let memory = upload(self.device, &words.concat())?;
-        Ok(self.hold(Lifetime::Kept, memory, begins))
+        let mut memory = uninitialised(self.device, words.iter().map(|words| words.len()).sum())?;
+        self.executor.upload(&words, &mut memory)?;
+        let bytes = words.map(size_of_val);
+        Ok(self.hold(Lifetime::Kept, memory, bytes, size_of::<u32>()))
+    }
+
+    fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> Result<Option<u32>> {
+        self.executor.resident_blocks(launch).map(Some)
     }
 
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<()> {
         // SAFETY: the caller's promise; the buffers are held here.
         unsafe { self.executor.launch(launch, Buffers::new()) }
-    }
-
-    unsafe fn multiply(&mut self, product: &Product) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.executor.multiply(product) }
     }
 }

@@ -1,15 +1,15 @@
 //! The linear operation over cust's buffers.
 
-use cust::memory::DeviceSlice;
+use cust::memory::{DeviceCopy, DeviceSlice};
 use cust::stream::Stream;
 
 use super::memory::{DeviceSets, Forwarded, PassTemperature, address};
 use super::work::Work;
 use super::{Executor, Logit, driver_error};
 use crate::backend::launch::{
-    LinearPass, LinearResults, LinearRows, LinearTensors, LinearUpstream, Queue,
+    self, DevicePtr, LinearPass, LinearResults, LinearRows, LinearTensors, LinearUpstream, Queue,
 };
-use crate::{Result, TokenSets};
+use crate::{Error, Result, TokenSets};
 
 /// Hidden states, and the head that they are multiplied by.
 #[derive(Debug, Clone, Copy)]
@@ -58,56 +58,64 @@ impl LinearOperation<'_> {
         temperature: &PassTemperature,
         gradients: Option<LinearGradients<T>>,
     ) -> Result<Forwarded> {
-        let wants_head =
-            |gradients: &LinearGradients<T>| gradients.head.is_some() || gradients.bias.is_some();
         let losses = self.rows.losses();
+        let planned = match &gradients {
+            None => launch::LinearGradients::None,
+            Some(of) if of.head.is_some() || of.bias.is_some() => {
+                launch::LinearGradients::All(self.sets)
+            }
+            Some(_) => launch::LinearGradients::Direct,
+        };
         let pass = LinearPass::new(
             self.rows,
             T::ELEMENT,
             self.width,
-            gradients.is_some(),
-            (gradients.as_ref())
-                .is_some_and(wants_head)
-                .then_some(self.sets),
+            planned,
             self.executor.limits(),
+            LinearPass::MOST_SCORES,
         )?;
         let mut left = Forwarded::room(losses)?;
         let mut work = Work::new(self.executor, self.stream);
         let stride = self.width as u64;
         let tensors = LinearTensors {
-            hidden: address(input.hidden),
+            hidden: Some(pointer(input.hidden)?),
             hidden_stride: stride,
-            head: address(input.head),
+            head: pointer(input.head)?,
             head_stride: stride,
-            bias: input.bias.map_or(0, address),
-            frozen: Vec::new(),
-            sets: self.device_sets.view(),
-            previous: temperature.previous.map_or(0, |previous| address(previous)),
+            bias: input.bias.map(pointer).transpose()?,
+            tokens: DevicePtr::new(self.device_sets.view().tokens),
+            previous: temperature
+                .previous
+                .map(|previous| pointer(previous))
+                .transpose()?,
         };
         let results = LinearResults {
-            loss: address(&left.loss),
-            statistics: address(&left.statistics),
-            temperature: address(&left.temperature),
-        };
-        // Before any launch, for which a copy would wait.
-        let ones = vec![1f32; losses];
-        let [loss] = work.upload([("upstream", bytemuck::cast_slice(&ones))])?;
-        let upstream = LinearUpstream {
-            loss,
-            temperature: results.temperature,
+            loss: pointer(&left.loss)?,
+            statistics: pointer(&left.statistics)?,
+            temperature: pointer(&left.temperature)?,
+            hidden_gradient: match (&gradients, planned) {
+                (Some(of), launch::LinearGradients::Direct) => Some(pointer(of.hidden)?),
+                _ => None,
+            },
         };
         // SAFETY: `results` have the sizes that are asked for, and all that `work` holds is freed by
         // `cuMemFree`, which waits for the device; for the rest the caller answers.
         unsafe {
+            // Before any launch, for which a copy would wait.
+            let ones = vec![1f32; losses];
+            let [upstream] = work.upload([("upstream", bytemuck::cast_slice(&ones))])?;
             let forwarded = pass.forward(&mut work, &tensors, temperature.plan, &results)?;
-            if let Some(gradients) = gradients {
-                let hidden = address(gradients.hidden);
-                pass.hidden_gradient(&mut work, &forwarded, upstream, hidden)?;
-                let [head, bias] = [gradients.head, gradients.bias];
-                let of_head = [zeroed(self.stream, head)?, zeroed(self.stream, bias)?];
-                if of_head != [0, 0] {
-                    pass.head_gradient(&mut work, &forwarded, &tensors, upstream, of_head)?;
-                }
+            if let (Some(of), launch::LinearGradients::All(_), Some(loss)) =
+                (gradients, planned, upstream)
+            {
+                let upstream = LinearUpstream {
+                    loss,
+                    temperature: results.temperature,
+                };
+                let hidden = pointer(of.hidden)?;
+                pass.hidden_gradient(&mut work, &forwarded, &tensors, upstream, hidden)?;
+                let of_head = [zeroed(self.stream, of.head)?, zeroed(self.stream, of.bias)?];
+                pass.head_gradient(&mut work, &forwarded, &tensors, upstream, of_head)?;
             }
         }
         left.scratch = work.into_held();
@@ -115,15 +123,25 @@ impl LinearOperation<'_> {
     }
 }
 
-/// The address of a gradient that is wanted, in which there will be zeros; 0 of another.
+fn pointer<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Result<DevicePtr> {
+    DevicePtr::new(address(slice)).ok_or_else(|| Error::Malformed {
+        what: "slice",
+        detail: "it has no address on the device".into(),
+    })
+}
+
+/// The address of a gradient that is wanted, in which there will be zeros.
 ///
 /// # Safety
 /// As [`LinearOperation::run`].
-unsafe fn zeroed<T: Logit>(stream: &Stream, gradient: Option<&mut DeviceSlice<T>>) -> Result<u64> {
+unsafe fn zeroed<T: Logit>(
+    stream: &Stream,
+    gradient: Option<&mut DeviceSlice<T>>,
+) -> Result<Option<DevicePtr>> {
     let Some(gradient) = gradient else {
-        return Ok(0);
+        return Ok(None);
     };
     // SAFETY: the caller's promise; zeros are set in the order of the stream.
     unsafe { gradient.set_zero_async(stream) }.map_err(driver_error)?;
-    Ok(address(gradient))
+    Ok(Some(pointer(gradient)?))
 }

@@ -6,7 +6,7 @@ use cust::stream::Stream;
 
 use super::Executor;
 use super::memory::{address, uninitialised, upload};
-use crate::backend::launch::{Launch, Lifetime, Product, Queue, behind_one_another};
+use crate::backend::launch::{DevicePtr, Launch, Lifetime, Queue, places_of_parts};
 use crate::{Error, Result};
 
 /// A stream, and the memory that what is issued there alone needs.
@@ -36,6 +36,16 @@ impl<'a> Work<'a> {
         self.held.push((name, buffer));
         address
     }
+
+    /// Scratch of the same name, which what was issued before has done with when this comes.
+    fn again(&self, name: Option<&'static str>, bytes: usize) -> Option<u64> {
+        let mut held = self
+            .held
+            .iter()
+            .filter(|(held, _)| held.is_some() && *held == name);
+        held.find(|(_, buffer)| buffer.len() >= bytes)
+            .map(|(_, buffer)| address(buffer))
+    }
 }
 
 impl Queue for Work<'_> {
@@ -45,37 +55,40 @@ impl Queue for Work<'_> {
         &mut self,
         lifetime: Lifetime,
         parts: [(&'static str, usize); N],
-    ) -> Result<[u64; N]> {
-        let mut addresses = [0; N];
+    ) -> Result<[Option<DevicePtr>; N]> {
+        let mut addresses = [None; N];
         for (place, (name, bytes)) in addresses.iter_mut().zip(parts) {
             let name = (lifetime == Lifetime::Scratch).then_some(name);
-            let mut same = self
-                .held
-                .iter()
-                .filter(|(held, _)| held.is_some() && *held == name);
-            *place = match same.find(|(_, buffer)| buffer.len() >= bytes) {
-                Some((_, buffer)) => address(buffer),
-                None => self.hold(name, uninitialised(bytes)?),
-            };
+            if bytes > 0 {
+                *place = DevicePtr::new(match self.again(name, bytes) {
+                    Some(address) => address,
+                    None => self.hold(name, uninitialised(bytes)?),
+                });
+            }
         }
         Ok(addresses)
     }
 
     /// In one piece, as each copy waits.
-    fn upload<const N: usize>(&mut self, parts: [(&'static str, &[u32]); N]) -> Result<[u64; N]> {
+    fn upload<const N: usize>(
+        &mut self,
+        parts: [(&'static str, &[u32]); N],
+    ) -> Result<[Option<DevicePtr>; N]> {
         let words = parts.map(|(_, words)| words);
-        let (begins, _) = behind_one_another(words.map(size_of_val), size_of::<u32>());
         let first = self.hold(None, upload(bytemuck::cast_slice(&words.concat()))?);
-        Ok(begins.map(|begin| first + begin))
+        Ok(places_of_parts(
+            first,
+            words.map(size_of_val),
+            size_of::<u32>(),
+        ))
+    }
+
+    fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> Result<Option<u32>> {
+        self.executor.resident_blocks(launch).map(Some)
     }
 
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<()> {
         // SAFETY: the caller's promise.
         unsafe { self.executor.launch(self.stream, launch) }
-    }
-
-    unsafe fn multiply(&mut self, product: &Product) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.executor.multiply(self.stream, product) }
     }
 }

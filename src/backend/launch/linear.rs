@@ -16,13 +16,13 @@ mod rows;
 use bytemuck::Zeroable;
 
 use backward::LinearHeadGradientParams;
-use forward::ForwardBuffers;
+use forward::{ForwardBuffers, LinearForwardParams};
 use head::HeadTiles;
 use items::{BlockShape, Items, LinearGroup};
 pub use rows::LinearRows;
 
 use super::kernel_params::kernel_params;
-use super::{DeviceLimits, DevicePtr, Element, Lifetime, Queue, TemperaturePlan};
+use super::{DeviceLimits, DevicePtr, Element, Launch, Lifetime, Queue, TemperaturePlan};
 use crate::{Error, Result, TokenSets};
 
 kernel_params! {
@@ -291,7 +291,7 @@ impl LinearPass {
         for launch in self.forward_launches(&batch, &buffers, temperature, previous, results) {
             // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for
             // those of the caller, the caller answers.
-            unsafe { queue.launch(&launch) }?;
+            unsafe { self.issue(queue, launch) }?;
         }
         Ok(LinearForwarded {
             uploaded,
@@ -420,11 +420,26 @@ impl LinearPass {
             });
             // SAFETY: as in `forward`.
             unsafe {
-                queue.launch(&scores_launch)?;
+                self.issue(queue, scores_launch)?;
                 launch.map_or(Ok(()), |launch| queue.launch(&launch))?;
             }
         }
         Ok(())
+    }
+
+    /// Issues a cooperative launch of one block for each piece of work, or as many as are resident.
+    ///
+    /// # Safety
+    /// As [`Queue::launch`].
+    unsafe fn issue<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        mut launch: Launch<LinearForwardParams>,
+    ) -> Result<(), Q::Error> {
+        let resident = queue.resident_blocks(&launch)?.unwrap_or(self.shape.blocks);
+        launch.grid[0] = launch.grid[0].min(resident.max(1));
+        // SAFETY: the caller's promise.
+        unsafe { queue.launch(&launch) }
     }
 
     /// How far apart the unscaled gradients of rows are, in f32: whole packets of every type.

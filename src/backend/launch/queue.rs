@@ -41,6 +41,15 @@ pub trait Queue {
         parts: [(&'static str, &[u32]); N],
     ) -> Result<[Option<DevicePtr>; N], Self::Error>;
 
+    /// How many blocks of a launch are resident together, where a driver can tell.
+    ///
+    /// # Errors
+    /// What the driver says.
+    fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> Result<Option<u32>, Self::Error> {
+        let _ = launch;
+        Ok(None)
+    }
+
     /// Issues a launch.
     ///
     /// # Safety
@@ -52,18 +61,23 @@ pub trait Queue {
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<(), Self::Error>;
 }
 
-/// How far from the first of them parts of so many bytes begin, each at a multiple of `alignment`, and
-/// where the last ends.
+/// How many bytes parts of so many bytes take, one behind the other, each at a multiple of `alignment`.
 #[cfg(any(feature = "cuda", feature = "cust"))]
-pub(crate) fn behind_one_another<const N: usize>(
+pub(crate) fn bytes_of_parts(bytes: &[usize], alignment: usize) -> usize {
+    (bytes.iter().map(|bytes| bytes.next_multiple_of(alignment))).sum()
+}
+
+/// Where those parts are in memory that begins at `first`: `None` for those of no bytes.
+#[cfg(any(feature = "cuda", feature = "cust"))]
+pub(crate) fn places_of_parts<const N: usize>(
+    first: u64,
     bytes: [usize; N],
     alignment: usize,
-) -> ([u64; N], usize) {
-    let mut end = 0;
-    let begins = bytes.map(|bytes| {
-        let begin = end as u64;
-        end += bytes.next_multiple_of(alignment);
-        begin
-    });
-    (begins, end)
+) -> [Option<DevicePtr>; N] {
+    let mut end = first;
+    bytes.map(|bytes| {
+        let begin = end;
+        end += bytes.next_multiple_of(alignment) as u64;
+        DevicePtr::new(begin).filter(|_| bytes > 0)
+    })
 }

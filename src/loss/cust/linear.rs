@@ -22,19 +22,17 @@ pub struct LinearLoss<'e> {
 
 impl<'e> LinearLoss<'e> {
     /// A loss over hidden states of `width` elements and a head of `vocabulary` rows, with the sets, the
-    /// temperature and the convention of `loss`. Uploads the sets, and makes the executor's cuBLAS handle
-    /// if it has none.
+    /// temperature and the convention of `loss`. Uploads the sets.
     ///
     /// # Errors
-    /// Sets with a token outside the vocabulary, a loss in checked mode, and what the driver and cuBLAS
-    /// say.
+    /// Sets with a token outside the vocabulary, a loss in checked mode, and what the driver
+    /// says.
     pub fn new(
         executor: &'e Executor,
         loss: MaskedSoftmaxLoss,
         vocabulary: usize,
         width: usize,
     ) -> Result<Self> {
-        executor.can_multiply()?;
         Ok(Self {
             on_device: DeviceLoss::new(executor, loss, vocabulary)?,
             width,
@@ -46,7 +44,7 @@ impl<'e> LinearLoss<'e> {
     ///
     /// # Errors
     /// Rows that do not fit the token sets, slices of other lengths than the shapes ask for, a width of 0
-    /// or beyond 2²⁴, statistics that ATS cannot use, and what the driver and cuBLAS say. The temperature
+    /// or beyond 2²⁴, statistics that ATS cannot use, and what the driver says. The temperature
     /// then stays as it was.
     pub fn forward<T: Logit>(
         &mut self,
@@ -98,9 +96,8 @@ impl<'e> LinearLoss<'e> {
         self.on_device.temperature()
     }
 
-    /// No head rows are kept from batch to batch.
     fn rows(&self, rows: &Rows) -> Result<LinearRows> {
-        self.on_device.loss.linear_rows(rows, |_| false)
+        self.on_device.loss.linear_rows(rows)
     }
 
     fn stepping<T: Logit>(

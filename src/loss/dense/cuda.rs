@@ -2,8 +2,8 @@
 //! the device.
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaView};
 use candle_core::{CudaDevice, CudaStorage, DType, Layout, Tensor};
+use cudarc::driver::{CudaSlice, CudaView};
 
 use super::{LOGITS, not_contiguous};
 use crate::backend::batch::Batch;

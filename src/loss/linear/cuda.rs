@@ -1,12 +1,11 @@
 //! The linear loss on CUDA: a `launch::LinearPass` over candle's storage. Nothing here waits for the
 //! device.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaStorage, DType, Layout, Tensor};
+use cudarc::driver::CudaSlice;
 
 use super::{HIDDEN, Pass};
 use crate::backend::batch::Batch;
@@ -15,14 +14,15 @@ use crate::backend::cuda::Executor;
 use crate::backend::cuda::dense::{DeviceElement, DeviceSets, uninitialised};
 use crate::backend::cuda::work::Work;
 use crate::backend::launch::{
-    LinearForwarded, LinearPass, LinearResults, LinearRows, LinearTensors, LinearUpstream,
+    DevicePtr, LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows,
+    LinearTensors, LinearUpstream,
 };
 use crate::loss::LossOutput;
 use crate::loss::device::{Measured, at_temperature, cuda, part, tensor, with_device_element};
-use crate::loss::head::{Gathered, HEAD};
+use crate::loss::head::HEAD;
 use crate::loss::temperature::Stepped;
 use crate::loss::tensor::matrix_shape;
-use crate::{Result, Statistics, Temperature};
+use crate::{Error, Result, Statistics, Temperature};
 
 /// What a forward pass left, on the device but for the plan.
 pub(super) struct Left {
@@ -33,6 +33,8 @@ pub(super) struct Left {
     /// The memory of `forwarded`.
     kept: Vec<CudaSlice<u32>>,
     measured: Measured,
+    /// That of the hidden states, where the forward pass has made it.
+    gradient: Option<Tensor>,
 }
 
 /// A tensor of candle.
@@ -45,6 +47,10 @@ impl Left {
 
     pub fn stepped(&self) -> Option<Stepped> {
         self.measured.stepped()
+    }
+
+    pub fn gradient(&self) -> Option<Tensor> {
+        self.gradient.clone()
     }
 }
 
@@ -64,41 +70,36 @@ fn forward_of<T: DeviceElement>(
     loss: &Pass,
 ) -> Result<(Left, CudaStorage)> {
     let device = &hidden.0.device;
-    let none = HashMap::new();
-    let gathered = match loss.gathered {
-        Some(Gathered::OnDevice(sets)) => sets,
-        _ => &none,
-    };
-    let rows = LinearRows::new(loss.batch, |set| gathered.contains_key(&set));
-    let frozen: Vec<_> = (rows.grouped_sets())
-        .map(|set| gathered.get(&set).map(Tensor::storage_and_layout))
-        .collect();
+    let rows = LinearRows::new(loss.batch);
     let (_, width) = matrix_shape(HIDDEN, hidden.1)?;
-    let head_over = loss.wanted.head.then_some(&loss.batch.sets);
-    let (executor, with_gradient) = (Executor::new(device)?, loss.wanted.hidden);
-    let limits = executor.limits();
-    let pass = LinearPass::new(rows, T::ELEMENT, width, with_gradient, head_over, limits)?;
+    let gradients = match loss.wanted {
+        Wanted { head: true, .. } => LinearGradients::All(&loss.batch.sets),
+        Wanted { hidden: true, .. } if loss.direct => LinearGradients::Direct,
+        Wanted { hidden: true, .. } => LinearGradients::Hidden,
+        _ => LinearGradients::None,
+    };
+    let executor = Executor::new(device)?;
+    let (limits, most_scores) = (executor.limits(), LinearPass::MOST_SCORES);
+    let pass = LinearPass::new(rows, T::ELEMENT, width, gradients, limits, most_scores)?;
     let sets = loss.residence.sets(device, &loss.batch.sets)?;
     let mut losses = uninitialised::<f32>(device, pass.rows().losses())?;
     let mut used = uninitialised(device, 1)?;
     let mut statistics = uninitialised(device, Statistics::LENGTH)?;
+    let mut gradient = (gradients == LinearGradients::Direct)
+        .then(|| uninitialised::<T>(device, hidden.1.shape().elem_count()))
+        .transpose()?;
     let next = |temperature: &Temperature| pass.rows().next(temperature);
     let (forwarded, kept) = at_temperature(loss.source, next, |temperature| {
         let mut work = Work::new(&executor, device);
         let mut tensors = tensors::<T>(&mut work, &sets, [hidden, head], bias)?;
-        for rows in &frozen {
-            tensors.frozen.push(match rows {
-                Some((storage, layout)) => address::<T>(&mut work, (cuda(HEAD, storage)?, layout))?,
-                None => 0,
-            });
-        }
         if let Some(previous) = &temperature.previous {
             tensors.previous = work.read(previous.slice(..));
         }
         let results = LinearResults {
-            loss: work.write(&mut losses),
-            statistics: work.write(&mut statistics),
-            temperature: work.write(&mut used),
+            loss: there(work.write(&mut losses))?,
+            statistics: there(work.write(&mut statistics))?,
+            temperature: there(work.write(&mut used))?,
+            hidden_gradient: gradient.as_mut().and_then(|gradient| work.write(gradient)),
         };
         // SAFETY: the sets are those of the rows, whose tokens the head was checked for, and the results
         // have the sizes that are asked for. `work` holds all of candle's until after the last launch;
@@ -113,6 +114,7 @@ fn forward_of<T: DeviceElement>(
         forwarded,
         kept,
         measured: Measured::new(device, used, statistics, loss.source),
+        gradient: gradient.map(|gradient| tensor(device, gradient, hidden.1.shape())),
     };
     Ok((left, CudaStorage::wrap_cuda_slice(losses, device.clone())))
 }
@@ -152,8 +154,8 @@ fn backward_of<T: DeviceElement>(
 
     let mut work = Work::new(&left.executor, device);
     let from = LinearUpstream {
-        loss: work.read(part(upstream, upstream_layout)),
-        temperature: work.read(temperature.as_view()),
+        loss: there(work.read(part(upstream, upstream_layout)))?,
+        temperature: there(work.read(temperature.as_view()))?,
     };
     for memory in &left.kept {
         work.read(memory.as_view());
@@ -161,16 +163,16 @@ fn backward_of<T: DeviceElement>(
     let Left {
         pass, forwarded, ..
     } = left;
+    let bias_of = if has_bias { Some(stored(2)?) } else { None };
+    let tensors = tensors::<T>(&mut work, &left.sets, [stored(0)?, stored(1)?], bias_of)?;
     if wanted.hidden {
         let room = uninitialised::<T>(device, hidden.elem_count())?;
-        let gradient = work.write(of_hidden.insert(room));
+        let gradient = there(work.write(of_hidden.insert(room)))?;
         // SAFETY: as in `forward_of`.
-        unsafe { pass.hidden_gradient(&mut work, forwarded, from, gradient) }?;
+        unsafe { pass.hidden_gradient(&mut work, forwarded, &tensors, from, gradient) }?;
     }
     if wanted.head {
-        let bias_of = if has_bias { Some(stored(2)?) } else { None };
-        let tensors = tensors::<T>(&mut work, &left.sets, [stored(0)?, stored(1)?], bias_of)?;
-        let mut gradients = [0; 2];
+        let mut gradients = [None; 2];
         let rooms = gradients.iter_mut().zip(&mut of_head);
         for ((gradient, room), of) in rooms.zip([head, bias]) {
             if of.track_op() {
@@ -196,18 +198,25 @@ fn tensors<'a, T: DeviceElement + 'a>(
     Ok(LinearTensors {
         hidden: address::<T>(work, hidden)?,
         hidden_stride: matrix_shape(HIDDEN, hidden.1)?.0 as u64,
-        head: address::<T>(work, head)?,
+        head: there(address::<T>(work, head)?)?,
         head_stride: matrix_shape(HEAD, head.1)?.0 as u64,
-        bias: bias.map_or(Ok(0), |bias| address::<T>(work, bias))?,
-        frozen: Vec::new(),
-        sets: work.sets(sets),
-        previous: 0,
+        bias: bias.map_or(Ok(None), |bias| address::<T>(work, bias))?,
+        tokens: work.tokens(sets),
+        previous: None,
     })
 }
 
 fn address<'a, T: DeviceElement + 'a>(
     work: &mut Work<'a>,
     (storage, layout): Stored<'a>,
-) -> Result<u64> {
+) -> Result<Option<DevicePtr>> {
     Ok(work.read(part(storage.as_cuda_slice::<T>()?, layout)))
+}
+
+/// An address that every buffer with elements has.
+fn there(address: Option<DevicePtr>) -> Result<DevicePtr> {
+    address.ok_or_else(|| Error::Malformed {
+        what: "buffer",
+        detail: "it has no address on the device".into(),
+    })
 }

@@ -93,14 +93,6 @@ pub(super) fn viewed<T: Scalar, R>(
     look(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &view)
 }
 
-/// The head as a pass takes it: on a device the whole of it is one side of a matrix product.
-pub(super) fn weight_for(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Tensor> {
-    if hidden.device().is_cpu() || batch.whole_vocabulary().is_none() {
-        return Ok(head.weight.clone());
-    }
-    Ok(head.weight.contiguous()?)
-}
-
 /// candle's op takes three tensors; an empty one stands for no bias. (A device has no buffer without
 /// elements.)
 pub(super) fn bias_or_none(head: &Head) -> Result<Tensor> {

@@ -20,6 +20,10 @@ impl Left {
     pub fn stepped(&self) -> Option<Stepped> {
         match *self {}
     }
+
+    pub fn gradient(&self) -> Option<Tensor> {
+        match *self {}
+    }
 }
 
 pub(super) fn forward(

@@ -66,7 +66,7 @@ impl DenseRows {
         };
         Self {
             rows: ordered.iter().map(row).collect(),
-            idle: batch.unread(),
+            idle: batch.ignored(),
             sizes,
             counting: counting as u32,
             first_statistics: first_statistics as u32,

@@ -173,7 +173,7 @@ impl LinearPass {
         let work = chunk.scores.len().max(gradients).max(1);
         Launch {
             kernel: LinearForwardParams::kernel(self.element),
-            grid: [work.min(self.shape.blocks as usize) as u32, 1, 1],
+            grid: [work.min(u32::MAX as usize) as u32, 1, 1],
             block: [BlockShape::THREADS, 1, 1],
             shared_bytes: self.shape.shared_bytes,
             cooperative: true,

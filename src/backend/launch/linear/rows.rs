@@ -68,16 +68,10 @@ impl LinearRows {
             let group = sets.len() as u32 - 1;
             rows.extend(of_set.iter().map(|row| linear_row(row, group)));
         }
-        let mut is_row = vec![false; batch.positions];
-        for row in &batch.rows {
-            is_row[row.position as usize] = true;
-        }
         Self {
             rows,
             sets,
-            ignored: (0..batch.positions as u32)
-                .filter(|&position| !is_row[position as usize])
-                .collect(),
+            ignored: batch.ignored(),
             is_whole: offsets.is_none(),
             positions: batch.positions,
             times_temperature: batch.times_temperature,

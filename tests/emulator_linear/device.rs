@@ -139,7 +139,7 @@ impl<'a> Case<'a> {
         let backward = matches!(self.gradients, Gradients::Hidden | Gradients::All);
         for _ in 0..if backward { self.backward_passes } else { 0 } {
             let upstream = self.upstream(&mut queue.memory, losses, tau.address());
-            made = self.backward::<T>(&mut queue, &pass, &forwarded, &tensors, upstream)?;
+            made = self.backward::<T>(&mut queue, &pass, &forwarded, upstream)?;
             queue.free_scratch();
         }
         let [gradient, head_gradient, bias_gradient] = made;
@@ -174,7 +174,6 @@ impl<'a> Case<'a> {
         queue: &mut EmulatorQueue,
         pass: &LinearPass,
         forwarded: &LinearForwarded,
-        tensors: &LinearTensors,
         upstream: LinearUpstream,
     ) -> Result<[Vec<f64>; 3], Failure> {
         let (width, vocabulary) = (self.batch.width, self.batch.vocabulary);
@@ -189,9 +188,9 @@ impl<'a> Case<'a> {
         let address = pointer(hidden.address());
         // SAFETY: the emulator looks at every address.
         unsafe {
-            pass.hidden_gradient(queue, forwarded, tensors, upstream, address)?;
+            pass.hidden_gradient(queue, forwarded, upstream, address)?;
             if self.gradients == Gradients::All {
-                pass.head_gradient(queue, forwarded, tensors, upstream, wanted)?;
+                pass.head_gradient(queue, forwarded, upstream, wanted)?;
             }
         }
         let mut f64s = |buffer| -> Result<Vec<f64>, Fault> {

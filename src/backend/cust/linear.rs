@@ -113,9 +113,9 @@ impl LinearOperation<'_> {
                     temperature: results.temperature,
                 };
                 let hidden = pointer(of.hidden)?;
-                pass.hidden_gradient(&mut work, &forwarded, &tensors, upstream, hidden)?;
+                pass.hidden_gradient(&mut work, &forwarded, upstream, hidden)?;
                 let of_head = [zeroed(self.stream, of.head)?, zeroed(self.stream, of.bias)?];
-                pass.head_gradient(&mut work, &forwarded, &tensors, upstream, of_head)?;
+                pass.head_gradient(&mut work, &forwarded, upstream, of_head)?;
             }
         }
         left.scratch = work.into_held();

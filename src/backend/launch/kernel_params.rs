@@ -38,7 +38,7 @@ macro_rules! kernel_params {
 
         $(impl $name {
             /// The kernel for elements of a type.
-            fn kernel(element: $crate::backend::launch::Element) -> &'static str {
+            pub(in crate::backend::launch) fn kernel(element: $crate::backend::launch::Element) -> &'static str {
                 match element {
                     $crate::backend::launch::Element::F32 => concat!($kernel, "_f32"),
                     $crate::backend::launch::Element::F16 => concat!($kernel, "_f16"),

@@ -7,52 +7,26 @@
 //! [`LinearPass`] issues all of it in order to whatever is a [`Queue`]: a stream of candle's or of cust's,
 //! or the emulator.
 
-mod backward;
-mod forward;
 mod head;
 mod items;
+mod params;
 mod rows;
 
-use bytemuck::Zeroable;
+use bytemuck::{Zeroable, cast_slice};
 
-use backward::LinearHeadGradientParams;
-use forward::{ForwardBuffers, LinearForwardParams};
 use head::HeadTiles;
-use items::{BlockShape, Items, LinearGroup};
+use items::{BlockShape, Chunk, Items};
+use params::{
+    GradientScale, LinearBackwardParams, LinearBatch, LinearForwardParams, LinearGroup,
+    LinearHeadGradientParams, LinearItem,
+};
 pub use rows::LinearRows;
 
-use super::kernel_params::kernel_params;
-use super::{DeviceLimits, DevicePtr, Element, Launch, Lifetime, Queue, TemperaturePlan};
+use super::{
+    DeviceLimits, DevicePtr, Element, Launch, Lifetime, Queue, TemperaturePlan, TemperatureStep,
+    WARP,
+};
 use crate::{Error, Result, TokenSets};
-
-kernel_params! {
-    /// Hidden states, head and rows.
-    struct LinearBatch in "linear.cuh" {
-        hidden: Option<DevicePtr>,
-        hidden_stride: u64,
-        head: Option<DevicePtr>,
-        head_stride: u64,
-        bias: Option<DevicePtr>,
-        rows: Option<DevicePtr>,
-        groups: Option<DevicePtr>,
-        tokens: Option<DevicePtr>,
-        ignored: Option<DevicePtr>,
-        row_count: u32,
-        ignored_count: u32,
-        width: u32,
-        unused: u32,
-    }
-}
-
-kernel_params! {
-    /// What the unscaled gradient is multiplied by.
-    struct GradientScale in "linear.cuh" {
-        temperature: Option<DevicePtr>,
-        upstream: Option<DevicePtr>,
-        upstream_by_position: u32,
-        times_temperature: u32,
-    }
-}
 
 /// Which gradients a pass prepares or makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,16 +53,10 @@ pub struct LinearPass {
     items: Items,
     /// Whether the forward pass leaves the hidden gradient, unscaled.
     unscaled: bool,
-    head: Option<HeadPlan>,
-}
-
-/// How the head's gradient is made.
-#[derive(Debug, Clone)]
-enum HeadPlan {
-    /// By the scores of the forward pass.
-    Listed(HeadTiles),
-    /// Over the whole vocabulary, by scores that are made once more, some tokens at a time.
-    Whole(Items),
+    /// For the head's gradient over listed sets, which uses the scores of the forward pass.
+    head_tiles: Option<HeadTiles>,
+    /// For that over the whole vocabulary, whose scores are made once more, some tokens at a time.
+    head_items: Option<Items>,
 }
 
 /// What the caller has in device memory. Strides are elements between the beginnings of two rows.
@@ -135,27 +103,13 @@ pub struct LinearUpstream {
 /// A forward pass that has been issued: where its queue keeps what gradients need.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearForwarded {
-    uploaded: Uploaded,
-    unscaled: Option<DevicePtr>,
-    scores: Option<DevicePtr>,
-    softmaxes: Option<DevicePtr>,
+    params: LinearForwardParams,
+    /// Groups and items of the whole vocabulary; segments, their starts and tokens of listed sets.
+    head_tables: [Option<DevicePtr>; 5],
 }
 
-/// The tables of a batch.
-#[derive(Debug, Clone, Copy)]
-struct Uploaded {
-    rows: Option<DevicePtr>,
-    groups: Option<DevicePtr>,
-    items: Option<DevicePtr>,
-    ignored: Option<DevicePtr>,
-    counters: Option<DevicePtr>,
-    /// Of the head's gradient: groups and items of the whole vocabulary, or segments, their starts and tokens.
-    head_groups: Option<DevicePtr>,
-    head_items: Option<DevicePtr>,
-    segments: Option<DevicePtr>,
-    starts: Option<DevicePtr>,
-    head_tokens: Option<DevicePtr>,
-}
+/// Threads of a block, in every launch.
+const THREADS: u32 = 256;
 
 /// The kernels count the elements of a row in 32 bits, packets in fewer.
 fn check_width(width: usize) -> Result<u32> {
@@ -196,16 +150,16 @@ impl LinearPass {
         let width = check_width(width)?;
         let shape = BlockShape::new(limits)?;
         let gradient = gradients != LinearGradients::None;
+        let by_tokens = || Items::by_tokens(&rows, element, width, most_scores, &shape);
+        let head_over = match gradients {
+            LinearGradients::All(sets) => Some(sets),
+            _ => None,
+        };
         Ok(Self {
             items: Items::new(&rows, element, width, gradient, most_scores, &shape),
-            head: match gradients {
-                LinearGradients::All(_) if rows.is_whole => {
-                    let items = Items::by_tokens(&rows, element, width, most_scores, &shape);
-                    Some(HeadPlan::Whole(items))
-                }
-                LinearGradients::All(sets) => Some(HeadPlan::Listed(HeadTiles::new(&rows, sets))),
-                _ => None,
-            },
+            head_items: head_over.filter(|_| rows.is_whole).map(|_| by_tokens()),
+            head_tiles: (head_over.filter(|_| !rows.is_whole))
+                .map(|sets| HeadTiles::new(&rows, sets)),
             rows,
             element,
             width,
@@ -249,182 +203,135 @@ impl LinearPass {
         temperature: TemperaturePlan,
         results: &LinearResults,
     ) -> Result<LinearForwarded, Q::Error> {
-        let uploaded = self.upload(queue)?;
-        let (rows, items) = (self.rows.rows.len(), &self.items);
-        let keeps_scores = matches!(self.head, Some(HeadPlan::Listed(_)));
+        let (rows, items) = (&self.rows, &self.items);
+        let (no_tiles, no_items) = (HeadTiles::default(), Items::default());
+        let tiles = self.head_tiles.as_ref().unwrap_or(&no_tiles);
+        let head_items = self.head_items.as_ref().unwrap_or(&no_items);
+        let counters = vec![0; items.counters.max(head_items.counters) as usize];
+        // Those with 64-bit fields first: each part begins where another ends.
+        let [
+            groups,
+            head_groups,
+            row_table,
+            item_table,
+            head_item_table,
+            tables @ ..,
+        ] = queue.upload([
+            ("groups", cast_slice(&items.groups)),
+            ("head groups", cast_slice(&head_items.groups)),
+            ("rows", cast_slice(&rows.rows)),
+            ("items", cast_slice(&items.items)),
+            ("head items", cast_slice(&head_items.items)),
+            ("segments", cast_slice(&tiles.segments)),
+            ("segment starts", &tiles.starts),
+            ("head tokens", &tiles.tokens),
+            ("ignored", &rows.ignored),
+            ("counters", &counters),
+        ])?;
+        let [segments, starts, head_tokens, ignored, counters] = tables;
         let only = |wanted: bool, bytes: usize| if wanted { bytes } else { 0 };
-        let unscaled = rows * self.gradient_stride() as usize * size_of::<f32>();
+        let count = rows.rows.len();
         let of_scores = items.scores as usize * size_of::<f32>();
-        let of_softmaxes = rows * 3 * size_of::<f32>();
-        let [unscaled, kept_scores, kept_softmaxes] = queue.allocate(
+        let of_softmaxes = count * 3 * size_of::<f32>();
+        let unscaled = count * self.gradient_stride() as usize * size_of::<f32>();
+        let keeps_softmaxes = self.head_tiles.is_some() || self.head_items.is_some();
+        let [gradient, kept_scores, kept_softmaxes] = queue.allocate(
             Lifetime::Kept,
             [
                 ("unscaled", only(self.unscaled, unscaled)),
-                ("kept scores", only(keeps_scores, of_scores)),
-                ("kept softmaxes", only(self.head.is_some(), of_softmaxes)),
+                ("kept scores", only(self.head_tiles.is_some(), of_scores)),
+                ("kept softmaxes", only(keeps_softmaxes, of_softmaxes)),
             ],
         )?;
-        let [scores, softmaxes, records, row_losses, targets, partials] = queue.allocate(
+        let [scores, softmaxes, row_losses] = queue.allocate(
             Lifetime::Scratch,
             [
-                ("scores", only(!keeps_scores, of_scores)),
-                ("softmaxes", only(self.head.is_none(), of_softmaxes)),
-                ("records", items.records as usize * 16),
-                ("row losses", rows * size_of::<f64>()),
-                ("targets", rows * size_of::<f32>()),
-                ("partials", items.partials as usize * 16),
+                ("scores", only(self.head_tiles.is_none(), of_scores)),
+                ("softmaxes", only(!keeps_softmaxes, of_softmaxes)),
+                ("row losses", count * size_of::<f64>()),
             ],
         )?;
-        let buffers = ForwardBuffers {
-            items: uploaded.items,
+        let [records, targets, partials] = self.allocate_scores(queue, items)?;
+        let params = LinearForwardParams {
+            batch: LinearBatch {
+                hidden: tensors.hidden,
+                hidden_stride: tensors.hidden_stride,
+                head: Some(tensors.head),
+                head_stride: tensors.head_stride,
+                bias: tensors.bias,
+                rows: row_table,
+                groups,
+                tokens: tensors.tokens,
+                ignored,
+                row_count: count as u32,
+                ignored_count: rows.ignored.len() as u32,
+                width: self.width,
+                unused: 0,
+            },
+            score_items: item_table,
+            gradient_items: item_table,
             scores: scores.or(kept_scores),
             records,
             targets,
             softmaxes: softmaxes.or(kept_softmaxes),
             row_losses,
             partials,
-            counters: uploaded.counters,
-            gradient: unscaled,
+            counters,
+            gradient,
+            gradient_stride: self.gradient_stride(),
+            hidden_gradient: results.hidden_gradient,
+            losses: (!rows.reduced).then_some(results.loss),
+            loss: rows.reduced.then_some(results.loss),
+            statistics: Some(results.statistics),
+            temperature: Some(results.temperature),
+            previous: tensors.previous.filter(|_| temperature.continues),
+            given: temperature.given,
+            step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
+            sizes: rows.statistics_sizes(),
+            stage_bytes: self.shape.stage_bytes,
+            adapts: temperature.adapts().into(),
+            times_temperature: rows.times_temperature.into(),
+            ..LinearForwardParams::zeroed()
         };
-        let batch = self.batch(tensors, &uploaded);
-        let previous = tensors.previous;
-        for launch in self.forward_launches(&batch, &buffers, temperature, previous, results) {
+        for (chunk, params) in self.forward_launches(params) {
             // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for
             // those of the caller, the caller answers.
-            unsafe { self.issue(queue, launch) }?;
+            unsafe { self.issue(queue, chunk, params) }?;
         }
         Ok(LinearForwarded {
-            uploaded,
-            unscaled,
-            scores: kept_scores,
-            softmaxes: kept_softmaxes,
+            params,
+            head_tables: [head_groups, head_item_table, segments, starts, head_tokens],
         })
     }
 
-    /// Issues the gradient of the hidden states `[N, H]`, which a pass with
-    /// [`LinearGradients::Hidden`] or [`All`](LinearGradients::All) has prepared.
-    ///
-    /// # Safety
-    /// `forwarded` must be of this pass and still kept, `tensors` those of the forward pass, and the
-    /// addresses of such buffers, as in [`forward`](Self::forward).
-    ///
-    /// # Errors
-    /// What `queue` says.
-    pub unsafe fn hidden_gradient<Q: Queue>(
+    /// What is launched in a forward pass: one chunk, but for rows over the whole vocabulary. Where all
+    /// chunks must wait for the statistics of all, their scores are made twice.
+    fn forward_launches(
         &self,
-        queue: &mut Q,
-        forwarded: &LinearForwarded,
-        tensors: &LinearTensors,
-        upstream: LinearUpstream,
-        gradient: DevicePtr,
-    ) -> Result<(), Q::Error> {
-        let batch = self.batch(tensors, &forwarded.uploaded);
-        let scale = self.scale(upstream);
-        match self.backward_launch(&batch, scale, forwarded.unscaled, gradient) {
-            // SAFETY: as in `forward`.
-            Some(launch) => unsafe { queue.launch(&launch) },
-            None => Ok(()),
-        }
-    }
-
-    /// Issues the gradients of the head `[V, H]` and of its bias `[V]`, each over zeros, where they are
-    /// wanted.
-    ///
-    /// # Safety
-    /// As [`hidden_gradient`](Self::hidden_gradient).
-    ///
-    /// # Errors
-    /// [`Error::Malformed`] for a pass without [`LinearGradients::All`], and what `queue` says.
-    pub unsafe fn head_gradient<Q: Queue>(
-        &self,
-        queue: &mut Q,
-        forwarded: &LinearForwarded,
-        tensors: &LinearTensors,
-        upstream: LinearUpstream,
-        [head, bias]: [Option<DevicePtr>; 2],
-    ) -> Result<(), Q::Error> {
-        let uploaded = &forwarded.uploaded;
-        let params = LinearHeadGradientParams {
-            batch: self.batch(tensors, uploaded),
-            scale: self.scale(upstream),
-            scores: forwarded.scores,
-            softmaxes: forwarded.softmaxes,
-            segments: uploaded.segments,
-            starts: uploaded.starts,
-            tokens: uploaded.head_tokens,
-            head,
-            bias,
-            ..LinearHeadGradientParams::zeroed()
+        params: LinearForwardParams,
+    ) -> impl Iterator<Item = (&Chunk, LinearForwardParams)> {
+        let chunks = &self.items.chunks;
+        let twice = params.adapts != 0 && chunks.len() > 1;
+        let first_time = LinearForwardParams {
+            scores_only: twice.into(),
+            ..params
         };
-        match &self.head {
-            None => Err(Error::Malformed {
-                what: "pass",
-                detail: "it was planned without the head's gradient".into(),
-            })?,
-            Some(HeadPlan::Listed(tiles)) => {
-                let count = tiles.tokens.len() as u32;
-                let launch = self.head_launch(LinearHeadGradientParams { count, ..params });
-                // SAFETY: as in `forward`.
-                launch.map_or(Ok(()), |launch| unsafe { queue.launch(&launch) })
-            }
-            // SAFETY: as in `forward`.
-            Some(HeadPlan::Whole(items)) => unsafe {
-                self.head_gradient_by_tokens(queue, uploaded, items, params)
-            },
-        }
-    }
-
-    /// # Safety
-    /// As [`head_gradient`](Self::head_gradient).
-    unsafe fn head_gradient_by_tokens<Q: Queue>(
-        &self,
-        queue: &mut Q,
-        uploaded: &Uploaded,
-        items: &Items,
-        params: LinearHeadGradientParams,
-    ) -> Result<(), Q::Error> {
-        let [scores, records, targets, partials] = queue.allocate(
-            Lifetime::Scratch,
-            [
-                ("scores", items.scores as usize * size_of::<f32>()),
-                ("records", items.records as usize * 16),
-                ("targets", self.rows.rows.len() * size_of::<f32>()),
-                ("partials", items.partials as usize * 16),
-            ],
-        )?;
-        let buffers = ForwardBuffers {
-            items: uploaded.head_items,
-            scores,
-            records,
-            targets,
-            softmaxes: None,
-            row_losses: None,
-            partials,
-            counters: uploaded.counters,
-            gradient: None,
+        let second_time = LinearForwardParams {
+            previous: params.temperature,
+            statistics: None,
+            adapts: 0,
+            ..params
         };
-        for (index, chunk) in items.chunks.iter().enumerate() {
-            let with = |groups| LinearBatch {
-                groups,
-                ..params.batch
-            };
-            let groups = uploaded.head_groups;
-            let scores_launch = self.score_launch(chunk, &with(groups), &buffers);
-            // The kernel takes the first group that it sees.
-            let group = (index * size_of::<LinearGroup>()) as u64;
-            let launch = self.head_launch(LinearHeadGradientParams {
-                batch: with(groups.map(|groups| groups.add(group))),
-                scores,
-                count: items.groups[index].tokens,
-                ..params
-            });
-            // SAFETY: as in `forward`.
-            unsafe {
-                self.issue(queue, scores_launch)?;
-                launch.map_or(Ok(()), |launch| queue.launch(&launch))?;
-            }
-        }
-        Ok(())
+        let of_chunks = move |params: LinearForwardParams| {
+            let last = chunks.len() - 1;
+            (chunks.iter().enumerate()).map(move |(index, chunk)| match index == last {
+                true => (chunk, params),
+                // Others are still to come.
+                false => (chunk, unfinished(params)),
+            })
+        };
+        let again = twice.then(|| of_chunks(second_time));
+        of_chunks(first_time).chain(again.into_iter().flatten())
     }
 
     /// Issues a cooperative launch of one block for each piece of work, or as many as are resident.
@@ -434,10 +341,196 @@ impl LinearPass {
     unsafe fn issue<Q: Queue>(
         &self,
         queue: &mut Q,
-        mut launch: Launch<LinearForwardParams>,
+        chunk: &Chunk,
+        params: LinearForwardParams,
     ) -> Result<(), Q::Error> {
+        let part = |items: Option<DevicePtr>, first: usize, count: usize| {
+            items
+                .filter(|_| count > 0)
+                .map(|items| items.add((first * size_of::<LinearItem>()) as u64))
+        };
+        let gradients = if params.scores_only == 0 {
+            chunk.gradients.len()
+        } else {
+            0
+        };
+        let mut launch = Launch {
+            kernel: LinearForwardParams::kernel(self.element),
+            grid: [chunk.scores.len().max(gradients).max(1) as u32, 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: self.shape.shared_bytes,
+            cooperative: true,
+            params: LinearForwardParams {
+                score_items: part(params.score_items, chunk.scores.start, chunk.scores.len()),
+                gradient_items: part(params.gradient_items, chunk.gradients.start, gradients),
+                score_count: chunk.scores.len() as u32,
+                gradient_count: gradients as u32,
+                ..params
+            },
+        };
         let resident = queue.resident_blocks(&launch)?.unwrap_or(self.shape.blocks);
         launch.grid[0] = launch.grid[0].min(resident.max(1));
+        // SAFETY: the caller's promise.
+        unsafe { queue.launch(&launch) }
+    }
+
+    /// Records, targets and partial sums of launches over these items.
+    fn allocate_scores<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        items: &Items,
+    ) -> Result<[Option<DevicePtr>; 3], Q::Error> {
+        queue.allocate(
+            Lifetime::Scratch,
+            [
+                ("records", items.records as usize * 16),
+                ("targets", self.rows.rows.len() * size_of::<f32>()),
+                ("partials", items.partials as usize * 16),
+            ],
+        )
+    }
+
+    /// Issues the gradient of the hidden states `[N, H]`, which a pass with
+    /// [`LinearGradients::Hidden`] or [`All`](LinearGradients::All) has prepared.
+    ///
+    /// # Safety
+    /// `forwarded` must be of this pass and still kept, and the addresses of such buffers, as in
+    /// [`forward`](Self::forward).
+    ///
+    /// # Errors
+    /// What `queue` says.
+    pub unsafe fn hidden_gradient<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        forwarded: &LinearForwarded,
+        upstream: LinearUpstream,
+        gradient: DevicePtr,
+    ) -> Result<(), Q::Error> {
+        let params = &forwarded.params;
+        let work = params.batch.row_count + params.batch.ignored_count;
+        if work == 0 {
+            return Ok(());
+        }
+        let resident = self.limits.resident_blocks(THREADS, 0).max(1);
+        let launch = Launch {
+            kernel: LinearBackwardParams::kernel(self.element),
+            grid: [work.div_ceil(THREADS / WARP).min(resident), 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: 0,
+            cooperative: false,
+            params: LinearBackwardParams {
+                rows: params.batch.rows,
+                ignored: params.batch.ignored,
+                unscaled: params.gradient,
+                unscaled_stride: params.gradient_stride,
+                gradient: Some(gradient),
+                scale: self.scale(upstream),
+                width: self.width,
+                row_count: params.batch.row_count,
+                ignored_count: params.batch.ignored_count,
+                unused: 0,
+            },
+        };
+        // SAFETY: as in `forward`.
+        unsafe { queue.launch(&launch) }
+    }
+
+    /// Issues the gradients of the head `[V, H]` and of its bias `[V]`, each over zeros, where they are
+    /// wanted.
+    ///
+    /// # Safety
+    /// As [`hidden_gradient`](Self::hidden_gradient); hidden states, head and bias of the forward pass must
+    /// be where they were.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a pass without [`LinearGradients::All`], and what `queue` says.
+    pub unsafe fn head_gradient<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        forwarded: &LinearForwarded,
+        upstream: LinearUpstream,
+        [head, bias]: [Option<DevicePtr>; 2],
+    ) -> Result<(), Q::Error> {
+        let [groups, items, segments, starts, tokens] = forwarded.head_tables;
+        let params = LinearHeadGradientParams {
+            batch: forwarded.params.batch,
+            scale: self.scale(upstream),
+            scores: forwarded.params.scores,
+            softmaxes: forwarded.params.softmaxes,
+            segments,
+            starts,
+            tokens,
+            head,
+            bias,
+            ..LinearHeadGradientParams::zeroed()
+        };
+        if let Some(tiles) = &self.head_tiles {
+            let count = tiles.tokens.len() as u32;
+            // SAFETY: as in `forward`.
+            return unsafe { self.sum_head(queue, LinearHeadGradientParams { count, ..params }) };
+        }
+        let by_tokens = self.head_items.as_ref().ok_or_else(|| Error::Malformed {
+            what: "pass",
+            detail: "it was planned without the head's gradient".into(),
+        })?;
+        let of_scores = by_tokens.scores as usize * size_of::<f32>();
+        let [scores] = queue.allocate(Lifetime::Scratch, [("scores", of_scores)])?;
+        let [records, targets, partials] = self.allocate_scores(queue, by_tokens)?;
+        let mut again = LinearForwardParams {
+            score_items: items,
+            scores,
+            records,
+            targets,
+            partials,
+            statistics: None,
+            scores_only: 1,
+            ..forwarded.params
+        };
+        again.batch.groups = groups;
+        for (index, chunk) in by_tokens.chunks.iter().enumerate() {
+            let group = (index * size_of::<LinearGroup>()) as u64;
+            let mut params = LinearHeadGradientParams {
+                scores,
+                count: by_tokens.groups[index].tokens,
+                ..params
+            };
+            // The kernel takes the first group that it sees.
+            params.batch.groups = groups.map(|groups| groups.add(group));
+            // SAFETY: as in `forward`.
+            unsafe {
+                self.issue(queue, chunk, again)?;
+                self.sum_head(queue, params)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Issues the sums of the head's gradient, as far as `params` say.
+    ///
+    /// # Safety
+    /// As [`Queue::launch`].
+    unsafe fn sum_head<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        params: LinearHeadGradientParams,
+    ) -> Result<(), Q::Error> {
+        let tiles = params.count.div_ceil(HeadTiles::TOKENS as u32);
+        let tiles = tiles.saturating_mul(self.width.div_ceil(HeadTiles::COLUMNS));
+        if tiles == 0 {
+            return Ok(());
+        }
+        let resident = self
+            .limits
+            .resident_blocks(THREADS, HeadTiles::SHARED_BYTES)
+            .max(1);
+        let launch = Launch {
+            kernel: LinearHeadGradientParams::kernel(self.element),
+            grid: [tiles.min(resident), 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: HeadTiles::SHARED_BYTES,
+            cooperative: false,
+            params,
+        };
         // SAFETY: the caller's promise.
         unsafe { queue.launch(&launch) }
     }
@@ -445,24 +538,6 @@ impl LinearPass {
     /// How far apart the unscaled gradients of rows are, in f32: whole packets of every type.
     fn gradient_stride(&self) -> u64 {
         u64::from(self.width).next_multiple_of(8)
-    }
-
-    fn batch(&self, tensors: &LinearTensors, uploaded: &Uploaded) -> LinearBatch {
-        LinearBatch {
-            hidden: tensors.hidden,
-            hidden_stride: tensors.hidden_stride,
-            head: Some(tensors.head),
-            head_stride: tensors.head_stride,
-            bias: tensors.bias,
-            rows: uploaded.rows,
-            groups: uploaded.groups,
-            tokens: tensors.tokens,
-            ignored: uploaded.ignored,
-            row_count: self.rows.rows.len() as u32,
-            ignored_count: self.rows.ignored.len() as u32,
-            width: self.width,
-            unused: 0,
-        }
     }
 
     fn scale(&self, upstream: LinearUpstream) -> GradientScale {
@@ -473,77 +548,11 @@ impl LinearPass {
             times_temperature: self.rows.times_temperature.into(),
         }
     }
-
-    fn upload<Q: Queue>(&self, queue: &mut Q) -> Result<Uploaded, Q::Error> {
-        let (no_tiles, no_items) = (HeadTiles::default(), None);
-        let (tiles, by_tokens) = match &self.head {
-            Some(HeadPlan::Listed(tiles)) => (tiles, no_items),
-            Some(HeadPlan::Whole(items)) => (&no_tiles, Some(items)),
-            None => (&no_tiles, no_items),
-        };
-        let counters = by_tokens
-            .map_or(0, |items| items.counters)
-            .max(self.items.counters);
-        // Those with 64-bit fields first: each part begins where another ends.
-        let [
-            groups,
-            head_groups,
-            rows,
-            items,
-            head_items,
-            segments,
-            starts,
-            head_tokens,
-            ignored,
-            counters,
-        ] = queue.upload([
-            ("groups", bytemuck::cast_slice(&self.items.groups)),
-            (
-                "head groups",
-                by_tokens.map_or(&[], |items| bytemuck::cast_slice(&items.groups)),
-            ),
-            ("rows", bytemuck::cast_slice(&self.rows.rows)),
-            ("items", bytemuck::cast_slice(&self.items.items)),
-            (
-                "head items",
-                by_tokens.map_or(&[], |items| bytemuck::cast_slice(&items.items)),
-            ),
-            ("segments", bytemuck::cast_slice(&tiles.segments)),
-            ("segment starts", &tiles.starts),
-            ("head tokens", &tiles.tokens),
-            ("ignored", &self.rows.ignored),
-            ("counters", &vec![0; counters as usize]),
-        ])?;
-        Ok(Uploaded {
-            rows,
-            groups,
-            items,
-            ignored,
-            counters,
-            head_groups,
-            head_items,
-            segments,
-            starts,
-            head_tokens,
-        })
-    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::launch::kernel_params::tests::assert_mirrored;
-
-    #[test]
-    fn kernels_mirror_every_struct() {
-        assert_mirrored::<LinearBatch>();
-        assert_mirrored::<GradientScale>();
-        assert_mirrored::<rows::LinearRow>();
-        assert_mirrored::<items::LinearGroup>();
-        assert_mirrored::<items::LinearItem>();
-        assert_mirrored::<head::LinearSegment>();
-        assert_mirrored::<forward::LinearForwardParams>();
-        assert_mirrored::<backward::LinearBackwardParams>();
-        assert_mirrored::<LinearHeadGradientParams>();
-    }
+/// The same for a launch with others behind it, which settle and add up what all have left.
+fn unfinished(mut params: LinearForwardParams) -> LinearForwardParams {
+    (params.statistics, params.loss) = (None, None);
+    params.batch.ignored_count = 0;
+    params
 }

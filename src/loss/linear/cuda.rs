@@ -164,12 +164,13 @@ fn backward_of<T: DeviceElement>(
         pass, forwarded, ..
     } = left;
     let bias_of = if has_bias { Some(stored(2)?) } else { None };
-    let tensors = tensors::<T>(&mut work, &left.sets, [stored(0)?, stored(1)?], bias_of)?;
+    // The launches read them where the forward pass did.
+    tensors::<T>(&mut work, &left.sets, [stored(0)?, stored(1)?], bias_of)?;
     if wanted.hidden {
         let room = uninitialised::<T>(device, hidden.elem_count())?;
         let gradient = there(work.write(of_hidden.insert(room)))?;
         // SAFETY: as in `forward_of`.
-        unsafe { pass.hidden_gradient(&mut work, forwarded, &tensors, from, gradient) }?;
+        unsafe { pass.hidden_gradient(&mut work, forwarded, from, gradient) }?;
     }
     if wanted.head {
         let mut gradients = [None; 2];
@@ -181,7 +182,7 @@ fn backward_of<T: DeviceElement>(
             }
         }
         // SAFETY: as in `forward_of`.
-        unsafe { pass.head_gradient(&mut work, forwarded, &tensors, from, gradients) }?;
+        unsafe { pass.head_gradient(&mut work, forwarded, from, gradients) }?;
     }
     drop(work);
     let [of_weight, of_bias] = of_head;

@@ -1,18 +1,8 @@
 //! The tokens whose head rows a batch gives a gradient, tile by tile.
 
+use super::params::LinearSegment;
 use super::rows::LinearRows;
-use crate::backend::launch::kernel_params::kernel_params;
 use crate::{TokenSet, TokenSets};
-
-kernel_params! {
-    /// What a set has in a tile of tokens.
-    pub(super) struct LinearSegment in "linear_head_gradient.cu" {
-        group: u32,
-        first: u32,
-        count: u32,
-        rows_before: u32,
-    }
-}
 
 /// An inverted index: for each tile of the batch's distinct tokens, the sets that have some of them.
 #[derive(Debug, Clone, Default)]
@@ -26,8 +16,10 @@ pub(super) struct HeadTiles {
 }
 
 impl HeadTiles {
-    /// `tile_tokens` of `kernels/linear_head_gradient.cu`.
-    const TOKENS: usize = 64;
+    /// Of a tile; `tile_tokens` and `tile_columns` of the kernel, and `sizeof(HeadShared)`.
+    pub const TOKENS: usize = 64;
+    pub const COLUMNS: u32 = 128;
+    pub const SHARED_BYTES: u32 = 39_424;
 
     /// Of rows over `sets`, which are listed. Sets without a row that has a loss have no gradient.
     pub fn new(rows: &LinearRows, sets: &TokenSets) -> Self {

@@ -3,42 +3,10 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
+use super::params::{LinearGroup, LinearItem};
 use super::rows::{LinearRows, SetRows};
-use crate::backend::launch::kernel_params::kernel_params;
 use crate::backend::launch::{DeviceLimits, Element};
 use crate::{Error, Result};
-
-kernel_params! {
-    /// The rows of one token set, or of a part of the whole vocabulary.
-    pub(super) struct LinearGroup in "linear.cuh" {
-        first_token: u32,
-        tokens: u32,
-        first_row: u32,
-        rows: u32,
-        scores: u64,
-        records: u64,
-        first_rank: u32,
-        unused: [u32; 3],
-    }
-}
-
-kernel_params! {
-    /// A piece of work for a block.
-    pub(super) struct LinearItem in "linear_pass.cuh" {
-        group: u32,
-        first_row: u32,
-        rows: u32,
-        first: u32,
-        count: u32,
-        inner_first: u32,
-        inner_count: u32,
-        slice: u32,
-        slices: u32,
-        partials: u32,
-        counter: u32,
-        unused: u32,
-    }
-}
 
 /// Tokens of a set whose scores have one record a row: `LinearGroup::tile`.
 const TILE_TOKENS: u32 = 128;
@@ -60,7 +28,6 @@ pub(super) struct BlockShape {
 }
 
 impl BlockShape {
-    pub const THREADS: u32 = 256;
     /// The blocks of a multiprocessor that the kernels leave registers for.
     const PER_MULTIPROCESSOR: u32 = 2;
     /// `sizeof(LinearShared)`.
@@ -113,7 +80,7 @@ pub(super) struct Chunk {
 }
 
 /// All pieces of work of a batch.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Items {
     pub groups: Vec<LinearGroup>,
     pub items: Vec<LinearItem>,
@@ -158,19 +125,6 @@ fn cuts(count: u32, most: u32, step: u32) -> impl Iterator<Item = Cut> + Clone {
 }
 
 impl Items {
-    fn empty() -> Self {
-        Self {
-            groups: Vec::new(),
-            items: Vec::new(),
-            chunks: Vec::new(),
-            scores: 0,
-            records: 0,
-            partials: 0,
-            // That of the blocks of the grid.
-            counters: 1,
-        }
-    }
-
     /// For the loss and, with `gradient`, its gradient. Over the whole vocabulary no more than
     /// `most_scores` are in memory at a time, but for those of one row: its rows are taken in chunks.
     pub fn new(
@@ -181,7 +135,7 @@ impl Items {
         most_scores: usize,
         shape: &BlockShape,
     ) -> Self {
-        let mut items = Self::empty();
+        let mut items = Self::default();
         let chunks: Vec<Vec<SetRows>> = match rows.sets.first() {
             Some(whole) if rows.is_whole => {
                 let most =
@@ -221,7 +175,7 @@ impl Items {
         most_scores: usize,
         shape: &BlockShape,
     ) -> Self {
-        let mut items = Self::empty();
+        let mut items = Self::default();
         for whole in &rows.sets {
             let most = (most_scores as u64 / u64::from(whole.rows))
                 .clamp(1, u64::from(whole.tokens)) as u32;
@@ -320,6 +274,7 @@ impl Items {
         let bytes = |tile: &Tile| u64::from(tile.inner) * tile.inner_bytes;
         let all: u64 = tiles.iter().map(bytes).sum();
         let share = (all / u64::from(shape.blocks)).max(LEAST_SLICE_BYTES);
+        // The first counter is that of the blocks of the grid.
         let (mut partials, mut counters) = (0u64, 1);
         let mut sized = Vec::new();
         for tile in tiles {

@@ -1,21 +1,9 @@
 //! The rows of a batch in the order in which the kernels take them: token set by token set.
 
+use super::params::LinearRow;
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::launch::kernel_params::kernel_params;
 use crate::backend::launch::{StatisticsSizes, TemperaturePlan};
 use crate::{Result, Statistics, Temperature};
-
-kernel_params! {
-    /// A row that has something to compute.
-    pub(super) struct LinearRow in "linear.cuh" {
-        position: u32,
-        group: u32,
-        rank: u32,
-        share: f32,
-        in_statistics: u32,
-        unused: [u32; 3],
-    }
-}
 
 /// The rows of one token set.
 #[derive(Debug, Clone, Copy)]

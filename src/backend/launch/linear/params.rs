@@ -1,0 +1,105 @@
+//! What the kernels are given, as they mirror it.
+
+use crate::backend::launch::kernel_params::kernel_params;
+use crate::backend::launch::{DevicePtr, StatisticsSizes, TemperatureStep};
+
+kernel_params! {
+    /// A row that has something to compute.
+    pub(super) struct LinearRow in "linear.cuh" {
+        position: u32, group: u32, rank: u32, share: f32, in_statistics: u32, unused: [u32; 3],
+    }
+}
+
+kernel_params! {
+    /// The rows of one token set, or of a part of the whole vocabulary.
+    pub(super) struct LinearGroup in "linear.cuh" {
+        first_token: u32, tokens: u32, first_row: u32, rows: u32, scores: u64, records: u64,
+        first_rank: u32, unused: [u32; 3],
+    }
+}
+
+kernel_params! {
+    /// A piece of work for a block.
+    pub(super) struct LinearItem in "linear_pass.cuh" {
+        group: u32, first_row: u32, rows: u32, first: u32, count: u32, inner_first: u32,
+        inner_count: u32, slice: u32, slices: u32, partials: u32, counter: u32, unused: u32,
+    }
+}
+
+kernel_params! {
+    /// What a set has in a tile of tokens.
+    pub(super) struct LinearSegment in "linear_head_gradient.cu" {
+        group: u32, first: u32, count: u32, rows_before: u32,
+    }
+}
+
+kernel_params! {
+    /// Hidden states, head and rows.
+    pub(super) struct LinearBatch in "linear.cuh" {
+        hidden: Option<DevicePtr>, hidden_stride: u64, head: Option<DevicePtr>, head_stride: u64,
+        bias: Option<DevicePtr>, rows: Option<DevicePtr>, groups: Option<DevicePtr>,
+        tokens: Option<DevicePtr>, ignored: Option<DevicePtr>, row_count: u32, ignored_count: u32,
+        width: u32, unused: u32,
+    }
+}
+
+kernel_params! {
+    /// What the unscaled gradient is multiplied by.
+    pub(super) struct GradientScale in "linear.cuh" {
+        temperature: Option<DevicePtr>, upstream: Option<DevicePtr>, upstream_by_position: u32,
+        times_temperature: u32,
+    }
+}
+
+kernel_params! {
+    /// What `kernels/linear_forward.cu` is given.
+    pub(super) struct LinearForwardParams in "linear_pass.cuh" for "linear_forward" {
+        batch: LinearBatch, score_items: Option<DevicePtr>, gradient_items: Option<DevicePtr>,
+        scores: Option<DevicePtr>, records: Option<DevicePtr>, targets: Option<DevicePtr>,
+        softmaxes: Option<DevicePtr>, row_losses: Option<DevicePtr>, partials: Option<DevicePtr>,
+        counters: Option<DevicePtr>, gradient: Option<DevicePtr>, gradient_stride: u64,
+        hidden_gradient: Option<DevicePtr>, losses: Option<DevicePtr>, loss: Option<DevicePtr>,
+        statistics: Option<DevicePtr>, temperature: Option<DevicePtr>, previous: Option<DevicePtr>,
+        given: f64, step: TemperatureStep, sizes: StatisticsSizes, score_count: u32,
+        gradient_count: u32, stage_bytes: u32, adapts: u32, times_temperature: u32,
+        scores_only: u32,
+    }
+}
+
+kernel_params! {
+    /// What `kernels/linear_backward.cu` is given.
+    pub(super) struct LinearBackwardParams in "linear_backward.cu" for "linear_backward" {
+        rows: Option<DevicePtr>, ignored: Option<DevicePtr>, unscaled: Option<DevicePtr>,
+        unscaled_stride: u64, gradient: Option<DevicePtr>, scale: GradientScale, width: u32,
+        row_count: u32, ignored_count: u32, unused: u32,
+    }
+}
+
+kernel_params! {
+    /// What `kernels/linear_head_gradient.cu` is given.
+    pub(super) struct LinearHeadGradientParams in "linear_head_gradient.cu" for "linear_head_gradient" {
+        batch: LinearBatch, scale: GradientScale, scores: Option<DevicePtr>,
+        softmaxes: Option<DevicePtr>, segments: Option<DevicePtr>, starts: Option<DevicePtr>,
+        tokens: Option<DevicePtr>, head: Option<DevicePtr>, bias: Option<DevicePtr>, count: u32,
+        unused: u32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::launch::kernel_params::tests::assert_mirrored;
+
+    #[test]
+    fn kernels_mirror_every_struct() {
+        assert_mirrored::<LinearRow>();
+        assert_mirrored::<LinearGroup>();
+        assert_mirrored::<LinearItem>();
+        assert_mirrored::<LinearSegment>();
+        assert_mirrored::<LinearBatch>();
+        assert_mirrored::<GradientScale>();
+        assert_mirrored::<LinearForwardParams>();
+        assert_mirrored::<LinearBackwardParams>();
+        assert_mirrored::<LinearHeadGradientParams>();
+    }
+}

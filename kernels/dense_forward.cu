@@ -5,7 +5,8 @@
 //
 // both times τ where the convention says so. The loss is their sum, in the order of the rows, or one number a position.
 //
-//     dense_given_*:     τ is known. The statistics of the batch are left for whoever steps the temperature.
+//     dense_given_*:     τ is known. The statistics of the batch, if any row enters them, are left for whoever steps the
+//                        temperature.
 //     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh).
 //
 // Launch: a block takes every gridDim-th row and one row at a time; then its part of the positions that have none, whose

@@ -94,7 +94,10 @@ impl<'a> From<&'a FrozenHead> for Head<'a> {
 /// A head that will not change: it keeps the gathered rows of the largest token sets, which every
 /// batch uses again.
 ///
-/// Make it anew when the head changes: nothing notices that by itself. It takes no gradient.
+/// Make it anew when the head changes. On the CPU each use compares one element of every gathered row that the
+/// batch multiplies by with the head as it is, and refuses a head that differs there, as it does after any
+/// step of an optimizer. A change that happens to spare all these elements goes unnoticed, as does every
+/// change on a GPU. It takes no gradient.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -286,6 +286,7 @@ impl<T: Scalar> LinearLoss<T> {
 
         let mut gradients = [None, None, None];
         if wanted.hidden {
+            softened.check_frozen(&head_view, batch)?;
             let length = hidden.elem_count();
             let values = hidden_gradient(softened, &head_view, batch, factor, length);
             gradients[0] = Some(like(hidden, values)?);

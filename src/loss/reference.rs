@@ -42,7 +42,7 @@ pub struct Reference {
 /// with the statistics of these rows first.
 ///
 /// # Errors
-/// A row whose set does not exist or does not hold its target, a token outside the vocabulary,
+/// Rows made with another trie, a row whose set does not exist or does not hold its target, a token outside the vocabulary,
 /// logits that do not fit, a denominator that is not positive and finite, rows without marks under
 /// [`Scope::Marked`], and statistics that ATS cannot use. The temperature then stays as it was.
 pub fn loss(

@@ -1,5 +1,5 @@
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{Error, FrozenHead, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets};
+use candle_trie::{Error, FrozenHead, Head, MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets};
 
 use crate::batch::{Batch, assert_close, every_option, f64s};
 
@@ -61,6 +61,77 @@ fn a_head_frozen_for_other_sets_is_refused() {
     );
     run(sets(1000)).unwrap();
     run(TokenSets::whole_vocabulary(1100).unwrap()).unwrap();
+}
+
+/// Gathered rows of the old head and others of the new one would give the loss of neither.
+#[test]
+fn a_head_that_has_changed_since_it_was_frozen_is_refused() {
+    let changed = |error: Error| {
+        let words = error.to_string();
+        assert!(
+            words.contains("has changed since") && words.contains("make the FrozenHead anew"),
+            "{words}"
+        );
+    };
+    for dtype in [DType::F32, DType::BF16, DType::F16, DType::F64] {
+        let batch = Batch::new(24, 5);
+        let options = every_option()
+            .into_iter()
+            .find(|options| !options.bias)
+            .unwrap();
+        let [hidden, head, _] = batch.tensors(dtype);
+        let rows = batch.rows(&options);
+        let frozen = FrozenHead::new(&head, batch.sets(&options)).unwrap();
+        assert_eq!(frozen.gathered_sets(), 2);
+        let mut loss = batch.loss(&options);
+        let before = loss.forward_linear(&hidden, &frozen, &rows).unwrap();
+
+        let another = ((head.as_tensor() * 2.0).unwrap() + 1.0).unwrap();
+        head.set(&another).unwrap();
+        changed(loss.forward_linear(&hidden, &frozen, &rows).unwrap_err());
+        changed(loss.evaluate_linear(&hidden, &frozen, &rows).unwrap_err());
+        changed(loss.statistics_linear(&hidden, &frozen, &rows).unwrap_err());
+        changed(before.loss.backward().unwrap_err().into());
+
+        let made_anew = FrozenHead::new(&head, batch.sets(&options)).unwrap();
+        let [found, expected] = [(&made_anew).into(), Head::from(&*head)]
+            .map(|head| loss.forward_linear(&hidden, head, &rows).unwrap());
+        assert_eq!(f64s(&found.loss), f64s(&expected.loss));
+    }
+}
+
+/// Of one gathered row, and of one column of all of them.
+#[test]
+fn a_change_of_few_elements_is_noticed() {
+    let batch = Batch::new(24, 5);
+    let options = every_option()
+        .into_iter()
+        .find(|options| !options.bias)
+        .unwrap();
+    let rows = batch.rows(&options);
+    let common: Vec<u32> = batch.sets.get(0).unwrap().iter().collect();
+    let refused = |is_changed: &dyn Fn(u32, usize) -> bool| {
+        let [hidden, head, _] = batch.tensors(DType::F32);
+        let frozen = FrozenHead::new(&head, batch.sets(&options)).unwrap();
+        let values = (batch.head.iter().enumerate()).map(|(index, &value)| {
+            let is_changed = is_changed((index / batch.width) as u32, index % batch.width);
+            value as f32 + if is_changed { 1.0 } else { 0.0 }
+        });
+        let values: Vec<f32> = values.collect();
+        head.set(&Tensor::from_vec(values, head.shape(), &Device::Cpu).unwrap())
+            .unwrap();
+        let output = batch
+            .loss(&options)
+            .evaluate_linear(&hidden, &frozen, &rows);
+        output.is_err()
+    };
+    assert!(!refused(&|_, _| false));
+    for &token in &common {
+        assert!(refused(&|changed, _| changed == token), "token {token}");
+    }
+    for column in 0..batch.width {
+        assert!(refused(&|_, changed| changed == column), "column {column}");
+    }
 }
 
 #[test]

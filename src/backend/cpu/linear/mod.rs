@@ -27,6 +27,7 @@ use super::element::Element;
 use super::matrix::{Matrix, padded};
 use super::vector::Real;
 use crate::backend::batch::{Batch, BatchRow};
+use crate::{Error, Result};
 
 /// Rows handed to one thread at least.
 const ROWS_PER_TASK: usize = 8;
@@ -81,6 +82,16 @@ pub(crate) struct Errors<R> {
 pub(crate) struct Wanted {
     pub hidden: bool,
     pub head: bool,
+}
+
+impl<R: Real> Softened<R> {
+    /// Refuses, before a backward pass, a head that has changed since its rows were gathered.
+    pub fn check_frozen<T: Element<Real = R>>(&self, head: &Head<T>, batch: &Batch) -> Result<()> {
+        match self {
+            Self::Errors(errors) => head.check_frozen(batch, &errors.plan),
+            Self::Unscaled(_) => Ok(()),
+        }
+    }
 }
 
 impl<R: Real> HeadRows<R> {
@@ -145,6 +156,40 @@ impl<'a, T: Element> Head<'a, T> {
             Some(rows) => Cow::Borrowed(rows),
             None => Cow::Owned(self.gather(batch.listed(row).iter().copied())),
         }
+    }
+
+    /// Refuses a head that has changed since the frozen rows of the plan's groups were gathered: with the rows
+    /// that are read where they lie, these would give the loss of neither head. One element of each is compared,
+    /// which costs next to nothing beside the products that the row is in.
+    fn check_frozen(&self, batch: &Batch, plan: &Plan) -> Result<()> {
+        let Some(frozen) = self.frozen else {
+            return Ok(());
+        };
+        let stride = padded(self.width);
+        for group in &plan.groups {
+            let row = plan.row(batch, group.start);
+            let Some(rows) = frozen.get(&row.set) else {
+                continue;
+            };
+            for (gathered, &token) in rows.values.chunks(stride).zip(batch.listed(row)) {
+                // Neighbours' columns lie far apart, so that a change of few columns shows in some row.
+                let fraction = u64::from(token.wrapping_mul(0x9e37_79b1));
+                let column = ((fraction * self.width as u64) >> 32) as usize;
+                let (was, is) = (gathered[column], self.row(token)[column].widen());
+                let (was, is): (f64, f64) = (was.into(), is.into());
+                if was != is && !(was.is_nan() && is.is_nan()) {
+                    return Err(Error::Unsupported {
+                        what: "head",
+                        expected: format!(
+                            "the values that its FrozenHead was made with ({was} for token {token} at column \
+                             {column}): make the FrozenHead anew whenever the head changes"
+                        ),
+                        actual: format!("a head that has changed since ({is})"),
+                    });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Gathers the rows of `tokens`.

@@ -52,8 +52,9 @@ pub(super) fn score_as_planned<'a, T: Element>(
 ) -> Result<Scores<'a, T::Real>> {
     let grouped = plan.starts[plan.ragged().start];
     // What only one thread can do, or as fast as two, goes beside the ragged rows, which all can share.
-    let ((mut scores, head_rows), of_ragged) = rayon::join(
+    let (of_groups, of_ragged): (Result<_>, _) = rayon::join(
         || {
+            head.check_frozen(batch, &plan)?;
             let slots = 0..plan.ragged().start;
             let positions = slots.map(|slot| Some(plan.row(batch, slot).position));
             let gathered = gather_hidden(hidden, positions);
@@ -61,10 +62,11 @@ pub(super) fn score_as_planned<'a, T: Element>(
             let mut scores = Vec::with_capacity(plan.starts[plan.rows.len()]);
             scores.resize(grouped, T::Real::ZERO);
             score_groups(head, batch, &plan, &gathered, &head_rows, &mut scores);
-            (scores, head_rows)
+            Ok((scores, head_rows))
         },
         || score_ragged(hidden, head, batch, &plan),
     );
+    let (mut scores, head_rows) = of_groups?;
     scores.extend(of_ragged);
     let statistics = measure(batch, &plan, &scores)?;
     Ok(Scores {

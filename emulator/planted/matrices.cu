@@ -108,6 +108,34 @@ KERNEL(matrix_overwritten, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
+// A lane may name the row that it has stored, and store it again: the elements go to all lanes, which must meet before and
+// after.
+KERNEL(matrix_sound_own_row, PlantedParams, 1024, 1) {
+    store_row(threadIdx.x);
+    __syncwarp();
+    uint32_t r[4];
+    device::ldmatrix(r, row(threadIdx.x));
+    __syncwarp();
+    store_row(threadIdx.x);
+    store(params, r);
+}
+
+KERNEL(matrix_of_own_row, PlantedParams, 1024, 1) {
+    store_row(threadIdx.x);
+    uint32_t r[4];
+    device::ldmatrix(r, row(threadIdx.x));  // fault: own
+    store(params, r);
+}
+
+KERNEL(matrix_own_row_overwritten, PlantedParams, 1024, 1) {
+    store_row(threadIdx.x);
+    __syncwarp();
+    uint32_t r[4];
+    device::ldmatrix(r, row(threadIdx.x));
+    *row(threadIdx.x) = 1;  // fault: own overwritten
+    store(params, r);
+}
+
 KERNEL(matrix_past_the_end, PlantedParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();

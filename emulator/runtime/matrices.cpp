@@ -78,8 +78,9 @@ void multiply(void* const* parts) {
 
 // Implemented in Rust, in src/hooks.rs.
 extern "C" {
-void emulator_on_matrix_row(uintptr_t row, uintptr_t caller);
-void emulator_on_ldmatrix(uint32_t count, uint32_t transposed, void* part, void (*together)(void* const*), uintptr_t caller);
+uint32_t emulator_on_matrix_row(uintptr_t row, uintptr_t caller);
+void emulator_on_ldmatrix(uint32_t count, uint32_t transposed, void* part, uint32_t row, void (*together)(void* const*),
+                          uintptr_t caller);
 void emulator_on_multiply(uint32_t half, void* part, void (*together)(void* const*), uintptr_t caller);
 }
 
@@ -87,12 +88,14 @@ extern "C" {
 
 EmulatorWords emulator_ldmatrix(const void* row, uint32_t count, uint32_t transposed) {
     Matrices part{};
+    uint32_t place = 0;
     if (emulator_lane() < 8 * count) {
-        emulator_on_matrix_row(reinterpret_cast<uintptr_t>(row), CALLER);
+        place = emulator_on_matrix_row(reinterpret_cast<uintptr_t>(row), CALLER);
+        // A store that comes before all lanes have is a race.
         memcpy(part.row, row, 16);
     }
     const auto together = count == 2 ? transposed ? load<2, true> : load<2, false> : transposed ? load<4, true> : load<4, false>;
-    emulator_on_ldmatrix(count, transposed, &part, together, CALLER);
+    emulator_on_ldmatrix(count, transposed, &part, place, together, CALLER);
     EmulatorWords words;
     memcpy(&words, part.words, 16);
     return words;

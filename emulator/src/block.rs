@@ -60,7 +60,8 @@ pub(crate) struct WarpArrival {
     pub(crate) mask: u32,
     /// What a shuffle hands out, or a vote, or where the lane's part in a matrix operation is.
     pub(crate) value: u64,
-    /// Which lane's value a shuffle asks for.
+    /// Which lane's value a shuffle asks for, or where in shared memory the row is that a lane names for
+    /// `ldmatrix`.
     pub(crate) source: u32,
     /// The matrix operation itself.
     pub(crate) together: Option<Together>,

@@ -172,14 +172,20 @@ fn warp(operation: WarpOperation, mask: u32, value: u64, source: u32, caller: us
 }
 
 /// All lanes of a warp together; `part` is in this lane's stack.
-fn whole_warp(operation: WarpOperation, part: *mut u8, together: Together, caller: usize) {
+fn whole_warp(
+    operation: WarpOperation,
+    part: *mut u8,
+    source: u32,
+    together: Together,
+    caller: usize,
+) {
     let site = Site::returning_to(caller);
     wait(
         State::AtWarp(WarpArrival {
             operation,
             mask: u32::MAX,
             value: part as u64,
-            source: 0,
+            source,
             together: Some(together),
             site,
         }),
@@ -187,9 +193,10 @@ fn whole_warp(operation: WarpOperation, part: *mut u8, together: Together, calle
     );
 }
 
+/// Where in shared memory the row is that a lane names for `ldmatrix`.
 #[unsafe(no_mangle)]
-extern "C" fn emulator_on_matrix_row(row: usize, caller: usize) {
-    with_machine(|machine| machine.load_matrix_row(row, Site::returning_to(caller)));
+extern "C" fn emulator_on_matrix_row(row: usize, caller: usize) -> u32 {
+    with_machine(|machine| machine.name_matrix_row(row, Site::returning_to(caller)))
 }
 
 #[unsafe(no_mangle)]
@@ -197,18 +204,19 @@ extern "C" fn emulator_on_ldmatrix(
     count: u32,
     transposed: u32,
     part: *mut u8,
+    row: u32,
     together: Together,
     caller: usize,
 ) {
     let transposed = transposed != 0;
     let operation = WarpOperation::LoadMatrices { count, transposed };
-    whole_warp(operation, part, together, caller);
+    whole_warp(operation, part, row, together, caller);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn emulator_on_multiply(half: u32, part: *mut u8, together: Together, caller: usize) {
     let operation = WarpOperation::Multiply { half: half != 0 };
-    whole_warp(operation, part, together, caller);
+    whole_warp(operation, part, 0, together, caller);
 }
 
 #[unsafe(no_mangle)]

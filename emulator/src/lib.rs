@@ -9,7 +9,7 @@
 //! - bytes read, by a kernel or by the host, that nobody has written;
 //! - races: two accesses to one address, at least one a store, that no barrier, `__syncwarp`, grid
 //!   synchronisation or fenced atomic orders. (Shuffles and votes order nothing: NVIDIA promises no
-//!   more.)
+//!   more. A row that a lane names for `ldmatrix` is loaded by all lanes of its warp.)
 //! - asynchronous copies that are read before they (or the group that they were committed to) are
 //!   awaited, or never awaited: they arrive as late as they may;
 //! - barriers that not all threads reach, warp operations whose lanes do not agree (of `ldmatrix`

@@ -16,6 +16,9 @@ use crate::shadow::{Access, Objection};
 use crate::site::Site;
 use crate::traffic::{self, Event, Place, Traffic};
 
+/// What a lane names for `ldmatrix`.
+const MATRIX_ROW_BYTES: u32 = 16;
+
 thread_local! {
     /// The machine that runs on this thread of the host, for the calls that kernels make.
     static RUNNING: Cell<*mut Machine<'static>> = const { Cell::new(std::ptr::null_mut()) };
@@ -231,12 +234,7 @@ impl<'a> Machine<'a> {
         site: Site,
     ) -> Result<Place, Fault> {
         if bytes.is_power_of_two() && bytes <= 16 && !address.is_multiple_of(bytes as usize) {
-            return Err(Fault::Misaligned {
-                bytes,
-                address: address as u64,
-                thread: self.who(),
-                site,
-            });
+            return Err(self.misaligned(address, bytes, site));
         }
         let threads_per_block = self.threads_per_block() as u32;
         let (b, t) = self.current;
@@ -271,20 +269,85 @@ impl<'a> Machine<'a> {
         Ok(place)
     }
 
-    /// The current thread names a row for `ldmatrix`, which is a load of its sixteen bytes.
-    pub(crate) fn load_matrix_row(&mut self, row: usize, site: Site) -> Result<(), Fault> {
+    /// The current thread names a row for `ldmatrix`: gives where that is in shared memory. It is loaded
+    /// when all lanes have come.
+    pub(crate) fn name_matrix_row(&mut self, row: usize, site: Site) -> Result<u32, Fault> {
         let place = if self.memory.find(row).is_some() {
             "global memory"
         } else if self.thread_mut().fiber.stack().contains(&row) {
             "a local variable"
         } else {
-            return self.access(row, 16, Access::Load, site);
+            return self.count_matrix_row(row, site);
         };
         Err(Fault::Warp {
             reason: format!("names a row of {place}, and ldmatrix loads from shared memory alone"),
             thread: self.who(),
             site,
         })
+    }
+
+    fn count_matrix_row(&mut self, row: usize, site: Site) -> Result<u32, Fault> {
+        self.step(site)?;
+        let shared = &self.blocks[self.current.0].shared;
+        if !shared.contains(row) {
+            return Err(self.out_of_bounds(row, MATRIX_ROW_BYTES, Access::Load, site));
+        }
+        if !row.is_multiple_of(MATRIX_ROW_BYTES as usize) {
+            return Err(self.misaligned(row, MATRIX_ROW_BYTES, site));
+        }
+        let offset = row - shared.start;
+        if offset + MATRIX_ROW_BYTES as usize > shared.bytes {
+            let past = shared.start + shared.bytes;
+            return Err(self.out_of_bounds(past, MATRIX_ROW_BYTES, Access::Load, site));
+        }
+        let traffic = self.traffic.last_mut().expect("that of shared memory");
+        traffic.count(Access::Load, MATRIX_ROW_BYTES.into());
+        if self.traced {
+            self.thread_mut().trace.push(Event {
+                site,
+                place: Place::Shared,
+                access: Access::Load,
+                bytes: MATRIX_ROW_BYTES,
+                address: row as u64,
+            });
+        }
+        Ok(offset as u32)
+    }
+
+    /// All lanes of the current thread's warp have come to an `ldmatrix` of so many matrices. Each gets
+    /// some of every row, so each row is a load by all of them.
+    pub(crate) fn load_matrices(&mut self, count: u32) -> Result<(), Fault> {
+        let threads_per_block = self.threads_per_block() as u32;
+        let (place, thread) = self.current;
+        let first = thread / WARP * WARP;
+        let Block {
+            index,
+            shared,
+            threads,
+            ..
+        } = &mut self.blocks[place];
+        let lanes: [Observer<'_>; WARP] = std::array::from_fn(|lane| Observer {
+            thread: *index * threads_per_block + (first + lane) as u32,
+            threads_per_block,
+            order: &threads[first + lane].order,
+        });
+        for lane in 0..8 * count as usize {
+            let State::AtWarp(arrival) = threads[first + lane].state else {
+                continue;
+            };
+            let row = arrival.source as usize;
+            let range = row..row + MATRIX_ROW_BYTES as usize;
+            if let Err((objection, lane)) =
+                shared
+                    .shadow
+                    .load_together(range, arrival.site, &lanes, lane)
+            {
+                let (name, offset) = (shared.name.clone(), row as u64);
+                let thread = self.thread_at((place, first + lane));
+                return Err(self.objected(objection, name, offset, thread, arrival.site));
+            }
+        }
+        Ok(())
     }
 
     #[cold]
@@ -295,11 +358,22 @@ impl<'a> Machine<'a> {
         offset: u64,
         site: Site,
     ) -> Fault {
+        self.objected(objection, buffer, offset, self.who(), site)
+    }
+
+    fn objected(
+        &self,
+        objection: Objection,
+        buffer: String,
+        offset: u64,
+        thread: Thread,
+        site: Site,
+    ) -> Fault {
         match objection {
             Objection::NeverWritten => Fault::NeverWritten {
                 buffer,
                 offset,
-                thread: self.who(),
+                thread,
                 site,
             },
             Objection::Race(mark) => {
@@ -308,7 +382,7 @@ impl<'a> Machine<'a> {
                     buffer,
                     offset,
                     earlier,
-                    later: (self.who(), site),
+                    later: (thread, site),
                 }
             }
             Objection::UnderWay(mark) => Fault::Copy {
@@ -317,9 +391,19 @@ impl<'a> Machine<'a> {
                     self.by_global_index(mark.thread),
                     mark.site
                 ),
-                thread: self.who(),
+                thread,
                 site,
             },
+        }
+    }
+
+    #[cold]
+    fn misaligned(&self, address: usize, bytes: u32, site: Site) -> Fault {
+        Fault::Misaligned {
+            bytes,
+            address: address as u64,
+            thread: self.who(),
+            site,
         }
     }
 

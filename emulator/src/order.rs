@@ -149,6 +149,13 @@ impl Observer<'_> {
                 .is_some_and(|learnt| self.has_learnt(learnt, mark))
     }
 
+    /// Whether a barrier of the block, which all its threads have passed, lies between what `mark` stands
+    /// for, which is of the same block, and now.
+    #[inline]
+    pub(crate) fn knows_by_barrier(&self, mark: Mark) -> bool {
+        mark.thread == Mark::HOST.thread || mark.clock() < self.order.clock / BARRIER * BARRIER
+    }
+
     /// How far apart two threads are: of one warp, of one block, or of two.
     pub(crate) fn distance(&self, a: u32, b: u32) -> u32 {
         let size = self.threads_per_block;

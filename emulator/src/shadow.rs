@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::order::{Mark, Observer};
+use crate::order::{Mark, Observer, WARP};
 use crate::site::Site;
 
 /// How memory is touched.
@@ -142,6 +142,46 @@ impl Shadow {
                     return Err(Objection::NeverWritten);
                 }
                 Access::Atomic => cell.store(mark, me)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// A load of these bytes by all lanes of a warp, of which `named` stands for all where none objects.
+    /// Else gives which lane does.
+    #[inline]
+    pub(crate) fn load_together(
+        &mut self,
+        range: Range<usize>,
+        site: Site,
+        lanes: &[Observer<'_>; WARP],
+        named: usize,
+    ) -> Result<(), (Objection, usize)> {
+        if (range.start | range.end) & (self.cell_bytes - 1) != 0 {
+            self.split(&range);
+        }
+        self.changed = true;
+        // Two lanes, of which a writer that has not synchronised with the others of the warp is one at
+        // most.
+        let readers = [&lanes[named], &lanes[(named + WARP / 2) % WARP]];
+        let marks = readers.map(|lane| lane.mark(site, false));
+        let cells = range.start / self.cell_bytes..range.end / self.cell_bytes;
+        for cell in &mut self.cells[cells] {
+            let written = cell.written;
+            if written.is_under_way() {
+                return Err((Objection::UnderWay(written), named));
+            }
+            if written == Mark::NONE {
+                return Err((Objection::NeverWritten, named));
+            }
+            // What came before a barrier is known to all.
+            if !readers[0].knows_by_barrier(written)
+                && let Some(other) = lanes.iter().position(|lane| !lane.knows(written))
+            {
+                return Err((Objection::Race(written), other));
+            }
+            for (mark, lane) in marks.iter().zip(readers) {
+                cell.add_reader(*mark, lane);
             }
         }
         Ok(())

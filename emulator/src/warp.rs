@@ -104,6 +104,9 @@ impl Machine<'_> {
                 .enumerate();
             Order::join_lanes(orders.filter(|(lane, _)| mask >> lane & 1 == 1));
         }
+        if let WarpOperation::LoadMatrices { count, .. } = operation {
+            self.load_matrices(count)?;
+        }
         let mut values = [0; WARP];
         let mut ballot = 0;
         let mut together = None;

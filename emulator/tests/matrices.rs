@@ -1,5 +1,5 @@
-//! Matrix operations of a warp: `ldmatrix` is a load of each row that a lane names, and all lanes
-//! take part in the same operation.
+//! Matrix operations of a warp: `ldmatrix` is a load, by all lanes, of each row that one of them names,
+//! and all lanes take part in the same operation.
 
 mod planted;
 
@@ -66,6 +66,19 @@ fn a_row_of_another_lane_needs_a_barrier() {
     for fault in faults("matrix_overwritten", rows) {
         assert_fault!(fault, Fault::Race { .. });
         assert_at(&fault, "overwritten");
+    }
+}
+
+fn a_row_goes_to_all_lanes_whoever_names_it() {
+    assert_sound("matrix_sound_own_row", rows);
+    for (kernel, mark) in [
+        ("matrix_of_own_row", "own"),
+        ("matrix_own_row_overwritten", "own overwritten"),
+    ] {
+        for fault in faults(kernel, rows) {
+            assert_fault!(fault, Fault::Race { .. });
+            assert_at(&fault, mark);
+        }
     }
 }
 
@@ -203,6 +216,7 @@ candle_trie_emulator::emulated_tests! {
     two_matrices_are_of_the_rows_of_sixteen_lanes,
     a_row_that_nobody_has_written_is_caught,
     a_row_of_another_lane_needs_a_barrier,
+    a_row_goes_to_all_lanes_whoever_names_it,
     a_row_past_the_end_is_caught,
     a_misaligned_row_is_caught,
     rows_are_of_shared_memory,

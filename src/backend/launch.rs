@@ -70,6 +70,8 @@ pub struct DeviceLimits {
 impl DeviceLimits {
     /// The runtime keeps this much of each block's shared memory for itself.
     const RESERVED_SHARED_BYTES: u32 = 1024;
+    /// Blocks are given whole units of shared memory.
+    const SHARED_UNIT_BYTES: u32 = 128;
     /// Every kernel leaves registers for so many threads on a multiprocessor, in blocks of whatever
     /// size.
     const THREADS_PER_MULTIPROCESSOR: u32 = 1024;
@@ -85,7 +87,8 @@ impl DeviceLimits {
         }
         let by_threads = Self::THREADS_PER_MULTIPROCESSOR / threads.max(1);
         let blocks = by_threads.min(Self::BLOCKS_PER_MULTIPROCESSOR);
-        let held = shared_bytes.saturating_add(Self::RESERVED_SHARED_BYTES);
+        let held =
+            shared_bytes.next_multiple_of(Self::SHARED_UNIT_BYTES) + Self::RESERVED_SHARED_BYTES;
         let by_shared_memory = self.shared_bytes_per_multiprocessor / held;
         self.multiprocessors * blocks.min(by_shared_memory)
     }
@@ -93,9 +96,8 @@ impl DeviceLimits {
     /// The shared memory that each of so many blocks of a multiprocessor can have.
     fn shared_bytes_of_each(&self, blocks: u32) -> u32 {
         let share = self.shared_bytes_per_multiprocessor / blocks.max(1);
-        share
-            .saturating_sub(Self::RESERVED_SHARED_BYTES)
-            .min(self.shared_bytes_per_block)
+        let units = share.saturating_sub(Self::RESERVED_SHARED_BYTES) / Self::SHARED_UNIT_BYTES;
+        (units * Self::SHARED_UNIT_BYTES).min(self.shared_bytes_per_block)
     }
 }
 
@@ -151,5 +153,9 @@ mod tests {
         assert_eq!(LIMITS.resident_blocks(256, 100 << 10), 0);
         assert_eq!(LIMITS.resident_blocks(2048, 0), 0);
         assert_eq!(LIMITS.resident_blocks(32, 0), 160);
+        // Each takes a little more than a third, of what the runtime keeps and of whole units.
+        assert_eq!(LIMITS.resident_blocks(256, 33_108), 20);
+        assert_eq!(LIMITS.resident_blocks(256, 33_024), 30);
+        assert_eq!(LIMITS.shared_bytes_of_each(3), 33_024);
     }
 }

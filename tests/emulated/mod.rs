@@ -3,7 +3,7 @@
 
 use bytemuck::Pod;
 use candle_trie::launch::{DeviceLimits, Launch};
-use candle_trie_emulator::{Emulator, Fault, Memory, Report};
+use candle_trie_emulator::{Emulator, Fault, Limits, Memory, Report, launch_bounds};
 
 /// The smallest device that the kernels are for, with few multiprocessors, as each thread of a
 /// resident block is a stack.
@@ -30,6 +30,39 @@ pub fn run<P: Pod>(
         params: bytemuck::bytes_of(&launch.params),
     };
     emulator.run(&launch, memory)
+}
+
+/// How many blocks of a launch a device holds together, as its driver would say: as many as find
+/// registers, which the kernel's launch bounds promise, and shared memory, of which each block costs
+/// 1 KiB more than it asks for, in units of 128 bytes.
+pub fn resident_blocks<P>(device: &DeviceLimits, launch: &Launch<P>) -> u32 {
+    let threads: u32 = launch.block.iter().product();
+    let by_registers =
+        launch_bounds(launch.kernel).map_or(0, |bounds| bounds.threads * bounds.blocks / threads);
+    let held = launch.shared_bytes.next_multiple_of(128) + (1 << 10);
+    let by_shared_memory = device.shared_bytes_per_multiprocessor / held;
+    device.multiprocessors * by_registers.min(by_shared_memory)
+}
+
+/// Runs a launch on a device with these limits.
+pub fn run_on<P: Pod>(
+    device: &DeviceLimits,
+    emulator: &Emulator,
+    launch: &Launch<P>,
+    memory: &mut Memory,
+) -> Result<Report, Fault> {
+    let limits = Limits {
+        shared_bytes: device.shared_bytes_per_block,
+        resident_blocks: resident_blocks(device, launch),
+    };
+    run(
+        &Emulator {
+            limits,
+            ..*emulator
+        },
+        launch,
+        memory,
+    )
 }
 
 /// Numbers that look random and are the same every time, in (−1, 1).

@@ -94,7 +94,7 @@ impl<'a> Case<'a> {
     }
 
     fn issue<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Failure> {
-        let mut queue = EmulatorQueue::new(emulator);
+        let mut queue = EmulatorQueue::new(emulator, self.limits);
         let (width, rows, positions) = (self.batch.width, self.rows(), self.batch.positions);
         let memory = &mut queue.memory;
         let tensors = self.upload::<T>(memory);

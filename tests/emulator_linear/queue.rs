@@ -2,14 +2,15 @@
 
 use bytemuck::Pod;
 use candle_trie::Error;
-use candle_trie::launch::{DevicePtr, Launch, Lifetime, Queue};
+use candle_trie::launch::{DeviceLimits, DevicePtr, Launch, Lifetime, Queue};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report};
 
-use crate::emulated::run;
+use crate::emulated;
 
 pub struct EmulatorQueue<'a> {
     pub memory: Memory,
     emulator: &'a Emulator,
+    device: DeviceLimits,
     reports: Vec<(&'static str, Report)>,
     /// Where counters are, and how many.
     counters: Option<(DevicePtr, usize)>,
@@ -32,10 +33,11 @@ impl From<Fault> for Failure {
 }
 
 impl<'a> EmulatorQueue<'a> {
-    pub fn new(emulator: &'a Emulator) -> Self {
+    pub fn new(emulator: &'a Emulator, device: DeviceLimits) -> Self {
         Self {
             memory: Memory::new(),
             emulator,
+            device,
             reports: Vec::new(),
             counters: None,
             scratch: Vec::new(),
@@ -111,8 +113,12 @@ impl Queue for EmulatorQueue<'_> {
         }))
     }
 
+    fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> Result<Option<u32>, Failure> {
+        Ok(Some(emulated::resident_blocks(&self.device, launch)))
+    }
+
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<(), Failure> {
-        let report = run(self.emulator, launch, &mut self.memory)?;
+        let report = emulated::run_on(&self.device, self.emulator, launch, &mut self.memory)?;
         self.reports.push((launch.kernel, report));
         Ok(())
     }

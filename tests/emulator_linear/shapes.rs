@@ -149,22 +149,37 @@ fn groups_may_have_one_row_and_sets_one_token() {
     Case::new(&unary, &options(marked)).assert_correct::<f32>("one token");
 }
 
-/// Two blocks to a multiprocessor or one, and hardly enough memory for a block.
+/// A device of so many multiprocessors, each with 1 KiB more than a block may ask for.
+fn device(multiprocessors: u32, shared_bytes_per_block: u32) -> DeviceLimits {
+    DeviceLimits {
+        multiprocessors,
+        shared_bytes_per_block,
+        shared_bytes_per_multiprocessor: shared_bytes_per_block + (1 << 10),
+    }
+}
+
+/// The least shared memory of a block that a plan accepts, in bytes: a multiple of the 128 that
+/// multiprocessors give out.
+const LEAST: u32 = 61_568;
+
+/// The H100 has two blocks to a multiprocessor, the RTX 4090 one, and the smallest chip hardly enough
+/// memory for that.
 fn stages_are_as_large_as_the_chip_allows() {
     let batch = batch(256, 120, &[(60, 1), (37, 2), (2, 3), (1, 2), (80, 70)]);
-    for (multiprocessors, kib) in [(2, 227), (3, 99), (4, 61)] {
-        let limits = DeviceLimits {
-            multiprocessors,
-            shared_bytes_per_block: kib << 10,
-            shared_bytes_per_multiprocessor: (kib + 1) << 10,
-        };
+    for limits in [
+        device(2, 227 << 10),
+        device(3, 99 << 10),
+        device(4, 61 << 10),
+        device(5, LEAST),
+    ] {
         for options in temperatures() {
             let case = Case {
                 limits,
                 ..Case::new(&batch, &options)
             };
-            case.assert_correct::<f32>(&format!("{kib} KiB"));
-            case.assert_correct::<bf16>(&format!("{kib} KiB"));
+            let what = format!("{} bytes", limits.shared_bytes_per_block);
+            case.assert_correct::<f32>(&what);
+            case.assert_correct::<bf16>(&what);
         }
     }
 }
@@ -173,24 +188,17 @@ fn stages_are_as_large_as_the_chip_allows() {
 fn a_chip_that_is_too_small_is_refused() {
     let batch = batch(8, 20, &[(2, 3)]);
     let rows = Case::new(&batch, &options(Temperature::fixed(1.3))).rows();
-    let limits = DeviceLimits {
-        multiprocessors: 2,
-        shared_bytes_per_block: 48 << 10,
-        shared_bytes_per_multiprocessor: 64 << 10,
+    let plan = |limits: &DeviceLimits| {
+        let (rows, most) = (rows.clone(), LinearPass::MOST_SCORES);
+        LinearPass::new(rows, Element::F32, 8, LinearGradients::Hidden, limits, most)
     };
-    let most = LinearPass::MOST_SCORES;
-    let pass = LinearPass::new(
-        rows,
-        Element::F32,
-        8,
-        LinearGradients::Hidden,
-        &limits,
-        most,
-    );
-    assert!(matches!(
-        pass,
-        Err(Error::Unsupported { what: "device", .. })
-    ));
+    assert!(plan(&device(2, LEAST)).is_ok());
+    for limits in [device(2, LEAST - 1), device(0, 99 << 10)] {
+        assert!(matches!(
+            plan(&limits),
+            Err(Error::Unsupported { what: "device", .. })
+        ));
+    }
 }
 
 fn batches_with_nothing_in_them_give_zeros() {
@@ -286,13 +294,8 @@ fn extremes_stay_finite() {
         for value in &mut batch.hidden {
             *value *= scale;
         }
-        let small = DeviceLimits {
-            multiprocessors: 1,
-            shared_bytes_per_block: 61 << 10,
-            shared_bytes_per_multiprocessor: 62 << 10,
-        };
         for options in temperatures() {
-            for limits in [crate::emulated::LIMITS, small] {
+            for limits in [LIMITS, device(1, 61 << 10)] {
                 let case = Case {
                     limits,
                     ..Case::new(&batch, &options)

@@ -155,10 +155,15 @@ public:
     // The most bytes of all layers.
     static constexpr uint32_t bytes = warps * 64 * 20 * sizeof(float);
 
-    // Stores C in shared memory, column by column and layer by layer: all layers are to be added up.
-    __device__ __forceinline__ void store(float* c) const {
+    // Stores C in shared memory, column by column and layer by layer: all layers are to be added up. Behind each of the first
+    // `columns` come four zeros, which fill its pitch.
+    __device__ __forceinline__ void store(float* c, uint32_t columns) const {
         const uint32_t lane = threadIdx.x % reduce::warp_size;
-        c += k_warp * layer() + lane % 4 * 2 * pitch() + lane / 4;
+        float* layer_begin = c + k_warp * layer();
+        for (uint32_t i = m_warp * reduce::warp_size + lane; i < columns; i += m_warps * reduce::warp_size) {
+            device::store128(layer_begin + i * pitch() + 16 * m_tiles, uint4{0, 0, 0, 0});
+        }
+        c = layer_begin + lane % 4 * 2 * pitch() + lane / 4;
 #pragma unroll
         for (uint32_t i = 0; i < most; ++i) {
             if (!has(i)) continue;

@@ -34,12 +34,14 @@ public:
         const Shape shape(item, params.stage_bytes);
         clear_padding(shape);
         BlockProduct<T> product(item.count, item.rows);
-        RowSum others(item.rows);
+        const RowLanes lanes(item.rows, blockDim.x);
+        // Of many thousands of terms.
+        double others = 0.0;
         uint32_t rank = 0;
         float maximum = 0.0f;
-        if (others.row < item.rows) {
-            rank = batch.rows[this->row_index(others.row)].rank - shared.group.first_rank - item.inner_first;
-            maximum = shared.maximum[others.row];
+        if (lanes.row < item.rows) {
+            rank = batch.rows[this->row_index(lanes.row)].rank - shared.group.first_rank - item.inner_first;
+            maximum = shared.maximum[lanes.row];
         }
         const Exponential exponential(maximum, inverse_temperature);
         const auto length = [&](uint32_t s) { return smaller(shape.tokens, item.inner_count - s * shape.tokens); };
@@ -49,34 +51,32 @@ public:
             [&](uint32_t s) {
                 const uint32_t tokens = length(s), depth = round_up(tokens, 16);
                 const float* scores = reinterpret_cast<const float*>(this->stage(s) + shape.tokens * shape.head_pitch);
-                if (others.row < item.rows) {
+                if (lanes.row < item.rows) {
                     float sum = 0.0f;
 #pragma unroll 4
-                    for (uint32_t i = others.lane; i < depth; i += others.lanes) {
+                    for (uint32_t i = lanes.lane; i < depth; i += lanes.lanes) {
                         float e = 0.0f;
                         if (i < tokens && s * shape.tokens + i != rank) {
-                            e = exponential(scores[others.row * shape.score_pitch + i]);
+                            e = exponential(scores[lanes.row * shape.score_pitch + i]);
                         }
                         sum += e;
-                        errors()[others.row * shape.error_pitch + i] = number::narrow<T>(e * ErrorScale<T>::up);
+                        errors()[lanes.row * shape.error_pitch + i] = number::narrow<T>(e * ErrorScale<T>::up);
                     }
-                    others.sum += sum;
+                    others += sum;
                 }
                 if (item.count == 0) return;
                 // Every warp multiplies by the errors of all rows.
                 __syncthreads();
                 product.template add<true>(this->stage(s), shape.head_pitch, errors(), shape.error_pitch, depth);
             });
-        product.store(this->tile());
-        const float sum = others.total();
-        if (others.row < item.rows && others.lane == 0) {
-            float* behind = this->tile() + others.row * product.pitch() + product.pitch() - 4;
-            for (uint32_t k = 0; k < product.layers(); ++k) behind[k * product.layer()] = k == 0 ? sum : 0.0f;
+        product.store(this->tile(), item.rows);
+        others = lanes.reduce(reduce::Sum<double>(), others);
+        // The zero where it goes is another thread's.
+        __syncthreads();
+        if (lanes.row < item.rows && lanes.lane == 0) {
+            this->tile()[(lanes.row + 1) * product.pitch() - 4] = static_cast<float>(others);
         }
-        const PartialSums sums = this->sums(product, true);
-        if (sums.parts == 0) return;
-#pragma unroll 1
-        for (uint32_t r = threadIdx.x / reduce::warp_size; r < item.rows; r += warps) finish(sums, r);
+        if (this->add_up_tile(product)) leave(product.pitch());
     }
 
 private:
@@ -107,30 +107,16 @@ private:
         }
     };
 
-    // The sum of a row's e_v, by several threads of one warp.
-    struct RowSum {
-        uint32_t lanes;
-        uint32_t row;
-        uint32_t lane;
-        // Of many thousands of terms.
-        double sum = 0.0;
-
-        __device__ __forceinline__ explicit RowSum(uint32_t rows) {
-            lanes = reduce::warp_size;
-            while (lanes * rows > warps * reduce::warp_size) lanes /= 2;
-            row = threadIdx.x / lanes;
-            lane = threadIdx.x % lanes;
-        }
-
-        // By all lanes of the warp, each of which gets that of its row.
-        __device__ __forceinline__ float total() const {
-            double total = sum;
-            for (uint32_t apart = lanes / 2; apart > 0; apart /= 2) {
-                total += __shfl_xor_sync(reduce::whole_warp, total, apart);
-            }
-            return static_cast<float>(total);
-        }
+    // What the gradient of a row is made of, besides sums.
+    struct RowScale {
+        uint32_t position;
+        // Of the target, among the rows of the head.
+        uint32_t token;
+        float others;
+        // 0 for a row without a loss.
+        float scale;
     };
+    static_assert(sizeof(RowScale) * LinearShared::most_rows <= LinearShared::errors_bytes, "they lie over the errors");
 
     __device__ __forceinline__ T* errors() const { return reinterpret_cast<T*>(shared.errors); }
 
@@ -142,17 +128,16 @@ private:
                 shared.tokens[i] = batch.token(group, item.inner_first + i);
             }
         }
-#pragma unroll 1
-        for (uint32_t r = threadIdx.x / reduce::warp_size; r < item.rows; r += warps) {
+        const RowLanes lanes(item.rows, blockDim.x);
+        float maximum = -INFINITY;
+        if (lanes.row < item.rows) {
             const ScoreRecord* records =
-                params.records + group.records + (item.first_row + r) * static_cast<uint64_t>(group.tiles());
-            float maximum = -INFINITY;
-            for (uint32_t i = threadIdx.x % reduce::warp_size; i < group.tiles(); i += reduce::warp_size) {
-                maximum = fmaxf(maximum, records[i].maximum);
-            }
-            maximum = reduce::warp(reduce::Maximum(), maximum);
-            if (threadIdx.x % reduce::warp_size == 0) shared.maximum[r] = maximum;
+                params.records + group.records + (item.first_row + lanes.row) * static_cast<uint64_t>(group.tiles());
+#pragma unroll 4
+            for (uint32_t i = lanes.lane; i < group.tiles(); i += lanes.lanes) maximum = fmaxf(maximum, records[i].maximum);
         }
+        maximum = lanes.reduce(reduce::Maximum(), maximum);
+        if (lanes.row < item.rows && lanes.lane == 0) shared.maximum[lanes.row] = maximum;
         // Every thread copies head rows of any token, and looks at the maximum of any row.
         __syncthreads();
     }
@@ -169,60 +154,67 @@ private:
     __device__ __forceinline__ void load(const Shape& shape, T* stage, uint32_t begin, uint32_t tokens) const {
         const LinearItem& item = shared.item;
         const LinearGroup& group = shared.group;
-        const uint32_t packets = round_up(item.count, 16) / packet, of_head = round_up(tokens, 16) * packets;
-#pragma unroll 2
-        for (uint32_t i = threadIdx.x; i < of_head; i += blockDim.x) {
-            const uint32_t index = i / packets, p = i % packets;
+        this->for_each_packet(round_up(tokens, 16), round_up(item.count, 16) / packet, [&](uint32_t index, uint32_t p) {
             T* to = stage + index * shape.head_pitch + p * packet;
             if (index >= tokens) {
                 device::store128(to, uint4{0, 0, 0, 0});
-                continue;
+                return;
             }
             const uint32_t token =
                 batch.tokens ? shared.tokens[begin + index] : batch.token(group, item.inner_first + begin + index);
             copy_packet(to, batch.template head_row<T>(token), item.first / packet + p);
-        }
+        });
         float* scores = reinterpret_cast<float*>(stage + shape.tokens * shape.head_pitch);
         const uint64_t stride = group.stride();
         const float* from = params.scores + group.scores + item.first_row * stride + item.inner_first + begin;
-        const uint32_t of_row = (tokens + 3) / 4;
-#pragma unroll 2
-        for (uint32_t i = threadIdx.x; i < item.rows * of_row; i += blockDim.x) {
-            const uint32_t r = i / of_row, p = i % of_row;
+        this->for_each_packet(item.rows, (tokens + 3) / 4, [&](uint32_t r, uint32_t p) {
             device::copy128_async(scores + r * shape.score_pitch + 4 * p, from + r * stride + 4 * p);
-        }
+        });
     }
 
-    // Leaves a row's loss and its gradient. By a warp.
-    __device__ __forceinline__ void finish(const PartialSums& sums, uint32_t r) const {
+    // Leaves the loss of rows and their gradient, from the sums in `tile`.
+    __device__ __forceinline__ void leave(uint32_t pitch) const {
         const LinearItem& item = shared.item;
-        const uint32_t lane = threadIdx.x % reduce::warp_size, index = this->row_index(r);
-        const LinearRow row = LinearRow::load(batch.rows + index);
-        const float maximum = shared.maximum[r], others = sums(r, sums.pitch - 4);
-        const Softmax softmax = {maximum, others, (params.targets[index] - maximum) * inverse_temperature};
-        if (item.first == 0 && lane == 0) leave(index, row, softmax);
+        RowScale* scales = reinterpret_cast<RowScale*>(shared.errors);
         T* direct = static_cast<T*>(params.hidden_gradient);
-        // Nobody looks at the unscaled gradient of a row without a loss; the gradient itself is 0.
-        if (item.count == 0 || (!direct && !row.counts())) return;
-        float scale = softmax.inverse_sum();
-        if (direct) scale *= row.share * (params.times_temperature ? 1.0f : inverse_temperature);
-        const Vector<T> target = batch.template head_row<T>(batch.token(shared.group, row.rank - shared.group.first_rank));
-        for (uint32_t p = lane; p < (item.count + packet - 1) / packet; p += reduce::warp_size) {
+        for (uint32_t r = threadIdx.x; r < item.rows; r += blockDim.x) {
+            const uint32_t index = this->row_index(r);
+            const LinearRow row = LinearRow::load(batch.rows + index);
+            const float maximum = shared.maximum[r], others = this->tile()[(r + 1) * pitch - 4];
+            const Softmax softmax = {maximum, others, (params.targets[index] - maximum) * inverse_temperature};
+            if (item.first == 0) leave(index, row, softmax);
+            float scale = softmax.inverse_sum();
+            if (direct) scale *= row.share * (params.times_temperature ? 1.0f : inverse_temperature);
+            scales[r] = {row.position, batch.token(shared.group, row.rank - shared.group.first_rank), others,
+                         row.counts() ? scale : 0.0f};
+        }
+        // Every thread takes packets of any row.
+        __syncthreads();
+        this->for_each_packet(item.rows, (item.count + packet - 1) / packet, [&](uint32_t r, uint32_t p) {
+            const RowScale row = scales[r];
+            // Nobody looks at the unscaled gradient of a row without a loss; the gradient itself is 0.
+            if (!direct && row.scale == 0.0f) return;
             const uint32_t of_width = item.first / packet + p;
-            const Packet<T> of_target = target.load(of_width);
+            const Packet<T> of_target = batch.template head_row<T>(row.token).load(of_width);
             float values[packet];
-            sums.add_up(r, p * packet, values);
+#pragma unroll
+            for (uint32_t k = 0; k < packet; k += 4) {
+                const Packet<float> sums = Packet<float>::load(this->tile() + r * pitch + p * packet + k);
+#pragma unroll
+                for (uint32_t j = 0; j < 4; ++j) values[k + j] = sums.values[j];
+            }
 #pragma unroll
             for (uint32_t k = 0; k < packet; ++k) {
-                const float error = values[k] * ErrorScale<T>::down - others * number::widen(of_target.values[k]);
-                values[k] = row.counts() ? error * scale : 0.0f;
+                const float error = values[k] * ErrorScale<T>::down - row.others * number::widen(of_target.values[k]);
+                values[k] = row.scale == 0.0f ? 0.0f : error * row.scale;
             }
             if (direct) {
                 store(direct + row.position * static_cast<uint64_t>(batch.width), of_width, values);
             } else {
+                const uint64_t index = this->row_index(r);
                 store(params.gradient + index * params.gradient_stride + of_width * packet, values);
             }
-        }
+        });
     }
 
     __device__ __forceinline__ static void store(float* to, const float (&values)[packet]) {

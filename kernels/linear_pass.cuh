@@ -134,37 +134,39 @@ __device__ __forceinline__ void copy_packet(T* to, const Vector<T>& row, uint32_
     }
 }
 
-// Sums of an item, of rows × (tokens or columns), that are still to be added up: those of the warps of this block, or those of
-// all slices. Part k of that of row r and column i is at values[k·stride + r·pitch + i].
-struct PartialSums {
-    const float* values;
-    uint32_t parts;
-    uint32_t pitch;
-    uint64_t stride;
+// Adds up, for four neighbours, parts that are `stride` numbers apart, in their order. Several are loaded at a time: in global
+// memory each takes as long as all of them.
+__device__ __forceinline__ Packet<float> add_up(const float* from, uint32_t parts, uint64_t stride) {
+    Packet<float> sum = Packet<float>::load(from);
+#pragma unroll 4
+    for (uint32_t k = 1; k < parts; ++k) {
+        const Packet<float> part = Packet<float>::load(from + k * stride);
+#pragma unroll
+        for (uint32_t i = 0; i < Packet<float>::size; ++i) sum.values[i] += part.values[i];
+    }
+    return sum;
+}
 
-    __device__ __forceinline__ float operator()(uint32_t r, uint32_t i) const {
-        const float* at = values + r * static_cast<uint64_t>(pitch) + i;
-        float sum = 0.0f;
-#pragma unroll 1
-        for (uint32_t k = 0; k < parts; ++k) sum += at[k * stride];
-        return sum;
+// The threads of a block shared out among the rows of an item: neighbours in one warp have the same.
+struct RowLanes {
+    uint32_t lanes;
+    uint32_t row;
+    uint32_t lane;
+
+    __device__ __forceinline__ RowLanes(uint32_t rows, uint32_t threads) {
+        lanes = reduce::warp_size;
+        while (lanes * rows > threads) lanes /= 2;
+        row = threadIdx.x / lanes;
+        lane = threadIdx.x % lanes;
     }
 
-    // Of neighbours, the first at a multiple of four.
-    template <int count>
-    __device__ __forceinline__ void add_up(uint32_t r, uint32_t i, float (&sums)[count]) const {
-        const float* at = values + r * static_cast<uint64_t>(pitch) + i;
-#pragma unroll
-        for (uint32_t j = 0; j < count; ++j) sums[j] = 0.0f;
-#pragma unroll 1
-        for (uint32_t k = 0; k < parts; ++k) {
-#pragma unroll
-            for (uint32_t j = 0; j < count; j += 4) {
-                const Packet<float> part = Packet<float>::load(at + k * stride + j);
-#pragma unroll
-                for (uint32_t l = 0; l < 4; ++l) sums[j + l] += part.values[l];
-            }
+    // By all threads of a warp, each of which gets that of its row.
+    template <class Operation>
+    __device__ __forceinline__ typename Operation::Value reduce(Operation operation, typename Operation::Value value) const {
+        for (uint32_t apart = lanes / 2; apart > 0; apart /= 2) {
+            value = operation.combine(value, operation.shuffle(value, static_cast<int>(apart)));
         }
+        return value;
     }
 };
 
@@ -207,23 +209,49 @@ struct LinearPass {
     // Where the sums of the block's warps go: over the stages, which are used up.
     __device__ __forceinline__ float* tile() const { return reinterpret_cast<float*>(stage(0)); }
 
-    // What the warps of this block have stored in `tile`, or that of all slices of the item, for all threads of the block
-    // that comes last to read; no parts in any other. Behind its columns a row may have one number `more`.
-    __device__ __forceinline__ PartialSums sums(const BlockProduct<T>& product, bool more) const {
+    // Adds up what the warps of this block have stored in `tile` and, of an item in slices, what all of its blocks have.
+    // Whether the sums are in `tile` now, for all threads of the block: that of the last slice to be done, if there are several.
+    // Each of the item's rows has a whole pitch, all of which must be there.
+    __device__ __forceinline__ bool add_up_tile(const BlockProduct<T>& product) const {
         // Every thread reads what others have stored.
         __syncthreads();
         const LinearItem& item = shared.item;
-        const uint32_t pitch = product.pitch(), columns = pitch - 4 + more;
-        const PartialSums of_block = {tile(), product.layers(), pitch, product.layer()};
-        if (item.slices == 1) return of_block;
-        const uint64_t stride = item.rows * static_cast<uint64_t>(pitch);
+        const uint32_t count = item.rows * product.pitch();
         float* slices = params.partials + 4 * static_cast<uint64_t>(item.partials);
-        for (uint32_t i = threadIdx.x; i < item.rows * columns; i += blockDim.x) {
-            const uint32_t r = i / columns, column = i % columns;
-            slices[item.slice * stride + r * pitch + column] = of_block(r, column);
+        float* own = item.slices == 1 ? tile() : slices + item.slice * static_cast<uint64_t>(count);
+        if (own != tile() || product.layers() > 1) {
+            for (uint32_t i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x) {
+                add_up(tile() + i, product.layers(), product.layer()).store(own + i);
+            }
         }
-        const bool last = reduce::is_last_block(params.counters + item.counter, item.slices);
-        return {slices, last ? item.slices : 0, pitch, stride};
+        if (item.slices > 1) {
+            if (!reduce::is_last_block(params.counters + item.counter, item.slices)) return false;
+#pragma unroll 2
+            for (uint32_t i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x) {
+                add_up(slices + i, item.slices, count).store(tile() + i);
+            }
+        }
+        // Whoever needs a sum next is not whoever has made it.
+        __syncthreads();
+        return true;
+    }
+
+    // Calls use(row, packet) for as many packets of each of so many rows, by all threads of the block in turn.
+    template <class Use>
+    __device__ __forceinline__ static void for_each_packet(uint32_t rows, uint32_t packets, Use use) {
+        if (packets == 0) return;
+        const uint32_t of_rows = blockDim.x / packets, of_packets = blockDim.x % packets;
+        uint32_t row = threadIdx.x / packets, packet = threadIdx.x % packets;
+#pragma unroll 1
+        while (row < rows) {
+            use(row, packet);
+            row += of_rows;
+            packet += of_packets;
+            if (packet >= packets) {
+                packet -= packets;
+                ++row;
+            }
+        }
     }
 
     // Keeps copies for the next stages under way while a stage is used: calls load(s) for every stage, and use(s) when all

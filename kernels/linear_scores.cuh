@@ -25,11 +25,12 @@ public:
                 product.template add<false>(head, lines.pitch, head + lines.tokens * lines.pitch, lines.pitch,
                                             round_up(length(s), Fragments<T>::depth));
             });
-        product.store(this->tile());
-        const PartialSums sums = this->sums(product, false);
-        if (sums.parts == 0) return;
-#pragma unroll 1
-        for (uint32_t r = threadIdx.x / reduce::warp_size; r < item.rows; r += warps) finish(sums, r);
+        product.store(this->tile(), item.rows);
+        if (!this->add_up_tile(product)) return;
+        store_scores(product.pitch());
+        // Lanes look at scores that other threads have added the bias to.
+        __syncthreads();
+        leave_records(product.pitch());
     }
 
 private:
@@ -86,56 +87,68 @@ private:
     // Columns [begin, begin + columns) of the lines of tokens and rows, zeros behind the width.
     __device__ __forceinline__ void load(const Lines& lines, T* stage, uint32_t begin, uint32_t columns) const {
         const LinearItem& item = shared.item;
-        const uint32_t packets = columns / packet, count = (item.count + item.rows) * packets;
-#pragma unroll 2
-        for (uint32_t i = threadIdx.x; i < count; i += blockDim.x) {
-            const uint32_t line = i / packets, p = i % packets, r = line - item.count;
+        this->for_each_packet(item.count + item.rows, columns / packet, [&](uint32_t line, uint32_t p) {
             const bool of_head = line < item.count;
+            const uint32_t r = line - item.count;
             const Vector<T> row = of_head ? batch.template head_row<T>(shared.tokens[line])
                                           : batch.template hidden_row<T>(shared.positions[r]);
             copy_packet(stage + (of_head ? line : lines.tokens + r) * lines.pitch + p * packet, row, begin / packet + p);
-        }
+        });
     }
 
-    // Leaves the scores of a row and a record of them. By a warp.
-    __device__ __forceinline__ void finish(const PartialSums& sums, uint32_t r) const {
-        constexpr uint32_t each = LinearGroup::tile / reduce::warp_size;
+    // Adds the bias and leaves the scores, in whole packets: what pads a row of scores is copied along with them.
+    __device__ __forceinline__ void store_scores(uint32_t pitch) const {
+        const LinearItem& item = shared.item;
+        const uint64_t stride = shared.group.stride();
+        float* scores = params.scores + shared.group.scores + item.first_row * stride + item.first;
+        this->for_each_packet(item.rows, (item.count + 3) / 4, [&](uint32_t r, uint32_t p) {
+            float* of_tile = this->tile() + r * pitch + 4 * p;
+            Packet<float> z = Packet<float>::load(of_tile);
+#pragma unroll
+            for (uint32_t k = 0; k < 4; ++k) {
+                const uint32_t i = 4 * p + k;
+                z.values[k] = i < item.count ? z.values[k] + batch.template bias_of<T>(shared.tokens[i]) : 0.0f;
+            }
+            z.store(of_tile);
+            z.store(scores + r * stride + 4 * p);
+        });
+    }
+
+    // Leaves a record of each row, and the target's score where it is among these.
+    __device__ __forceinline__ void leave_records(uint32_t pitch) const {
         const LinearItem& item = shared.item;
         const LinearGroup& group = shared.group;
-        const uint32_t lane = threadIdx.x % reduce::warp_size, index = this->row_index(r);
-        const LinearRow row = LinearRow::load(batch.rows + index);
-        const uint32_t rank = row.rank - group.first_rank - item.first;
-        float* scores = params.scores + group.scores + (item.first_row + r) * static_cast<uint64_t>(group.stride()) + item.first;
-        float z[each];
+        const RowLanes lanes(item.rows, blockDim.x);
+        const bool has_row = lanes.row < item.rows;
+        const float* scores = this->tile() + (has_row ? lanes.row : 0) * pitch;
+        if (has_row && lanes.lane == 0) {
+            const uint32_t index = this->row_index(lanes.row), rank = batch.rows[index].rank - group.first_rank - item.first;
+            if (rank < item.count) params.targets[index] = scores[rank];
+        }
         float maximum = -INFINITY;
-#pragma unroll
-        for (uint32_t k = 0; k < each; ++k) {
-            const uint32_t i = lane + k * reduce::warp_size;
-            z[k] = -INFINITY;
-            if (i >= item.count) continue;
-            z[k] = sums(r, i) + batch.template bias_of<T>(shared.tokens[i]);
-            scores[i] = z[k];
-            maximum = fmaxf(maximum, z[k]);
-            if (i == rank) params.targets[index] = z[k];
-        }
-        // What pads a row of scores is copied along with them.
-        if (item.first + item.count == group.tokens && item.count + lane < group.stride() - item.first) {
-            scores[item.count + lane] = 0.0f;
-        }
-        ScoreRecord record = {reduce::warp(reduce::Maximum(), maximum), 0.0f, 0.0f, 0.0f};
-        if (row.in_statistics) {
-            record.shift = __shfl_sync(reduce::whole_warp, z[0], 0);
+#pragma unroll 4
+        for (uint32_t i = lanes.lane; i < item.count; i += lanes.lanes) maximum = fmaxf(maximum, scores[i]);
+        ScoreRecord record = {lanes.reduce(reduce::Maximum(), maximum), 0.0f, 0.0f, 0.0f};
+        // Where no row is in the statistics nobody looks at moments.
+        if (params.sizes.rows != 0.0) {
+            record.shift = scores[0];
             Moments::Value moments = Moments().identity();
+            uint32_t i = lanes.lane;
+#pragma unroll 1
+            for (; i + 3 * lanes.lanes < item.count; i += 4 * lanes.lanes) {
+                float four[4];
 #pragma unroll
-            for (uint32_t k = 0; k < each; ++k) {
-                if (lane + k * reduce::warp_size < item.count) moments = Moments().add(moments, z[k] - record.shift);
+                for (uint32_t k = 0; k < 4; ++k) four[k] = scores[i + k * lanes.lanes] - record.shift;
+                moments = Moments().add(moments, four);
             }
-            moments = reduce::warp(Moments(), moments);
+#pragma unroll 1
+            for (; i < item.count; i += lanes.lanes) moments = Moments().add(moments, scores[i] - record.shift);
+            moments = lanes.reduce(Moments(), moments);
             record.mean = moments.mean;
             record.deviations = moments.deviations;
         }
-        if (lane != 0) return;
-        const uint64_t of_row = group.records + (item.first_row + r) * static_cast<uint64_t>(group.tiles());
+        if (!has_row || lanes.lane != 0) return;
+        const uint64_t of_row = group.records + (item.first_row + lanes.row) * static_cast<uint64_t>(group.tiles());
         device::store128(params.records + of_row + item.first / LinearGroup::tile,
                          uint4{__float_as_uint(record.maximum), __float_as_uint(record.shift), __float_as_uint(record.mean),
                                __float_as_uint(record.deviations)});

@@ -50,12 +50,15 @@ struct DenseForwardParams {
     uint32_t kept_capacity;
     uint32_t times_temperature;
 };
-static_assert(sizeof(DenseForwardParams) == 248, "mirrors launch::DenseForwardParams");
-static_assert(offsetof(DenseForwardParams, softmaxes) == 96, "mirrors launch::DenseForwardParams");
-static_assert(offsetof(DenseForwardParams, partials) == 120, "mirrors launch::DenseForwardParams");
-static_assert(offsetof(DenseForwardParams, given) == 152, "mirrors launch::DenseForwardParams");
-static_assert(offsetof(DenseForwardParams, step) == 168, "mirrors launch::DenseForwardParams");
-static_assert(offsetof(DenseForwardParams, kept_capacity) == 240, "mirrors launch::DenseForwardParams");
+static_assert(sizeof(DenseForwardParams) == 248 && offsetof(DenseForwardParams, batch) == 0 &&
+    offsetof(DenseForwardParams, gradient) == 80 && offsetof(DenseForwardParams, gradient_stride) == 88 &&
+    offsetof(DenseForwardParams, softmaxes) == 96 && offsetof(DenseForwardParams, losses) == 104 &&
+    offsetof(DenseForwardParams, loss) == 112 && offsetof(DenseForwardParams, partials) == 120 &&
+    offsetof(DenseForwardParams, statistics) == 128 && offsetof(DenseForwardParams, temperature) == 136 &&
+    offsetof(DenseForwardParams, previous) == 144 && offsetof(DenseForwardParams, given) == 152 &&
+    offsetof(DenseForwardParams, arrived) == 160 && offsetof(DenseForwardParams, step) == 168 &&
+    offsetof(DenseForwardParams, sizes) == 208 && offsetof(DenseForwardParams, kept_capacity) == 240 &&
+    offsetof(DenseForwardParams, times_temperature) == 244, "mirrors launch::DenseForwardParams");
 
 namespace {
 

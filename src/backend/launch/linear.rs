@@ -23,8 +23,8 @@ use params::{
 pub use rows::LinearRows;
 
 use super::{
-    DeviceLimits, DevicePtr, Element, Launch, Lifetime, Queue, TemperaturePlan, TemperatureStep,
-    WARP,
+    BeamWeights, DeviceLimits, DevicePtr, Element, Launch, Lifetime, Queue, TemperaturePlan,
+    TemperatureStep, WARP,
 };
 use crate::{Error, Result, TokenSets};
 
@@ -251,7 +251,7 @@ impl LinearPass {
                 ("row losses", count * size_of::<f64>()),
             ],
         )?;
-        let [records, targets, partials] = self.allocate_scores(queue, items)?;
+        let [records, targets, nth_scores, partials] = self.allocate_scores(queue, items)?;
         let params = LinearForwardParams {
             batch: LinearBatch {
                 hidden: tensors.hidden,
@@ -273,6 +273,7 @@ impl LinearPass {
             scores: scores.or(kept_scores),
             records,
             targets,
+            nth_scores,
             softmaxes: softmaxes.or(kept_softmaxes),
             row_losses,
             partials,
@@ -288,6 +289,7 @@ impl LinearPass {
             given: temperature.given,
             step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
             sizes: rows.statistics_sizes(),
+            beam_weights: rows.beam_weights,
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
             times_temperature: rows.times_temperature.into(),
@@ -311,7 +313,8 @@ impl LinearPass {
         params: LinearForwardParams,
     ) -> impl Iterator<Item = (&Chunk, LinearForwardParams)> {
         let chunks = &self.items.chunks;
-        let twice = params.adapts != 0 && chunks.len() > 1;
+        let waits = params.adapts != 0 || params.beam_weights.weighs();
+        let twice = waits && chunks.len() > 1;
         let first_time = LinearForwardParams {
             scores_only: twice.into(),
             ..params
@@ -320,6 +323,8 @@ impl LinearPass {
             previous: params.temperature,
             statistics: None,
             adapts: 0,
+            // The shares of rows are what BEAR has made of them.
+            beam_weights: BeamWeights::zeroed(),
             ..params
         };
         let of_chunks = move |params: LinearForwardParams| {
@@ -365,6 +370,8 @@ impl LinearPass {
                 gradient_items: part(params.gradient_items, chunk.gradients.start, gradients),
                 score_count: chunk.scores.len() as u32,
                 gradient_count: gradients as u32,
+                first_row: chunk.rows[0],
+                rows: chunk.rows[1],
                 ..params
             },
         };
@@ -374,17 +381,20 @@ impl LinearPass {
         unsafe { queue.launch(&launch) }
     }
 
-    /// Records, targets and partial sums of launches over these items.
+    /// Records, targets, scores of the B-th rank and partial sums of launches over these items.
     fn allocate_scores<Q: Queue>(
         &self,
         queue: &mut Q,
         items: &Items,
-    ) -> Result<[Option<DevicePtr>; 3], Q::Error> {
+    ) -> Result<[Option<DevicePtr>; 4], Q::Error> {
+        let of_rows = self.rows.rows.len() * size_of::<f32>();
+        let weighs = self.rows.beam_weights.weighs();
         queue.allocate(
             Lifetime::Scratch,
             [
                 ("records", items.records as usize * 16),
-                ("targets", self.rows.rows.len() * size_of::<f32>()),
+                ("targets", of_rows),
+                ("nth scores", if weighs { of_rows } else { 0 }),
                 ("partials", items.partials as usize * 16),
             ],
         )
@@ -476,14 +486,16 @@ impl LinearPass {
         })?;
         let of_scores = by_tokens.scores as usize * size_of::<f32>();
         let [scores] = queue.allocate(Lifetime::Scratch, [("scores", of_scores)])?;
-        let [records, targets, partials] = self.allocate_scores(queue, by_tokens)?;
+        let [records, targets, nth_scores, partials] = self.allocate_scores(queue, by_tokens)?;
         let mut again = LinearForwardParams {
             score_items: items,
             scores,
             records,
             targets,
+            nth_scores,
             partials,
             statistics: None,
+            beam_weights: BeamWeights::zeroed(),
             scores_only: 1,
             ..forwarded.params
         };

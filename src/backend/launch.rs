@@ -24,7 +24,7 @@ pub use device_ptr::DevicePtr;
 pub use kernel_params::Mirrored;
 pub use linear::{
     LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows, LinearTensors,
-    LinearUpstream,
+    LinearUpstream, LinearWork,
 };
 pub use queue::{Lifetime, Queue};
 #[cfg(any(feature = "cuda", feature = "cust"))]

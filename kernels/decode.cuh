@@ -31,8 +31,10 @@ struct DecodeBeam {
         return edge < living ? first_living + edge : first_whole + (edge - living);
     }
 };
-static_assert(sizeof(DecodeBeam) == 32, "mirrors launch::DecodeBeam");
-static_assert(offsetof(DecodeBeam, first_living) == 24, "mirrors launch::DecodeBeam");
+static_assert(sizeof(DecodeBeam) == 32 && offsetof(DecodeBeam, log_probability) == 0 &&
+    offsetof(DecodeBeam, first_edge) == 8 && offsetof(DecodeBeam, edges) == 12 && offsetof(DecodeBeam, living) == 16 &&
+    offsetof(DecodeBeam, whole) == 20 && offsetof(DecodeBeam, first_living) == 24 &&
+    offsetof(DecodeBeam, first_whole) == 28, "mirrors launch::DecodeBeam");
 
 // What an edge's path is ranked by, but for its probability. Mirrors launch::DecodeEdge.
 struct DecodeEdge {
@@ -48,7 +50,8 @@ struct DecodeEdge {
         return edge;
     }
 };
-static_assert(sizeof(DecodeEdge) == 16, "mirrors launch::DecodeEdge");
+static_assert(sizeof(DecodeEdge) == 16 && offsetof(DecodeEdge, order) == 0 && offsetof(DecodeEdge, divisor) == 8,
+    "mirrors launch::DecodeEdge");
 
 // The place of a candidate among others: the greater score first, then the smaller order.
 struct Rank {

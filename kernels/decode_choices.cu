@@ -19,7 +19,8 @@ struct DecodeChoice {
     // Of its last token.
     float log_probability;
 };
-static_assert(sizeof(DecodeChoice) == 8, "mirrors launch::DecodeChoice");
+static_assert(sizeof(DecodeChoice) == 8 && offsetof(DecodeChoice, candidate) == 0 &&
+    offsetof(DecodeChoice, log_probability) == 4, "mirrors launch::DecodeChoice");
 
 // Mirrors launch::DecodeChoicesParams.
 struct DecodeChoicesParams {
@@ -31,8 +32,10 @@ struct DecodeChoicesParams {
     DecodeChoice* choices;
     uint64_t width;
 };
-static_assert(sizeof(DecodeChoicesParams) == 40, "mirrors launch::DecodeChoicesParams");
-static_assert(offsetof(DecodeChoicesParams, choices) == 24, "mirrors launch::DecodeChoicesParams");
+static_assert(sizeof(DecodeChoicesParams) == 40 && offsetof(DecodeChoicesParams, log_probabilities) == 0 &&
+    offsetof(DecodeChoicesParams, ranks) == 8 && offsetof(DecodeChoicesParams, segments) == 16 &&
+    offsetof(DecodeChoicesParams, choices) == 24 && offsetof(DecodeChoicesParams, width) == 32,
+    "mirrors launch::DecodeChoicesParams");
 
 namespace {
 

@@ -20,7 +20,8 @@ struct DecodeFault {
     uint32_t token;
     float value;
 };
-static_assert(sizeof(DecodeFault) == 8, "mirrors launch::DecodeFault");
+static_assert(sizeof(DecodeFault) == 8 && offsetof(DecodeFault, token) == 0 && offsetof(DecodeFault, value) == 4,
+    "mirrors launch::DecodeFault");
 
 // Mirrors launch::DecodeScoresParams.
 struct DecodeScoresParams {
@@ -41,9 +42,13 @@ struct DecodeScoresParams {
     float inverse_temperature;
     uint32_t over_vocabulary;
 };
-static_assert(sizeof(DecodeScoresParams) == 80, "mirrors launch::DecodeScoresParams");
-static_assert(offsetof(DecodeScoresParams, log_probabilities) == 40, "mirrors launch::DecodeScoresParams");
-static_assert(offsetof(DecodeScoresParams, width) == 64, "mirrors launch::DecodeScoresParams");
+static_assert(sizeof(DecodeScoresParams) == 80 && offsetof(DecodeScoresParams, logits) == 0 &&
+    offsetof(DecodeScoresParams, row_stride) == 8 && offsetof(DecodeScoresParams, beams) == 16 &&
+    offsetof(DecodeScoresParams, edges) == 24 && offsetof(DecodeScoresParams, tokens) == 32 &&
+    offsetof(DecodeScoresParams, log_probabilities) == 40 && offsetof(DecodeScoresParams, ranks) == 48 &&
+    offsetof(DecodeScoresParams, faults) == 56 && offsetof(DecodeScoresParams, width) == 64 &&
+    offsetof(DecodeScoresParams, beam_count) == 68 && offsetof(DecodeScoresParams, inverse_temperature) == 72 &&
+    offsetof(DecodeScoresParams, over_vocabulary) == 76, "mirrors launch::DecodeScoresParams");
 
 namespace {
 

@@ -19,7 +19,8 @@ struct DenseRow {
         return {bits.x, bits.y, bits.z, __uint_as_float(bits.w)};
     }
 };
-static_assert(sizeof(DenseRow) == 16, "mirrors launch::DenseRow");
+static_assert(sizeof(DenseRow) == 16 && offsetof(DenseRow, position) == 0 && offsetof(DenseRow, set) == 4 &&
+    offsetof(DenseRow, rank) == 8 && offsetof(DenseRow, share) == 12, "mirrors launch::DenseRow");
 
 // Mirrors launch::DenseBatch. Rows [0, counting) have a loss, rows [first_statistics, row_count) enter the statistics.
 // The loss and the gradient of rows [counting, row_count) are 0.
@@ -28,7 +29,7 @@ struct DenseBatch {
     const DenseRow* rows;
     // The positions at which no row is: their loss and gradient are 0, and nothing reads their logits.
     const uint32_t* idle;
-    TokenSets sets;
+    TokenSetsView sets;
     // Elements between the logits of two positions, and those of one.
     uint64_t row_stride;
     uint64_t width;
@@ -43,9 +44,11 @@ struct DenseBatch {
         return static_cast<const T*>(logits) + position * row_stride;
     }
 };
-static_assert(sizeof(DenseBatch) == 80, "mirrors launch::DenseBatch");
-static_assert(offsetof(DenseBatch, sets) == 24 && offsetof(DenseBatch, row_stride) == 48, "mirrors launch::DenseBatch");
-static_assert(offsetof(DenseBatch, counting) == 64, "mirrors launch::DenseBatch");
+static_assert(sizeof(DenseBatch) == 80 && offsetof(DenseBatch, logits) == 0 && offsetof(DenseBatch, rows) == 8 &&
+    offsetof(DenseBatch, idle) == 16 && offsetof(DenseBatch, sets) == 24 && offsetof(DenseBatch, row_stride) == 48 &&
+    offsetof(DenseBatch, width) == 56 && offsetof(DenseBatch, counting) == 64 &&
+    offsetof(DenseBatch, first_statistics) == 68 && offsetof(DenseBatch, row_count) == 72 &&
+    offsetof(DenseBatch, idle_count) == 76, "mirrors launch::DenseBatch");
 
 // The valid logits of a row, in the order of its set: kept on chip, or where they are.
 template <class T>

@@ -27,9 +27,11 @@ struct DenseBackwardParams {
     uint32_t upstream_by_position;
     uint32_t times_temperature;
 };
-static_assert(sizeof(DenseBackwardParams) == 128, "mirrors launch::DenseBackwardParams");
-static_assert(offsetof(DenseBackwardParams, softmaxes) == 96, "mirrors launch::DenseBackwardParams");
-static_assert(offsetof(DenseBackwardParams, upstream) == 112, "mirrors launch::DenseBackwardParams");
+static_assert(sizeof(DenseBackwardParams) == 128 && offsetof(DenseBackwardParams, batch) == 0 &&
+    offsetof(DenseBackwardParams, gradient) == 80 && offsetof(DenseBackwardParams, gradient_stride) == 88 &&
+    offsetof(DenseBackwardParams, softmaxes) == 96 && offsetof(DenseBackwardParams, temperature) == 104 &&
+    offsetof(DenseBackwardParams, upstream) == 112 && offsetof(DenseBackwardParams, upstream_by_position) == 120 &&
+    offsetof(DenseBackwardParams, times_temperature) == 124, "mirrors launch::DenseBackwardParams");
 
 namespace {
 

@@ -19,7 +19,10 @@ struct TemperatureStep {
     // Whether Δ and σ² are centred by row; else pooled.
     uint64_t centred;
 };
-static_assert(sizeof(TemperatureStep) == 40, "mirrors launch::TemperatureStep");
+static_assert(sizeof(TemperatureStep) == 40 && offsetof(TemperatureStep, alpha) == 0 &&
+    offsetof(TemperatureStep, minimum) == 8 && offsetof(TemperatureStep, maximum) == 16 &&
+    offsetof(TemperatureStep, log_odds) == 24 && offsetof(TemperatureStep, centred) == 32,
+    "mirrors launch::TemperatureStep");
 
 // Mirrors launch::StatisticsSizes: the fields of `Statistics` that the host knows.
 struct StatisticsSizes {
@@ -28,7 +31,9 @@ struct StatisticsSizes {
     double fan_out;
     double log_sizes;
 };
-static_assert(sizeof(StatisticsSizes) == 32, "mirrors launch::StatisticsSizes");
+static_assert(sizeof(StatisticsSizes) == 32 && offsetof(StatisticsSizes, rows) == 0 &&
+    offsetof(StatisticsSizes, tokens) == 8 && offsetof(StatisticsSizes, fan_out) == 16 &&
+    offsetof(StatisticsSizes, log_sizes) == 24, "mirrors launch::StatisticsSizes");
 
 // Mirrors the library's `Statistics`.
 struct Statistics {

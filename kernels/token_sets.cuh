@@ -4,7 +4,7 @@
 #include "device.cuh"
 
 // Tokens of set u: tokens[offsets[u] .. offsets[u + 1]], ascending. Without offsets every set is the whole vocabulary.
-struct TokenSets {
+struct TokenSetsView {
     const uint32_t* offsets;
     const uint32_t* tokens;
     uint64_t vocabulary;
@@ -14,5 +14,5 @@ struct TokenSets {
         return offsets ? offsets[set + 1] : static_cast<uint32_t>(vocabulary);
     }
 };
-static_assert(sizeof(TokenSets) == 24, "mirrors launch::TokenSetsView");
-static_assert(offsetof(TokenSets, tokens) == 8 && offsetof(TokenSets, vocabulary) == 16, "mirrors launch::TokenSetsView");
+static_assert(sizeof(TokenSetsView) == 24 && offsetof(TokenSetsView, offsets) == 0 &&
+    offsetof(TokenSetsView, tokens) == 8 && offsetof(TokenSetsView, vocabulary) == 16, "mirrors launch::TokenSetsView");

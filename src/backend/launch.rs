@@ -9,19 +9,14 @@ mod linear;
 mod queue;
 mod temperature;
 
-use bytemuck::{Pod, Zeroable};
-
-pub use decode::{
-    Decode, DecodeBeam, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeChoicesParams, DecodeEdge,
-    DecodeFault, DecodeInputs, DecodeScoresParams,
-};
-pub(crate) use decode::{DecodeSet, NewBeam};
+pub use decode::{Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs};
+pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
 pub use dense::{
-    DenseBackward, DenseBackwardBuffers, DenseBackwardParams, DenseForward, DenseForwardBuffers,
-    DenseForwardParams, DenseInputs, DenseRow, DenseRows, GradientView,
+    DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
+    GradientView,
 };
 pub use device_ptr::DevicePtr;
-pub use kernel_params::Mirrored;
+use kernel_params::{Kernel, kernel_params};
 pub use linear::{
     LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows, LinearTensors,
     LinearUpstream, LinearWork,
@@ -29,7 +24,8 @@ pub use linear::{
 pub use queue::{Lifetime, Queue};
 #[cfg(any(feature = "cuda", feature = "cust"))]
 pub(crate) use queue::{bytes_of_parts, places_of_parts};
-pub use temperature::{StatisticsSizes, TemperaturePlan, TemperatureStep};
+pub use temperature::TemperaturePlan;
+use temperature::{StatisticsSizes, TemperatureStep};
 
 /// Threads that run together.
 const WARP: u32 = 32;
@@ -72,21 +68,18 @@ impl DeviceLimits {
     const RESERVED_SHARED_BYTES: u32 = 1024;
     /// Blocks are given whole units of shared memory.
     const SHARED_UNIT_BYTES: u32 = 128;
-    /// Every kernel leaves registers for so many threads on a multiprocessor, in blocks of whatever
-    /// size.
-    const THREADS_PER_MULTIPROCESSOR: u32 = 1024;
     /// The fewest that any supported architecture holds (the RTX 30 series).
     const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
 
     /// How many blocks of this shape are sure to be resident together: the most that a cooperative
     /// launch may have. 0 where not even one fits.
-    #[must_use]
-    pub fn resident_blocks(&self, threads: u32, shared_bytes: u32) -> u32 {
-        if shared_bytes > self.shared_bytes_per_block {
+    fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared_bytes: u32) -> u32 {
+        if threads > kernel.threads || shared_bytes > self.shared_bytes_per_block {
             return 0;
         }
-        let by_threads = Self::THREADS_PER_MULTIPROCESSOR / threads.max(1);
-        let blocks = by_threads.min(Self::BLOCKS_PER_MULTIPROCESSOR);
+        // Registers go to warps: smaller blocks find as many as larger ones of as many threads.
+        let by_registers = kernel.threads * kernel.blocks / threads.max(1);
+        let blocks = by_registers.min(Self::BLOCKS_PER_MULTIPROCESSOR);
         let held =
             shared_bytes.next_multiple_of(Self::SHARED_UNIT_BYTES) + Self::RESERVED_SHARED_BYTES;
         let by_shared_memory = self.shared_bytes_per_multiprocessor / held;
@@ -123,16 +116,16 @@ impl Element {
     }
 }
 
-/// Token sets in device memory; mirrors `TokenSets` of `kernels/token_sets.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct TokenSetsView {
-    /// The address of the u32 offsets, or 0 where every set is the whole vocabulary.
-    pub offsets: u64,
-    /// The address of the u32 tokens.
-    pub tokens: u64,
-    /// How many tokens there are in all.
-    pub vocabulary: u64,
+kernel_params! {
+    /// Token sets in device memory.
+    pub struct TokenSetsView in "token_sets.cuh" {
+        /// The u32 offsets; `None` where every set is the whole vocabulary.
+        offsets: Option<DevicePtr>,
+        /// The u32 tokens.
+        tokens: Option<DevicePtr>,
+        /// How many tokens there are in all.
+        vocabulary: u64,
+    }
 }
 
 #[cfg(test)]
@@ -146,16 +139,32 @@ mod tests {
     };
 
     #[test]
-    fn what_is_resident_is_bound_by_threads_and_by_shared_memory() {
-        assert_eq!(LIMITS.resident_blocks(256, 0), 40);
-        assert_eq!(LIMITS.resident_blocks(256, 49 << 10), 20);
-        assert_eq!(LIMITS.resident_blocks(256, 99 << 10), 10);
-        assert_eq!(LIMITS.resident_blocks(256, 100 << 10), 0);
-        assert_eq!(LIMITS.resident_blocks(2048, 0), 0);
-        assert_eq!(LIMITS.resident_blocks(32, 0), 160);
+    fn kernels_mirror_the_token_sets() {
+        kernel_params::tests::assert_mirrored::<TokenSetsView>();
+    }
+
+    #[test]
+    fn what_is_resident_is_bound_by_registers_and_by_shared_memory() {
+        let resident = |[threads, blocks]: [u32; 2], of: u32, shared_bytes: u32| {
+            let names = ["a kernel"; 3];
+            let kernel = Kernel {
+                names,
+                threads,
+                blocks,
+            };
+            LIMITS.resident_blocks(&kernel, of, shared_bytes)
+        };
+        assert_eq!(resident([512, 2], 256, 0), 40);
+        assert_eq!(resident([512, 2], 256, 49 << 10), 20);
+        assert_eq!(resident([512, 2], 256, 99 << 10), 10);
+        assert_eq!(resident([512, 2], 256, 100 << 10), 0);
+        assert_eq!(resident([512, 2], 1024, 0), 0);
+        assert_eq!(resident([512, 2], 32, 0), 160);
+        assert_eq!(resident([256, 2], 256, 0), 20);
+        assert_eq!(resident([256, 6], 256, 0), 60);
         // Each takes a little more than a third, of what the runtime keeps and of whole units.
-        assert_eq!(LIMITS.resident_blocks(256, 33_108), 20);
-        assert_eq!(LIMITS.resident_blocks(256, 33_024), 30);
+        assert_eq!(resident([512, 2], 256, 33_108), 20);
+        assert_eq!(resident([512, 2], 256, 33_024), 30);
         assert_eq!(LIMITS.shared_bytes_of_each(3), 33_024);
     }
 }

@@ -2,8 +2,8 @@
 #![allow(dead_code)] // Each test binary uses its part.
 
 use bytemuck::Pod;
-use candle_trie::launch::{DeviceLimits, Launch};
-use candle_trie_emulator::{Emulator, Fault, Limits, Memory, Report, launch_bounds};
+use candle_trie::launch::{DeviceLimits, DevicePtr, Launch};
+use candle_trie_emulator::{Buffer, Emulator, Fault, Limits, Memory, Report, launch_bounds};
 
 /// The smallest device that the kernels are for, with few multiprocessors, as each thread of a
 /// resident block is a stack.
@@ -15,6 +15,11 @@ pub const LIMITS: DeviceLimits = DeviceLimits {
 
 /// Orders of the threads that every kernel is run in.
 pub const SEEDS: std::ops::Range<u64> = 0..4;
+
+/// Where a buffer is, as plans take it.
+pub fn pointer<T>(buffer: Buffer<T>) -> Option<DevicePtr> {
+    DevicePtr::new(buffer.address())
+}
 
 pub fn run<P: Pod>(
     emulator: &Emulator,

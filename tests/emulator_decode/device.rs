@@ -8,7 +8,7 @@ use candle_trie::launch::{
 use candle_trie::{BeamSearch, Found, Result, Step};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
-use crate::emulated::{LIMITS, SEEDS, run};
+use crate::emulated::{LIMITS, SEEDS, pointer, run};
 use crate::number::Number;
 
 /// Logits `[rows, width]` whose rows lie `row_stride` apart.
@@ -85,22 +85,22 @@ pub fn decode<T: Number>(
     let plan = plan.expect("a living beam");
     let mut memory = Memory::new();
     let inputs = DecodeInputs {
-        logits: memory.upload("logits", &logits.values).address(),
+        logits: pointer(memory.upload("logits", &logits.values)),
         row_stride: logits.row_stride as u64,
-        beams: memory.upload("beams", beams.beams()).address(),
-        edges: memory.upload("edges", beams.edges()).address(),
-        tokens: memory.upload("tokens", beams.tokens()).address(),
-        segments: memory.upload("segments", beams.segments()).address(),
+        beams: pointer(memory.upload("beams", beams.beams())),
+        edges: pointer(memory.upload("edges", beams.edges())),
+        tokens: pointer(memory.upload("tokens", beams.tokens())),
+        segments: pointer(memory.upload("segments", beams.segments())),
     };
     let log_probabilities = memory.allocate::<f32>("log_probabilities", beams.candidates());
     let ranks = beams.candidates() * DecodeBeams::RANK_BYTES;
     let choices = memory.allocate::<DecodeChoice>("choices", beams.choices());
     let faults = memory.allocate::<DecodeFault>("faults", beams.beams().len());
     let buffers = DecodeBuffers {
-        log_probabilities: log_probabilities.address(),
-        ranks: memory.allocate::<u8>("ranks", ranks).address(),
-        choices: choices.address(),
-        faults: faults.address(),
+        log_probabilities: pointer(log_probabilities),
+        ranks: pointer(memory.allocate::<u8>("ranks", ranks)),
+        choices: pointer(choices),
+        faults: pointer(faults),
     };
     Ok(Answer {
         scores: run(emulator, &plan.scores(&inputs, &buffers), &mut memory)?,

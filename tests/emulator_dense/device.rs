@@ -1,14 +1,14 @@
 //! Runs the dense operation in the emulator.
 
 use candle_trie::launch::{
-    DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRow,
-    DenseRows, DeviceLimits, GradientView, TokenSetsView,
+    DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
+    DeviceLimits, DevicePtr, GradientView, TokenSetsView,
 };
 use candle_trie::reference::{self, Reference};
 use candle_trie::{Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
 use candle_trie_emulator::{Buffer, Emulator, Fault, Memory, Report, same_for_every_schedule};
 
-use crate::emulated::{LIMITS, SEEDS, run};
+use crate::emulated::{LIMITS, SEEDS, pointer, run};
 use crate::number::Number;
 
 /// How the gradient comes about.
@@ -106,8 +106,8 @@ impl<'a, T: Number> Case<'a, T> {
         let loss = MaskedSoftmaxLoss::new(self.sets, self.temperature.clone()).unwrap();
         let loss = loss.with_convention(self.convention).unwrap();
         let mut dense = loss.dense_rows(self.rows).unwrap();
-        for [position, ..] in bytemuck::cast_slice_mut::<DenseRow, [u32; 4]>(&mut dense.rows) {
-            *position += self.first_position;
+        for row in &mut dense.rows {
+            row.position += self.first_position;
         }
         for position in &mut dense.idle {
             *position += self.first_position;
@@ -118,7 +118,7 @@ impl<'a, T: Number> Case<'a, T> {
     pub fn run(&self, emulator: &Emulator) -> Result<Outcome, Fault> {
         let mut memory = Memory::new();
         let logits = memory.upload("logits", &self.logits);
-        self.run_on(emulator, memory, logits, logits.address())
+        self.run_on(emulator, memory, logits, pointer(logits))
     }
 
     /// On logits that lie in `logits` but whose position 0 would be at `address`.
@@ -127,7 +127,7 @@ impl<'a, T: Number> Case<'a, T> {
         emulator: &Emulator,
         mut memory: Memory,
         logits: Buffer<T>,
-        address: u64,
+        address: Option<DevicePtr>,
     ) -> Result<Outcome, Fault> {
         let rows = self.dense_rows();
         let inputs = self.upload(&mut memory, &rows, address);
@@ -156,13 +156,13 @@ impl<'a, T: Number> Case<'a, T> {
             &inputs,
             &DenseForwardBuffers {
                 gradient: fused.then_some(view),
-                softmaxes: softmaxes.address(),
-                loss: loss.address(),
-                partials: partials.address(),
-                statistics: statistics.address(),
-                temperature: tau.address(),
-                previous: if self.resident { previous.address() } else { 0 },
-                arrived: arrived.address(),
+                softmaxes: pointer(softmaxes),
+                loss: pointer(loss),
+                partials: pointer(partials),
+                statistics: pointer(statistics),
+                temperature: pointer(tau),
+                previous: pointer(previous).filter(|_| self.resident),
+                arrived: pointer(arrived),
             },
         );
         let forward = run(emulator, &launch, &mut memory)?;
@@ -182,9 +182,9 @@ impl<'a, T: Number> Case<'a, T> {
                 &inputs,
                 &DenseBackwardBuffers {
                     gradient: view,
-                    softmaxes: softmaxes.address(),
-                    temperature: tau.address(),
-                    upstream: memory.upload("upstream", &upstream).address(),
+                    softmaxes: pointer(softmaxes),
+                    temperature: pointer(tau),
+                    upstream: pointer(memory.upload("upstream", &upstream)),
                 },
             );
             backward = run(emulator, &launch, &mut memory)?;
@@ -203,16 +203,24 @@ impl<'a, T: Number> Case<'a, T> {
         })
     }
 
-    fn upload(&self, memory: &mut Memory, rows: &DenseRows, logits: u64) -> DenseInputs {
-        let (offsets, tokens) = self.sets.as_raw().map_or((0, 0), |(offsets, tokens)| {
-            let offsets = memory.upload("offsets", offsets);
-            (offsets.address(), memory.upload("tokens", tokens).address())
-        });
+    fn upload(
+        &self,
+        memory: &mut Memory,
+        rows: &DenseRows,
+        logits: Option<DevicePtr>,
+    ) -> DenseInputs {
+        let (offsets, tokens) = self
+            .sets
+            .as_raw()
+            .map_or((None, None), |(offsets, tokens)| {
+                let offsets = memory.upload("offsets", offsets);
+                (pointer(offsets), pointer(memory.upload("tokens", tokens)))
+            });
         DenseInputs {
             logits,
             row_stride: self.row_stride as u64,
-            rows: memory.upload::<DenseRow>("rows", &rows.rows).address(),
-            idle: memory.upload("idle", &rows.idle).address(),
+            rows: pointer(memory.upload("rows", &rows.rows[..])),
+            idle: pointer(memory.upload("idle", &rows.idle)),
             sets: TokenSetsView {
                 offsets,
                 tokens,
@@ -225,7 +233,7 @@ impl<'a, T: Number> Case<'a, T> {
         &self,
         memory: &mut Memory,
         logits: Buffer<T>,
-        address: u64,
+        address: Option<DevicePtr>,
     ) -> (Option<Buffer<T>>, GradientView) {
         let over_logits = GradientView {
             address,
@@ -242,8 +250,9 @@ impl<'a, T: Number> Case<'a, T> {
                         memory.upload("gradient", &vec![T::from_f64(f64::NAN); before + length])
                     }
                 };
+                let before = (self.gradient_offset * size_of::<T>()) as u64;
                 let view = GradientView {
-                    address: buffer.address() + (self.gradient_offset * size_of::<T>()) as u64,
+                    address: pointer(buffer).map(|address| address.add(before)),
                     row_stride: self.width as u64,
                 };
                 (Some(buffer), view)

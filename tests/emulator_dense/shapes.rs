@@ -1,6 +1,6 @@
 //! Sizes and layouts: odd, empty, one, long, strided, far.
 
-use candle_trie::launch::DeviceLimits;
+use candle_trie::launch::{DeviceLimits, DevicePtr};
 use candle_trie::{Convention, Row, Rows, Scope, Temperature, TokenSets, TokenTrie};
 use candle_trie_emulator::{Emulator, Memory};
 use half::{bf16, f16};
@@ -283,7 +283,7 @@ fn offsets_pass_two_to_the_thirty_one() {
         let (first, case) = (5_000_000, case(5_000_000));
         let mut memory = Memory::new();
         let window = memory.upload("logits", &case.logits);
-        let base = window.address_as_window(first * width as u64);
+        let base = DevicePtr::new(window.address_as_window(first * width as u64));
         let far = case
             .run_on(&Emulator::default(), memory, window, base)
             .unwrap();

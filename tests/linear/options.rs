@@ -31,6 +31,42 @@ fn sixteen_bit_types_equal_the_definition_within_the_rounding_of_their_gradients
     }
 }
 
+#[test]
+fn value_and_gradient_in_one_pass_equal_the_definition() {
+    let tolerances = [
+        (DType::F64, 1e-12),
+        (DType::F32, 2e-5),
+        (DType::F16, 2f64.powi(-10)),
+        (DType::BF16, 2f64.powi(-7)),
+    ];
+    let batch = Batch::new(40, 7);
+    for (dtype, tolerance) in tolerances {
+        let [hidden, head, bias] = batch.tensors(dtype);
+        for (index, options) in every_option().iter().enumerate() {
+            let what = format!("{dtype:?}, option {index}");
+            let head = match options.bias {
+                true => Head::with_bias(&head, &bias),
+                false => Head::from(head.as_tensor()),
+            };
+            let mut loss = batch.loss(options);
+            let rows = batch.rows(options);
+            let (output, gradient) =
+                (loss.value_and_gradient_linear(&hidden, head, &rows)).unwrap();
+            let expected = batch.expected(options);
+            let scalar_tolerance = tolerance.min(2e-5);
+            assert_close(&f64s(&output.loss), &expected.loss, scalar_tolerance, &what);
+            assert_close(&f64s(&gradient), &expected.hidden, tolerance, &what);
+            assert_eq!((gradient.dims(), gradient.dtype()), (hidden.dims(), dtype));
+            assert!(
+                output.loss.backward().unwrap().get(&hidden).is_none(),
+                "{what}"
+            );
+            let stepped = output.read_temperature().unwrap();
+            assert_eq!(loss.temperature().unwrap().value(), stepped, "{what}");
+        }
+    }
+}
+
 fn check(options: &Options, dtype: DType, tolerance: f64, what: &str) {
     let batch = Batch::new(40, 7);
     let (found, expected) = (batch.found(options, dtype), batch.expected(options));

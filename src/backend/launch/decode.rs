@@ -2,64 +2,41 @@
 
 mod beams;
 
-use std::mem::offset_of;
+pub use beams::DecodeBeams;
+pub(crate) use beams::{DecodeEdge, DecodeSet, NewBeam};
 
-use bytemuck::{Pod, Zeroable};
-
-pub use beams::{DecodeBeam, DecodeBeams, DecodeEdge};
-pub(crate) use beams::{DecodeSet, NewBeam};
-
-use super::{DeviceLimits, Element, Launch, WARP, dense::check_width, reduction_bytes};
+use super::{
+    DeviceLimits, DevicePtr, Element, Launch, WARP, dense::check_width, kernel_params,
+    reduction_bytes,
+};
 use crate::Result;
 
-/// Mirrors `DecodeScoresParams` of `kernels/decode_scores.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DecodeScoresParams {
-    logits: u64,
-    row_stride: u64,
-    beams: u64,
-    edges: u64,
-    tokens: u64,
-    log_probabilities: u64,
-    ranks: u64,
-    faults: u64,
-    width: u32,
-    beam_count: u32,
-    inverse_temperature: f32,
-    over_vocabulary: u32,
+kernel_params! {
+    /// What `kernels/decode_scores.cu` is given.
+    pub struct DecodeScoresParams in "decode_scores.cu" for KERNEL = "decode_scores"(256, 4) {
+        logits: Option<DevicePtr>, row_stride: u64, beams: Option<DevicePtr>,
+        edges: Option<DevicePtr>, tokens: Option<DevicePtr>, log_probabilities: Option<DevicePtr>,
+        ranks: Option<DevicePtr>, faults: Option<DevicePtr>, width: u32, beam_count: u32,
+        inverse_temperature: f32, over_vocabulary: u32,
+    }
 }
 
-const _: () = assert!(
-    size_of::<DecodeScoresParams>() == 80
-        && offset_of!(DecodeScoresParams, log_probabilities) == 40
-        && offset_of!(DecodeScoresParams, width) == 64
-);
-
-/// Mirrors `DecodeChoicesParams` of `kernels/decode_choices.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DecodeChoicesParams {
-    log_probabilities: u64,
-    ranks: u64,
-    segments: u64,
-    choices: u64,
-    width: u64,
+kernel_params! {
+    /// What `kernels/decode_choices.cu` is given.
+    pub struct DecodeChoicesParams in "decode_choices.cu" {
+        log_probabilities: Option<DevicePtr>, ranks: Option<DevicePtr>, segments: Option<DevicePtr>,
+        choices: Option<DevicePtr>, width: u64,
+    }
 }
 
-const _: () = assert!(
-    size_of::<DecodeChoicesParams>() == 40 && offset_of!(DecodeChoicesParams, choices) == 24
-);
-
-/// A candidate that a user's search may go on with. Mirrors `DecodeChoice` of
-/// `kernels/decode_choices.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DecodeChoice {
-    /// Its number among all candidates, or [`DecodeChoice::NONE`].
-    pub candidate: u32,
-    /// Of its last token.
-    pub log_probability: f32,
+kernel_params! {
+    /// A candidate that a user's search may go on with.
+    pub struct DecodeChoice in "decode_choices.cu" {
+        /// Its number among all candidates, or [`DecodeChoice::NONE`].
+        candidate: u32,
+        /// Of its last token.
+        log_probability: f32,
+    }
 }
 
 impl DecodeChoice {
@@ -67,14 +44,14 @@ impl DecodeChoice {
     pub const NONE: u32 = u32::MAX;
 }
 
-/// A logit that is NaN or +∞. Mirrors `DecodeFault` of `kernels/decode_scores.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DecodeFault {
-    /// The smallest such token of a beam's row, or [`DecodeFault::NONE`].
-    pub token: u32,
-    /// Its logit.
-    pub value: f32,
+kernel_params! {
+    /// A logit that is NaN or +∞.
+    pub struct DecodeFault in "decode_scores.cu" {
+        /// The smallest such token of a beam's row, or [`DecodeFault::NONE`].
+        token: u32,
+        /// Its logit.
+        value: f32,
+    }
 }
 
 impl DecodeFault {
@@ -91,34 +68,34 @@ pub struct Decode<'a> {
     blocks: u32,
 }
 
-/// Where a step's inputs are in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where a step's inputs are in device memory: `None` for those without elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DecodeInputs {
     /// The logits `[beams, V]`.
-    pub logits: u64,
+    pub logits: Option<DevicePtr>,
     /// How many elements lie between the beginnings of two rows.
     pub row_stride: u64,
     /// [`DecodeBeams::beams`].
-    pub beams: u64,
+    pub beams: Option<DevicePtr>,
     /// [`DecodeBeams::edges`].
-    pub edges: u64,
+    pub edges: Option<DevicePtr>,
     /// [`DecodeBeams::tokens`].
-    pub tokens: u64,
+    pub tokens: Option<DevicePtr>,
     /// [`DecodeBeams::segments`].
-    pub segments: u64,
+    pub segments: Option<DevicePtr>,
 }
 
-/// What a step writes, in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What a step writes, in device memory: `None` for what has no elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DecodeBuffers {
     /// One f32 for each of [`DecodeBeams::candidates`].
-    pub log_probabilities: u64,
+    pub log_probabilities: Option<DevicePtr>,
     /// [`DecodeBeams::RANK_BYTES`] for each of them.
-    pub ranks: u64,
+    pub ranks: Option<DevicePtr>,
     /// [`DecodeBeams::choices`] of [`DecodeChoice`].
-    pub choices: u64,
+    pub choices: Option<DevicePtr>,
     /// One [`DecodeFault`] a beam.
-    pub faults: u64,
+    pub faults: Option<DevicePtr>,
 }
 
 impl<'a> Decode<'a> {
@@ -150,7 +127,8 @@ impl<'a> Decode<'a> {
             width,
             blocks: 0,
         };
-        let resident = limits.resident_blocks(plan.score_threads(), Self::SCORE_SHARED_BYTES);
+        let [threads, shared_bytes] = plan.score_shape();
+        let resident = limits.resident_blocks(&DecodeScoresParams::KERNEL, threads, shared_bytes);
         // Blocks that wait for their turn cost little, and even out what rows differ in.
         let blocks = (beams.beams.len() as u32).min(resident.max(1).saturating_mul(4));
         Ok((blocks > 0).then_some(Self { blocks, ..plan }))
@@ -188,11 +166,7 @@ impl<'a> Decode<'a> {
         buffers: &DecodeBuffers,
     ) -> Launch<DecodeScoresParams> {
         Launch {
-            kernel: match self.element {
-                Element::F32 => "decode_scores_f32",
-                Element::F16 => "decode_scores_f16",
-                Element::Bf16 => "decode_scores_bf16",
-            },
+            kernel: DecodeScoresParams::KERNEL.name(self.element),
             grid: [self.blocks, 1, 1],
             block: [self.score_threads(), 1, 1],
             shared_bytes: Self::SCORE_SHARED_BYTES,
@@ -241,4 +215,20 @@ impl<'a> Decode<'a> {
 fn threads(table: [(u32, u32); 4], longest: u32) -> u32 {
     let fits = table.iter().find(|(limit, _)| longest <= *limit);
     fits.map_or(WARP, |(_, threads)| *threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::launch::kernel_params::tests::assert_mirrored;
+
+    #[test]
+    fn kernels_mirror_every_struct() {
+        assert_mirrored::<beams::DecodeBeam>();
+        assert_mirrored::<DecodeEdge>();
+        assert_mirrored::<DecodeScoresParams>();
+        assert_mirrored::<DecodeChoicesParams>();
+        assert_mirrored::<DecodeChoice>();
+        assert_mirrored::<DecodeFault>();
+    }
 }

@@ -4,15 +4,11 @@ mod backward;
 mod forward;
 mod rows;
 
-use std::mem::offset_of;
+pub use backward::{DenseBackward, DenseBackwardBuffers};
+pub use forward::{DenseForward, DenseForwardBuffers};
+pub use rows::DenseRows;
 
-use bytemuck::{Pod, Zeroable};
-
-pub use backward::{DenseBackward, DenseBackwardBuffers, DenseBackwardParams};
-pub use forward::{DenseForward, DenseForwardBuffers, DenseForwardParams};
-pub use rows::{DenseRow, DenseRows};
-
-use super::{Element, TokenSetsView, WARP};
+use super::{DevicePtr, Element, TokenSetsView, WARP, kernel_params};
 use crate::{Error, Result};
 
 /// Mirrors `chunk` of the kernels: the packets that a warp writes at a time.
@@ -51,52 +47,38 @@ pub(super) fn check_width(width: usize) -> Result<u32> {
     }
 }
 
-/// Where the inputs of a batch are in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where the inputs of a batch are in device memory: `None` for those without elements.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DenseInputs {
     /// The logits `[N, V]`.
-    pub logits: u64,
+    pub logits: Option<DevicePtr>,
     /// How many elements lie between the beginnings of two positions.
     pub row_stride: u64,
     /// [`DenseRows::rows`].
-    pub rows: u64,
+    pub rows: Option<DevicePtr>,
     /// [`DenseRows::idle`].
-    pub idle: u64,
+    pub idle: Option<DevicePtr>,
     /// The token sets that the rows name.
     pub sets: TokenSetsView,
 }
 
 /// Where a dense gradient goes: `[N, V]`, which may be where the logits are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GradientView {
-    /// Its address.
-    pub address: u64,
+    /// Its address; `None` where there is no position.
+    pub address: Option<DevicePtr>,
     /// How many elements lie between the beginnings of two positions.
     pub row_stride: u64,
 }
 
-/// Mirrors `DenseBatch` of `kernels/dense.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
-#[repr(C)]
-struct DenseBatch {
-    logits: u64,
-    rows: u64,
-    idle: u64,
-    sets: TokenSetsView,
-    row_stride: u64,
-    width: u64,
-    counting: u32,
-    first_statistics: u32,
-    row_count: u32,
-    idle_count: u32,
+kernel_params! {
+    /// Logits and rows.
+    pub struct DenseBatch in "dense.cuh" {
+        logits: Option<DevicePtr>, rows: Option<DevicePtr>, idle: Option<DevicePtr>,
+        sets: TokenSetsView, row_stride: u64, width: u64, counting: u32, first_statistics: u32,
+        row_count: u32, idle_count: u32,
+    }
 }
-
-const _: () = assert!(
-    size_of::<DenseBatch>() == 80
-        && offset_of!(DenseBatch, sets) == 24
-        && offset_of!(DenseBatch, row_stride) == 48
-        && offset_of!(DenseBatch, counting) == 64
-);
 
 impl DenseBatch {
     fn new(rows: &DenseRows, width: u32, inputs: &DenseInputs) -> Self {
@@ -112,5 +94,19 @@ impl DenseBatch {
             row_count: rows.rows.len() as u32,
             idle_count: rows.idle.len() as u32,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::launch::kernel_params::tests::assert_mirrored;
+
+    #[test]
+    fn kernels_mirror_every_struct() {
+        assert_mirrored::<rows::DenseRow>();
+        assert_mirrored::<DenseBatch>();
+        assert_mirrored::<forward::DenseForwardParams>();
+        assert_mirrored::<backward::DenseBackwardParams>();
     }
 }

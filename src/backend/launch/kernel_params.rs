@@ -1,19 +1,31 @@
-//! Structs that kernels mirror.
+//! Structs that kernels mirror, and the kernels that take them.
 
-/// A struct that a kernel source mirrors, field by field.
-pub trait Mirrored {
-    /// The source, in the folder kernels/.
-    const SOURCE: &'static str;
-    /// The assertion that the source makes of its own struct: the same size, and every field at the same offset.
-    fn assertion() -> String;
+use super::Element;
+
+/// A kernel for each type of elements, with its launch bounds: what `KERNEL` says of it in its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kernel {
+    pub names: [&'static str; 3],
+    /// The most threads of a block.
+    pub threads: u32,
+    /// How many blocks of so many threads a multiprocessor has registers for, at the least.
+    pub blocks: u32,
 }
 
-/// Declares a struct that a kernel source mirrors. `for "name"` gives the kernels that take it as their
-/// parameter, `name_f32`, `name_f16` and `name_bf16`, by `Self::kernel`.
+impl Kernel {
+    /// Its name for elements of a type.
+    pub fn name(&self, element: Element) -> &'static str {
+        self.names[element as usize]
+    }
+}
+
+/// Declares a struct that a kernel source mirrors, field by field. `for KERNEL = "name"(threads, blocks)` gives the
+/// kernels that take it as their parameter, `name_f32`, `name_f16` and `name_bf16`, as the constant `Self::KERNEL`.
 macro_rules! kernel_params {
     (
         $(#[$meta:meta])*
-        $visibility:vis struct $name:ident in $source:literal $(for $kernel:literal)? {
+        $visibility:vis struct $name:ident in $source:literal
+        $(for $($kernel:ident = $kernel_name:literal($threads:literal, $blocks:literal)),+)? {
             $($(#[$field_meta:meta])* $field:ident: $type:ty,)*
         }
     ) => {
@@ -21,31 +33,33 @@ macro_rules! kernel_params {
         #[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
         #[repr(C)]
         $visibility struct $name {
-            $($(#[$field_meta])* pub(in crate::backend::launch) $field: $type,)*
-        }
-
-        impl $crate::backend::launch::Mirrored for $name {
-            const SOURCE: &'static str = $source;
-
-            fn assertion() -> String {
-                let name = stringify!($name);
-                let fields: String = [$((stringify!($field), std::mem::offset_of!($name, $field))),*]
-                    .map(|(field, offset)| format!(" && offsetof({name}, {field}) == {offset}"))
-                    .concat();
-                format!("static_assert(sizeof({name}) == {}{fields}, \"mirrors launch::{name}\");", size_of::<$name>())
-            }
+            $($(#[$field_meta])* pub $field: $type,)*
         }
 
         $(impl $name {
-            /// The kernel for elements of a type.
-            pub(in crate::backend::launch) fn kernel(element: $crate::backend::launch::Element) -> &'static str {
-                match element {
-                    $crate::backend::launch::Element::F32 => concat!($kernel, "_f32"),
-                    $crate::backend::launch::Element::F16 => concat!($kernel, "_f16"),
-                    $crate::backend::launch::Element::Bf16 => concat!($kernel, "_bf16"),
-                }
-            }
+            $(pub(in crate::backend::launch) const $kernel: $crate::backend::launch::kernel_params::Kernel =
+                $crate::backend::launch::kernel_params::Kernel {
+                    names: [
+                        concat!($kernel_name, "_f32"),
+                        concat!($kernel_name, "_f16"),
+                        concat!($kernel_name, "_bf16"),
+                    ],
+                    threads: $threads,
+                    blocks: $blocks,
+                };)+
         })?
+
+        #[cfg(test)]
+        impl $crate::backend::launch::kernel_params::tests::Mirrored for $name {
+            const SOURCE: &'static str = $source;
+            const NAME: &'static str = stringify!($name);
+            const KERNELS: &'static [$crate::backend::launch::kernel_params::Kernel] =
+                &[$($(Self::$kernel),+)?];
+
+            fn fields() -> Vec<(&'static str, usize)> {
+                vec![$((stringify!($field), std::mem::offset_of!($name, $field))),*]
+            }
+        }
     };
 }
 
@@ -53,17 +67,53 @@ pub(super) use kernel_params;
 
 #[cfg(test)]
 pub(super) mod tests {
-    use super::Mirrored;
+    use std::fs;
 
-    /// Panics where the source does not assert that its struct is the host's, spaces apart.
+    use super::Kernel;
+
+    /// A struct that a kernel source mirrors.
+    pub trait Mirrored {
+        /// The source, in the folder kernels/.
+        const SOURCE: &'static str;
+        const NAME: &'static str;
+        const KERNELS: &'static [Kernel];
+        /// The name and the offset of each field.
+        fn fields() -> Vec<(&'static str, usize)>;
+    }
+
+    /// Panics where the source does not assert that its struct has the same size and the same fields at the same offsets,
+    /// or where no source defines the kernels with the same launch bounds. Spaces do not matter.
     pub fn assert_mirrored<P: Mirrored>() {
-        let path = format!("{}/kernels/{}", env!("CARGO_MANIFEST_DIR"), P::SOURCE);
-        let source = std::fs::read_to_string(&path).unwrap();
+        let (name, bytes) = (P::NAME, size_of::<P>());
+        let fields: String = (P::fields().iter())
+            .map(|(field, offset)| format!(" && offsetof({name}, {field}) == {offset}"))
+            .collect();
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
+        let assertion = format!(
+            "static_assert(sizeof({name}) == {bytes}{fields}, \"mirrors launch::{name}\");"
+        );
+        let source = fs::read_to_string(format!("{folder}/{}", P::SOURCE)).unwrap();
+        assert_contains(&source, &assertion, P::SOURCE);
+        let sources = fs::read_dir(folder).unwrap();
+        let sources: String = sources
+            .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
+            .collect();
+        for kernel in P::KERNELS {
+            // No architecture that kernels are compiled for is too small for what is promised.
+            assert!(kernel.threads * kernel.blocks <= 1536 && kernel.blocks <= 16);
+            for of_element in kernel.names {
+                let (threads, blocks) = (kernel.threads, kernel.blocks);
+                let definition = format!("KERNEL({of_element}, {name}, {threads}, {blocks})");
+                assert_contains(&sources, &definition, folder);
+            }
+        }
+    }
+
+    fn assert_contains(source: &str, expected: &str, of: &str) {
         let packed = |text: &str| text.split_whitespace().collect::<String>();
-        let expected = P::assertion();
         assert!(
-            packed(&source).contains(&packed(&expected)),
-            "{path} lacks\n{expected}"
+            packed(source).contains(&packed(expected)),
+            "{of} lacks\n{expected}"
         );
     }
 }

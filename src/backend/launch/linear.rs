@@ -389,7 +389,7 @@ impl LinearPass {
             0
         };
         let mut launch = Launch {
-            kernel: LinearForwardParams::kernel(self.element),
+            kernel: LinearForwardParams::KERNEL.name(self.element),
             grid: [chunk.scores.len().max(gradients).max(1) as u32, 1, 1],
             block: [THREADS, 1, 1],
             shared_bytes: self.shape.shared_bytes,
@@ -445,9 +445,10 @@ impl LinearPass {
         if work == 0 {
             return Ok(());
         }
-        let resident = self.limits.resident_blocks(THREADS, 0).max(1);
+        let kernel = LinearBackwardParams::KERNEL;
+        let resident = self.limits.resident_blocks(&kernel, THREADS, 0).max(1);
         let launch = Launch {
-            kernel: LinearBackwardParams::kernel(self.element),
+            kernel: kernel.name(self.element),
             grid: [work.div_ceil(THREADS / WARP).min(resident), 1, 1],
             block: [THREADS, 1, 1],
             shared_bytes: 0,
@@ -553,15 +554,13 @@ impl LinearPass {
         if tiles == 0 {
             return Ok(());
         }
-        let resident = self
-            .limits
-            .resident_blocks(THREADS, HeadTiles::SHARED_BYTES)
-            .max(1);
+        let (kernel, shared_bytes) = (LinearHeadGradientParams::KERNEL, HeadTiles::SHARED_BYTES);
+        let resident = self.limits.resident_blocks(&kernel, THREADS, shared_bytes);
         let launch = Launch {
-            kernel: LinearHeadGradientParams::kernel(self.element),
-            grid: [tiles.min(resident), 1, 1],
+            kernel: kernel.name(self.element),
+            grid: [tiles.min(resident.max(1)), 1, 1],
             block: [THREADS, 1, 1],
-            shared_bytes: HeadTiles::SHARED_BYTES,
+            shared_bytes,
             cooperative: false,
             params,
         };

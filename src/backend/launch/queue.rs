@@ -70,14 +70,14 @@ pub(crate) fn bytes_of_parts(bytes: &[usize], alignment: usize) -> usize {
 /// Where those parts are in memory that begins at `first`: `None` for those of no bytes.
 #[cfg(any(feature = "cuda", feature = "cust"))]
 pub(crate) fn places_of_parts<const N: usize>(
-    first: u64,
+    first: Option<DevicePtr>,
     bytes: [usize; N],
     alignment: usize,
 ) -> [Option<DevicePtr>; N] {
-    let mut end = first;
+    let mut end = 0;
     bytes.map(|bytes| {
         let begin = end;
         end += bytes.next_multiple_of(alignment) as u64;
-        DevicePtr::new(begin).filter(|_| bytes > 0)
+        Some(first?.add(begin)).filter(|_| bytes > 0)
     })
 }

@@ -1,29 +1,21 @@
 //! The step of an adaptive temperature, as far as it does not depend on logits.
 
-use bytemuck::{Pod, Zeroable};
-
+use super::kernel_params;
 use crate::temperature::{AdaptiveTemperature, Course, check_temperature};
 use crate::{Result, Scope, Statistics, Temperature};
 
-/// Mirrors `TemperatureStep` of `kernels/temperature.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct TemperatureStep {
-    alpha: f64,
-    minimum: f64,
-    maximum: f64,
-    log_odds: f64,
-    centred: u64,
+kernel_params! {
+    /// The step that is taken with the statistics of a pass.
+    pub struct TemperatureStep in "temperature.cuh" {
+        alpha: f64, minimum: f64, maximum: f64, log_odds: f64, centred: u64,
+    }
 }
 
-/// Mirrors `StatisticsSizes` of `kernels/temperature.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct StatisticsSizes {
-    rows: f64,
-    tokens: f64,
-    fan_out: f64,
-    log_sizes: f64,
+kernel_params! {
+    /// The statistics as far as they do not depend on logits.
+    pub struct StatisticsSizes in "temperature.cuh" {
+        rows: f64, tokens: f64, fan_out: f64, log_sizes: f64,
+    }
 }
 
 impl StatisticsSizes {
@@ -98,5 +90,17 @@ impl TemperaturePlan {
     /// Whether all rows must wait for the statistics.
     pub(super) fn adapts(&self) -> bool {
         self.step.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::launch::kernel_params::tests::assert_mirrored;
+
+    #[test]
+    fn kernels_mirror_every_struct() {
+        assert_mirrored::<TemperatureStep>();
+        assert_mirrored::<StatisticsSizes>();
     }
 }

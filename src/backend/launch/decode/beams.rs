@@ -1,36 +1,26 @@
 //! The living beams of a step in the order in which the kernels take them.
 
-use std::mem::offset_of;
 use std::ops::Range;
 
-use bytemuck::{Pod, Zeroable};
-
+use crate::backend::launch::kernel_params;
 use crate::{Error, Result};
 
-/// Mirrors `DecodeBeam` of `kernels/decode.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DecodeBeam {
-    log_probability: f64,
-    first_edge: u32,
-    edges: u32,
-    living: u32,
-    whole: u32,
-    first_living: u32,
-    first_whole: u32,
+kernel_params! {
+    /// A living path, and the edges that leave its node.
+    pub struct DecodeBeam in "decode.cuh" {
+        log_probability: f64, first_edge: u32, edges: u32, living: u32, whole: u32,
+        first_living: u32, first_whole: u32,
+    }
 }
 
-const _: () = assert!(size_of::<DecodeBeam>() == 32 && offset_of!(DecodeBeam, first_living) == 24);
-
-/// What an edge's path is ranked by, but for its probability; mirrors `DecodeEdge` of
-/// `kernels/decode.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DecodeEdge {
-    /// Of equal scores the smaller comes first.
-    pub(crate) order: u64,
-    /// What the log-probability is divided by to be the score.
-    pub(crate) divisor: f64,
+kernel_params! {
+    /// What an edge's path is ranked by, but for its probability.
+    pub struct DecodeEdge in "decode.cuh" {
+        /// Of equal scores the smaller comes first.
+        order: u64,
+        /// What the log-probability is divided by to be the score.
+        divisor: f64,
+    }
 }
 
 /// The edges of some node: those to living paths, those to whole ones, and those that are left out.

@@ -1,34 +1,19 @@
 //! The plan for `kernels/dense_backward.cu`.
 
-use std::mem::offset_of;
-
-use bytemuck::{Pod, Zeroable};
-
 use super::{
     DenseBatch, DenseInputs, DenseRows, GradientView, TILE_BYTES, check_width, chunks, threads,
 };
 use crate::Result;
-use crate::backend::launch::{DeviceLimits, Element, Launch, WARP};
+use crate::backend::launch::{DeviceLimits, DevicePtr, Element, Launch, WARP, kernel_params};
 
-/// Mirrors `DenseBackwardParams` of `kernels/dense_backward.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DenseBackwardParams {
-    batch: DenseBatch,
-    gradient: u64,
-    gradient_stride: u64,
-    softmaxes: u64,
-    temperature: u64,
-    upstream: u64,
-    upstream_by_position: u32,
-    times_temperature: u32,
+kernel_params! {
+    /// What `kernels/dense_backward.cu` is given.
+    pub struct DenseBackwardParams in "dense_backward.cu" for KERNEL = "dense_backward"(512, 2) {
+        batch: DenseBatch, gradient: Option<DevicePtr>, gradient_stride: u64,
+        softmaxes: Option<DevicePtr>, temperature: Option<DevicePtr>, upstream: Option<DevicePtr>,
+        upstream_by_position: u32, times_temperature: u32,
+    }
 }
-
-const _: () = assert!(
-    size_of::<DenseBackwardParams>() == 128
-        && offset_of!(DenseBackwardParams, softmaxes) == 96
-        && offset_of!(DenseBackwardParams, upstream) == 112
-);
 
 /// The gradient of the logits, from what the forward pass left.
 #[derive(Debug, Clone, Copy)]
@@ -41,16 +26,16 @@ pub struct DenseBackward<'a> {
 }
 
 /// What a backward pass reads and writes, in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DenseBackwardBuffers {
     /// The gradient.
     pub gradient: GradientView,
-    /// As the forward pass wrote them.
-    pub softmaxes: u64,
+    /// As the forward pass wrote them; `None` where no row has a loss.
+    pub softmaxes: Option<DevicePtr>,
     /// As the forward pass wrote it.
-    pub temperature: u64,
+    pub temperature: Option<DevicePtr>,
     /// What the loss's gradient is, as many f32 as the loss has.
-    pub upstream: u64,
+    pub upstream: Option<DevicePtr>,
 }
 
 impl<'a> DenseBackward<'a> {
@@ -65,8 +50,8 @@ impl<'a> DenseBackward<'a> {
         limits: &DeviceLimits,
     ) -> Result<Option<Self>> {
         let width = check_width(width)?;
-        let threads = threads(rows);
-        let resident = limits.resident_blocks(threads, threads / WARP * TILE_BYTES);
+        let (kernel, threads) = (DenseBackwardParams::KERNEL, threads(rows));
+        let resident = limits.resident_blocks(&kernel, threads, threads / WARP * TILE_BYTES);
         let positions = rows.positions() as u64;
         let work = (positions * chunks(width, element)).div_ceil(u64::from(threads / WARP));
         let blocks = work.min(u64::from(resident.max(1))) as u32;
@@ -94,11 +79,7 @@ impl<'a> DenseBackward<'a> {
     ) -> Launch<DenseBackwardParams> {
         let [threads, shared_bytes] = self.block_shape();
         Launch {
-            kernel: match self.element {
-                Element::F32 => "dense_backward_f32",
-                Element::F16 => "dense_backward_f16",
-                Element::Bf16 => "dense_backward_bf16",
-            },
+            kernel: DenseBackwardParams::KERNEL.name(self.element),
             grid: [self.blocks, 1, 1],
             block: [threads, 1, 1],
             shared_bytes,

@@ -1,47 +1,27 @@
 //! The plan for `kernels/dense_forward.cu`.
 
-use std::mem::offset_of;
-
-use bytemuck::{Pod, Zeroable};
+use bytemuck::Zeroable;
 
 use super::{
     DenseBatch, DenseInputs, DenseRows, GradientView, TILE_BYTES, check_width, chunks, threads,
 };
 use crate::Result;
 use crate::backend::launch::{
-    DeviceLimits, Element, Launch, StatisticsSizes, TemperaturePlan, TemperatureStep, WARP,
+    DeviceLimits, DevicePtr, Element, Kernel, Launch, StatisticsSizes, TemperaturePlan,
+    TemperatureStep, WARP, kernel_params,
 };
 
-/// Mirrors `DenseForwardParams` of `kernels/dense_forward.cu`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DenseForwardParams {
-    batch: DenseBatch,
-    gradient: u64,
-    gradient_stride: u64,
-    softmaxes: u64,
-    losses: u64,
-    loss: u64,
-    partials: u64,
-    statistics: u64,
-    temperature: u64,
-    previous: u64,
-    given: f64,
-    arrived: u64,
-    step: TemperatureStep,
-    sizes: StatisticsSizes,
-    kept_capacity: u32,
-    times_temperature: u32,
+kernel_params! {
+    /// What `kernels/dense_forward.cu` is given.
+    pub struct DenseForwardParams in "dense_forward.cu"
+    for GIVEN = "dense_given"(512, 2), ADAPTIVE = "dense_adaptive"(512, 2) {
+        batch: DenseBatch, gradient: Option<DevicePtr>, gradient_stride: u64,
+        softmaxes: Option<DevicePtr>, losses: Option<DevicePtr>, loss: Option<DevicePtr>,
+        partials: Option<DevicePtr>, statistics: Option<DevicePtr>, temperature: Option<DevicePtr>,
+        previous: Option<DevicePtr>, given: f64, arrived: Option<DevicePtr>, step: TemperatureStep,
+        sizes: StatisticsSizes, kept_capacity: u32, times_temperature: u32,
+    }
 }
-
-const _: () = assert!(
-    size_of::<DenseForwardParams>() == 248
-        && offset_of!(DenseForwardParams, softmaxes) == 96
-        && offset_of!(DenseForwardParams, partials) == 120
-        && offset_of!(DenseForwardParams, given) == 152
-        && offset_of!(DenseForwardParams, step) == 168
-        && offset_of!(DenseForwardParams, kept_capacity) == 240
-);
 
 /// Statistics, temperature, loss and (where asked for) the gradient of a batch, in one launch.
 #[derive(Debug, Clone, Copy)]
@@ -58,24 +38,24 @@ pub struct DenseForward<'a> {
 }
 
 /// What a forward pass writes, in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DenseForwardBuffers {
     /// The gradient, where the plan is with one.
     pub gradient: Option<GradientView>,
-    /// [`DenseRows::SOFTMAX_BYTES`] for each of [`DenseRows::counting`].
-    pub softmaxes: u64,
-    /// [`DenseRows::losses`] f32.
-    pub loss: u64,
+    /// [`DenseRows::SOFTMAX_BYTES`] for each of [`DenseRows::counting`]; `None` where there is none.
+    pub softmaxes: Option<DevicePtr>,
+    /// [`DenseRows::losses`] f32; `None` where there is none.
+    pub loss: Option<DevicePtr>,
     /// [`DenseForward::partials`] f64.
-    pub partials: u64,
+    pub partials: Option<DevicePtr>,
     /// The f64 fields of [`Statistics`](crate::Statistics).
-    pub statistics: u64,
+    pub statistics: Option<DevicePtr>,
     /// One f64: the temperature that was used.
-    pub temperature: u64,
-    /// One f64: the temperature so far, or 0 where it is not on the device.
-    pub previous: u64,
+    pub temperature: Option<DevicePtr>,
+    /// One f64: the temperature so far; `None` where it is not on the device.
+    pub previous: Option<DevicePtr>,
     /// One u32 that is 0, and is 0 again when the launch is over.
-    pub arrived: u64,
+    pub arrived: Option<DevicePtr>,
 }
 
 impl<'a> DenseForward<'a> {
@@ -138,40 +118,26 @@ impl<'a> DenseForward<'a> {
         inputs: &DenseInputs,
         buffers: &DenseForwardBuffers,
     ) -> Launch<DenseForwardParams> {
-        let adaptive = self.temperature.adapts();
         let [threads, shared_bytes] = self.block_shape();
         let gradient = buffers.gradient.filter(|_| self.with_gradient);
-        let [loss, losses] = match self.rows.reduced {
-            true => [buffers.loss, 0],
-            false => [0, buffers.loss],
-        };
+        let reduced = self.rows.reduced;
         Launch {
-            kernel: match (adaptive, self.element) {
-                (false, Element::F32) => "dense_given_f32",
-                (false, Element::F16) => "dense_given_f16",
-                (false, Element::Bf16) => "dense_given_bf16",
-                (true, Element::F32) => "dense_adaptive_f32",
-                (true, Element::F16) => "dense_adaptive_f16",
-                (true, Element::Bf16) => "dense_adaptive_bf16",
-            },
+            kernel: self.kernel().name(self.element),
             grid: [self.blocks, 1, 1],
             block: [threads, 1, 1],
             shared_bytes,
-            cooperative: adaptive,
+            cooperative: self.temperature.adapts(),
             params: DenseForwardParams {
                 batch: DenseBatch::new(self.rows, self.width, inputs),
-                gradient: gradient.map_or(0, |gradient| gradient.address),
+                gradient: gradient.and_then(|gradient| gradient.address),
                 gradient_stride: gradient.map_or(0, |gradient| gradient.row_stride),
                 softmaxes: buffers.softmaxes,
-                losses,
-                loss,
+                losses: buffers.loss.filter(|_| !reduced),
+                loss: buffers.loss.filter(|_| reduced),
                 partials: buffers.partials,
                 statistics: buffers.statistics,
                 temperature: buffers.temperature,
-                previous: match self.temperature.continues {
-                    true => buffers.previous,
-                    false => 0,
-                },
+                previous: buffers.previous.filter(|_| self.temperature.continues),
                 given: self.temperature.given,
                 arrived: buffers.arrived,
                 step: self.temperature.step.unwrap_or(TemperatureStep::zeroed()),
@@ -186,7 +152,8 @@ impl<'a> DenseForward<'a> {
     /// memory for logits.
     fn fill(&mut self, limits: &DeviceLimits) {
         let fixed = self.fixed_bytes();
-        let resident = limits.resident_blocks(self.threads, fixed).max(1);
+        let resident = limits.resident_blocks(&self.kernel(), self.threads, fixed);
+        let resident = resident.max(1);
         self.blocks = self.work().min(u64::from(resident)) as u32;
         let per_multiprocessor = resident / limits.multiprocessors.max(1);
         let room = limits.shared_bytes_of_each(per_multiprocessor) / self.element.bytes();
@@ -209,6 +176,13 @@ impl<'a> DenseForward<'a> {
             (false, true) => 0,
         };
         (self.rows.rows.len() as u64 + idle).max(1)
+    }
+
+    fn kernel(&self) -> Kernel {
+        match self.temperature.adapts() {
+            true => DenseForwardParams::ADAPTIVE,
+            false => DenseForwardParams::GIVEN,
+        }
     }
 
     fn fixed_bytes(&self) -> u32 {
@@ -301,10 +275,8 @@ mod tests {
                         let [threads, shared] = plan.block_shape();
                         let what = format!("{count} rows of {size}: {plan:?}");
                         assert!(plan.blocks >= 1, "{what}");
-                        assert!(
-                            plan.blocks <= limits.resident_blocks(threads, shared),
-                            "{what}"
-                        );
+                        let resident = limits.resident_blocks(&plan.kernel(), threads, shared);
+                        assert!(plan.blocks <= resident, "{what}");
                         assert!(u64::from(plan.blocks) <= plan.work(), "{what}");
                         assert_eq!(plan.partials(), 7 * plan.blocks as usize);
                     }

@@ -2,20 +2,13 @@
 
 use std::cmp::Reverse;
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::launch::{StatisticsSizes, TemperaturePlan};
+use crate::backend::launch::{StatisticsSizes, TemperaturePlan, kernel_params};
 use crate::{Result, Statistics, Temperature};
 
-/// Mirrors `DenseRow` of `kernels/dense.cuh`.
-#[derive(Debug, Clone, Copy, PartialEq, Pod, Zeroable)]
-#[repr(C)]
-pub struct DenseRow {
-    position: u32,
-    set: u32,
-    rank: u32,
-    share: f32,
+kernel_params! {
+    /// A row that has something to compute.
+    pub struct DenseRow in "dense.cuh" { position: u32, set: u32, rank: u32, share: f32, }
 }
 
 /// The rows of a batch as the kernels take them: those that have a loss alone, those that enter the

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::params::{LinearGroup, LinearItem};
+use super::params::{LinearForwardParams, LinearGroup, LinearItem};
 use super::rows::{LinearRows, SetRows};
 use crate::backend::launch::{DeviceLimits, Element};
 use crate::{Error, Result};
@@ -28,8 +28,6 @@ pub(super) struct BlockShape {
 }
 
 impl BlockShape {
-    /// The blocks of a multiprocessor that the kernels leave registers for.
-    const PER_MULTIPROCESSOR: u32 = 2;
     /// `sizeof(LinearShared)`.
     const FIXED_BYTES: u32 = 18_528;
     const STAGES: u32 = 3;
@@ -49,7 +47,7 @@ impl BlockShape {
                 stage_bytes,
             })
         };
-        with(Self::PER_MULTIPROCESSOR, Self::ENOUGH_STAGE_BYTES)
+        with(LinearForwardParams::KERNEL.blocks, Self::ENOUGH_STAGE_BYTES)
             .or_else(|| with(1, Self::LEAST_STAGE_BYTES))
             .filter(|shape| shape.blocks > 0)
             .ok_or_else(|| Error::Unsupported {

@@ -1,7 +1,6 @@
 //! What the kernels are given, as they mirror it.
 
-use crate::backend::launch::kernel_params::kernel_params;
-use crate::backend::launch::{DevicePtr, StatisticsSizes, TemperatureStep};
+use crate::backend::launch::{DevicePtr, StatisticsSizes, TemperatureStep, kernel_params};
 
 kernel_params! {
     /// A row that has something to compute.
@@ -53,7 +52,7 @@ kernel_params! {
 
 kernel_params! {
     /// What `kernels/linear_forward.cu` is given.
-    pub(super) struct LinearForwardParams in "linear_pass.cuh" for "linear_forward" {
+    pub(super) struct LinearForwardParams in "linear_pass.cuh" for KERNEL = "linear_forward"(256, 2) {
         batch: LinearBatch, score_items: Option<DevicePtr>, gradient_items: Option<DevicePtr>,
         scores: Option<DevicePtr>, records: Option<DevicePtr>, targets: Option<DevicePtr>,
         softmaxes: Option<DevicePtr>, row_losses: Option<DevicePtr>, partials: Option<DevicePtr>,
@@ -68,7 +67,7 @@ kernel_params! {
 
 kernel_params! {
     /// What `kernels/linear_backward.cu` is given.
-    pub(super) struct LinearBackwardParams in "linear_backward.cu" for "linear_backward" {
+    pub(super) struct LinearBackwardParams in "linear_backward.cu" for KERNEL = "linear_backward"(256, 4) {
         rows: Option<DevicePtr>, ignored: Option<DevicePtr>, unscaled: Option<DevicePtr>,
         unscaled_stride: u64, gradient: Option<DevicePtr>, scale: GradientScale, width: u32,
         row_count: u32, ignored_count: u32, unused: u32,
@@ -77,7 +76,8 @@ kernel_params! {
 
 kernel_params! {
     /// What `kernels/linear_head_gradient.cu` is given.
-    pub(super) struct LinearHeadGradientParams in "linear_head_gradient.cu" for "linear_head_gradient" {
+    pub(super) struct LinearHeadGradientParams in "linear_head_gradient.cu"
+    for KERNEL = "linear_head_gradient"(256, 2) {
         batch: LinearBatch, scale: GradientScale, scores: Option<DevicePtr>,
         softmaxes: Option<DevicePtr>, segments: Option<DevicePtr>, starts: Option<DevicePtr>,
         tokens: Option<DevicePtr>, head: Option<DevicePtr>, bias: Option<DevicePtr>, count: u32,

@@ -10,14 +10,16 @@
 //     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh).
 //
 // Launch: a block takes every gridDim-th row and one row at a time; then its part of the positions that have none, whose
-// gradient is 0, so that all blocks write about as much. The gradient may replace the logits: whatever a position's logits
-// are read for is the business of one block, which writes the position's gradient when it has read them. Shared memory holds what `block` needs, a tile for each warp
+// gradient is 0, so that all blocks write about as much. Shared memory holds what `block` needs, a tile for each warp
 // where there is a gradient, and `kept_capacity` logits. `adaptive` is cooperative: first all blocks gather the
 // statistics rows, and keep them; the last to arrive steps τ; all wait for it and then do every row.
 //
+// The gradient may replace the logits. So one block alone reads the logits of a position, for its statistics and for its
+// loss, and that block writes the position's gradient when it has read them.
+//
 // Bytes moved: each valid logit once where the row fits the room (else once for each look: statistics, softmax,
 // gradient); its token (4, but not for the whole vocabulary) once and, with a gradient, once more; 16 a row;
-// 4 a position without a loss; each byte of the gradient once, in 16-byte stores; 12 a row for the backward pass.
+// 4 a position without a row; each byte of the gradient once, in 16-byte stores; 12 a row for the backward pass.
 
 #include "gradient.cuh"
 #include "softmax.cuh"

@@ -141,8 +141,13 @@ impl Executor {
         issued.map_err(driver_error)
     }
 
-    /// How many blocks of this shape are resident together, as the driver counts them.
-    pub(crate) fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
+    /// How many blocks of this shape are resident together, as the driver counts them: for a benchmark's own
+    /// [`Queue`](crate::launch::Queue).
+    ///
+    /// # Errors
+    /// What the driver says.
+    #[doc(hidden)]
+    pub fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
         let each = self
             .kernel(launch.kernel)?
             .occupancy_max_active_blocks_per_multiprocessor(

@@ -108,6 +108,21 @@ pub struct LinearForwarded {
     head_tables: [Option<DevicePtr>; 5],
 }
 
+/// A piece of work of a forward pass, of which a block takes one after the other: what figures are computed from.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinearWork {
+    /// Rows, all of one token set.
+    pub rows: u32,
+    /// Tokens whose scores are made, or columns of the gradient.
+    pub columns: u32,
+    /// What each of them is a sum over: elements of a hidden state, or tokens.
+    pub terms: u32,
+    /// Which of how many parts of the sum it is.
+    pub slice: u32,
+    pub slices: u32,
+}
+
 /// Threads of a block, in every launch.
 const THREADS: u32 = 256;
 
@@ -173,6 +188,25 @@ impl LinearPass {
     #[must_use]
     pub fn rows(&self) -> &LinearRows {
         &self.rows
+    }
+
+    /// The pieces of work of a chunk of rows, in the order in which blocks take them: those that make scores, and those that make the
+    /// gradient.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn work(&self, chunk: usize) -> [Vec<LinearWork>; 2] {
+        let chunk = &self.items.chunks[chunk];
+        [&chunk.scores, &chunk.gradients].map(|items| {
+            let items = self.items.items[items.clone()].iter();
+            let work = items.map(|item| LinearWork {
+                rows: item.rows,
+                columns: item.count,
+                terms: item.inner_count,
+                slice: item.slice,
+                slices: item.slices,
+            });
+            work.collect()
+        })
     }
 
     /// How many launches a forward pass takes at a temperature that is known, or that waits for statistics.

@@ -4,6 +4,8 @@
 //! or `80,90`) narrows the architectures. Where there is no CUDA toolkit, scripts/cuda-toolkit gets
 //! what is needed.
 
+#[path = "build/cubin.rs"]
+mod cubin;
 #[path = "build/ptxas.rs"]
 mod ptxas;
 
@@ -73,11 +75,15 @@ fn sources() -> Result<Vec<PathBuf>, String> {
     Ok(sources)
 }
 
-/// The compiler's words, which say for every kernel and target what it uses.
+/// The compiler's words, which say for every kernel and target what it uses, and a line with the size of its code.
 fn compile_source(nvcc: &Path, source: &Path, image: &Path) -> Result<String, String> {
+    // nvcc keeps the code of each target here, which in the image is compressed.
+    let kept = image.with_extension("kept");
+    fs::create_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
     let mut command = Command::new(nvcc);
     command.args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v", "--threads"]);
     command.arg(env::var("NUM_JOBS").unwrap_or_else(|_| "1".into()));
+    command.arg("--keep").arg("--keep-dir").arg(&kept);
     command.args(targets()?).arg(source).arg("-o").arg(image);
     let output = command
         .output()
@@ -89,7 +95,30 @@ fn compile_source(nvcc: &Path, source: &Path, image: &Path) -> Result<String, St
              A toolkit older than CUDA 12.8 does not know all architectures: set CANDLE_TRIE_CUDA_ARCHS, to 90 for example."
         ));
     }
-    Ok(text)
+    let sizes = code_sizes(&kept)?;
+    fs::remove_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
+    Ok(text + &sizes)
+}
+
+/// A line for each kernel of each target that nvcc has kept in a folder.
+fn code_sizes(folder: &Path) -> Result<String, String> {
+    let failed = |error| format!("{}: {error}", folder.display());
+    let mut lines = String::new();
+    for entry in fs::read_dir(folder).map_err(failed)?.flatten() {
+        // SOURCE.compute_90.sm_90.cubin
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let Some((_, target)) =
+            (name.strip_suffix(".cubin")).and_then(|name| name.rsplit_once('.'))
+        else {
+            continue;
+        };
+        let sizes = cubin::code_sizes(&fs::read(entry.path()).map_err(failed)?);
+        let sizes = sizes.ok_or_else(|| format!("{name} is no ELF file of 64 bits"))?;
+        for (kernel, bytes) in sizes {
+            lines += &ptxas::code_line(&kernel, target, bytes);
+        }
+    }
+    Ok(lines)
 }
 
 fn targets() -> Result<Vec<String>, String> {

@@ -1,4 +1,4 @@
-//! The loss layer of three models on one batch of a real catalogue: ours from hidden states, ours
+//! The loss layer of three models on one batch of a real catalogue, and of a fourth on semantic IDs: ours from hidden states, ours
 //! from logits, and candle's own operations; forward and backward to the hidden states; with the
 //! feature `cuda` on a GPU.
 
@@ -14,8 +14,8 @@ use rayon::prelude::*;
 use support::composed::Composed;
 use support::memory::peak_of;
 use support::{
-    MODELS, Model, SMOLLM2, Shape, head, hidden_states, record, settle_allocator, to_the_end,
-    uniform,
+    MODELS, Model, SEMANTIC_IDS, SMOLLM2, Shape, head, hidden_states, record, settle_allocator,
+    to_the_end, uniform,
 };
 
 /// How often the ways that take seconds are run.
@@ -24,14 +24,13 @@ const SLOW_RUNS: usize = 3;
 /// A way to the loss, differentiable in the hidden states.
 type Way<'a> = (&'a str, Box<dyn FnMut(&Tensor) -> Result<Tensor> + 'a>);
 
-fn model(criterion: &mut Criterion, model: &Model, device: &Device) {
-    let shape = Shape::books();
+fn model(criterion: &mut Criterion, model: &Model, shape: &Shape, device: &Device) {
     let rows = &shape.rows;
     let hidden = Var::from_tensor(&hidden_states(rows.positions(), model.hidden, device)).unwrap();
     let head = head(model, device);
     let frozen = FrozenHead::new(&head, &shape.sets);
     let frozen = || (frozen.as_ref()).map_err(|error| candle_core::Error::msg(error.to_string()));
-    let composed = Composed::new(&shape, model.vocabulary, device).unwrap();
+    let composed = Composed::new(shape, model.vocabulary, device).unwrap();
     let fixed = || MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0)).unwrap();
     let (mut linear, mut dense) = (fixed(), fixed());
     let strategy = AdaptiveStrategy {
@@ -127,7 +126,7 @@ fn model(criterion: &mut Criterion, model: &Model, device: &Device) {
         (shape.distinct_tokens().len() * model.hidden * size_of::<f32>()) as f64,
     );
     if device.is_cpu() {
-        frozen_bytes(&shape, model, &head);
+        frozen_bytes(shape, model, &head);
     }
 }
 
@@ -219,10 +218,12 @@ fn sum(values: &[f32]) -> f32 {
 fn models(criterion: &mut Criterion) {
     let device = support::device();
     settle_allocator();
-    record("rows", Shape::books().rows.len() as f64);
+    let books = Shape::books();
+    record("rows", books.rows.len() as f64);
     for shape in &MODELS {
-        model(criterion, shape, &device);
+        model(criterion, shape, &books, &device);
     }
+    model(criterion, &SEMANTIC_IDS, &SEMANTIC_IDS.batch(), &device);
 }
 
 criterion_group!(benches, machine, models);

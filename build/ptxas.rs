@@ -14,22 +14,44 @@ pub struct Usage {
     pub stack_bytes: u32,
     /// Bytes that are put aside for want of registers.
     pub spilled_bytes: u32,
+    /// The size of its machine code; 0 where there is no line of [`code_line`]'s.
+    pub code_bytes: u32,
+}
+
+const CODE: &str = "candle-trie info: code of ";
+
+/// A line that the build adds to the compiler's words.
+#[allow(dead_code)] // For the build.
+pub fn code_line(kernel: &str, target: &str, bytes: u64) -> String {
+    format!("{CODE}'{kernel}' for '{target}': {bytes} bytes of code\n")
 }
 
 /// Every kernel on every target, in the order of the text.
 pub fn usages(text: &str) -> Vec<Usage> {
     let mut usages: Vec<Usage> = Vec::new();
     for line in text.lines() {
-        if let Some((_, names)) = line.split_once("Compiling entry function ") {
+        let quoted = |names: &str| {
             let mut quoted = names.split('\'').skip(1).step_by(2).map(str::to_string);
-            if let (Some(kernel), Some(target)) = (quoted.next(), quoted.next()) {
+            Some((quoted.next()?, quoted.next()?))
+        };
+        if let Some((_, names)) = line.split_once("Compiling entry function ") {
+            if let Some((kernel, target)) = quoted(names) {
                 usages.push(Usage {
                     kernel,
                     target,
                     registers: 0,
                     stack_bytes: 0,
                     spilled_bytes: 0,
+                    code_bytes: 0,
                 });
+            }
+        } else if let Some(names) = line.strip_prefix(CODE) {
+            let named = quoted(names);
+            let same = |usage: &&mut Usage| {
+                named.as_ref() == Some(&(usage.kernel.clone(), usage.target.clone()))
+            };
+            if let Some(usage) = usages.iter_mut().find(same) {
+                usage.code_bytes = before(line, " bytes of code");
             }
         } else if let Some(usage) = usages.last_mut() {
             usage.registers += before(line, " registers");

@@ -12,6 +12,7 @@ MODELS = {
     "SmolLM2-135M": (576, 49_152),
     "Qwen2.5-0.5B": (896, 151_936),
     "Llama-3.2-1B": (2048, 128_256),
+    "Semantic IDs": (2048, 129_024),
 }
 WAYS = {
     "linear": "ours, linear",

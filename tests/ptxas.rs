@@ -19,6 +19,8 @@ ptxas info    : Compiling entry function 'sound' for 'sm_120'
 ptxas info    : Function properties for sound
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
 ptxas info    : Used 15 registers, used 1 barriers
+candle-trie info: code of 'sound' for 'sm_120': 1408 bytes of code
+candle-trie info: code of 'spilling' for 'sm_90': 768 bytes of code
 ";
 
 fn in_local_memory(text: &str) -> Vec<Usage> {
@@ -36,10 +38,14 @@ fn spills_and_frames_are_seen() {
         registers: 24,
         stack_bytes: 272,
         spilled_bytes: 292,
+        code_bytes: 768,
     };
     assert_eq!(in_local_memory(SPILLING), [spilling]);
     assert_eq!(usages(SPILLING).len(), 2);
-    assert_eq!(usages(SPILLING)[1].registers, 15);
+    let sound = &usages(SPILLING)[1];
+    assert_eq!((sound.registers, sound.code_bytes), (15, 1408));
+    let line = ptxas::code_line("sound", "sm_120", 1408);
+    assert!(SPILLING.contains(&line), "{line}");
     assert_eq!(
         ptxas::kernel_names("kernels/both.cu", SPILLING).unwrap(),
         ["sound", "spilling"]
@@ -68,7 +74,7 @@ fn no_kernel_uses_local_memory() {
     let usages = usages(text);
     assert!(!usages.is_empty(), "ptxas said nothing:\n{text}");
     assert!(
-        usages.iter().all(|usage| usage.registers > 0),
+        (usages.iter()).all(|usage| usage.registers > 0 && usage.code_bytes > 0),
         "a form of words that is not understood:\n{text}"
     );
     assert_eq!(in_local_memory(text), []);

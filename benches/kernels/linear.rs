@@ -1,39 +1,36 @@
-//! The operation over hidden states and a head, on the benchmark's batch at the widths of several
-//! models and under their tokenizers: as candle's users call it, its launches alone, and each kernel by
-//! itself.
+//! The operation over hidden states and a head, on the batches of several models: as candle's users call
+//! it, its launches alone, and each kernel by itself.
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_trie::cuda::Executor;
-use candle_trie::launch::LinearRows;
-use candle_trie::{AdaptiveStrategy, FrozenHead, Head, MaskedSoftmaxLoss, Scope, Temperature};
+use candle_trie::launch::{LinearGradients, LinearRows};
+use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Temperature};
 use half::{bf16, f16};
 
-use super::launches::{Launches, Part};
+use super::launches::{Inputs, Launches};
 use super::number::Number;
 use super::pool::Pool;
 use super::table::{Line, Table};
 use super::timer::Timer;
 use super::work::{Counts, Work};
-use crate::support::{LLAMA_3_8B, MODELS, Model, SMOLLM2, Shape, head, hidden_states};
+use crate::support::{LLAMA_3_8B, Model, SMOLLM2, Shape, head, hidden_states, kernel_models};
 
 /// The side of the matrices whose product says how fast a device computes.
 const SIDE: usize = 8192;
-/// The sets that a [`FrozenHead`] keeps the head rows of have so many tokens.
-const FROZEN_TOKENS: usize = 32;
 /// Gradients of the same kernels, of which candle adds one to zeros.
 const TOLERANCE: f64 = 1e-2;
 
 pub fn print(timer: &Timer) -> Result<()> {
     let peaks = Peaks::measure(timer)?;
     Table::print_header();
-    for model in MODELS.iter().chain([&LLAMA_3_8B]) {
-        let shape = model.books();
-        let head = head(model, &Device::Cuda(timer.device.clone()));
-        print_dtype::<bf16>(timer, &shape, model, &head, peaks.half)?;
+    for model in kernel_models() {
+        let shape = model.batch();
+        let head = head(&model, &Device::Cuda(timer.device.clone()));
+        print_dtype::<bf16>(timer, &shape, &model, &head, peaks.half)?;
         // The narrowest and the widest model stand for the others.
-        if [SMOLLM2.hidden, LLAMA_3_8B.hidden].contains(&model.hidden) {
-            print_dtype::<f16>(timer, &shape, model, &head, peaks.half)?;
-            print_dtype::<f32>(timer, &shape, model, &head, peaks.single)?;
+        if [SMOLLM2, LLAMA_3_8B].contains(&model) {
+            print_dtype::<f16>(timer, &shape, &model, &head, peaks.half)?;
+            print_dtype::<f32>(timer, &shape, &model, &head, peaks.single)?;
         }
     }
     Ok(())
@@ -76,12 +73,20 @@ fn print_dtype<T: Number>(
 ) -> Result<()> {
     let device = Device::Cuda(timer.device.clone());
     let hidden = hidden_states(shape.rows.positions(), model.hidden, &device);
+    let hidden = Var::from_tensor(&hidden.to_dtype(T::DTYPE)?)?;
+    let head = head.to_dtype(T::DTYPE)?;
+    let (executor, pool) = (Executor::new(&timer.device)?, Pool::new(&timer.device)?);
     let benchmark = Benchmark {
         shape,
-        hidden: Var::from_tensor(&hidden.to_dtype(T::DTYPE)?)?,
-        head: head.to_dtype(T::DTYPE)?,
-        executor: Executor::new(&timer.device)?,
-        pool: Pool::new(&timer.device)?,
+        counts: Counts::of(shape, &hidden),
+        inputs: &Inputs {
+            device: &timer.device,
+            executor: &executor,
+            sets: &shape.sets,
+            hidden: &hidden,
+            head: &head,
+        },
+        pool: &pool,
         table: Table {
             timer,
             name: format!("{} {}", model.name, T::NAME),
@@ -93,45 +98,49 @@ fn print_dtype<T: Number>(
         scope: Scope::Branching,
         ..AdaptiveStrategy::default()
     });
-    let (_, taken, frozen) =
-        (benchmark.pool).taken(|| Ok(FrozenHead::new(&benchmark.head, &shape.sets)?))?;
-    benchmark.table.print_taken("frozen head", taken);
-    let (frozen, whole) = (Head::from(&frozen), Head::from(&benchmark.head));
-    let gradient = benchmark.print_calls("frozen head, τ given", &fixed, frozen)?;
-    benchmark.print_calls("frozen head, τ adaptive", &adaptive, frozen)?;
-    benchmark.print_calls("head as it is, τ given", &fixed, whole)?;
-    benchmark.print_launches::<T>(&fixed, &adaptive, &gradient)
+    let gradient = benchmark.print_calls(", τ given", &fixed)?;
+    benchmark.print_calls(", τ adaptive", &adaptive)?;
+    benchmark.print_launches::<T>(", τ given", &fixed, Some(&gradient))?;
+    benchmark.print_launches::<T>(", τ adaptive", &adaptive, None)?;
+    benchmark.print_head_gradient::<T>(&fixed)
 }
 
 /// A model's batch in one type.
 struct Benchmark<'a> {
     shape: &'a Shape,
-    hidden: Var,
-    head: Tensor,
-    executor: Executor,
-    pool: Pool,
+    counts: Counts,
+    inputs: &'a Inputs<'a>,
+    pool: &'a Pool,
     table: Table<'a>,
 }
 
 impl Benchmark<'_> {
-    /// Forward and backward through candle, as a training loop calls it. Returns the hidden gradient of
-    /// the first call.
-    fn print_calls(&self, way: &str, temperature: &Temperature, head: Head) -> Result<Tensor> {
+    /// Through candle with a frozen head, as training loops call it: forward and backward, and value and gradient in one. Returns
+    /// the hidden gradient of the first call.
+    fn print_calls(&self, way: &str, temperature: &Temperature) -> Result<Tensor> {
+        let &Inputs { hidden, head, .. } = self.inputs;
         let mut loss = MaskedSoftmaxLoss::new(&self.shape.sets, temperature.clone())?;
-        let mut step = || {
-            let output = loss.forward_linear(&self.hidden, head, &self.shape.rows)?;
+        let gradient = self.print_call(&format!("forward and backward{way}"), || {
+            let output = loss.forward_linear(hidden, head, &self.shape.rows)?;
             let mut gradients = output.loss.backward()?;
-            let gradient = gradients.remove(&self.hidden);
+            let gradient = gradients.remove(hidden);
             gradient.ok_or_else(|| candle_core::Error::msg("hidden states without a gradient"))
-        };
+        })?;
+        self.print_call(&format!("value and gradient{way}"), || {
+            let (_, gradient) = loss.value_and_gradient_linear(hidden, head, &self.shape.rows)?;
+            Ok(gradient)
+        })?;
+        Ok(gradient)
+    }
+
+    fn print_call(&self, name: &str, mut step: impl FnMut() -> Result<Tensor>) -> Result<Tensor> {
         // What the first step leaves with the loss is not a step's.
         let gradient = step()?;
         let (taken, _, _) = self.pool.taken(&mut step)?;
         let output = gradient.elem_count() * gradient.dtype().size_in_bytes();
-        let counts = self.counts(&self.rows(temperature, true)?);
         self.table.print(&Line {
-            name: &format!("forward and backward, {way}"),
-            work: counts.whole(),
+            name,
+            work: self.counts.whole(),
             cold: self.table.timer.cold_seconds(|| step().map(drop))?,
             warm: self.table.timer.warm_seconds(|| step().map(drop))?,
             host: Some(self.table.timer.seconds_of_host(|| step().map(drop))?),
@@ -140,110 +149,65 @@ impl Benchmark<'_> {
         Ok(gradient)
     }
 
-    /// The same launches without candle between them, and each by itself.
+    /// The same launches without candle or an upload between them, together and kernel by kernel.
     fn print_launches<T: Number>(
         &self,
-        fixed: &Temperature,
-        adaptive: &Temperature,
-        expected: &Tensor,
-    ) -> Result<()> {
-        let rows = self.rows(fixed, true)?;
-        let launches = self.launches::<T>(&rows, fixed, true)?;
-        launches.issue_all()?;
-        agree(&launches.gradient()?, expected)?;
-        self.print_all("launches alone, τ given", &launches, &rows)?;
-        let adapting = self.rows(adaptive, true)?;
-        let adapting_launches = self.launches::<T>(&adapting, adaptive, true)?;
-        self.print_all("launches alone, τ adaptive", &adapting_launches, &adapting)?;
-        for part in Part::ALL {
-            match part {
-                Part::Statistics => self.print_part(part, "", &adapting_launches, &adapting)?,
-                _ => self.print_part(part, "", &launches, &rows)?,
-            }
-        }
-        let rows = self.rows(fixed, false)?;
-        let launches = self.launches::<T>(&rows, fixed, false)?;
-        launches.issue_all()?;
-        self.print_part(Part::Gather, ", head as it is", &launches, &rows)
-    }
-
-    fn print_all<T: Number>(
-        &self,
-        name: &str,
-        launches: &Launches<T>,
-        rows: &LinearRows,
-    ) -> Result<()> {
-        let taken = Some(launches.bytes() as u64);
-        let work = self.counts(rows).whole();
-        self.print_device(name, work, taken, || launches.issue_all())
-    }
-
-    fn print_part<T: Number>(
-        &self,
-        part: Part,
         way: &str,
-        launches: &Launches<T>,
-        rows: &LinearRows,
+        temperature: &Temperature,
+        expected: Option<&Tensor>,
     ) -> Result<()> {
-        let name = format!("{}{way}", part.name());
-        let work = self.counts(rows).of_part(part);
-        self.print_device(&name, work, None, || launches.issue(part))
+        let launches = self.launches::<T>(temperature, LinearGradients::Hidden)?;
+        launches.issue()?;
+        if let Some(expected) = expected {
+            agree(&launches.hidden_gradient::<T>()?, expected)?;
+        }
+        self.print_device(&format!("launches alone{way}"), self.counts.whole(), || {
+            launches.issue()
+        })?;
+        for (kernel, work) in [
+            ("linear_forward", self.counts.forward()),
+            ("linear_backward", self.counts.backward()),
+        ] {
+            self.print_device(&format!("{kernel}{way}"), work, || {
+                launches.issue_kernel(kernel)
+            })?;
+        }
+        let launches = self.launches::<T>(temperature, LinearGradients::Direct)?;
+        let name = format!("linear_forward, value and gradient{way}");
+        self.print_device(&name, self.counts.whole(), || launches.issue())
     }
 
-    fn print_device(
-        &self,
-        name: &str,
-        work: Work,
-        taken: Option<u64>,
-        issue: impl Fn() -> Result<()>,
-    ) -> Result<()> {
+    fn print_head_gradient<T: Number>(&self, temperature: &Temperature) -> Result<()> {
+        let all = LinearGradients::All(&self.shape.sets);
+        let launches = self.launches::<T>(temperature, all)?;
+        launches.issue()?;
+        let kernel = "linear_head_gradient";
+        self.print_device(kernel, self.counts.head_gradient(), || {
+            launches.issue_kernel(kernel)
+        })
+    }
+
+    fn print_device(&self, name: &str, work: Work, issue: impl Fn() -> Result<()>) -> Result<()> {
         self.table.print(&Line {
             name,
             work,
             cold: self.table.timer.cold_seconds(&issue)?,
             warm: self.table.timer.warm_seconds(&issue)?,
             host: None,
-            taken,
+            taken: None,
         });
         Ok(())
     }
 
-    fn rows(&self, temperature: &Temperature, is_frozen: bool) -> Result<LinearRows> {
-        let loss = MaskedSoftmaxLoss::new(&self.shape.sets, temperature.clone())?;
-        let is_frozen = |set| is_frozen && self.shape.set_size(set) >= FROZEN_TOKENS;
-        Ok(loss.linear_rows(&self.shape.rows, is_frozen)?)
-    }
-
-    fn counts(&self, rows: &LinearRows) -> Counts {
-        Counts::of(self.shape, rows, &self.hidden)
-    }
-
-    /// Launches over `rows`, with the head rows of the sets that [`Self::rows`] calls frozen.
-    fn launches<'a, T: Number>(
-        &'a self,
-        rows: &'a LinearRows,
+    fn launches<T: Number>(
+        &self,
         temperature: &Temperature,
-        is_frozen: bool,
-    ) -> Result<Launches<'a, T>> {
-        let frozen = (rows.grouped_sets()).map(|set| {
-            if !is_frozen || self.shape.set_size(set) < FROZEN_TOKENS {
-                return Ok(None);
-            }
-            let tokens: Vec<u32> = (self.shape.sets.get(set).iter())
-                .flat_map(|set| set.iter())
-                .collect();
-            let tokens = Tensor::new(tokens, self.head.device())?;
-            self.head.index_select(&tokens, 0).map(Some)
-        });
-        let frozen: Vec<_> = frozen.collect::<Result<_>>()?;
-        Launches::new(
-            &self.table.timer.device,
-            &self.executor,
-            (rows, &self.shape.sets),
-            rows.next(temperature)?,
-            (&self.hidden, &self.head),
-            frozen,
-        )
+        gradients: LinearGradients,
+    ) -> Result<Launches<'_>> {
+        let loss = MaskedSoftmaxLoss::new(&self.shape.sets, temperature.clone())?;
+        let rows: LinearRows = loss.linear_rows(&self.shape.rows)?;
+        let temperature = rows.next(temperature)?;
+        Launches::new::<T>(self.inputs, rows, temperature, gradients)
     }
 }
 

@@ -64,16 +64,6 @@ impl Table<'_> {
             or_dash(line.taken.map(|bytes| bytes as f64 / 1e6)),
         );
     }
-
-    /// A line of something that is made once, and not timed.
-    pub fn print_taken(&self, name: &str, bytes: u64) {
-        let name = format!("{}, {name}", self.name);
-        let nothing = "–";
-        println!(
-            "| {name:<58} | {nothing:>8} | {nothing:>8} | {nothing:>8} | {nothing:>8} | {nothing:>7} | {nothing:>8} | {:>8.1} |",
-            bytes as f64 / 1e6
-        );
-    }
 }
 
 fn or_dash(number: Option<f64>) -> String {

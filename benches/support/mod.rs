@@ -5,6 +5,7 @@
 
 pub mod composed;
 pub mod memory;
+pub mod semantic_ids;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -63,6 +64,13 @@ impl Shape {
         self.sets.get(set).map_or(0, |set| set.len())
     }
 
+    /// The rows whose sets have more than one token.
+    pub fn branching_rows(&self) -> usize {
+        (self.rows.as_slice().iter())
+            .filter(|row| self.set_size(row.set) > 1)
+            .count()
+    }
+
     /// The valid logits of the branching rows: what there is to compute.
     pub fn branching_logits(&self) -> usize {
         (self.rows.as_slice().iter())
@@ -85,6 +93,7 @@ impl Shape {
 }
 
 /// The sizes of a model that the loss layer sees.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Model {
     pub name: &'static str,
     pub hidden: usize,
@@ -92,11 +101,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// The batch of Books that the kernels are measured on: under the tokenizer of Llama 3 for its
-    /// models, of SmolLM2 for all others.
-    pub fn books(&self) -> Shape {
+    /// The batch that the kernels are measured on: Books under the tokenizer of Llama 3 for its models, semantic IDs for a model
+    /// that has tokens for them, and Books under SmolLM2's tokenizer for all others.
+    pub fn batch(&self) -> Shape {
         match self.vocabulary {
             LLAMA_3_VOCABULARY => Shape::books_of_llama_3(),
+            SEMANTIC_ID_VOCABULARY => semantic_ids::batch(),
             _ => Shape::books(),
         }
     }
@@ -104,6 +114,7 @@ impl Model {
 
 /// Of Llama 3, 3.1, 3.2 and 3.3 alike.
 const LLAMA_3_VOCABULARY: usize = 128_256;
+const SEMANTIC_ID_VOCABULARY: usize = LLAMA_3_VOCABULARY + semantic_ids::TOKENS;
 
 pub const SMOLLM2: Model = Model {
     name: "SmolLM2-135M",
@@ -131,6 +142,18 @@ pub const LLAMA_3_8B: Model = Model {
     hidden: 4096,
     vocabulary: LLAMA_3_VOCABULARY,
 };
+
+/// A model of Llama-3.2-1B's width whose vocabulary semantic IDs have been added to.
+pub const SEMANTIC_IDS: Model = Model {
+    name: "Semantic IDs",
+    hidden: 2048,
+    vocabulary: SEMANTIC_ID_VOCABULARY,
+};
+
+/// What the kernels over hidden states and a head are measured at.
+pub fn kernel_models() -> impl Iterator<Item = Model> {
+    MODELS.into_iter().chain([LLAMA_3_8B, SEMANTIC_IDS])
+}
 
 /// Where the benchmarks run: on the CPU, or with the feature `cuda` on the first GPU. Where there is
 /// none this ends the benchmark: a figure of another machine's is none.

@@ -1,57 +1,51 @@
 //! The least that the operation over hidden states and a head must move and compute.
 
-use candle_trie::launch::{DeviceLimits, Element, LinearForward, TemperaturePlan};
-use candle_trie::{MaskedSoftmaxLoss, Temperature};
+use candle_trie::launch::{Element, LinearGradients};
 
 use crate::moved::CARDS;
-use crate::support::{LLAMA_3_8B, MODELS, Model, Shape};
-
-/// What the plan of the launches is made for.
-const H100: DeviceLimits = DeviceLimits {
-    multiprocessors: 132,
-    shared_bytes_per_block: 227 << 10,
-    shared_bytes_per_multiprocessor: 228 << 10,
-};
+use crate::recorder::issue;
+use crate::resources;
+use crate::support::{Model, Shape, kernel_models};
 
 pub fn print() {
     println!(
         "\n## Hidden states × head\n\n\
-         Loss and hidden gradient of the 128 Books responses with a frozen head, in bf16, for several \
-         models: Llama's have the batch under\nLlama 3's tokenizer, the others under SmolLM2's. *Valid \
-         logits* are those of branching rows, *head rows* the distinct ones among them.\n*Head* is each \
-         of these head rows read once; *least* also each branching row's hidden states read once and \
-         the gradient of all\npositions written once; operations are two products, a multiplication \
-         and an addition a pair; floors are of *least*. Launches are\nours and cuBLAS's, backward \
-         included, at a given temperature. What the kernels move is counted by the tests \
-         (`emulator_linear`), at\nsmaller sizes.\n"
+         Loss and hidden gradient in bf16, with a head that is not trained, for several models. Llama's have the batch of 128 Books responses \
+         under\nLlama 3's tokenizer, SmolLM2 and Qwen2.5 under SmolLM2's. *Semantic IDs* are 512 responses over 10 million random items of three codes, for a\nmodel \
+         of Llama-3.2-1B's width (`benches/support/semantic_ids.rs`). *Valid logits* are those of branching rows, *head rows* the distinct ones among\n\
+         them. *Head* is each of these head rows read once; *least* also each branching row's hidden states read once and the gradient \
+         of all\npositions written once; operations are two products, a multiplication and an addition a pair; floors are of *least*. \
+         *Launches* are of a forward\nand a backward pass at any temperature; a pass that gives value and gradient together has one less. \
+         Beside them there is one upload, of *uploaded*\nkB. What the kernels move is counted by the tests (`emulator_linear`), at smaller sizes.\n"
     );
     print!("| | V | H | positions | branching rows | valid logits | head rows |");
-    print!(" head, MB | least, MB | GFLOP | launches |");
+    print!(" head, MB | least, MB | GFLOP | launches | uploaded, kB |");
     for (card, _) in CARDS {
         print!(" floor {card}, µs |");
     }
-    println!("\n|---|{}", "---:|".repeat(CARDS.len() + 10));
-    for model in MODELS.iter().chain([&LLAMA_3_8B]) {
-        print_row(model);
+    println!("\n|---|{}", "---:|".repeat(CARDS.len() + 11));
+    for model in kernel_models() {
+        print_row(&model);
     }
 }
 
 fn print_row(model: &Model) {
-    let (shape, width) = (model.books(), model.hidden);
-    let (positions, branching) = (shape.rows.positions(), branching_rows(&shape));
+    let (shape, width) = (model.batch(), model.hidden);
+    let (positions, branching) = (shape.rows.positions(), shape.branching_rows());
     let (logits, head_rows) = (shape.branching_logits(), shape.distinct_tokens().len());
     let bytes = |rows: usize| (2 * rows * width) as f64;
     let least = bytes(head_rows + branching + positions);
+    let (launches, uploaded) = launched(&shape, width);
     print!(
         "| {} | {} | {width} | {positions} | {branching} | {logits} | {head_rows} |",
         model.name, model.vocabulary
     );
     print!(
-        " {:.1} | {:.1} | {:.2} | {} |",
+        " {:.1} | {:.1} | {:.2} | {launches} | {:.0} |",
         bytes(head_rows) / 1e6,
         least / 1e6,
         (4 * logits * width) as f64 / 1e9,
-        launches(&shape, width)
+        uploaded as f64 / 1e3
     );
     for (_, speed) in CARDS {
         print!(" {:.1} |", least / (speed * 1e6));
@@ -59,17 +53,11 @@ fn print_row(model: &Model) {
     println!();
 }
 
-fn branching_rows(shape: &Shape) -> usize {
-    (shape.rows.as_slice().iter())
-        .filter(|row| shape.set_size(row.set) > 1)
-        .count()
-}
-
-/// Those of a forward and a backward pass.
-fn launches(shape: &Shape, width: usize) -> usize {
-    let loss = MaskedSoftmaxLoss::new(&shape.sets, Temperature::fixed(1.0)).expect("a loss");
-    let rows = loss.linear_rows(&shape.rows, |_| true).expect("rows");
-    let given = TemperaturePlan::at(1.0);
-    let plan = LinearForward::new(&rows, Element::Bf16, width, given, true, &H100);
-    plan.expect("a width").launches() + 1
+/// Those of a forward and a backward pass on an H100.
+fn launched(shape: &Shape, width: usize) -> (usize, usize) {
+    let card = resources::CARDS.iter().find(|card| card.name == "H100");
+    let limits = &card.expect("a card of that name").limits;
+    let hidden = LinearGradients::Hidden;
+    let issued = issue(shape, width, Element::Bf16, hidden, limits).expect("a plan");
+    (issued.launches.len(), issued.uploaded_bytes)
 }

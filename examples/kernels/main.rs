@@ -1,4 +1,4 @@
-//! Writes docs/kernels.md: what the kernels take of a device, and what they move.
+//! Writes docs/kernels.md: what the kernels take of a device, what they move, and a model of the time that takes.
 //!
 //! ```sh
 //! eval "$(scripts/cuda-toolkit)"
@@ -19,17 +19,20 @@ mod support;
 
 mod linear;
 mod moved;
+mod recorder;
 mod resources;
+mod time;
 
 fn main() {
     println!(
         "# Kernels\n\n\
          Written by `cargo run --features cuda --example kernels > docs/kernels.md` (after \
          `eval \"$(scripts/cuda-toolkit)\"`). Nothing\n\
-         on this page was measured on a GPU: registers are what the compiler says, bytes are what \
-         the emulator counts,\nfloors are computed. What a GPU has shown is in [gpu.md](gpu.md).\n"
+         on this page was measured on a GPU: registers and code are the compiler's, bytes are what \
+         the emulator counts,\nfloors and times are computed. What a GPU has shown is in [gpu.md](gpu.md).\n"
     );
     resources::print();
     moved::print();
     linear::print();
+    time::print();
 }

@@ -1,21 +1,21 @@
-//! Registers, shared memory and occupancy of every kernel on every target.
+//! Registers, shared memory, occupancy and code size of every kernel on every target.
 
 use candle_trie::launch::{
-    Decode, DenseBackward, DenseForward, DeviceLimits, Element, LinearBackward, LinearForward,
-    LinearGather, LinearHeadGradient, LinearShares, TemperaturePlan,
+    Decode, DenseBackward, DenseForward, DeviceLimits, Element, LinearGradients, TemperaturePlan,
 };
 use candle_trie::{AdaptiveStrategy, BeamSearch, MaskedSoftmaxLoss, Scope, TokenTrie};
 
 use crate::ptxas::{Usage, usages};
+use crate::recorder::issue;
 use crate::support::{SMOLLM2, Shape};
 
 /// A card of each architecture that the kernels are compiled for.
-struct Card {
+pub struct Card {
     target: &'static str,
-    name: &'static str,
+    pub name: &'static str,
     threads: u32,
     blocks: u32,
-    limits: DeviceLimits,
+    pub limits: DeviceLimits,
 }
 
 const fn card(
@@ -37,7 +37,7 @@ const fn card(
     }
 }
 
-const CARDS: [Card; 6] = [
+pub const CARDS: [Card; 6] = [
     card("sm_80", "A100", 108, [2048, 32, 164]),
     card("sm_86", "RTX 3090", 82, [1536, 16, 100]),
     card("sm_89", "RTX 4090", 128, [1536, 24, 100]),
@@ -54,10 +54,10 @@ pub fn print() {
 
     println!("## What they take\n");
     println!(
-        "Registers a thread; threads and shared memory of a block; occupancy: threads that are \
-         resident on a multiprocessor, of those\nthat it could hold. Shapes are those of the Books \
-         batch (below), with a gradient;\nfor decoding, those of a set of 1,104 tokens; for the linear operation \
-         H = 576. No kernel spills or has local memory.\n"
+        "Registers of a thread; threads and shared memory of a block; occupancy, which is the threads that are \
+         resident on a multiprocessor\nas a share of those that it could hold; and the size of the machine code in KiB. \
+         Shapes are those of the Books batch (below), with a\ngradient; for decoding, those of a set of 1,104 tokens; for the linear \
+         operation, H = 576. No kernel spills registers or has local memory.\n"
     );
     print!("| kernel |");
     for card in &CARDS {
@@ -90,10 +90,11 @@ impl Card {
         let [threads, shared] = self.shape(&usage.kernel);
         let resident = self.resident_threads(usage.registers, threads, shared);
         format!(
-            "{}; {threads}, {:.1} KiB; {} %",
+            "{}; {threads}, {:.1} KiB; {} %; {:.1}",
             usage.registers,
             f64::from(shared) / 1024.0,
-            100 * resident / self.threads
+            100 * resident / self.threads,
+            f64::from(usage.code_bytes) / 1024.0
         )
     }
 
@@ -109,9 +110,7 @@ impl Card {
         };
         let loss = MaskedSoftmaxLoss::new(&shape.sets, strategy).expect("a loss");
         let rows = loss.dense_rows(&shape.rows).expect("rows");
-        let adapts =
-            kernel.starts_with("dense_adaptive") || kernel.starts_with("linear_statistics");
-        let temperature = match adapts {
+        let temperature = match kernel.starts_with("dense_adaptive") {
             true => rows.next(&strategy.into()).expect("a step"),
             false => TemperaturePlan::at(1.5),
         };
@@ -120,24 +119,12 @@ impl Card {
             Some("f16") => Element::F16,
             _ => Element::Bf16,
         };
-        match kernel.rsplit_once('_') {
-            Some(("linear_gather", _)) => return [LinearGather::THREADS, 0],
-            Some(("linear_backward", _)) => return [LinearBackward::THREADS, 0],
-            Some(("linear_forward" | "linear_statistics", _)) => {
-                let rows = loss.linear_rows(&shape.rows, |_| true).expect("rows");
-                let (hidden, limits) = (SMOLLM2.hidden, &self.limits);
-                let plan = LinearForward::new(&rows, element, hidden, temperature, true, limits);
-                return plan.expect("a width").block_shape();
-            }
-            Some((kernel @ ("linear_errors" | "linear_head_gradient"), _)) => {
-                let rows = loss.linear_rows(&shape.rows, |_| false).expect("rows");
-                let (hidden, limits) = (SMOLLM2.hidden, &self.limits);
-                let shares = LinearShares::new(&rows, &shape.sets);
-                let plan = LinearHeadGradient::new(&rows, &shares, element, hidden, limits);
-                let shapes = plan.expect("a width").expect("a loss").block_shapes();
-                return shapes[usize::from(kernel == "linear_head_gradient")];
-            }
-            _ => {}
+        if kernel.starts_with("linear_") {
+            let (width, all) = (SMOLLM2.hidden, LinearGradients::All(&shape.sets));
+            let issued = issue(&shape, width, element, all, &self.limits).expect("a plan");
+            let launch = (issued.launches.iter()).find(|launch| launch.kernel == kernel);
+            let launch = launch.expect("a launch of every kernel");
+            return [launch.threads, launch.shared_bytes];
         }
         let (width, limits) = (SMOLLM2.vocabulary, &self.limits);
         if kernel.starts_with("dense_backward") {

@@ -15,7 +15,7 @@ use cudarc::driver::{
     LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 
-use super::launch::{DeviceLimits, Launch};
+use super::launch::{self, DeviceLimits, Launch};
 use crate::{Error, Result};
 use kernels::{Kernels, kernels_of, limits_of};
 use staging::Staging;
@@ -50,10 +50,12 @@ impl<'a> Buffers<'a> {
     }
 
     /// The address of a buffer that the launch reads.
-    pub fn read<T>(&mut self, executor: &'a Executor, buffer: &'a impl DevicePtr<T>) -> u64 {
-        let (address, held) = buffer.device_ptr(&executor.stream);
-        self.held.push(held);
-        address
+    pub fn read<T>(
+        &mut self,
+        executor: &'a Executor,
+        buffer: &'a impl DevicePtr<T>,
+    ) -> Option<launch::DevicePtr> {
+        self.hold(buffer.device_ptr(&executor.stream))
     }
 
     /// The address of a buffer that the launch writes.
@@ -61,10 +63,13 @@ impl<'a> Buffers<'a> {
         &mut self,
         executor: &'a Executor,
         buffer: &'a mut impl DevicePtrMut<T>,
-    ) -> u64 {
-        let (address, held) = buffer.device_ptr_mut(&executor.stream);
+    ) -> Option<launch::DevicePtr> {
+        self.hold(buffer.device_ptr_mut(&executor.stream))
+    }
+
+    fn hold(&mut self, (address, held): (u64, SyncOnDrop<'a>)) -> Option<launch::DevicePtr> {
         self.held.push(held);
-        address
+        launch::DevicePtr::new(address)
     }
 }
 
@@ -136,8 +141,13 @@ impl Executor {
         issued.map_err(driver_error)
     }
 
-    /// How many blocks of this shape are resident together, as the driver counts them.
-    pub(crate) fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
+    /// How many blocks of this shape are resident together, as the driver counts them: for a benchmark's own
+    /// [`Queue`](crate::launch::Queue).
+    ///
+    /// # Errors
+    /// What the driver says.
+    #[doc(hidden)]
+    pub fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
         let each = self
             .kernel(launch.kernel)?
             .occupancy_max_active_blocks_per_multiprocessor(

@@ -21,7 +21,7 @@ pub use device_ptr::DevicePtr;
 use kernel_params::{Kernel, kernel_params};
 pub use linear::{
     LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows, LinearTensors,
-    LinearUpstream,
+    LinearUpstream, LinearWork,
 };
 pub use queue::{Lifetime, Queue};
 #[cfg(any(feature = "cuda", feature = "cust"))]

@@ -1,10 +1,9 @@
 //! The loss over the buffers and streams of the crate [cust](https://docs.rs/cust), for programs that
 //! keep their tensors there and not in candle: the feature `cust`, which needs nothing of candle's
-//! CUDA. The matrix products of [`LinearLoss`] are cuBLAS's, which a program with this feature links.
-//! (To build it, cudarc asks the `nvcc` in `PATH` for its version, unless `CUDARC_CUDA_VERSION` says it.)
+//! CUDA, and of NVIDIA's libraries the driver's alone.
 //!
 //! [`DenseLoss`] is the loss over logits, [`LinearLoss`] the one over hidden states × head, both checked
-//! and typed. Below them, [`Executor`] runs any plan of [`launch`](crate::launch).
+//! and typed. Both run on an [`Executor`], which holds the kernels of a CUDA context.
 //!
 //! ```no_run
 //! use candle_trie::cust::{Executor, LinearGradients, LinearInput, LinearLoss};

@@ -3,21 +3,23 @@
 use std::slice;
 
 use candle_core::{DType, Device, Tensor, Var};
+use candle_trie::cuda::Executor;
+use candle_trie::launch::{Element, LinearGradients, LinearPass};
 use candle_trie::{FrozenHead, Head, Row, Rows, Temperature, TokenSets};
 
 use crate::batch::noise;
 use crate::cuda;
 use crate::linear_batch::{Batch, Options, assert_close, every_option, f64s};
 
-/// Loss, τ, statistics, evaluation and the gradients of hidden states, head and bias, those twice. A
-/// frozen head has no gradient.
+/// Loss, τ, statistics, evaluation, the gradients of hidden states, head and bias, those twice, and loss and gradient of the
+/// hidden states by a pass that makes both. A frozen head has no gradient.
 fn everything(
     batch: &Batch,
     options: &Options,
     dtype: DType,
     device: &Device,
     frozen: bool,
-) -> [Vec<f64>; 10] {
+) -> [Vec<f64>; 12] {
     let moved = |values: &Var| values.to_dtype(dtype).unwrap().to_device(device).unwrap();
     let variables = batch.tensors(dtype);
     let [hidden, weight, bias] = variables.map(|tensor| Var::from_tensor(&moved(&tensor)).unwrap());
@@ -35,6 +37,8 @@ fn everything(
     let statistics = loss.statistics_linear(&hidden, head, &rows).unwrap();
     // The second step goes on from a temperature that may be on the device.
     loss.forward_linear(&hidden, head, &rows).unwrap();
+    let in_one_pass = loss.clone().value_and_gradient_linear(&hidden, head, &rows);
+    let (value, gradient) = in_one_pass.unwrap();
     let output = loss.forward_linear(&hidden, head, &rows).unwrap();
     let gradients = || {
         let gradients = output.loss.sum_all().unwrap().backward().unwrap();
@@ -58,6 +62,8 @@ fn everything(
         hidden_again,
         head_again,
         bias_again,
+        f64s(&value.loss),
+        f64s(&gradient),
     ]
 }
 
@@ -90,8 +96,8 @@ fn every_option_gives_what_it_gives_on_the_cpu() {
     }
 }
 
-/// So wide that no device's tile holds a set of 40 tokens.
-fn assert_sets_in_parts_as_on_the_cpu(number: (DType, f64)) {
+/// So wide that blocks share the sums of a score among them.
+fn assert_slices_as_on_the_cpu(number: (DType, f64)) {
     let listed = (every_option().into_iter()).filter(|options| !options.whole_vocabulary);
     let options: Vec<_> = listed.step_by(3).collect();
     assert_as_on_the_cpu(&Batch::new(8192, 7), &options, number);
@@ -99,20 +105,66 @@ fn assert_sets_in_parts_as_on_the_cpu(number: (DType, f64)) {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn sets_in_parts_give_what_they_give_on_the_cpu_in_f32() {
-    assert_sets_in_parts_as_on_the_cpu(F32);
+fn slices_give_what_they_give_on_the_cpu_in_f32() {
+    assert_slices_as_on_the_cpu(F32);
 }
 
 #[test]
 #[ignore = "needs a GPU"]
-fn sets_in_parts_give_what_they_give_on_the_cpu_in_f16() {
-    assert_sets_in_parts_as_on_the_cpu(F16);
+fn slices_give_what_they_give_on_the_cpu_in_f16() {
+    assert_slices_as_on_the_cpu(F16);
 }
 
 #[test]
 #[ignore = "needs a GPU"]
-fn sets_in_parts_give_what_they_give_on_the_cpu_in_bf16() {
-    assert_sets_in_parts_as_on_the_cpu(BF16);
+fn slices_give_what_they_give_on_the_cpu_in_bf16() {
+    assert_slices_as_on_the_cpu(BF16);
+}
+
+/// Sets of 1 to 5,000 tokens in 1 to 300 rows.
+#[test]
+#[ignore = "needs a GPU"]
+fn large_sets_and_many_rows_give_what_they_give_on_the_cpu() {
+    let (vocabulary, width) = (6000, 136);
+    let of_set: [(u32, u32); 7] = [
+        (5000, 3),
+        (1000, 64),
+        (257, 300),
+        (128, 9),
+        (65, 1),
+        (2, 40),
+        (1, 5),
+    ];
+    let (mut offsets, mut tokens, mut rows) = (vec![0], Vec::new(), Vec::new());
+    for (set, (size, count)) in (0..).zip(of_set) {
+        let first = vocabulary as u32 - 97 * (set + 1) - size;
+        tokens.extend(first..first + size);
+        offsets.push(tokens.len() as u32);
+        rows.extend((0..count).map(|row| Row {
+            position: 0,
+            set,
+            target: first + 31 * row % size,
+        }));
+    }
+    // Every fifth position is ignored.
+    let positions = rows.len() + rows.len() / 4 + 1;
+    let labelled = (0..positions as u32).filter(|position| position % 5 != 4);
+    (rows.iter_mut().zip(labelled)).for_each(|(row, position)| row.position = position);
+    let batch = Batch {
+        hidden: noise(1, positions * width, 1.0),
+        head: noise(2, vocabulary * width, 1.0),
+        bias: noise(3, vocabulary, 1.0),
+        positions,
+        vocabulary,
+        width,
+        sets: TokenSets::from_raw(offsets, tokens).unwrap(),
+        rows: Rows::from_raw(positions, rows).unwrap(),
+    };
+    let listed = (every_option().into_iter()).filter(|options| !options.whole_vocabulary);
+    let options: Vec<_> = listed.step_by(7).collect();
+    for number in [F32, F16, BF16] {
+        assert_as_on_the_cpu(&batch, &options, number);
+    }
 }
 
 /// More scores than are in memory at a time: chunks of 64 rows and of 6.
@@ -141,8 +193,17 @@ fn a_large_whole_vocabulary_gives_in_chunks_what_it_gives_on_the_cpu() {
     let options = (every_option().into_iter())
         .find(|options| options.whole_vocabulary && options.bias && adapts(options))
         .unwrap();
-    let linear = (batch.loss(&options)).linear_rows(&batch.rows(&options), |_| false);
-    assert_eq!(linear.unwrap().grouped_sets().count(), 2);
+    let executor = Executor::new(cuda().as_cuda_device().unwrap()).unwrap();
+    let rows = (batch.loss(&options)).linear_rows(&batch.rows(&options));
+    let pass = LinearPass::new(
+        rows.unwrap(),
+        Element::F32,
+        width,
+        LinearGradients::Hidden,
+        executor.limits(),
+        LinearPass::MOST_SCORES,
+    );
+    assert_eq!(pass.unwrap().forward_launches_count(false), 2);
     for number in [F32, BF16] {
         assert_as_on_the_cpu(&batch, slice::from_ref(&options), number);
     }
@@ -183,7 +244,7 @@ fn each_gradient_is_made_alone_and_comes_to_the_same_bits() {
 
 #[test]
 #[ignore = "needs a GPU"]
-fn the_whole_vocabulary_may_be_multiplied_by_a_strided_head() {
+fn the_rows_of_a_head_may_lie_apart() {
     let (device, batch) = (cuda(), Batch::new(40, 7));
     let options = every_option()
         .into_iter()

@@ -1,0 +1,503 @@
+//! A model of the time that the operation over hidden states and a head takes, from the plan's own pieces of work.
+
+use candle_trie::launch::{Element, LinearGradients, LinearWork};
+
+use crate::recorder::{issue, pass};
+use crate::resources::{CARDS, Card};
+use crate::support::{LLAMA_3_8B, MODELS, Model, SEMANTIC_IDS, SMOLLM2, Shape};
+
+/// What is known or assumed of a card.
+struct Speeds {
+    name: &'static str,
+    /// Of the multiprocessors, in GHz.
+    clock: f64,
+    /// Of memory, in TB/s: as sold, and its sustained share.
+    memory: f64,
+    /// Of the L2 cache, in bytes a cycle.
+    l2_bytes: f64,
+    /// Cycles until what a load asks for is there, from the L2 cache and from memory.
+    l2_cycles: f64,
+    memory_cycles: f64,
+    /// Operations a cycle of a multiprocessor's tensor cores by `mma.sync`.
+    tensor: f64,
+}
+
+const SPEEDS: [Speeds; 3] = [
+    Speeds {
+        name: "H100",
+        clock: 1.83,
+        memory: 3.35,
+        l2_bytes: 3840.0,
+        l2_cycles: 291.0,
+        memory_cycles: 700.0,
+        tensor: 2048.0,
+    },
+    Speeds {
+        name: "A100",
+        clock: 1.41,
+        memory: 2.0,
+        l2_bytes: 3840.0,
+        l2_cycles: 210.0,
+        memory_cycles: 550.0,
+        tensor: 2048.0,
+    },
+    Speeds {
+        name: "RTX 4090",
+        clock: 2.52,
+        memory: 1.0,
+        l2_bytes: 1946.0,
+        l2_cycles: 296.0,
+        memory_cycles: 636.0,
+        tensor: 512.0,
+    },
+];
+
+/// Of a memory's bandwidth, what a copy reaches.
+const SUSTAINED: f64 = 0.9;
+/// Bytes a cycle between a multiprocessor and the L2 cache, and of its shared memory.
+const PORT: f64 = 64.0;
+const SHARED: f64 = 128.0;
+/// An empty cooperative launch with a barrier of the grid, and an ordinary launch, in µs.
+const COOPERATIVE_LAUNCH: f64 = 4.5;
+const LAUNCH: f64 = 2.5;
+/// Warp instructions: of a copy of 16 bytes a lane; of an A fragment of a product, and of each of its `mma.sync`; of an exponential a lane.
+const COPY: f64 = 48.0;
+const FRAGMENT: f64 = 15.0;
+const PRODUCT: f64 = 15.0;
+const EXPONENTIAL: f64 = 17.0;
+/// Cycles of a step of a reduction over a warp in f64, and steps of one over a block.
+const REDUCTION_STEP: f64 = 60.0;
+const REDUCTION_STEPS: f64 = 10.0;
+/// What the statistics add up over rows.
+const STATISTICS: f64 = 6.0;
+/// Tokens that share a record of a row's scores.
+const RECORD_TOKENS: usize = 128;
+
+/// What was measured on an H100 before there was one launch (docs/gpu.md, warm, launches alone), and what this one was to reach.
+const BEFORE: [(&str, f64, f64); 2] = [("SmolLM2-135M", 80.0, 17.0), ("Llama-3-8B", 165.4, 37.0)];
+
+/// What a block does at a time.
+enum Step {
+    /// Waits so many µs.
+    Wait(f64),
+    /// Moves so many bytes, in no less than so many µs.
+    Move(f64, f64),
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    Scores,
+    Gradient,
+}
+
+/// A phase of the forward pass on a card.
+struct Phase {
+    items: usize,
+    /// The most items that a block takes.
+    chain: usize,
+    memory_bytes: f64,
+    l2_bytes: f64,
+    operations: f64,
+    /// The bytes at full bandwidth, the instructions at one a cycle of each scheduler, and the phase by the model.
+    bandwidth: f64,
+    instructions: f64,
+    time: f64,
+}
+
+/// A shape on a card.
+struct Modelled {
+    blocks: u32,
+    cold: [Phase; 2],
+    warm: [Phase; 2],
+    statistics: f64,
+    backward_bytes: f64,
+    backward: f64,
+}
+
+pub fn print() {
+    print_method();
+    let shapes = [SMOLLM2, MODELS[2], LLAMA_3_8B, SEMANTIC_IDS];
+    let modelled: Vec<(Model, Vec<Modelled>)> = (shapes.into_iter())
+        .map(|model| {
+            let shape = model.batch();
+            let on_cards = SPEEDS
+                .iter()
+                .map(|speeds| Modelled::new(&model, &shape, speeds));
+            (model, on_cards.collect())
+        })
+        .collect();
+    print_totals(&modelled);
+    for (model, on_cards) in &modelled {
+        print_phases(model, on_cards);
+    }
+}
+
+fn print_method() {
+    println!(
+        "\n## A model of the time\n\n\
+         Nothing here was measured. Every figure of this section is computed from the plan's own pieces of work, which \
+         blocks take one after\nthe other, and from the constants below. It leaves out what no count shows: bank conflicts, stalls \
+         between dependent instructions,\ninstruction fetch, clocks that fall under load. So it says which choice is better \
+         and what binds, and a GPU will take longer.\n\n\
+         A piece of work waits for its description, its group's and its tokens' numbers (three loads from L2) and for its first \
+         bytes (from\nmemory for scores, two loads from L2 for the gradient). Then it loads and computes, which overlap. One of several \
+         slices stores its\nsums and counts itself (two more waits on L2); the last one loads the sums of all, and finishes: it waits \
+         for L2 once more for\nscores, and for the gradient three times (a row, its target's token, that token's head row). \
+         Transfers that are under way at a time\nshare the bandwidth equally, and none is faster than its block's share of {PORT} bytes a \
+         cycle and multiprocessor. Loading and computing\ntakes at least the cycles of shared memory, of the tensor cores, and of the \
+         schedulers, of which a multiprocessor has four.\n\n\
+         | | value | where it is from |\n|---|---|---|"
+    );
+    let of_cards = |value: fn(&Speeds) -> String| {
+        let values = SPEEDS
+            .iter()
+            .map(|speeds| format!("{} {}", speeds.name, value(speeds)));
+        values.collect::<Vec<_>>().join(", ")
+    };
+    println!(
+        "| memory, TB/s, of which {:.0} % | {} | vendor; what a copy reached on the H100 ([gpu.md](gpu.md)) |",
+        100.0 * SUSTAINED,
+        of_cards(|speeds| speeds.memory.to_string())
+    );
+    println!(
+        "| L2 cache, bytes a cycle | {} | `cp.async` in smallscientist1/cuda_microbenchmark on GitHub; H100: assumed to be the A100's |",
+        of_cards(|speeds| speeds.l2_bytes.to_string())
+    );
+    println!(
+        "| latency of L2 and of memory, cycles | {} | latency/README.md in markdewing/AI_kernels on GitHub |",
+        of_cards(|speeds| format!("{} and {}", speeds.l2_cycles, speeds.memory_cycles))
+    );
+    println!(
+        "| `mma.sync`, operations a cycle and multiprocessor | {} | vendor (dense, f32 sums); H100: half of its peak, which only `wgmma` reaches (assumed) |",
+        of_cards(|speeds| speeds.tensor.to_string())
+    );
+    println!(
+        "| clock, GHz | {} | vendor (boost) |",
+        of_cards(|speeds| speeds.clock.to_string())
+    );
+    println!(
+        "| multiprocessor, bytes a cycle | {PORT} from L2, {SHARED} of shared memory | assumed; CUDA programming guide (32 banks of 4 bytes) |\n\
+         | launch, µs | {COOPERATIVE_LAUNCH} cooperative with a barrier of the grid, {LAUNCH} ordinary | assumed: an empty one takes 4 to 5; `linear_gather` took 3.3 warm on the H100 ([gpu.md](gpu.md)), its loads included |\n\
+         | warp instructions | {COPY} a copy of 16 bytes a lane; {FRAGMENT} an A fragment and {PRODUCT} a `mma.sync`; {EXPONENTIAL} an exponential a lane | counted in the code for sm_90 (`nvdisasm` of `linear_forward_bf16`, 2026-11-29) |\n\
+         | statistics | {STATISTICS} reductions of a block, {REDUCTION_STEPS} steps each, {REDUCTION_STEP} cycles a step | assumed |"
+    );
+}
+
+fn print_totals(modelled: &[(Model, Vec<Modelled>)]) {
+    println!(
+        "\n### Forward and backward, bf16, µs\n\n\
+         *Given* and *adaptive*: a forward launch and a backward launch, at a temperature that is given or that steps with the batch's \
+         statistics.\n*In one*: value and gradient by the forward launch alone, at a given temperature. *Warm*: head and hidden states \
+         are in the L2 cache; all\nothers have them in memory. *Launches* is what given takes without any work. *Before* was measured on \
+         an H100, warm, with the kernels\nthat this one replaces ([gpu.md](gpu.md); for Llama-3-8B on the batch under SmolLM2's tokenizer), and *aim* is what \
+         it was to reach.\n\n\
+         | | card | launches | given | adaptive | in one | given, warm | before | aim |\n|---|---|---:|---:|---:|---:|---:|---:|---:|"
+    );
+    for (model, on_cards) in modelled {
+        for (speeds, times) in SPEEDS.iter().zip(on_cards) {
+            let before = BEFORE
+                .iter()
+                .find(|(name, ..)| *name == model.name && speeds.name == "H100");
+            let measured = |value: fn(&(&str, f64, f64)) -> f64| {
+                before.map_or("–".into(), |before| format!("{:.0}", value(before)))
+            };
+            println!(
+                "| {} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {} |",
+                model.name,
+                speeds.name,
+                COOPERATIVE_LAUNCH + LAUNCH,
+                times.forward(&times.cold) + times.backward_launch(),
+                times.forward(&times.cold) + times.statistics + times.backward_launch(),
+                times.forward(&times.cold),
+                times.forward(&times.warm) + times.backward_launch(),
+                measured(|before| before.1),
+                measured(|before| before.2),
+            );
+        }
+    }
+    println!(
+        "\nAn empty cooperative launch with a barrier takes 4 to 5 µs. At SmolLM2's size the least bytes take 1.8 µs on an H100 \
+         ([gpu.md](gpu.md)), so\nthree times that floor is out of reach whatever the kernel does: the launches alone take longer."
+    );
+}
+
+fn print_phases(model: &Model, on_cards: &[Modelled]) {
+    println!(
+        "\n### {}: phases\n\n\
+         | card | phase | blocks | pieces | most of a block | memory, MB | L2, MB | GFLOP | bandwidth, µs | instructions, µs | phase, µs | warm, µs |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        model.name
+    );
+    for (speeds, times) in SPEEDS.iter().zip(on_cards) {
+        for (name, phase, warm) in [
+            ("scores", &times.cold[0], &times.warm[0]),
+            ("gradient", &times.cold[1], &times.warm[1]),
+        ] {
+            println!(
+                "| {} | {name} | {} | {} | {} | {:.1} | {:.1} | {:.2} | {:.1} | {:.1} | {:.1} | {:.1} |",
+                speeds.name,
+                times.blocks,
+                phase.items,
+                phase.chain,
+                phase.memory_bytes / 1e6,
+                phase.l2_bytes / 1e6,
+                phase.operations / 1e9,
+                phase.bandwidth,
+                phase.instructions,
+                phase.time,
+                warm.time,
+            );
+        }
+        println!(
+            "| {} | statistics | 1 | | | | | | | | {:.1} | {:.1} |",
+            speeds.name, times.statistics, times.statistics
+        );
+        println!(
+            "| {} | backward | | | | | {:.1} | | | | {:.1} | {:.1} |",
+            speeds.name,
+            times.backward_bytes / 1e6,
+            times.backward,
+            times.backward
+        );
+    }
+}
+
+impl Modelled {
+    fn new(model: &Model, shape: &Shape, speeds: &Speeds) -> Self {
+        let card = CARDS.iter().find(|card| card.name == speeds.name);
+        let card = card.expect("a card of that name");
+        let (element, hidden) = (Element::Bf16, LinearGradients::Hidden);
+        let [scores, gradient] = pass(shape, model.hidden, element, hidden, &card.limits).work(0);
+        let issued = issue(shape, model.hidden, element, hidden, &card.limits);
+        let blocks = issued.expect("a plan").launches[0].blocks;
+        let rows = shape.branching_rows();
+        let vectors = (2 * (shape.distinct_tokens().len() + rows) * model.hidden) as f64;
+        let phases = |vectors: f64| {
+            [
+                Phase::new(&scores, Kind::Scores, blocks, vectors, card, speeds),
+                Phase::new(&gradient, Kind::Gradient, blocks, 0.0, card, speeds),
+            ]
+        };
+        let backward_bytes = ((4 * rows + 2 * shape.rows.positions()) * model.hidden) as f64;
+        Self {
+            blocks,
+            cold: phases(vectors),
+            warm: phases(0.0),
+            statistics: statistics(shape, rows, speeds),
+            backward_bytes,
+            // A row and its unscaled gradient, one after the other.
+            backward: backward_bytes / speeds.l2_speed() + 2.0 * speeds.l2_wait(),
+        }
+    }
+
+    /// At a given temperature.
+    fn forward(&self, phases: &[Phase; 2]) -> f64 {
+        COOPERATIVE_LAUNCH + phases.iter().map(|phase| phase.time).sum::<f64>()
+    }
+
+    fn backward_launch(&self) -> f64 {
+        LAUNCH + self.backward
+    }
+}
+
+/// What the last block to come does before the barrier where the temperature takes a step: it loads rows, groups and records, four of
+/// these at a time, and adds up.
+fn statistics(shape: &Shape, rows: usize, speeds: &Speeds) -> f64 {
+    let largest = (shape.rows.as_slice().iter())
+        .map(|row| shape.set_size(row.set))
+        .max();
+    let records = largest.unwrap_or(0).div_ceil(RECORD_TOKENS).div_ceil(4);
+    let loads = rows.div_ceil(256) * (2 + records);
+    let sums = STATISTICS * REDUCTION_STEPS * REDUCTION_STEP;
+    // Two more to count the block.
+    (loads + 2) as f64 * speeds.l2_wait() + sums / (speeds.clock * 1e3)
+}
+
+impl Phase {
+    /// `memory_bytes` come from memory, everything else that is loaded from the L2 cache.
+    fn new(
+        work: &[LinearWork],
+        kind: Kind,
+        blocks: u32,
+        memory_bytes: f64,
+        card: &Card,
+        speeds: &Speeds,
+    ) -> Self {
+        let together = f64::from(blocks.div_ceil(card.limits.multiprocessors));
+        let mut of_blocks: Vec<Vec<Step>> = (0..blocks).map(|_| Vec::new()).collect();
+        let (mut operations, mut instructions) = (0.0, 0.0);
+        for (index, item) in work.iter().enumerate() {
+            let cost = Cost::new(item, kind);
+            operations += cost.operations;
+            instructions += cost.instructions;
+            let steps = cost.steps(item, kind, memory_bytes > 0.0, together, speeds);
+            of_blocks[index % blocks as usize].extend(steps);
+        }
+        let moved = |step: &Step| match step {
+            Step::Move(bytes, _) => *bytes,
+            Step::Wait(_) => 0.0,
+        };
+        let l2_bytes: f64 = of_blocks.iter().flatten().map(moved).sum();
+        let memory_speed = SUSTAINED * speeds.memory * 1e6;
+        let bandwidth = (memory_bytes / memory_speed).max(l2_bytes / speeds.l2_speed());
+        let schedulers = 4.0 * f64::from(card.limits.multiprocessors);
+        let port = PORT * speeds.clock * 1e3 / together;
+        Self {
+            items: work.len(),
+            chain: work.len().div_ceil(blocks as usize),
+            memory_bytes,
+            l2_bytes,
+            operations,
+            bandwidth,
+            instructions: instructions / (schedulers * speeds.clock * 1e3),
+            time: time(&of_blocks, l2_bytes / bandwidth, port),
+        }
+    }
+}
+
+/// What a piece of work loads and computes, in whole fragments of 16 × 8 × 16.
+struct Cost {
+    loaded: f64,
+    /// The sums that it leaves, or would if it were a slice.
+    sums: f64,
+    /// And what it stores and loads when they are complete.
+    finished: f64,
+    operations: f64,
+    instructions: f64,
+    shared_bytes: f64,
+}
+
+impl Cost {
+    fn new(item: &LinearWork, kind: Kind) -> Self {
+        let [rows, columns, terms] = [item.rows, item.columns, item.terms].map(f64::from);
+        let fragments = (columns / 16.0).ceil() * (terms / 16.0).ceil();
+        let products = fragments * (rows / 8.0).ceil();
+        let loaded = match kind {
+            Kind::Scores => 2.0 * terms * (columns + rows),
+            Kind::Gradient => terms * (2.0 * columns + 4.0 * rows),
+        };
+        let (exponentials, target) = match kind {
+            Kind::Scores => (0.0, 0.0),
+            Kind::Gradient => (rows * terms / 32.0, 2.0 * rows * columns),
+        };
+        Self {
+            loaded,
+            sums: 4.0 * rows * (16.0 * (columns / 16.0).ceil() + 4.0),
+            finished: 4.0 * rows * columns + target,
+            operations: 4096.0 * products,
+            instructions: COPY * loaded / 512.0
+                + FRAGMENT * fragments
+                + PRODUCT * products
+                + EXPONENTIAL * exponentials,
+            shared_bytes: loaded + 512.0 * fragments + 256.0 * products,
+        }
+    }
+
+    /// What a block does with it, where so many blocks share a multiprocessor.
+    fn steps(
+        &self,
+        item: &LinearWork,
+        kind: Kind,
+        from_memory: bool,
+        together: f64,
+        speeds: &Speeds,
+    ) -> Vec<Step> {
+        let l2 = speeds.l2_wait();
+        let first = match (kind, from_memory) {
+            (Kind::Scores, true) => speeds.memory_cycles / (speeds.clock * 1e3),
+            (Kind::Scores, false) => l2,
+            (Kind::Gradient, _) => 2.0 * l2,
+        };
+        let cycles = (self.shared_bytes / SHARED)
+            .max(self.operations / speeds.tensor)
+            .max(self.instructions / 4.0);
+        let least = cycles * together / (speeds.clock * 1e3);
+        let mut steps = vec![Step::Wait(3.0 * l2 + first), Step::Move(self.loaded, least)];
+        if item.slices > 1 {
+            steps.extend([Step::Move(self.sums, 0.0), Step::Wait(2.0 * l2)]);
+        }
+        if item.slice + 1 == item.slices {
+            if item.slices > 1 {
+                steps.push(Step::Wait(l2));
+                steps.push(Step::Move(self.sums * f64::from(item.slices), 0.0));
+            }
+            let waits = if kind == Kind::Scores { 1.0 } else { 3.0 };
+            steps.extend([Step::Wait(waits * l2), Step::Move(self.finished, 0.0)]);
+        }
+        steps
+    }
+}
+
+impl Speeds {
+    /// A wait for the L2 cache, in µs.
+    fn l2_wait(&self) -> f64 {
+        self.l2_cycles / (self.clock * 1e3)
+    }
+
+    /// Bytes a µs of the L2 cache.
+    fn l2_speed(&self) -> f64 {
+        self.l2_bytes * self.clock * 1e3
+    }
+}
+
+/// When the last of these blocks is done, in µs. Transfers that are under way share `bandwidth` (bytes a µs) equally, and none is faster
+/// than `port`.
+fn time(of_blocks: &[Vec<Step>], bandwidth: f64, port: f64) -> f64 {
+    /// What is left of a block's step, and the steps after it.
+    struct Running<'a> {
+        wait: f64,
+        bytes: f64,
+        least: f64,
+        rest: std::slice::Iter<'a, Step>,
+    }
+    impl Running<'_> {
+        /// Goes to the next step; whether there is one.
+        fn next(&mut self) -> bool {
+            (self.wait, self.bytes, self.least) = match self.rest.next() {
+                Some(&Step::Wait(wait)) => (wait, 0.0, 0.0),
+                Some(&Step::Move(bytes, least)) => (0.0, bytes, least),
+                None => return false,
+            };
+            true
+        }
+
+        fn left(&self, speed: f64) -> f64 {
+            self.wait.max(self.least).max(self.bytes / speed)
+        }
+    }
+    let mut running: Vec<Running> = (of_blocks.iter())
+        .map(|steps| Running {
+            wait: 0.0,
+            bytes: 0.0,
+            least: 0.0,
+            rest: steps.iter(),
+        })
+        .collect();
+    running.retain_mut(Running::next);
+    let mut now = 0.0;
+    while !running.is_empty() {
+        let moving = running
+            .iter()
+            .filter(|block| block.bytes > 0.0)
+            .count()
+            .max(1);
+        let speed = port.min(bandwidth / moving as f64);
+        let passed = (running.iter())
+            .map(|block| block.left(speed))
+            .fold(f64::INFINITY, f64::min);
+        now += passed;
+        running.retain_mut(|block| {
+            let left = block.left(speed);
+            if left <= passed {
+                return block.next();
+            }
+            // What binds a transfer may change, so all of it goes on by the same share.
+            let share = 1.0 - passed / left;
+            block.wait *= share;
+            block.bytes *= share;
+            block.least *= share;
+            true
+        });
+    }
+    now
+}

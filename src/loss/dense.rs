@@ -284,7 +284,11 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     if token as usize >= vocabulary {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
-    if batch.checked && !logits.device().is_cpu() {
+    if logits.device().is_cpu() {
+        return Ok(());
+    }
+    batch.check_for_device()?;
+    if batch.checked {
         // To name the first logit that is not finite is worth a copy to those who ask for it.
         cpu::statistics(&logits.to_device(&Device::Cpu)?, batch)?;
     }

@@ -84,6 +84,7 @@ impl Measured {
             loss,
             temperature: self.temperature.clone(),
             statistics: self.statistics.clone(),
+            bear_weight: None,
             labelled_rows: batch.labelled_rows,
             branching_rows: batch.branching_rows,
         }

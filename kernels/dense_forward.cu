@@ -59,7 +59,7 @@ struct DenseForwardParams {
     uint32_t adapts;
     uint32_t unused;
 };
-static_assert(sizeof(DenseForwardParams) == 304 && offsetof(DenseForwardParams, batch) == 0 &&
+static_assert(sizeof(DenseForwardParams) == 320 && offsetof(DenseForwardParams, batch) == 0 &&
     offsetof(DenseForwardParams, gradient) == 80 && offsetof(DenseForwardParams, gradient_stride) == 88 &&
     offsetof(DenseForwardParams, softmaxes) == 96 && offsetof(DenseForwardParams, losses) == 104 &&
     offsetof(DenseForwardParams, loss) == 112 && offsetof(DenseForwardParams, partials) == 120 &&
@@ -67,9 +67,9 @@ static_assert(sizeof(DenseForwardParams) == 304 && offsetof(DenseForwardParams, 
     offsetof(DenseForwardParams, previous) == 144 && offsetof(DenseForwardParams, given) == 152 &&
     offsetof(DenseForwardParams, arrived) == 160 && offsetof(DenseForwardParams, step) == 168 &&
     offsetof(DenseForwardParams, sizes) == 208 && offsetof(DenseForwardParams, beam_weights) == 240 &&
-    offsetof(DenseForwardParams, targets) == 272 && offsetof(DenseForwardParams, nth_logits) == 280 &&
-    offsetof(DenseForwardParams, kept_capacity) == 288 && offsetof(DenseForwardParams, times_temperature) == 292 &&
-    offsetof(DenseForwardParams, adapts) == 296 && offsetof(DenseForwardParams, unused) == 300,
+    offsetof(DenseForwardParams, targets) == 288 && offsetof(DenseForwardParams, nth_logits) == 296 &&
+    offsetof(DenseForwardParams, kept_capacity) == 304 && offsetof(DenseForwardParams, times_temperature) == 308 &&
+    offsetof(DenseForwardParams, adapts) == 312 && offsetof(DenseForwardParams, unused) == 316,
     "mirrors launch::DenseForwardParams");
 
 namespace {

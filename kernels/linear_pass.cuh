@@ -89,7 +89,7 @@ struct LinearForwardParams {
     // Whether nothing is wanted but scores, and what statistics are made of.
     uint32_t scores_only;
 };
-static_assert(sizeof(LinearForwardParams) == 376 && offsetof(LinearForwardParams, batch) == 0 &&
+static_assert(sizeof(LinearForwardParams) == 392 && offsetof(LinearForwardParams, batch) == 0 &&
     offsetof(LinearForwardParams, score_items) == 88 && offsetof(LinearForwardParams, gradient_items) == 96 &&
     offsetof(LinearForwardParams, scores) == 104 && offsetof(LinearForwardParams, records) == 112 &&
     offsetof(LinearForwardParams, targets) == 120 && offsetof(LinearForwardParams, nth_scores) == 128 &&
@@ -101,10 +101,10 @@ static_assert(sizeof(LinearForwardParams) == 376 && offsetof(LinearForwardParams
     offsetof(LinearForwardParams, temperature) == 216 && offsetof(LinearForwardParams, previous) == 224 &&
     offsetof(LinearForwardParams, given) == 232 && offsetof(LinearForwardParams, step) == 240 &&
     offsetof(LinearForwardParams, sizes) == 280 && offsetof(LinearForwardParams, beam_weights) == 312 &&
-    offsetof(LinearForwardParams, first_row) == 344 && offsetof(LinearForwardParams, rows) == 348 &&
-    offsetof(LinearForwardParams, score_count) == 352 && offsetof(LinearForwardParams, gradient_count) == 356 &&
-    offsetof(LinearForwardParams, stage_bytes) == 360 && offsetof(LinearForwardParams, adapts) == 364 &&
-    offsetof(LinearForwardParams, times_temperature) == 368 && offsetof(LinearForwardParams, scores_only) == 372,
+    offsetof(LinearForwardParams, first_row) == 360 && offsetof(LinearForwardParams, rows) == 364 &&
+    offsetof(LinearForwardParams, score_count) == 368 && offsetof(LinearForwardParams, gradient_count) == 372 &&
+    offsetof(LinearForwardParams, stage_bytes) == 376 && offsetof(LinearForwardParams, adapts) == 380 &&
+    offsetof(LinearForwardParams, times_temperature) == 384 && offsetof(LinearForwardParams, scores_only) == 388,
     "mirrors launch::LinearForwardParams");
 
 // The shared memory of a block: this, and behind it the stages of the pipeline. Mirrors launch::linear's `FIXED_BYTES`.

@@ -7,9 +7,9 @@
 
 #include "reduce.cuh"
 
-// A bijection from floats to integers that keeps their order, −∞ first.
+// A bijection from floats to integers that keeps their order, −∞ first. NaN counts as −∞.
 __device__ __forceinline__ uint32_t ordered_bits(float number) {
-    const uint32_t bits = __float_as_uint(number);
+    const uint32_t bits = __float_as_uint(isnan(number) ? -INFINITY : number);
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 __device__ __forceinline__ float from_ordered_bits(uint32_t bits) {
@@ -34,22 +34,26 @@ __device__ __forceinline__ float nth_largest(uint32_t n, uint32_t numbers, Count
 struct BeamWeights {
     double lambda;
     double xi;
-    // What rows that are not there add to the sum of the shares.
+    // What unary rows, which are not there, add to the sum of the shares.
     double others;
+    // The sum of the rows' weights, the caller's in them, is that of their shares times `denominator`; it goes to `sum`, if
+    // anywhere.
+    double denominator;
+    double* sum;
     // B; 0 where rows have no weights but the caller's.
     uint32_t beams;
     // Whether shares are divided by their sum.
     uint32_t normalises;
 
     __device__ __forceinline__ double weight(float target, float nth, double temperature) const {
-        const double apart = (static_cast<double>(target) - nth) / (temperature * xi);
-        // Both at −∞, or the same: equal probabilities.
-        return 1.0 + lambda / (1.0 + exp(-(target == nth ? 0.0 : apart)));
+        const double margin = (static_cast<double>(target) - nth) / temperature / xi;
+        // Scores whose difference is not a number count as equal.
+        return 1.0 + lambda / (1.0 + exp(isnan(margin) ? 0.0 : -margin));
     }
 };
-static_assert(sizeof(BeamWeights) == 32 && offsetof(BeamWeights, lambda) == 0 && offsetof(BeamWeights, xi) == 8 &&
-    offsetof(BeamWeights, others) == 16 && offsetof(BeamWeights, beams) == 24 && offsetof(BeamWeights, normalises) ==
-    28, "mirrors launch::BeamWeights");
+static_assert(sizeof(BeamWeights) == 48 && offsetof(BeamWeights, lambda) == 0 && offsetof(BeamWeights, xi) == 8 &&
+    offsetof(BeamWeights, others) == 16 && offsetof(BeamWeights, denominator) == 24 && offsetof(BeamWeights, sum) == 32
+    && offsetof(BeamWeights, beams) == 40 && offsetof(BeamWeights, normalises) == 44, "mirrors launch::BeamWeights");
 
 // Multiplies the shares of rows by their weights and, where they are normalised, divides them by the sum of all. By all threads
 // of a block. `targets` and `nth` are one a row; rows without a share have none.
@@ -61,7 +65,9 @@ __device__ __forceinline__ void weigh_rows(const BeamWeights& weights, Row* rows
     for (uint32_t r = threadIdx.x; r < count; r += blockDim.x) {
         if (rows[r].share != 0.0f) sum += share(r);
     }
-    sum = reduce::block(reduce::Sum<double>(), sum, scratch) + weights.others;
+    sum = reduce::block(reduce::Sum<double>(), sum, scratch);
+    if (threadIdx.x == 0 && weights.sum) *weights.sum = sum * weights.denominator;
+    sum += weights.others;
     for (uint32_t r = threadIdx.x; r < count; r += blockDim.x) {
         if (rows[r].share == 0.0f) continue;
         // By its share it is told that a row has a loss: the share must not round to 0.

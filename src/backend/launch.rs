@@ -10,7 +10,7 @@ mod linear;
 mod queue;
 mod temperature;
 
-pub use beam_weights::BeamWeights;
+use beam_weights::BeamWeights;
 pub use decode::{Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs};
 pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
 pub use dense::{

@@ -147,7 +147,7 @@ impl<'a, T: Number> Case<'a, T> {
         let softmaxes =
             memory.allocate::<u8>("softmaxes", rows.counting() * DenseRows::SOFTMAX_BYTES);
         let loss = memory.allocate::<f32>("loss", rows.losses());
-        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
+        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH + 1);
         let tau = memory.allocate::<f64>("temperature", 1);
         let arrived = memory.upload("arrived", &[0u32]);
         let (gradient, view) = self.gradient_buffer(&mut memory, logits, address);
@@ -189,8 +189,8 @@ impl<'a, T: Number> Case<'a, T> {
             );
             backward = run(emulator, &launch, &mut memory)?;
         }
-        let statistics: [f64; Statistics::LENGTH] =
-            memory.download(statistics)?.try_into().unwrap();
+        let fields = memory.read::<f64>(statistics.address(), Statistics::LENGTH)?;
+        let statistics: [f64; Statistics::LENGTH] = fields.try_into().unwrap();
         Ok(Outcome {
             loss: memory.download(loss)?,
             statistics: bytemuck::cast(statistics),

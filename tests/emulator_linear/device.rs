@@ -117,7 +117,7 @@ impl<'a> Case<'a> {
         )
         .unwrap();
         let loss = memory.allocate::<f32>("loss", losses);
-        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
+        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH + 1);
         let tau = memory.allocate::<f64>("temperature", 1);
         let direct = memory.allocate::<T>("gradient", positions * width);
         let is_direct = self.gradients == Gradients::Direct;
@@ -145,7 +145,7 @@ impl<'a> Case<'a> {
         let [gradient, head_gradient, bias_gradient] = made;
         queue.assert_counted()?;
         let losses = queue.memory.download(loss)?;
-        let statistics = queue.memory.download(statistics)?;
+        let statistics = (queue.memory).read::<f64>(statistics.address(), Statistics::LENGTH)?;
         Ok(Outcome {
             loss: losses.into_iter().map(f64::from).collect(),
             statistics: bytemuck::cast(<[f64; Statistics::LENGTH]>::try_from(statistics).unwrap()),

@@ -259,7 +259,7 @@ impl DeviceBatch {
         let mut left = Forwarded {
             loss: uninitialised(device, self.plan.losses())?,
             temperature: uninitialised(device, 1)?,
-            statistics: uninitialised(device, Statistics::LENGTH)?,
+            statistics: uninitialised(device, Statistics::LENGTH + 1)?,
             softmaxes: uninitialised(device, softmaxes)?,
         };
         // Those that this launch alone needs live less long than those that came.

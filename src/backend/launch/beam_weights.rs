@@ -2,19 +2,41 @@
 
 use bytemuck::Zeroable;
 
-use super::kernel_params;
+use super::{DevicePtr, kernel_params};
+use crate::Statistics;
 use crate::backend::batch::Batch;
 
 kernel_params! {
     /// How a pass weighs its rows.
     pub struct BeamWeights in "selection.cuh" {
-        lambda: f64, xi: f64, others: f64, beams: u32, normalises: u32,
+        lambda: f64, xi: f64, others: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
+        normalises: u32,
     }
 }
 
 impl BeamWeights {
-    pub(super) fn of(_batch: &Batch) -> Self {
-        Self::zeroed()
+    pub(super) fn of(batch: &Batch) -> Self {
+        let Some(bear) = batch.bear else {
+            return Self::zeroed();
+        };
+        Self {
+            lambda: bear.lambda,
+            xi: bear.xi,
+            others: batch.unary_share_of_mean.unwrap_or(0.0) * bear.weight_of_a_tie(),
+            denominator: batch.denominator,
+            sum: None,
+            beams: bear.beams,
+            normalises: batch.unary_share_of_mean.is_some().into(),
+        }
+    }
+
+    /// The same, with their sum written behind the statistics.
+    pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
+        let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
+        Self {
+            sum: statistics.map(|statistics| statistics.add(bytes)),
+            ..self
+        }
     }
 
     /// Whether rows have weights that wait for the logits of all.

@@ -50,7 +50,7 @@ pub struct DenseForwardBuffers {
     pub loss: Option<DevicePtr>,
     /// [`DenseForward::partials`] f64.
     pub partials: Option<DevicePtr>,
-    /// The f64 fields of [`Statistics`](crate::Statistics).
+    /// The f64 fields of [`Statistics`](crate::Statistics) and, under BEAR, behind them the sum of the rows' weights.
     pub statistics: Option<DevicePtr>,
     /// One f64: the temperature that was used.
     pub temperature: Option<DevicePtr>,
@@ -158,7 +158,7 @@ impl<'a> DenseForward<'a> {
                 arrived: buffers.arrived,
                 step: self.temperature.step.unwrap_or(TemperatureStep::zeroed()),
                 sizes: self.rows.statistics_sizes(),
-                beam_weights: self.rows.beam_weights,
+                beam_weights: self.rows.beam_weights.with_sum_behind(buffers.statistics),
                 targets: of_rows,
                 nth_logits: of_rows.map(|of_rows| of_rows.add(4 * self.rows.counting() as u64)),
                 kept_capacity: self.kept,

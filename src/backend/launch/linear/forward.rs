@@ -115,7 +115,7 @@ impl LinearPass {
             given: temperature.given,
             step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
             sizes: rows.statistics_sizes(),
-            beam_weights: rows.beam_weights,
+            beam_weights: rows.beam_weights.with_sum_behind(Some(results.statistics)),
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
             times_temperature: rows.times_temperature.into(),

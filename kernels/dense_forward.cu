@@ -89,27 +89,25 @@ public:
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
             keep(logits);
             if (r >= batch.first_statistics) add_statistics(row, logits);
-            if (r < batch.counting) {
-                compute(r, row, logits);
-            } else {
-                // The statistics' reduction has a barrier: all threads of the block have read the logits, which the
-                // gradient may replace.
-                write_zero_row(row.position);
-            }
-            // The next row's logits are kept where these are.
+            if (r < batch.counting) compute(r, row, logits);
+            // The next row's logits are kept where these are, and the logits of a row without a loss may be overwritten
+            // when all threads have read them.
             __syncthreads();
         }
+        write_zeros_of_rows();
         write_idle();
         const bool measures = batch.first_statistics < batch.row_count;
         totals.publish(measures ? 0 : StatisticsSums::length, BlockSums::length);
         if (!reduce::is_last_block(params.arrived, gridDim.x)) return;
-        Statistics statistics = {};
-        if (measures) statistics = totals.statistics(params.sizes);
-        totals.write_loss(params.loss);
-        if (threadIdx.x == 0) {
-            *params.statistics = statistics;
-            *params.temperature = temperature;
+        // Each as soon as it is there, so that no thread holds all of them.
+        if (measures) {
+            const Statistics statistics = totals.statistics(params.sizes);
+            if (threadIdx.x == 0) *params.statistics = statistics;
+        } else if (threadIdx.x == 0) {
+            *params.statistics = {};
         }
+        totals.write_loss(params.loss);
+        if (threadIdx.x == 0) *params.temperature = temperature;
     }
 
     __device__ __forceinline__ void adaptive() {
@@ -133,12 +131,8 @@ public:
 
         temperature = *params.temperature;
         uint32_t passed = 0;
-        for (uint32_t r = blockIdx.x; r < batch.row_count; r += gridDim.x) {
+        for (uint32_t r = blockIdx.x; r < batch.counting; r += gridDim.x) {
             const DenseRow row = DenseRow::load(batch.rows + r);
-            if (r >= batch.counting) {
-                write_zero_row(row.position);
-                continue;
-            }
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
             const uint32_t needed = logits.room();
             if (r >= batch.first_statistics && needed <= params.kept_capacity - passed) {
@@ -152,6 +146,7 @@ public:
             // The next row's logits may be kept where these are.
             __syncthreads();
         }
+        write_zeros_of_rows();
         write_idle();
         totals.publish(StatisticsSums::length, BlockSums::length);
         if (reduce::is_last_block(params.arrived, gridDim.x)) totals.write_loss(params.loss);
@@ -237,13 +232,17 @@ private:
         write_stretches(gradient, [&](uint32_t begin, uint32_t end) { write_gradient(gradient, begin, end, tile, value); });
     }
 
-    // The loss and the gradient of a row that has statistics alone, by the block that has read its logits: only that
-    // block knows when they may be overwritten.
-    __device__ __forceinline__ void write_zero_row(uint32_t position) const {
-        if (params.losses && threadIdx.x == 0) params.losses[position] = 0.0f;
-        if (!params.gradient) return;
-        const GradientRow<T> gradient = gradient_of(position);
-        write_stretches(gradient, [&](uint32_t begin, uint32_t end) { write_zeros(gradient, begin, end); });
+    // The loss and the gradient of the rows that have statistics alone, by the blocks that have read their logits: no
+    // other knows when they may be overwritten.
+    __device__ __forceinline__ void write_zeros_of_rows() const {
+        for (uint32_t r = blockIdx.x; r < batch.row_count; r += gridDim.x) {
+            if (r < batch.counting) continue;
+            const uint32_t position = batch.rows[r].position;
+            if (params.losses && threadIdx.x == 0) params.losses[position] = 0.0f;
+            if (!params.gradient) continue;
+            const GradientRow<T> gradient = gradient_of(position);
+            write_stretches(gradient, [&](uint32_t begin, uint32_t end) { write_zeros(gradient, begin, end); });
+        }
     }
 
     // What no row writes: zeros.

@@ -46,7 +46,9 @@ mod temperature;
 mod trie;
 
 #[cfg(feature = "cuda")]
+#[doc(hidden)]
 pub use backend::cuda;
+#[doc(hidden)]
 pub use backend::launch;
 pub use decode::{BeamSearch, ExactSearch, Expansion, Found, Normalise, Step, exact_top_k};
 pub use error::{Error, Result};

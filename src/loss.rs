@@ -358,10 +358,11 @@ impl MaskedSoftmaxLoss {
         linear::statistics(hidden, head.into(), self.batch(rows)?, &self.residence)
     }
 
-    /// The rows as the kernels over logits take them: for [`launch`](crate::launch) plans.
+    /// The rows as the kernels over logits take them.
     ///
     /// # Errors
     /// Rows that do not fit the token sets.
+    #[doc(hidden)]
     pub fn dense_rows(&self, rows: &Rows) -> Result<DenseRows> {
         Ok(DenseRows::new(&self.batch(rows)?))
     }
@@ -370,6 +371,7 @@ impl MaskedSoftmaxLoss {
     ///
     /// # Errors
     /// Rows that do not fit the token sets.
+    #[doc(hidden)]
     pub fn linear_rows(&self, rows: &Rows) -> Result<LinearRows> {
         Ok(LinearRows::new(&self.batch(rows)?))
     }

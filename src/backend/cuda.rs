@@ -15,7 +15,7 @@ use cudarc::driver::{
     LaunchConfig, PushKernelArg, SyncOnDrop,
 };
 
-use super::launch::{DeviceLimits, Launch};
+use super::launch::{self, DeviceLimits, Launch};
 use crate::{Error, Result};
 use kernels::{Kernels, kernels_of, limits_of};
 use staging::Staging;
@@ -50,10 +50,12 @@ impl<'a> Buffers<'a> {
     }
 
     /// The address of a buffer that the launch reads.
-    pub fn read<T>(&mut self, executor: &'a Executor, buffer: &'a impl DevicePtr<T>) -> u64 {
-        let (address, held) = buffer.device_ptr(&executor.stream);
-        self.held.push(held);
-        address
+    pub fn read<T>(
+        &mut self,
+        executor: &'a Executor,
+        buffer: &'a impl DevicePtr<T>,
+    ) -> Option<launch::DevicePtr> {
+        self.hold(buffer.device_ptr(&executor.stream))
     }
 
     /// The address of a buffer that the launch writes.
@@ -61,10 +63,13 @@ impl<'a> Buffers<'a> {
         &mut self,
         executor: &'a Executor,
         buffer: &'a mut impl DevicePtrMut<T>,
-    ) -> u64 {
-        let (address, held) = buffer.device_ptr_mut(&executor.stream);
+    ) -> Option<launch::DevicePtr> {
+        self.hold(buffer.device_ptr_mut(&executor.stream))
+    }
+
+    fn hold(&mut self, (address, held): (u64, SyncOnDrop<'a>)) -> Option<launch::DevicePtr> {
         self.held.push(held);
-        address
+        launch::DevicePtr::new(address)
     }
 }
 

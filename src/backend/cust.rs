@@ -61,6 +61,7 @@ impl Executor {
     }
 
     /// What plans must know of the device.
+    #[doc(hidden)]
     #[must_use]
     pub fn limits(&self) -> &DeviceLimits {
         &self.limits
@@ -75,6 +76,7 @@ impl Executor {
     ///
     /// # Errors
     /// What the driver says, when it refuses the launch.
+    #[doc(hidden)]
     pub unsafe fn launch<P: Pod>(&self, stream: &Stream, launch: &Launch<P>) -> Result<()> {
         let function = self.kernel(launch.kernel)?;
         let (grid, block) = (launch.grid, launch.block);
@@ -156,6 +158,7 @@ impl fmt::Debug for Executor {
 /// and no other, as kernels trust it with the sizes of buffers.
 pub trait Logit: DeviceCopy + Pod + sealed::Sealed {
     /// What the kernels call it.
+    #[doc(hidden)]
     const ELEMENT: Element;
 }
 

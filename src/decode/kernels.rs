@@ -9,13 +9,14 @@ use crate::launch::{DecodeBeams, DecodeChoice, DecodeEdge, DecodeFault, DecodeSe
 use crate::{BeamSearch, Error, Result, Step};
 
 impl BeamSearch {
-    /// The living beams as the kernels over logits take them: for [`launch`](crate::launch) plans.
+    /// The living beams as the kernels over logits take them.
     ///
     /// What is left out and the length penalty are settled here: the kernels see edges that are no
     /// candidates, and a number that a whole path's log-probability is divided by.
     ///
     /// # Errors
     /// [`Error::TooLarge`] for more candidates than 32 bits count.
+    #[doc(hidden)]
     pub fn decode_beams(&self) -> Result<DecodeBeams> {
         let rules = &self.rules;
         let over_vocabulary = rules.normalise == Normalise::Vocabulary;
@@ -48,6 +49,7 @@ impl BeamSearch {
     /// # Errors
     /// [`Error::NonFinite`] for the first fault, [`Error::LengthMismatch`] and [`Error::Malformed`]
     /// where choices or faults are not of these beams.
+    #[doc(hidden)]
     pub fn take(
         &mut self,
         beams: &DecodeBeams,

@@ -3,7 +3,7 @@
 //! CUDA, and of NVIDIA's libraries the driver's alone.
 //!
 //! [`DenseLoss`] is the loss over logits, [`LinearLoss`] the one over hidden states × head, both checked
-//! and typed. Below them, [`Executor`] runs any plan of [`launch`](crate::launch).
+//! and typed. Both run on an [`Executor`], which holds the kernels of a CUDA context.
 //!
 //! ```no_run
 //! use candle_trie::cust::{Executor, LinearGradients, LinearInput, LinearLoss};

@@ -14,6 +14,7 @@ mod number;
 #[path = "../../benches/support/mod.rs"]
 mod support;
 
+mod boundaries;
 mod counts;
 mod device;
 mod golden;

@@ -9,7 +9,7 @@ use super::dense::{DeviceElement, DeviceLogits, uninitialised};
 use super::{Buffers, Executor};
 use crate::Result;
 use crate::backend::launch::{
-    Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs,
+    Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs, places_of_parts,
 };
 
 /// What was chosen, and what was wrong with each beam's logits.
@@ -40,17 +40,11 @@ pub(crate) fn decode<T: DeviceElement>(
 
     let mut buffers = Buffers::new();
     let first = buffers.read(&executor, &words);
-    let [edges, tokens, segments] = [1, 2, 3].map(|part| {
-        let before: usize = uploaded[..part]
-            .iter()
-            .map(|words| size_of_val(*words))
-            .sum();
-        first + before as u64
-    });
+    let [beams, edges, tokens, segments] = places_of_parts(first, uploaded.map(size_of_val), 1);
     let inputs = DecodeInputs {
         logits: buffers.read(&executor, &logits.values),
         row_stride: logits.stride as u64,
-        beams: first,
+        beams,
         edges,
         tokens,
         segments,
@@ -60,7 +54,7 @@ pub(crate) fn decode<T: DeviceElement>(
         log_probabilities: buffers.write(&executor, &mut log_probabilities),
         ranks: buffers.write(&executor, &mut ranks),
         choices,
-        faults: choices + (choice_words * size_of::<u32>()) as u64,
+        faults: choices.map(|choices| choices.add((choice_words * size_of::<u32>()) as u64)),
     };
     // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for.
     unsafe { executor.launch(&plan.scores(&inputs, &outputs), buffers) }?;

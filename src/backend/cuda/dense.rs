@@ -15,7 +15,7 @@ use half::{bf16, f16};
 use super::{Buffers, Executor, driver_error};
 use crate::backend::launch::{
     DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
-    Element, GradientView, TemperaturePlan, TokenSetsView,
+    DevicePtr, Element, GradientView, TemperaturePlan, TokenSetsView,
 };
 use crate::{Result, Statistics, TokenSets};
 
@@ -133,7 +133,7 @@ impl DeviceSets {
                     buffers.read(executor, tokens),
                 ]
             }
-            None => [0, 0],
+            None => [None; 2],
         };
         TokenSetsView {
             offsets,
@@ -163,7 +163,7 @@ pub(crate) struct DeviceLogits<V> {
 
 /// Where logits are, once the launch is known to wait for them.
 struct Located {
-    address: u64,
+    address: Option<DevicePtr>,
     stride: usize,
     width: usize,
 }
@@ -273,7 +273,7 @@ impl DeviceBatch {
             partials: buffers.write(executor, &mut partials),
             statistics: buffers.write(executor, &mut left.statistics),
             temperature: buffers.write(executor, &mut left.temperature),
-            previous: previous.map_or(0, |previous| buffers.read(executor, previous)),
+            previous: previous.and_then(|previous| buffers.read(executor, previous)),
             arrived: buffers.write(executor, &mut arrived),
         };
         let launch = plan.launch(&inputs, &outputs);
@@ -319,14 +319,14 @@ impl DeviceBatch {
             logits: logits.address,
             row_stride: logits.stride as u64,
             rows,
-            idle: rows + size_of_val(&self.plan.rows[..]) as u64,
+            idle: rows.map(|rows| rows.add(size_of_val(&self.plan.rows[..]) as u64)),
             sets: self.sets.view(&self.executor, buffers),
         }
     }
 }
 
 impl<V> DeviceLogits<V> {
-    fn located(&self, address: u64) -> Located {
+    fn located(&self, address: Option<DevicePtr>) -> Located {
         Located {
             address,
             stride: self.stride,

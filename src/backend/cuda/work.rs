@@ -36,19 +36,17 @@ impl<'a> Work<'a> {
 
     /// The address of what is read.
     pub fn read<T>(&mut self, view: CudaView<'a, T>) -> Option<DevicePtr> {
-        let (address, held) = view.view_ptr(&self.executor.stream);
-        self.buffers.held.push(held);
-        DevicePtr::new(address)
+        self.buffers.hold(view.view_ptr(&self.executor.stream))
     }
 
     /// The address of what is written.
     pub fn write<T>(&mut self, slice: &'a mut CudaSlice<T>) -> Option<DevicePtr> {
-        DevicePtr::new(self.buffers.write(self.executor, slice))
+        self.buffers.write(self.executor, slice)
     }
 
     /// The address of the tokens of all sets.
     pub fn tokens(&mut self, sets: &'a DeviceSets) -> Option<DevicePtr> {
-        DevicePtr::new(sets.view(self.executor, &mut self.buffers).tokens)
+        sets.view(self.executor, &mut self.buffers).tokens
     }
 
     /// What is kept, for other streams as if the last that was issued had written all of it.

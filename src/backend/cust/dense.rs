@@ -8,8 +8,7 @@ use super::work::Work;
 use super::{Executor, Logit};
 use crate::Result;
 use crate::backend::launch::{
-    DenseForward, DenseForwardBuffers, DenseInputs, DenseRows, DevicePtr, GradientView, Lifetime,
-    Queue,
+    DenseForward, DenseForwardBuffers, DenseInputs, DenseRows, GradientView, Lifetime, Queue,
 };
 
 /// Where an operation runs, and on what.
@@ -58,13 +57,12 @@ impl DenseOperation<'_> {
                 ("partials", plan.partials() * size_of::<f64>()),
             ],
         )?;
-        let address_of = |pointer: Option<DevicePtr>| pointer.map_or(0, DevicePtr::address);
         let launch = plan.launch(
             &DenseInputs {
                 logits: address(logits),
                 row_stride,
-                rows: address_of(words),
-                idle: address_of(idle),
+                rows: words,
+                idle,
                 sets: self.sets.view(),
             },
             &DenseForwardBuffers {
@@ -72,13 +70,13 @@ impl DenseOperation<'_> {
                     address: address(gradient),
                     row_stride,
                 }),
-                softmaxes: address_of(softmaxes),
+                softmaxes,
                 loss: address(&left.loss),
-                partials: address_of(partials),
+                partials,
                 statistics: address(&left.statistics),
                 temperature: address(&left.temperature),
-                previous: temperature.previous.map_or(0, |previous| address(previous)),
-                arrived: address_of(arrived),
+                previous: temperature.previous.and_then(|previous| address(previous)),
+                arrived,
             },
         );
         // SAFETY: the parameters are the plan's, whose own buffers have the sizes that it asks for and

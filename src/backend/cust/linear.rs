@@ -83,7 +83,7 @@ impl LinearOperation<'_> {
             head: pointer(input.head)?,
             head_stride: stride,
             bias: input.bias.map(pointer).transpose()?,
-            tokens: DevicePtr::new(self.device_sets.view().tokens),
+            tokens: self.device_sets.view().tokens,
             previous: temperature
                 .previous
                 .map(|previous| pointer(previous))
@@ -124,7 +124,7 @@ impl LinearOperation<'_> {
 }
 
 fn pointer<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Result<DevicePtr> {
-    DevicePtr::new(address(slice)).ok_or_else(|| Error::Malformed {
+    address(slice).ok_or_else(|| Error::Malformed {
         what: "slice",
         detail: "it has no address on the device".into(),
     })

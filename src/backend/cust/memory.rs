@@ -3,7 +3,7 @@
 use cust::memory::{DeviceBuffer, DeviceCopy, DeviceSlice};
 
 use super::driver_error;
-use crate::backend::launch::{TemperaturePlan, TokenSetsView};
+use crate::backend::launch::{DevicePtr, TemperaturePlan, TokenSetsView};
 use crate::{Result, Statistics, TokenSets};
 
 /// Token sets.
@@ -27,7 +27,7 @@ impl DeviceSets {
 
     pub fn view(&self) -> TokenSetsView {
         let listed = self.listed.as_ref();
-        let part = |index: usize| listed.map_or(0, |listed| address(&listed[index]));
+        let part = |index: usize| listed.and_then(|listed| address(&listed[index]));
         TokenSetsView {
             offsets: part(0),
             tokens: part(1),
@@ -65,8 +65,8 @@ impl Forwarded {
     }
 }
 
-pub(super) fn address<T: DeviceCopy>(slice: &DeviceSlice<T>) -> u64 {
-    slice.as_device_ptr().as_raw()
+pub(super) fn address<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Option<DevicePtr> {
+    DevicePtr::new(slice.as_device_ptr().as_raw())
 }
 
 /// Memory for `length` elements, for a kernel to write all of.

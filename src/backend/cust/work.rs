@@ -31,20 +31,20 @@ impl<'a> Work<'a> {
         self.held.into_iter().map(|(_, buffer)| buffer).collect()
     }
 
-    fn hold(&mut self, name: Option<&'static str>, buffer: DeviceBuffer<u8>) -> u64 {
+    fn hold(&mut self, name: Option<&'static str>, buffer: DeviceBuffer<u8>) -> Option<DevicePtr> {
         let address = address(&buffer);
         self.held.push((name, buffer));
         address
     }
 
     /// Scratch of the same name, which what was issued before has done with when this comes.
-    fn again(&self, name: Option<&'static str>, bytes: usize) -> Option<u64> {
+    fn again(&self, name: Option<&'static str>, bytes: usize) -> Option<DevicePtr> {
         let mut held = self
             .held
             .iter()
             .filter(|(held, _)| held.is_some() && *held == name);
         held.find(|(_, buffer)| buffer.len() >= bytes)
-            .map(|(_, buffer)| address(buffer))
+            .and_then(|(_, buffer)| address(buffer))
     }
 }
 
@@ -60,10 +60,10 @@ impl Queue for Work<'_> {
         for (place, (name, bytes)) in addresses.iter_mut().zip(parts) {
             let name = (lifetime == Lifetime::Scratch).then_some(name);
             if bytes > 0 {
-                *place = DevicePtr::new(match self.again(name, bytes) {
-                    Some(address) => address,
+                *place = match self.again(name, bytes) {
                     None => self.hold(name, uninitialised(bytes)?),
-                });
+                    again => again,
+                };
             }
         }
         Ok(addresses)

@@ -1,0 +1,225 @@
+//! The launches of a forward pass.
+
+use bytemuck::{Zeroable, cast_slice};
+
+use super::head::HeadTiles;
+use super::items::{Chunk, Items};
+use super::params::{LinearBatch, LinearForwardParams, LinearItem};
+use super::{LinearForwarded, LinearPass, LinearResults, LinearTensors, THREADS};
+use crate::Result;
+use crate::backend::launch::{
+    DevicePtr, Launch, Lifetime, Queue, TemperaturePlan, TemperatureStep,
+};
+
+impl LinearPass {
+    /// Issues statistics, temperature, loss and, in a pass with gradient, what gradients are made of. All
+    /// of the batch is uploaded in one piece, before any launch that a copy could wait for.
+    ///
+    /// # Safety
+    /// The rows must name sets of `tensors.tokens` and ranks in them, and tokens of the head. The addresses
+    /// must be of buffers of the sizes that are said there, on the device of `queue`, and live until what
+    /// is issued is done, unread and unwritten by others.
+    ///
+    /// # Errors
+    /// What `queue` says.
+    pub unsafe fn forward<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        tensors: &LinearTensors,
+        temperature: TemperaturePlan,
+        results: &LinearResults,
+    ) -> Result<LinearForwarded, Q::Error> {
+        let (rows, items) = (&self.rows, &self.items);
+        let (no_tiles, no_items) = (HeadTiles::default(), Items::default());
+        let tiles = self.head_tiles.as_ref().unwrap_or(&no_tiles);
+        let head_items = self.head_items.as_ref().unwrap_or(&no_items);
+        let counters = vec![0; items.counters.max(head_items.counters) as usize];
+        // Those with 64-bit fields first: each part begins where another ends.
+        let [
+            groups,
+            head_groups,
+            row_table,
+            item_table,
+            head_item_table,
+            tables @ ..,
+        ] = queue.upload([
+            ("groups", cast_slice(&items.groups)),
+            ("head groups", cast_slice(&head_items.groups)),
+            ("rows", cast_slice(&rows.rows)),
+            ("items", cast_slice(&items.items)),
+            ("head items", cast_slice(&head_items.items)),
+            ("segments", cast_slice(&tiles.segments)),
+            ("segment starts", &tiles.starts),
+            ("head tokens", &tiles.tokens),
+            ("ignored", &rows.ignored),
+            ("counters", &counters),
+        ])?;
+        let [segments, starts, head_tokens, ignored, counters] = tables;
+        let only = |wanted: bool, bytes: usize| if wanted { bytes } else { 0 };
+        let count = rows.rows.len();
+        let of_scores = items.scores as usize * size_of::<f32>();
+        let of_softmaxes = count * 3 * size_of::<f32>();
+        let unscaled = count * self.gradient_stride() as usize * size_of::<f32>();
+        let keeps_softmaxes = self.head_tiles.is_some() || self.head_items.is_some();
+        let [gradient, kept_scores, kept_softmaxes] = queue.allocate(
+            Lifetime::Kept,
+            [
+                ("unscaled", only(self.unscaled, unscaled)),
+                ("kept scores", only(self.head_tiles.is_some(), of_scores)),
+                ("kept softmaxes", only(keeps_softmaxes, of_softmaxes)),
+            ],
+        )?;
+        let [scores, softmaxes, row_losses] = queue.allocate(
+            Lifetime::Scratch,
+            [
+                ("scores", only(self.head_tiles.is_none(), of_scores)),
+                ("softmaxes", only(!keeps_softmaxes, of_softmaxes)),
+                ("row losses", count * size_of::<f64>()),
+            ],
+        )?;
+        let [records, targets, partials] = self.allocate_scores(queue, items)?;
+        let params = LinearForwardParams {
+            batch: LinearBatch {
+                hidden: tensors.hidden,
+                hidden_stride: tensors.hidden_stride,
+                head: Some(tensors.head),
+                head_stride: tensors.head_stride,
+                bias: tensors.bias,
+                rows: row_table,
+                groups,
+                tokens: tensors.tokens,
+                ignored,
+                row_count: count as u32,
+                ignored_count: rows.ignored.len() as u32,
+                width: self.width,
+                unused: 0,
+            },
+            score_items: item_table,
+            gradient_items: item_table,
+            scores: scores.or(kept_scores),
+            records,
+            targets,
+            softmaxes: softmaxes.or(kept_softmaxes),
+            row_losses,
+            partials,
+            counters,
+            gradient,
+            gradient_stride: self.gradient_stride(),
+            hidden_gradient: results.hidden_gradient,
+            losses: (!rows.reduced).then_some(results.loss),
+            loss: rows.reduced.then_some(results.loss),
+            statistics: Some(results.statistics),
+            temperature: Some(results.temperature),
+            previous: tensors.previous.filter(|_| temperature.continues),
+            given: temperature.given,
+            step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
+            sizes: rows.statistics_sizes(),
+            stage_bytes: self.shape.stage_bytes,
+            adapts: temperature.adapts().into(),
+            times_temperature: rows.times_temperature.into(),
+            ..LinearForwardParams::zeroed()
+        };
+        for (chunk, params) in self.forward_launches(params) {
+            // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for
+            // those of the caller, the caller answers.
+            unsafe { self.issue(queue, chunk, params) }?;
+        }
+        Ok(LinearForwarded {
+            params,
+            head_tables: [head_groups, head_item_table, segments, starts, head_tokens],
+        })
+    }
+
+    /// What is launched in a forward pass: one chunk, but for rows over the whole vocabulary. Where all
+    /// chunks must wait for the statistics of all, their scores are made twice.
+    fn forward_launches(
+        &self,
+        params: LinearForwardParams,
+    ) -> impl Iterator<Item = (&Chunk, LinearForwardParams)> {
+        let chunks = &self.items.chunks;
+        let twice = params.adapts != 0 && chunks.len() > 1;
+        let first_time = LinearForwardParams {
+            scores_only: twice.into(),
+            ..params
+        };
+        let second_time = LinearForwardParams {
+            previous: params.temperature,
+            statistics: None,
+            adapts: 0,
+            ..params
+        };
+        let of_chunks = move |params: LinearForwardParams| {
+            let last = chunks.len() - 1;
+            (chunks.iter().enumerate()).map(move |(index, chunk)| match index == last {
+                true => (chunk, params),
+                // Others are still to come.
+                false => (chunk, unfinished(params)),
+            })
+        };
+        let again = twice.then(|| of_chunks(second_time));
+        of_chunks(first_time).chain(again.into_iter().flatten())
+    }
+
+    /// Issues a cooperative launch of one block for each piece of work, or as many as are resident.
+    ///
+    /// # Safety
+    /// As [`Queue::launch`].
+    pub(super) unsafe fn issue<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        chunk: &Chunk,
+        params: LinearForwardParams,
+    ) -> Result<(), Q::Error> {
+        let part = |items: Option<DevicePtr>, first: usize, count: usize| {
+            items
+                .filter(|_| count > 0)
+                .map(|items| items.add((first * size_of::<LinearItem>()) as u64))
+        };
+        let gradients = if params.scores_only == 0 {
+            chunk.gradients.len()
+        } else {
+            0
+        };
+        let mut launch = Launch {
+            kernel: LinearForwardParams::KERNEL.name(self.element),
+            grid: [chunk.scores.len().max(gradients).max(1) as u32, 1, 1],
+            block: [THREADS, 1, 1],
+            shared_bytes: self.shape.shared_bytes,
+            cooperative: true,
+            params: LinearForwardParams {
+                score_items: part(params.score_items, chunk.scores.start, chunk.scores.len()),
+                gradient_items: part(params.gradient_items, chunk.gradients.start, gradients),
+                score_count: chunk.scores.len() as u32,
+                gradient_count: gradients as u32,
+                ..params
+            },
+        };
+        let resident = queue.resident_blocks(&launch)?.unwrap_or(self.shape.blocks);
+        launch.grid[0] = launch.grid[0].min(resident.max(1));
+        // SAFETY: the caller's promise.
+        unsafe { queue.launch(&launch) }
+    }
+
+    /// Records, targets and partial sums of launches over these items.
+    pub(super) fn allocate_scores<Q: Queue>(
+        &self,
+        queue: &mut Q,
+        items: &Items,
+    ) -> Result<[Option<DevicePtr>; 3], Q::Error> {
+        queue.allocate(
+            Lifetime::Scratch,
+            [
+                ("records", items.records as usize * 16),
+                ("targets", self.rows.rows.len() * size_of::<f32>()),
+                ("partials", items.partials as usize * 16),
+            ],
+        )
+    }
+}
+
+/// The same for a launch with others behind it, which settle and add up what all have left.
+fn unfinished(mut params: LinearForwardParams) -> LinearForwardParams {
+    (params.statistics, params.loss) = (None, None);
+    params.batch.ignored_count = 0;
+    params
+}

@@ -103,8 +103,9 @@ private:
         for (uint32_t i = blockIdx.x * warps + threadIdx.x / reduce::warp_size; i < params.rows; i += gridDim.x * warps) {
             const uint32_t index = params.first_row + i;
             const LinearGroup group = LinearGroup::load(batch.groups + batch.rows[index].group);
-            const float* scores =
-                params.scores + group.scores + (index - group.first_row) * static_cast<uint64_t>(group.stride());
+            // Over the whole vocabulary the scores are those of this launch's rows.
+            const uint64_t row = index - (batch.tokens ? group.first_row : params.first_row);
+            const float* scores = params.scores + group.scores + row * group.stride();
             const float nth = nth_largest(params.beam_weights.beams, group.tokens, [&](uint32_t bound) {
                 uint32_t count = 0;
 #pragma unroll 4

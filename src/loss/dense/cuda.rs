@@ -140,9 +140,7 @@ pub(super) fn forward_over(
             on_device.forward_over(&mut logits, temperature)
         })
     })?;
-    detached(
-        &device, on_device, forwarded, source, batch, layout,
-    )
+    detached(&device, on_device, forwarded, source, batch, layout)
 }
 
 /// The launch that writes a gradient too, into `gradient` from element `start` on.
@@ -162,9 +160,7 @@ fn forward_with<T: DeviceElement>(
     let forwarded = at_temperature(source, next(on_device.plan()), |temperature| {
         on_device.forward(&logits, temperature, Some(&mut room))
     })?;
-    detached(
-        device, on_device, forwarded, source, batch, layout,
-    )
+    detached(device, on_device, forwarded, source, batch, layout)
 }
 
 /// The output of a pass that autograd does not see.

@@ -128,8 +128,7 @@ impl MaskedSoftmaxLoss {
     /// chosen afterwards: [`Reduction::MeanOverLabelled`] counts a unary row, where p_y = q_B, with the weight 1 + λ/2,
     /// and the others divide by what they are given, or not at all.
     ///
-    /// [`evaluate`](Self::evaluate) has the same weights. A loss without BEAR evaluates the plain mean of −ln p_y. For
-    /// now a loss with BEAR takes tensors on the CPU alone.
+    /// [`evaluate`](Self::evaluate) has the same weights. A loss without BEAR evaluates the plain mean of −ln p_y.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range.

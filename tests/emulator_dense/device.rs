@@ -258,7 +258,7 @@ impl<'a, T: Number> Case<'a, T> {
                 };
                 let before = (self.gradient_offset * size_of::<T>()) as u64;
                 let view = GradientView {
-                    address: pointer(buffer).map(|address| address.add(before)),
+                    address: pointer(buffer).map(|address| address.offset(before)),
                     row_stride: self.width as u64,
                 };
                 (Some(buffer), view)

@@ -217,7 +217,7 @@ impl<'a> Case<'a> {
                 (apart.iter().copied()).chain(row.iter().map(|&value| T::from_f64(value)))
             });
             let buffer = memory.upload(name, &rows.collect::<Vec<T>>());
-            pointer(buffer.address()).add((self.apart * size_of::<T>()) as u64)
+            pointer(buffer.address()).offset((self.apart * size_of::<T>()) as u64)
         };
         let stride = (batch.width + self.apart) as u64;
         let (hidden, head) = (matrix("hidden", &batch.hidden), matrix("head", &batch.head));

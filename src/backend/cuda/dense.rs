@@ -327,7 +327,7 @@ impl DeviceBatch {
             logits: logits.address,
             row_stride: logits.stride as u64,
             rows,
-            idle: rows.map(|rows| rows.add(size_of_val(&self.plan.rows[..]) as u64)),
+            idle: rows.map(|rows| rows.offset(size_of_val(&self.plan.rows[..]) as u64)),
             sets: self.sets.view(&self.executor, buffers),
         }
     }

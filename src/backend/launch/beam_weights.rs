@@ -34,7 +34,7 @@ impl BeamWeights {
     pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
         let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
         Self {
-            sum: statistics.map(|statistics| statistics.add(bytes)),
+            sum: statistics.map(|statistics| statistics.offset(bytes)),
             ..self
         }
     }

@@ -136,7 +136,7 @@ impl<'a> DenseForward<'a> {
         let reduced = self.rows.reduced;
         let of_blocks = 8 * Self::SUMS as u64 * u64::from(self.blocks);
         let of_rows = (buffers.partials.filter(|_| self.rows.beam_weights.weighs()))
-            .map(|partials| partials.add(of_blocks));
+            .map(|partials| partials.offset(of_blocks));
         Launch {
             kernel: self.kernel().name(self.element),
             grid: [self.blocks, 1, 1],
@@ -160,7 +160,7 @@ impl<'a> DenseForward<'a> {
                 sizes: self.rows.statistics_sizes(),
                 beam_weights: self.rows.beam_weights.with_sum_behind(buffers.statistics),
                 targets: of_rows,
-                nth_logits: of_rows.map(|of_rows| of_rows.add(4 * self.rows.counting() as u64)),
+                nth_logits: of_rows.map(|of_rows| of_rows.offset(4 * self.rows.counting() as u64)),
                 kept_capacity: self.kept,
                 times_temperature: self.rows.times_temperature.into(),
                 adapts: self.temperature.adapts().into(),

@@ -119,7 +119,7 @@ impl LinearPass {
                 ..params
             };
             // The kernel takes the first group that it sees.
-            params.batch.groups = groups.map(|groups| groups.add(group));
+            params.batch.groups = groups.map(|groups| groups.offset(group));
             // SAFETY: as in `forward`.
             unsafe {
                 self.issue(queue, chunk, again)?;

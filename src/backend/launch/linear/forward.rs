@@ -178,7 +178,7 @@ impl LinearPass {
         let part = |items: Option<DevicePtr>, first: usize, count: usize| {
             items
                 .filter(|_| count > 0)
-                .map(|items| items.add((first * size_of::<LinearItem>()) as u64))
+                .map(|items| items.offset((first * size_of::<LinearItem>()) as u64))
         };
         let gradients = if params.scores_only == 0 {
             chunk.gradients.len()

@@ -116,32 +116,24 @@ public:
     template <bool transposed>
     __device__ __forceinline__ void add(const T* a_tile, uint32_t a_pitch, const T* b_tile, uint32_t b_pitch, uint32_t depth) {
         using F = Fragments<T>;
-        const uint32_t lane = threadIdx.x % reduce::warp_size, a_row = transposed ? 1 : a_pitch;
-        a_tile += (transposed ? F::of_lane_transposed(lane, a_pitch) : F::of_lane_a(lane, a_pitch)) + 16 * m_warp * a_row;
+        const uint32_t lane = threadIdx.x % reduce::warp_size, a_step = transposed ? a_pitch : 1;
+        a_tile += (transposed ? F::of_lane_transposed(lane, a_pitch) : F::of_lane_a(lane, a_pitch)) +
+                  16 * m_warp * (transposed ? 1 : a_pitch);
         b_tile += F::of_lane_b(lane, b_pitch);
 #pragma unroll 1
         for (uint32_t k = k_warp * F::depth; k < depth; k += layers() * F::depth) {
-            const T* a_from = a_tile + k * (transposed ? a_pitch : 1);
-            const T* b_from = b_tile + k;
-            typename F::A a = {};
-            typename F::B b = {};
-#pragma unroll
-            for (uint32_t i = 0; i < most; ++i) {
-                if (column(i) == 0) {
-                    if (!has(i)) break;
-                    // One fragment of A for all of C in its rows.
-                    if (transposed) {
-                        F::load_transposed(a, a_from, a_pitch);
-                    } else {
-                        F::load(a, a_from, a_pitch);
-                    }
-                    a_from += 16 * m_warps * a_row;
-                    b_from = b_tile + k;
+            const T* a = a_tile + k * a_step;
+            const T* b = b_tile + k;
+            if constexpr (sizeof(T) == sizeof(float)) {
+                // Fragments of f32 are so large that there is room for one of each.
+                add_step<transposed>(a, a_pitch, b, b_pitch);
+            } else {
+                switch (log_n) {
+                    case 0: add_step<transposed, 1>(a, a_pitch, b, b_pitch); break;
+                    case 1: add_step<transposed, 2>(a, a_pitch, b, b_pitch); break;
+                    case 2: add_step<transposed, 4>(a, a_pitch, b, b_pitch); break;
+                    default: add_step<transposed, 8>(a, a_pitch, b, b_pitch);
                 }
-                if (!has(i)) continue;
-                F::load(b, b_from, b_pitch);
-                b_from += 8 * b_pitch;
-                F::multiply(sums[i], a, b);
             }
         }
     }
@@ -180,6 +172,51 @@ private:
     uint32_t m_warps, m_warp, k_warp;
 
     __device__ __forceinline__ static uint32_t ceil_log2(uint32_t number) { return number > 1 ? 32 - __clz(number - 1) : 0; }
+
+    template <bool transposed>
+    __device__ __forceinline__ static void load_a(typename Fragments<T>::A& a, const T* from, uint32_t pitch) {
+        if (transposed) {
+            Fragments<T>::load_transposed(a, from, pitch);
+        } else {
+            Fragments<T>::load(a, from, pitch);
+        }
+    }
+
+    // Where C has `columns` columns of fragments, rounded up to a power of two. A warp loads all of B before it uses any.
+    template <bool transposed, uint32_t columns>
+    __device__ __forceinline__ void add_step(const T* a_from, uint32_t a_pitch, const T* b_from, uint32_t b_pitch) {
+        // There are more than half of them.
+        const auto has_column = [&](uint32_t n) { return n <= columns / 2 || n < n_tiles; };
+        typename Fragments<T>::B b[columns] = {};
+#pragma unroll
+        for (uint32_t n = 0; n < columns; ++n) {
+            if (has_column(n)) Fragments<T>::load(b[n], b_from + n * 8 * b_pitch, b_pitch);
+        }
+#pragma unroll
+        for (uint32_t m = 0; m < most / columns; ++m) {
+            if (row(m * columns) >= m_tiles) break;
+            typename Fragments<T>::A a;
+            load_a<transposed>(a, a_from + m * 16 * m_warps * (transposed ? 1 : a_pitch), a_pitch);
+#pragma unroll
+            for (uint32_t n = 0; n < columns; ++n) {
+                if (has_column(n)) Fragments<T>::multiply(sums[m * columns + n], a, b[n]);
+            }
+        }
+    }
+
+    template <bool transposed>
+    __device__ __forceinline__ void add_step(const T* a_from, uint32_t a_pitch, const T* b_from, uint32_t b_pitch) {
+        typename Fragments<T>::A a = {};
+        typename Fragments<T>::B b = {};
+#pragma unroll
+        for (uint32_t i = 0; i < most; ++i) {
+            if (!has(i)) continue;
+            // One fragment of A for all of C in its rows.
+            if (column(i) == 0) load_a<transposed>(a, a_from + (row(i) - m_warp) * 16 * (transposed ? 1 : a_pitch), a_pitch);
+            Fragments<T>::load(b, b_from + 8 * column(i) * b_pitch, b_pitch);
+            Fragments<T>::multiply(sums[i], a, b);
+        }
+    }
 
     // Where a fragment of this warp's is in C, counted in fragments.
     __device__ __forceinline__ uint32_t column(uint32_t i) const { return i & ((1 << log_n) - 1); }

@@ -154,19 +154,21 @@ private:
     __device__ __forceinline__ void load(const Shape& shape, T* stage, uint32_t begin, uint32_t tokens) const {
         const LinearItem& item = shared.item;
         const LinearGroup& group = shared.group;
+        const uint32_t first = item.inner_first + begin, of_width = item.first / packet;
+        const uint32_t whole_first = group.first_token + first;
+        const uint32_t* listed = batch.tokens ? shared.tokens + begin : nullptr;
         this->for_each_packet(round_up(tokens, 16), round_up(item.count, 16) / packet, [&](uint32_t index, uint32_t p) {
             T* to = stage + index * shape.head_pitch + p * packet;
             if (index >= tokens) {
                 device::store128(to, uint4{0, 0, 0, 0});
                 return;
             }
-            const uint32_t token =
-                batch.tokens ? shared.tokens[begin + index] : batch.token(group, item.inner_first + begin + index);
-            copy_packet(to, batch.template head_row<T>(token), item.first / packet + p);
+            const uint32_t token = listed ? listed[index] : whole_first + index;
+            copy_packet(to, batch.template head_row<T>(token), of_width + p);
         });
         float* scores = reinterpret_cast<float*>(stage + shape.tokens * shape.head_pitch);
         const uint64_t stride = group.stride();
-        const float* from = params.scores + group.scores + item.first_row * stride + item.inner_first + begin;
+        const float* from = params.scores + group.scores + item.first_row * stride + first;
         this->for_each_packet(item.rows, (tokens + 3) / 4, [&](uint32_t r, uint32_t p) {
             device::copy128_async(scores + r * shape.score_pitch + 4 * p, from + r * stride + 4 * p);
         });

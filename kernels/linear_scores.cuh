@@ -12,9 +12,8 @@ public:
     __device__ __forceinline__ void take(const LinearItem* address) const {
         this->keep(address);
         const LinearItem& item = shared.item;
-        keep_indices();
         const Lines lines(item, params.stage_bytes);
-        clear_padding(lines);
+        keep_lines(lines);
         BlockProduct<T> product(item.count, item.rows);
         const auto length = [&](uint32_t s) { return smaller(item.inner_count - s * lines.depth, lines.depth); };
         this->pipeline(
@@ -58,41 +57,42 @@ private:
         }
     };
 
-    __device__ __forceinline__ void keep_indices() const {
+    // Where the row of each line begins: null for those of no token and of no row. In the place of the errors, which are the other
+    // phase's.
+    __device__ __forceinline__ const T** addresses() const { return reinterpret_cast<const T**>(shared.errors); }
+
+    // Keeps the tokens, and where lines come from. Lines that come from nowhere hold zeros throughout.
+    __device__ __forceinline__ void keep_lines(const Lines& lines) const {
         const LinearItem& item = shared.item;
-        for (uint32_t i = threadIdx.x; i < item.count; i += blockDim.x) {
-            shared.tokens[i] = batch.token(shared.group, item.first + i);
-        }
-        for (uint32_t i = threadIdx.x; i < item.rows; i += blockDim.x) {
-            shared.positions[i] = batch.rows[this->row_index(i)].position;
+        for (uint32_t line = threadIdx.x; line < lines.count; line += blockDim.x) {
+            const uint32_t r = line - lines.tokens;
+            const T* address = nullptr;
+            if (line < item.count) {
+                const uint32_t token = batch.token(shared.group, item.first + line);
+                shared.tokens[line] = token;
+                address = batch.template head_row<T>(token).values;
+            } else if (line >= lines.tokens && r < item.rows) {
+                address = batch.template hidden_row<T>(batch.rows[this->row_index(r)].position).values;
+            }
+            addresses()[line] = address;
         }
         // Every thread copies lines of any index.
         __syncthreads();
-    }
-
-    // Lines of no token and of no row hold zeros throughout.
-    __device__ __forceinline__ void clear_padding(const Lines& lines) const {
-        const LinearItem& item = shared.item;
-        const uint32_t packets = lines.pitch / packet;
-        for (uint32_t i = threadIdx.x; i < lines.count * packets; i += blockDim.x) {
-            const uint32_t line = i / packets;
-            if (line < item.count || (line >= lines.tokens && line < lines.tokens + item.rows)) continue;
+        const uint32_t padding = lines.tokens - item.count, packets = lines.pitch / packet;
+        this->for_each_packet(padding + lines.count - lines.tokens - item.rows, packets, [&](uint32_t i, uint32_t p) {
+            const uint32_t line = i < padding ? item.count + i : lines.tokens + item.rows + i - padding;
 #pragma unroll
             for (uint32_t s = 0; s < LinearShared::stages; ++s) {
-                device::store128(this->stage(s) + i * packet, uint4{0, 0, 0, 0});
+                device::store128(this->stage(s) + line * lines.pitch + p * packet, uint4{0, 0, 0, 0});
             }
-        }
+        });
     }
 
     // Columns [begin, begin + columns) of the lines of tokens and rows, zeros behind the width.
     __device__ __forceinline__ void load(const Lines& lines, T* stage, uint32_t begin, uint32_t columns) const {
-        const LinearItem& item = shared.item;
-        this->for_each_packet(item.count + item.rows, columns / packet, [&](uint32_t line, uint32_t p) {
-            const bool of_head = line < item.count;
-            const uint32_t r = line - item.count;
-            const Vector<T> row = of_head ? batch.template head_row<T>(shared.tokens[line])
-                                          : batch.template hidden_row<T>(shared.positions[r]);
-            copy_packet(stage + (of_head ? line : lines.tokens + r) * lines.pitch + p * packet, row, begin / packet + p);
+        this->for_each_packet(lines.count, columns / packet, [&](uint32_t line, uint32_t p) {
+            const Vector<T> row(addresses()[line], batch.width);
+            if (row.values) copy_packet(stage + line * lines.pitch + p * packet, row, begin / packet + p);
         });
     }
 

@@ -264,7 +264,7 @@ fn inputs<'b, T: Number>(
         logits: buffers.read(executor, &batch.logits[copy]),
         row_stride: WIDTH as u64,
         rows: words,
-        idle: words.map(|words| words.add(size_of_val(&rows.rows[..]) as u64)),
+        idle: words.map(|words| words.offset(size_of_val(&rows.rows[..]) as u64)),
         sets,
     }
 }

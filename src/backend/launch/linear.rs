@@ -4,7 +4,7 @@
 //! Rows over the whole vocabulary (the plain language-model loss) come in chunks, so that their scores
 //! take a bounded amount of memory.
 //!
-//! [`LinearPass`] issues all of it in order to whatever is a [`Queue`]: a stream of candle's or of cust's,
+//! [`LinearPass`] issues all of it in order to whatever is a [`Queue`](super::Queue): a stream of candle's or of cust's,
 //! or the emulator.
 
 mod backward;
@@ -36,7 +36,7 @@ pub enum LinearGradients<'a> {
     All(&'a TokenSets),
 }
 
-/// A batch over hidden states and a head, whose passes are issued to a [`Queue`].
+/// A batch over hidden states and a head, whose passes are issued to a [`Queue`](super::Queue).
 #[derive(Debug, Clone)]
 pub struct LinearPass {
     rows: LinearRows,

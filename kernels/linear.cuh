@@ -33,7 +33,7 @@ static_assert(sizeof(LinearRow) == 32 && offsetof(LinearRow, position) == 0 && o
 // Mirrors launch::LinearGroup.
 struct LinearGroup {
     // Tokens that share a record of a row's scores.
-    static constexpr uint32_t tile = 128;
+    static constexpr uint32_t tile = 64;
 
     // Where the set begins among the tokens of all sets; of the whole vocabulary, its first token.
     uint32_t first_token;

@@ -7,24 +7,24 @@
 // linear_backward.cu: without s/τ.
 //
 // Launch: cooperative, blocks of 256 threads, as many as are resident. Rows are grouped by token set, and the host cuts what
-// is to be done with a group into items, the longest first; a block takes every gridDim-th of them.
+// is to be done with a group into items, the longest first; a block takes one after the other, each the next that no block has.
 //
-//     scores (linear_scores.cuh)     128 tokens × 128 rows: head rows of the tokens, gathered where they lie, times hidden
+//     scores (linear_scores.cuh)     64 tokens × 64 rows: head rows of the tokens, gathered where they lie, times hidden
 //                                    states of the rows, through a pipeline of three stages of asynchronous copies. Leaves
 //                                    scores in f32 and, of each row, their maximum and moments.
 //     under BEAR (selection.cuh)     a barrier of the grid, and the B-th largest score of each row
 //     the last block to come         adds up the statistics and steps τ (temperature.cuh), where it is adaptive; under BEAR
 //                                    weighs the rows
 //     a barrier of the grid
-//     gradient (linear_gradient.cuh) some columns × 128 rows: p from the scores, times the same head rows, which the L2 cache
+//     gradient (linear_gradient.cuh) some columns × 64 rows: p from the scores, times the same head rows, which the L2 cache
 //                                    has by now. Leaves losses and gradient.
 //     the last block to come         adds up the losses
 //
 // An item that would keep its block for long is cut into slices of what is summed over; the block that comes last adds them
-// up in their order. Every sum has an order that depends on the launch shape alone.
+// up in their order. Every sum has an order that depends on the batch and the device alone.
 //
 // Bytes moved: each head row of an item and its hidden states once a phase; 4 a score written, and read once for each piece of
-// the columns; 4 a score or gradient and slice, written and read; 16 a row and 128 tokens; 4 H of gradient a row written, read
+// the columns; 4 a score or gradient and slice, written and read; 16 a row and 64 tokens; 4 H of gradient a row written, read
 // and written again, or its last writing in the type of the hidden states; the target's head row once; 48 an item, 32 a row.
 
 #include "linear_gradient.cuh"
@@ -39,20 +39,14 @@ public:
 
     __device__ __forceinline__ void run() const {
         const LinearScores<T> scores(params);
-#pragma unroll 1
-        for (uint32_t i = blockIdx.x; i < params.score_count; i += gridDim.x) {
-            scores.take(params.score_items + i);
-        }
+        take_all(params.score_count, [&](uint32_t i) { scores.take(params.score_items + i); });
         if (params.beam_weights.beams > 0) find_nth_scores();
         if (params.statistics) settle();
         if (params.scores_only) return;
         // The scores and records of all blocks are read next, and the temperature.
         cooperative_groups::this_grid().sync();
         const LinearGradient<T> gradient(params, params.adapts ? *params.temperature : previous());
-#pragma unroll 1
-        for (uint32_t i = blockIdx.x; i < params.gradient_count; i += gridDim.x) {
-            gradient.take(params.gradient_items + i);
-        }
+        take_all(params.gradient_count, [&](uint32_t i) { gradient.take(params.gradient_items + i); });
         write_ignored();
         if (params.loss && reduce::is_last_block(params.counters, gridDim.x)) add_up_losses();
     }
@@ -63,6 +57,26 @@ private:
     using LinearPass<T>::shared;
     using LinearPass<T>::packet;
     using LinearPass<T>::warps;
+
+    // Takes items, the longest first: each block the one of its own number, and after each whichever no block has taken. What comes
+    // of an item does not depend on who takes it.
+    template <class Take>
+    __device__ __forceinline__ void take_all(uint32_t count, Take take) const {
+        const uint32_t first = smaller(gridDim.x, count);
+        uint32_t item = blockIdx.x;
+#pragma unroll 1
+        while (item < count) {
+            uint32_t taken = 0;
+            // Asked for before the item, which takes longer than the answer. There are as many questions as items, so that the counter
+            // is 0 again after the last.
+            if (threadIdx.x == 0) taken = atomicInc(params.counters + 1, count - 1);
+            take(item);
+            if (threadIdx.x == 0) shared.item.unused = first + taken;
+            // Every thread goes on with the same item.
+            __syncthreads();
+            item = shared.item.unused;
+        }
+    }
 
     __device__ __forceinline__ double previous() const { return params.previous ? *params.previous : params.given; }
 

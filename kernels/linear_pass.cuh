@@ -33,7 +33,7 @@ static_assert(sizeof(LinearItem) == 48 && offsetof(LinearItem, group) == 0 && of
     28 && offsetof(LinearItem, slices) == 32 && offsetof(LinearItem, partials) == 36 && offsetof(LinearItem, counter) ==
     40 && offsetof(LinearItem, unused) == 44, "mirrors launch::LinearItem");
 
-// What is known of a row's scores with 128 of its tokens. The moments are relative to `shift`, and there only for a row that
+// What is known of a row's scores with 64 of its tokens. The moments are relative to `shift`, and there only for a row that
 // is in the statistics.
 struct alignas(16) ScoreRecord {
     float maximum;
@@ -56,7 +56,7 @@ struct LinearForwardParams {
     Softmax* softmaxes;
     double* row_losses;
     float* partials;
-    // 0 before and after: one for the blocks of the grid, and those that items name.
+    // 0 before and after: one for the blocks of the grid, one for the items that are taken, and those that items name.
     uint32_t* counters;
     // The unscaled gradient [rows, gradient_stride], or none.
     float* gradient;

@@ -9,7 +9,7 @@ use crate::backend::launch::{DeviceLimits, Element};
 use crate::{Error, Result};
 
 /// Tokens of a set whose scores have one record a row: `LinearGroup::tile`.
-const TILE_TOKENS: u32 = 128;
+const TILE_TOKENS: u32 = 64;
 /// Rows of an item: `LinearShared::most_rows`.
 const MOST_ROWS: u32 = 64;
 /// Tokens of a gradient's item whose set is listed: `LinearShared::most_tokens`.
@@ -33,7 +33,7 @@ impl BlockShape {
     const STAGES: u32 = 3;
     /// Where a stage would be smaller, blocks have a multiprocessor each.
     const ENOUGH_STAGE_BYTES: u32 = 20 << 10;
-    /// All stages hold what warps add up in the end, `BlockProduct::bytes`; and a stage 64 rows by 128
+    /// All stages hold what warps add up in the end, `BlockProduct::bytes`; and a stage 64 rows by 64
     /// tokens, or by 16 tokens with as many columns.
     const LEAST_STAGE_BYTES: u32 = 14 << 10;
 
@@ -279,8 +279,8 @@ impl Items {
         let bytes = |tile: &Tile| u64::from(tile.inner) * tile.inner_bytes;
         let all: u64 = tiles.iter().map(bytes).sum();
         let share = (all / u64::from(shape.blocks)).max(LEAST_SLICE_BYTES);
-        // The first counter is that of the blocks of the grid.
-        let (mut partials, mut counters) = (0u64, 1);
+        // The first two are those of the grid and of the items that are taken.
+        let (mut partials, mut counters) = (0u64, 2);
         let mut sized = Vec::new();
         for tile in tiles {
             let slices = bytes(tile)

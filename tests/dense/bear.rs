@@ -396,17 +396,4 @@ fn settings_out_of_range_and_launch_plans_are_refused() {
             "{error}"
         );
     }
-    // There are no kernels for it yet.
-    let bear = plain().with_bear(defaults).unwrap();
-    let refusals = [
-        bear.dense_rows(&rows()).err(),
-        bear.linear_rows(&rows()).err(),
-    ];
-    for error in refusals {
-        let words = error.unwrap().to_string();
-        assert!(
-            words.contains("BEAR") && words.contains("on the CPU"),
-            "{words}"
-        );
-    }
 }

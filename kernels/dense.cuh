@@ -26,7 +26,8 @@ static_assert(sizeof(DenseRow) == 16 && offsetof(DenseRow, position) == 0 && off
 // The loss and the gradient of rows [counting, row_count) are 0.
 struct DenseBatch {
     const void* logits;
-    const DenseRow* rows;
+    // BEAR changes their shares.
+    DenseRow* rows;
     // The positions at which no row is: their loss and gradient are 0, and nothing reads their logits.
     const uint32_t* idle;
     TokenSetsView sets;
@@ -46,9 +47,9 @@ struct DenseBatch {
 };
 static_assert(sizeof(DenseBatch) == 80 && offsetof(DenseBatch, logits) == 0 && offsetof(DenseBatch, rows) == 8 &&
     offsetof(DenseBatch, idle) == 16 && offsetof(DenseBatch, sets) == 24 && offsetof(DenseBatch, row_stride) == 48 &&
-    offsetof(DenseBatch, width) == 56 && offsetof(DenseBatch, counting) == 64 &&
-    offsetof(DenseBatch, first_statistics) == 68 && offsetof(DenseBatch, row_count) == 72 &&
-    offsetof(DenseBatch, idle_count) == 76, "mirrors launch::DenseBatch");
+    offsetof(DenseBatch, width) == 56 && offsetof(DenseBatch, counting) == 64 && offsetof(DenseBatch, first_statistics)
+    == 68 && offsetof(DenseBatch, row_count) == 72 && offsetof(DenseBatch, idle_count) == 76,
+    "mirrors launch::DenseBatch");
 
 // The valid logits of a row, in the order of its set: kept on chip, or where they are.
 template <class T>

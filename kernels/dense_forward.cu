@@ -7,7 +7,8 @@
 //
 //     dense_given_*:     τ is known. The statistics of the batch, if any row enters them, are left for whoever steps the
 //                        temperature.
-//     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh).
+//     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh), or rows are weighed by their
+//                        B-th largest logits (BEAR, selection.cuh), or both.
 //
 // Launch: a block takes every gridDim-th row and one row at a time; then its part of the positions that have none, whose
 // gradient is 0, so that all blocks write about as much. Shared memory holds what `block` needs, a tile for each warp
@@ -22,6 +23,7 @@
 // 4 a position without a row; each byte of the gradient once, in 16-byte stores; 12 a row for the backward pass.
 
 #include "gradient.cuh"
+#include "selection.cuh"
 #include "softmax.cuh"
 #include "totals.cuh"
 
@@ -47,18 +49,28 @@ struct DenseForwardParams {
     uint32_t* arrived;
     TemperatureStep step;
     StatisticsSizes sizes;
+    BeamWeights beam_weights;
+    // Under BEAR the target's logit and the B-th largest of each row that has a loss.
+    float* targets;
+    float* nth_logits;
     uint32_t kept_capacity;
     uint32_t times_temperature;
+    // Whether τ takes a step with the statistics.
+    uint32_t adapts;
+    uint32_t unused;
 };
-static_assert(sizeof(DenseForwardParams) == 248 && offsetof(DenseForwardParams, batch) == 0 &&
+static_assert(sizeof(DenseForwardParams) == 320 && offsetof(DenseForwardParams, batch) == 0 &&
     offsetof(DenseForwardParams, gradient) == 80 && offsetof(DenseForwardParams, gradient_stride) == 88 &&
     offsetof(DenseForwardParams, softmaxes) == 96 && offsetof(DenseForwardParams, losses) == 104 &&
     offsetof(DenseForwardParams, loss) == 112 && offsetof(DenseForwardParams, partials) == 120 &&
     offsetof(DenseForwardParams, statistics) == 128 && offsetof(DenseForwardParams, temperature) == 136 &&
     offsetof(DenseForwardParams, previous) == 144 && offsetof(DenseForwardParams, given) == 152 &&
     offsetof(DenseForwardParams, arrived) == 160 && offsetof(DenseForwardParams, step) == 168 &&
-    offsetof(DenseForwardParams, sizes) == 208 && offsetof(DenseForwardParams, kept_capacity) == 240 &&
-    offsetof(DenseForwardParams, times_temperature) == 244, "mirrors launch::DenseForwardParams");
+    offsetof(DenseForwardParams, sizes) == 208 && offsetof(DenseForwardParams, beam_weights) == 240 &&
+    offsetof(DenseForwardParams, targets) == 288 && offsetof(DenseForwardParams, nth_logits) == 296 &&
+    offsetof(DenseForwardParams, kept_capacity) == 304 && offsetof(DenseForwardParams, times_temperature) == 308 &&
+    offsetof(DenseForwardParams, adapts) == 312 && offsetof(DenseForwardParams, unused) == 316,
+    "mirrors launch::DenseForwardParams");
 
 namespace {
 
@@ -112,21 +124,16 @@ public:
 
     __device__ __forceinline__ void adaptive() {
         for (uint32_t r = blockIdx.x; r < batch.row_count; r += gridDim.x) {
-            if (r < batch.first_statistics) continue;
+            if (!is_looked_at_first(r)) continue;
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
             if (keep(logits)) used += logits.room();
-            add_statistics(row, logits);
+            if (r >= batch.first_statistics) add_statistics(row, logits);
+            if (weighs() && r < batch.counting) find_nth(r, row, logits);
         }
         totals.publish(0, StatisticsSums::length);
-        if (reduce::is_last_block(params.arrived, gridDim.x)) {
-            const Statistics statistics = totals.statistics(params.sizes);
-            if (threadIdx.x == 0) {
-                *params.statistics = statistics;
-                *params.temperature = stepped(params.step, statistics, previous());
-            }
-        }
-        // No block goes on before the last has written the temperature.
+        if (reduce::is_last_block(params.arrived, gridDim.x)) settle();
+        // No block goes on before the last has written the temperature and the shares.
         cooperative_groups::this_grid().sync();
 
         temperature = *params.temperature;
@@ -135,7 +142,7 @@ public:
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
             const uint32_t needed = logits.room();
-            if (r >= batch.first_statistics && needed <= params.kept_capacity - passed) {
+            if (is_looked_at_first(r) && needed <= params.kept_capacity - passed) {
                 // As the first phase decided, row by row.
                 logits.kept_at(room + passed);
                 passed += needed;
@@ -164,6 +171,40 @@ private:
     double temperature;
 
     __device__ __forceinline__ double previous() const { return params.previous ? *params.previous : params.given; }
+
+    __device__ __forceinline__ bool weighs() const { return params.beam_weights.beams > 0; }
+
+    // Whether all rows wait for something of this one.
+    __device__ __forceinline__ bool is_looked_at_first(uint32_t r) const { return weighs() || r >= batch.first_statistics; }
+
+    // The statistics, the temperature and the shares of rows. By the last block.
+    __device__ __forceinline__ void settle() {
+        Statistics statistics = {};
+        if (batch.first_statistics < batch.row_count) statistics = totals.statistics(params.sizes);
+        if (threadIdx.x == 0) {
+            *params.statistics = statistics;
+            *params.temperature = params.adapts ? stepped(params.step, statistics, previous()) : previous();
+        }
+        if (!weighs()) return;
+        // Every thread weighs rows at the temperature.
+        __syncthreads();
+        weigh_rows(params.beam_weights, batch.rows, batch.counting, params.targets, params.nth_logits, *params.temperature,
+                   scratch);
+    }
+
+    // By all threads of the block.
+    __device__ __forceinline__ void find_nth(uint32_t r, const DenseRow& row, const ValidLogits<T>& logits) const {
+        const float nth = nth_largest(params.beam_weights.beams, logits.size, [&](uint32_t bound) {
+            uint32_t count = 0;
+            logits.visit([&](uint32_t, auto& logits) {
+                for (float& logit : logits) count += ordered_bits(logit) >= bound;
+            });
+            return reduce::block(reduce::Sum<uint32_t>(), count, scratch);
+        });
+        if (threadIdx.x != 0) return;
+        params.targets[r] = logits[row.rank];
+        params.nth_logits[r] = nth;
+    }
 
     __device__ __forceinline__ bool keep(ValidLogits<T>& logits) const {
         if (logits.room() > params.kept_capacity - used) return false;

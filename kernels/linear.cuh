@@ -60,10 +60,10 @@ struct LinearGroup {
     __device__ __forceinline__ uint32_t stride() const { return (tokens + 3) / 4 * 4; }
     __device__ __forceinline__ uint32_t tiles() const { return (tokens + tile - 1) / tile; }
 };
-static_assert(sizeof(LinearGroup) == 48 && offsetof(LinearGroup, first_token) == 0 && offsetof(LinearGroup, tokens) ==
-    4 && offsetof(LinearGroup, first_row) == 8 && offsetof(LinearGroup, rows) == 12 && offsetof(LinearGroup, scores) == 16
-    && offsetof(LinearGroup, records) == 24 && offsetof(LinearGroup, first_rank) == 32 && offsetof(LinearGroup, unused) ==
-    36, "mirrors launch::LinearGroup");
+static_assert(sizeof(LinearGroup) == 48 && offsetof(LinearGroup, first_token) == 0 && offsetof(LinearGroup, tokens)
+    == 4 && offsetof(LinearGroup, first_row) == 8 && offsetof(LinearGroup, rows) == 12 && offsetof(LinearGroup, scores)
+    == 16 && offsetof(LinearGroup, records) == 24 && offsetof(LinearGroup, first_rank) == 32 && offsetof(LinearGroup,
+    unused) == 36, "mirrors launch::LinearGroup");
 
 // Mirrors launch::LinearBatch.
 struct LinearBatch {
@@ -73,7 +73,8 @@ struct LinearBatch {
     uint64_t head_stride;
     // One a token, or none.
     const void* bias;
-    const LinearRow* rows;
+    // BEAR changes their shares.
+    LinearRow* rows;
     const LinearGroup* groups;
     // The tokens of all sets; none for the whole vocabulary.
     const uint32_t* tokens;
@@ -103,11 +104,12 @@ struct LinearBatch {
         return bias ? number::widen(static_cast<const T*>(bias)[token]) : 0.0f;
     }
 };
-static_assert(sizeof(LinearBatch) == 88 && offsetof(LinearBatch, hidden) == 0 && offsetof(LinearBatch, hidden_stride)
-    == 8 && offsetof(LinearBatch, head) == 16 && offsetof(LinearBatch, head_stride) == 24 && offsetof(LinearBatch, bias)
-    == 32 && offsetof(LinearBatch, rows) == 40 && offsetof(LinearBatch, groups) == 48 && offsetof(LinearBatch, tokens) ==
-    56 && offsetof(LinearBatch, ignored) == 64 && offsetof(LinearBatch, row_count) == 72 && offsetof(LinearBatch,
-    ignored_count) == 76 && offsetof(LinearBatch, width) == 80 && offsetof(LinearBatch, unused) == 84, "mirrors launch::LinearBatch");
+static_assert(sizeof(LinearBatch) == 88 && offsetof(LinearBatch, hidden) == 0 && offsetof(LinearBatch,
+    hidden_stride) == 8 && offsetof(LinearBatch, head) == 16 && offsetof(LinearBatch, head_stride) == 24 &&
+    offsetof(LinearBatch, bias) == 32 && offsetof(LinearBatch, rows) == 40 && offsetof(LinearBatch, groups) == 48 &&
+    offsetof(LinearBatch, tokens) == 56 && offsetof(LinearBatch, ignored) == 64 && offsetof(LinearBatch, row_count) ==
+    72 && offsetof(LinearBatch, ignored_count) == 76 && offsetof(LinearBatch, width) == 80 && offsetof(LinearBatch,
+    unused) == 84, "mirrors launch::LinearBatch");
 
 // What the unscaled gradient of a row is multiplied by. Mirrors launch::GradientScale.
 struct GradientScale {
@@ -126,5 +128,5 @@ struct GradientScale {
     }
 };
 static_assert(sizeof(GradientScale) == 24 && offsetof(GradientScale, temperature) == 0 && offsetof(GradientScale,
-    upstream) == 8 && offsetof(GradientScale, upstream_by_position) == 16 && offsetof(GradientScale, times_temperature) ==
-    20, "mirrors launch::GradientScale");
+    upstream) == 8 && offsetof(GradientScale, upstream_by_position) == 16 && offsetof(GradientScale, times_temperature)
+    == 20, "mirrors launch::GradientScale");

@@ -12,7 +12,9 @@
 //     scores (linear_scores.cuh)     64 tokens × 64 rows: head rows of the tokens, gathered where they lie, times hidden
 //                                    states of the rows, through a pipeline of three stages of asynchronous copies. Leaves
 //                                    scores in f32 and, of each row, their maximum and moments.
-//     the last block to come         adds up the statistics and steps τ (temperature.cuh), where it is adaptive
+//     under BEAR (selection.cuh)     a barrier of the grid, and the B-th largest score of each row
+//     the last block to come         adds up the statistics and steps τ (temperature.cuh), where it is adaptive; under BEAR
+//                                    weighs the rows
 //     a barrier of the grid
 //     gradient (linear_gradient.cuh) some columns × 64 rows: p from the scores, times the same head rows, which the L2 cache
 //                                    has by now. Leaves losses and gradient.
@@ -38,7 +40,8 @@ public:
     __device__ __forceinline__ void run() const {
         const LinearScores<T> scores(params);
         take_all(params.score_count, [&](uint32_t i) { scores.take(params.score_items + i); });
-        if (params.statistics) settle_temperature();
+        if (params.beam_weights.beams > 0) find_nth_scores();
+        if (params.statistics) settle();
         if (params.scores_only) return;
         // The scores and records of all blocks are read next, and the temperature.
         cooperative_groups::this_grid().sync();
@@ -77,18 +80,54 @@ private:
 
     __device__ __forceinline__ double previous() const { return params.previous ? *params.previous : params.given; }
 
-    // Leaves the statistics of all rows, and the temperature: by the last block, or by any where there are none.
-    __device__ __forceinline__ void settle_temperature() const {
+    // Leaves the statistics of all rows, the temperature and, under BEAR, the shares of rows: by the last block, or by any
+    // where nothing depends on scores.
+    __device__ __forceinline__ void settle() const {
+        const bool weighs = params.beam_weights.beams > 0;
         Statistics statistics = {};
-        if (params.sizes.rows == 0.0) {
+        if (params.sizes.rows == 0.0 && !weighs) {
             if (blockIdx.x != 0) return;
         } else {
             if (!reduce::is_last_block(params.counters, gridDim.x)) return;
-            statistics = add_up_statistics();
+            if (params.sizes.rows > 0.0) statistics = add_up_statistics();
         }
-        if (threadIdx.x != 0) return;
-        *params.statistics = statistics;
-        *params.temperature = params.adapts ? stepped(params.step, statistics, previous()) : previous();
+        // The statistics are the first thread's; with them all threads compute the same.
+        double* shared_temperature = reinterpret_cast<double*>(shared.scratch);
+        if (threadIdx.x == 0) {
+            *shared_temperature = params.adapts ? stepped(params.step, statistics, previous()) : previous();
+            *params.statistics = statistics;
+            *params.temperature = *shared_temperature;
+        }
+        if (!weighs) return;
+        // Every thread weighs rows at the temperature.
+        __syncthreads();
+        const double temperature = *shared_temperature;
+        // Sums go where the temperature was.
+        __syncthreads();
+        weigh_rows(params.beam_weights, batch.rows, batch.row_count, params.targets, params.nth_scores, temperature,
+                   shared.scratch);
+    }
+
+    // A warp takes a row.
+    __device__ __forceinline__ void find_nth_scores() const {
+        // The scores of a row come from several blocks.
+        cooperative_groups::this_grid().sync();
+        const uint32_t lane = threadIdx.x % reduce::warp_size;
+#pragma unroll 1
+        for (uint32_t i = blockIdx.x * warps + threadIdx.x / reduce::warp_size; i < params.rows; i += gridDim.x * warps) {
+            const uint32_t index = params.first_row + i;
+            const LinearGroup group = LinearGroup::load(batch.groups + batch.rows[index].group);
+            // Over the whole vocabulary the scores are those of this launch's rows.
+            const uint64_t row = index - (batch.tokens ? group.first_row : params.first_row);
+            const float* scores = params.scores + group.scores + row * group.stride();
+            const float nth = nth_largest(params.beam_weights.beams, group.tokens, [&](uint32_t bound) {
+                uint32_t count = 0;
+#pragma unroll 4
+                for (uint32_t k = lane; k < group.tokens; k += reduce::warp_size) count += ordered_bits(scores[k]) >= bound;
+                return reduce::warp(reduce::Sum<uint32_t>(), count);
+            });
+            if (lane == 0) params.nth_scores[index] = nth;
+        }
     }
 
     __device__ __forceinline__ Statistics add_up_statistics() const {

@@ -3,6 +3,7 @@
 
 #include "fragments.cuh"
 #include "linear.cuh"
+#include "selection.cuh"
 #include "temperature.cuh"
 
 // A piece of work for a block: of a group, rows × tokens whose scores are sums over a slice of the width, or rows × columns
@@ -26,8 +27,8 @@ struct LinearItem {
     uint32_t counter;
     uint32_t unused;
 };
-static_assert(sizeof(LinearItem) == 48 && offsetof(LinearItem, group) == 0 && offsetof(LinearItem, first_row) == 4 &&
-    offsetof(LinearItem, rows) == 8 && offsetof(LinearItem, first) == 12 && offsetof(LinearItem, count) == 16 &&
+static_assert(sizeof(LinearItem) == 48 && offsetof(LinearItem, group) == 0 && offsetof(LinearItem, first_row) == 4
+    && offsetof(LinearItem, rows) == 8 && offsetof(LinearItem, first) == 12 && offsetof(LinearItem, count) == 16 &&
     offsetof(LinearItem, inner_first) == 20 && offsetof(LinearItem, inner_count) == 24 && offsetof(LinearItem, slice) ==
     28 && offsetof(LinearItem, slices) == 32 && offsetof(LinearItem, partials) == 36 && offsetof(LinearItem, counter) ==
     40 && offsetof(LinearItem, unused) == 44, "mirrors launch::LinearItem");
@@ -49,8 +50,9 @@ struct LinearForwardParams {
     const LinearItem* gradient_items;
     float* scores;
     ScoreRecord* records;
-    // One a row.
+    // One a row: the target's score and, under BEAR, the B-th largest.
     float* targets;
+    float* nth_scores;
     Softmax* softmaxes;
     double* row_losses;
     float* partials;
@@ -73,6 +75,10 @@ struct LinearForwardParams {
     double given;
     TemperatureStep step;
     StatisticsSizes sizes;
+    BeamWeights beam_weights;
+    // The rows of this launch: all, but where others are still to come.
+    uint32_t first_row;
+    uint32_t rows;
     uint32_t score_count;
     uint32_t gradient_count;
     // Bytes of a stage of the pipeline.
@@ -83,20 +89,23 @@ struct LinearForwardParams {
     // Whether nothing is wanted but scores, and what statistics are made of.
     uint32_t scores_only;
 };
-static_assert(sizeof(LinearForwardParams) == 328 && offsetof(LinearForwardParams, batch) == 0 &&
+static_assert(sizeof(LinearForwardParams) == 392 && offsetof(LinearForwardParams, batch) == 0 &&
     offsetof(LinearForwardParams, score_items) == 88 && offsetof(LinearForwardParams, gradient_items) == 96 &&
     offsetof(LinearForwardParams, scores) == 104 && offsetof(LinearForwardParams, records) == 112 &&
-    offsetof(LinearForwardParams, targets) == 120 && offsetof(LinearForwardParams, softmaxes) == 128 &&
-    offsetof(LinearForwardParams, row_losses) == 136 && offsetof(LinearForwardParams, partials) == 144 &&
-    offsetof(LinearForwardParams, counters) == 152 && offsetof(LinearForwardParams, gradient) == 160 &&
-    offsetof(LinearForwardParams, gradient_stride) == 168 && offsetof(LinearForwardParams, hidden_gradient) == 176 &&
-    offsetof(LinearForwardParams, losses) == 184 && offsetof(LinearForwardParams, loss) == 192 &&
-    offsetof(LinearForwardParams, statistics) == 200 && offsetof(LinearForwardParams, temperature) == 208 &&
-    offsetof(LinearForwardParams, previous) == 216 && offsetof(LinearForwardParams, given) == 224 &&
-    offsetof(LinearForwardParams, step) == 232 && offsetof(LinearForwardParams, sizes) == 272 &&
-    offsetof(LinearForwardParams, score_count) == 304 && offsetof(LinearForwardParams, gradient_count) == 308 &&
-    offsetof(LinearForwardParams, stage_bytes) == 312 && offsetof(LinearForwardParams, adapts) == 316 &&
-    offsetof(LinearForwardParams, times_temperature) == 320 && offsetof(LinearForwardParams, scores_only) == 324, "mirrors launch::LinearForwardParams");
+    offsetof(LinearForwardParams, targets) == 120 && offsetof(LinearForwardParams, nth_scores) == 128 &&
+    offsetof(LinearForwardParams, softmaxes) == 136 && offsetof(LinearForwardParams, row_losses) == 144 &&
+    offsetof(LinearForwardParams, partials) == 152 && offsetof(LinearForwardParams, counters) == 160 &&
+    offsetof(LinearForwardParams, gradient) == 168 && offsetof(LinearForwardParams, gradient_stride) == 176 &&
+    offsetof(LinearForwardParams, hidden_gradient) == 184 && offsetof(LinearForwardParams, losses) == 192 &&
+    offsetof(LinearForwardParams, loss) == 200 && offsetof(LinearForwardParams, statistics) == 208 &&
+    offsetof(LinearForwardParams, temperature) == 216 && offsetof(LinearForwardParams, previous) == 224 &&
+    offsetof(LinearForwardParams, given) == 232 && offsetof(LinearForwardParams, step) == 240 &&
+    offsetof(LinearForwardParams, sizes) == 280 && offsetof(LinearForwardParams, beam_weights) == 312 &&
+    offsetof(LinearForwardParams, first_row) == 360 && offsetof(LinearForwardParams, rows) == 364 &&
+    offsetof(LinearForwardParams, score_count) == 368 && offsetof(LinearForwardParams, gradient_count) == 372 &&
+    offsetof(LinearForwardParams, stage_bytes) == 376 && offsetof(LinearForwardParams, adapts) == 380 &&
+    offsetof(LinearForwardParams, times_temperature) == 384 && offsetof(LinearForwardParams, scores_only) == 388,
+    "mirrors launch::LinearForwardParams");
 
 // The shared memory of a block: this, and behind it the stages of the pipeline. Mirrors launch::linear's `FIXED_BYTES`.
 struct LinearShared {

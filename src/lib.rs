@@ -11,6 +11,7 @@
 //!   hidden states × head without ever making the logits
 //!   ([`forward_linear`](MaskedSoftmaxLoss::forward_linear)), with a real backward;
 //! * [`Temperature`] is fixed or adaptive, and [`Statistics`] what an adaptive one looks at;
+//! * [`Bear`] weighs rows by whether beam search would keep their targets;
 //! * [`reference`](mod@reference) is the definition in f64, to check everything against.
 //!
 //! ```
@@ -36,6 +37,7 @@
 #![deny(missing_docs)]
 
 mod backend;
+mod bear;
 mod decode;
 mod error;
 mod loss;
@@ -50,6 +52,7 @@ mod trie;
 pub use backend::cuda;
 #[doc(hidden)]
 pub use backend::launch;
+pub use bear::Bear;
 pub use decode::{BeamSearch, ExactSearch, Expansion, Found, Normalise, Step, exact_top_k};
 pub use error::{Error, Result};
 #[cfg(feature = "cust")]

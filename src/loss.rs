@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::{check_positive, check_temperature};
-use crate::{Result, Rows, Scope, Statistics, Temperature, TokenSets};
+use crate::{Bear, Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
 mod convention;
 #[cfg(feature = "cust")]
@@ -71,6 +71,7 @@ pub struct MaskedSoftmaxLoss {
     sets: TokenSets,
     temperature: CurrentTemperature,
     convention: Convention,
+    bear: Option<Bear>,
     checked: bool,
     residence: Residence,
 }
@@ -92,6 +93,7 @@ impl MaskedSoftmaxLoss {
             sets,
             temperature: temperature.into(),
             convention,
+            bear: None,
             checked: false,
             residence: Residence::default(),
         })
@@ -118,6 +120,25 @@ impl MaskedSoftmaxLoss {
         Ok(())
     }
 
+    /// The same loss with BEAR's row weights: every branching row's loss and gradient are multiplied by its weight w
+    /// (see [`Bear`]) and by the weight that the caller gave the row, if any.
+    ///
+    /// Sets the reduction to [`Reduction::MeanOverBranching`], under which the loss is BEAR's: the sum over the branching
+    /// rows divided by the sum of their weights. Whether it is multiplied by τ stays as it was. Other reductions may be
+    /// chosen afterwards: [`Reduction::MeanOverLabelled`] counts a unary row, where p_y = q_B, with the weight 1 + λ/2,
+    /// and the others divide by what they are given, or not at all.
+    ///
+    /// [`evaluate`](Self::evaluate) has the same weights. A loss without BEAR evaluates the plain mean of −ln p_y.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range.
+    pub fn with_bear(mut self, bear: Bear) -> Result<Self> {
+        bear.check()?;
+        self.convention.reduction = Reduction::MeanOverBranching;
+        self.bear = Some(bear);
+        Ok(self)
+    }
+
     /// The same loss in checked mode: an infinite or NaN valid logit of a row that has a loss or
     /// statistics is an [`Error::NonFinite`](crate::Error::NonFinite) that names its row and token,
     /// at the price of one more look at every valid logit. Unchecked, NaN comes out as NaN.
@@ -135,6 +156,11 @@ impl MaskedSoftmaxLoss {
     /// The convention.
     pub fn convention(&self) -> Convention {
         self.convention
+    }
+
+    /// The settings of the row weights, where there are some.
+    pub fn bear(&self) -> Option<Bear> {
+        self.bear
     }
 
     /// The temperature as it stands. After a step on a CUDA device the first call waits for it.
@@ -184,7 +210,8 @@ impl MaskedSoftmaxLoss {
         Ok(dense::forward(logits, self.batch(rows)?, source, &self.residence)?.0)
     }
 
-    /// The loss at the temperature as it stands, without a gradient, a step or statistics.
+    /// The loss at the temperature as it stands, without a gradient, a step or statistics. Under BEAR the rows have
+    /// the weights that they have in training.
     ///
     /// # Errors
     /// As [`forward_at`](Self::forward_at).
@@ -405,6 +432,7 @@ impl MaskedSoftmaxLoss {
         };
         let mut batch = Batch::new(&self.sets, rows, scope, denominator)?;
         batch.times_temperature = self.convention.times_temperature;
+        batch.bear = self.bear;
         batch.checked = self.checked;
         batch.reduced = self.convention.reduction != Reduction::None;
         Ok(batch)

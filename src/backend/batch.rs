@@ -1,7 +1,7 @@
 //! A batch resolved against its token sets: the rows that need any arithmetic, and what each is
 //! worth.
 
-use crate::{Error, Result, Rows, Scope, Statistics, TokenSet, TokenSets};
+use crate::{Bear, Error, Result, Rows, Scope, Statistics, TokenSet, TokenSets};
 
 /// The rows of a batch that have something to compute: the branching ones, and those whose logits
 /// the statistics are taken from.
@@ -20,6 +20,12 @@ pub(crate) struct Batch {
     /// How many rows were labelled, and how many of them branch.
     pub labelled_rows: usize,
     pub branching_rows: usize,
+    /// What the weights of the rows were divided by to give their shares.
+    pub denominator: f64,
+    /// Under a mean, the share of all unary rows that it counts; `None` under another reduction.
+    pub unary_share_of_mean: Option<f64>,
+    /// The weights of BEAR, by which a row's share is multiplied once its scores are known.
+    pub bear: Option<Bear>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -78,6 +84,7 @@ impl Batch {
         if let Some(scope) = scope {
             check_marks(scope, rows)?;
         }
+        let mut unary_weight = 0.0;
         let mut labelled_weight = 0.0;
         let mut branching_weight = 0.0;
         let mut branching_rows = 0;
@@ -101,6 +108,8 @@ impl Batch {
             if branching {
                 branching_weight += weight;
                 branching_rows += 1;
+            } else {
+                unary_weight += weight;
             }
             let in_statistics = match scope {
                 None => false,
@@ -120,10 +129,10 @@ impl Batch {
                 });
             }
         }
-        let denominator = match denominator {
-            Denominator::LabelledWeight => labelled_weight,
-            Denominator::BranchingWeight => branching_weight,
-            Denominator::Given(denominator) => denominator,
+        let (denominator, unary_share_of_mean) = match denominator {
+            Denominator::LabelledWeight => (labelled_weight, Some(unary_weight / labelled_weight)),
+            Denominator::BranchingWeight => (branching_weight, Some(0.0)),
+            Denominator::Given(denominator) => (denominator, None),
         };
         for row in &mut resolved {
             // Where no row counts the denominator may be 0, and 0/0 is no share.
@@ -140,6 +149,9 @@ impl Batch {
             reduced: true,
             labelled_rows: rows.len(),
             branching_rows,
+            denominator,
+            unary_share_of_mean,
+            bear: None,
         })
     }
 
@@ -183,7 +195,7 @@ impl Batch {
             .fold(Statistics::default(), |sum, row| sum.merge(&row))
     }
 
-    /// What a row's loss is multiplied by in the result.
+    /// What a row's loss is multiplied by in the result, besides its weight by BEAR.
     pub fn loss_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
         let factor = if self.times_temperature {
             temperature
@@ -193,8 +205,8 @@ impl Batch {
         row.share * factor
     }
 
-    /// What p − [v = y] is multiplied by to give the gradient of the result: τ cancels the 1/τ of
-    /// the chain rule where the loss is multiplied by it.
+    /// What p − [v = y] is multiplied by to give the gradient of the result, besides the row's weight by
+    /// BEAR: τ cancels the 1/τ of the chain rule where the loss is multiplied by it.
     pub fn gradient_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
         let factor = if self.times_temperature {
             1.0

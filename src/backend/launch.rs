@@ -1,6 +1,7 @@
 //! Launch plans: which kernel, in which shape, with which parameters. They are made without a
 //! device, so whatever runs them (a GPU, or the emulator of the tests) runs the same.
 
+mod beam_weights;
 mod decode;
 mod dense;
 mod device_ptr;
@@ -9,6 +10,7 @@ mod linear;
 mod queue;
 mod temperature;
 
+use beam_weights::BeamWeights;
 pub use decode::{Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs};
 pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
 pub use dense::{

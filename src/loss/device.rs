@@ -58,7 +58,8 @@ pub(super) fn at_temperature<L>(
 /// What a pass found out of a batch, on its device.
 pub(super) struct Measured {
     pub temperature: Tensor,
-    statistics: Tensor,
+    /// The statistics and, under BEAR, the sum of the rows' weights.
+    measured: Tensor,
     takes_step: bool,
 }
 
@@ -71,7 +72,7 @@ impl Measured {
     ) -> Self {
         Self {
             temperature: tensor(device, temperature, ()),
-            statistics: tensor(device, statistics, Statistics::LENGTH),
+            measured: tensor(device, statistics, Statistics::LENGTH + 1),
             takes_step: matches!(
                 source,
                 TemperatureSource::Stepping(Temperature::Adaptive(_), _)
@@ -79,14 +80,17 @@ impl Measured {
         }
     }
 
-    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
-        LossOutput {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> Result<LossOutput> {
+        Ok(LossOutput {
             loss,
             temperature: self.temperature.clone(),
-            statistics: self.statistics.clone(),
+            statistics: self.measured.narrow(0, 0, Statistics::LENGTH)?,
+            bear_weight: (batch.bear)
+                .map(|_| self.measured.get(Statistics::LENGTH))
+                .transpose()?,
             labelled_rows: batch.labelled_rows,
             branching_rows: batch.branching_rows,
-        }
+        })
     }
 
     pub fn stepped(&self) -> Option<Stepped> {

@@ -17,7 +17,7 @@ use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, st
 use super::residence::Residence;
 use super::temperature::{Stepped, TemperatureSource};
 use super::tensor::{Scalar, cpu, with_element};
-use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{
     self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, hidden_gradient,
     score, soften, whole_vocabulary_head_gradient,
@@ -171,7 +171,7 @@ impl<T: Scalar> Applied<T> {
                 let stepped = forward.stepped.clone().map(Stepped::OnHost);
                 (output(loss, &op.batch, forward)?, stepped)
             }
-            Left::OnCuda(left) => (left.output(loss, &op.batch), left.stepped()),
+            Left::OnCuda(left) => (left.output(loss, &op.batch)?, left.stepped()),
         })
     }
 }
@@ -241,27 +241,22 @@ impl<T: Scalar> LinearLoss<T> {
         head: &linear::Head<T>,
     ) -> Result<(Forward, Softened<T::Real>)> {
         let (batch, wanted) = (&self.batch, self.wanted);
-        let (statistics, temperature, stepped, softened);
+        let (statistics, temperature, softened);
         match WholeVocabulary::new(hidden, head, batch) {
             Some(rows) => {
                 statistics = rows.statistics()?;
-                (temperature, stepped) = self.source.resolve(&statistics)?;
-                softened = rows.soften(temperature, wanted);
+                temperature = self.source.resolve(&statistics)?;
+                softened = rows.soften(temperature.0, wanted);
             }
             None => {
                 let scores = score(hidden, head, batch)?;
                 statistics = scores.statistics;
-                (temperature, stepped) = self.source.resolve(&statistics)?;
-                softened = soften(scores, batch, temperature, wanted);
+                temperature = self.source.resolve(&statistics)?;
+                softened = soften(scores, batch, temperature.0, wanted);
             }
         }
         let (softmaxes, softened) = softened;
-        let forward = Forward {
-            softmaxes,
-            statistics,
-            temperature,
-            stepped,
-        };
+        let forward = Forward::new(batch, softmaxes, statistics, temperature);
         Ok((forward, softened))
     }
 
@@ -273,7 +268,7 @@ impl<T: Scalar> LinearLoss<T> {
         upstream: &Upstream,
     ) -> Result<[Option<Tensor>; 3]> {
         let (batch, wanted, (forward, softened)) = (&self.batch, self.wanted, passed);
-        let factor = |row: &BatchRow| upstream.factor(batch, row, forward.temperature);
+        let factor = |index| upstream.factor(batch, forward, index);
         let gathered = self.gathered.as_ref();
         let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
         let [of_hidden, of_head, of_bias] = &storages;
@@ -311,7 +306,7 @@ impl<T: Scalar> LinearLoss<T> {
         (forward, softened): &(Forward, Softened<T::Real>),
         hidden: Hidden<T>,
         head: &linear::Head<T>,
-        factor: impl Fn(&BatchRow) -> f64 + Sync,
+        factor: impl Fn(usize) -> f64 + Sync,
         lengths: [usize; 2],
     ) -> [Vec<T>; 2] {
         let [mut of_head, mut of_bias] = lengths.map(bytemuck::zeroed_vec);

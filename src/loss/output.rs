@@ -19,6 +19,10 @@ pub struct LossOutput {
     /// The statistics that an adaptive temperature looks at, as the f64 fields of [`Statistics`];
     /// those of no row for a fixed one.
     pub statistics: Tensor,
+    /// Under [`Bear`](crate::Bear), Σ w over the branching rows, each times the weight that the caller gave it:
+    /// a scalar, f64. Losses under [`Reduction::Sum`](crate::Reduction::Sum) of several micro-batches, added up and
+    /// divided by the sum of this, are the mean over all of them. `None` without BEAR.
+    pub bear_weight: Option<Tensor>,
     /// How many rows were labelled.
     pub labelled_rows: usize,
     /// How many of them had more than one token to choose from.
@@ -32,6 +36,15 @@ impl LossOutput {
     /// What candle reports of the transfer.
     pub fn read_temperature(&self) -> Result<f64> {
         Ok(self.temperature.to_scalar()?)
+    }
+
+    /// Reads the sum of the weights of [`Bear`](crate::Bear).
+    ///
+    /// # Errors
+    /// What candle reports of the transfer.
+    pub fn read_bear_weight(&self) -> Result<Option<f64>> {
+        let weight = self.bear_weight.as_ref().map(Tensor::to_scalar);
+        Ok(weight.transpose()?)
     }
 
     /// Reads the statistics.

@@ -7,7 +7,8 @@ use candle_core::{CpuStorage, DType, Shape, Tensor};
 
 use super::LossOutput;
 use super::output::{loss_dtype, scalar, statistics_tensor};
-use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::batch::Batch;
+use crate::backend::cpu::row_weights::normalise;
 use crate::backend::cpu::softmax::RowSoftmax;
 use crate::{Error, Result, Statistics, Temperature};
 
@@ -19,6 +20,36 @@ pub(super) struct Forward {
     pub temperature: f64,
     /// Where a stepping temperature went.
     pub stepped: Option<Temperature>,
+    /// Under BEAR, the sum of the branching rows' weights.
+    bear_weight: Option<f64>,
+}
+
+impl Forward {
+    pub fn new(
+        batch: &Batch,
+        mut softmaxes: Vec<RowSoftmax>,
+        statistics: Statistics,
+        (temperature, stepped): (f64, Option<Temperature>),
+    ) -> Self {
+        Self {
+            bear_weight: normalise(batch, &mut softmaxes),
+            softmaxes,
+            statistics,
+            temperature,
+            stepped,
+        }
+    }
+
+    /// What the loss of a row of the batch is multiplied by in the result.
+    fn loss_factor(&self, batch: &Batch, index: usize) -> f64 {
+        batch.loss_factor(&batch.rows[index], self.temperature) * self.softmaxes[index].weight()
+    }
+
+    /// What p − [v = y] of a row of the batch is multiplied by to give the gradient of the result.
+    pub fn gradient_factor(&self, batch: &Batch, index: usize) -> f64 {
+        let factor = batch.gradient_factor(&batch.rows[index], self.temperature);
+        factor * self.softmaxes[index].weight()
+    }
 }
 
 /// What a pass inside candle left behind. The backward pass may read it any number of times.
@@ -71,9 +102,10 @@ impl<F> Passed<F> {
 
 /// The loss of the batch: one value, or one for each position.
 pub(super) fn loss_values(batch: &Batch, forward: &Forward) -> Vec<f64> {
-    let counting = (batch.rows.iter().zip(&forward.softmaxes)).filter(|(row, _)| row.counts());
-    let losses = counting.map(|(row, softmax)| {
-        let factor = batch.loss_factor(row, forward.temperature);
+    let rows = (batch.rows.iter().zip(&forward.softmaxes)).enumerate();
+    let counting = rows.filter(|(_, (row, _))| row.counts());
+    let losses = counting.map(|(index, (row, softmax))| {
+        let factor = forward.loss_factor(batch, index);
         (row.position as usize, factor * softmax.loss())
     });
     if batch.reduced {
@@ -103,6 +135,9 @@ pub(super) fn output(loss: Tensor, batch: &Batch, forward: &Forward) -> Result<L
     Ok(LossOutput {
         temperature: scalar(forward.temperature, loss.device())?,
         statistics: statistics_tensor(&forward.statistics, loss.device())?,
+        bear_weight: (forward.bear_weight)
+            .map(|weight| scalar(weight, loss.device()))
+            .transpose()?,
         loss,
         labelled_rows: batch.labelled_rows,
         branching_rows: batch.branching_rows,
@@ -124,15 +159,15 @@ impl Upstream {
         Self(vec![1.0; if batch.reduced { 1 } else { batch.positions }])
     }
 
-    /// What p − [v = y] of a row is multiplied by.
-    pub fn factor(&self, batch: &Batch, row: &BatchRow, temperature: f64) -> f64 {
-        let index = if batch.reduced {
+    /// What p − [v = y] of a row of the batch is multiplied by.
+    pub fn factor(&self, batch: &Batch, forward: &Forward, index: usize) -> f64 {
+        let of_loss = if batch.reduced {
             0
         } else {
-            row.position as usize
+            batch.rows[index].position as usize
         };
-        self.0.get(index).map_or(0.0, |upstream| {
-            upstream * batch.gradient_factor(row, temperature)
+        self.0.get(of_loss).map_or(0.0, |upstream| {
+            upstream * forward.gradient_factor(batch, index)
         })
     }
 }

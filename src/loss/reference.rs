@@ -21,15 +21,17 @@
 use crate::backend::batch::check_marks;
 use crate::loss::{Convention, Reduction};
 use crate::temperature::check_positive;
-use crate::{Error, Result, Row, Rows, Scope, Statistics, Temperature, TokenSets};
+use crate::{Bear, Error, Result, Row, Rows, Scope, Statistics, Temperature, TokenSets};
 
 /// What the definition gives.
 #[derive(Debug, Clone)]
 pub struct Reference {
     /// The reduced loss; under [`Reduction::None`] the sum of `losses`.
     pub loss: f64,
-    /// The loss of each row of the `Rows`, weighted, and times τ where the convention says so.
+    /// The loss of each row of the `Rows`, weighted (by BEAR too), and times τ where the convention says so.
     pub losses: Vec<f64>,
+    /// The weight w that BEAR gives each row of the `Rows`, unary ones included; 1 without BEAR.
+    pub bear_weights: Vec<f64>,
     /// ∂loss/∂logits, `[N, V]` in row-major order.
     pub gradient: Vec<f64>,
     /// The statistics that an adaptive temperature looked at.
@@ -53,6 +55,31 @@ pub fn loss(
     temperature: &mut Temperature,
     convention: Convention,
 ) -> Result<Reference> {
+    loss_with_bear(
+        logits,
+        vocabulary,
+        sets,
+        rows,
+        temperature,
+        convention,
+        None,
+    )
+}
+
+/// The same with BEAR's row weights where `bear` is given, as
+/// [`MaskedSoftmaxLoss::with_bear`](crate::MaskedSoftmaxLoss::with_bear) describes them. The reduction is that of `convention`.
+///
+/// # Errors
+/// As [`loss`], and for settings of BEAR out of range.
+pub fn loss_with_bear(
+    logits: &[f64],
+    vocabulary: usize,
+    sets: &TokenSets,
+    rows: &Rows,
+    temperature: &mut Temperature,
+    convention: Convention,
+    bear: Option<Bear>,
+) -> Result<Reference> {
     // No slice is as long as what saturates.
     let expected = rows.positions().saturating_mul(vocabulary);
     if logits.len() != expected {
@@ -65,6 +92,7 @@ pub fn loss(
     if let Reduction::MeanOver(denominator) = convention.reduction {
         check_positive("denominator", denominator)?;
     }
+    bear.map_or(Ok(()), |bear| bear.check())?;
     rows.check_sets(sets)?;
     if let Temperature::Adaptive(adaptive) = temperature {
         check_marks(adaptive.strategy.scope, rows)?;
@@ -77,7 +105,10 @@ pub fn loss(
     let step = temperature.state().step;
     let tau = temperature.step(&statistics, step)?;
 
-    let weight = |index: usize| f64::from(rows.weight(index));
+    let bear_weights: Vec<f64> = (resolved.iter())
+        .map(|row| bear.map_or(1.0, |bear| row.bear_weight(bear, tau)))
+        .collect();
+    let weight = |index: usize| f64::from(rows.weight(index)) * bear_weights[index];
     let total_weight = |branching_only: bool| -> f64 {
         let counts = |row: &ReferenceRow| !branching_only || row.tokens.len() > 1;
         let counted = resolved.iter().enumerate().filter(|(_, row)| counts(row));
@@ -115,6 +146,7 @@ pub fn loss(
     Ok(Reference {
         loss: if sum == 0.0 { 0.0 } else { sum / denominator },
         losses,
+        bear_weights,
         gradient,
         statistics,
         temperature: tau,
@@ -166,6 +198,21 @@ impl ReferenceRow {
             logits: tokens.iter().map(logit).collect(),
             tokens,
         })
+    }
+
+    /// 1 + λ·σ((ln p_y − ln q_B)/ξ).
+    fn bear_weight(&self, bear: Bear, tau: f64) -> f64 {
+        let mut descending = self.logits.clone();
+        descending.sort_by(|a, b| b.total_cmp(a));
+        let last = descending.len().min(bear.beams as usize) - 1;
+        let (target, threshold) = (self.logits[self.rank], descending[last]);
+        // Of two logits at −∞ the difference is NaN, but their probabilities are equal.
+        let margin = if target == threshold {
+            0.0
+        } else {
+            (target - threshold) / tau
+        };
+        1.0 + bear.lambda / (1.0 + (-margin / bear.xi).exp())
     }
 
     /// Relative to the largest logit, so that logits of any size keep their precision.

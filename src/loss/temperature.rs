@@ -6,6 +6,8 @@ use std::thread::ThreadId;
 
 use candle_core::{Device, Tensor};
 
+#[cfg(feature = "cuda")]
+use crate::backend::cuda::dense::is_another;
 use crate::{Result, Statistics, Temperature};
 
 /// Where the temperature of one pass comes from.
@@ -51,10 +53,10 @@ pub(super) struct CurrentTemperature {
 
 /// A τ that a kernel writes.
 ///
-/// Clones of a loss may go to other host threads, whose streams are others (candle's `Device::new_cuda`
-/// uses the per-thread default stream) and not ordered with the one that the kernel is in. So kernels of
-/// the thread that issued it read the τ where it is, and any other thread waits for the whole context
-/// before it reads the τ to the host or gives up its share of the memory.
+/// Clones of a loss may go to other host threads, whose streams are others where candle's device was made
+/// by `Device::new_cuda`, and not ordered with the one that the kernel is in. Kernels of that stream read
+/// the τ where it is. In any other the host waits for the whole context before it reads the τ, or gives up its
+/// share of the memory.
 #[derive(Debug, Clone)]
 struct Ahead {
     value: Tensor,
@@ -63,14 +65,19 @@ struct Ahead {
 }
 
 impl Ahead {
-    fn is_ours(&self) -> bool {
-        std::thread::current().id() == self.issued_by
+    /// Whether the device's stream, as this thread sees it, is the one that the kernel is in.
+    fn is_in_order(&self) -> bool {
+        match self.value.device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(device) => !is_another(&device.cuda_stream(), self.issued_by),
+            _ => std::thread::current().id() == self.issued_by,
+        }
     }
 
-    /// Waits for what other threads have issued, if it was another that issued the kernel.
+    /// Waits for all streams, if the kernel is in another than this thread's.
     fn wait_for_others(&self) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let (Device::Cuda(device), false) = (self.value.device(), self.is_ours()) {
+        if let (Device::Cuda(device), false) = (self.value.device(), self.is_in_order()) {
             use candle_core::cuda_backend::WrapErr;
             device.cuda_stream().context().synchronize().w()?;
         }
@@ -131,7 +138,7 @@ impl CurrentTemperature {
     /// A step from here in a pass on this device.
     pub fn stepping(&self, device: &Device) -> Result<TemperatureSource> {
         match (&self.ahead, device) {
-            (Some(ahead), Device::Cuda(_)) if ahead.is_ours() => {
+            (Some(ahead), Device::Cuda(_)) if ahead.is_in_order() => {
                 let value = ahead.value.to_device(device)?;
                 Ok(TemperatureSource::Stepping(self.host.clone(), Some(value)))
             }

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_trie::{
-    AdaptiveStrategy, Convention, MaskedSoftmaxLoss, Reduction, Row, Rows, Scope, Temperature,
-    TokenSets,
+    AdaptiveStrategy, Bear, Convention, MaskedSoftmaxLoss, Reduction, Row, Rows, Scope,
+    Temperature, TokenSets,
 };
 
 #[path = "../device/mod.rs"]
@@ -94,8 +94,43 @@ pub fn strategy(scope: Scope) -> AdaptiveStrategy {
 }
 
 pub fn loss(sets: &TokenSets, temperature: &Temperature, by: Convention) -> MaskedSoftmaxLoss {
+    loss_with_bear(sets, temperature, by, None)
+}
+
+pub fn loss_with_bear(
+    sets: &TokenSets,
+    temperature: &Temperature,
+    by: Convention,
+    bear: Option<Bear>,
+) -> MaskedSoftmaxLoss {
     let loss = MaskedSoftmaxLoss::new(sets, temperature.clone()).unwrap();
+    let loss = match bear {
+        Some(bear) => loss.with_bear(bear).unwrap(),
+        None => loss,
+    };
     loss.with_convention(by).unwrap()
+}
+
+/// Row weights of all kinds. With 3 beams some sets have more tokens than beams, and some have fewer.
+pub fn bears() -> [Option<Bear>; 3] {
+    let strong = Bear {
+        beams: 3,
+        lambda: 1.5,
+        xi: 0.5,
+    };
+    let greedy = Bear {
+        beams: 1,
+        ..Bear::default()
+    };
+    [None, Some(strong), Some(greedy)]
+}
+
+/// Each option with each of those.
+pub fn each_with_bears<O: Clone>(
+    options: impl IntoIterator<Item = O>,
+) -> impl Iterator<Item = (O, Option<Bear>)> {
+    let with_bears = |option: O| bears().map(|bear| (option.clone(), bear));
+    options.into_iter().flat_map(with_bears)
 }
 
 /// `count` numbers between −`spread` and `spread`, the same for the same seed (splitmix64).

@@ -1,7 +1,7 @@
 //! Same input, same bits.
 
 use candle_core::{DType, Var};
-use candle_trie::{Rows, Scope, TokenSets};
+use candle_trie::{Bear, Rows, Scope, TokenSets};
 
 use crate::batch::*;
 
@@ -27,13 +27,20 @@ fn problem() -> (TokenSets, Rows) {
 }
 
 /// Everything that a step gives, as bits; on as many threads as asked for.
-fn step(threads: usize, logits: &[f64], dtype: DType, scope: Scope) -> Vec<Vec<u64>> {
+fn step(
+    threads: usize,
+    logits: &[f64],
+    dtype: DType,
+    scope: Scope,
+    bear: Option<Bear>,
+) -> Vec<Vec<u64>> {
     let (sets, rows) = problem();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
     pool.build().unwrap().install(|| {
         // Here: on a GPU another thread's uploads are on a stream that this one does not wait for.
         let logits = &tensor(logits, &[POSITIONS, VOCABULARY], dtype);
-        let loss = loss(&sets, &strategy(scope).into(), conventions()[0]);
+        let temperature = strategy(scope).into();
+        let loss = loss_with_bear(&sets, &temperature, conventions()[0], bear);
         let (output, gradient) = loss.clone().value_and_gradient(logits, &rows).unwrap();
         let kept = gradient.zeros_like().unwrap();
         let into = loss
@@ -60,14 +67,14 @@ fn step(threads: usize, logits: &[f64], dtype: DType, scope: Scope) -> Vec<Vec<u
 fn neither_threads_nor_repetition_nor_the_way_it_is_called_change_a_bit() {
     for dtype in [DType::F32, DType::BF16, DType::F64] {
         let logits = noise(30, POSITIONS * VOCABULARY, 3.0);
-        for scope in [Scope::Root, Scope::Branching] {
-            let alone = step(1, &logits, dtype, scope);
+        for (scope, bear) in each_with_bears([Scope::Root, Scope::Branching]) {
+            let alone = step(1, &logits, dtype, scope, bear);
             assert_eq!(alone[..3], [&alone[4..6], &alone[2..3]].concat());
             assert_eq!(alone[3], alone[6]);
             for threads in [1, 2, 3, 8] {
                 assert!(
-                    step(threads, &logits, dtype, scope) == alone,
-                    "{dtype:?}, {scope:?}: {threads} threads differ from one"
+                    step(threads, &logits, dtype, scope, bear) == alone,
+                    "{dtype:?}, {scope:?}, {bear:?}: {threads} threads differ from one"
                 );
             }
         }
@@ -81,7 +88,7 @@ fn threads_do_not_change_a_bit_of_the_linear_operation_either() {
     let (sets, rows) = problem();
     let hidden = noise(31, POSITIONS * WIDTH, 1.0);
     let head = noise(32, VOCABULARY * WIDTH, 1.0);
-    let step = |threads: usize, sets: &TokenSets| {
+    let step = |threads: usize, sets: &TokenSets, bear: Option<Bear>| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads);
         pool.build().unwrap().install(|| {
             let variable = |values: &[f64], rows: usize| {
@@ -89,7 +96,7 @@ fn threads_do_not_change_a_bit_of_the_linear_operation_either() {
             };
             let (hidden, head) = (variable(&hidden, POSITIONS), variable(&head, VOCABULARY));
             let strategy = strategy(Scope::Branching).into();
-            let mut loss = loss(sets, &strategy, conventions()[0]);
+            let mut loss = loss_with_bear(sets, &strategy, conventions()[0], bear);
             let output = loss.forward_linear(&hidden, &*head, &rows).unwrap();
             let gradients = output.loss.backward().unwrap();
             [
@@ -102,12 +109,14 @@ fn threads_do_not_change_a_bit_of_the_linear_operation_either() {
         })
     };
     for sets in [sets, TokenSets::whole_vocabulary(VOCABULARY).unwrap()] {
-        let alone = step(1, &sets);
-        for threads in [2, 3, 8] {
-            assert!(
-                step(threads, &sets) == alone,
-                "{threads} threads differ from one"
-            );
+        for bear in bears() {
+            let alone = step(1, &sets, bear);
+            for threads in [2, 3, 8] {
+                assert!(
+                    step(threads, &sets, bear) == alone,
+                    "{bear:?}: {threads} threads differ from one"
+                );
+            }
         }
     }
 }

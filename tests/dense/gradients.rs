@@ -57,14 +57,14 @@ fn backward_twice_gives_the_same_gradient() {
 }
 
 #[test]
-fn all_three_ways_to_a_gradient_agree_to_the_bit() {
+fn all_four_ways_to_a_gradient_agree_to_the_bit() {
     let values = noise(4, 8 * VOCABULARY, 3.0);
     let none = rows_of(8, &[]).with_marks(vec![]).unwrap();
     for dtype in DTYPES {
         for temperature in temperatures() {
             for convention in conventions() {
-                for rows in [rows(), weighted_rows(), none.clone()] {
-                    let loss = loss(&sets(), &temperature, convention);
+                for (rows, bear) in each_with_bears([rows(), weighted_rows(), none.clone()]) {
+                    let loss = loss_with_bear(&sets(), &temperature, convention, bear);
                     let logits = Var::from_tensor(&tensor(&values, &SHAPE, dtype)).unwrap();
                     let autograd = loss.clone().forward(&logits, &rows).unwrap();
                     let gradients = autograd.loss.backward().unwrap();
@@ -75,13 +75,24 @@ fn all_three_ways_to_a_gradient_agree_to_the_bit() {
                         .clone()
                         .value_and_gradient_into(&logits, &rows, &kept)
                         .unwrap();
+                    let written_over = tensor(&values, &SHAPE, dtype);
+                    let over = loss
+                        .clone()
+                        .value_and_gradient_over(&written_over, &rows)
+                        .unwrap();
 
                     let expected = f64s(gradients.get(&logits).unwrap());
-                    let what = format!("{dtype:?}, {convention:?} at {temperature:?}");
+                    let what = format!("{dtype:?}, {convention:?} at {temperature:?}, {bear:?}");
                     assert_eq!(f64s(&gradient), expected, "{what}");
                     assert_eq!(f64s(&kept), expected, "{what}");
+                    assert_eq!(f64s(&written_over), expected, "{what}");
                     assert_eq!(gradient.dtype(), dtype);
-                    for other in [fused, into] {
+                    for other in [fused, into, over] {
+                        assert_eq!(
+                            other.read_bear_weight().unwrap(),
+                            autograd.read_bear_weight().unwrap(),
+                            "{what}"
+                        );
                         assert_eq!(f64s(&other.loss), f64s(&autograd.loss), "{what}");
                         assert_eq!(other.loss.dtype(), autograd.loss.dtype());
                         assert_eq!(
@@ -130,8 +141,8 @@ fn every_way_to_a_loss_steps_the_temperature_once_and_looking_does_not() {
 fn evaluation_is_the_loss_as_it_stands_without_a_graph() {
     let logits = tensor(&noise(6, 8 * VOCABULARY, 3.0), &SHAPE, DType::F64);
     let logits = Var::from_tensor(&logits).unwrap();
-    for temperature in temperatures() {
-        let loss = loss(&sets(), &temperature, conventions()[0]);
+    for (temperature, bear) in each_with_bears(temperatures()) {
+        let loss = loss_with_bear(&sets(), &temperature, conventions()[0], bear);
         let evaluated = loss.evaluate(&logits, &rows()).unwrap();
         let expected = loss
             .forward_at(&logits, &rows(), temperature.value())

@@ -38,10 +38,10 @@ fn assert_nothing(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows, what: 
 fn a_batch_with_nothing_to_learn_gives_zeros_and_leaves_the_temperature() {
     let only_unary = rows_of(8, &[(2, 2, 3), (5, 2, 3)]);
     let weightless = rows().with_weights(vec![0.0; 6]).unwrap();
-    for temperature in temperatures() {
+    for (temperature, bear) in each_with_bears(temperatures()) {
         for convention in conventions() {
-            let loss = loss(&sets(), &temperature, convention);
-            let what = format!("{convention:?} at {temperature:?}");
+            let loss = loss_with_bear(&sets(), &temperature, convention, bear);
+            let what = format!("{convention:?} at {temperature:?}, {bear:?}");
             for (positions, rows) in [
                 (0, rows_of(0, &[])),
                 (8, rows_of(8, &[])),
@@ -94,8 +94,8 @@ fn unary_rows_that_statistics_are_taken_from_still_have_no_loss() {
         ..strategy(Scope::Root)
     };
     let rows = rows_of(1, &[(0, 0, 3)]);
-    for convention in conventions() {
-        let loss = loss(&root_is_unary, &strategy.into(), convention);
+    for (convention, bear) in each_with_bears(conventions()) {
+        let loss = loss_with_bear(&root_is_unary, &strategy.into(), convention, bear);
         for logit in [2.0, f64::NAN, f64::INFINITY] {
             let logits = tensor(&[0.0, 0.0, 0.0, logit], &[1, 4], DType::F32);
             assert_nothing(&loss, &logits, &rows, &format!("{convention:?}, {logit}"));
@@ -108,8 +108,8 @@ fn a_row_without_weight_has_no_loss_whatever_its_logits_are() {
     let mut values = noise(53, 56, 3.0);
     values[5 * VOCABULARY + 1] = f64::NAN; // in the row that weighs nothing
     let logits = tensor(&values, &SHAPE, DType::F64);
-    for convention in conventions() {
-        let mut loss = loss(&sets(), &Temperature::fixed(1.0), convention);
+    for (convention, bear) in each_with_bears(conventions()) {
+        let mut loss = loss_with_bear(&sets(), &Temperature::fixed(1.0), convention, bear);
         let (output, gradient) = loss.value_and_gradient(&logits, &weighted_rows()).unwrap();
         assert!(f64s(&output.loss).iter().all(|loss| loss.is_finite()));
         assert!(f64s(&gradient).iter().all(|entry| entry.is_finite()));
@@ -125,22 +125,23 @@ fn enormous_logits_give_the_finite_values_of_the_definition() {
             *value = -*value;
         }
     }
-    for temperature in temperatures() {
+    for (temperature, bear) in each_with_bears(temperatures()) {
         for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 1e-5)] {
             let logits = tensor(&values, &SHAPE, dtype);
             let convention = Convention::adaptive();
-            let expected = reference::loss(
+            let expected = reference::loss_with_bear(
                 &f64s(&logits),
                 VOCABULARY,
                 &sets(),
                 &rows(),
                 &mut temperature.clone(),
                 convention,
+                bear,
             )
             .unwrap();
-            let mut loss = loss(&sets(), &temperature, convention);
+            let mut loss = loss_with_bear(&sets(), &temperature, convention, bear);
             let (output, gradient) = loss.value_and_gradient(&logits, &rows()).unwrap();
-            let what = format!("{dtype:?} at {temperature:?}");
+            let what = format!("{dtype:?} at {temperature:?}, {bear:?}");
             assert_close(&[f64_of(&output.loss)], &[expected.loss], tolerance, &what);
             assert_close(&f64s(&gradient), &expected.gradient, tolerance, &what);
             let tau = output.read_temperature().unwrap();
@@ -155,8 +156,8 @@ fn a_token_at_minus_infinity_counts_as_masked_and_leaves_the_temperature() {
     values[5] = f64::NEG_INFINITY; // of set 0, and not the target
     for dtype in DTYPES {
         let logits = tensor(&values, &SHAPE, dtype);
-        for temperature in temperatures() {
-            let mut loss = loss(&sets(), &temperature, Convention::fixed());
+        for (temperature, bear) in each_with_bears(temperatures()) {
+            let mut loss = loss_with_bear(&sets(), &temperature, Convention::fixed(), bear);
             let (output, gradient) = loss.value_and_gradient(&logits, &rows()).unwrap();
             assert!(f64_of(&output.loss).is_finite());
             assert_eq!(f64s(&gradient)[5], 0.0);
@@ -175,8 +176,9 @@ fn unchecked_a_row_that_is_not_finite_gives_nan_and_spoils_no_other() {
                 // The target of the first row, and a token beside it.
                 let mut values = clean.clone();
                 values[entry] = poison;
-                for temperature in temperatures() {
-                    let mut loss = loss(&sets(), &temperature, Convention::fixed());
+                for (temperature, bear) in each_with_bears(temperatures()) {
+                    let convention = Convention::fixed();
+                    let mut loss = loss_with_bear(&sets(), &temperature, convention, bear);
                     let spoilt = tensor(&values, &SHAPE, dtype);
                     let (output, gradient) = loss.value_and_gradient(&spoilt, &rows()).unwrap();
                     assert!(f64_of(&output.loss).is_nan());
@@ -196,10 +198,12 @@ fn a_target_at_minus_infinity_costs_infinitely_much() {
     let mut values = noise(57, 56, 3.0);
     values[2] = f64::NEG_INFINITY;
     let logits = tensor(&values, &SHAPE, DType::F32);
-    let mut loss = loss(&sets(), &Temperature::fixed(1.0), Convention::fixed());
-    let (output, gradient) = loss.value_and_gradient(&logits, &rows()).unwrap();
-    assert_eq!(f64_of(&output.loss), f64::INFINITY);
-    assert!(f64s(&gradient).iter().all(|entry| entry.is_finite()));
+    for bear in bears() {
+        let mut loss = loss_with_bear(&sets(), &Temperature::fixed(1.0), Convention::fixed(), bear);
+        let (output, gradient) = loss.value_and_gradient(&logits, &rows()).unwrap();
+        assert_eq!(f64_of(&output.loss), f64::INFINITY);
+        assert!(f64s(&gradient).iter().all(|entry| entry.is_finite()));
+    }
 }
 
 #[test]
@@ -273,17 +277,19 @@ fn temperatures_at_the_end_of_the_number_line_give_no_nan() {
     let values = noise(59, 56, 3.0);
     for dtype in DTYPES {
         let logits = tensor(&values, &SHAPE, dtype);
-        let loss = loss(
-            &sets(),
-            &Temperature::fixed(1.0),
-            Convention {
-                reduction: Reduction::Sum,
-                times_temperature: true,
-            },
-        );
-        for tau in [f64::from(f32::MIN_POSITIVE), 1e-3, 1e30, 2f64.powi(126)] {
-            let output = loss.forward_at(&logits, &rows(), tau).unwrap();
-            assert!(!f64_of(&output.loss).is_nan(), "{dtype:?} at {tau}");
+        let convention = Convention {
+            reduction: Reduction::Sum,
+            times_temperature: true,
+        };
+        for bear in bears() {
+            let loss = loss_with_bear(&sets(), &Temperature::fixed(1.0), convention, bear);
+            for tau in [f64::from(f32::MIN_POSITIVE), 1e-3, 1e30, 2f64.powi(126)] {
+                let output = loss.forward_at(&logits, &rows(), tau).unwrap();
+                assert!(
+                    !f64_of(&output.loss).is_nan(),
+                    "{dtype:?} at {tau}, {bear:?}"
+                );
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Proofs of the loss over logits: its gradients, precision, layouts, limits, refusals.
 
 mod batch;
+mod bear;
 mod determinism;
 mod gradients;
 mod layouts;

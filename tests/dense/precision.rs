@@ -1,7 +1,7 @@
 //! Every dtype agrees with the definition in f64 as closely as it can.
 
-use candle_core::{DType, Var};
-use candle_trie::{Convention, Reduction, Scope, Temperature, TokenSets, reference};
+use candle_core::{DType, Tensor, Var};
+use candle_trie::{Bear, Convention, Reduction, Rows, Scope, Temperature, TokenSets, reference};
 
 use crate::batch::*;
 
@@ -27,35 +27,59 @@ fn check(
     values: &[f64],
     vocabulary: usize,
     sets: &TokenSets,
-    rows: &candle_trie::Rows,
+    rows: &Rows,
     temperature: &Temperature,
     convention: Convention,
 ) {
     for dtype in DTYPES {
         let logits = tensor(values, &[rows.positions(), vocabulary], dtype);
-        let expected = reference::loss(
-            &f64s(&logits),
-            vocabulary,
-            sets,
-            rows,
-            &mut temperature.clone(),
-            convention,
-        )
-        .unwrap();
-        let mut loss = loss(sets, temperature, convention);
-        let (output, gradient) = loss.value_and_gradient(&logits, rows).unwrap();
-        let what = format!("{dtype:?}, {convention:?} at {temperature:?}");
-        let relative = arithmetic(dtype);
-        if convention.reduction != Reduction::None {
-            assert_near(f64_of(&output.loss), expected.loss, relative, 1e-7, &what);
+        for bear in bears() {
+            check_one(
+                &logits,
+                vocabulary,
+                sets,
+                rows,
+                temperature,
+                convention,
+                bear,
+            );
         }
-        let tau = output.read_temperature().unwrap();
-        assert_near(tau, expected.temperature, relative, 0.0, &what);
-        let (unit, least) = rounding(dtype);
-        for (found, expected) in f64s(&gradient).into_iter().zip(expected.gradient) {
-            // A probability's relative error is its logit's absolute error; noise stays below 20.
-            assert_near(found, expected, unit + relative, least, &what);
-        }
+    }
+}
+
+fn check_one(
+    logits: &Tensor,
+    vocabulary: usize,
+    sets: &TokenSets,
+    rows: &Rows,
+    temperature: &Temperature,
+    convention: Convention,
+    bear: Option<Bear>,
+) {
+    let dtype = logits.dtype();
+    let expected = reference::loss_with_bear(
+        &f64s(logits),
+        vocabulary,
+        sets,
+        rows,
+        &mut temperature.clone(),
+        convention,
+        bear,
+    )
+    .unwrap();
+    let mut loss = loss_with_bear(sets, temperature, convention, bear);
+    let (output, gradient) = loss.value_and_gradient(logits, rows).unwrap();
+    let what = format!("{dtype:?}, {convention:?} at {temperature:?}, {bear:?}");
+    let relative = arithmetic(dtype);
+    if convention.reduction != Reduction::None {
+        assert_near(f64_of(&output.loss), expected.loss, relative, 1e-7, &what);
+    }
+    let tau = output.read_temperature().unwrap();
+    assert_near(tau, expected.temperature, relative, 0.0, &what);
+    let (unit, least) = rounding(dtype);
+    for (found, expected) in f64s(&gradient).into_iter().zip(expected.gradient) {
+        // A probability's relative error is its logit's absolute error; noise stays below 20.
+        assert_near(found, expected, unit + relative, least, &what);
     }
 }
 

@@ -5,7 +5,7 @@ use candle_trie::launch::{
     DeviceLimits, DevicePtr, GradientView, TokenSetsView,
 };
 use candle_trie::reference::{self, Reference};
-use candle_trie::{Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
+use candle_trie::{Bear, Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
 use candle_trie_emulator::{Buffer, Emulator, Fault, Memory, Report, same_for_every_schedule};
 
 use crate::emulated::{LIMITS, SEEDS, pointer, run};
@@ -46,6 +46,7 @@ pub struct Case<'a, T> {
     /// Whether the temperature so far is on the device (as twice what the host believes).
     pub resident: bool,
     pub convention: Convention,
+    pub bear: Option<Bear>,
     pub gradient: Gradient,
     pub limits: DeviceLimits,
     /// The number of the first position: only what rows say is shifted by it.
@@ -85,6 +86,7 @@ impl<'a, T: Number> Case<'a, T> {
             temperature: Temperature::fixed(1.0),
             resident: false,
             convention: Convention::fixed(),
+            bear: None,
             gradient: Gradient::Fused,
             limits: LIMITS,
             first_position: 0,
@@ -104,6 +106,10 @@ impl<'a, T: Number> Case<'a, T> {
 
     pub fn dense_rows(&self) -> DenseRows {
         let loss = MaskedSoftmaxLoss::new(self.sets, self.temperature.clone()).unwrap();
+        let loss = match self.bear {
+            Some(bear) => loss.with_bear(bear).unwrap(),
+            None => loss,
+        };
         let loss = loss.with_convention(self.convention).unwrap();
         let mut dense = loss.dense_rows(self.rows).unwrap();
         for row in &mut dense.rows {
@@ -147,7 +153,7 @@ impl<'a, T: Number> Case<'a, T> {
         let softmaxes =
             memory.allocate::<u8>("softmaxes", rows.counting() * DenseRows::SOFTMAX_BYTES);
         let loss = memory.allocate::<f32>("loss", rows.losses());
-        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
+        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH + 1);
         let tau = memory.allocate::<f64>("temperature", 1);
         let arrived = memory.upload("arrived", &[0u32]);
         let (gradient, view) = self.gradient_buffer(&mut memory, logits, address);
@@ -189,8 +195,8 @@ impl<'a, T: Number> Case<'a, T> {
             );
             backward = run(emulator, &launch, &mut memory)?;
         }
-        let statistics: [f64; Statistics::LENGTH] =
-            memory.download(statistics)?.try_into().unwrap();
+        let fields = memory.read::<f64>(statistics.address(), Statistics::LENGTH)?;
+        let statistics: [f64; Statistics::LENGTH] = fields.try_into().unwrap();
         Ok(Outcome {
             loss: memory.download(loss)?,
             statistics: bytemuck::cast(statistics),
@@ -252,7 +258,7 @@ impl<'a, T: Number> Case<'a, T> {
                 };
                 let before = (self.gradient_offset * size_of::<T>()) as u64;
                 let view = GradientView {
-                    address: pointer(buffer).map(|address| address.add(before)),
+                    address: pointer(buffer).map(|address| address.offset(before)),
                     row_stride: self.width as u64,
                 };
                 (Some(buffer), view)
@@ -289,13 +295,14 @@ impl<'a, T: Number> Case<'a, T> {
         let logits: Vec<f64> = (self.logits.chunks(self.row_stride.max(1)))
             .flat_map(|row| row[..self.width].iter().map(|logit| logit.to_f64()))
             .collect();
-        reference::loss(
+        reference::loss_with_bear(
             &logits,
             self.width,
             self.sets,
             self.rows,
             &mut temperature,
             self.convention,
+            self.bear,
         )
         .unwrap()
     }

@@ -4,7 +4,8 @@ use candle_trie::{Convention, Scope, Temperature, TemperatureState};
 use half::{bf16, f16};
 
 use crate::batch::{
-    SHAPE, VOCABULARY, conventions, noise, rows, sets, strategy, temperatures, weighted_rows,
+    SHAPE, VOCABULARY, conventions, each_with_bears, noise, rows, sets, strategy, temperatures,
+    weighted_rows,
 };
 use crate::device::{Case, GRADIENTS, Gradient};
 use crate::number::Number;
@@ -39,6 +40,40 @@ fn every_option_in_f16() {
 
 fn every_option_in_bf16() {
     every_option::<bf16>();
+}
+
+/// In turn every type and every kind of gradient.
+fn every_option_with_row_weights() {
+    let (sets, logits) = (sets(), noise(3, SHAPE.iter().product(), 6.0));
+    let mut index = 0;
+    for rows in [rows(), weighted_rows()] {
+        for convention in conventions() {
+            for (temperature, bear) in each_with_bears(temperatures()) {
+                let gradient = GRADIENTS[index % GRADIENTS.len()];
+                let what = format!("{temperature:?}, {convention:?}, {bear:?}");
+                if bear.is_some() && index % 2 == 0 {
+                    let case = Case::<f32> {
+                        temperature,
+                        convention,
+                        bear,
+                        gradient,
+                        ..Case::new(&sets, &rows, VOCABULARY, &logits)
+                    };
+                    case.assert_correct(&what);
+                } else if bear.is_some() {
+                    let case = Case::<bf16> {
+                        temperature,
+                        convention,
+                        bear,
+                        gradient,
+                        ..Case::new(&sets, &rows, VOCABULARY, &logits)
+                    };
+                    case.assert_correct(&what);
+                }
+                index += 1;
+            }
+        }
+    }
 }
 
 fn a_temperature_that_lives_on_the_device_goes_on_from_there() {
@@ -148,6 +183,7 @@ candle_trie_emulator::emulated_tests! {
     every_option_in_f32,
     every_option_in_f16,
     every_option_in_bf16,
+    every_option_with_row_weights,
     a_temperature_that_lives_on_the_device_goes_on_from_there,
     rows_of_statistics_alone_are_read_before_their_gradient_replaces_them,
     a_batch_without_statistics_leaves_the_temperature,

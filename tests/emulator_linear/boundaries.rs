@@ -100,7 +100,7 @@ fn slices_add_up_to_the_whole() {
 /// itself each p is 0.
 fn a_tail_of_small_probabilities_pulls_together_in_f16() {
     let tail = 2000;
-    let mut head = vec![0.0, 1.0].repeat(tail + 1);
+    let mut head = [0.0, 1.0].repeat(tail + 1);
     head[..2].copy_from_slice(&[17.75, 0.0]);
     let batch = Batch {
         hidden: vec![1.0, 0.0],

@@ -57,6 +57,8 @@ pub struct Outcome {
     pub loss: Vec<f64>,
     pub statistics: Statistics,
     pub temperature: f64,
+    /// The sum of the rows' weights under BEAR.
+    pub bear_weight: f64,
     /// `[N, H]`, `[V, H]` and `[V]`; empty where there is none.
     pub gradient: Vec<f64>,
     pub head_gradient: Vec<f64>,
@@ -117,7 +119,7 @@ impl<'a> Case<'a> {
         )
         .unwrap();
         let loss = memory.allocate::<f32>("loss", losses);
-        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH);
+        let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH + 1);
         let tau = memory.allocate::<f64>("temperature", 1);
         let direct = memory.allocate::<T>("gradient", positions * width);
         let is_direct = self.gradients == Gradients::Direct;
@@ -145,11 +147,17 @@ impl<'a> Case<'a> {
         let [gradient, head_gradient, bias_gradient] = made;
         queue.assert_counted()?;
         let losses = queue.memory.download(loss)?;
-        let statistics = queue.memory.download(statistics)?;
+        let behind = statistics.address() + (Statistics::LENGTH * size_of::<f64>()) as u64;
+        let bear_weight = match self.options.bear {
+            Some(_) => queue.memory.read::<f64>(behind, 1)?[0],
+            None => 0.0,
+        };
+        let statistics = (queue.memory).read::<f64>(statistics.address(), Statistics::LENGTH)?;
         Ok(Outcome {
             loss: losses.into_iter().map(f64::from).collect(),
             statistics: bytemuck::cast(<[f64; Statistics::LENGTH]>::try_from(statistics).unwrap()),
             temperature: queue.memory.download(tau)?[0],
+            bear_weight,
             gradient,
             head_gradient,
             bias_gradient,
@@ -209,7 +217,7 @@ impl<'a> Case<'a> {
                 (apart.iter().copied()).chain(row.iter().map(|&value| T::from_f64(value)))
             });
             let buffer = memory.upload(name, &rows.collect::<Vec<T>>());
-            pointer(buffer.address()).add((self.apart * size_of::<T>()) as u64)
+            pointer(buffer.address()).offset((self.apart * size_of::<T>()) as u64)
         };
         let stride = (batch.width + self.apart) as u64;
         let (hidden, head) = (matrix("hidden", &batch.hidden), matrix("head", &batch.head));
@@ -260,6 +268,26 @@ impl<'a> Case<'a> {
         let reference = self.batch.reference(&options);
         let expected = self.batch.expected(&options);
         assert_close(&[found.temperature], &[expected.temperature], 1e-5, what);
+        if self.options.bear.is_some() {
+            let rows = self.batch.rows(self.options);
+            let weights = reference
+                .bear_weights
+                .iter()
+                .zip(rows.as_slice())
+                .enumerate();
+            let branching = weights.filter(|(_, (_, row))| {
+                self.batch.sets(self.options).get(row.set).unwrap().len() > 1
+            });
+            let sum: f64 = branching
+                .map(|(index, (weight, _))| weight * f64::from(rows.weight(index)))
+                .sum();
+            assert_close(
+                &[found.bear_weight],
+                &[sum],
+                1e-5,
+                &format!("{what}: weights"),
+            );
+        }
         let fields = |statistics| bytemuck::cast::<_, [f64; Statistics::LENGTH]>(statistics);
         let fields = fields(found.statistics)
             .into_iter()

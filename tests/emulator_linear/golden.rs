@@ -29,6 +29,7 @@ fn check(golden: &golden_case::Case, temperature: Temperature, convention: Conve
         convention,
         bias: false,
         weights: false,
+        bear: None,
     };
     Case::new(&batch, &options).assert_correct::<f32>(&golden.name);
 }

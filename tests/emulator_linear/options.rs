@@ -3,7 +3,7 @@
 use candle_trie::Temperature;
 use half::{bf16, f16};
 
-use crate::batch::{Batch, Options, every_option};
+use crate::batch::{Batch, Options, every_option, every_option_with_bear};
 use crate::device::{Case, Gradients};
 use crate::number::Number;
 
@@ -45,6 +45,32 @@ fn every_option_in_bf16() {
     every_option_in::<bf16>();
 }
 
+/// In turn every type, and every kind of gradient.
+fn every_option_with_row_weights() {
+    let batch = Batch::new(24, 7);
+    let listed = every_option_with_bear()
+        .into_iter()
+        .filter(|options| !options.whole_vocabulary);
+    for (index, options) in listed.enumerate() {
+        let case = Case {
+            resident: index % 3 == 1 && matches!(options.temperature, Temperature::Adaptive(_)),
+            gradients: [
+                Gradients::All,
+                Gradients::Direct,
+                Gradients::None,
+                Gradients::Hidden,
+            ][index % 4],
+            ..Case::new(&batch, &options)
+        };
+        let what = format!("option {index} with BEAR");
+        match index % 3 {
+            0 => case.assert_correct::<f32>(&what),
+            1 => case.assert_correct::<f16>(&what),
+            _ => case.assert_correct::<bf16>(&what),
+        }
+    }
+}
+
 fn gradients_may_be_made_again() {
     let batch = Batch::new(24, 7);
     for (index, options) in options().enumerate().step_by(7) {
@@ -60,5 +86,6 @@ candle_trie_emulator::emulated_tests! {
     every_option_in_f32,
     every_option_in_f16,
     every_option_in_bf16,
+    every_option_with_row_weights,
     gradients_may_be_made_again,
 }

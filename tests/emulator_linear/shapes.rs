@@ -19,6 +19,7 @@ pub fn options(temperature: impl Into<Temperature>) -> Options {
         convention: Convention::fixed(),
         bias: true,
         weights: false,
+        bear: None,
     }
 }
 

@@ -4,7 +4,7 @@ use candle_trie::Rows;
 use candle_trie_emulator::Emulator;
 use half::{bf16, f16};
 
-use crate::batch::{Batch, Options, every_option};
+use crate::batch::{Batch, Options, every_option, every_option_with_bear};
 use crate::device::{Case, Gradients};
 use crate::number::Number;
 
@@ -78,6 +78,20 @@ fn gradients_may_be_made_again() {
     }
 }
 
+fn rows_are_weighed_when_all_chunks_have_their_scores() {
+    let batch = Batch::new(24, 7);
+    let whole = every_option_with_bear()
+        .into_iter()
+        .filter(|options| options.whole_vocabulary);
+    for (index, options) in whole.enumerate().step_by(3) {
+        let case = Case {
+            most_scores: chunks(&batch)[index / 3 % 4],
+            ..Case::new(&batch, &options)
+        };
+        case.assert_correct::<f32>(&format!("option {index} with BEAR"));
+    }
+}
+
 fn no_row_gives_zeros() {
     let mut batch = Batch::new(9, 3);
     batch.rows = Rows::from_raw(batch.positions, Vec::new()).unwrap();
@@ -103,6 +117,7 @@ candle_trie_emulator::emulated_tests! {
     every_third_option_in_bf16,
     odd_widths_in_every_chunk,
     gradients_may_be_made_again,
+    rows_are_weighed_when_all_chunks_have_their_scores,
     no_row_gives_zeros,
     the_head_gradient_needs_no_table,
 }

@@ -21,21 +21,32 @@ pub struct Case {
 }
 
 pub fn for_each_case(check: impl Fn(&Case)) {
-    let Some(folder) = std::env::var_os("CANDLE_TRIE_GOLDEN").map(PathBuf::from) else {
-        eprintln!("skipped: CANDLE_TRIE_GOLDEN names no folder of golden cases");
-        return;
-    };
-    let index = std::fs::read(folder.join("index.json")).unwrap();
-    let index: Value = serde_json::from_slice(&index).unwrap();
-    let cases = index["cases"].as_array().unwrap();
-    assert!(!cases.is_empty(), "{} lists no case", folder.display());
-    for case in cases {
+    let Some(folder) = folder() else { return };
+    for case in listed(&folder, "index.json")["cases"].as_array().unwrap() {
         check(&Case::read(&folder, case));
     }
 }
 
+/// The folder of the golden cases, if there is one.
+pub fn folder() -> Option<PathBuf> {
+    let folder = std::env::var_os("CANDLE_TRIE_GOLDEN").map(PathBuf::from);
+    if folder.is_none() {
+        eprintln!("skipped: CANDLE_TRIE_GOLDEN names no folder of golden cases");
+    }
+    folder
+}
+
+/// A list of cases.
+pub fn listed(folder: &Path, name: &str) -> Value {
+    let list = std::fs::read(folder.join(name)).unwrap();
+    let list: Value = serde_json::from_slice(&list).unwrap();
+    let cases = list["cases"].as_array().unwrap();
+    assert!(!cases.is_empty(), "{} lists no case", folder.display());
+    list
+}
+
 impl Case {
-    fn read(folder: &Path, index: &Value) -> Self {
+    pub fn read(folder: &Path, index: &Value) -> Self {
         let file = std::fs::read(folder.join(index["file"].as_str().unwrap())).unwrap();
         let tensors = SafeTensors::deserialize(&file).unwrap();
         let vocabulary = index["V"].as_u64().unwrap() as usize;
@@ -141,6 +152,12 @@ impl Case {
         if kind == "lml" {
             return stored;
         }
+        self.dense(&stored)
+    }
+
+    /// What is stored at the valid entries, with zeros between them.
+    pub fn dense(&self, stored: &[f64]) -> Vec<f64> {
+        let tensors = SafeTensors::deserialize(&self.file).unwrap();
         let mut dense = vec![0.0; self.labels.len() * self.vocabulary];
         let (starts, valid) = (i64s(&tensors, "valid_off"), i32s(&tensors, "valid_idx"));
         for row in 0..self.labels.len() {
@@ -191,7 +208,7 @@ fn f32s(tensors: &SafeTensors, name: &str) -> Vec<f32> {
         .collect()
 }
 
-fn f64s(tensors: &SafeTensors, name: &str) -> Vec<f64> {
+pub fn f64s(tensors: &SafeTensors, name: &str) -> Vec<f64> {
     bytes(tensors, name)
         .as_chunks()
         .0

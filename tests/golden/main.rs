@@ -5,7 +5,10 @@
 //! crate: overflow and underflow of its unshifted exponentials give way to the finite value; a label
 //! outside its set to `TargetNotInSet`; a batch without branching rows to loss 0; statistics of no
 //! row, and 0/0 at η·n = 1, to an unchanged temperature.
+//!
+//! Those of BEAR (`bear.json`) come from an independent implementation of its definition in f64.
 
+mod bear;
 mod case;
 #[path = "../device/mod.rs"]
 mod device;
@@ -87,14 +90,21 @@ impl Case {
         temperature: Temperature,
         convention: Convention,
     ) -> Result<Outcome, Error> {
-        let (shape, device) = ((self.labels.len(), self.vocabulary), device(dtype));
-        let logits = Tensor::from_slice(&self.logits, shape, &device)?.to_dtype(dtype)?;
-        let logits = Var::from_tensor(&logits)?;
         let loss = MaskedSoftmaxLoss::new(sets, temperature)?.with_convention(convention)?;
+        self.run_loss(dtype, &loss)
+    }
+
+    fn logits(&self, dtype: DType) -> Result<Tensor, Error> {
+        let shape = (self.labels.len(), self.vocabulary);
+        Ok(Tensor::from_slice(&self.logits, shape, &device(dtype))?.to_dtype(dtype)?)
+    }
+
+    fn run_loss(&self, dtype: DType, loss: &MaskedSoftmaxLoss) -> Result<Outcome, Error> {
+        let logits = Var::from_tensor(&self.logits(dtype)?)?;
         let output = loss.clone().forward(&logits, &self.rows)?;
         let gradient = output.loss.backward()?.get(&logits).unwrap().clone();
         let (fused, fused_gradient) = loss.clone().value_and_gradient(&logits, &self.rows)?;
-        let identity = Tensor::eye(self.vocabulary, dtype, &device)?;
+        let identity = Tensor::eye(self.vocabulary, dtype, logits.device())?;
         let linear = loss
             .clone()
             .forward_linear(&logits, &identity, &self.rows)?;

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor, Var};
 use candle_trie::reference::{self, Reference};
 use candle_trie::{
-    AdaptiveStrategy, Convention, Head, MaskedSoftmaxLoss, Reduction, Row, Rows, Scope,
+    AdaptiveStrategy, Bear, Convention, Head, MaskedSoftmaxLoss, Reduction, Row, Rows, Scope,
     Temperature, TokenSets,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -20,7 +20,7 @@ pub struct Batch {
     pub rows: Rows,
 }
 
-/// What to run: which sets, temperature, convention, and whether there is a bias.
+/// What to run: which sets, temperature and convention, whether there is a bias, and whether BEAR weighs the rows.
 #[derive(Clone)]
 pub struct Options {
     pub whole_vocabulary: bool,
@@ -28,6 +28,7 @@ pub struct Options {
     pub convention: Convention,
     pub bias: bool,
     pub weights: bool,
+    pub bear: Option<Bear>,
 }
 
 /// A loss and the gradients of hidden states, head and bias.
@@ -171,21 +172,25 @@ impl Batch {
     }
 
     pub fn reference(&self, options: &Options) -> Reference {
-        reference::loss(
+        reference::loss_with_bear(
             &self.logits(options.bias),
             self.vocabulary,
             &self.sets(options),
             &self.rows(options),
             &mut options.temperature.clone(),
             options.convention,
+            options.bear,
         )
         .unwrap()
     }
 
     pub fn loss(&self, options: &Options) -> MaskedSoftmaxLoss {
-        MaskedSoftmaxLoss::new(self.sets(options), options.temperature.clone())
-            .and_then(|loss| loss.with_convention(options.convention))
-            .unwrap()
+        let loss = MaskedSoftmaxLoss::new(self.sets(options), options.temperature.clone()).unwrap();
+        let loss = match options.bear {
+            Some(bear) => loss.with_bear(bear).unwrap(),
+            None => loss,
+        };
+        loss.with_convention(options.convention).unwrap()
     }
 
     pub fn found(&self, options: &Options, dtype: DType) -> Outcome {
@@ -255,10 +260,25 @@ pub fn every_option() -> Vec<Options> {
                     },
                     bias: index % 3 == 0,
                     weights: index < 2,
+                    bear: None,
                 });
             }
         }
     }
+    options
+}
+
+/// The same under BEAR. One set of the batch has as many tokens as there are beams, others fewer.
+pub fn every_option_with_bear() -> Vec<Options> {
+    let bear = Bear {
+        beams: 17,
+        lambda: 1.5,
+        xi: 0.5,
+    };
+    let mut options = every_option();
+    options
+        .iter_mut()
+        .for_each(|options| options.bear = Some(bear));
     options
 }
 

@@ -3,7 +3,7 @@ use candle_trie::{
     AdaptiveStrategy, Error, Head, MaskedSoftmaxLoss, Row, Rows, Scope, Temperature, TokenSets,
 };
 
-use crate::batch::{Batch, every_option, f64s};
+use crate::batch::{Batch, every_option, every_option_with_bear, f64s};
 
 /// A unary row that statistics are taken from, and a row of weight 0, with scores that are NaN.
 #[test]
@@ -115,7 +115,7 @@ fn hidden_states_of_a_narrowed_view_are_read_where_they_lie() {
 #[test]
 fn empty_batches_give_loss_zero_and_gradient_zero() {
     let batch = Batch::new(8, 1);
-    for options in every_option() {
+    for options in [every_option(), every_option_with_bear()].concat() {
         let [hidden, head, _] = batch.tensors(DType::F32);
         let rows = Rows::from_raw(batch.positions, vec![]).unwrap();
         let rows = rows.with_marks(vec![]).unwrap();

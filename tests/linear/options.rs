@@ -1,12 +1,16 @@
 use candle_core::DType;
 use candle_trie::Head;
 
-use crate::batch::{Batch, Options, assert_close, every_option, f64s};
+use crate::batch::{Batch, Options, assert_close, every_option, every_option_with_bear, f64s};
+
+fn all_options() -> Vec<Options> {
+    [every_option(), every_option_with_bear()].concat()
+}
 
 #[test]
 fn every_option_equals_the_definition_in_f64_and_f32() {
     for (dtype, tolerance) in [(DType::F64, 1e-12), (DType::F32, 2e-5)] {
-        for (index, options) in every_option().iter().enumerate() {
+        for (index, options) in all_options().iter().enumerate() {
             check(
                 options,
                 dtype,
@@ -20,7 +24,7 @@ fn every_option_equals_the_definition_in_f64_and_f32() {
 #[test]
 fn sixteen_bit_types_equal_the_definition_within_the_rounding_of_their_gradients() {
     for (dtype, rounding) in [(DType::F16, 2f64.powi(-11)), (DType::BF16, 2f64.powi(-8))] {
-        for (index, options) in every_option().iter().enumerate() {
+        for (index, options) in all_options().iter().enumerate() {
             check(
                 options,
                 dtype,
@@ -42,7 +46,7 @@ fn value_and_gradient_in_one_pass_equal_the_definition() {
     let batch = Batch::new(40, 7);
     for (dtype, tolerance) in tolerances {
         let [hidden, head, bias] = batch.tensors(dtype);
-        for (index, options) in every_option().iter().enumerate() {
+        for (index, options) in all_options().iter().enumerate() {
             let what = format!("{dtype:?}, option {index}");
             let head = match options.bias {
                 true => Head::with_bias(&head, &bias),
@@ -109,7 +113,7 @@ fn check(options: &Options, dtype: DType, tolerance: f64, what: &str) {
 #[test]
 fn odd_and_tiny_widths_equal_the_definition() {
     for width in [1, 2, 7, 15, 16, 17, 33] {
-        for options in every_option().iter().step_by(3) {
+        for options in all_options().iter().step_by(3) {
             let batch = Batch::new(width, width as u64);
             let (found, expected) = (batch.found(options, DType::F64), batch.expected(options));
             assert_close(&found.loss, &expected.loss, 1e-12, "loss");
@@ -121,7 +125,7 @@ fn odd_and_tiny_widths_equal_the_definition() {
 
 #[test]
 fn dense_and_linear_agree_on_losses_temperatures_and_statistics() {
-    for options in every_option() {
+    for options in all_options() {
         let batch = Batch::new(24, 3);
         let [hidden, head, bias] = batch.tensors(DType::F64);
         let mut logits = hidden.matmul(&head.t().unwrap()).unwrap();

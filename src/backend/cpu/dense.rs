@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::balance::balanced;
 use super::element::Element;
+use super::row_weights::RowWeigher;
 use super::softmax::{RowSoftmax, check_finite, gather, statistics, write_gradient};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::{Result, Statistics};
@@ -109,7 +110,8 @@ fn is_kept(batch: &Batch, row: &BatchRow) -> bool {
     row.in_statistics && batch.size(row) <= KEPT_TOKENS
 }
 
-/// Phase two: the softmax of every row, and the gradient where one is asked for.
+/// Phase two: the softmax of every row, and the gradient where one is asked for. Not under BEAR, whose
+/// weights are normalised once all are known: there [`backward`] makes it.
 pub(crate) fn softmax_rows<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
@@ -124,6 +126,7 @@ pub(crate) fn softmax_rows<T: Element>(
     let softmaxes: Vec<Vec<RowSoftmax>> = (gathered.stretches.into_par_iter().zip(shares))
         .map(|(stretch, mut share)| {
             let mut scratch = Vec::new();
+            let mut weigher = RowWeigher::new(batch);
             let mut kept = stretch.kept;
             let mut rest = kept.as_mut_slice();
             let softmaxes = (batch.rows[stretch.rows].iter())
@@ -139,7 +142,8 @@ pub(crate) fn softmax_rows<T: Element>(
                         scratch.as_mut_slice()
                     };
                     let rank = row.rank as usize;
-                    let softmax = RowSoftmax::new(scores, rank, temperature);
+                    let weight = weigher.weight(row, scores, temperature);
+                    let softmax = RowSoftmax::new(scores, rank, temperature).weighing(weight);
                     if let Some(share) = share.as_mut().filter(|_| row.counts()) {
                         let factor = batch.gradient_factor(row, temperature);
                         let values = share.row(row.position);
@@ -157,14 +161,14 @@ pub(crate) fn softmax_rows<T: Element>(
     softmaxes.concat()
 }
 
-/// The gradient from what [`softmax_rows`] left behind; `factor` is what p − [v = y] of a row is
-/// multiplied by.
+/// The gradient from what [`softmax_rows`] left behind; `factor` is what p − [v = y] of a row of the
+/// batch is multiplied by, given the row's index.
 pub(crate) fn backward<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
     softmaxes: &[RowSoftmax],
     temperature: f64,
-    factor: impl Fn(&BatchRow) -> f64 + Sync,
+    factor: impl Fn(usize) -> f64 + Sync,
     gradient: Gradient<T>,
 ) {
     let ranges = stretches(batch, logits.vocabulary, !gradient.zeroed);
@@ -182,7 +186,14 @@ pub(crate) fn backward<T: Element>(
             gather(logits.row(row.position), batch.set(row), &mut scratch);
             softmax.exponentials(&mut scratch, rank, temperature);
             let values = share.row(row.position);
-            write_gradient(softmax, &scratch, batch.set(row), rank, factor(row), values);
+            write_gradient(
+                softmax,
+                &scratch,
+                batch.set(row),
+                rank,
+                factor(index),
+                values,
+            );
         }
         share.finish();
     });

@@ -15,6 +15,8 @@ pub(crate) struct RowSoftmax {
     others: f64,
     /// (z_y − maximum)/τ.
     target: f64,
+    /// What the row weighs by BEAR: 1 where there is none.
+    weight: f64,
 }
 
 impl RowSoftmax {
@@ -27,6 +29,7 @@ impl RowSoftmax {
             maximum,
             others: vector::exponentials(scores, maximum, temperature.recip()),
             target: (target - maximum) / temperature,
+            weight: 1.0,
         }
     }
 
@@ -42,9 +45,25 @@ impl RowSoftmax {
             maximum,
             others,
             target: (target - maximum) / temperature,
+            weight: 1.0,
         };
         softmax.others *= softmax.relative_to(others_maximum, temperature);
         softmax
+    }
+
+    /// The same, of a row that weighs so much by BEAR.
+    pub fn weighing(self, weight: f64) -> Self {
+        Self { weight, ..self }
+    }
+
+    /// What the row weighs by BEAR: what its loss and gradient are multiplied by besides its share.
+    pub fn weight(&self) -> f64 {
+        self.weight
+    }
+
+    /// Divides that weight.
+    pub fn divide_weight(&mut self, by: f64) {
+        self.weight /= by;
     }
 
     /// What exponentials relative to another maximum are multiplied by to be relative to this one.

@@ -27,6 +27,7 @@ pub(crate) trait Real:
 {
     const ZERO: Self;
     const NEG_INFINITY: Self;
+    const INFINITY: Self;
 
     fn from_f64(value: f64) -> Self;
 
@@ -37,6 +38,7 @@ pub(crate) trait Real:
 impl Real for f32 {
     const ZERO: Self = 0.0;
     const NEG_INFINITY: Self = f32::NEG_INFINITY;
+    const INFINITY: Self = f32::INFINITY;
 
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
@@ -84,6 +86,7 @@ impl Real for f32 {
 impl Real for f64 {
     const ZERO: Self = 0.0;
     const NEG_INFINITY: Self = f64::NEG_INFINITY;
+    const INFINITY: Self = f64::INFINITY;
 
     #[inline(always)]
     fn from_f64(value: f64) -> Self {
@@ -135,6 +138,32 @@ pub(super) fn maximum<R: Real>(values: &[R]) -> R {
             lanes(values, R::NEG_INFINITY, larger, |largest, value| {
                 larger(largest, value)
             })
+        },
+    )
+}
+
+/// The smallest of the values and `start`; NaN values are passed over.
+pub(super) fn minimum<R: Real>(values: &[R], start: R) -> R {
+    vectorized(
+        #[inline(always)]
+        || {
+            let smaller = |a: R, b: R| if b < a { b } else { a };
+            lanes(values, start, smaller, smaller)
+        },
+    )
+}
+
+/// Whether a value is above `bound`; no NaN is.
+pub(super) fn any_above<R: Real>(values: &[R], bound: R) -> bool {
+    vectorized(
+        #[inline(always)]
+        || {
+            lanes(
+                values,
+                false,
+                |a, b| a | b,
+                |any, value| any | (value > bound),
+            )
         },
     )
 }
@@ -319,6 +348,12 @@ mod tests {
             assert_eq!(
                 sum(&values),
                 values.iter().map(|&v| f64::from(v)).sum::<f64>()
+            );
+            let smallest = values.iter().copied().fold(1e9, f32::min);
+            assert_eq!(minimum(&values, 1e9), smallest);
+            let largest = maximum(&values);
+            assert!(
+                !any_above(&values, largest) && (length == 0 || any_above(&values, largest - 0.5))
             );
             let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / length.max(1) as f64;
             let deviations: f64 = values.iter().map(|&v| (f64::from(v) - mean).powi(2)).sum();

@@ -54,7 +54,7 @@ pub(crate) fn decode<T: DeviceElement>(
         log_probabilities: buffers.write(&executor, &mut log_probabilities),
         ranks: buffers.write(&executor, &mut ranks),
         choices,
-        faults: choices.map(|choices| choices.add((choice_words * size_of::<u32>()) as u64)),
+        faults: choices.map(|choices| choices.offset((choice_words * size_of::<u32>()) as u64)),
     };
     // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for.
     unsafe { executor.launch(&plan.scores(&inputs, &outputs), buffers) }?;

@@ -54,6 +54,8 @@ pub(crate) struct DeviceSets {
 /// - an event behind the upload, which every other stream waits for;
 /// - where another thread than the uploading one has read or drops the sets, a wait for the whole context
 ///   before they are freed. That is at the end of a loss's life, not of a step.
+///
+/// The stream of `Device::new_cuda_with_stream` is one for all threads, and orders all of this by itself.
 struct ListedSets {
     offsets_and_tokens: [CudaSlice<u32>; 2],
     /// Recorded behind the upload.
@@ -80,7 +82,7 @@ impl ListedSets {
 
     /// Keeps what the calling thread issues next in this stream behind the upload.
     fn order(&self, stream: &CudaStream) {
-        if std::thread::current().id() != self.uploaded_by {
+        if is_another(stream, self.uploaded_by) {
             self.is_shared.store(true, Ordering::Relaxed);
         }
         if self.is_uploaded.load(Ordering::Acquire) {
@@ -99,12 +101,18 @@ impl Drop for ListedSets {
     fn drop(&mut self) {
         // Relaxed is enough: whoever read the sets held a share of them, and the last to let go of its own
         // sees what the others did before.
-        if self.is_shared.load(Ordering::Relaxed) || std::thread::current().id() != self.uploaded_by
-        {
-            let context = self.uploaded.context();
+        let stream = self.offsets_and_tokens[0].stream();
+        if self.is_shared.load(Ordering::Relaxed) || is_another(stream, self.uploaded_by) {
+            let context = stream.context();
             context.record_err(context.synchronize());
         }
     }
+}
+
+/// Whether this stream is another here than it is in that thread of the host.
+pub(crate) fn is_another(stream: &CudaStream, thread: ThreadId) -> bool {
+    // CU_STREAM_PER_THREAD
+    stream.cu_stream() as usize == 2 && std::thread::current().id() != thread
 }
 
 impl DeviceSets {
@@ -259,7 +267,7 @@ impl DeviceBatch {
         let mut left = Forwarded {
             loss: uninitialised(device, self.plan.losses())?,
             temperature: uninitialised(device, 1)?,
-            statistics: uninitialised(device, Statistics::LENGTH)?,
+            statistics: uninitialised(device, Statistics::LENGTH + 1)?,
             softmaxes: uninitialised(device, softmaxes)?,
         };
         // Those that this launch alone needs live less long than those that came.
@@ -319,7 +327,7 @@ impl DeviceBatch {
             logits: logits.address,
             row_stride: logits.stride as u64,
             rows,
-            idle: rows.map(|rows| rows.add(size_of_val(&self.plan.rows[..]) as u64)),
+            idle: rows.map(|rows| rows.offset(size_of_val(&self.plan.rows[..]) as u64)),
             sets: self.sets.view(&self.executor, buffers),
         }
     }

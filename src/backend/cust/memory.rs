@@ -59,7 +59,7 @@ impl Forwarded {
         Ok(Self {
             loss: uninitialised(losses)?,
             temperature: uninitialised(1)?,
-            statistics: uninitialised(Statistics::LENGTH)?,
+            statistics: uninitialised(Statistics::LENGTH + 1)?,
             scratch: Vec::new(),
         })
     }

@@ -32,7 +32,7 @@ impl DevicePtr {
 
     /// The pointer so many bytes further on.
     #[must_use]
-    pub fn add(self, bytes: u64) -> Self {
+    pub fn offset(self, bytes: u64) -> Self {
         Self(self.0.saturating_add(bytes))
     }
 }

@@ -77,7 +77,7 @@ pub struct LinearTensors {
 pub struct LinearResults {
     /// [`LinearRows::losses`] f32.
     pub loss: DevicePtr,
-    /// The f64 fields of [`Statistics`](crate::Statistics).
+    /// The f64 fields of [`Statistics`](crate::Statistics) and, under BEAR, behind them the sum of the rows' weights.
     pub statistics: DevicePtr,
     /// One f64: the temperature that was used.
     pub temperature: DevicePtr,

@@ -78,6 +78,6 @@ pub(crate) fn places_of_parts<const N: usize>(
     bytes.map(|bytes| {
         let begin = end;
         end += bytes.next_multiple_of(alignment) as u64;
-        Some(first?.add(begin)).filter(|_| bytes > 0)
+        Some(first?.offset(begin)).filter(|_| bytes > 0)
     })
 }

@@ -61,7 +61,8 @@ impl LossOutput {
     /// As [`read_loss`](Self::read_loss).
     pub fn read_statistics(&self) -> Result<Statistics> {
         let mut fields = [0.0; Statistics::LENGTH];
-        fields.copy_from_slice(&read(&self.statistics)?);
+        // Behind them is what BEAR writes.
+        fields.copy_from_slice(&read(&self.statistics)?[..Statistics::LENGTH]);
         Ok(bytemuck::cast(fields))
     }
 }

@@ -63,7 +63,7 @@ pub(super) fn backward(
             batch,
             &forward.softmaxes,
             forward.temperature,
-            |row| upstream.factor(batch, row, forward.temperature),
+            |index| upstream.factor(batch, forward, index),
             Gradient { values: &mut values, zeroed: true },
         );
         Ok(Tensor::from_vec(values, logits.shape(), logits.device())?)
@@ -117,16 +117,28 @@ fn pass<T: Scalar>(
     source: &TemperatureSource,
     gradient: Option<Gradient<T>>,
 ) -> Result<Forward> {
-    let zeroing = gradient.as_ref().is_some_and(|gradient| !gradient.zeroed);
+    // BEAR normalises the weights of all rows before any has a gradient.
+    let (along, after) = match batch.bear {
+        None => (gradient, None),
+        Some(_) => (None, gradient),
+    };
+    let zeroing = along.as_ref().is_some_and(|gradient| !gradient.zeroed);
     let gathered = gather_statistics(logits, batch, zeroing)?;
     let statistics = gathered.statistics;
-    let (temperature, stepped) = source.resolve(&statistics)?;
-    Ok(Forward {
-        softmaxes: softmax_rows(logits, batch, gathered, temperature, gradient),
-        statistics,
-        temperature,
-        stepped,
-    })
+    let temperature = source.resolve(&statistics)?;
+    let softmaxes = softmax_rows(logits, batch, gathered, temperature.0, along);
+    let forward = Forward::new(batch, softmaxes, statistics, temperature);
+    if let Some(gradient) = after {
+        dense::backward(
+            logits,
+            batch,
+            &forward.softmaxes,
+            forward.temperature,
+            |index| forward.gradient_factor(batch, index),
+            gradient,
+        );
+    }
+    Ok(forward)
 }
 
 /// The output of a pass over logits of this shape that autograd does not see.

@@ -29,7 +29,7 @@ pub(super) struct Left {
 }
 
 impl Left {
-    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> Result<LossOutput> {
         self.measured.output(loss, batch)
     }
 
@@ -84,7 +84,7 @@ pub(super) fn statistics(
     let at_any = TemperatureSource::Given(1.0);
     let (left, loss) = forward(cuda(LOGITS, &storage)?, layout, batch, &at_any, residence)?;
     let loss = from_storage(loss, loss_shape(batch, logits.dims()));
-    left.output(loss, batch).read_statistics()
+    left.output(loss, batch)?.read_statistics()
 }
 
 pub(super) fn value_and_gradient(
@@ -140,9 +140,7 @@ pub(super) fn forward_over(
             on_device.forward_over(&mut logits, temperature)
         })
     })?;
-    Ok(detached(
-        &device, on_device, forwarded, source, batch, layout,
-    ))
+    detached(&device, on_device, forwarded, source, batch, layout)
 }
 
 /// The launch that writes a gradient too, into `gradient` from element `start` on.
@@ -162,9 +160,7 @@ fn forward_with<T: DeviceElement>(
     let forwarded = at_temperature(source, next(on_device.plan()), |temperature| {
         on_device.forward(&logits, temperature, Some(&mut room))
     })?;
-    Ok(detached(
-        device, on_device, forwarded, source, batch, layout,
-    ))
+    detached(device, on_device, forwarded, source, batch, layout)
 }
 
 /// The output of a pass that autograd does not see.
@@ -175,10 +171,10 @@ fn detached(
     source: &TemperatureSource,
     batch: &Batch,
     layout: &Layout,
-) -> (LossOutput, Option<Stepped>) {
+) -> Result<(LossOutput, Option<Stepped>)> {
     let (left, loss) = left(device, on_device, forwarded, source);
     let loss = from_storage(loss, loss_shape(batch, layout.dims()));
-    (left.output(loss, batch), left.stepped())
+    Ok((left.output(loss, batch)?, left.stepped()))
 }
 
 fn next(rows: &DenseRows) -> impl Fn(&Temperature) -> Result<TemperaturePlan> {

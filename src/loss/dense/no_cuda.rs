@@ -12,7 +12,7 @@ use crate::{Error, Result, Statistics};
 pub(super) enum Left {}
 
 impl Left {
-    pub fn output(&self, _: Tensor, _: &Batch) -> LossOutput {
+    pub fn output(&self, _: Tensor, _: &Batch) -> Result<LossOutput> {
         match *self {}
     }
 

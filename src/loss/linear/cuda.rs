@@ -41,7 +41,7 @@ pub(super) struct Left {
 type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 impl Left {
-    pub fn output(&self, loss: Tensor, batch: &Batch) -> LossOutput {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> Result<LossOutput> {
         self.measured.output(loss, batch)
     }
 
@@ -84,7 +84,7 @@ fn forward_of<T: DeviceElement>(
     let sets = loss.residence.sets(device, &loss.batch.sets)?;
     let mut losses = uninitialised::<f32>(device, pass.rows().losses())?;
     let mut used = uninitialised(device, 1)?;
-    let mut statistics = uninitialised(device, Statistics::LENGTH)?;
+    let mut statistics = uninitialised(device, Statistics::LENGTH + 1)?;
     let mut gradient = (gradients == LinearGradients::Direct)
         .then(|| uninitialised::<T>(device, hidden.1.shape().elem_count()))
         .transpose()?;

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 pub(super) enum Left {}
 
 impl Left {
-    pub fn output(&self, _: Tensor, _: &Batch) -> LossOutput {
+    pub fn output(&self, _: Tensor, _: &Batch) -> Result<LossOutput> {
         match *self {}
     }
 

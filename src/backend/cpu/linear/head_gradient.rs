@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::plan::Plan;
 use super::{Errors, Hidden, counting_position, gather_hidden};
-use crate::backend::batch::{Batch, BatchRow};
+use crate::backend::batch::Batch;
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
 use crate::backend::cpu::vector::{self, Real};
@@ -39,11 +39,11 @@ pub(crate) fn head_gradient<T: Element>(
     errors: &Errors<T::Real>,
     hidden: Hidden<T>,
     batch: &Batch,
-    factor: impl Fn(&BatchRow) -> f64,
+    factor: impl Fn(usize) -> f64,
     gradient: HeadGradient<T>,
 ) {
     let plan = &errors.plan;
-    let errors = scaled_errors(errors, batch, factor);
+    let errors = scaled_errors(errors, factor);
     let positions = (plan.rows.iter()).map(|&row| counting_position(&batch.rows[row as usize]));
     let hidden = gather_hidden(hidden, positions);
     let mut sums = TokenSums::new(batch, gradient.width);
@@ -52,15 +52,11 @@ pub(crate) fn head_gradient<T: Element>(
     sums.write(gradient);
 }
 
-fn scaled_errors<R: Real>(
-    errors: &Errors<R>,
-    batch: &Batch,
-    factor: impl Fn(&BatchRow) -> f64,
-) -> Vec<R> {
+fn scaled_errors<R: Real>(errors: &Errors<R>, factor: impl Fn(usize) -> f64) -> Vec<R> {
     let plan = &errors.plan;
     let mut scaled = Vec::with_capacity(errors.values.len());
     for (slot, &row) in plan.rows.iter().enumerate() {
-        let factor = R::from_f64(factor(&batch.rows[row as usize]));
+        let factor = R::from_f64(factor(row as usize));
         let errors = &errors.values[plan.starts[slot]..plan.starts[slot + 1]];
         scaled.extend(errors.iter().map(|&error| error * factor));
     }

@@ -13,12 +13,13 @@ use crate::backend::cpu::element::Element;
 use crate::backend::cpu::matrix::{Matrix, ScaledProduct, ScaledRow, multiply_scaled};
 use crate::backend::cpu::vector::{self, Real};
 
-/// The gradient `[N, H]`, `length` elements in all, from what a pass left.
+/// The gradient `[N, H]`, `length` elements in all, from what a pass left; `factor` is that of a row of the batch,
+/// given its index.
 pub(crate) fn hidden_gradient<T: Element>(
     softened: &Softened<T::Real>,
     head: &Head<T>,
     batch: &Batch,
-    factor: impl Fn(&BatchRow) -> f64 + Send,
+    factor: impl Fn(usize) -> f64 + Send,
     length: usize,
 ) -> Vec<T> {
     // One parallel region, not several: between them a caller that is none of rayon's threads would
@@ -46,22 +47,22 @@ pub(crate) fn hidden_gradient<T: Element>(
 fn targets<'a, T>(
     gradient: &'a mut [T],
     batch: &Batch,
-    factor: impl Fn(&BatchRow) -> f64,
+    factor: impl Fn(usize) -> f64,
     width: usize,
 ) -> Vec<Option<ScaledRow<'a, T>>> {
     let mut rest = gradient;
     let mut position = 0;
-    let of_row = |row: &BatchRow| {
+    let of_row = |(index, row): (usize, &BatchRow)| {
         rest.split_off_mut(..(row.position - position) as usize * width)?;
         position = row.position + 1;
         let values = rest.split_off_mut(..width)?;
         // What gives no loss may hold NaN, which no factor makes a zero of.
         row.counts().then(|| ScaledRow {
-            factor: factor(row),
+            factor: factor(index),
             values,
         })
     };
-    batch.rows.iter().map(of_row).collect()
+    batch.rows.iter().enumerate().map(of_row).collect()
 }
 
 /// `of_rows`, given row by row of the batch, slot by slot.

@@ -11,6 +11,7 @@ use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::{balanced, split};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::matrix::{Matrix, Product, multiply_all, padded};
+use crate::backend::cpu::row_weights::RowWeigher;
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite, statistics};
 use crate::backend::cpu::vector::{self, Real};
 use crate::{Result, Statistics};
@@ -247,12 +248,14 @@ fn soften_slots<R: Real>(
 ) -> Vec<RowSoftmax> {
     let sizes = plan.starts.windows(2).map(|pair| pair[1] - pair[0]);
     let slots = split(scores, sizes);
+    let weigher = || RowWeigher::new(batch);
     (slots.into_par_iter().zip(&plan.rows))
         .with_min_len(ROWS_PER_TASK)
-        .map(|(scores, &row)| {
+        .map_init(weigher, |weigher, (scores, &row)| {
             let row = &batch.rows[row as usize];
             let rank = row.rank as usize;
-            let softmax = RowSoftmax::new(scores, rank, temperature);
+            let weight = weigher.weight(row, scores, temperature);
+            let softmax = RowSoftmax::new(scores, rank, temperature).weighing(weight);
             if !row.counts() {
                 scores.fill(R::ZERO);
             } else if wanted.hidden || wanted.head {

@@ -11,6 +11,7 @@ use super::{Head, Hidden, Softened, Wanted, counting_position, gather_hidden};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
+use crate::backend::cpu::row_weights::Largest;
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite};
 use crate::backend::cpu::vector::{self, Real};
 use crate::{Result, Statistics};
@@ -38,11 +39,12 @@ struct ChunkHead<'a, R: Clone> {
 }
 
 /// One row's softmax over the tokens seen so far, the target left out.
-#[derive(Clone, Copy)]
-struct Running {
+struct Running<R> {
     maximum: f64,
     others: f64,
     target: f64,
+    /// The largest logits, the target's too, where BEAR weighs the row by them.
+    largest: Option<Largest<R>>,
 }
 
 impl<'a, T: Element> WholeVocabulary<'a, T> {
@@ -104,7 +106,10 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
     pub fn soften(&self, temperature: f64, wanted: Wanted) -> (Vec<RowSoftmax>, Softened<T::Real>) {
         let width = self.head.width;
         let rows = &self.batch.rows;
-        let mut running = vec![Running::default(); rows.len()];
+        let running = rows
+            .iter()
+            .map(|row| Running::new(self.batch, row, self.size));
+        let mut running: Vec<Running<T::Real>> = running.collect();
         let mut gradient = vec![T::Real::ZERO; if wanted.hidden { rows.len() * width } else { 0 }];
         for chunk in self.chunks() {
             let head_rows = ChunkHead::new(self.head, &chunk);
@@ -123,8 +128,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
                 multiply(left, head_rows.matrix(), &mut gradient, true);
             }
         }
-        let softmaxes: Vec<RowSoftmax> = (running.iter())
-            .map(|row| RowSoftmax::from_parts(row.maximum, row.others, row.target, temperature))
+        let softmaxes: Vec<RowSoftmax> = (running.iter_mut())
+            .map(|row| row.softmax(self.batch, temperature))
             .collect();
         if wanted.hidden {
             self.finish_gradient(&running, &softmaxes, temperature, &mut gradient);
@@ -135,7 +140,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
     /// Divides the gathered Σ e_v W_v by the sum and adds the target's (p_y − 1)·W_y.
     fn finish_gradient(
         &self,
-        running: &[Running],
+        running: &[Running<T::Real>],
         softmaxes: &[RowSoftmax],
         temperature: f64,
         gradient: &mut [T::Real],
@@ -179,7 +184,7 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     head: &Head<T>,
     batch: &Batch,
     temperature: f64,
-    factor: impl Fn(&BatchRow) -> f64 + Sync,
+    factor: impl Fn(usize) -> f64 + Sync,
     gradient: HeadGradient<T>,
 ) {
     let size = batch.whole_vocabulary().unwrap_or(0);
@@ -188,14 +193,15 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     for chunk in chunks(size, rows.len()) {
         let head_rows = ChunkHead::new(head, &chunk);
         let mut errors = logits(head, &head_rows, &hidden, rows.len(), &chunk);
-        (errors.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes)).for_each(
-            |((logits, row), softmax)| match row.counts() {
+        (errors.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes))
+            .enumerate()
+            .for_each(|(index, ((logits, row), softmax))| match row.counts() {
                 true => {
-                    softmax.chunk_errors(logits, rank_in(row, &chunk), temperature, factor(row))
+                    let rank = rank_in(row, &chunk);
+                    softmax.chunk_errors(logits, rank, temperature, factor(index));
                 }
                 false => logits.fill(T::Real::ZERO),
-            },
-        );
+            });
         let left = Matrix::new(&errors, rows.len(), chunk.len(), chunk.len());
         let right = Matrix::new(&hidden, rows.len(), width, padded(width));
         let mut products = vec![T::Real::ZERO; chunk.len() * width];
@@ -271,26 +277,40 @@ fn rank_in(row: &BatchRow, chunk: &Range<usize>) -> Option<usize> {
     chunk.contains(&rank).then(|| rank - chunk.start)
 }
 
-impl Default for Running {
-    fn default() -> Self {
+impl<R: Real> Running<R> {
+    fn new(batch: &Batch, row: &BatchRow, size: usize) -> Self {
+        let bear = batch.bear.filter(|_| row.counts());
         Self {
             maximum: f64::NEG_INFINITY,
             others: 0.0,
             target: 0.0,
+            largest: bear.map(|bear| Largest::new(bear.beams, size)),
         }
     }
-}
 
-impl Running {
+    /// When all tokens have been seen.
+    fn softmax(&mut self, batch: &Batch, temperature: f64) -> RowSoftmax {
+        let softmax = RowSoftmax::from_parts(self.maximum, self.others, self.target, temperature);
+        match (batch.bear, &mut self.largest) {
+            (Some(bear), Some(largest)) => {
+                softmax.weighing(bear.weight(self.target, largest.last().into(), temperature))
+            }
+            _ => softmax,
+        }
+    }
+
     /// Adds a chunk's logits, replacing them by their exponentials relative to the new maximum, and
     /// returns what everything added before must be multiplied by.
-    fn add<R: Real>(
+    fn add(
         &mut self,
         logits: &mut [R],
         row: &BatchRow,
         chunk: &Range<usize>,
         temperature: f64,
     ) -> f64 {
+        if let Some(largest) = &mut self.largest {
+            largest.add(logits);
+        }
         if let Some(rank) = rank_in(row, chunk) {
             self.target = logits[rank].into();
             logits[rank] = R::NEG_INFINITY;

@@ -7,8 +7,8 @@ use super::{
 };
 use crate::Result;
 use crate::backend::launch::{
-    DeviceLimits, DevicePtr, Element, Kernel, Launch, StatisticsSizes, TemperaturePlan,
-    TemperatureStep, WARP, kernel_params,
+    BeamWeights, DeviceLimits, DevicePtr, Element, Kernel, Launch, StatisticsSizes,
+    TemperaturePlan, TemperatureStep, WARP, kernel_params,
 };
 
 kernel_params! {
@@ -19,7 +19,9 @@ kernel_params! {
         softmaxes: Option<DevicePtr>, losses: Option<DevicePtr>, loss: Option<DevicePtr>,
         partials: Option<DevicePtr>, statistics: Option<DevicePtr>, temperature: Option<DevicePtr>,
         previous: Option<DevicePtr>, given: f64, arrived: Option<DevicePtr>, step: TemperatureStep,
-        sizes: StatisticsSizes, kept_capacity: u32, times_temperature: u32,
+        sizes: StatisticsSizes, beam_weights: BeamWeights, targets: Option<DevicePtr>,
+        nth_logits: Option<DevicePtr>, kept_capacity: u32, times_temperature: u32, adapts: u32,
+        unused: u32,
     }
 }
 
@@ -48,7 +50,7 @@ pub struct DenseForwardBuffers {
     pub loss: Option<DevicePtr>,
     /// [`DenseForward::partials`] f64.
     pub partials: Option<DevicePtr>,
-    /// The f64 fields of [`Statistics`](crate::Statistics).
+    /// The f64 fields of [`Statistics`](crate::Statistics) and, under BEAR, behind them the sum of the rows' weights.
     pub statistics: Option<DevicePtr>,
     /// One f64: the temperature that was used.
     pub temperature: Option<DevicePtr>,
@@ -94,7 +96,18 @@ impl<'a> DenseForward<'a> {
     /// How many f64 of scratch the launch needs.
     #[must_use]
     pub fn partials(&self) -> usize {
-        Self::SUMS * self.blocks as usize
+        // Two f32 a row where rows wait for their weights.
+        let of_rows = if self.rows.beam_weights.weighs() {
+            self.rows.counting()
+        } else {
+            0
+        };
+        Self::SUMS * self.blocks as usize + of_rows
+    }
+
+    /// Whether rows wait for something that all rows give.
+    fn waits(&self) -> bool {
+        self.temperature.adapts() || self.rows.beam_weights.weighs()
     }
 
     /// Whether every valid logit is loaded from memory once: whether all rows fit what their blocks
@@ -121,12 +134,15 @@ impl<'a> DenseForward<'a> {
         let [threads, shared_bytes] = self.block_shape();
         let gradient = buffers.gradient.filter(|_| self.with_gradient);
         let reduced = self.rows.reduced;
+        let of_blocks = 8 * Self::SUMS as u64 * u64::from(self.blocks);
+        let of_rows = (buffers.partials.filter(|_| self.rows.beam_weights.weighs()))
+            .map(|partials| partials.offset(of_blocks));
         Launch {
             kernel: self.kernel().name(self.element),
             grid: [self.blocks, 1, 1],
             block: [threads, 1, 1],
             shared_bytes,
-            cooperative: self.temperature.adapts(),
+            cooperative: self.waits(),
             params: DenseForwardParams {
                 batch: DenseBatch::new(self.rows, self.width, inputs),
                 gradient: gradient.and_then(|gradient| gradient.address),
@@ -142,8 +158,13 @@ impl<'a> DenseForward<'a> {
                 arrived: buffers.arrived,
                 step: self.temperature.step.unwrap_or(TemperatureStep::zeroed()),
                 sizes: self.rows.statistics_sizes(),
+                beam_weights: self.rows.beam_weights.with_sum_behind(buffers.statistics),
+                targets: of_rows,
+                nth_logits: of_rows.map(|of_rows| of_rows.offset(4 * self.rows.counting() as u64)),
                 kept_capacity: self.kept,
                 times_temperature: self.rows.times_temperature.into(),
+                adapts: self.temperature.adapts().into(),
+                unused: 0,
             },
         }
     }
@@ -179,7 +200,7 @@ impl<'a> DenseForward<'a> {
     }
 
     fn kernel(&self) -> Kernel {
-        match self.temperature.adapts() {
+        match self.waits() {
             true => DenseForwardParams::ADAPTIVE,
             false => DenseForwardParams::GIVEN,
         }
@@ -201,13 +222,15 @@ impl<'a> DenseForward<'a> {
         let packet = 16 / self.element.bytes();
         let room = |size: u32| size.saturating_add(2 * packet - 2) / packet * packet;
         let longest = |sizes: &[u32]| sizes.iter().copied().max().map_or(0, room);
-        if !self.temperature.adapts() {
+        if !self.waits() {
             return longest(&self.rows.sizes);
         }
-        let (alone, statistics) = self
-            .rows
-            .sizes
-            .split_at(self.rows.first_statistics as usize);
+        let first = if self.rows.beam_weights.weighs() {
+            0
+        } else {
+            self.rows.first_statistics
+        };
+        let (alone, statistics) = self.rows.sizes.split_at(first as usize);
         let mut waiting = vec![0u32; self.blocks as usize];
         for (row, &size) in statistics.iter().enumerate() {
             let block = (alone.len() + row) % waiting.len();
@@ -246,6 +269,7 @@ mod tests {
             times_temperature: true,
             reduced: true,
             statistics: statistics.iter().sum(),
+            beam_weights: Zeroable::zeroed(),
             sizes,
         }
     }

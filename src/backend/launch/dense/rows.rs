@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::launch::{StatisticsSizes, TemperaturePlan, kernel_params};
+use crate::backend::launch::{BeamWeights, StatisticsSizes, TemperaturePlan, kernel_params};
 use crate::{Result, Statistics, Temperature};
 
 kernel_params! {
@@ -33,6 +33,7 @@ pub struct DenseRows {
     pub(super) reduced: bool,
     /// The statistics as far as they do not depend on logits.
     pub(super) statistics: Statistics,
+    pub(super) beam_weights: BeamWeights,
 }
 
 impl DenseRows {
@@ -66,6 +67,7 @@ impl DenseRows {
             times_temperature: batch.times_temperature,
             reduced: batch.reduced,
             statistics: batch.statistics_sizes(),
+            beam_weights: BeamWeights::of(batch),
         }
     }
 

@@ -7,7 +7,7 @@ use super::params::{
     GradientScale, LinearBackwardParams, LinearForwardParams, LinearGroup, LinearHeadGradientParams,
 };
 use super::{LinearForwarded, LinearPass, LinearUpstream, THREADS};
-use crate::backend::launch::{DevicePtr, Launch, Lifetime, Queue, WARP};
+use crate::backend::launch::{BeamWeights, DevicePtr, Launch, Lifetime, Queue, WARP};
 use crate::{Error, Result};
 
 impl LinearPass {
@@ -97,14 +97,16 @@ impl LinearPass {
         })?;
         let of_scores = by_tokens.scores as usize * size_of::<f32>();
         let [scores] = queue.allocate(Lifetime::Scratch, [("scores", of_scores)])?;
-        let [records, targets, partials] = self.allocate_scores(queue, by_tokens)?;
+        let [records, targets, nth_scores, partials] = self.allocate_scores(queue, by_tokens)?;
         let mut again = LinearForwardParams {
             score_items: items,
             scores,
             records,
             targets,
+            nth_scores,
             partials,
             statistics: None,
+            beam_weights: BeamWeights::zeroed(),
             scores_only: 1,
             ..forwarded.params
         };
@@ -117,7 +119,7 @@ impl LinearPass {
                 ..params
             };
             // The kernel takes the first group that it sees.
-            params.batch.groups = groups.map(|groups| groups.add(group));
+            params.batch.groups = groups.map(|groups| groups.offset(group));
             // SAFETY: as in `forward`.
             unsafe {
                 self.issue(queue, chunk, again)?;

@@ -8,7 +8,7 @@ use super::params::{LinearBatch, LinearForwardParams, LinearItem};
 use super::{LinearForwarded, LinearPass, LinearResults, LinearTensors, THREADS};
 use crate::Result;
 use crate::backend::launch::{
-    DevicePtr, Launch, Lifetime, Queue, TemperaturePlan, TemperatureStep,
+    BeamWeights, DevicePtr, Launch, Lifetime, Queue, TemperaturePlan, TemperatureStep,
 };
 
 impl LinearPass {
@@ -77,7 +77,7 @@ impl LinearPass {
                 ("row losses", count * size_of::<f64>()),
             ],
         )?;
-        let [records, targets, partials] = self.allocate_scores(queue, items)?;
+        let [records, targets, nth_scores, partials] = self.allocate_scores(queue, items)?;
         let params = LinearForwardParams {
             batch: LinearBatch {
                 hidden: tensors.hidden,
@@ -99,6 +99,7 @@ impl LinearPass {
             scores: scores.or(kept_scores),
             records,
             targets,
+            nth_scores,
             softmaxes: softmaxes.or(kept_softmaxes),
             row_losses,
             partials,
@@ -114,6 +115,7 @@ impl LinearPass {
             given: temperature.given,
             step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
             sizes: rows.statistics_sizes(),
+            beam_weights: rows.beam_weights.with_sum_behind(Some(results.statistics)),
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
             times_temperature: rows.times_temperature.into(),
@@ -137,7 +139,8 @@ impl LinearPass {
         params: LinearForwardParams,
     ) -> impl Iterator<Item = (&Chunk, LinearForwardParams)> {
         let chunks = &self.items.chunks;
-        let twice = params.adapts != 0 && chunks.len() > 1;
+        let waits = params.adapts != 0 || params.beam_weights.weighs();
+        let twice = waits && chunks.len() > 1;
         let first_time = LinearForwardParams {
             scores_only: twice.into(),
             ..params
@@ -146,6 +149,8 @@ impl LinearPass {
             previous: params.temperature,
             statistics: None,
             adapts: 0,
+            // The shares of rows are what BEAR has made of them.
+            beam_weights: BeamWeights::zeroed(),
             ..params
         };
         let of_chunks = move |params: LinearForwardParams| {
@@ -173,7 +178,7 @@ impl LinearPass {
         let part = |items: Option<DevicePtr>, first: usize, count: usize| {
             items
                 .filter(|_| count > 0)
-                .map(|items| items.add((first * size_of::<LinearItem>()) as u64))
+                .map(|items| items.offset((first * size_of::<LinearItem>()) as u64))
         };
         let gradients = if params.scores_only == 0 {
             chunk.gradients.len()
@@ -191,6 +196,8 @@ impl LinearPass {
                 gradient_items: part(params.gradient_items, chunk.gradients.start, gradients),
                 score_count: chunk.scores.len() as u32,
                 gradient_count: gradients as u32,
+                first_row: chunk.rows[0],
+                rows: chunk.rows[1],
                 ..params
             },
         };
@@ -200,17 +207,20 @@ impl LinearPass {
         unsafe { queue.launch(&launch) }
     }
 
-    /// Records, targets and partial sums of launches over these items.
+    /// Records, targets, scores of the B-th rank and partial sums of launches over these items.
     pub(super) fn allocate_scores<Q: Queue>(
         &self,
         queue: &mut Q,
         items: &Items,
-    ) -> Result<[Option<DevicePtr>; 3], Q::Error> {
+    ) -> Result<[Option<DevicePtr>; 4], Q::Error> {
+        let of_rows = self.rows.rows.len() * size_of::<f32>();
+        let weighs = self.rows.beam_weights.weighs();
         queue.allocate(
             Lifetime::Scratch,
             [
                 ("records", items.records as usize * 16),
-                ("targets", self.rows.rows.len() * size_of::<f32>()),
+                ("targets", of_rows),
+                ("nth scores", if weighs { of_rows } else { 0 }),
                 ("partials", items.partials as usize * 16),
             ],
         )

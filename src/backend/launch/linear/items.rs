@@ -74,6 +74,8 @@ impl BlockShape {
 pub(super) struct Chunk {
     /// Which items make scores, and which the loss and its gradient.
     pub scores: Range<usize>,
+    /// Its rows: the first, and how many.
+    pub rows: [u32; 2],
     pub gradients: Range<usize>,
 }
 
@@ -157,6 +159,10 @@ impl Items {
             let gradients =
                 items.gradient_tiles(groups, element, if gradient { width } else { 0 }, shape);
             let chunk = Chunk {
+                rows: [
+                    sets.first().map_or(0, |set| set.first_row),
+                    sets.iter().map(|set| set.rows).sum(),
+                ],
                 scores: items.add_tiles(&scores, shape),
                 gradients: items.add_tiles(&gradients, shape),
             };
@@ -191,6 +197,7 @@ impl Items {
                 let last = items.groups.len() - 1;
                 let tiles = items.score_tiles(last..last + 1, element, width);
                 let chunk = Chunk {
+                    rows: [part.first_row, part.rows],
                     scores: items.add_tiles(&tiles, shape),
                     gradients: 0..0,
                 };

@@ -1,6 +1,8 @@
 //! What the kernels are given, as they mirror it.
 
-use crate::backend::launch::{DevicePtr, StatisticsSizes, TemperatureStep, kernel_params};
+use crate::backend::launch::{
+    BeamWeights, DevicePtr, StatisticsSizes, TemperatureStep, kernel_params,
+};
 
 kernel_params! {
     /// A row that has something to compute.
@@ -54,12 +56,13 @@ kernel_params! {
     /// What `kernels/linear_forward.cu` is given.
     pub(super) struct LinearForwardParams in "linear_pass.cuh" for KERNEL = "linear_forward"(256, 2) {
         batch: LinearBatch, score_items: Option<DevicePtr>, gradient_items: Option<DevicePtr>,
-        scores: Option<DevicePtr>, records: Option<DevicePtr>, targets: Option<DevicePtr>,
+        scores: Option<DevicePtr>, records: Option<DevicePtr>, targets: Option<DevicePtr>, nth_scores: Option<DevicePtr>,
         softmaxes: Option<DevicePtr>, row_losses: Option<DevicePtr>, partials: Option<DevicePtr>,
         counters: Option<DevicePtr>, gradient: Option<DevicePtr>, gradient_stride: u64,
         hidden_gradient: Option<DevicePtr>, losses: Option<DevicePtr>, loss: Option<DevicePtr>,
         statistics: Option<DevicePtr>, temperature: Option<DevicePtr>, previous: Option<DevicePtr>,
-        given: f64, step: TemperatureStep, sizes: StatisticsSizes, score_count: u32,
+        given: f64, step: TemperatureStep, sizes: StatisticsSizes, beam_weights: BeamWeights,
+        first_row: u32, rows: u32, score_count: u32,
         gradient_count: u32, stage_bytes: u32, adapts: u32, times_temperature: u32,
         scores_only: u32,
     }

@@ -2,7 +2,7 @@
 
 use super::params::LinearRow;
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::launch::{StatisticsSizes, TemperaturePlan};
+use crate::backend::launch::{BeamWeights, StatisticsSizes, TemperaturePlan};
 use crate::{Result, Statistics, Temperature};
 
 /// The rows of one token set.
@@ -34,6 +34,7 @@ pub struct LinearRows {
     pub(super) times_temperature: bool,
     pub(super) reduced: bool,
     pub(super) statistics: Statistics,
+    pub(super) beam_weights: BeamWeights,
 }
 
 impl LinearRows {
@@ -65,6 +66,7 @@ impl LinearRows {
             times_temperature: batch.times_temperature,
             reduced: batch.reduced,
             statistics: batch.statistics_sizes(),
+            beam_weights: BeamWeights::of(batch),
         }
     }
 

@@ -1,0 +1,46 @@
+//! The row weights of BEAR, as far as they do not depend on logits.
+
+use bytemuck::Zeroable;
+
+use super::{DevicePtr, kernel_params};
+use crate::Statistics;
+use crate::backend::batch::Batch;
+
+kernel_params! {
+    /// How a pass weighs its rows.
+    pub struct BeamWeights in "selection.cuh" {
+        lambda: f64, xi: f64, others: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
+        normalises: u32,
+    }
+}
+
+impl BeamWeights {
+    pub(super) fn of(batch: &Batch) -> Self {
+        let Some(bear) = batch.bear else {
+            return Self::zeroed();
+        };
+        Self {
+            lambda: bear.lambda,
+            xi: bear.xi,
+            others: batch.unary_share_of_mean.unwrap_or(0.0) * bear.weight_of_a_tie(),
+            denominator: batch.denominator,
+            sum: None,
+            beams: bear.beams,
+            normalises: batch.unary_share_of_mean.is_some().into(),
+        }
+    }
+
+    /// The same, with their sum written behind the statistics.
+    pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
+        let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
+        Self {
+            sum: statistics.map(|statistics| statistics.offset(bytes)),
+            ..self
+        }
+    }
+
+    /// Whether rows have weights that wait for the logits of all.
+    pub(super) fn weighs(&self) -> bool {
+        self.beams > 0
+    }
+}

@@ -105,17 +105,17 @@ fn code_sizes(folder: &Path) -> Result<String, String> {
     let failed = |error| format!("{}: {error}", folder.display());
     let mut lines = String::new();
     for entry in fs::read_dir(folder).map_err(failed)?.flatten() {
-        // SOURCE.compute_90.sm_90.cubin
+        // SOURCE.compute_90.cubin, or SOURCE.compute_90.sm_90.cubin where its PTX is in the image too.
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some((_, target)) =
-            (name.strip_suffix(".cubin")).and_then(|name| name.rsplit_once('.'))
+        let Some((_, number)) =
+            (name.strip_suffix(".cubin")).and_then(|name| name.rsplit_once('_'))
         else {
             continue;
         };
         let sizes = cubin::code_sizes(&fs::read(entry.path()).map_err(failed)?);
         let sizes = sizes.ok_or_else(|| format!("{name} is no ELF file of 64 bits"))?;
         for (kernel, bytes) in sizes {
-            lines += &ptxas::code_line(&kernel, target, bytes);
+            lines += &ptxas::code_line(&kernel, &format!("sm_{number}"), bytes);
         }
     }
     Ok(lines)

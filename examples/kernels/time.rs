@@ -61,9 +61,9 @@ const SHARED: f64 = 128.0;
 const COOPERATIVE_LAUNCH: f64 = 4.5;
 const LAUNCH: f64 = 2.5;
 /// Warp instructions: of a copy of 16 bytes a lane; of an A fragment of a product, and of each of its `mma.sync`; of an exponential a lane.
-const COPY: f64 = 48.0;
-const FRAGMENT: f64 = 15.0;
-const PRODUCT: f64 = 15.0;
+const COPY: f64 = 35.0;
+const FRAGMENT: f64 = 10.0;
+const PRODUCT: f64 = 6.0;
 const EXPONENTIAL: f64 = 17.0;
 /// Cycles of a step of a reduction over a warp in f64, and steps of one over a block.
 const REDUCTION_STEP: f64 = 60.0;
@@ -71,7 +71,7 @@ const REDUCTION_STEPS: f64 = 10.0;
 /// What the statistics add up over rows.
 const STATISTICS: f64 = 6.0;
 /// Tokens that share a record of a row's scores.
-const RECORD_TOKENS: usize = 128;
+const RECORD_TOKENS: usize = 64;
 
 /// What was measured on an H100 before there was one launch (docs/gpu.md, warm, launches alone), and what this one was to reach.
 const BEFORE: [(&str, f64, f64); 2] = [("SmolLM2-135M", 80.0, 17.0), ("Llama-3-8B", 165.4, 37.0)];
@@ -93,7 +93,7 @@ enum Kind {
 /// A phase of the forward pass on a card.
 struct Phase {
     items: usize,
-    /// The most items that a block takes.
+    /// The most items that a block has taken.
     chain: usize,
     memory_bytes: f64,
     l2_bytes: f64,
@@ -178,7 +178,7 @@ fn print_method() {
     println!(
         "| multiprocessor, bytes a cycle | {PORT} from L2, {SHARED} of shared memory | assumed; CUDA programming guide (32 banks of 4 bytes) |\n\
          | launch, µs | {COOPERATIVE_LAUNCH} cooperative with a barrier of the grid, {LAUNCH} ordinary | assumed: an empty one takes 4 to 5; `linear_gather` took 3.3 warm on the H100 ([gpu.md](gpu.md)), its loads included |\n\
-         | warp instructions | {COPY} a copy of 16 bytes a lane; {FRAGMENT} an A fragment and {PRODUCT} a `mma.sync`; {EXPONENTIAL} an exponential a lane | counted in the code for sm_90 (`nvdisasm` of `linear_forward_bf16`, 2026-11-29) |\n\
+         | warp instructions | {COPY} a copy of 16 bytes a lane; {FRAGMENT} an A fragment and {PRODUCT} a `mma.sync`; {EXPONENTIAL} an exponential a lane | counted in the code for sm_90, about (`nvdisasm` of `linear_forward_bf16`, 2026-11-30) |\n\
          | statistics | {STATISTICS} reductions of a block, {REDUCTION_STEPS} steps each, {REDUCTION_STEP} cycles a step | assumed |"
     );
 }
@@ -324,33 +324,33 @@ impl Phase {
         speeds: &Speeds,
     ) -> Self {
         let together = f64::from(blocks.div_ceil(card.limits.multiprocessors));
-        let mut of_blocks: Vec<Vec<Step>> = (0..blocks).map(|_| Vec::new()).collect();
         let (mut operations, mut instructions) = (0.0, 0.0);
-        for (index, item) in work.iter().enumerate() {
+        let mut of_items = Vec::with_capacity(work.len());
+        for item in work {
             let cost = Cost::new(item, kind);
             operations += cost.operations;
             instructions += cost.instructions;
-            let steps = cost.steps(item, kind, memory_bytes > 0.0, together, speeds);
-            of_blocks[index % blocks as usize].extend(steps);
+            of_items.push(cost.steps(item, kind, memory_bytes > 0.0, together, speeds));
         }
         let moved = |step: &Step| match step {
             Step::Move(bytes, _) => *bytes,
             Step::Wait(_) => 0.0,
         };
-        let l2_bytes: f64 = of_blocks.iter().flatten().map(moved).sum();
+        let l2_bytes: f64 = of_items.iter().flatten().map(moved).sum();
         let memory_speed = SUSTAINED * speeds.memory * 1e6;
         let bandwidth = (memory_bytes / memory_speed).max(l2_bytes / speeds.l2_speed());
         let schedulers = 4.0 * f64::from(card.limits.multiprocessors);
         let port = PORT * speeds.clock * 1e3 / together;
+        let (time, chain) = time(&of_items, blocks as usize, l2_bytes / bandwidth, port);
         Self {
             items: work.len(),
-            chain: work.len().div_ceil(blocks as usize),
+            chain,
             memory_bytes,
             l2_bytes,
             operations,
             bandwidth,
             instructions: instructions / (schedulers * speeds.clock * 1e3),
-            time: time(&of_blocks, l2_bytes / bandwidth, port),
+            time,
         }
     }
 }
@@ -440,56 +440,64 @@ impl Speeds {
     }
 }
 
-/// When the last of these blocks is done, in µs. Transfers that are under way share `bandwidth` (bytes a µs) equally, and none is faster
-/// than `port`.
-fn time(of_blocks: &[Vec<Step>], bandwidth: f64, port: f64) -> f64 {
-    /// What is left of a block's step, and the steps after it.
-    struct Running<'a> {
+/// When the last of so many blocks is done, in µs, and the most items that one has taken: each takes the next that no block has. Transfers
+/// that are under way share `bandwidth` (bytes a µs) equally, and none is faster than `port`.
+fn time(of_items: &[Vec<Step>], blocks: usize, bandwidth: f64, port: f64) -> (f64, usize) {
+    /// What is left of a block's step, the steps after it, and how many items the block has taken.
+    struct Block<'a> {
         wait: f64,
         bytes: f64,
         least: f64,
         rest: std::slice::Iter<'a, Step>,
+        taken: usize,
     }
-    impl Running<'_> {
-        /// Goes to the next step; whether there is one.
-        fn next(&mut self) -> bool {
-            (self.wait, self.bytes, self.least) = match self.rest.next() {
-                Some(&Step::Wait(wait)) => (wait, 0.0, 0.0),
-                Some(&Step::Move(bytes, least)) => (0.0, bytes, least),
-                None => return false,
-            };
-            true
+    impl<'a> Block<'a> {
+        /// Goes to the next step, or to the next item; whether there is one.
+        fn next(&mut self, items: &mut std::slice::Iter<'a, Vec<Step>>) -> bool {
+            loop {
+                (self.wait, self.bytes, self.least) = match self.rest.next() {
+                    Some(&Step::Wait(wait)) => (wait, 0.0, 0.0),
+                    Some(&Step::Move(bytes, least)) => (0.0, bytes, least),
+                    None => {
+                        let Some(item) = items.next() else {
+                            return false;
+                        };
+                        self.rest = item.iter();
+                        self.taken += 1;
+                        continue;
+                    }
+                };
+                return true;
+            }
         }
 
         fn left(&self, speed: f64) -> f64 {
             self.wait.max(self.least).max(self.bytes / speed)
         }
     }
-    let mut running: Vec<Running> = (of_blocks.iter())
-        .map(|steps| Running {
-            wait: 0.0,
-            bytes: 0.0,
-            least: 0.0,
-            rest: steps.iter(),
-        })
-        .collect();
-    running.retain_mut(Running::next);
-    let mut now = 0.0;
+    let mut items = of_items.iter();
+    let idle = |_| Block {
+        wait: 0.0,
+        bytes: 0.0,
+        least: 0.0,
+        rest: [].iter(),
+        taken: 0,
+    };
+    let mut running: Vec<Block> = (0..blocks).map(idle).collect();
+    running.retain_mut(|block| block.next(&mut items));
+    let (mut now, mut most) = (0.0, 1);
     while !running.is_empty() {
-        let moving = running
-            .iter()
-            .filter(|block| block.bytes > 0.0)
-            .count()
-            .max(1);
-        let speed = port.min(bandwidth / moving as f64);
-        let passed = (running.iter())
-            .map(|block| block.left(speed))
-            .fold(f64::INFINITY, f64::min);
+        let moving = (running.iter()).filter(|block| block.bytes > 0.0).count();
+        let speed = port.min(bandwidth / moving.max(1) as f64);
+        let left = running.iter().map(|block| block.left(speed));
+        let passed = left.fold(f64::INFINITY, f64::min);
         now += passed;
         running.retain_mut(|block| {
             let left = block.left(speed);
             if left <= passed {
-                return block.next();
+                let goes_on = block.next(&mut items);
+                most = most.max(block.taken);
+                return goes_on;
             }
             // What binds a transfer may change, so all of it goes on by the same share.
             let share = 1.0 - passed / left;
@@ -499,5 +507,5 @@ fn time(of_blocks: &[Vec<Step>], bandwidth: f64, port: f64) -> f64 {
             true
         });
     }
-    now
+    (now, most)
 }

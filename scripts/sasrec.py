@@ -5,9 +5,10 @@ what msl trains, on the same rows.
 usage: scripts/sasrec.py --data FOLDER --output FOLDER [options]        needs PyTorch, 1.13 or newer
 
 The loss is the cross entropy over the whole catalogue at every position of a row, and the scores are the products with the
-items' own embeddings. The epoch that counts is the one with the lowest item NLL on the validation rows. Rows are those of
-msl: RecBole's atomic files are split in the same way; of the paper's training rows as many are held out, but others, because
-they are drawn by Python. Items with one title are one item, as for msl, so both rank the same catalogue.
+items' own embeddings. The epoch that counts is the one with the lowest item NLL on the validation rows. Test rows are those
+of msl evaluate. RecBole's atomic files are split as msl does. Of the paper's training rows those of whole users are held out,
+where msl draws single rows: rows of a user overlap, and histories are trained on here. Items with one title are one item, as
+for msl, so both rank the same catalogue.
 
 The output folder gets ranks.csv as msl evaluate writes it (here with every user's rank, because all items are ranked),
 evaluation.json and trained.json.
@@ -39,11 +40,14 @@ def read_paper(folder, options):
         with open(path, encoding="utf-8") as file:
             return [(row["user_id"], [str(item) for item in json.loads(row["item_ids"])]) for row in csv.DictReader(file)]
 
-    training = rows(options.train or max(folder.glob("train*.csv"), key=lambda path: path.stat().st_size))
-    held_out = set(random.Random(options.seed).sample(range(len(training)), options.validation))
-    validation = [row for index, row in enumerate(training) if index in held_out]
-    training = [row for index, row in enumerate(training) if index not in held_out]
-    return titles, training, validation, rows(folder / "test.csv")
+    by_user = {}
+    for row in rows(options.train or max(folder.glob("train*.csv"), key=lambda path: path.stat().st_size)):
+        by_user.setdefault(row[0], []).append(row)
+    users, validation = list(by_user.values()), []
+    random.shuffle(users)
+    while users and len(validation) < options.validation:
+        validation += users.pop()
+    return titles, [row for user in users for row in user], validation, rows(folder / "test.csv")
 
 
 def read_recbole(folder, options):
@@ -167,7 +171,7 @@ def main():
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--dropout", type=float, default=0.5)
+    parser.add_argument("--dropout", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args()
@@ -175,6 +179,8 @@ def main():
     torch.manual_seed(options.seed)
     read = read_paper if (options.data / "id2name4Rec.json").exists() else read_recbole
     titles, *splits = read(options.data, options)
+    if not (splits[0] and splits[1]):
+        parser.error(f"--validation {options.validation} leaves no rows to train on, or none to choose the epoch by")
     number = {title: index for index, title in enumerate(dict.fromkeys(titles.values()))}
     numbered = [[(user, [number[titles[item]] for item in items]) for user, items in rows] for rows in splits]
     training, validation, test = numbered

@@ -78,9 +78,9 @@ impl Report<'_> {
             ("different titles", shape.titles.to_string()),
             ("rows to train on", self.training_rows.to_string()),
             ("to validate by", self.validation_rows.to_string()),
-            (UNKNOWN, unknown(self.validation_targets)),
+            (TARGETS, both(self.validation_targets)),
             ("to test on", self.test_rows.to_string()),
-            (UNKNOWN, unknown(self.test_targets)),
+            (TARGETS, both(self.test_targets)),
             ("vocabulary", self.vocabulary.to_string()),
             ("nodes of the trie", shape.nodes.to_string()),
             ("of them branching", shape.branching_nodes.to_string()),
@@ -110,15 +110,15 @@ impl Report<'_> {
     }
 }
 
-/// What the table calls rows whose target no training row has.
-const UNKNOWN: &str = "of them with a target in no training row";
+/// What the table calls the rows above by whether their targets occur in training rows.
+const TARGETS: &str = "targets in training rows, in none";
 
-fn unknown(targets: ByOccurrence<usize>) -> String {
-    format!(
-        "{} ({:.1} %)",
-        targets.not_in_training,
-        targets.percent_unknown()
-    )
+fn both(targets: ByOccurrence<usize>) -> String {
+    let (known, unknown) = (targets.in_training, targets.not_in_training);
+    match known + unknown {
+        0 => "–".into(),
+        _ => format!("{known}, {unknown} ({:.1} %)", targets.percent_unknown()),
+    }
 }
 
 fn percent(share: f64) -> String {

@@ -37,7 +37,7 @@ fn targets_in_training_rows_are_told_apart_from_targets_in_none() {
     let none = value!({"in_training": 0, "not_in_training": 0});
     assert_eq!(inspected["validation_targets"], none);
     let table = String::from_utf8(msl(folder, &["inspect", "."]).stdout).unwrap();
-    assert!(table.contains("5 (41.7 %)"), "{table}");
+    assert!(table.contains("7, 5 (41.7 %)"), "{table}");
 
     let evaluated = json(&msl(folder, &["evaluate", "run", "--json"]));
     let kept = fs::read(folder.join("run/evaluation.json")).unwrap();

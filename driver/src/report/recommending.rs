@@ -212,7 +212,13 @@ fn by_target(baselines: &[&Line], runs: &[&Shown]) -> Markup {
     };
     html! {
         h3 { "By whether the next item occurs in training rows" }
-        p { @if differ { "The runs were trained on different rows." } @else { (first.sentence()) } }
+        p {
+            @if differ {
+                "The runs were not trained and evaluated on the same rows, or some were evaluated before this was told apart."
+            } @else {
+                (first.sentence())
+            }
+        }
         div.wide { table {
             thead {
                 tr { th {} @for (kind, _) in first.named() { th colspan=(names.len()) { (kind) } } }

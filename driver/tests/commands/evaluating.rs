@@ -72,6 +72,18 @@ fn targets_in_training_rows_are_told_apart_from_targets_in_none() {
         let cell = format!("<td>{:.4}", nll.unwrap());
         assert!(page.contains(&cell), "{cell}");
     }
+    assert!(page.contains("By whether the next item occurs"));
+
+    // An evaluation from before they were told apart is shown as it is.
+    let mut earlier = evaluated;
+    earlier.as_object_mut().unwrap().remove("targets");
+    for row in earlier["rows"].as_array_mut().unwrap() {
+        row.as_object_mut().unwrap().remove("targets");
+    }
+    fs::write(folder.join("run/evaluation.json"), earlier.to_string()).unwrap();
+    assert!(msl(folder, &["report", "run"]).status.success());
+    let page = fs::read_to_string(folder.join("report.html")).unwrap();
+    assert!(page.contains("item graph") && !page.contains("By whether the next item occurs"));
 }
 
 #[test]

@@ -90,10 +90,12 @@ class Report:
                 self.results[rows] = found
 
     def baselines(self):
-        """What needs no training, as msl evaluate prints it: name and measures."""
+        """What reads no titles, as msl evaluate prints it, and the number of users."""
         first = next(iter(self.results.values()))["lml"]
         evaluation = self.runs.read(next(iter(first.paths.values())), "trie.json")
-        return [row for row in evaluation["rows"] if row["users_per_second"] is None], evaluation["users"]
+        sasrec = self.runs.read(self.runs.folder / "sasrec", "evaluation.json")
+        rows = evaluation["rows"][:-1] + (sasrec["rows"][-1:] if sasrec else [])
+        return rows, evaluation["users"]
 
     def measures_table(self):
         rows = []

@@ -17,13 +17,10 @@ use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
 use crate::{
     arguments::{Arguments, Command, TokenizerArguments},
     catalogue::{Catalogue, Interaction},
-    comparison::Line,
     device::DeviceChoice,
     model::{Llama, LlamaConfig},
-    popularity::popularity,
     progress::Progress,
     prompt::Prompt,
-    ranking::Measures,
     responses::{Example, Responses},
     tokenizer::TextTokenizer,
 };
@@ -132,23 +129,10 @@ fn train_tokenizer(
     TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
 }
 
-/// The two ways to recommend that every other is to be measured by.
-fn baselines(
-    training: &[Interaction],
-    test: &[Interaction],
-    responses: &Responses,
-) -> Result<Vec<Line>> {
-    let titles = responses.trie().leaf_count();
-    let popularity = popularity(training, test, responses)?;
-    Ok(vec![
-        Line::new("uniform", Measures::uniform(titles)),
-        Line::new("popularity", Measures::of(&popularity, titles)),
-    ])
-}
-
 /// How to read the numbers.
 const ERRORS_NOTE: &str = "± is one standard error over the users. Item NLL is the mean −ln p of the item that came \
-                           next, in nats; popularity's p is of its counts plus one.";
+                           next, in nats; popularity's p is of its counts plus one, the item graph's of what followed \
+                           the last item, backed off to popularity.";
 
 #[cfg(test)]
 mod tests {

@@ -1,11 +1,13 @@
 //! Several ways to recommend, and how well each did.
 
 use anyhow::Result;
+use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     console::{print_json, table},
-    ranking::{Estimate, Measures},
+    ranking::{Estimate, Measures, Pruned, UserResult, common_cutoff, pruned_name},
+    targets::{ByOccurrence, Targets},
     training_run::Trained,
 };
 
@@ -20,6 +22,12 @@ pub struct Line {
     /// How well, with standard errors.
     #[serde(flatten)]
     pub measures: Measures,
+    /// The same, by whether the targets occur in training rows; `None` where there is no target of a kind.
+    #[serde(default)]
+    pub targets: ByOccurrence<Option<Measures>>,
+    /// What its beam search pruned, where an exact search was made too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pruned: Vec<Pruned>,
     /// The temperature that it recommends at.
     pub temperature: Option<f64>,
     /// Seconds of training.
@@ -33,11 +41,36 @@ pub struct Line {
 }
 
 impl Line {
-    /// A way to recommend that nothing more is known of.
-    pub fn new(name: impl Into<String>, measures: Measures) -> Self {
+    /// A way to recommend, by what came of users whose targets these are. Its lists have at most `length` items.
+    pub fn of_users(
+        name: impl Into<String>,
+        users: &[UserResult],
+        length: usize,
+        targets: &Targets,
+    ) -> Self {
+        let of_some =
+            |users: Vec<UserResult>| (!users.is_empty()).then(|| Measures::of(&users, length));
+        Self::new(
+            name.into(),
+            Measures::of(users, length),
+            targets.tell_apart(users).map(of_some),
+        )
+    }
+
+    /// Drawing from so many titles at random, which does as well with every target.
+    pub fn uniform(titles: usize, targets: &Targets) -> Self {
+        let measures = Measures::uniform(titles);
+        let of_some = |users: usize| (users > 0).then(|| measures.clone());
+        let by_target = targets.counts().map(of_some);
+        Self::new("uniform".into(), measures, by_target)
+    }
+
+    fn new(name: String, measures: Measures, targets: ByOccurrence<Option<Measures>>) -> Self {
         Self {
-            name: name.into(),
+            name,
             measures,
+            targets,
+            pruned: Vec::new(),
             temperature: None,
             seconds: None,
             rows_per_second: None,
@@ -66,6 +99,9 @@ pub struct Comparison {
     /// Where they come from: a split of the data, or a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated_on: Option<String>,
+    /// How many of their targets occur in training rows.
+    #[serde(default)]
+    pub targets: ByOccurrence<usize>,
     /// The results.
     pub rows: Vec<Line>,
     /// What a reader should know.
@@ -78,11 +114,30 @@ impl Comparison {
         if json {
             return print_json(self);
         }
-        let names = self.rows.iter().map(|line| line.name.as_str());
-        let header: Vec<&str> = [""].into_iter().chain(names).collect();
-        let mut table = table(&header);
-        for (name, cells) in self.measures() {
-            table.add_row([name].into_iter().chain(cells));
+        println!("{}", self.table());
+        if self.targets.named().iter().all(|(_, users)| **users > 0) {
+            println!("{}", self.table_by_target());
+        }
+        for note in &self.notes {
+            println!("{note}");
+        }
+        Ok(())
+    }
+
+    /// Everything that is known of all targets together.
+    fn table(&self) -> Table {
+        let mut table = self.empty_table();
+        let measures = self.rows.iter().map(|line| line.measures.named());
+        add_measures(&mut table, &measures.collect::<Vec<_>>(), |name| {
+            name.clone()
+        });
+        for Pruned { top, .. } in self.rows.iter().flat_map(|line| &line.pruned) {
+            let of_top = |line: &Line| {
+                let found = line.pruned.iter().find(|pruned| pruned.top == *top);
+                found.map_or_else(|| NONE.into(), Pruned::to_string)
+            };
+            let cells = self.rows.iter().map(of_top);
+            table.add_row([pruned_name(*top)].into_iter().chain(cells));
         }
         type Value = fn(&Line) -> Option<f64>;
         let others: [(&str, Value, usize); 5] = [
@@ -98,25 +153,51 @@ impl Comparison {
                 table.add_row([name.to_owned()].into_iter().chain(cells));
             }
         }
-        println!("{table}");
-        for note in &self.notes {
-            println!("{note}");
-        }
-        Ok(())
+        table
     }
 
-    /// Every measure that any of them has, in the order of the one that has most.
-    fn measures(&self) -> Vec<(String, Vec<String>)> {
-        let lines: Vec<Vec<(String, Estimate)>> =
-            (self.rows.iter().map(|line| line.measures.named())).collect();
-        let names = lines.iter().max_by_key(|line| line.len());
-        let names = names.into_iter().flatten().map(|(name, _)| name);
-        let cell = |line: &Vec<(String, Estimate)>, name: &String| {
+    /// The measures that matter most, of each kind of target by itself.
+    fn table_by_target(&self) -> Table {
+        let mut table = self.empty_table();
+        let cutoff = common_cutoff(self.rows.iter().map(|line| &line.measures));
+        for (index, (kind, _)) in self.targets.named().into_iter().enumerate() {
+            let of_kind = |line: &Line| {
+                let measures = line.targets.named()[index].1.as_ref();
+                measures.map_or_else(Vec::new, |measures| measures.at(cutoff))
+            };
+            let measures: Vec<_> = self.rows.iter().map(of_kind).collect();
+            add_measures(&mut table, &measures, |name| format!("{name}, {kind}"));
+        }
+        table
+    }
+
+    /// A column for each way to recommend.
+    fn empty_table(&self) -> Table {
+        let names = self.rows.iter().map(|line| line.name.as_str());
+        table(&[""].into_iter().chain(names).collect::<Vec<_>>())
+    }
+}
+
+/// Where nothing is known.
+const NONE: &str = "–";
+
+/// A row for every measure that any line has, in the order of the one that has most.
+fn add_measures(
+    table: &mut Table,
+    lines: &[Vec<(String, Estimate)>],
+    name_of_row: impl Fn(&String) -> String,
+) {
+    let names = lines.iter().max_by_key(|line| line.len());
+    for (name, _) in names.into_iter().flatten() {
+        let cell = |line: &Vec<(String, Estimate)>| {
             let found = line.iter().find(|(found, _)| found == name);
-            found.map_or_else(|| "–".into(), |(_, estimate)| estimate_cell(*estimate))
+            found.map_or_else(|| NONE.into(), |(_, estimate)| estimate_cell(*estimate))
         };
-        let row = |name: &String| lines.iter().map(|line| cell(line, name)).collect();
-        names.map(|name| (name.clone(), row(name))).collect()
+        table.add_row(
+            [name_of_row(name)]
+                .into_iter()
+                .chain(lines.iter().map(cell)),
+        );
     }
 }
 
@@ -128,5 +209,5 @@ fn estimate_cell(Estimate { mean, error }: Estimate) -> String {
 }
 
 fn optional(value: Option<f64>, decimals: usize) -> String {
-    value.map_or_else(|| "–".into(), |value| format!("{value:.decimals$}"))
+    value.map_or_else(|| NONE.into(), |value| format!("{value:.decimals$}"))
 }

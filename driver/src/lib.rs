@@ -3,6 +3,7 @@
 
 pub mod adapter;
 pub mod arguments;
+pub mod baselines;
 pub mod batch;
 pub mod catalogue;
 pub mod catalogue_shape;
@@ -22,7 +23,6 @@ pub mod model;
 pub mod optimizer;
 pub mod output;
 pub mod paper_format;
-pub mod popularity;
 pub mod precision;
 pub mod pretrained;
 pub mod progress;
@@ -38,6 +38,7 @@ pub mod schedule;
 pub mod search;
 pub mod settings;
 pub mod synthetic;
+pub mod targets;
 pub mod tokenizer;
 pub mod train;
 pub mod training_run;

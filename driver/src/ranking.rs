@@ -1,6 +1,6 @@
 //! How well targets were ranked: measures with their standard errors.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error, ser::SerializeMap};
 
@@ -110,6 +110,66 @@ impl Measures {
     }
 }
 
+impl Measures {
+    /// The hit rate and the discounted gain of lists of one length, and the item NLL, by their names.
+    pub fn at(&self, cutoff: usize) -> Vec<(String, Estimate)> {
+        let names = [hit_rate_name(cutoff), ndcg_name(cutoff), ITEM_NLL.into()];
+        let mut named = self.named();
+        named.retain(|(name, _)| names.contains(name));
+        named
+    }
+}
+
+/// The longest list of at most ten items that all of these can be judged by.
+pub fn common_cutoff<'a>(measures: impl IntoIterator<Item = &'a Measures>) -> usize {
+    let longest = |measures: &Measures| {
+        let told = measures.hit_rate.iter().map(|(cutoff, _)| *cutoff);
+        told.filter(|&cutoff| cutoff <= 10).max()
+    };
+    let longest = measures.into_iter().filter_map(longest);
+    longest.min().unwrap_or(1)
+}
+
+/// How often beam search lost the target, where the exact search shows that it is among the best items.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// So many of the best items are looked at.
+    pub top: usize,
+    /// Users whose target is truly among them.
+    pub in_top: usize,
+    /// Of these, users to whom beam search did not recommend their target at any place.
+    pub pruned: usize,
+}
+
+impl Pruned {
+    /// From what the two searches made of the same users.
+    pub fn of(beam: &[UserResult], exact: &[UserResult], top: usize) -> Self {
+        let users = || {
+            let users = beam.iter().zip(exact);
+            users.filter(|(_, exact)| exact.place.is_some_and(|place| place < top))
+        };
+        Self {
+            top,
+            in_top: users().count(),
+            pruned: users().filter(|(beam, _)| beam.place.is_none()).count(),
+        }
+    }
+}
+
+/// What tables call the users whose target beam search lost of so many of the best items.
+pub fn pruned_name(top: usize) -> String {
+    format!("pruned of true top {top}")
+}
+
+/// As `3 of 87 (3.4 %)`.
+impl fmt::Display for Pruned {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        let Self { in_top, pruned, .. } = *self;
+        let share = 100.0 * pruned as f64 / in_top.max(1) as f64;
+        write!(formatter, "{pruned} of {in_top} ({share:.1} %)")
+    }
+}
+
 /// As `hr@10` and `hr@10_error`, and so on.
 impl Serialize for Measures {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -210,6 +270,21 @@ mod tests {
         assert_eq!(measures.hit_rate.len(), 3, "lists of 10 say nothing of 20");
         assert_eq!(Measures::of(&users(&[Some(3)]), 10).item_nll.error, None);
         assert_eq!(means(&Measures::of(&[], 10).hit_rate), [0.0; 3]);
+    }
+
+    #[test]
+    fn a_target_is_pruned_where_beam_search_lost_what_belongs_to_the_top() {
+        let beam = users(&[Some(0), None, None, Some(3), None]);
+        let exact = users(&[Some(0), Some(1), Some(12), Some(9), None]);
+        let pruned = |top, in_top, pruned| Pruned {
+            top,
+            in_top,
+            pruned,
+        };
+        assert_eq!(Pruned::of(&beam, &exact, 10), pruned(10, 3, 1));
+        assert_eq!(Pruned::of(&beam, &exact, 20), pruned(20, 4, 2));
+        assert_eq!(pruned(20, 4, 2).to_string(), "2 of 4 (50.0 %)");
+        assert_eq!(pruned(20, 0, 0).to_string(), "0 of 0 (0.0 %)");
     }
 
     #[test]

@@ -45,7 +45,8 @@ pub enum NormaliseOver {
 /// Options of a search.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct SearchSettings {
-    /// How the catalogue is searched; exact is set beside beam, and says how often that missed an item
+    /// How the catalogue is searched; exact is set beside beam, and says how often that missed an item of the true top, and
+    /// how often it pruned the item that came next
     #[arg(long, value_enum, default_value = "beam")]
     pub search: SearchKind,
 

@@ -3,18 +3,19 @@ use std::{ops::ControlFlow, time::Duration};
 use anyhow::Result;
 use candle_core::{DType, Device};
 
-use super::{ERRORS_NOTE, baselines, examples, train_tokenizer};
+use super::{ERRORS_NOTE, examples, train_tokenizer};
 use crate::{
     arguments::DemoArguments,
+    baselines::baselines,
     comparison::{Comparison, Line},
     evaluate::Evaluator,
     model::Llama,
     prompt::{Prompt, PromptStyle},
-    ranking::Measures,
     responses::{Example, Responses},
     search::SearchSettings,
     settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
     synthetic::World,
+    targets::Targets,
     tokenizer::TextTokenizer,
     train::Trainer,
     training_run::{self, Trained},
@@ -43,6 +44,7 @@ struct Demo {
     responses: Responses,
     training_examples: Vec<Example>,
     test_examples: Vec<Example>,
+    targets: Targets,
 }
 
 /// `msl demo`
@@ -73,10 +75,11 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         },
         training_examples: tokenize(&world.training)?,
         test_examples: tokenize(&world.test)?,
+        targets: Targets::new(&world.training, &world.test),
         tokenizer,
         responses,
     };
-    let mut rows = baselines(&world.training, &world.test, &demo.responses)?;
+    let mut rows = baselines(&world.training, &world.test, &demo.targets, &demo.responses)?;
     for (name, loss) in [
         ("LML", LossKind::Lml),
         ("MSL τ=1", LossKind::Msl),
@@ -89,6 +92,7 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         seed: arguments.seed,
         users: demo.test_examples.len(),
         evaluated_on: None,
+        targets: demo.targets.counts(),
         rows,
         notes: vec![
             format!(
@@ -140,7 +144,7 @@ impl Demo {
         let line = Line {
             temperature: Some(trained.temperature),
             users_per_second: Some(evaluation.users_per_second),
-            ..Line::new(name, Measures::of(&evaluation.users, BEAMS))
+            ..Line::of_users(name, &evaluation.users, BEAMS, &self.targets)
         };
         Ok(line.trained(&trained))
     }

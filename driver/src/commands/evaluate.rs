@@ -9,9 +9,10 @@ use candle_core::Device;
 use candle_trie::Found;
 use serde::Serialize;
 
-use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun};
+use super::{ERRORS_NOTE, examples, opened_run::OpenedRun};
 use crate::{
     arguments::EvaluateArguments,
+    baselines::baselines,
     catalogue::Interaction,
     checkpoint::Checkpoint,
     comparison::{Comparison, EVALUATION_FILE, Line},
@@ -21,10 +22,11 @@ use crate::{
     paper_format,
     precision::Place,
     random::{Purpose, random},
-    ranking::Measures,
+    ranking::Pruned,
     ranks::{RANKS_FILE, write_ranks},
     responses::Example,
     search::{SearchKind, SearchSettings},
+    targets::Targets,
 };
 
 /// `msl evaluate`
@@ -61,6 +63,12 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         tokenizer,
         responses,
     )?;
+    let trained = sample(
+        &dataset.training,
+        settings.samples,
+        &mut random(seed, Purpose::Sample),
+    );
+    let targets = Targets::new(&trained, &test);
     let temperature = run.temperature(arguments.temperature);
     let name = format!("{}, step {}", arguments.run.display(), state.step);
     let evaluate = |kind: SearchKind| {
@@ -78,26 +86,34 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
             temperature: Some(temperature),
             users_per_second: Some(evaluation.users_per_second),
             model_tokens: Some(evaluation.model_tokens),
-            ..Line::new(
+            ..Line::of_users(
                 match arguments.search.search {
                     SearchKind::Beam => name.clone(),
                     SearchKind::Exact => format!("{name}, {kind}"),
                 },
-                Measures::of(&evaluation.users, arguments.search.beams),
+                &evaluation.users,
+                arguments.search.beams,
+                &targets,
             )
         };
         anyhow::Ok((evaluation, line))
     };
-    let mut rows = baselines(&dataset.training, &test, responses)?;
+    let mut rows = baselines(&dataset.training, &test, &targets, responses)?;
     let mut notes = Vec::new();
-    let (mut evaluation, line) = evaluate(SearchKind::Beam)?;
-    rows.push(line);
+    let (mut evaluation, mut line) = evaluate(SearchKind::Beam)?;
     if arguments.search.search == SearchKind::Exact {
-        let (exact, line) = evaluate(SearchKind::Exact)?;
-        rows.push(line);
-        notes.push(missed_note(&evaluation, &exact, arguments.search.beams));
+        let beams = arguments.search.beams;
+        let (exact, exact_line) = evaluate(SearchKind::Exact)?;
+        line.pruned = pruned(&evaluation, &exact, beams);
+        rows.push(std::mem::replace(&mut line, exact_line));
+        notes.push(missed_note(&evaluation, &exact, beams));
+        notes.push(format!(
+            "Pruned are the users whose item is in the true top K, as the exact search finds it, and nowhere in the \
+             list of a beam search with {beams} beams."
+        ));
         evaluation = exact;
     }
+    rows.push(line);
     let ranks = match &arguments.ranks {
         Some(file) => file.clone(),
         None => arguments.run.join(RANKS_FILE),
@@ -112,11 +128,20 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         arguments.search.beams,
         ranks.display()
     ));
+    notes.push(targets.counts().sentence());
+    if trained.len() < dataset.training.len() {
+        notes.push(format!(
+            "Training rows are here the {} that the run was trained on. Popularity and the item graph count all {} of the data.",
+            trained.len(),
+            dataset.training.len()
+        ));
+    }
     notes.push(ERRORS_NOTE.into());
     let comparison = Comparison {
         command: "evaluate".into(),
         seed,
         users: test.len(),
+        targets: targets.counts(),
         evaluated_on: Some(match &arguments.test {
             Some(file) => file.display().to_string(),
             None => arguments.split.to_string(),
@@ -142,6 +167,14 @@ fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
         "Beam search missed an item of the true top {beams} for {:.1} % of the users.",
         100.0 * missed.count() as f64 / beam.recommended.len().max(1) as f64
     )
+}
+
+/// How often beam search pruned the item that came next, of the true top ten and of all that was searched for.
+fn pruned(beam: &Evaluation, exact: &Evaluation, beams: usize) -> Vec<Pruned> {
+    let mut tops = vec![beams.min(10), beams];
+    tops.dedup();
+    let of_top = |top| Pruned::of(&beam.users, &exact.users, top);
+    tops.into_iter().map(of_top).collect()
 }
 
 /// A line of the file of lists.

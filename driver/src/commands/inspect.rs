@@ -9,6 +9,7 @@ use crate::{
     dataset::Dataset,
     pretrained::Pretrained,
     responses::Responses,
+    targets::{ByOccurrence, Targets},
 };
 
 /// The first places of a response are shown one by one.
@@ -20,6 +21,10 @@ struct Report<'a> {
     training_rows: usize,
     validation_rows: usize,
     test_rows: usize,
+    /// How many targets occur in training rows.
+    validation_targets: ByOccurrence<usize>,
+    /// The same of the test rows.
+    test_targets: ByOccurrence<usize>,
     vocabulary: usize,
     #[serde(flatten)]
     shape: &'a CatalogueShape,
@@ -44,6 +49,8 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
         training_rows: dataset.training.len(),
         validation_rows: dataset.validation.len(),
         test_rows: dataset.test.len(),
+        validation_targets: Targets::new(&dataset.training, &dataset.validation).counts(),
+        test_targets: Targets::new(&dataset.training, &dataset.test).counts(),
         vocabulary: tokenizer.vocabulary(),
         advice: verdict.advice(),
         shape: &shape,
@@ -71,7 +78,9 @@ impl Report<'_> {
             ("different titles", shape.titles.to_string()),
             ("rows to train on", self.training_rows.to_string()),
             ("to validate by", self.validation_rows.to_string()),
+            (TARGETS, both(self.validation_targets)),
             ("to test on", self.test_rows.to_string()),
+            (TARGETS, both(self.test_targets)),
             ("vocabulary", self.vocabulary.to_string()),
             ("nodes of the trie", shape.nodes.to_string()),
             ("of them branching", shape.branching_nodes.to_string()),
@@ -98,6 +107,17 @@ impl Report<'_> {
         }
         println!("{places}");
         println!("{}", self.advice);
+    }
+}
+
+/// What the table calls the rows above by whether their targets occur in training rows.
+const TARGETS: &str = "targets in training rows, in none";
+
+fn both(targets: ByOccurrence<usize>) -> String {
+    let (known, unknown) = (targets.in_training, targets.not_in_training);
+    match known + unknown {
+        0 => "–".into(),
+        _ => format!("{known}, {unknown} ({:.1} %)", targets.percent_unknown()),
     }
 }
 

@@ -1,5 +1,7 @@
 //! How well the runs recommend, beside each other and user by user.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use maud::{Markup, PreEscaped, html};
 use plotters::style::RGBColor;
@@ -8,11 +10,10 @@ use super::{
     charts::{BASELINE, Reached, estimates},
     page::{Shown, figure, swatch},
     paired::Difference,
-    run::ReportedRun,
 };
 use crate::{
     comparison::Line,
-    ranking::{Estimate, Measures},
+    ranking::{Estimate, Measures, common_cutoff, pruned_name},
 };
 
 /// The section on runs of one catalogue.
@@ -43,7 +44,8 @@ type ByCutoff = fn(&Measures) -> &[(usize, Estimate)];
 /// The charts and the table of runs that were evaluated.
 fn measures(runs: &[&Shown]) -> Result<Markup> {
     let first = runs[0].run;
-    let baselines = ["uniform", "popularity"].map(|name| first.baseline(name));
+    let baselines = ["uniform", "popularity", "item graph"].map(|name| first.baseline(name));
+    let baselines: Vec<&Line> = baselines.into_iter().flatten().collect();
     let popularity = first.baseline("popularity");
     let lines: Vec<(RGBColor, &Line)> = (popularity.map(|line| (BASELINE, line)).into_iter())
         .chain(
@@ -67,7 +69,8 @@ fn measures(runs: &[&Shown]) -> Result<Markup> {
             (chart("NDCG@K: the same, discounted by place", by_cutoff(&lines, |measures| &measures.ndcg))?)
             (chart("Item NLL: mean −ln p of the next item, in nats (lower is better)", item_nll(&lines))?)
         }
-        (table(&baselines.into_iter().flatten().collect::<Vec<_>>(), runs))
+        (table(&baselines, runs))
+        (by_target(&baselines, runs))
     })
 }
 
@@ -133,15 +136,19 @@ fn table(baselines: &[&Line], runs: &[&Shown]) -> Markup {
         .map(|line| line.measures.named())
         .max_by_key(Vec::len);
     let names: Vec<String> = most.into_iter().flatten().map(|(name, _)| name).collect();
-    let cells = |line: &Line| {
-        let measures = line.measures.named();
-        let cell = |name: &String| {
-            let found = measures.iter().find(|(found, _)| found == name);
-            html! { td { @if let Some((_, value)) = found { (estimate(*value)) } @else { "–" } } }
-        };
-        let cells: Vec<Markup> = names.iter().map(cell).collect();
+    let tops: BTreeSet<usize> = (runs.iter())
+        .flat_map(|shown| shown.run.pruned())
+        .map(|pruned| pruned.top)
+        .collect();
+    let pruned = |shown: Option<&Shown>, top: usize| {
+        let mut pruned = shown.map_or(&[][..], |shown| shown.run.pruned()).iter();
+        let found = pruned.find(|pruned| pruned.top == top);
+        found.map_or_else(|| "–".into(), ToString::to_string)
+    };
+    let cells = |line: &Line, shown: Option<&Shown>| {
         html! {
-            @for cell in cells { (cell) }
+            (estimates_of(&line.measures.named(), &names))
+            @for &top in &tops { td { (pruned(shown, top)) } }
             td { @if let Some(temperature) = line.temperature { (format!("{temperature:.3}")) } @else { "–" } }
             td { @if let Some(users) = line.users_per_second { (format!("{users:.1}")) } @else { "–" } }
         }
@@ -151,9 +158,72 @@ fn table(baselines: &[&Line], runs: &[&Shown]) -> Markup {
             thead { tr {
                 th { "run" }
                 @for name in &names { th { (name) } }
+                @for &top in &tops { th { (pruned_name(top)) } }
                 th { "temperature" }
                 th { "users/s" }
             } }
+            tbody {
+                @for line in baselines { tr.baseline { th { (line.name) } (cells(line, None)) } }
+                @for shown in runs {
+                    @if let Some(line) = shown.run.evaluated() { tr { th { (swatch(shown)) } (cells(line, Some(shown))) } }
+                }
+            }
+        } }
+        @if !tops.is_empty() {
+            p {
+                "Pruned are the users whose next item is in the true top K, as the exact search finds it, and nowhere in "
+                "the list of the beam search."
+            }
+        }
+    }
+}
+
+/// A cell for each name.
+fn estimates_of(measures: &[(String, Estimate)], names: &[String]) -> Markup {
+    let value = |name: &String| measures.iter().find(|(found, _)| found == name);
+    html! {
+        @for name in names {
+            td { @if let Some((_, value)) = value(name) { (estimate(*value)) } @else { "–" } }
+        }
+    }
+}
+
+/// The measures of targets that occur in training rows beside those of targets that do not.
+fn by_target(baselines: &[&Line], runs: &[&Shown]) -> Markup {
+    let evaluations = runs
+        .iter()
+        .filter_map(|shown| shown.run.evaluation.as_ref());
+    let mut counts = evaluations.map(|evaluation| evaluation.targets);
+    let first = counts.next().unwrap_or_default();
+    let differ = counts.any(|other| other != first);
+    if first.not_in_training == 0 && !differ {
+        return html! {};
+    }
+    let every = || baselines.iter().copied().chain(own_lines(runs));
+    let cutoff = common_cutoff(every().map(|line| &line.measures));
+    let names = every().next().map(|line| line.measures.at(cutoff));
+    let names: Vec<String> = (names.into_iter().flatten().map(|(name, _)| name)).collect();
+    let cells = |line: &Line| {
+        html! {
+            @for (_, measures) in line.targets.named() {
+                (estimates_of(&measures.as_ref().map(Measures::named).unwrap_or_default(), &names))
+            }
+        }
+    };
+    html! {
+        h3 { "By whether the next item occurs in training rows" }
+        p {
+            @if differ {
+                "The runs were not trained and evaluated on the same rows, or some were evaluated before this was told apart."
+            } @else {
+                (first.sentence())
+            }
+        }
+        div.wide { table {
+            thead {
+                tr { th {} @for (kind, _) in first.named() { th colspan=(names.len()) { (kind) } } }
+                tr { th { "run" } @for _ in first.named() { @for name in &names { th { (name) } } } }
+            }
             tbody {
                 @for line in baselines { tr.baseline { th { (line.name) } (cells(line)) } }
                 @for shown in runs {
@@ -169,7 +239,7 @@ fn paired(runs: &[&Shown]) -> Markup {
     let [first, others @ ..] = runs else {
         return html! {};
     };
-    let cutoff = cutoff(runs);
+    let cutoff = common_cutoff(own_lines(runs).map(|line| &line.measures));
     let row = |shown: &Shown| {
         let ranks = (shown.run.ranks.as_deref(), first.run.ranks.as_deref());
         let difference = match ranks {
@@ -203,20 +273,6 @@ fn paired(runs: &[&Shown]) -> Markup {
             tbody { @for shown in others { (row(shown)) } }
         } }
     }
-}
-
-/// The longest list of at most ten items that all the runs can be judged by.
-fn cutoff(runs: &[&Shown]) -> usize {
-    let longest = |run: &ReportedRun| {
-        let told = run.evaluated()?.measures.hit_rate.iter();
-        told.map(|(cutoff, _)| *cutoff)
-            .filter(|&cutoff| cutoff <= 10)
-            .max()
-    };
-    runs.iter()
-        .filter_map(|shown| longest(shown.run))
-        .min()
-        .unwrap_or(1)
 }
 
 fn estimate(Estimate { mean, error }: Estimate) -> Markup {

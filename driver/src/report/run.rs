@@ -10,6 +10,7 @@ use crate::{
     comparison::{Comparison, EVALUATION_FILE, Line},
     json::read_json,
     metrics::{StepMetrics, read_metrics},
+    ranking::Pruned,
     ranks::{RANKS_FILE, RankedUser, read_ranks},
     run_folder::RunFolder,
 };
@@ -61,6 +62,16 @@ impl ReportedRun {
     /// The line of the evaluation that is this run's own: of two, that of the exact search.
     pub fn evaluated(&self) -> Option<&Line> {
         self.evaluation.as_ref()?.rows.last()
+    }
+
+    /// What its beam search pruned; nothing where no exact search was made.
+    pub fn pruned(&self) -> &[Pruned] {
+        let mut lines = self
+            .evaluation
+            .iter()
+            .flat_map(|evaluation| &evaluation.rows);
+        let found = lines.find(|line| !line.pruned.is_empty());
+        found.map_or(&[], |line| &line.pruned)
     }
 
     /// A line of the evaluation that others are to be measured by.

@@ -55,7 +55,7 @@ fn a_trained_run_can_be_evaluated() {
             &["evaluate", &run, "--data", ".", "--json"],
         ));
         assert_eq!(evaluated["users"], 12);
-        for baseline in ["uniform", "popularity"] {
+        for baseline in ["uniform", "popularity", "item graph"] {
             assert!(line(&evaluated, baseline)["item_nll"].as_f64().unwrap() > 0.0);
         }
         let model = line(&evaluated, &run);
@@ -152,14 +152,14 @@ fn a_run_on_atomic_files_finds_its_data_again_and_is_chosen_by_validation() {
         (&validation["users"], &evaluate(&[])["users"]),
         (&30.into(), &30.into())
     );
-    let name = validation["rows"][2]["name"].as_str().unwrap();
+    let name = validation["rows"][3]["name"].as_str().unwrap();
     assert!(name.ends_with(&format!("step {best}")), "{name}");
 
     // Beams enough for every title find what the exact search does, and that there was nothing to be missed.
     let lists = folder.path().join("lists.jsonl");
     let lists_option = ["--lists", lists.to_str().unwrap()];
     let exact = evaluate(&[&["--search", "exact", "--beams", "40"][..], &lists_option].concat());
-    let (beam, exact, note) = (&exact["rows"][2], &exact["rows"][3], &exact["notes"][0]);
+    let (beam, exact, note) = (&exact["rows"][3], &exact["rows"][4], &exact["notes"][0]);
     for measure in ["hr@1", "hr@10", "ndcg@10", "item_nll"] {
         assert_eq!(beam[measure], exact[measure], "{measure}");
     }
@@ -334,7 +334,14 @@ fn the_demo_prints_one_object_or_one_table() {
         .collect();
     assert_eq!(
         names,
-        ["uniform", "popularity", "LML", "MSL τ=1", "MSL+ATS"]
+        [
+            "uniform",
+            "popularity",
+            "item graph",
+            "LML",
+            "MSL τ=1",
+            "MSL+ATS"
+        ]
     );
     let output = msl(folder.path(), &options);
     let table = String::from_utf8(output.stdout).unwrap();

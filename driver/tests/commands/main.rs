@@ -4,6 +4,7 @@ mod bad_input;
 mod books;
 mod devices;
 mod end_to_end;
+mod evaluating;
 mod pretrained_models;
 mod report;
 mod running;

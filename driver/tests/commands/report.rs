@@ -51,7 +51,7 @@ fn runs_are_laid_beside_each_other() {
             }
         }
     }
-    let nll = |run: usize| evaluated[run]["rows"][2]["item_nll"].as_f64().unwrap();
+    let nll = |run: usize| evaluated[run]["rows"][3]["item_nll"].as_f64().unwrap();
     let difference = format!("{:+.4}", nll(1) - nll(0));
     assert!(page.contains(&difference), "{difference}");
     // Six curves, three measures, two of the catalogue.

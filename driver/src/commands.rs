@@ -100,6 +100,16 @@ fn examples(
     examples
 }
 
+/// The titles of a catalogue in tokens. What the tokenizer does not tell apart is said on standard error.
+fn responses(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Responses> {
+    let responses = Responses::new(catalogue, tokenizer)?;
+    let merged = responses.merged_titles(catalogue);
+    if merged.count > 0 {
+        eprintln!("warning: {merged}");
+    }
+    Ok(responses)
+}
+
 /// The tokenizer that was named, or one of the catalogue's own.
 fn open_tokenizer(
     arguments: &TokenizerArguments,

@@ -71,7 +71,7 @@ fn unequal_micro_batches_give_the_gradient_of_the_whole_batch() {
     for kind in LOSSES {
         // The temperature of ats comes a step later with micro-batches: here it stays where it is.
         let loss = LossSettings {
-            alpha: 0.0,
+            alpha: Some(0.0),
             ..loss(kind, StatisticsScope::Branching)
         };
         let whole = train(&loss, &training());
@@ -90,7 +90,7 @@ fn unequal_micro_batches_give_the_gradient_of_the_whole_batch() {
 #[test]
 fn weights_of_bear_that_are_all_alike_change_nothing() {
     let settings = |kind| LossSettings {
-        alpha: 0.0,
+        alpha: Some(0.0),
         bear_xi: Some(1e9),
         ..loss(kind, StatisticsScope::Branching)
     };
@@ -238,17 +238,13 @@ fn statistic(value: Option<f64>) -> f64 {
 fn loss(loss: LossKind, scope: StatisticsScope) -> LossSettings {
     LossSettings {
         loss,
-        temperature: None,
-        eta: 0.25,
-        alpha: 0.3,
-        clamp: vec![1.5, 5.0],
-        initial_temperature: 2.0,
-        temperature_warm_up: 2,
+        alpha: Some(0.3),
+        initial_temperature: Some(2.0),
+        temperature_warm_up: Some(2),
         scope,
-        allow_degenerate: false,
-        bear_beams: None,
         bear_lambda: Some(1.5),
         bear_xi: Some(0.5),
+        ..LossSettings::default()
     }
 }
 

@@ -129,6 +129,9 @@ fn open_tokenizer(
     }
 }
 
+/// More than the tokens that are no merges: all bytes and the end token.
+const SINGLE_TOKENS: usize = 300;
+
 /// Trains a tokenizer on the titles as prompts and responses quote them, and on the words around them.
 fn train_tokenizer(
     catalogue: &Catalogue,
@@ -139,7 +142,10 @@ fn train_tokenizer(
     let texts: Vec<String> = titles
         .flat_map(|title| [prompt.text([title, title]), Prompt::response(title)])
         .collect();
-    TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
+    // Each token but the bytes joins two others at least once, so that there cannot be more than this; what is asked for
+    // is allocated.
+    let most = texts.iter().map(String::len).sum::<usize>() + SINGLE_TOKENS;
+    TextTokenizer::train(texts.iter().map(String::as_str), vocabulary.min(most))
 }
 
 /// The two ways to recommend that every other is to be measured by.

@@ -45,14 +45,15 @@ impl LeftOut {
         Ok(())
     }
 
-    fn warning(&self, what: &str) -> Option<String> {
+    fn warning(&self, what: [&str; 2]) -> Option<String> {
         let more = self.count - self.examples.len();
         let more = (more > 0).then(|| format!("{more} more"));
         let examples: Vec<String> = self.examples.iter().cloned().chain(more).collect();
         (self.count > 0).then(|| {
             format!(
-                "warning: left out {} {what}: {}",
+                "warning: left out {} {}: {}",
                 self.count,
+                what[usize::from(self.count > 1)],
                 examples.join("; ")
             )
         })
@@ -113,10 +114,10 @@ impl DataReport {
     /// Says on standard error what was read and what was left out, and warns of titles that are no names.
     pub fn print(&self, catalogue: &Catalogue) {
         let (items, titles) = (catalogue.items().len(), catalogue.distinct_titles());
-        eprintln!("{self}: {items} items of {titles} different titles");
+        eprintln!("{self}: {items} items with {titles} different titles");
         let warnings = [
-            self.items_left_out.warning("items"),
-            self.rows_left_out.warning("rows"),
+            self.items_left_out.warning(["item", "items"]),
+            self.rows_left_out.warning(["row", "rows"]),
             (2 * titles < items).then(|| {
                 "warning: fewer than half of the titles are different, and items of one title cannot be told apart: is \
                  this the column of the titles? --title-column names another of a .item file"
@@ -150,7 +151,7 @@ mod tests {
         }
         report.leave_out_row_of("x.inter, line 9", "07").unwrap();
         assert_eq!(report.items_left_out.count, 1);
-        let warning = report.rows_left_out.warning("rows").unwrap();
+        let warning = report.rows_left_out.warning(["row", "rows"]).unwrap();
         assert!(
             warning
                 .starts_with("warning: left out 6 rows: x.inter, line 2: item \"7\" has no title;")

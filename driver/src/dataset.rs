@@ -52,6 +52,12 @@ pub struct DataArguments {
     #[arg(long)]
     #[serde(default)]
     pub strict: bool,
+
+    /// Whether items of the paper's format are left out whose title is blank. Runs from before there was a choice have
+    /// them in their tries.
+    #[arg(skip = true)]
+    #[serde(default)]
+    pub leave_out_blank: bool,
 }
 
 impl DataArguments {
@@ -64,6 +70,7 @@ impl DataArguments {
             title_column: None,
             history: None,
             strict: false,
+            leave_out_blank: true,
         }
     }
 
@@ -242,7 +249,9 @@ impl Dataset {
     fn read_paper(files: &[PathBuf], arguments: &DataArguments, seed: u64) -> Result<Self> {
         let folder = &arguments.data;
         let mut report = DataReport::new(arguments.strict);
-        let catalogue = paper_format::read_catalogue(&folder.join(TITLES_FILE), &mut report)?;
+        let titles = folder.join(TITLES_FILE);
+        let catalogue =
+            paper_format::read_catalogue(&titles, arguments.leave_out_blank, &mut report)?;
         let file = match &arguments.train {
             Some(file) => file.clone(),
             None => paper_format::find_training_file(folder, files)?,

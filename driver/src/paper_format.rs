@@ -53,8 +53,13 @@ impl<'de> Deserialize<'de> for Titles {
     }
 }
 
-/// Reads `id2name4Rec.json`: one object from item ids to titles. An item whose title is null or blank is left out.
-pub fn read_catalogue(path: &Path, report: &mut DataReport) -> Result<Catalogue> {
+/// Reads `id2name4Rec.json`: one object from item ids to titles. An item whose title is null is left out, and one whose
+/// title is blank where that is asked for.
+pub fn read_catalogue(
+    path: &Path,
+    leave_out_blank: bool,
+    report: &mut DataReport,
+) -> Result<Catalogue> {
     let Titles(titles) = serde_json::from_reader(open_text(path)?).map_err(|error| {
         anyhow!(
             "{}, line {}: {error}; expected one JSON object from item ids to titles, such as {{\"1\": \"Emma\"}}",
@@ -66,7 +71,9 @@ pub fn read_catalogue(path: &Path, report: &mut DataReport) -> Result<Catalogue>
     let mut items = Vec::with_capacity(titles.len());
     for (id, title) in titles {
         match title {
-            Some(title) if !title.trim().is_empty() => items.push(Item { id, title }),
+            Some(title) if !(leave_out_blank && title.trim().is_empty()) => {
+                items.push(Item { id, title });
+            }
             _ => report.leave_out_item(&path.display().to_string(), &id)?,
         }
     }
@@ -215,7 +222,7 @@ mod tests {
     fn read(titles: &str, csv: &str, strict: bool) -> Result<(Vec<Interaction>, DataReport)> {
         let folder = folder(&[(TITLES_FILE, titles), ("train.csv", csv)]);
         let mut report = DataReport::new(strict);
-        let catalogue = read_catalogue(&folder.path().join(TITLES_FILE), &mut report)?;
+        let catalogue = read_catalogue(&folder.path().join(TITLES_FILE), true, &mut report)?;
         let file = folder.path().join("train.csv");
         let rows = read_interactions(&file, &catalogue, &mut report)?;
         Ok((rows, report))

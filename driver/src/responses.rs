@@ -5,8 +5,8 @@ use std::{
     fmt::{self, Display, Formatter},
 };
 
-use anyhow::{Context, Result, ensure};
-use candle_trie::TokenTrie;
+use anyhow::{Context, Result, anyhow, ensure};
+use candle_trie::{Error, TokenTrie};
 use serde::Serialize;
 
 use crate::{
@@ -62,7 +62,7 @@ impl Responses {
             path.push(tokenizer.end());
             paths.push(path);
         }
-        let trie = TokenTrie::new((0..).zip(&paths))?;
+        let trie = TokenTrie::new((0..).zip(&paths)).map_err(|error| named(error, catalogue))?;
         Ok(Self { paths, trie })
     }
 
@@ -152,6 +152,25 @@ impl Responses {
     }
 }
 
+/// An error of a trie, with the items as the data call them.
+fn named(error: Error, catalogue: &Catalogue) -> anyhow::Error {
+    let items = match error {
+        Error::PathIsPrefix { item, other, .. } => [item, other].map(|item| catalogue.item(item)),
+        error => return error.into(),
+    };
+    let names = items.map(|item| {
+        item.map_or_else(String::new, |item| {
+            format!("{:?} ({:?})", item.id, item.title)
+        })
+    });
+    anyhow!(
+        "the title of item {} goes on where that of item {} ends: it holds the end token, or the tokenizer drops what \
+         tells them apart",
+        names[1],
+        names[0]
+    )
+}
+
 impl Display for MergedTitles {
     fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
         let group = |titles: &Vec<String>| {
@@ -197,13 +216,13 @@ mod tests {
     }
 
     /// It knows six letters alone, and takes all others for one.
-    fn tokenizer() -> TextTokenizer {
+    fn tokenizer(end: Option<&str>) -> TextTokenizer {
         let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
             "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."},
             "behavior": "Isolated", "invert": false}, "post_processor": null, "decoder": null,
             "model": {"type": "WordLevel", "unk_token": "?",
             "vocab": {"</s>": 0, "?": 1, "e": 2, "m": 3, "a": 4, "s": 5, "\"": 6}}}"#;
-        TextTokenizer::new(json.parse().unwrap(), None, None).unwrap()
+        TextTokenizer::new(json.parse().unwrap(), end, None).unwrap()
     }
 
     #[test]
@@ -212,7 +231,7 @@ mod tests {
             "Emma", "EMMA", "emma", "日本", "中国", "Sea", "Sea", "Émma", "ßmma",
         ];
         let catalogue = catalogue(&titles);
-        let responses = Responses::new(&catalogue, &tokenizer()).unwrap();
+        let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
         let merged = responses.merged_titles(&catalogue);
         assert_eq!(merged.count, 7);
         let groups: BTreeSet<Vec<String>> = merged.examples.iter().cloned().collect();
@@ -236,7 +255,7 @@ mod tests {
             assert!(text.contains(part), "{text}");
         }
         let told_apart = self::catalogue(&["Sea", "Sea", "Emma"]);
-        let responses = Responses::new(&told_apart, &tokenizer()).unwrap();
+        let responses = Responses::new(&told_apart, &tokenizer(None)).unwrap();
         assert_eq!(
             responses.merged_titles(&told_apart),
             MergedTitles::default()
@@ -244,9 +263,26 @@ mod tests {
     }
 
     #[test]
+    fn a_title_that_goes_on_behind_the_end_token_is_named_by_the_id_of_the_data() {
+        let items = [("B1", "e"), ("007", "e\"ae")].map(|(id, title)| Item {
+            id: id.into(),
+            title: title.into(),
+        });
+        let catalogue = Catalogue::new(items.into()).unwrap();
+        let error = Responses::new(&catalogue, &tokenizer(Some("a"))).err();
+        let error = error.unwrap().to_string();
+        assert!(
+            error.starts_with(
+                "the title of item \"007\" (\"e\\\"ae\") goes on where that of item \"B1\""
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_trie_that_numbers_the_items_otherwise_is_of_the_same_catalogue() {
         let catalogue = catalogue(&["Emma", "Sea", "Sea"]);
-        let responses = Responses::new(&catalogue, &tokenizer()).unwrap();
+        let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
         let trie = |numbers: &[u64]| {
             TokenTrie::new(numbers.iter().copied().zip(&responses.paths)).unwrap()
         };

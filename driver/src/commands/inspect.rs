@@ -34,6 +34,7 @@ struct Report<'a> {
 
 /// `msl inspect`
 pub fn inspect(arguments: &InspectArguments) -> Result<()> {
+    arguments.prompt.check()?;
     let dataset = Dataset::read(&arguments.data().with_defaults()?, 0)?;
     let catalogue = &dataset.catalogue;
     let prompt = arguments.prompt.prompt();

@@ -115,9 +115,9 @@ fn the_temperature_takes_one_step_a_batch_which_micro_batches_use_in_the_next() 
         };
         let (steps, fan_out) = train_with_fan_out(&loss, &settings);
         let mut temperature = Temperature::from(AdaptiveStrategy {
-            alpha: loss.alpha,
-            initial: loss.initial_temperature,
-            warm_up: loss.temperature_warm_up,
+            alpha: loss.alpha.unwrap(),
+            initial: loss.initial_temperature.unwrap(),
+            warm_up: loss.temperature_warm_up.unwrap(),
             ..AdaptiveStrategy::default()
         });
         let mut expected = vec![temperature.value(); lag];
@@ -131,7 +131,7 @@ fn the_temperature_takes_one_step_a_batch_which_micro_batches_use_in_the_next() 
             );
             expected.push(temperature.step(&statistics, step).unwrap());
         }
-        assert_ne!(expected[STEPS - 1], loss.initial_temperature);
+        assert_ne!(Some(expected[STEPS - 1]), loss.initial_temperature);
         for (metrics, expected) in steps.iter().zip(expected) {
             let error = (metrics.temperature - expected).abs();
             assert!(error < 1e-9, "step {}, lag {lag}: {error}", metrics.step);

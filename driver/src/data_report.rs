@@ -97,18 +97,16 @@ impl DataReport {
         self.rows_left_out.add(place, why, self.strict)
     }
 
-    /// Why there is nothing left of a file's rows.
-    pub fn nothing_left(&self, path: &Path) -> String {
-        match self.rows_left_out.examples.first() {
-            Some(example) => format!(
-                "{}: expected rows of items that the catalogue has, found none, as in {example}",
-                path.display()
-            ),
-            None => format!(
-                "{}: expected at least one row after the header",
-                path.display()
-            ),
+    /// Why there is nothing left of so many rows of a file.
+    pub fn nothing_left(&self, path: &Path, rows: usize) -> String {
+        let path = path.display();
+        if rows == 0 {
+            return format!("{path}: expected at least one row after the header");
         }
+        let examples = self.rows_left_out.examples.join("; ");
+        format!(
+            "{path}: expected rows of items that the catalogue has, found none in {rows} rows ({examples})"
+        )
     }
 
     /// Says on standard error what was read and what was left out, and warns of titles that are no names.

@@ -445,12 +445,16 @@ mod tests {
     #[test]
     fn hidden_files_and_folders_are_no_data() {
         let folder = folder(&[
-            (TITLES_FILE, r#"{"1": "A", "2": "B"}"#),
-            ("train.csv", "user_id,item_ids\n1,\"[1, 2]\"\n"),
-            ("._train.csv", "Mac OS X"),
+            ("x.item", "item_id:token\ttitle:token_seq\n1\tA\n2\tB\n"),
+            (
+                "x.inter",
+                "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\nu\t2\t2\nu\t1\t3\nu\t2\t4\n",
+            ),
+            ("._x.item", "Mac OS X"),
+            ("._x.inter", "Mac OS X"),
             ("._id2name4Rec.json", "Mac OS X"),
         ]);
-        fs::create_dir(folder.path().join("train-old.csv")).unwrap();
+        fs::create_dir(folder.path().join("old.inter")).unwrap();
         let dataset = Dataset::read(&DataArguments::of(folder.path()), 1).unwrap();
         assert_eq!(dataset.training.len(), 1);
     }

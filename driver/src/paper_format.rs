@@ -120,7 +120,7 @@ pub fn read_interactions(
         }
     }
     report.add_file(path, &COLUMNS, count);
-    ensure!(!interactions.is_empty(), report.nothing_left(path));
+    ensure!(!interactions.is_empty(), report.nothing_left(path, count));
     Ok(interactions)
 }
 

@@ -239,7 +239,7 @@ fn read_rows(
         }
     }
     report.add_file(path, &["user_id", "item_id", HISTORY_COLUMN], count);
-    ensure!(!rows.is_empty(), report.nothing_left(path));
+    ensure!(!rows.is_empty(), report.nothing_left(path, count));
     Ok(rows)
 }
 
@@ -293,7 +293,7 @@ impl Users {
             known += 1;
         }
         report.add_file(path, &COLUMNS, count);
-        ensure!(known > 0, report.nothing_left(path));
+        ensure!(known > 0, report.nothing_left(path, count));
         Ok(())
     }
 

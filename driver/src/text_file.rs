@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Read},
     path::Path,
 };
 
@@ -62,10 +62,16 @@ pub fn open_text(path: &Path) -> Result<BufReader<File>> {
     Ok(reader)
 }
 
+/// The whole text of such a file.
+pub fn read_text(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    (open_text(path)?.read_to_string(&mut text))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
-
     use super::*;
 
     fn open(bytes: &[u8]) -> Result<String> {

@@ -104,7 +104,7 @@ impl Table {
     }
 
     /// Goes to the next row, and gives the number of its first line; `None` behind the last row.
-    pub fn next(&mut self) -> Result<Option<u64>> {
+    pub fn next_row(&mut self) -> Result<Option<u64>> {
         let found = (self.reader.read_record(&mut self.record))
             .map_err(|error| explained(error, &self.path, &self.columns))?;
         let line = self.record.position().map_or(0, csv::Position::line);
@@ -148,7 +148,7 @@ mod tests {
         fs::write(&path, bytes)?;
         let mut table = Table::open(&path, layout)?;
         let mut rows = vec![table.columns().to_vec()];
-        while table.next()?.is_some() {
+        while table.next_row()?.is_some() {
             rows.push(table.record.iter().map(str::to_owned).collect());
         }
         Ok(rows)

@@ -132,12 +132,11 @@ mod tests {
         tokenizer::TextTokenizer,
     };
 
-    /// Titles A to E for the items 1 to 5, and once more E for the item 6.
+    /// Titles A to E for the items of the numbers 0 to 4, and once more E for number 5.
     fn responses() -> Responses {
-        let title = |id: u64| "ABCDEE".chars().nth(id as usize - 1).unwrap().to_string();
-        let items = (1..=6).map(|id| Item {
-            id,
-            title: title(id),
+        let items = "ABCDEE".chars().zip(0..).map(|(title, id)| Item {
+            id: id.to_string(),
+            title: title.to_string(),
         });
         let catalogue = Catalogue::new(items.collect()).unwrap();
         let tokenizer =
@@ -181,22 +180,22 @@ mod tests {
     fn the_item_graph_counts_what_followed_and_backs_off_to_popularity() {
         // A was followed by B twice (u and v) and by C once: n(A) = 3, d(A) = 2. Targets: C, C, B, E.
         let training = [
-            row("u", &[1, 2], 3),
-            row("v", &[1, 2], 3),
-            row("w", &[4], 2),
-            row("w", &[1, 3], 6),
+            row("u", &[0, 1], 2),
+            row("v", &[0, 1], 2),
+            row("w", &[3], 1),
+            row("w", &[0, 2], 5),
         ];
         let p = |count: f64| (count + 1.0) / 9.0;
         let after = |followed: f64, count: f64| (followed + 2.0 * p(count)) / 5.0;
-        let [popularity, graph] = found(&training, &[3, 1], 2);
+        let [popularity, graph] = found(&training, &[2, 0], 1);
         assert_close(popularity, (1, p(1.0)));
         assert_close(graph, (0, after(2.0, 1.0)));
-        assert_close(found(&training, &[1], 3)[1], (1, after(1.0, 2.0)));
+        assert_close(found(&training, &[0], 2)[1], (1, after(1.0, 2.0)));
         // Behind those that followed come all others by popularity; two items with one title are one.
-        assert_close(found(&training, &[1], 5)[1], (2, after(0.0, 1.0)));
-        assert_close(found(&training, &[1], 1)[1], (3, after(0.0, 0.0)));
+        assert_close(found(&training, &[0], 4)[1], (2, after(0.0, 1.0)));
+        assert_close(found(&training, &[0], 0)[1], (3, after(0.0, 0.0)));
         // Nothing followed E.
-        let [popularity, graph] = found(&training, &[1, 5], 3);
+        let [popularity, graph] = found(&training, &[0, 4], 2);
         assert_close(graph, popularity);
         assert_close(graph, (0, p(2.0)));
     }
@@ -204,13 +203,13 @@ mod tests {
     #[test]
     fn a_pair_in_overlapping_rows_of_one_user_counts_once() {
         let overlapping = [
-            row("u", &[1], 2),
-            row("u", &[1, 2], 3),
-            row("u", &[1, 2, 3], 4),
-            row("v", &[1], 3),
+            row("u", &[0], 1),
+            row("u", &[0, 1], 2),
+            row("u", &[0, 1, 2], 3),
+            row("v", &[0], 2),
         ];
         // A was followed by B (u) and C (v), once each: by popularity C, which is a target twice, comes first.
-        assert_eq!(found(&overlapping, &[1], 3)[1].0, 0);
-        assert_eq!(found(&overlapping, &[1], 2)[1].0, 1);
+        assert_eq!(found(&overlapping, &[0], 2)[1].0, 0);
+        assert_eq!(found(&overlapping, &[0], 1)[1].0, 1);
     }
 }

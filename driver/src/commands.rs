@@ -97,6 +97,16 @@ fn examples(
     examples
 }
 
+/// The titles of a catalogue in tokens. What the tokenizer does not tell apart is said on standard error.
+fn responses(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Responses> {
+    let responses = Responses::new(catalogue, tokenizer)?;
+    let merged = responses.merged_titles(catalogue);
+    if merged.count > 0 {
+        eprintln!("warning: {merged}");
+    }
+    Ok(responses)
+}
+
 /// The tokenizer that was named, or one of the catalogue's own.
 fn open_tokenizer(
     arguments: &TokenizerArguments,
@@ -116,6 +126,9 @@ fn open_tokenizer(
     }
 }
 
+/// More than the tokens that are no merges: all bytes and the end token.
+const SINGLE_TOKENS: usize = 300;
+
 /// Trains a tokenizer on the titles as prompts and responses quote them, and on the words around them.
 fn train_tokenizer(
     catalogue: &Catalogue,
@@ -126,7 +139,10 @@ fn train_tokenizer(
     let texts: Vec<String> = titles
         .flat_map(|title| [prompt.text([title, title]), Prompt::response(title)])
         .collect();
-    TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
+    // Each token but the bytes joins two others at least once, so that there cannot be more than this; what is asked for
+    // is allocated.
+    let most = texts.iter().map(String::len).sum::<usize>() + SINGLE_TOKENS;
+    TextTokenizer::train(texts.iter().map(String::as_str), vocabulary.min(most))
 }
 
 /// How to read the numbers.

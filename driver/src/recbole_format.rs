@@ -1,341 +1,244 @@
 //! RecBole's atomic files: `NAME.item` names the items, `NAME.inter` says who chose what and when. Fields are separated
 //! by tabs, and the first line names them with their types, as in `item_id:token`.
+//!
+//! Interactions that somebody has split come as benchmark files (RecBole's `benchmark_filename`): `NAME.part1.inter` to
+//! train on, `NAME.part2.inter` for validation, `NAME.part3.inter` for the test; or `train`, `valid` and `test` in their
+//! place. With a column `item_id_list`, each of their rows has its own history.
 
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    path::{Path, PathBuf},
-};
+use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use csv::{Reader, ReaderBuilder, StringRecord};
 
-use crate::catalogue::{Catalogue, Interaction, Item};
+use crate::{
+    catalogue::{Catalogue, Interaction, Item},
+    data_files::Interactions,
+    data_report::DataReport,
+    text_table::{Layout, Table},
+};
 
-/// The types that a header may give a field.
-const TYPES: [&str; 4] = ["token", "token_seq", "float", "float_seq"];
+/// The column of the history of a row of a benchmark file.
+const HISTORY_COLUMN: &str = "item_id_list";
+/// The columns of a row without one.
+const COLUMNS: [&str; 3] = ["user_id", "item_id", "timestamp"];
 
-/// What everybody's choices become: each user's last item is for the test, the one before for validation, and every
-/// earlier one but the first, which has no history, for training.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct LeaveOneOut {
-    /// Rows to train on, user by user in the order in which users first come up.
-    pub training: Vec<Interaction>,
-    /// One row of each user with three items or more.
-    pub validation: Vec<Interaction>,
-    /// One row of each user with two items or more.
-    pub test: Vec<Interaction>,
-}
+/// Rows to train on, for validation and for the test; user by user in the order in which users first come up, or as the
+/// files have them where each row has its own history.
+pub type Parts = [Vec<Interaction>; 3];
 
-/// The items of a `.item` file, and how `.inter` files call them.
-pub struct Items {
-    /// The items. An id is the item's own where all of them are numbers, else its place in the file, from 1.
-    pub catalogue: Catalogue,
-    ids: HashMap<String, u64>,
-}
-
-/// The file of a folder that ends in `.extension`; the first by name where there are several.
-pub fn find_file(folder: &Path, extension: &str) -> Result<Option<PathBuf>> {
-    let unreadable = || format!("cannot read the folder {}", folder.display());
-    let mut first: Option<PathBuf> = None;
-    for entry in fs::read_dir(folder).with_context(unreadable)? {
-        let path = entry.with_context(unreadable)?.path();
-        let fits = path.extension().is_some_and(|found| found == extension);
-        if fits && first.as_ref().is_none_or(|first| path < *first) {
-            first = Some(path);
-        }
-    }
-    Ok(first)
-}
-
-/// Reads a `.item` file. The title is in `title_column`, or else in the one that is called title or name, or whose
-/// name ends so.
-pub fn read_items(path: &Path, title_column: Option<&str>) -> Result<Items> {
-    let mut table = Table::open(path)?;
+/// Reads a `.item` file. The titles are in `title_column`, or else in the one that is called title or name, or the only
+/// one whose name ends so.
+pub fn read_items(
+    path: &Path,
+    title_column: Option<&str>,
+    report: &mut DataReport,
+) -> Result<Catalogue> {
+    let mut table = Table::open(path, Layout::Atomic)?;
     let id = table.column("item_id")?;
     let title = match title_column {
         Some(name) => table.column(name)?,
-        None => table.title_column()?,
+        None => find_title_column(&table)?,
     };
-    let mut rows: Vec<(String, String)> = Vec::new();
+    let mut items: Vec<Item> = Vec::new();
     let mut lines: HashMap<String, u64> = HashMap::new();
-    while let Some(line) = table.next()? {
+    while let Some(line) = table.next_row()? {
+        let place = format!("{}, line {line}", path.display());
         let (id, title) = (table.field(id), table.field(title).trim());
-        ensure!(
-            !title.is_empty(),
-            "{}, line {line}: expected a title for item {id}, found none",
-            path.display()
-        );
-        rows.push((id.to_owned(), title.to_owned()));
         if let Some(first) = lines.insert(id.to_owned(), line) {
-            bail!(
-                "{}, line {line}: expected another item than {id}, which line {first} has already",
-                path.display()
-            );
+            bail!("{place}: expected another item than {id:?}, which line {first} has already");
         }
+        if title.is_empty() {
+            report.leave_out_item(&place, id)?;
+            continue;
+        }
+        items.push(Item {
+            id: id.to_owned(),
+            title: title.to_owned(),
+        });
     }
-    let numbers: Option<Vec<u64>> = rows.iter().map(|(id, _)| id.parse().ok()).collect();
-    let numbers = numbers.unwrap_or_else(|| (1..=rows.len() as u64).collect());
-    let mut items = Vec::with_capacity(rows.len());
-    let mut ids = HashMap::with_capacity(rows.len());
-    for ((name, title), id) in rows.into_iter().zip(numbers) {
-        items.push(Item { id, title });
-        ids.insert(name, id);
-    }
-    let catalogue = Catalogue::new(items).with_context(|| path.display().to_string())?;
-    Ok(Items { catalogue, ids })
+    report.add_file(path, &["item_id", &table.columns()[title]], lines.len());
+    Catalogue::new(items).with_context(|| path.display().to_string())
 }
 
-/// Reads a `.inter` file. Each user's items are put in the order of their timestamps, those of one moment in the order
-/// of the file; a row's history holds the last `history` of them.
-pub fn read_interactions(path: &Path, items: &Items, history: usize) -> Result<LeaveOneOut> {
-    let mut table = Table::open(path)?;
-    let user = table.column("user_id")?;
-    let item = table.column("item_id")?;
-    let timestamp = table.column("timestamp")?;
-    let mut places: HashMap<String, usize> = HashMap::new();
-    let mut users: Vec<(String, Vec<(f64, u64)>)> = Vec::new();
-    while let Some(line) = table.next()? {
-        let place = || format!("{}, line {line}", path.display());
-        let name = table.field(item);
-        let Some(&item) = items.ids.get(name) else {
-            bail!(
-                "{}: expected an item of the .item file, found {name:?}",
-                place()
-            );
-        };
-        let text = table.field(timestamp);
-        let moment = match text.parse::<f64>() {
-            Ok(moment) if moment.is_finite() => moment,
-            _ => bail!("{}: expected a timestamp, found {text:?}", place()),
-        };
-        let user = table.field(user);
-        let next = users.len();
-        let index = *places.entry(user.to_owned()).or_insert(next);
-        if index == next {
-            users.push((user.to_owned(), Vec::new()));
+/// The column of the titles: exact names come before names that end so, and of these there may be one.
+fn find_title_column(table: &Table) -> Result<usize> {
+    const NAMES: [&str; 4] = ["title", "name", "item_title", "item_name"];
+    if let Some(exact) = NAMES.iter().find_map(|name| table.find_column(name)) {
+        return Ok(exact);
+    }
+    let ends = |column: &&String| column.ends_with("_title") || column.ends_with("_name");
+    match table.columns().iter().filter(ends).collect::<Vec<_>>()[..] {
+        [one] => table.column(one),
+        [] => Err(table.expected(
+            "a column title or name (or --title-column to say which one it is)",
+        )),
+        _ => Err(table.expected(
+            "one column title or name, or one that ends so (or --title-column to say which one it is)",
+        )),
+    }
+}
+
+/// Reads the interactions with the items of a catalogue. A row's history holds a user's last `history` items before it.
+pub fn read_interactions(
+    files: &Interactions,
+    catalogue: &Catalogue,
+    history: usize,
+    report: &mut DataReport,
+) -> Result<Parts> {
+    let mut users = Users::default();
+    match files {
+        Interactions::Whole(file) => {
+            users.read(file, 0, catalogue, report)?;
+            users.leave_one_out();
         }
-        users[index].1.push((moment, item));
+        Interactions::Parts(files) if has_histories(&files[0])? => {
+            let mut parts = Parts::default();
+            for (rows, file) in parts.iter_mut().zip(files) {
+                *rows = read_rows(file, catalogue, history, report)?;
+            }
+            return Ok(parts);
+        }
+        Interactions::Parts(files) => {
+            for (part, file) in files.iter().enumerate() {
+                users.read(file, part, catalogue, report)?;
+            }
+        }
     }
-    ensure!(
-        !users.is_empty(),
-        "{}: expected at least one row after the header",
-        path.display()
-    );
-    let mut rows = LeaveOneOut::default();
-    for (user, mut chosen) in users {
-        chosen.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-        let chosen: Vec<u64> = chosen.into_iter().map(|(_, item)| item).collect();
-        rows.add(&user, &chosen, history);
+    Ok(users.rows(history))
+}
+
+/// Whether the rows of a benchmark file have their own histories.
+fn has_histories(path: &Path) -> Result<bool> {
+    let table = Table::open(path, Layout::Atomic)?;
+    Ok(table.find_column(HISTORY_COLUMN).is_some())
+}
+
+/// Reads a benchmark file whose rows have their own histories: the items are separated by spaces.
+fn read_rows(
+    path: &Path,
+    catalogue: &Catalogue,
+    history: usize,
+    report: &mut DataReport,
+) -> Result<Vec<Interaction>> {
+    let mut table = Table::open(path, Layout::Atomic)?;
+    let [user, item, list] =
+        ["user_id", "item_id", HISTORY_COLUMN].map(|column| table.column(column));
+    let (user, item, list) = (user?, item?, list?);
+    let (mut rows, mut count) = (Vec::new(), 0);
+    while let Some(line) = table.next_row()? {
+        count += 1;
+        let place = format!("{}, line {line}", path.display());
+        let names = table.field(list).split_whitespace();
+        let mut numbers = Vec::new();
+        let mut unknown = None;
+        for name in names.chain([table.field(item)]) {
+            match catalogue.number(name) {
+                Some(number) => numbers.push(number),
+                None => unknown = unknown.or(Some(name)),
+            }
+        }
+        match (unknown, numbers.pop()) {
+            (Some(name), _) => report.leave_out_row_of(&place, name)?,
+            (None, Some(target)) if !numbers.is_empty() => rows.push(Interaction {
+                user: table.field(user).to_owned(),
+                history: numbers.split_off(numbers.len().saturating_sub(history)),
+                target,
+            }),
+            _ => report.leave_out_row(&place, &format!("{HISTORY_COLUMN} is empty"))?,
+        }
     }
+    report.add_file(path, &["user_id", "item_id", HISTORY_COLUMN], count);
+    ensure!(!rows.is_empty(), report.nothing_left(path, count));
     Ok(rows)
 }
 
-impl LeaveOneOut {
-    fn add(&mut self, user: &str, chosen: &[u64], history: usize) {
-        for place in 1..chosen.len() {
-            let row = Interaction {
-                user: user.to_owned(),
-                history: chosen[place.saturating_sub(history)..place].to_vec(),
-                target: chosen[place],
+/// What users chose, in the order in which the users first come up.
+#[derive(Default)]
+struct Users {
+    places: HashMap<String, usize>,
+    chosen: Vec<(String, Vec<Choice>)>,
+}
+
+struct Choice {
+    moment: f64,
+    /// 0 to train on, 1 for validation, 2 for the test.
+    part: usize,
+    item: u64,
+}
+
+impl Users {
+    /// Adds the rows of a file.
+    fn read(
+        &mut self,
+        path: &Path,
+        part: usize,
+        catalogue: &Catalogue,
+        report: &mut DataReport,
+    ) -> Result<()> {
+        let mut table = Table::open(path, Layout::Atomic)?;
+        let [user, item, timestamp] = COLUMNS.map(|column| table.column(column));
+        let (user, item, timestamp) = (user?, item?, timestamp?);
+        let (mut count, mut known) = (0, 0);
+        while let Some(line) = table.next_row()? {
+            count += 1;
+            let place = || format!("{}, line {line}", path.display());
+            let text = table.field(timestamp);
+            let moment = match text.parse::<f64>() {
+                Ok(moment) if moment.is_finite() => moment,
+                _ => bail!("{}: expected a timestamp, found {text:?}", place()),
             };
-            match chosen.len() - place {
-                1 => self.test.push(row),
-                2 => self.validation.push(row),
-                _ => self.training.push(row),
+            let name = table.field(item);
+            let Some(item) = catalogue.number(name) else {
+                report.leave_out_row_of(&place(), name)?;
+                continue;
+            };
+            let user = table.field(user);
+            let next = self.chosen.len();
+            let index = *self.places.entry(user.to_owned()).or_insert(next);
+            if index == next {
+                self.chosen.push((user.to_owned(), Vec::new()));
+            }
+            self.chosen[index].1.push(Choice { moment, part, item });
+            known += 1;
+        }
+        report.add_file(path, &COLUMNS, count);
+        ensure!(known > 0, report.nothing_left(path, count));
+        Ok(())
+    }
+
+    /// Puts each user's last item into the test and the one before into validation.
+    fn leave_one_out(&mut self) {
+        for (_, chosen) in &mut self.chosen {
+            chosen.sort_by(|a, b| a.moment.total_cmp(&b.moment));
+            for (part, choice) in [2, 1].into_iter().zip(chosen.iter_mut().rev()) {
+                choice.part = part;
             }
         }
     }
-}
 
-/// An atomic file, row by row.
-struct Table {
-    path: PathBuf,
-    reader: Reader<File>,
-    columns: Vec<String>,
-    record: StringRecord,
-}
-
-impl Table {
-    fn open(path: &Path) -> Result<Self> {
-        let mut reader = ReaderBuilder::new()
-            .delimiter(b'\t')
-            .quoting(false)
-            .from_path(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        let headers = reader
-            .headers()
-            .with_context(|| path.display().to_string())?;
-        let mut columns = Vec::with_capacity(headers.len());
-        for header in headers {
-            match header.split_once(':') {
-                Some((name, kind)) if TYPES.contains(&kind) => columns.push(name.to_owned()),
-                _ => bail!(
-                    "{}, line 1: expected fields such as item_id:token, separated by tabs and typed {}, found {header:?}",
-                    path.display(),
-                    TYPES.join(", ")
-                ),
+    /// A row for every item but those before which a user has none. Items are in the order of their timestamps, those of
+    /// one moment in the order of the files. A history holds no item of a later part: nothing of the test is trained on.
+    fn rows(self, history: usize) -> Parts {
+        let mut rows = Parts::default();
+        for (user, mut chosen) in self.chosen {
+            chosen.sort_by(|a, b| a.moment.total_cmp(&b.moment));
+            let mut before: [Vec<u64>; 3] = Default::default();
+            for Choice { part, item, .. } in chosen {
+                let known = &before[part];
+                if !known.is_empty() {
+                    rows[part].push(Interaction {
+                        user: user.clone(),
+                        history: known[known.len().saturating_sub(history)..].to_vec(),
+                        target: item,
+                    });
+                }
+                for before in &mut before[part..] {
+                    before.push(item);
+                }
             }
         }
-        Ok(Self {
-            path: path.to_owned(),
-            reader,
-            columns,
-            record: StringRecord::new(),
-        })
-    }
-
-    fn column(&self, name: &str) -> Result<usize> {
-        let found = self.columns.iter().position(|column| column == name);
-        found.with_context(|| self.expected(&format!("a column {name}")))
-    }
-
-    fn title_column(&self) -> Result<usize> {
-        let ends = |column: &String| {
-            ["title", "name"].iter().any(|last| {
-                column == last
-                    || column
-                        .strip_suffix(last)
-                        .is_some_and(|rest| rest.ends_with('_'))
-            })
-        };
-        let found = self.columns.iter().position(ends);
-        found.with_context(|| {
-            self.expected("a column title or name (or --title-column to say which one it is)")
-        })
-    }
-
-    fn expected(&self, what: &str) -> String {
-        format!(
-            "{}, line 1: expected {what}, found the columns {}",
-            self.path.display(),
-            self.columns.join(", ")
-        )
-    }
-
-    /// Goes to the next row, and gives the number of its line.
-    fn next(&mut self) -> Result<Option<u64>> {
-        let found = self.reader.read_record(&mut self.record).with_context(|| {
-            format!(
-                "{}: expected {} fields, {}",
-                self.path.display(),
-                self.columns.len(),
-                self.columns.join(", ")
-            )
-        })?;
-        let line = self.record.position().map_or(0, csv::Position::line);
-        Ok(found.then_some(line))
-    }
-
-    fn field(&self, column: usize) -> &str {
-        self.record.get(column).unwrap_or_default()
+        rows
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ITEMS: &str =
-        "item_id:token\tmovie_title:token_seq\n10\tToy \"Story\"\n20\tBabe\n30\tHeat\n40\tAntz\n";
-
-    fn write(folder: &tempfile::TempDir, name: &str, content: &str) -> PathBuf {
-        let path = folder.path().join(name);
-        fs::write(&path, content).unwrap();
-        path
-    }
-
-    fn read(items: &str, interactions: &str, history: usize) -> Result<LeaveOneOut> {
-        let folder = tempfile::tempdir().unwrap();
-        let items = read_items(&write(&folder, "x.item", items), None)?;
-        read_interactions(&write(&folder, "x.inter", interactions), &items, history)
-    }
-
-    fn row(user: &str, history: &[u64], target: u64) -> Interaction {
-        Interaction {
-            user: user.into(),
-            history: history.to_vec(),
-            target,
-        }
-    }
-
-    #[test]
-    fn the_last_item_is_for_the_test_the_one_before_for_validation_and_ties_keep_their_order() {
-        let rows = read(
-            ITEMS,
-            "user_id:token\titem_id:token\ttimestamp:float\n\
-             a\t10\t5\nb\t40\t1\na\t20\t2\na\t30\t5\na\t40\t5\nb\t10\t0.5\nc\t10\t1\n",
-            2,
-        )
-        .unwrap();
-        let expected = LeaveOneOut {
-            training: vec![row("a", &[20], 10)],
-            validation: vec![row("a", &[20, 10], 30)],
-            test: vec![row("a", &[10, 30], 40), row("b", &[10], 40)],
-        };
-        assert_eq!(rows, expected);
-    }
-
-    #[test]
-    fn titles_keep_their_quotes_and_names_that_are_no_numbers_become_numbers() {
-        let folder = tempfile::tempdir().unwrap();
-        let items = read_items(&write(&folder, "x.item", ITEMS), None).unwrap();
-        assert_eq!(items.catalogue.title(10), Some("Toy \"Story\""));
-        let named = "item_id:token\ttitle:token_seq\nB00X\tEmma\n7\tMiddlemarch\n";
-        let items = read_items(&write(&folder, "y.item", named), None).unwrap();
-        assert_eq!(items.catalogue.title(1), Some("Emma"));
-        assert_eq!(items.ids["7"], 2);
-        assert_eq!(
-            find_file(folder.path(), "item").unwrap(),
-            Some(folder.path().join("x.item"))
-        );
-        assert_eq!(find_file(folder.path(), "inter").unwrap(), None);
-    }
-
-    #[test]
-    fn what_is_wrong_is_said_with_file_line_and_what_was_expected() {
-        const HEADER: &str = "user_id:token\titem_id:token\ttimestamp:float\n";
-        let inter = |rows: &str| ("x.inter", ITEMS.to_owned(), format!("{HEADER}{rows}"));
-        let item = |text: &str| ("x.item", text.to_owned(), HEADER.to_owned());
-        for ((file, items, interactions), expected) in [
-            (
-                inter("a\t10\t1\na\t11\t2\n"),
-                "line 3: expected an item of the .item file, found \"11\"",
-            ),
-            (
-                inter("a\t10\tnoon\n"),
-                "line 2: expected a timestamp, found \"noon\"",
-            ),
-            (
-                inter("a\t10\tNaN\n"),
-                "line 2: expected a timestamp, found \"NaN\"",
-            ),
-            (inter("a\t10\n"), "expected 3 fields"),
-            (inter(""), "expected at least one row"),
-            (
-                item("item_id,title\n1,Emma\n"),
-                "line 1: expected fields such as item_id:token",
-            ),
-            (
-                item("item_id:token\tyear:float\n1\t1999\n"),
-                "line 1: expected a column title or name",
-            ),
-            (
-                item("movie:token\ttitle:token_seq\n1\tEmma\n"),
-                "line 1: expected a column item_id",
-            ),
-            (
-                item("item_id:token\ttitle:token_seq\n1\tA\n1\tB\n"),
-                "line 3: expected another item than 1, which line 2 has",
-            ),
-            (
-                item("item_id:token\ttitle:token_seq\n1\t \n"),
-                "line 2: expected a title for item 1",
-            ),
-            (item("item_id:token\ttitle:token_seq\n"), "holds no item"),
-        ] {
-            let error = format!("{:#}", read(&items, &interactions, 10).unwrap_err());
-            assert!(error.contains(file) && error.contains(expected), "{error}");
-        }
-    }
-}
+mod tests;

@@ -1,9 +1,13 @@
 //! The catalogue in tokens: what a model may answer, and the trie of all answers.
 
-use std::collections::HashMap;
+use std::{
+    collections::BTreeSet,
+    fmt::{self, Display, Formatter},
+};
 
-use anyhow::{Context, Result, bail, ensure};
-use candle_trie::TokenTrie;
+use anyhow::{Context, Result, anyhow, ensure};
+use candle_trie::{Error, TokenTrie};
+use serde::Serialize;
 
 use crate::{
     catalogue::{Catalogue, Interaction},
@@ -11,10 +15,22 @@ use crate::{
     tokenizer::TextTokenizer,
 };
 
+/// So many groups of merged titles are shown.
+const EXAMPLES: usize = 3;
+
 /// The tokens of every item's response, end token included.
 pub struct Responses {
-    paths: HashMap<u64, Vec<u32>>,
+    paths: Vec<Vec<u32>>,
     trie: TokenTrie,
+}
+
+/// Different titles to which a tokenizer gives the same tokens: to a model they are one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MergedTitles {
+    /// How many titles have the tokens of another.
+    pub count: usize,
+    /// The first groups of titles that have the same tokens.
+    pub examples: Vec<Vec<String>>,
 }
 
 /// One row in tokens.
@@ -34,21 +50,37 @@ pub struct Example {
 impl Responses {
     /// Tokenizes every title of a catalogue.
     pub fn new(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Self> {
-        let mut paths = HashMap::with_capacity(catalogue.items().len());
+        let mut paths = Vec::with_capacity(catalogue.items().len());
         for item in catalogue.items() {
             let mut path = tokenizer.encode(&Prompt::response(&item.title))?;
-            if path.is_empty() {
-                bail!(
-                    "the title of item {}, {:?}, tokenizes to nothing",
-                    item.id,
-                    item.title
-                );
-            }
+            ensure!(
+                !path.is_empty(),
+                "the title of item {:?}, {:?}, tokenizes to nothing",
+                item.id,
+                item.title
+            );
             path.push(tokenizer.end());
-            paths.insert(item.id, path);
+            paths.push(path);
         }
-        let trie = TokenTrie::new(paths.iter().map(|(&id, path)| (id, path)))?;
+        let trie = TokenTrie::new((0..).zip(&paths)).map_err(|error| named(error, catalogue))?;
         Ok(Self { paths, trie })
+    }
+
+    /// The titles of the catalogue that the tokenizer does not tell apart.
+    pub fn merged_titles(&self, catalogue: &Catalogue) -> MergedTitles {
+        let mut merged = MergedTitles::default();
+        for (_, items) in self.trie.leaves() {
+            let titles = items.iter().filter_map(|&item| catalogue.item(item));
+            let titles: BTreeSet<&str> = titles.map(|item| item.title.as_str()).collect();
+            if titles.len() > 1 {
+                merged.count += titles.len();
+                if merged.examples.len() < EXAMPLES {
+                    let titles = titles.into_iter().map(str::to_owned).collect();
+                    merged.examples.push(titles);
+                }
+            }
+        }
+        merged
     }
 
     /// The trie of all responses.
@@ -59,7 +91,7 @@ impl Responses {
     /// Fails where a checkpoint's trie is not the trie of this catalogue.
     pub fn check_same(&self, trie: &TokenTrie) -> Result<()> {
         ensure!(
-            &self.trie == trie,
+            self.has_the_paths_of(trie),
             "the checkpoint was trained on another catalogue: its trie has {} items and {} nodes, this one {} and {}",
             trie.item_count(),
             trie.node_count(),
@@ -69,25 +101,33 @@ impl Responses {
         Ok(())
     }
 
-    /// The tokens of an item's response.
-    pub fn path(&self, item: u64) -> Result<&[u32]> {
-        let path = self
-            .paths
-            .get(&item)
-            .with_context(|| format!("item {item} is not in the catalogue"))?;
-        Ok(path)
+    /// Whether a trie has as many items at the end of the same paths. How it numbers them does not matter: runs from
+    /// before items had numbers of their own have the ids of the data there.
+    fn has_the_paths_of(&self, trie: &TokenTrie) -> bool {
+        let ours = &self.trie;
+        let counts = |trie: &TokenTrie| -> Vec<(u32, usize)> {
+            let leaves = trie.leaves();
+            leaves.map(|(leaf, items)| (leaf, items.len())).collect()
+        };
+        ours.node_count() == trie.node_count()
+            && (0..ours.node_count() as u32).all(|node| ours.children(node) == trie.children(node))
+            && counts(ours) == counts(trie)
     }
 
-    /// The tokens of all responses, in no order.
-    pub fn paths(&self) -> impl Iterator<Item = &[u32]> {
-        self.paths.values().map(Vec::as_slice)
+    /// The tokens of an item's response.
+    pub fn path(&self, item: u64) -> Result<&[u32]> {
+        let path = usize::try_from(item)
+            .ok()
+            .and_then(|item| self.paths.get(item));
+        let path = path.with_context(|| format!("there is no item of number {item}"))?;
+        Ok(path)
     }
 
     /// The leaf of an item: items with one title share it.
     pub fn leaf(&self, item: u64) -> Result<u32> {
         self.trie
             .walk(self.path(item)?)
-            .with_context(|| format!("item {item} is not in the trie"))
+            .with_context(|| format!("the item of number {item} is not in the trie"))
     }
 
     /// One row in tokens.
@@ -101,7 +141,7 @@ impl Responses {
         let titles = interaction
             .history
             .iter()
-            .filter_map(|&item| catalogue.title(item));
+            .filter_map(|&item| Some(catalogue.item(item)?.title.as_str()));
         let response = self.path(interaction.target)?.to_vec();
         Ok(Example {
             prompt: tokenizer.encode_prompt(&prompt.text(titles))?,
@@ -109,6 +149,42 @@ impl Responses {
             response,
             target: interaction.target,
         })
+    }
+}
+
+/// An error of a trie, with the items as the data call them.
+fn named(error: Error, catalogue: &Catalogue) -> anyhow::Error {
+    let items = match error {
+        Error::PathIsPrefix { item, other, .. } => [item, other].map(|item| catalogue.item(item)),
+        error => return error.into(),
+    };
+    let names = items.map(|item| {
+        item.map_or_else(String::new, |item| {
+            format!("{:?} ({:?})", item.id, item.title)
+        })
+    });
+    anyhow!(
+        "the title of item {} goes on where that of item {} ends: it holds the end token, or the tokenizer drops what \
+         tells them apart",
+        names[1],
+        names[0]
+    )
+}
+
+impl Display for MergedTitles {
+    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
+        let group = |titles: &Vec<String>| {
+            let titles: Vec<String> = titles.iter().map(|title| format!("{title:?}")).collect();
+            titles.join(" = ")
+        };
+        let examples: Vec<String> = self.examples.iter().map(group).collect();
+        write!(
+            formatter,
+            "the tokenizer gives {} different titles the same tokens as another ({}): the model cannot tell them apart, \
+             recommends them together, and a hit on one of them counts as a hit on each",
+            self.count,
+            examples.join(", ")
+        )
     }
 }
 
@@ -129,6 +205,90 @@ pub fn chosen(trie: &TokenTrie, response: &[u32]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::Item;
+
+    fn catalogue(titles: &[&str]) -> Catalogue {
+        let items = titles.iter().enumerate().map(|(id, title)| Item {
+            id: id.to_string(),
+            title: (*title).into(),
+        });
+        Catalogue::new(items.collect()).unwrap()
+    }
+
+    /// It knows six letters alone, and takes all others for one.
+    fn tokenizer(end: Option<&str>) -> TextTokenizer {
+        let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+            "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."},
+            "behavior": "Isolated", "invert": false}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "unk_token": "?",
+            "vocab": {"</s>": 0, "?": 1, "e": 2, "m": 3, "a": 4, "s": 5, "\"": 6}}}"#;
+        TextTokenizer::new(json.parse().unwrap(), end, None).unwrap()
+    }
+
+    #[test]
+    fn titles_that_the_tokenizer_does_not_tell_apart_are_counted_and_shown() {
+        let titles = [
+            "Emma", "EMMA", "emma", "日本", "中国", "Sea", "Sea", "Émma", "ßmma",
+        ];
+        let catalogue = catalogue(&titles);
+        let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
+        let merged = responses.merged_titles(&catalogue);
+        assert_eq!(merged.count, 7);
+        let groups: BTreeSet<Vec<String>> = merged.examples.iter().cloned().collect();
+        let expected = [
+            &["EMMA", "Emma", "emma"][..],
+            &["ßmma", "Émma"],
+            &["中国", "日本"],
+        ];
+        let expected = expected.map(|group| group.iter().map(|&title| title.into()).collect());
+        let sorted = |mut group: Vec<String>| {
+            group.sort();
+            group
+        };
+        assert_eq!(groups, expected.map(sorted).into());
+        let text = merged.to_string();
+        for part in [
+            "7 different titles",
+            "\"EMMA\" = \"Emma\"",
+            "counts as a hit on each",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
+        let told_apart = self::catalogue(&["Sea", "Sea", "Emma"]);
+        let responses = Responses::new(&told_apart, &tokenizer(None)).unwrap();
+        assert_eq!(
+            responses.merged_titles(&told_apart),
+            MergedTitles::default()
+        );
+    }
+
+    #[test]
+    fn a_title_that_goes_on_behind_the_end_token_is_named_by_the_id_of_the_data() {
+        let items = [("B1", "e"), ("007", "e\"ae")].map(|(id, title)| Item {
+            id: id.into(),
+            title: title.into(),
+        });
+        let catalogue = Catalogue::new(items.into()).unwrap();
+        let error = Responses::new(&catalogue, &tokenizer(Some("a"))).err();
+        let error = error.unwrap().to_string();
+        assert!(
+            error.starts_with(
+                "the title of item \"007\" (\"e\\\"ae\") goes on where that of item \"B1\""
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_trie_that_numbers_the_items_otherwise_is_of_the_same_catalogue() {
+        let catalogue = catalogue(&["Emma", "Sea", "Sea"]);
+        let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
+        let trie = |numbers: &[u64]| {
+            TokenTrie::new(numbers.iter().copied().zip(&responses.paths)).unwrap()
+        };
+        responses.check_same(&trie(&[30, 7, 5])).unwrap();
+        assert!(responses.check_same(&trie(&[30, 7])).is_err());
+    }
 
     #[test]
     fn the_unary_tail_begins_after_the_last_choice() {

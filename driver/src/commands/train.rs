@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use serde::Serialize;
 
-use super::{examples, open_tokenizer};
+use super::{examples, open_tokenizer, responses};
 use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
@@ -41,7 +41,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
     arguments.run.check()?;
     let mut settings = RunSettings {
-        data: arguments.run.data.absolute()?,
+        data: arguments.run.data.absolute()?.with_defaults()?,
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
         loss: arguments.run.loss.clone().with_defaults(),
         ..arguments.run.clone()
@@ -171,6 +171,12 @@ impl Rows {
             Some(settings.data.validation),
             &mut random(seed, Purpose::Validation),
         );
+        ensure!(
+            settings.data.validation == 0 || !dataset.validation.is_empty(),
+            "--validation {}: {} has no rows for validation",
+            settings.data.validation,
+            settings.data.data.display()
+        );
         Ok(Self {
             dataset,
             prompt: settings.prompt.prompt(),
@@ -186,7 +192,7 @@ impl Rows {
     }
 
     fn tokenize(&self, tokenizer: &TextTokenizer) -> Result<Task> {
-        let responses = Responses::new(self.catalogue(), tokenizer)?;
+        let responses = responses(self.catalogue(), tokenizer)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
         Ok(Task {
             training: tokenize(&self.dataset.training)?,

@@ -128,16 +128,9 @@ private:
                 shared.tokens[i] = batch.token(group, item.inner_first + i);
             }
         }
-        const RowLanes lanes(item.rows, blockDim.x);
-        float maximum = -INFINITY;
-        if (lanes.row < item.rows) {
-            const ScoreRecord* records =
-                params.records + group.records + (item.first_row + lanes.row) * static_cast<uint64_t>(group.tiles());
-#pragma unroll 4
-            for (uint32_t i = lanes.lane; i < group.tiles(); i += lanes.lanes) maximum = fmaxf(maximum, records[i].maximum);
+        for (uint32_t r = threadIdx.x; r < item.rows; r += blockDim.x) {
+            shared.maximum[r] = from_ordered_bits(batch.rows[this->row_index(r)].maximum);
         }
-        maximum = lanes.reduce(reduce::Maximum(), maximum);
-        if (lanes.row < item.rows && lanes.lane == 0) shared.maximum[lanes.row] = maximum;
         // Every thread copies head rows of any token, and looks at the maximum of any row.
         __syncthreads();
     }

@@ -33,13 +33,12 @@ static_assert(sizeof(LinearItem) == 48 && offsetof(LinearItem, group) == 0 && of
     28 && offsetof(LinearItem, slices) == 32 && offsetof(LinearItem, partials) == 36 && offsetof(LinearItem, counter) ==
     40 && offsetof(LinearItem, unused) == 44, "mirrors launch::LinearItem");
 
-// What is known of a row's scores with 64 of its tokens. The moments are relative to `shift`, and there only for a row that
-// is in the statistics.
+// The moments of a row's scores with 64 of its tokens, relative to `shift`. There only where rows are in the statistics.
 struct alignas(16) ScoreRecord {
-    float maximum;
     float shift;
     float mean;
     float deviations;
+    float unused;
 };
 static_assert(sizeof(ScoreRecord) == 16, "the host makes room for a packet a record");
 

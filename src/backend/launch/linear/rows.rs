@@ -104,7 +104,8 @@ fn linear_row(row: &BatchRow, group: u32) -> LinearRow {
         rank: row.rank,
         share: (row.share as f32).max(least),
         in_statistics: row.in_statistics.into(),
-        unused: [0; 3],
+        maximum: 0,
+        unused: [0; 2],
     }
 }
 

@@ -215,7 +215,7 @@ impl<'a, T: Number> Pass<'a, T> {
             partials: buffers.write(executor, &mut self.partials),
             statistics: buffers.write(executor, &mut self.statistics),
             temperature: buffers.write(executor, &mut self.temperature),
-            previous: 0,
+            previous: None,
             arrived: buffers.write(executor, &mut self.arrived),
         };
         let launch = self.forward.launch(&inputs, &outputs);
@@ -254,7 +254,7 @@ fn inputs<'b, T: Number>(
     let executor = &batch.executor;
     let words = buffers.read(executor, words);
     let mut sets =
-        |index: usize| (batch.sets.as_ref()).map_or(0, |sets| buffers.read(executor, &sets[index]));
+        |index: usize| (batch.sets.as_ref()).and_then(|sets| buffers.read(executor, &sets[index]));
     let sets = TokenSetsView {
         offsets: sets(0),
         tokens: sets(1),
@@ -264,7 +264,7 @@ fn inputs<'b, T: Number>(
         logits: buffers.read(executor, &batch.logits[copy]),
         row_stride: WIDTH as u64,
         rows: words,
-        idle: words + size_of_val(&rows.rows[..]) as u64,
+        idle: words.map(|words| words.offset(size_of_val(&rows.rows[..]) as u64)),
         sets,
     }
 }

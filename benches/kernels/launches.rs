@@ -124,7 +124,7 @@ impl<'a> Launches<'a> {
     fn hold(&mut self, slice: CudaSlice<u8>) -> DevicePtr {
         let address = Buffers::new().read(self.inputs.executor, &slice);
         self.held.push(slice);
-        DevicePtr::new(address).expect("a buffer with elements")
+        address.expect("a buffer with elements")
     }
 
     fn address_of<T: Number>(&self, tensor: &Tensor) -> Result<DevicePtr> {
@@ -137,7 +137,7 @@ impl<'a> Launches<'a> {
         };
         let elements = storage.as_cuda_slice::<T>()?.slice(start..end);
         let address = Buffers::new().read(self.inputs.executor, &elements);
-        DevicePtr::new(address).ok_or_else(|| candle_core::Error::msg("a tensor without elements"))
+        address.ok_or_else(|| candle_core::Error::msg("a tensor without elements"))
     }
 }
 

@@ -134,8 +134,8 @@ fn print_method() {
         "\n## A model of the time\n\n\
          Nothing here was measured. Every figure of this section is computed from the plan's own pieces of work, which \
          blocks take one after\nthe other, and from the constants below. It leaves out what no count shows: bank conflicts, stalls \
-         between dependent instructions,\ninstruction fetch, clocks that fall under load. So it says which choice is better \
-         and what binds, and a GPU will take longer.\n\n\
+         between dependent instructions,\ninstruction fetch, clocks that fall under load; and the upload of the batch before the \
+         launch. So it says which choice is better and\nwhat binds, and a GPU will take longer.\n\n\
          A piece of work waits for its description, its group's and its tokens' numbers (three loads from L2) and for its first \
          bytes (from\nmemory for scores, two loads from L2 for the gradient). Then it loads and computes, which overlap. One of several \
          slices stores its\nsums and counts itself (two more waits on L2); the last one loads the sums of all, and finishes: it waits \
@@ -214,7 +214,8 @@ fn print_totals(modelled: &[(Model, Vec<Modelled>)]) {
     }
     println!(
         "\nAn empty cooperative launch with a barrier takes 4 to 5 µs. At SmolLM2's size the least bytes take 1.8 µs on an H100 \
-         ([gpu.md](gpu.md)), so\nthree times that floor is out of reach whatever the kernel does: the launches alone take longer."
+         ([gpu.md](gpu.md)), so\nthree times that floor is out of reach whatever the kernel does: the launches alone take longer. What takes most \
+         of the rest there is the\nblock that adds up the slices of the largest set's gradient, which loads the sums of all by itself."
     );
 }
 

@@ -71,10 +71,10 @@ private:
             // is 0 again after the last.
             if (threadIdx.x == 0) taken = atomicInc(params.counters + 1, count - 1);
             take(item);
-            if (threadIdx.x == 0) shared.item.unused = first + taken;
+            if (threadIdx.x == 0) shared.next = first + taken;
             // Every thread goes on with the same item.
             __syncthreads();
-            item = shared.item.unused;
+            item = shared.next;
         }
     }
 

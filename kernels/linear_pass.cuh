@@ -121,8 +121,9 @@ struct LinearShared {
     LinearGroup group;
     // One a row of the item.
     float maximum[most_rows];
-    uint32_t positions[most_rows];
-    uint32_t tokens[most_tokens];
+    // The item that comes next.
+    alignas(16) uint32_t next;
+    alignas(16) uint32_t tokens[most_tokens];
     alignas(16) unsigned char errors[errors_bytes];
 
     __device__ __forceinline__ static LinearShared& get() { return *reinterpret_cast<LinearShared*>(device::shared_memory()); }
@@ -130,7 +131,7 @@ struct LinearShared {
         return device::shared_memory() + sizeof(LinearShared) + index % stages * bytes;
     }
 };
-static_assert(sizeof(LinearShared) == 18528, "mirrors launch::linear's FIXED_BYTES");
+static_assert(sizeof(LinearShared) == 18288, "mirrors launch::linear's FIXED_BYTES");
 
 // Sends a packet of a row on its way to shared memory. Where it cannot go by itself, it is loaded and stored.
 template <class T>

@@ -1,4 +1,4 @@
-//! Where the plan cuts a batch: around 16 and 128 tokens, 8 and 64 rows, 2,048 tokens of an item, the widths of packets
+//! Where the plan cuts a batch: around 16 and 64 tokens, 8 and 64 rows, 2,048 tokens of an item, the widths of packets
 //! and of stages, and slices of what is summed over.
 
 use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPass};
@@ -27,6 +27,9 @@ fn sets_and_rows_on_either_side_of_a_fragment_and_of_an_item() {
         (15, 7),
         (16, 8),
         (17, 9),
+        (63, 5),
+        (64, 6),
+        (65, 4),
         (127, 63),
         (128, 64),
         (129, 65),

@@ -23,9 +23,11 @@ pub use linear::{
     LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows, LinearTensors,
     LinearUpstream, LinearWork,
 };
-pub use queue::{Lifetime, Queue};
+#[cfg(feature = "cuda")]
+pub(crate) use queue::bytes_of_parts;
 #[cfg(any(feature = "cuda", feature = "cust"))]
-pub(crate) use queue::{bytes_of_parts, places_of_parts};
+pub(crate) use queue::places_of_parts;
+pub use queue::{Lifetime, Queue};
 pub use temperature::TemperaturePlan;
 use temperature::{StatisticsSizes, TemperatureStep};
 

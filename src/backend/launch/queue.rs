@@ -62,7 +62,7 @@ pub trait Queue {
 }
 
 /// How many bytes parts of so many bytes take, one behind the other, each at a multiple of `alignment`.
-#[cfg(any(feature = "cuda", feature = "cust"))]
+#[cfg(feature = "cuda")]
 pub(crate) fn bytes_of_parts(bytes: &[usize], alignment: usize) -> usize {
     (bytes.iter().map(|bytes| bytes.next_multiple_of(alignment))).sum()
 }

@@ -36,7 +36,7 @@ pub enum LinearGradients<'a> {
     All(&'a TokenSets),
 }
 
-/// A batch over hidden states and a head, whose passes are issued to a [`Queue`].
+/// A batch over hidden states and a head, whose passes are issued to a [`Queue`](super::Queue).
 #[derive(Debug, Clone)]
 pub struct LinearPass {
     rows: LinearRows,

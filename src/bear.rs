@@ -38,7 +38,7 @@ use crate::{Error, Result};
 pub struct Bear {
     /// B: the number of beams that the model will be decoded with, at least 1.
     pub beams: u32,
-    /// λ: what the weight of a target far above the B-th token exceeds that of one far below it by. From 0, where
+    /// λ: by how much the weight of a target far above the B-th token exceeds that of one far below it. From 0, where
     /// every weight is 1, to 2¹²⁶.
     pub lambda: f64,
     /// ξ: over how many nats of ln p_y − ln q_B the weight rises. Positive, from 2⁻¹²⁶ to 2¹²⁶.

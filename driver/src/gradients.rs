@@ -26,6 +26,11 @@ impl<'a> Gradients<'a> {
         self.scale
     }
 
+    /// Divides all of them, those that were added already.
+    pub fn divide(&mut self, by: f64) {
+        self.scale *= by;
+    }
+
     /// Adds those of one piece. Sums depend on the order in which pieces are added, in their last bits.
     pub fn add(&mut self, piece: &GradStore) -> Result<()> {
         for (sum, (_, weight)) in self.sums.iter_mut().zip(self.weights) {

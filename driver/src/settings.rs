@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow, ensure};
 use candle_trie::{
-    AdaptiveStrategy, Error, MaskedSoftmaxLoss, Scope, Temperature, TokenSets, TokenTrie,
+    AdaptiveStrategy, Bear, Error, MaskedSoftmaxLoss, Scope, Temperature, TokenSets, TokenTrie,
 };
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,28 @@ pub enum LossKind {
     Msl,
     /// The masked softmax loss with the adaptive temperature strategy.
     Ats,
+    /// The masked softmax loss at a fixed temperature, with BEAR's weights for targets that beam search keeps.
+    Bear,
+    /// The same with the adaptive temperature strategy.
+    #[serde(rename = "bear-ats")]
+    BearAts,
+}
+
+impl LossKind {
+    /// Whether the trie masks the softmax.
+    pub fn is_masked(self) -> bool {
+        self != Self::Lml
+    }
+
+    /// Whether the temperature follows the logits.
+    pub fn is_adaptive(self) -> bool {
+        matches!(self, Self::Ats | Self::BearAts)
+    }
+
+    /// Whether BEAR weighs the rows.
+    pub fn has_bear(self) -> bool {
+        matches!(self, Self::Bear | Self::BearAts)
+    }
 }
 
 /// Which rows the adaptive temperature looks at.
@@ -38,7 +60,7 @@ pub struct LossSettings {
     #[arg(long, value_enum, default_value = "ats")]
     pub loss: LossKind,
 
-    /// The fixed temperature of lml and msl [default: 1]
+    /// The fixed temperature of lml, msl and bear [default: 1]
     #[arg(long, value_name = "τ")]
     pub temperature: Option<f64>,
 
@@ -70,6 +92,22 @@ pub struct LossSettings {
     /// Use the published arithmetic of the root scope even where it is not defined
     #[arg(long)]
     pub allow_degenerate: bool,
+
+    /// B of bear and bear-ats: a target weighs the more, the farther it is above the B-th token. The number of beams
+    /// that the model will be decoded with [default: 10]
+    #[arg(long, value_name = "BEAMS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[serde(default)]
+    pub bear_beams: Option<u32>,
+
+    /// λ of bear and bear-ats: how much more than 1 a target can weigh [default: 0.25]
+    #[arg(long, value_name = "λ")]
+    #[serde(default)]
+    pub bear_lambda: Option<f64>,
+
+    /// ξ of bear and bear-ats: over how many nats around the B-th token the weight rises [default: 2.75]
+    #[arg(long, value_name = "ξ")]
+    #[serde(default)]
+    pub bear_xi: Option<f64>,
 }
 
 /// How the learning rate goes down after its warm-up.
@@ -182,10 +220,49 @@ impl LossSettings {
                 let everything = TokenSets::whole_vocabulary(vocabulary)?;
                 MaskedSoftmaxLoss::new(everything, fixed)?
             }
-            LossKind::Msl => MaskedSoftmaxLoss::new(trie, fixed)?,
-            LossKind::Ats => self.adaptive(trie)?,
+            LossKind::Msl | LossKind::Bear => MaskedSoftmaxLoss::new(trie, fixed)?,
+            LossKind::Ats | LossKind::BearAts => self.adaptive(trie)?,
         };
-        Ok(loss)
+        Ok(match self.bear() {
+            Some(bear) => loss.with_bear(bear)?,
+            None => loss,
+        })
+    }
+
+    /// The row weights, where the loss has some.
+    fn bear(&self) -> Option<Bear> {
+        let defaults = Bear::default();
+        (self.loss.has_bear()).then(|| Bear {
+            beams: self.bear_beams.unwrap_or(defaults.beams),
+            lambda: self.bear_lambda.unwrap_or(defaults.lambda),
+            xi: self.bear_xi.unwrap_or(defaults.xi),
+        })
+    }
+
+    /// The same with the settings of the row weights written out, for a run to keep.
+    pub fn with_defaults(mut self) -> Self {
+        if let Some(bear) = self.bear() {
+            self.bear_beams = Some(bear.beams);
+            self.bear_lambda = Some(bear.lambda);
+            self.bear_xi = Some(bear.xi);
+        }
+        self
+    }
+
+    /// Refuses options of other losses than the one that is asked for.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            !self.loss.is_adaptive() || self.temperature.is_none(),
+            "--temperature is the fixed one of --loss lml, --loss msl and --loss bear: that of ats and bear-ats begins \
+             at --initial-temperature"
+        );
+        let numbers = [self.bear_lambda, self.bear_xi];
+        let asked_for = self.bear_beams.is_some() || numbers.iter().any(Option::is_some);
+        ensure!(
+            self.loss.has_bear() || !asked_for,
+            "--bear-beams, --bear-lambda and --bear-xi are for --loss bear and --loss bear-ats"
+        );
+        Ok(())
     }
 
     fn adaptive(&self, trie: &TokenTrie) -> Result<MaskedSoftmaxLoss> {

@@ -18,7 +18,7 @@ use crate::{
     optimizer::AdamW,
     random::{Purpose, random_at},
     responses::Example,
-    settings::{LossKind, LossSettings, TrainingSettings},
+    settings::{LossSettings, TrainingSettings},
     workers::Workers,
 };
 
@@ -57,6 +57,8 @@ struct Sums {
     statistics: Statistics,
     /// What is reported: the same, or what an adaptive temperature would look at.
     observed: Statistics,
+    /// What BEAR's weights of the branching rows add up to.
+    bear_weight: Option<f64>,
     labelled_rows: usize,
     tokens: usize,
     padding: usize,
@@ -72,9 +74,9 @@ impl<'a> Trainer<'a> {
     ) -> Result<Self> {
         settings.check()?;
         let head = model.head();
-        let reading = match loss.loss {
-            LossKind::Msl | LossKind::Ats if !settings.read_unary_tail => Reading::Chosen,
-            _ => Reading::Whole,
+        let reading = match loss.loss.is_masked() && !settings.read_unary_tail {
+            true => Reading::Chosen,
+            false => Reading::Whole,
         };
         let observer = loss.observer(trie)?;
         let kind = loss.loss;
@@ -86,7 +88,7 @@ impl<'a> Trainer<'a> {
             convention: loss.convention(),
             loss,
             observer,
-            frozen_head: match head.track_op() || kind == LossKind::Lml {
+            frozen_head: match head.track_op() || !kind.is_masked() {
                 true => None,
                 false => Some(FrozenHead::new(head, trie)?),
             },
@@ -146,6 +148,12 @@ impl<'a> Trainer<'a> {
             let temperature = self.loss.temperature_mut()?;
             temperature.step(&sums.statistics, self.optimizer.steps() as u64)?;
         }
+        // BEAR's mean divides by the weights of all pieces, which are known now.
+        if let Some(weight) = sums.bear_weight.filter(|&weight| weight > 0.0) {
+            let too_large = weight / rows as f64;
+            sums.loss /= too_large;
+            gradients.divide(too_large);
+        }
         let (gradients, gradient_norm) = gradients.clipped(self.settings.clip)?;
         if !gradient_norm.is_finite() {
             bail!(
@@ -200,7 +208,8 @@ impl<'a> Trainer<'a> {
         (self.settings.micro_batch_size().div_ceil(2)).min(LARGEST_SHARD)
     }
 
-    /// Makes the losses of the pieces add up to the mean over all of them, and gives the rows that it is over.
+    /// Makes the losses of the pieces add up to the mean over all of them, but for BEAR's weights, and gives the rows
+    /// that it is over.
     fn average_over(&mut self, pieces: &[MicroBatch]) -> Result<usize> {
         let count = |rows: &Rows| match self.convention.reduction {
             Reduction::MeanOverBranching => rows.branching_count(self.loss.sets()),
@@ -260,6 +269,9 @@ impl<'a> Trainer<'a> {
         sums.temperature = output.read_temperature()?;
         sums.statistics = sums.statistics.merge(&statistics);
         sums.observed = sums.observed.merge(&observed);
+        if let Some(weight) = output.read_bear_weight()? {
+            *sums.bear_weight.get_or_insert(0.0) += weight;
+        }
         sums.labelled_rows += output.labelled_rows;
         for shard in &piece.shards {
             sums.tokens += shard.token_count;

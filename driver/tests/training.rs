@@ -18,7 +18,13 @@ use msl::{
 
 const STEPS: usize = 20;
 const BATCH_SIZE: usize = 8;
-const LOSSES: [LossKind; 3] = [LossKind::Lml, LossKind::Msl, LossKind::Ats];
+const LOSSES: [LossKind; 5] = [
+    LossKind::Lml,
+    LossKind::Msl,
+    LossKind::Ats,
+    LossKind::Bear,
+    LossKind::BearAts,
+];
 
 #[test]
 fn losses_temperatures_and_statistics_of_the_dense_and_the_linear_path_agree_step_by_step() {
@@ -77,6 +83,25 @@ fn unequal_micro_batches_give_the_gradient_of_the_whole_batch() {
             let pieces = train(&loss, &pieces);
             assert_same_steps(&pieces, &whole, &format!("{kind:?} by {micro_batch_size}"));
         }
+    }
+}
+
+/// So far does ξ spread the rise that every row weighs 1 + λ/2: by these the mean must be divided.
+#[test]
+fn weights_of_bear_that_are_all_alike_change_nothing() {
+    let settings = |kind| LossSettings {
+        alpha: 0.0,
+        bear_xi: Some(1e9),
+        ..loss(kind, StatisticsScope::Branching)
+    };
+    for micro_batch_size in [None, Some(3)] {
+        let training = TrainingSettings {
+            micro_batch_size,
+            ..training()
+        };
+        let [with, without] =
+            [LossKind::BearAts, LossKind::Ats].map(|kind| train(&settings(kind), &training));
+        assert_same_steps(&with, &without, &format!("pieces of {micro_batch_size:?}"));
     }
 }
 
@@ -221,6 +246,9 @@ fn loss(loss: LossKind, scope: StatisticsScope) -> LossSettings {
         temperature_warm_up: 2,
         scope,
         allow_degenerate: false,
+        bear_beams: None,
+        bear_lambda: Some(1.5),
+        bear_xi: Some(0.5),
     }
 }
 

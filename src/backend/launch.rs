@@ -143,11 +143,6 @@ mod tests {
     };
 
     #[test]
-    fn kernels_mirror_the_token_sets() {
-        kernel_params::tests::assert_mirrored::<TokenSetsView>();
-    }
-
-    #[test]
     fn what_is_resident_is_bound_by_registers_and_by_shared_memory() {
         let resident = |[threads, blocks]: [u32; 2], of: u32, shared_bytes: u32| {
             let names = ["a kernel"; 3];

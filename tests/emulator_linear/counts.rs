@@ -65,6 +65,20 @@ fn each_head_row_is_loaded_once_an_item_and_phase() {
     }
 }
 
+/// Operands of products lie so that their loads have none; what is left is of copies across the ends of lines, and of the
+/// sums that warps exchange.
+fn few_accesses_of_shared_memory_wait_for_a_bank() {
+    for (tokens, rows) in [(256, 64), (300, 30), (40, 3)] {
+        let batch = batch(256, 620, &[(tokens, rows)]);
+        let fixed = options(Temperature::fixed(1.3));
+        let outcome = traced(Case::new(&batch, &fixed));
+        let shared = outcome.forward.shared;
+        let accesses = (shared.loaded + shared.stored) / 128;
+        let waits = shared.bank_conflicts as f64 / accesses as f64;
+        assert!(waits < 0.2, "{waits} of {accesses} accesses of 128 bytes");
+    }
+}
+
 fn a_fixed_temperature_costs_no_statistics() {
     let batch = mixed();
     let [fixed, adaptive] = temperatures();
@@ -157,6 +171,7 @@ fn the_books_batches_take_a_launch_forward_and_a_launch_backward() {
 
 candle_trie_emulator::emulated_tests! {
     each_head_row_is_loaded_once_an_item_and_phase,
+    few_accesses_of_shared_memory_wait_for_a_bank,
     a_fixed_temperature_costs_no_statistics,
     the_backward_pass_loads_and_stores_once,
     value_and_gradient_take_one_launch_and_store_once,

@@ -32,6 +32,7 @@ Examples:
   The baselines that a result should be compared with:
     msl train … --loss lml                     the plain language-model loss
     msl train … --loss msl --temperature 1     the masked loss at a fixed temperature
+    msl train … --loss bear                    the same, with weights for titles that beam search keeps
   Ctrl-C finishes and saves the step in hand; msl resume goes on from there.
   Watch a run with tensorboard --logdir runs, or read its metrics.jsonl.";
 

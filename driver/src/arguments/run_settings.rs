@@ -9,7 +9,7 @@ use crate::{
     model::LoraSettings,
     precision::Precision,
     prompt::{Prompt, PromptStyle},
-    settings::{CheckpointSettings, LossKind, LossSettings, ModelSettings, TrainingSettings},
+    settings::{CheckpointSettings, LossSettings, ModelSettings, TrainingSettings},
 };
 
 /// All that decides what comes out of a training. A run keeps it, to be gone on with.
@@ -84,10 +84,7 @@ impl RunSettings {
             self.pretrained.is_some() || plain,
             "--lora-… and --dtype are for a pretrained model: name it with --model"
         );
-        ensure!(
-            self.loss.loss != LossKind::Ats || self.loss.temperature.is_none(),
-            "--temperature is the fixed one of --loss lml and --loss msl: that of ats begins at --initial-temperature"
-        );
+        self.loss.check()?;
         ensure!(
             self.checkpoints.patience.is_none() || self.data.validation > 0,
             "--patience looks at validation rows: say how many with --validation"

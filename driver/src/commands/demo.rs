@@ -157,5 +157,8 @@ fn loss_settings(loss: LossKind) -> LossSettings {
         temperature_warm_up: 0,
         scope: StatisticsScope::Root,
         allow_degenerate: false,
+        bear_beams: None,
+        bear_lambda: None,
+        bear_xi: None,
     }
 }

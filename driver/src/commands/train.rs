@@ -43,6 +43,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     let mut settings = RunSettings {
         data: arguments.run.data.absolute()?,
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
+        loss: arguments.run.loss.clone().with_defaults(),
         ..arguments.run.clone()
     };
     if settings.pretrained.is_some() {

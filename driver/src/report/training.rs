@@ -36,8 +36,8 @@ pub fn training(runs: &[Shown]) -> Result<Markup> {
             p {
                 "All against the step of the optimizer."
                 @if width > 1 { " A point is the mean over up to " (width) " steps." }
-                " Each kind of loss has its own convention (ats multiplies by the temperature and leaves rows without a "
-                "choice out): compare their shapes, not their heights."
+                " Each kind of loss has its own convention (ats and bear-ats multiply by the temperature, and they and "
+                "bear leave rows without a choice out): compare their shapes, not their heights."
             }
             div.charts {
                 (chart("Loss", |step| Some(step.loss))?)

@@ -127,6 +127,9 @@ fn options_that_would_be_ignored_are_refused() {
         (["--lora-targets", "q_proj"], "--model"),
         (["--dtype", "bf16"], "--model"),
         (["--patience", "3"], "--validation"),
+        (["--bear-beams", "5"], "--loss bear"),
+        (["--bear-lambda", "0.5"], "--loss bear"),
+        (["--bear-xi", "2"], "--loss bear"),
         (["--end-token", "<stop>"], "--tokenizer or --model"),
     ] {
         assert_says(&refused(folder.path(), &options), &[asked]);
@@ -137,6 +140,11 @@ fn options_that_would_be_ignored_are_refused() {
     assert_says(
         &said(&[&train[..], &temperature].concat()),
         &["--temperature", "--loss msl", "--initial-temperature"],
+    );
+    let adaptive = ["--loss", "bear-ats"];
+    assert_says(
+        &said(&[&train[..], &adaptive, &temperature].concat()),
+        &["--temperature", "--loss bear", "--initial-temperature"],
     );
     assert_says(
         &said(&["inspect", ".", "--end-token", "<stop>"]),

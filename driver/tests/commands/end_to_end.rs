@@ -12,7 +12,7 @@ use msl::metrics::StepMetrics;
 fn a_trained_run_can_be_evaluated() {
     let folder = tempfile::tempdir().unwrap();
     write_catalogue(folder.path());
-    for loss in ["lml", "msl", "ats"] {
+    for loss in ["lml", "msl", "ats", "bear", "bear-ats"] {
         let run = format!("runs/{loss}");
         let options = [
             "train",

@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path, process::Output};
 
+use serde_json::json as value;
+
 use crate::running::{SMALL, errors, json, msl, write_catalogue};
 
 fn train(folder: &Path, run: &str, options: &[&str]) {
@@ -101,6 +103,24 @@ fn a_run_with_missing_parts_gives_a_page_that_says_so() {
     let page = self::page(folder, &["lml", "msl"]);
     assert!(page.contains("not evaluated on the same users"));
     assert!(page.contains("not on the same users, or"));
+}
+
+#[test]
+fn the_settings_of_bear_are_kept_and_shown_with_their_defaults() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    train(folder, "bear", &["--loss", "bear", "--bear-xi", "1.5"]);
+    train(folder, "msl", &["--loss", "msl"]);
+    let kept = fs::read(folder.join("bear/training.json")).unwrap();
+    let kept: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+    let settings = ["bear_beams", "bear_lambda", "bear_xi"].map(|name| &kept["loss"][name]);
+    assert_eq!(settings, [&value!(10), &value!(0.25), &value!(1.5)]);
+    let page = page(folder, &["bear", "msl"]);
+    let place = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text:?}"));
+    for name in ["loss.bear_beams", "loss.bear_lambda", "loss.bear_xi"] {
+        assert!(place(&format!(">{name}<")) < place("What all of them share"));
+    }
 }
 
 #[test]

@@ -37,9 +37,9 @@ impl<R: Real> RowWeigher<R> {
 /// weights, the caller's in them; `None` where there is no BEAR.
 pub(crate) fn normalise(batch: &Batch, softmaxes: &mut [RowSoftmax]) -> Option<f64> {
     let bear = batch.bear?;
-    let counting = (batch.rows.iter().zip(&*softmaxes)).filter(|(row, _)| row.counts());
-    // Not `sum`, which gives −0 for no row.
-    let shares = counting.fold(0.0, |sum, (row, softmax)| {
+    let rows = batch.rows.iter().zip(&*softmaxes);
+    // Not `sum`, which gives −0 for no row. A row that does not count has a share of 0.
+    let shares = rows.fold(0.0, |sum, (row, softmax)| {
         sum + row.share * softmax.weight()
     });
     if let (Some(unary), true) = (batch.unary_share_of_mean, shares > 0.0) {

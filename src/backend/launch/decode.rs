@@ -216,19 +216,3 @@ fn threads(table: [(u32, u32); 4], longest: u32) -> u32 {
     let fits = table.iter().find(|(limit, _)| longest <= *limit);
     fits.map_or(WARP, |(_, threads)| *threads)
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::launch::kernel_params::tests::assert_mirrored;
-
-    #[test]
-    fn kernels_mirror_every_struct() {
-        assert_mirrored::<beams::DecodeBeam>();
-        assert_mirrored::<DecodeEdge>();
-        assert_mirrored::<DecodeScoresParams>();
-        assert_mirrored::<DecodeChoicesParams>();
-        assert_mirrored::<DecodeChoice>();
-        assert_mirrored::<DecodeFault>();
-    }
-}

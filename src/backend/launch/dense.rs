@@ -96,17 +96,3 @@ impl DenseBatch {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::launch::kernel_params::tests::assert_mirrored;
-
-    #[test]
-    fn kernels_mirror_every_struct() {
-        assert_mirrored::<rows::DenseRow>();
-        assert_mirrored::<DenseBatch>();
-        assert_mirrored::<forward::DenseForwardParams>();
-        assert_mirrored::<backward::DenseBackwardParams>();
-    }
-}

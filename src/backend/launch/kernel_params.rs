@@ -19,8 +19,9 @@ impl Kernel {
     }
 }
 
-/// Declares a struct that a kernel source mirrors, field by field. `for KERNEL = "name"(threads, blocks)` gives the
-/// kernels that take it as their parameter, `name_f32`, `name_f16` and `name_bf16`, as the constant `Self::KERNEL`.
+/// Declares a struct that a kernel source mirrors, field by field, with a test of its name that the source does.
+/// `for KERNEL = "name"(threads, blocks)` gives the kernels that take it as their parameter, `name_f32`, `name_f16` and
+/// `name_bf16`, as the constant `Self::KERNEL`.
 macro_rules! kernel_params {
     (
         $(#[$meta:meta])*
@@ -59,6 +60,12 @@ macro_rules! kernel_params {
             fn fields() -> Vec<(&'static str, usize)> {
                 vec![$((stringify!($field), std::mem::offset_of!($name, $field))),*]
             }
+        }
+
+        #[test]
+        #[allow(non_snake_case)]
+        fn $name() {
+            $crate::backend::launch::kernel_params::tests::assert_mirrored::<$name>();
         }
     };
 }

@@ -4,7 +4,7 @@
 //! Rows over the whole vocabulary (the plain language-model loss) come in chunks, so that their scores
 //! take a bounded amount of memory.
 //!
-//! [`LinearPass`] issues all of it in order to whatever is a [`Queue`]: a stream of candle's or of cust's,
+//! [`LinearPass`] issues all of it in order to whatever is a [`Queue`](super::Queue): a stream of candle's or of cust's,
 //! or the emulator.
 
 mod backward;

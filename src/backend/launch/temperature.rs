@@ -92,15 +92,3 @@ impl TemperaturePlan {
         self.step.is_some()
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::launch::kernel_params::tests::assert_mirrored;
-
-    #[test]
-    fn kernels_mirror_every_struct() {
-        assert_mirrored::<TemperatureStep>();
-        assert_mirrored::<StatisticsSizes>();
-    }
-}

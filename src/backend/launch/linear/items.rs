@@ -279,7 +279,6 @@ impl Items {
         let bytes = |tile: &Tile| u64::from(tile.inner) * tile.inner_bytes;
         let all: u64 = tiles.iter().map(bytes).sum();
         let share = (all / u64::from(shape.blocks)).max(LEAST_SLICE_BYTES);
-        // The first counter is that of the blocks of the grid.
         // The first two are those of the grid and of the items that are taken.
         let (mut partials, mut counters) = (0u64, 2);
         let mut sized = Vec::new();

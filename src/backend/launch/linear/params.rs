@@ -87,22 +87,3 @@ kernel_params! {
         unused: u32,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::backend::launch::kernel_params::tests::assert_mirrored;
-
-    #[test]
-    fn kernels_mirror_every_struct() {
-        assert_mirrored::<LinearRow>();
-        assert_mirrored::<LinearGroup>();
-        assert_mirrored::<LinearItem>();
-        assert_mirrored::<LinearSegment>();
-        assert_mirrored::<LinearBatch>();
-        assert_mirrored::<GradientScale>();
-        assert_mirrored::<LinearForwardParams>();
-        assert_mirrored::<LinearBackwardParams>();
-        assert_mirrored::<LinearHeadGradientParams>();
-    }
-}

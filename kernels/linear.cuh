@@ -16,7 +16,7 @@ struct LinearRow {
     // What the row's loss counts in the result; 0 for a row that has statistics alone.
     float share;
     uint32_t in_statistics;
-    // The ordered bits (selection.cuh) of its largest score: the least of all at first.
+    // The ordered bits (selection.cuh) of its largest score but the target's: the least of all at first.
     uint32_t maximum;
     uint32_t unused[2];
 

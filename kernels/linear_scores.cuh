@@ -122,13 +122,14 @@ private:
         const bool has_row = lanes.row < item.rows, is_first = has_row && lanes.lane == 0;
         const uint32_t index = this->row_index(has_row ? lanes.row : 0);
         const float* scores = this->tile() + (has_row ? lanes.row : 0) * pitch;
-        if (is_first) {
-            const uint32_t rank = batch.rows[index].rank - group.first_rank - item.first;
-            if (rank < item.count) params.targets[index] = scores[rank];
-        }
+        // Of the target among these tokens, if it is there.
+        const uint32_t rank = batch.rows[index].rank - group.first_rank - item.first;
+        if (is_first && rank < item.count) params.targets[index] = scores[rank];
         float maximum = -INFINITY;
 #pragma unroll 4
-        for (uint32_t i = lanes.lane; i < item.count; i += lanes.lanes) maximum = fmaxf(maximum, scores[i]);
+        for (uint32_t i = lanes.lane; i < item.count; i += lanes.lanes) {
+            maximum = i == rank ? maximum : fmaxf(maximum, scores[i]);
+        }
         maximum = lanes.reduce(reduce::Maximum(), maximum);
         if (is_first) atomicMax(&batch.rows[index].maximum, ordered_bits(maximum));
         // Where no row is in the statistics nobody looks at moments.

@@ -46,20 +46,22 @@ impl LinearRows {
         let same = same_sets(&batch.sets, named.collect());
         // Of the whole vocabulary there is one set, whatever rows call it.
         let set = |row: &BatchRow| same.get(&row.set).copied().unwrap_or(0);
-        let mut by_set: Vec<&BatchRow> = batch.rows.iter().collect();
-        by_set.sort_by_key(|row| set(row));
+        let mut by_set: Vec<(u32, &BatchRow)> =
+            batch.rows.iter().map(|row| (set(row), row)).collect();
+        by_set.sort_by_key(|&(set, _)| set);
         let mut rows = Vec::with_capacity(by_set.len());
         let mut sets = Vec::new();
-        for of_set in by_set.chunk_by(|a, b| set(a) == set(b)) {
+        for of_set in by_set.chunk_by(|a, b| a.0 == b.0) {
+            let (set, row) = of_set[0];
             sets.push(SetRows {
-                first_token: offsets.map_or(0, |offsets| offsets[set(of_set[0]) as usize]),
-                tokens: batch.size(of_set[0]) as u32,
+                first_token: offsets.map_or(0, |offsets| offsets[set as usize]),
+                tokens: batch.size(row) as u32,
                 first_row: rows.len() as u32,
                 rows: of_set.len() as u32,
-                counts: of_set.iter().any(|row| row.counts()),
+                counts: of_set.iter().any(|(_, row)| row.counts()),
             });
             let group = sets.len() as u32 - 1;
-            rows.extend(of_set.iter().map(|row| linear_row(row, group)));
+            rows.extend(of_set.iter().map(|(_, row)| linear_row(row, group)));
         }
         Self {
             rows,

@@ -11,7 +11,7 @@
 //
 //     scores (linear_scores.cuh)     64 tokens × 64 rows: head rows of the tokens, gathered where they lie, times hidden
 //                                    states of the rows, through a pipeline of three stages of asynchronous copies. Leaves
-//                                    scores in f32 and, of each row, their maximum and moments.
+//                                    scores in f32 and, of each row, the largest but the target's and moments.
 //     under BEAR (selection.cuh)     a barrier of the grid, and the B-th largest score of each row
 //     the last block to come         adds up the statistics and steps τ (temperature.cuh), where it is adaptive; under BEAR
 //                                    weighs the rows

@@ -16,23 +16,25 @@ struct LinearRow {
     // What the row's loss counts in the result; 0 for a row that has statistics alone.
     float share;
     uint32_t in_statistics;
-    uint32_t unused[3];
+    // The ordered bits (selection.cuh) of its largest score but the target's: the least of all at first.
+    uint32_t maximum;
+    uint32_t unused[2];
 
     __device__ __forceinline__ static LinearRow load(const LinearRow* address) {
         const uint4 first = device::load128(address);
         const uint4 second = device::load128(reinterpret_cast<const unsigned char*>(address) + sizeof(uint4));
-        return {first.x, first.y, first.z, __uint_as_float(first.w), second.x, {}};
+        return {first.x, first.y, first.z, __uint_as_float(first.w), second.x, second.y, {}};
     }
 
     __device__ __forceinline__ bool counts() const { return share != 0.0f; }
 };
 static_assert(sizeof(LinearRow) == 32 && offsetof(LinearRow, position) == 0 && offsetof(LinearRow, group) == 4 &&
     offsetof(LinearRow, rank) == 8 && offsetof(LinearRow, share) == 12 && offsetof(LinearRow, in_statistics) == 16 &&
-    offsetof(LinearRow, unused) == 20, "mirrors launch::LinearRow");
+    offsetof(LinearRow, maximum) == 20 && offsetof(LinearRow, unused) == 24, "mirrors launch::LinearRow");
 
 // Mirrors launch::LinearGroup.
 struct LinearGroup {
-    // Tokens that share a record of a row's scores.
+    // Tokens whose scores are one item's, and share a record of each row.
     static constexpr uint32_t tile = 64;
 
     // Where the set begins among the tokens of all sets; of the whole vocabulary, its first token.
@@ -73,7 +75,7 @@ struct LinearBatch {
     uint64_t head_stride;
     // One a token, or none.
     const void* bias;
-    // BEAR changes their shares.
+    // Scores raise their maxima, and BEAR changes their shares.
     LinearRow* rows;
     const LinearGroup* groups;
     // The tokens of all sets; none for the whole vocabulary.

@@ -11,7 +11,7 @@
 //
 //     scores (linear_scores.cuh)     64 tokens × 64 rows: head rows of the tokens, gathered where they lie, times hidden
 //                                    states of the rows, through a pipeline of three stages of asynchronous copies. Leaves
-//                                    scores in f32 and, of each row, their maximum and moments.
+//                                    scores in f32 and, of each row, the largest but the target's and moments.
 //     under BEAR (selection.cuh)     a barrier of the grid, and the B-th largest score of each row
 //     the last block to come         adds up the statistics and steps τ (temperature.cuh), where it is adaptive; under BEAR
 //                                    weighs the rows
@@ -71,10 +71,10 @@ private:
             // is 0 again after the last.
             if (threadIdx.x == 0) taken = atomicInc(params.counters + 1, count - 1);
             take(item);
-            if (threadIdx.x == 0) shared.item.unused = first + taken;
+            if (threadIdx.x == 0) shared.next = first + taken;
             // Every thread goes on with the same item.
             __syncthreads();
-            item = shared.item.unused;
+            item = shared.next;
         }
     }
 
@@ -130,32 +130,56 @@ private:
         }
     }
 
+    // For the first thread.
     __device__ __forceinline__ Statistics add_up_statistics() const {
+        constexpr int length = StatisticsSums::length;
+        static_assert(sizeof(StatisticsSums) * warps <= sizeof(shared.scratch), "room for the sums of all warps");
         StatisticsSums sums = {};
         for (uint32_t r = threadIdx.x; r < batch.row_count; r += blockDim.x) {
             const LinearRow row = LinearRow::load(batch.rows + r);
             if (row.in_statistics) sums.add(moments(r, row), params.targets[r]);
         }
+        // All fields side by side: none waits for another.
         double* fields = reinterpret_cast<double*>(&sums);
+        double* of_warps = reinterpret_cast<double*>(shared.scratch);
 #pragma unroll
-        for (int k = 0; k < StatisticsSums::length; ++k) {
-            fields[k] = reduce::block(reduce::Sum<double>(), fields[k], shared.scratch);
+        for (int k = 0; k < length; ++k) {
+            fields[k] = reduce::warp(reduce::Sum<double>(), fields[k]);
+            if (threadIdx.x % reduce::warp_size == 0) of_warps[threadIdx.x / reduce::warp_size * length + k] = fields[k];
+        }
+        // The first thread reads what the others have written.
+        __syncthreads();
+        if (threadIdx.x != 0) return {};
+#pragma unroll
+        for (int k = 0; k < length; ++k) {
+#pragma unroll
+            for (uint32_t w = 1; w < warps; ++w) fields[k] += of_warps[w * length + k];
         }
         return sums.statistics(params.sizes);
     }
 
-    // Of a row's scores relative to the target's.
+    // Of a row's scores relative to the target's: first their mean, then what they deviate from it, so that the numbers of no
+    // tile wait for those of another.
     __device__ __forceinline__ Moments::Value moments(uint32_t index, const LinearRow& row) const {
         const LinearGroup group = LinearGroup::load(batch.groups + row.group);
-        const ScoreRecord* records =
-            params.records + group.records + (index - group.first_row) * static_cast<uint64_t>(group.tiles());
-        Moments::Value moments = Moments().identity();
-        for (uint32_t i = 0; i < group.tiles(); ++i) {
-            const float count = static_cast<float>(smaller(LinearGroup::tile, group.tokens - i * LinearGroup::tile));
-            const float mean = records[i].mean + (records[i].shift - params.targets[index]);
-            moments = Moments().combine(moments, {count, mean, records[i].deviations});
+        const uint32_t tiles = group.tiles();
+        const float target = params.targets[index];
+        const ScoreRecord* records = params.records + group.records + (index - group.first_row) * static_cast<uint64_t>(tiles);
+        const auto count = [&](uint32_t i) {
+            return static_cast<float>(smaller(LinearGroup::tile, group.tokens - i * LinearGroup::tile));
+        };
+        const auto mean_of = [&](uint32_t i) { return records[i].mean + (records[i].shift - target); };
+        double sum = 0.0;
+#pragma unroll 4
+        for (uint32_t i = 0; i < tiles; ++i) sum += count(i) * mean_of(i);
+        const float mean = static_cast<float>(sum / group.tokens);
+        double deviations = 0.0;
+#pragma unroll 4
+        for (uint32_t i = 0; i < tiles; ++i) {
+            const float apart = mean_of(i) - mean;
+            deviations += records[i].deviations + count(i) * apart * apart;
         }
-        return moments;
+        return {static_cast<float>(group.tokens), mean, static_cast<float>(deviations)};
     }
 
     __device__ __forceinline__ void add_up_losses() const {

@@ -1,11 +1,14 @@
 // The second phase of linear_forward.cu: from scores and τ to the loss of rows and to columns of their unscaled gradient. With
-// m the largest score of a row, e_v = exp((z_v − m)/τ) and E the sum of all e_v but the target's,
+// m the largest score of a row but the target's, e_v = exp((z_v − m)/τ) and E the sum of all e_v but the target's,
 //
-//     gradient = (Σ_{v ≠ y} e_v W_v − E·W_y)/(E + e_y)
+//     gradient = Σ_{v ≠ y} e_v (W_v − W_y)/(E + e_y)
 //
-// so that nothing must be known of a row but m before its head rows are read once more, and neither p_y − 1 nor a small p_v
-// is a difference that loses digits.
+// so that nothing must be known of a row but m before its head rows are read once more, neither p_y − 1 nor a small p_v is a
+// difference that loses digits, and no target is so strong that the others' e_v have none in f16. The product is of e_v that
+// are rounded to the type of the head, and W_y is taken as often as these add up to: what all W have in common cancels.
 #pragma once
+
+#include <cfloat>
 
 #include "linear_pass.cuh"
 
@@ -35,8 +38,9 @@ public:
         clear_padding(shape);
         BlockProduct<T> product(item.count, item.rows);
         const RowLanes lanes(item.rows, blockDim.x);
-        // Of many thousands of terms.
+        // Of many thousands of terms. And what it is more than the sum of the rounded ones.
         double others = 0.0;
+        float rest = 0.0f;
         uint32_t rank = 0;
         float maximum = 0.0f;
         if (lanes.row < item.rows) {
@@ -60,7 +64,9 @@ public:
                             e = exponential(scores[lanes.row * shape.score_pitch + i]);
                         }
                         sum += e;
-                        errors()[lanes.row * shape.error_pitch + i] = number::narrow<T>(e * ErrorScale<T>::up);
+                        const T rounded = number::narrow<T>(e * ErrorScale<T>::up);
+                        if (rounds) rest += e - number::widen(rounded) * ErrorScale<T>::down;
+                        errors()[lanes.row * shape.error_pitch + i] = rounded;
                     }
                     others += sum;
                 }
@@ -71,10 +77,13 @@ public:
             });
         product.store(this->tile(), item.rows);
         others = lanes.reduce(reduce::Sum<double>(), others);
-        // The zero where it goes is another thread's.
+        if (rounds) rest = lanes.reduce(reduce::Sum<float>(), rest);
+        // The zeros where they go are another thread's.
         __syncthreads();
         if (lanes.row < item.rows && lanes.lane == 0) {
-            this->tile()[(lanes.row + 1) * product.pitch() - 4] = static_cast<float>(others);
+            float* behind = this->tile() + (lanes.row + 1) * product.pitch() - 4;
+            behind[0] = static_cast<float>(others);
+            behind[1] = static_cast<float>(others - rest);
         }
         if (this->add_up_tile(product)) leave(product.pitch());
     }
@@ -85,6 +94,7 @@ private:
     using LinearPass<T>::shared;
     using LinearPass<T>::packet;
     using LinearPass<T>::warps;
+    static constexpr bool rounds = sizeof(T) < sizeof(float);
     double temperature;
     float inverse_temperature;
 
@@ -112,9 +122,12 @@ private:
         uint32_t position;
         // Of the target, among the rows of the head.
         uint32_t token;
+        // The sum of the rounded e_v but the target's.
         float others;
-        // 0 for a row without a loss.
+        // 0 under a target that is far above all others.
         float scale;
+        // Whether the row has a loss.
+        bool counts;
     };
     static_assert(sizeof(RowScale) * LinearShared::most_rows <= LinearShared::errors_bytes, "they lie over the errors");
 
@@ -128,16 +141,10 @@ private:
                 shared.tokens[i] = batch.token(group, item.inner_first + i);
             }
         }
-        const RowLanes lanes(item.rows, blockDim.x);
-        float maximum = -INFINITY;
-        if (lanes.row < item.rows) {
-            const ScoreRecord* records =
-                params.records + group.records + (item.first_row + lanes.row) * static_cast<uint64_t>(group.tiles());
-#pragma unroll 4
-            for (uint32_t i = lanes.lane; i < group.tiles(); i += lanes.lanes) maximum = fmaxf(maximum, records[i].maximum);
+        for (uint32_t r = threadIdx.x; r < item.rows; r += blockDim.x) {
+            // −∞ apart from −∞ is no number.
+            shared.maximum[r] = fmaxf(from_ordered_bits(batch.rows[this->row_index(r)].maximum), -FLT_MAX);
         }
-        maximum = lanes.reduce(reduce::Maximum(), maximum);
-        if (lanes.row < item.rows && lanes.lane == 0) shared.maximum[lanes.row] = maximum;
         // Every thread copies head rows of any token, and looks at the maximum of any row.
         __syncthreads();
     }
@@ -182,20 +189,21 @@ private:
         for (uint32_t r = threadIdx.x; r < item.rows; r += blockDim.x) {
             const uint32_t index = this->row_index(r);
             const LinearRow row = LinearRow::load(batch.rows + index);
-            const float maximum = shared.maximum[r], others = this->tile()[(r + 1) * pitch - 4];
-            const Softmax softmax = {maximum, others, (params.targets[index] - maximum) * inverse_temperature};
+            const float* behind = this->tile() + (r + 1) * pitch - 4;
+            const float maximum = shared.maximum[r];
+            const Softmax softmax = Softmax::of({maximum, behind[0]}, params.targets[index], inverse_temperature);
             if (item.first == 0) leave(index, row, softmax);
-            float scale = softmax.inverse_sum();
+            float scale = softmax.inverse_sum() * expf((maximum - softmax.maximum) * inverse_temperature);
             if (direct) scale *= row.share * (params.times_temperature ? 1.0f : inverse_temperature);
-            scales[r] = {row.position, batch.token(shared.group, row.rank - shared.group.first_rank), others,
-                         row.counts() ? scale : 0.0f};
+            scales[r] = {row.position, batch.token(shared.group, row.rank - shared.group.first_rank), behind[1],
+                         scale, row.counts()};
         }
         // Every thread takes packets of any row.
         __syncthreads();
         this->for_each_packet(item.rows, (item.count + packet - 1) / packet, [&](uint32_t r, uint32_t p) {
             const RowScale row = scales[r];
             // Nobody looks at the unscaled gradient of a row without a loss; the gradient itself is 0.
-            if (!direct && row.scale == 0.0f) return;
+            if (!direct && !row.counts) return;
             const uint32_t of_width = item.first / packet + p;
             const Packet<T> of_target = batch.template head_row<T>(row.token).load(of_width);
             float values[packet];
@@ -208,7 +216,7 @@ private:
 #pragma unroll
             for (uint32_t k = 0; k < packet; ++k) {
                 const float error = values[k] * ErrorScale<T>::down - row.others * number::widen(of_target.values[k]);
-                values[k] = row.scale == 0.0f ? 0.0f : error * row.scale;
+                values[k] = row.counts ? error * row.scale : 0.0f;
             }
             if (direct) {
                 store(direct + row.position * static_cast<uint64_t>(batch.width), of_width, values);

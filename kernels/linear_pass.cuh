@@ -33,13 +33,12 @@ static_assert(sizeof(LinearItem) == 48 && offsetof(LinearItem, group) == 0 && of
     28 && offsetof(LinearItem, slices) == 32 && offsetof(LinearItem, partials) == 36 && offsetof(LinearItem, counter) ==
     40 && offsetof(LinearItem, unused) == 44, "mirrors launch::LinearItem");
 
-// What is known of a row's scores with 64 of its tokens. The moments are relative to `shift`, and there only for a row that
-// is in the statistics.
+// The moments of a row's scores with 64 of its tokens, relative to `shift`. There only where rows are in the statistics.
 struct alignas(16) ScoreRecord {
-    float maximum;
     float shift;
     float mean;
     float deviations;
+    float unused;
 };
 static_assert(sizeof(ScoreRecord) == 16, "the host makes room for a packet a record");
 
@@ -122,8 +121,9 @@ struct LinearShared {
     LinearGroup group;
     // One a row of the item.
     float maximum[most_rows];
-    uint32_t positions[most_rows];
-    uint32_t tokens[most_tokens];
+    // The item that comes next.
+    alignas(16) uint32_t next;
+    alignas(16) uint32_t tokens[most_tokens];
     alignas(16) unsigned char errors[errors_bytes];
 
     __device__ __forceinline__ static LinearShared& get() { return *reinterpret_cast<LinearShared*>(device::shared_memory()); }
@@ -131,7 +131,7 @@ struct LinearShared {
         return device::shared_memory() + sizeof(LinearShared) + index % stages * bytes;
     }
 };
-static_assert(sizeof(LinearShared) == 18528, "mirrors launch::linear's FIXED_BYTES");
+static_assert(sizeof(LinearShared) == 18288, "mirrors launch::linear's FIXED_BYTES");
 
 // Sends a packet of a row on its way to shared memory. Where it cannot go by itself, it is loaded and stored.
 template <class T>

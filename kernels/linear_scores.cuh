@@ -114,43 +114,42 @@ private:
         });
     }
 
-    // Leaves a record of each row, and the target's score where it is among these.
+    // Leaves what is known of each row's scores, the target's where it is among these.
     __device__ __forceinline__ void leave_records(uint32_t pitch) const {
         const LinearItem& item = shared.item;
         const LinearGroup& group = shared.group;
         const RowLanes lanes(item.rows, blockDim.x);
-        const bool has_row = lanes.row < item.rows;
+        const bool has_row = lanes.row < item.rows, is_first = has_row && lanes.lane == 0;
+        const uint32_t index = this->row_index(has_row ? lanes.row : 0);
         const float* scores = this->tile() + (has_row ? lanes.row : 0) * pitch;
-        if (has_row && lanes.lane == 0) {
-            const uint32_t index = this->row_index(lanes.row), rank = batch.rows[index].rank - group.first_rank - item.first;
-            if (rank < item.count) params.targets[index] = scores[rank];
-        }
+        // Of the target among these tokens, if it is there.
+        const uint32_t rank = batch.rows[index].rank - group.first_rank - item.first;
+        if (is_first && rank < item.count) params.targets[index] = scores[rank];
         float maximum = -INFINITY;
 #pragma unroll 4
-        for (uint32_t i = lanes.lane; i < item.count; i += lanes.lanes) maximum = fmaxf(maximum, scores[i]);
-        ScoreRecord record = {lanes.reduce(reduce::Maximum(), maximum), 0.0f, 0.0f, 0.0f};
-        // Where no row is in the statistics nobody looks at moments.
-        if (params.sizes.rows != 0.0) {
-            record.shift = scores[0];
-            Moments::Value moments = Moments().identity();
-            uint32_t i = lanes.lane;
-#pragma unroll 1
-            for (; i + 3 * lanes.lanes < item.count; i += 4 * lanes.lanes) {
-                float four[4];
-#pragma unroll
-                for (uint32_t k = 0; k < 4; ++k) four[k] = scores[i + k * lanes.lanes] - record.shift;
-                moments = Moments().add(moments, four);
-            }
-#pragma unroll 1
-            for (; i < item.count; i += lanes.lanes) moments = Moments().add(moments, scores[i] - record.shift);
-            moments = lanes.reduce(Moments(), moments);
-            record.mean = moments.mean;
-            record.deviations = moments.deviations;
+        for (uint32_t i = lanes.lane; i < item.count; i += lanes.lanes) {
+            maximum = i == rank ? maximum : fmaxf(maximum, scores[i]);
         }
-        if (!has_row || lanes.lane != 0) return;
+        maximum = lanes.reduce(reduce::Maximum(), maximum);
+        if (is_first) atomicMax(&batch.rows[index].maximum, ordered_bits(maximum));
+        // Where no row is in the statistics nobody looks at moments.
+        if (params.sizes.rows == 0.0) return;
+        const float shift = scores[0];
+        Moments::Value moments = Moments().identity();
+        uint32_t i = lanes.lane;
+#pragma unroll 1
+        for (; i + 3 * lanes.lanes < item.count; i += 4 * lanes.lanes) {
+            float four[4];
+#pragma unroll
+            for (uint32_t k = 0; k < 4; ++k) four[k] = scores[i + k * lanes.lanes] - shift;
+            moments = Moments().add(moments, four);
+        }
+#pragma unroll 1
+        for (; i < item.count; i += lanes.lanes) moments = Moments().add(moments, scores[i] - shift);
+        moments = lanes.reduce(Moments(), moments);
+        if (!is_first) return;
         const uint64_t of_row = group.records + (item.first_row + lanes.row) * static_cast<uint64_t>(group.tiles());
         device::store128(params.records + of_row + item.first / LinearGroup::tile,
-                         uint4{__float_as_uint(record.maximum), __float_as_uint(record.shift), __float_as_uint(record.mean),
-                               __float_as_uint(record.deviations)});
+                         uint4{__float_as_uint(shift), __float_as_uint(moments.mean), __float_as_uint(moments.deviations), 0});
     }
 };

@@ -43,3 +43,13 @@ KERNEL(traffic_two_matrices, PlantedParams, 1024, 1) {
     device::ldmatrix_transposed(r, row);
     params.output[threadIdx.x] = static_cast<float>(r[0]);
 }
+
+// Lanes that take no part leave their place in a part of the warp empty, and those that skip a turn between two barriers are
+// not joined with others behind the next.
+KERNEL(traffic_some_lanes, PlantedParams, 1024, 1) {
+    float* words = reinterpret_cast<float*>(device::shared_memory());
+    for (uint32_t turn = 0; turn < 2; ++turn) {
+        if (threadIdx.x % 2 == 0 || turn == 1) Packet<float>{}.store(words + threadIdx.x * 4 + turn * 1024);
+        __syncthreads();
+    }
+}

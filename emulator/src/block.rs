@@ -109,6 +109,8 @@ pub(crate) struct Thread {
     /// How many of these belong to each group that it has committed and not awaited, oldest first.
     /// What is left over belongs to none.
     pub(crate) copy_groups: VecDeque<usize>,
+    /// How many groups it has committed.
+    pub(crate) commits: u32,
     pub(crate) trace: Vec<Event>,
 }
 
@@ -167,6 +169,7 @@ impl Block {
             result: 0,
             copies: Vec::new(),
             copy_groups: VecDeque::new(),
+            commits: 0,
             trace: Vec::new(),
         }));
     }

@@ -56,6 +56,7 @@ impl Machine<'_> {
         let thread = self.thread_mut();
         let grouped: usize = thread.copy_groups.iter().sum();
         thread.copy_groups.push_back(thread.copies.len() - grouped);
+        thread.commits += 1;
     }
 
     /// All copies of the current thread arrive.

@@ -1,5 +1,7 @@
 //! A launch, and what it reports.
 
+use std::collections::{BTreeMap, HashMap};
+
 use bytemuck::Pod;
 
 use crate::fault::Fault;
@@ -7,6 +9,7 @@ use crate::kernels::Kernel;
 use crate::machine::Machine;
 use crate::memory::Memory;
 use crate::random::Random;
+use crate::site::Site;
 use crate::traffic::Traffic;
 
 /// What a device allows.
@@ -78,6 +81,19 @@ pub struct Report {
     /// Of the blocks' shared memory.
     pub shared: Traffic,
     buffers: Vec<(String, Traffic)>,
+    /// By place in the source and buffer; behind the last of these, shared memory.
+    by_site: HashMap<(Site, usize), Traffic>,
+}
+
+/// What one line of a kernel's source moved, in a traced launch.
+#[derive(Clone, Debug)]
+pub struct LineTraffic {
+    /// `file:line`, followed by the lines that it is inlined at, innermost first.
+    pub lines: Vec<String>,
+    /// The buffer, or `None` for shared memory.
+    pub buffer: Option<String>,
+    /// What was moved there.
+    pub traffic: Traffic,
 }
 
 impl Report {
@@ -90,6 +106,21 @@ impl Report {
                 all
             },
         )
+    }
+
+    /// What each line moved to and from each buffer and shared memory, in a traced launch.
+    pub fn by_line(&self) -> Vec<LineTraffic> {
+        let mut by_line = BTreeMap::<_, Traffic>::new();
+        for (&(site, index), &traffic) in &self.by_site {
+            *by_line.entry((site.lines(), index)).or_default() += traffic;
+        }
+        (by_line.into_iter())
+            .map(|((lines, index), traffic)| LineTraffic {
+                lines,
+                buffer: self.buffers.get(index).map(|(name, _)| name.clone()),
+                traffic,
+            })
+            .collect()
     }
 }
 
@@ -126,6 +157,7 @@ impl Emulator {
         machine.step_limit = self.step_limit;
         let outcome = machine.run(launch.shared_bytes);
         let (steps, mut traffic) = (machine.steps, std::mem::take(&mut machine.traffic));
+        let by_site = std::mem::take(&mut machine.by_site);
         drop(machine);
         memory.settle();
         outcome?;
@@ -140,6 +172,7 @@ impl Emulator {
             steps,
             shared,
             buffers,
+            by_site,
         })
     }
 

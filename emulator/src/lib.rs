@@ -22,7 +22,7 @@
 //! the functions of that header; whole warps; no inline PTX, no `__constant__`, no CUB.
 //!
 //! A [`Report`] counts what was moved: bytes by buffer and, when traced, 32-byte sectors and bank
-//! conflicts.
+//! conflicts, by buffer and by line of the source.
 //!
 //! ```
 //! use candle_trie_emulator::{Emulator, Launch, Memory, skipped};
@@ -63,7 +63,7 @@ mod traffic;
 mod warp;
 
 pub use fault::{Fault, Thread};
-pub use launch::{Emulator, Launch, Limits, Report, same_for_every_schedule};
+pub use launch::{Emulator, Launch, Limits, LineTraffic, Report, same_for_every_schedule};
 pub use memory::{Buffer, Memory};
 pub use shadow::Access;
 pub use site::Site;

@@ -38,6 +38,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) steps: u64,
     /// By buffer, and of shared memory at the end.
     pub(crate) traffic: Vec<Traffic>,
+    /// Of a traced launch: by place in the source too.
+    pub(crate) by_site: HashMap<(Site, usize), Traffic>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) ready: Vec<(usize, usize)>,
     pub(crate) atomics: HashMap<usize, Knowledge>,
@@ -66,6 +68,7 @@ impl<'a> Machine<'a> {
             step_limit: u64::MAX,
             steps: 0,
             traffic,
+            by_site: HashMap::new(),
             blocks: Vec::new(),
             ready: Vec::new(),
             atomics: HashMap::new(),
@@ -145,12 +148,20 @@ impl<'a> Machine<'a> {
                 .map(|thread| std::mem::take(&mut thread.trace))
                 .collect();
             for warp in traces.chunks(WARP) {
-                traffic::of_warp(warp, |place, traffic| {
-                    self.traffic[if let Place::Buffer(index) = place {
+                traffic::of_warp(warp, |site, place, traffic| {
+                    let index = if let Place::Buffer(index) = place {
                         index
                     } else {
                         shared
-                    }] += traffic;
+                    };
+                    // Its bytes have been counted.
+                    let uncounted = Traffic {
+                        loaded: 0,
+                        stored: 0,
+                        ..traffic
+                    };
+                    self.traffic[index] += uncounted;
+                    *self.by_site.entry((site, index)).or_default() += traffic;
                 });
             }
         }
@@ -213,8 +224,10 @@ impl<'a> Machine<'a> {
         };
         self.traffic[counted].count(access, u64::from(bytes));
         if self.traced {
-            self.thread_mut().trace.push(Event {
+            let thread = self.thread_mut();
+            thread.trace.push(Event {
                 site,
+                epoch: thread.order.barriers() + thread.commits,
                 place,
                 access,
                 bytes,
@@ -303,8 +316,10 @@ impl<'a> Machine<'a> {
         let traffic = self.traffic.last_mut().expect("that of shared memory");
         traffic.count(Access::Load, MATRIX_ROW_BYTES.into());
         if self.traced {
-            self.thread_mut().trace.push(Event {
+            let thread = self.thread_mut();
+            thread.trace.push(Event {
                 site,
+                epoch: thread.order.barriers() + thread.commits,
                 place: Place::Shared,
                 access: Access::Load,
                 bytes: MATRIX_ROW_BYTES,

@@ -205,6 +205,11 @@ impl Observer<'_> {
 }
 
 impl Order {
+    /// How many barriers of its block, or of the grid, the thread has passed.
+    pub(crate) fn barriers(&self) -> u32 {
+        (self.clock / BARRIER) as u32
+    }
+
     /// An atomic on a location that carries `location`.
     pub(crate) fn atomic(&mut self, location: &mut Knowledge) {
         self.unfenced.get_or_insert_default().join(location);

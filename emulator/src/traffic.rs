@@ -10,7 +10,8 @@ use crate::site::Site;
 const SECTOR_BYTES: u64 = 32;
 const BANKS: usize = 32;
 const BANK_BYTES: u64 = 4;
-/// Wider accesses of a warp are served in parts of this many bytes.
+/// Wider accesses of a warp are served in parts: of as many lanes as take so many bytes, be they there or
+/// not.
 const SHARED_BYTES_AT_ONCE: u64 = 128;
 
 /// What was loaded and stored. An atomic counts as both.
@@ -54,7 +55,7 @@ impl AddAssign for Traffic {
 }
 
 /// Where bytes are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
     Shared,
     Buffer(usize),
@@ -64,6 +65,9 @@ pub(crate) enum Place {
 #[derive(Clone, Copy)]
 pub(crate) struct Event {
     pub(crate) site: Site,
+    /// How many barriers the thread has passed, and how many groups of copies it has committed: what all
+    /// lanes of a warp do together.
+    pub(crate) epoch: u32,
     pub(crate) place: Place,
     pub(crate) access: Access,
     pub(crate) bytes: u32,
@@ -71,47 +75,53 @@ pub(crate) struct Event {
 }
 
 /// The accesses of a warp's lanes, put together again as the hardware would have made them: the
-/// n-th time that each lane is at an instruction is one access of the warp. (Lanes that skip turns
-/// of a loop are so joined a turn early.)
-pub(crate) fn of_warp(lanes: &[Vec<Event>], mut add: impl FnMut(Place, Traffic)) {
+/// n-th time of an epoch that each lane is at an instruction is one access of the warp. (Lanes that skip
+/// turns of a loop are so joined a turn early.)
+pub(crate) fn of_warp(lanes: &[Vec<Event>], mut add: impl FnMut(Site, Place, Traffic)) {
     debug_assert!(lanes.len() <= WARP);
     let mut events = Vec::new();
-    for lane in lanes {
-        let mut turns = HashMap::<Site, u32>::new();
-        for event in lane {
-            let turn = turns.entry(event.site).or_default();
-            events.push((event.site, *turn, *event));
+    for (lane, trace) in lanes.iter().enumerate() {
+        let mut turns = HashMap::<(Site, u32, Place), u32>::new();
+        for event in trace {
+            let instruction = (event.site, event.epoch, event.place);
+            let turn = turns.entry(instruction).or_default();
+            events.push((*turn, lane, *event));
             *turn += 1;
         }
     }
     // Stable: lanes stay in order.
-    events.sort_by_key(|&(site, turn, event)| (site, turn, event.place));
-    let same = |a: &(Site, u32, Event), b: &(Site, u32, Event)| {
-        (a.0, a.1, a.2.place) == (b.0, b.1, b.2.place)
-    };
-    for together in events.chunk_by(same) {
-        let accesses: Vec<Event> = together.iter().map(|&(_, _, event)| event).collect();
-        let traffic = match accesses[0].place {
+    let together =
+        |&(turn, _, event): &(u32, usize, Event)| (event.site, event.epoch, turn, event.place);
+    events.sort_by_key(together);
+    for together in events.chunk_by(|a, b| together(a) == together(b)) {
+        let accesses: Vec<(usize, Event)> = (together.iter())
+            .map(|&(_, lane, event)| (lane, event))
+            .collect();
+        let first = accesses[0].1;
+        let mut traffic = match first.place {
             Place::Shared => Traffic {
                 bank_conflicts: bank_conflicts(&accesses),
                 ..Traffic::default()
             },
             Place::Buffer(_) => sectors(&accesses),
         };
-        add(accesses[0].place, traffic);
+        for (_, access) in &accesses {
+            traffic.count(access.access, access.bytes.into());
+        }
+        add(first.site, first.place, traffic);
     }
 }
 
-fn sectors(accesses: &[Event]) -> Traffic {
+fn sectors(accesses: &[(usize, Event)]) -> Traffic {
     let mut touched: Vec<u64> = accesses
         .iter()
-        .flat_map(|access| units(access, SECTOR_BYTES))
+        .flat_map(|(_, access)| units(access, SECTOR_BYTES))
         .collect();
     touched.sort_unstable();
     touched.dedup();
     let mut bytes: Vec<u64> = accesses
         .iter()
-        .flat_map(|access| units(access, 1))
+        .flat_map(|(_, access)| units(access, 1))
         .collect();
     bytes.sort_unstable();
     bytes.dedup();
@@ -120,10 +130,11 @@ fn sectors(accesses: &[Event]) -> Traffic {
         (bytes.len() as u64).div_ceil(SECTOR_BYTES),
     );
     let mut traffic = Traffic::default();
-    if accesses[0].access != Access::Store {
+    let access = accesses[0].1.access;
+    if access != Access::Store {
         (traffic.load_sectors, traffic.least_load_sectors) = (sectors, least);
     }
-    if accesses[0].access != Access::Load {
+    if access != Access::Load {
         (traffic.store_sectors, traffic.least_store_sectors) = (sectors, least);
     }
     traffic
@@ -134,15 +145,15 @@ fn units(access: &Event, unit: u64) -> std::ops::RangeInclusive<u64> {
     access.address / unit..=(access.address + u64::from(access.bytes) - 1) / unit
 }
 
-fn bank_conflicts(accesses: &[Event]) -> u64 {
-    let lanes_at_once =
-        (SHARED_BYTES_AT_ONCE / u64::from(accesses[0].bytes).max(BANK_BYTES)).max(1) as usize;
-    let parts = accesses.chunks(lanes_at_once);
+fn bank_conflicts(accesses: &[(usize, Event)]) -> u64 {
+    let bytes = u64::from(accesses[0].1.bytes);
+    let lanes_at_once = (SHARED_BYTES_AT_ONCE / bytes.max(BANK_BYTES)).max(1) as usize;
+    let parts = accesses.chunk_by(|a, b| a.0 / lanes_at_once == b.0 / lanes_at_once);
     parts
         .map(|part| {
             let mut words: Vec<u64> = part
                 .iter()
-                .flat_map(|access| units(access, BANK_BYTES))
+                .flat_map(|(_, access)| units(access, BANK_BYTES))
                 .collect();
             words.sort_unstable();
             words.dedup();

@@ -92,10 +92,28 @@ fn packets_are_served_by_quarters_of_a_warp() {
     }
 }
 
+fn lanes_that_skip_a_turn_are_not_joined_with_others() {
+    let report = traced("traffic_some_lanes", 1, 32);
+    assert_eq!(report.shared.bank_conflicts, 0);
+}
+
+fn lines_are_told_apart() {
+    let report = traced("traffic_stride", 1, 64);
+    let lines = report.by_line();
+    assert_eq!(lines.len(), 2);
+    for line in lines {
+        let buffer = line.buffer.as_deref().unwrap();
+        assert_eq!(line.traffic, report.traffic(buffer));
+        assert!(line.lines[0].starts_with("emulator/planted/traffic.cu:"));
+    }
+}
+
 candle_trie_emulator::emulated_tests! {
     neighbours_share_sectors,
     strides_waste_sectors,
     a_packet_is_one_access,
     bank_conflicts_follow_the_stride,
     packets_are_served_by_quarters_of_a_warp,
+    lanes_that_skip_a_turn_are_not_joined_with_others,
+    lines_are_told_apart,
 }

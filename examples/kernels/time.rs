@@ -65,11 +65,8 @@ const COPY: f64 = 35.0;
 const FRAGMENT: f64 = 10.0;
 const PRODUCT: f64 = 6.0;
 const EXPONENTIAL: f64 = 17.0;
-/// Cycles of a step of a reduction over a warp in f64, and steps of one over a block.
-const REDUCTION_STEP: f64 = 60.0;
-const REDUCTION_STEPS: f64 = 10.0;
-/// What the statistics add up over rows.
-const STATISTICS: f64 = 6.0;
+/// Cycles in which a block adds up its statistics in f64.
+const REDUCTION: f64 = 600.0;
 /// Tokens that share a record of a row's scores.
 const RECORD_TOKENS: usize = 64;
 
@@ -137,8 +134,8 @@ fn print_method() {
         "\n## A model of the time\n\n\
          Nothing here was measured. Every figure of this section is computed from the plan's own pieces of work, which \
          blocks take one after\nthe other, and from the constants below. It leaves out what no count shows: bank conflicts, stalls \
-         between dependent instructions,\ninstruction fetch, clocks that fall under load. So it says which choice is better \
-         and what binds, and a GPU will take longer.\n\n\
+         between dependent instructions,\ninstruction fetch, clocks that fall under load; and the upload of the batch before the \
+         launch. So it says which choice is better and\nwhat binds, and a GPU will take longer.\n\n\
          A piece of work waits for its description, its group's and its tokens' numbers (three loads from L2) and for its first \
          bytes (from\nmemory for scores, two loads from L2 for the gradient). Then it loads and computes, which overlap. One of several \
          slices stores its\nsums and counts itself (two more waits on L2); the last one loads the sums of all, and finishes: it waits \
@@ -179,7 +176,7 @@ fn print_method() {
         "| multiprocessor, bytes a cycle | {PORT} from L2, {SHARED} of shared memory | assumed; CUDA programming guide (32 banks of 4 bytes) |\n\
          | launch, µs | {COOPERATIVE_LAUNCH} cooperative with a barrier of the grid, {LAUNCH} ordinary | assumed: an empty one takes 4 to 5; `linear_gather` took 3.3 warm on the H100 ([gpu.md](gpu.md)), its loads included |\n\
          | warp instructions | {COPY} a copy of 16 bytes a lane; {FRAGMENT} an A fragment and {PRODUCT} a `mma.sync`; {EXPONENTIAL} an exponential a lane | counted in the code for sm_90, about (`nvdisasm` of `linear_forward_bf16`, 2026-11-30) |\n\
-         | statistics | {STATISTICS} reductions of a block, {REDUCTION_STEPS} steps each, {REDUCTION_STEP} cycles a step | assumed |"
+         | statistics | {REDUCTION} cycles to add up the sums of a block's threads in f64 | assumed |"
     );
 }
 
@@ -217,7 +214,8 @@ fn print_totals(modelled: &[(Model, Vec<Modelled>)]) {
     }
     println!(
         "\nAn empty cooperative launch with a barrier takes 4 to 5 µs. At SmolLM2's size the least bytes take 1.8 µs on an H100 \
-         ([gpu.md](gpu.md)), so\nthree times that floor is out of reach whatever the kernel does: the launches alone take longer."
+         ([gpu.md](gpu.md)), so\nthree times that floor is out of reach whatever the kernel does: the launches alone take longer. What takes most \
+         of the rest there is the\nblock that adds up the slices of the largest set's gradient, which loads the sums of all by itself."
     );
 }
 
@@ -308,9 +306,8 @@ fn statistics(shape: &Shape, rows: usize, speeds: &Speeds) -> f64 {
         .max();
     let records = largest.unwrap_or(0).div_ceil(RECORD_TOKENS).div_ceil(4);
     let loads = rows.div_ceil(256) * (2 + records);
-    let sums = STATISTICS * REDUCTION_STEPS * REDUCTION_STEP;
     // Two more to count the block.
-    (loads + 2) as f64 * speeds.l2_wait() + sums / (speeds.clock * 1e3)
+    (loads + 2) as f64 * speeds.l2_wait() + REDUCTION / (speeds.clock * 1e3)
 }
 
 impl Phase {

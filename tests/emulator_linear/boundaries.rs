@@ -1,149 +1,140 @@
-//! Where the plan cuts a batch: around 16 and 128 tokens, 8 and 64 rows, 2,048 tokens of an item, the widths of packets
-//! and of stages, and slices of what is summed over.
+//! Sizes on either side of every number at which a plan cuts, pads or shares out work, in every element
+//! type, with and without each gradient, on a device of one block, a few and as many as an H100 has.
 
-use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPass};
-use candle_trie::{Convention, Reduction, Row, Rows, Temperature, TokenSets};
+use candle_trie::launch::DeviceLimits;
+use candle_trie_emulator::Emulator;
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options};
 use crate::device::{Case, Gradients};
 use crate::emulated::LIMITS;
 use crate::number::Number;
-use crate::shapes::{batch, options, temperatures};
+use crate::shapes::{batch, temperatures};
 
-fn check<T: Number>(batch: &Batch, gradients: Gradients, what: &str) {
-    for options in temperatures() {
-        let case = Case {
-            gradients,
-            ..Case::new(batch, &options)
-        };
-        case.assert_correct::<T>(what);
+/// A width, and sets of so many tokens that have so many rows.
+///
+/// Tokens: fragments end at 16, items of scores at 64, items of the gradient at 2048. Rows: fragments end at
+/// 8, items at 64; warps share the errors of 8, 16, 32 and 64. Widths: a packet is of 4 or 8 elements,
+/// fragments end at 16, slices of the scores begin at multiples of 64. Columns of a gradient's item end at
+/// 1024 for 8 rows, 512 for 16, 256 for 32, 128 for 64, or where a stage is full.
+const SHAPES: [(usize, &[(usize, usize)]); 13] = [
+    (1, &[(2, 1), (15, 7), (16, 8), (17, 9)]),
+    (8, &[(63, 63), (64, 64), (65, 65)]),
+    (15, &[(128, 9), (1, 128), (2049, 1)]),
+    (16, &[(2048, 8), (2, 300)]),
+    (17, &[(5000, 7), (129, 8)]),
+    (63, &[(1000, 1), (17, 65)]),
+    (64, &[(129, 128), (127, 9)]),
+    (65, &[(2049, 9), (16, 64)]),
+    (100, &[(15, 300), (129, 63)]),
+    (576, &[(128, 65), (2, 8)]),
+    (1000, &[(129, 7), (130, 2)]),
+    (4096, &[(17, 33), (128, 1)]),
+    (16384, &[(16, 9), (17, 1)]),
+];
+
+/// Logits stay small, whatever the width.
+fn batch_of((width, sets): (usize, &[(usize, usize)])) -> Batch {
+    let vocabulary = sets.iter().map(|&(tokens, _)| tokens).max().unwrap();
+    let mut batch = batch(width, vocabulary, sets);
+    let scale = (1.0 / (width as f64).sqrt().max(8.0)).log2().round().exp2() * 8.0;
+    for value in &mut batch.hidden {
+        *value *= scale;
     }
+    batch
 }
 
-fn sets_and_rows_on_either_side_of_a_fragment_and_of_an_item() {
-    // Each of the sizes of a set once, each of the numbers of rows once.
-    let sets = [
-        (15, 7),
-        (16, 8),
-        (17, 9),
-        (127, 63),
-        (128, 64),
-        (129, 65),
-        (1, 3),
-        (2, 1),
-    ];
-    let batch = batch(20, 600, &sets);
-    check::<bf16>(&batch, Gradients::All, "boundaries");
-    check::<f16>(&batch, Gradients::Direct, "boundaries");
-    check::<f32>(&batch, Gradients::All, "boundaries");
-}
-
-fn thousands_of_tokens_and_hundreds_of_rows() {
-    for (size, rows) in [
-        (1000, 2),
-        (2048, 1),
-        (2049, 3),
-        (5000, 1),
-        (9, 128),
-        (3, 300),
-    ] {
-        let batch = batch(16, 5100, &[(size, rows), (2, 1)]);
-        let what = format!("{size} tokens, {rows} rows");
-        check::<bf16>(&batch, Gradients::Hidden, &what);
-        check::<f32>(&batch, Gradients::Direct, &what);
-    }
-}
-
-fn widths_from_one_element_to_thousands() {
-    for width in [1, 8, 15, 16, 17, 63, 65, 100, 576, 1000, 4096, 16_384] {
-        let batch = batch(width, 30, &[(5, 2), (3, 1)]);
-        let gradients = if width < 600 {
-            Gradients::All
-        } else {
-            Gradients::Hidden
-        };
-        check::<bf16>(&batch, gradients, &format!("width {width}"));
-        if width < 4096 {
-            check::<f32>(&batch, gradients, &format!("width {width}"));
-        }
-    }
-}
-
-/// The same batch with one block and with many, whose items are cut into slices.
-fn slices_add_up_to_the_whole() {
-    let batch = batch(1024, 500, &[(130, 20), (4, 2)]);
-    let mut seen = [false; 2];
-    for multiprocessors in [1, 12] {
-        let limits = DeviceLimits {
-            multiprocessors,
-            ..LIMITS
-        };
-        let options = &temperatures()[1];
-        let case = Case {
-            limits,
-            gradients: Gradients::Hidden,
-            ..Case::new(&batch, options)
-        };
-        let (rows, most) = (case.rows(), LinearPass::MOST_SCORES);
-        let planned = LinearGradients::Hidden;
-        let pass = LinearPass::new(rows, Element::Bf16, 1024, planned, &limits, most).unwrap();
-        for (phase, seen) in pass.work(0).iter().zip(&mut seen) {
-            *seen |= phase.iter().any(|of| of.slices > 1);
-        }
-        case.assert_correct::<bf16>(&format!("{multiprocessors} multiprocessors"));
-    }
-    assert!(seen[0], "{seen:?}");
-}
-
-/// Two thousand tokens of p = 2e-8 each, whose pull is all that the second column of the gradient has. Rounded to f16 by
-/// itself each p is 0.
-fn a_tail_of_small_probabilities_pulls_together_in_f16() {
-    let tail = 2000;
-    let mut head = [0.0, 1.0].repeat(tail + 1);
-    head[..2].copy_from_slice(&[17.75, 0.0]);
-    let batch = Batch {
-        hidden: vec![1.0, 0.0],
-        head,
-        bias: vec![0.0; tail + 1],
-        positions: 1,
-        vocabulary: tail + 1,
-        width: 2,
-        sets: TokenSets::from_raw(vec![0, tail as u32 + 1], (0..=tail as u32).collect()).unwrap(),
-        rows: Rows::from_raw(
-            1,
-            vec![Row {
-                position: 0,
-                set: 0,
-                target: 0,
-            }],
-        )
-        .unwrap(),
+/// One block; a few, with what an RTX 4090 has; and the slices of an H100 in a grid of a few blocks.
+fn devices() -> [(DeviceLimits, u32); 3] {
+    let one = DeviceLimits {
+        multiprocessors: 1,
+        ..LIMITS
     };
-    for whole_vocabulary in [false, true] {
-        let options = Options {
-            whole_vocabulary,
-            convention: Convention {
-                reduction: Reduction::Sum,
-                times_temperature: false,
-            },
-            bias: false,
-            ..options(Temperature::fixed(1.0))
-        };
-        for gradients in [Gradients::Direct, Gradients::All] {
+    let h100 = DeviceLimits {
+        multiprocessors: 132,
+        shared_bytes_per_block: 227 << 10,
+        shared_bytes_per_multiprocessor: 228 << 10,
+    };
+    [(one, 1), (LIMITS, 4), (h100, 5)]
+}
+
+const GRADIENTS: [Gradients; 4] = [
+    Gradients::All,
+    Gradients::Direct,
+    Gradients::Hidden,
+    Gradients::None,
+];
+
+/// Every shape, of which `turn` says with what. The wide ones take the emulator long: an element type has
+/// them on one device each, and the three types on all.
+fn every_boundary<T: Number>(turn: usize) {
+    for (index, shape) in SHAPES.into_iter().enumerate() {
+        let batch = batch_of(shape);
+        for (device, (limits, most_blocks)) in devices().into_iter().enumerate() {
+            if shape.0 >= 1000 && device != (turn + index) % 3 {
+                continue;
+            }
+            let turn = turn + index + device;
+            let options = Options {
+                bias: !turn.is_multiple_of(3),
+                ..temperatures()[(turn / 2) % 2].clone()
+            };
             let case = Case {
-                gradients,
+                limits,
+                most_blocks,
+                gradients: GRADIENTS[turn % 4],
                 ..Case::new(&batch, &options)
             };
-            case.assert_correct::<f16>("a tail");
+            case.assert_correct::<T>(&format!("{shape:?} on device {device}"));
         }
+    }
+}
+
+fn every_boundary_in_f32() {
+    every_boundary::<f32>(0);
+}
+
+fn every_boundary_in_f16() {
+    every_boundary::<f16>(1);
+}
+
+fn every_boundary_in_bf16() {
+    every_boundary::<bf16>(2);
+}
+
+/// A driver may hold fewer blocks than a plan is for: each then takes several items, and adds up the slices
+/// of more.
+fn results_are_of_the_plan_and_not_of_how_many_blocks_there_are() {
+    let batch = batch_of((1280, &[(300, 20), (2, 3)]));
+    let [_, options] = temperatures();
+    let (limits, _) = devices()[2];
+    let of_blocks = |most_blocks| {
+        let case = Case {
+            limits,
+            most_blocks,
+            gradients: Gradients::Hidden,
+            ..Case::new(&batch, &options)
+        };
+        let outcome = case.run::<bf16>(&Emulator::with_seed(1)).unwrap();
+        let (scores, gradient) = outcome.phases();
+        for items in [scores, gradient] {
+            assert!(items.iter().any(|item| item.slices > 2));
+        }
+        assert!(outcome.launches[0].grid <= most_blocks);
+        let mut bits = outcome.loss;
+        bits.push(outcome.temperature);
+        bits.extend(outcome.gradient);
+        bits
+    };
+    let alone = of_blocks(1);
+    for blocks in [3, 8] {
+        assert_eq!(of_blocks(blocks), alone, "{blocks} blocks");
     }
 }
 
 candle_trie_emulator::emulated_tests! {
-    sets_and_rows_on_either_side_of_a_fragment_and_of_an_item,
-    thousands_of_tokens_and_hundreds_of_rows,
-    widths_from_one_element_to_thousands,
-    slices_add_up_to_the_whole,
-    a_tail_of_small_probabilities_pulls_together_in_f16,
+    results_are_of_the_plan_and_not_of_how_many_blocks_there_are,
+    every_boundary_in_f32,
+    every_boundary_in_f16,
+    every_boundary_in_bf16,
 }

@@ -10,6 +10,7 @@ use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_sched
 use crate::batch::{Batch, Options, assert_close};
 use crate::emulated::{LIMITS, SEEDS};
 use crate::number::Number;
+use crate::plan::{Issued, Item, Tables};
 use crate::queue::{EmulatorQueue, Failure};
 
 fn pointer(address: u64) -> DevicePtr {
@@ -26,11 +27,15 @@ pub struct Case<'a> {
     pub gradients: Gradients,
     /// How often gradients are made, of which the last are looked at.
     pub backward_passes: usize,
+    /// What every number of the upstream gradient is multiplied by, as a trainer in f16 does.
+    pub loss_scale: f64,
     /// Whether the head's gradient is wanted, or that of its bias alone.
     pub with_head_gradient: bool,
     /// Elements that lie unused before the first and between all rows of hidden states and head.
     pub apart: usize,
     pub limits: DeviceLimits,
+    /// Of a grid whose blocks wait for each other, at most so many blocks, whatever the plan is for.
+    pub most_blocks: u32,
     /// Scores that are in memory at a time, over the whole vocabulary.
     pub most_scores: usize,
 }
@@ -47,11 +52,6 @@ pub enum Gradients {
     All,
 }
 
-/// Of the backward pass: for each number of the loss.
-fn upstream(index: usize) -> f64 {
-    0.5 + 0.25 * (index % 5) as f64
-}
-
 #[derive(Debug, Clone)]
 pub struct Outcome {
     pub loss: Vec<f64>,
@@ -66,8 +66,16 @@ pub struct Outcome {
     pub forward: Report,
     pub backward: Report,
     pub head_sums: Report,
-    /// How many launches there were.
-    pub launches: usize,
+    /// What was uploaded, and launched.
+    pub tables: Tables,
+    pub launches: Vec<Issued>,
+}
+
+impl Outcome {
+    /// The items of the scores and of the gradient, of one forward launch.
+    pub fn phases(&self) -> (&[Item], &[Item]) {
+        self.tables.items.split_at(self.launches[0].items.0)
+    }
 }
 
 impl<'a> Case<'a> {
@@ -79,9 +87,11 @@ impl<'a> Case<'a> {
             resident: false,
             gradients: Gradients::All,
             backward_passes: 1,
+            loss_scale: 1.0,
             with_head_gradient: true,
             apart: 0,
             limits: LIMITS,
+            most_blocks: u32::MAX,
             most_scores: LinearPass::MOST_SCORES,
         }
     }
@@ -96,7 +106,7 @@ impl<'a> Case<'a> {
     }
 
     fn issue<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Failure> {
-        let mut queue = EmulatorQueue::new(emulator, self.limits);
+        let mut queue = EmulatorQueue::new(emulator, self.limits, self.most_blocks);
         let (width, rows, positions) = (self.batch.width, self.rows(), self.batch.positions);
         let memory = &mut queue.memory;
         let tensors = self.upload::<T>(memory);
@@ -161,15 +171,24 @@ impl<'a> Case<'a> {
             gradient,
             head_gradient,
             bias_gradient,
-            launches: queue.launches(),
+            tables: queue.tables.clone(),
+            launches: queue.launches.clone(),
             forward: queue.report("linear_forward"),
             backward: queue.report("linear_backward"),
             head_sums: queue.report("linear_head_gradient"),
         })
     }
 
+    /// Of the backward pass: for each number of the loss.
+    pub fn upstream_of(&self, index: usize) -> f64 {
+        match self.gradients {
+            Gradients::Direct => 1.0,
+            _ => self.loss_scale * (0.5 + 0.25 * (index % 5) as f64),
+        }
+    }
+
     fn upstream(&self, memory: &mut Memory, losses: usize, temperature: u64) -> LinearUpstream {
-        let loss: Vec<f32> = (0..losses).map(|i| upstream(i) as f32).collect();
+        let loss: Vec<f32> = (0..losses).map(|i| self.upstream_of(i) as f32).collect();
         LinearUpstream {
             loss: pointer(memory.upload("upstream", &loss).address()),
             temperature: pointer(temperature),
@@ -303,10 +322,6 @@ impl<'a> Case<'a> {
         if self.gradients == Gradients::None {
             return;
         }
-        let upstream = |index| match self.gradients {
-            Gradients::Direct => 1.0,
-            _ => upstream(index),
-        };
         let (vocabulary, width) = (self.batch.vocabulary, self.batch.width);
         let mut hidden = vec![0.0; self.batch.hidden.len()];
         let mut head = vec![0.0; self.batch.head.len()];
@@ -314,7 +329,7 @@ impl<'a> Case<'a> {
         for (index, logit) in reference.gradient.iter().enumerate() {
             let (position, token) = (index / vocabulary, index % vocabulary);
             let by_position = self.options.convention.reduction == candle_trie::Reduction::None;
-            let error = logit * upstream(if by_position { position } else { 0 });
+            let error = logit * self.upstream_of(if by_position { position } else { 0 });
             bias[token] += error;
             for i in 0..width {
                 let (hidden_at, head_at) = (position * width + i, token * width + i);

@@ -1,6 +1,6 @@
 //! Every option with every other, on one batch that has rows of every kind.
 
-use candle_trie::Temperature;
+use candle_trie::{Row, Rows, Temperature, TokenSets};
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options, every_option, every_option_with_bear};
@@ -71,6 +71,33 @@ fn every_option_with_row_weights() {
     }
 }
 
+/// As the nodes of a trie often have: their rows are one group, whose statistics, targets and weights are their own.
+fn rows_of_sets_with_the_same_tokens() {
+    let mut batch = Batch::new(24, 7);
+    let (offsets, tokens) = batch.sets.as_raw().unwrap();
+    let again = offsets[1..].iter().map(|&end| end + tokens.len() as u32);
+    let twice = TokenSets::from_raw(
+        offsets.iter().copied().chain(again).collect(),
+        tokens.repeat(2),
+    );
+    let rows = batch.rows.as_slice().iter().enumerate();
+    let rows = rows.map(|(index, &row)| Row {
+        set: row.set + if index % 3 == 1 { 6 } else { 0 },
+        ..row
+    });
+    batch.rows = Rows::from_raw(batch.positions, rows.collect()).unwrap();
+    batch.sets = twice.unwrap();
+    for (index, options) in options().enumerate().step_by(2) {
+        let case = Case::new(&batch, &options);
+        let what = format!("option {index}, the same sets twice");
+        match index / 2 % 3 {
+            0 => case.assert_correct::<f32>(&what),
+            1 => case.assert_correct::<f16>(&what),
+            _ => case.assert_correct::<bf16>(&what),
+        }
+    }
+}
+
 fn gradients_may_be_made_again() {
     let batch = Batch::new(24, 7);
     for (index, options) in options().enumerate().step_by(7) {
@@ -87,5 +114,6 @@ candle_trie_emulator::emulated_tests! {
     every_option_in_f16,
     every_option_in_bf16,
     every_option_with_row_weights,
+    rows_of_sets_with_the_same_tokens,
     gradients_may_be_made_again,
 }

@@ -6,12 +6,18 @@ use candle_trie::launch::{DeviceLimits, DevicePtr, Launch, Lifetime, Queue};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report};
 
 use crate::emulated;
+use crate::plan::{Issued, Tables, issued};
 
 pub struct EmulatorQueue<'a> {
     pub memory: Memory,
     emulator: &'a Emulator,
     device: DeviceLimits,
+    /// Of a cooperative grid, at most so many blocks.
+    most_blocks: u32,
     reports: Vec<(&'static str, Report)>,
+    /// What was uploaded, and launched.
+    pub tables: Tables,
+    pub launches: Vec<Issued>,
     /// Where counters are, and how many.
     counters: Option<(DevicePtr, usize)>,
     scratch: Vec<(&'static str, u64)>,
@@ -33,12 +39,15 @@ impl From<Fault> for Failure {
 }
 
 impl<'a> EmulatorQueue<'a> {
-    pub fn new(emulator: &'a Emulator, device: DeviceLimits) -> Self {
+    pub fn new(emulator: &'a Emulator, device: DeviceLimits, most_blocks: u32) -> Self {
         Self {
             memory: Memory::new(),
             emulator,
             device,
+            most_blocks,
             reports: Vec::new(),
+            tables: Tables::default(),
+            launches: Vec::new(),
             counters: None,
             scratch: Vec::new(),
         }
@@ -55,11 +64,6 @@ impl<'a> EmulatorQueue<'a> {
     pub fn report(&mut self, kernel: &str) -> Report {
         let last = (self.reports.iter()).rposition(|(name, _)| name.starts_with(kernel));
         last.map_or_else(Report::default, |last| self.reports.remove(last).1)
-    }
-
-    /// How many launches there were.
-    pub fn launches(&self) -> usize {
-        self.reports.len()
     }
 
     /// That the counters are ready for another launch.
@@ -101,6 +105,7 @@ impl Queue for EmulatorQueue<'_> {
         &mut self,
         parts: [(&'static str, &[u32]); N],
     ) -> Result<[Option<DevicePtr>; N], Failure> {
+        self.tables = Tables::new(&parts);
         Ok(parts.map(|(name, words)| {
             if words.is_empty() {
                 return None;
@@ -114,12 +119,14 @@ impl Queue for EmulatorQueue<'_> {
     }
 
     fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> Result<Option<u32>, Failure> {
-        Ok(Some(emulated::resident_blocks(&self.device, launch)))
+        let resident = emulated::resident_blocks(&self.device, launch);
+        Ok(Some(resident.min(self.most_blocks)))
     }
 
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<(), Failure> {
         let report = emulated::run_on(&self.device, self.emulator, launch, &mut self.memory)?;
         self.reports.push((launch.kernel, report));
+        self.launches.push(issued(launch));
         Ok(())
     }
 }

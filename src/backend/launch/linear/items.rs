@@ -29,7 +29,7 @@ pub(super) struct BlockShape {
 
 impl BlockShape {
     /// `sizeof(LinearShared)`.
-    const FIXED_BYTES: u32 = 18_528;
+    const FIXED_BYTES: u32 = 18_288;
     const STAGES: u32 = 3;
     /// Where a stage would be smaller, blocks have a multiprocessor each.
     const ENOUGH_STAGE_BYTES: u32 = 20 << 10;

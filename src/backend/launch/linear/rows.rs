@@ -1,11 +1,13 @@
 //! The rows of a batch in the order in which the kernels take them: token set by token set.
 
+use std::collections::HashMap;
+
 use super::params::LinearRow;
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::launch::{BeamWeights, StatisticsSizes, TemperaturePlan};
-use crate::{Result, Statistics, Temperature};
+use crate::{Result, Statistics, Temperature, TokenSet, TokenSets};
 
-/// The rows of one token set.
+/// The rows of one token set, and of others with the same tokens.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SetRows {
     /// Where the set begins among the tokens of all sets; 0 for the whole vocabulary.
@@ -40,22 +42,26 @@ pub struct LinearRows {
 impl LinearRows {
     pub(crate) fn new(batch: &Batch) -> Self {
         let offsets = batch.sets.as_raw().map(|(offsets, _)| offsets);
+        let named = batch.rows.iter().map(|row| row.set);
+        let same = same_sets(&batch.sets, named.collect());
         // Of the whole vocabulary there is one set, whatever rows call it.
-        let set = |row: &BatchRow| offsets.map_or(0, |_| row.set);
-        let mut by_set: Vec<&BatchRow> = batch.rows.iter().collect();
-        by_set.sort_by_key(|row| set(row));
+        let set = |row: &BatchRow| same.get(&row.set).copied().unwrap_or(0);
+        let mut by_set: Vec<(u32, &BatchRow)> =
+            batch.rows.iter().map(|row| (set(row), row)).collect();
+        by_set.sort_by_key(|&(set, _)| set);
         let mut rows = Vec::with_capacity(by_set.len());
         let mut sets = Vec::new();
-        for of_set in by_set.chunk_by(|a, b| set(a) == set(b)) {
+        for of_set in by_set.chunk_by(|a, b| a.0 == b.0) {
+            let (set, row) = of_set[0];
             sets.push(SetRows {
-                first_token: offsets.map_or(0, |offsets| offsets[of_set[0].set as usize]),
-                tokens: batch.size(of_set[0]) as u32,
+                first_token: offsets.map_or(0, |offsets| offsets[set as usize]),
+                tokens: batch.size(row) as u32,
                 first_row: rows.len() as u32,
                 rows: of_set.len() as u32,
-                counts: of_set.iter().any(|row| row.counts()),
+                counts: of_set.iter().any(|(_, row)| row.counts()),
             });
             let group = sets.len() as u32 - 1;
-            rows.extend(of_set.iter().map(|row| linear_row(row, group)));
+            rows.extend(of_set.iter().map(|(_, row)| linear_row(row, group)));
         }
         Self {
             rows,
@@ -95,6 +101,32 @@ impl LinearRows {
     }
 }
 
+/// For each of these listed sets, the first of them that has the same tokens.
+///
+/// A trie has a set for every node, and nodes often have the same children: in a catalogue of semantic IDs, all nodes of the upper
+/// levels. Their rows are multiplied by the same head rows, which are loaded once where they are one group.
+fn same_sets(sets: &TokenSets, mut named: Vec<u32>) -> HashMap<u32, u32> {
+    named.sort_unstable();
+    named.dedup();
+    let tokens = |set: u32| match sets.get(set) {
+        Some(TokenSet::Listed(tokens)) => Some(tokens),
+        _ => None,
+    };
+    let mut same = HashMap::with_capacity(named.len());
+    // Sets that differ in size or at either end are not compared.
+    let mut alike: HashMap<_, Vec<u32>> = HashMap::new();
+    for set in named {
+        let Some(of_set) = tokens(set) else { continue };
+        let alike = (alike.entry((of_set.len(), of_set.first(), of_set.last()))).or_default();
+        let first = (alike.iter().copied()).find(|&other| tokens(other) == Some(of_set));
+        same.insert(set, first.unwrap_or(set));
+        if first.is_none() {
+            alike.push(set);
+        }
+    }
+    same
+}
+
 fn linear_row(row: &BatchRow, group: u32) -> LinearRow {
     // The kernels tell by it which rows have a loss: a share must not round to 0.
     let least = if row.counts() { f32::MIN_POSITIVE } else { 0.0 };
@@ -104,7 +136,8 @@ fn linear_row(row: &BatchRow, group: u32) -> LinearRow {
         rank: row.rank,
         share: (row.share as f32).max(least),
         in_statistics: row.in_statistics.into(),
-        unused: [0; 3],
+        maximum: 0,
+        unused: [0; 2],
     }
 }
 
@@ -113,6 +146,29 @@ mod tests {
     use super::*;
     use crate::backend::batch::Denominator;
     use crate::{Row, Rows, TokenSets};
+
+    #[test]
+    fn rows_of_sets_with_the_same_tokens_are_one_group() {
+        let sets = TokenSets::from_raw(vec![0, 2, 4, 6, 8], vec![1, 5, 1, 6, 1, 5, 2, 5]).unwrap();
+        let row = |(position, set, target)| Row {
+            position,
+            set,
+            target,
+        };
+        let rows = [(0, 2, 5), (1, 1, 6), (2, 0, 1), (3, 3, 2), (4, 2, 1)].map(row);
+        let rows = Rows::from_raw(5, rows.to_vec()).unwrap();
+        let batch = Batch::new(&sets, &rows, None, Denominator::Given(1.0)).unwrap();
+        let rows = LinearRows::new(&batch);
+        let groups: Vec<_> = (rows.sets.iter())
+            .map(|set| (set.first_token, set.first_row, set.rows))
+            .collect();
+        assert_eq!(groups, [(0, 0, 3), (2, 3, 1), (6, 4, 1)]);
+        let taken: Vec<_> = (rows.rows.iter())
+            .map(|row| (row.position, row.group, row.rank))
+            .collect();
+        let expected = [(0, 0, 1), (2, 0, 0), (4, 0, 0), (1, 1, 1), (3, 2, 0)];
+        assert_eq!(taken, expected);
+    }
 
     /// The device knows rows by their shares; one that it took for none would have no gradient.
     #[test]

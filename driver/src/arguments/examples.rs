@@ -22,8 +22,8 @@ the next volume of a series, or else another book of the author, of the genre, o
 A small Llama-style model is pretrained on the titles alone. From these weights it is tuned on the same rows
 under each loss: the plain language-model loss (LML), the masked softmax loss (MSL) at temperature 1, MSL with
 the adaptive temperature strategy (ATS, root scope), and MSL at temperature 1 with BEAR's row weights. Each is
-evaluated by beam search over the trie. The mask alone ranks about as the plain loss does here, presumably
-because the pretrained model gives little probability to tokens that continue no title.
+evaluated by beam search over the trie. At temperature 1 the masked losses rank about as the plain one does:
+after few rows all of them are overconfident, and training at the higher temperature of ATS is what helps.
 
 Examples:
   msl demo

@@ -95,13 +95,21 @@ impl Plot {
         };
         let room = 0.05 * (high - low);
         // Shares begin at 0.
-        let low = if low >= 0.0 && low < 0.5 * high { 0.0 } else { low - room };
+        let low = if low >= 0.0 && low < 0.5 * high {
+            0.0
+        } else {
+            low - room
+        };
         Some((x, low..high + room))
     }
 
     fn draw<'a, X>(
         &self,
-        mut chart: ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, plotters::coord::types::RangedCoordf64>>,
+        mut chart: ChartContext<
+            'a,
+            SVGBackend<'a>,
+            Cartesian2d<X, plotters::coord::types::RangedCoordf64>,
+        >,
     ) -> Result<()>
     where
         X: Ranged<ValueType = f64> + ValueFormatter<f64>,
@@ -127,7 +135,9 @@ impl Plot {
             chart
                 .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
                 .label(&series.name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+                .legend(move |(x, y)| {
+                    PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2))
+                });
             let bars = series.points.iter().filter(|(_, _, error)| *error > 0.0);
             chart.draw_series(bars.map(|&(x, y, error)| {
                 ErrorBar::new_vertical(x, y - error, y, y + error, colour.filled(), 7)

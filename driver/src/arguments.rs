@@ -38,7 +38,7 @@ pub struct Arguments {
 /// What to do.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Watch a small model become a recommender: a synthetic catalogue, three losses, one table
+    /// Watch a small language model become a recommender: a synthetic catalogue, four losses, one table
     Demo(DemoArguments),
     /// Train a model on a catalogue and its users: adapters of a pretrained one, or a small one from scratch
     Train(Box<TrainArguments>),
@@ -66,16 +66,20 @@ pub struct DemoArguments {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
 
-    /// Rows to train on
-    #[arg(long, default_value_t = 5_000)]
+    /// Rows to tune on
+    #[arg(long, default_value_t = 3_200)]
     pub training_rows: usize,
 
     /// Rows to evaluate on
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1_000)]
     pub test_rows: usize,
 
-    /// Passes over the training rows
-    #[arg(long, default_value_t = 2)]
+    /// Passes over the titles alone, with the plain language-model loss, before anything is tuned
+    #[arg(long, default_value_t = 20)]
+    pub pretraining_epochs: usize,
+
+    /// Passes over the rows to tune on
+    #[arg(long, default_value_t = 5)]
     pub epochs: usize,
 
     /// Print one JSON object instead of the table

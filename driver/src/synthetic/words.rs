@@ -2,13 +2,15 @@
 
 /// A genre: what its titles speak of.
 pub struct Genre {
+    /// What the end of a title calls its books.
+    pub kind: &'static str,
     pub adjectives: &'static [&'static str],
     pub nouns: &'static [&'static str],
-    pub places: &'static [&'static str],
 }
 
 pub const GENRES: [Genre; 6] = [
     Genre {
+        kind: "Fantasy Novel",
         adjectives: &[
             "Burning",
             "Forgotten",
@@ -22,16 +24,9 @@ pub const GENRES: [Genre; 6] = [
         nouns: &[
             "Dragon", "Throne", "Sword", "Wizard", "Crown", "Oath", "Prophecy", "Raven",
         ],
-        places: &[
-            "Avalon",
-            "Eldermoor",
-            "the North",
-            "Karth",
-            "the Hollow Hills",
-            "Ysmere",
-        ],
     },
     Genre {
+        kind: "Murder Mystery",
         adjectives: &[
             "Silent", "Missing", "Perfect", "Cold", "Second", "Last", "Quiet", "Deadly",
         ],
@@ -45,16 +40,9 @@ pub const GENRES: [Genre; 6] = [
             "Suspect",
             "Confession",
         ],
-        places: &[
-            "London",
-            "the Library",
-            "Room Nine",
-            "the Vicarage",
-            "Harbour Street",
-            "Oxford",
-        ],
     },
     Genre {
+        kind: "Space Opera",
         adjectives: &[
             "Distant",
             "Electric",
@@ -68,32 +56,18 @@ pub const GENRES: [Genre; 6] = [
         nouns: &[
             "Star", "Colony", "Machine", "Signal", "Starship", "Planet", "Engine", "Contact",
         ],
-        places: &[
-            "Mars",
-            "Orion",
-            "the Outer Rim",
-            "Titan",
-            "Deep Space",
-            "Ganymede",
-        ],
     },
     Genre {
+        kind: "Love Story",
         adjectives: &[
             "Sweet", "Secret", "Tender", "Summer", "Stolen", "Reckless", "Golden", "Faithful",
         ],
         nouns: &[
             "Kiss", "Heart", "Wedding", "Promise", "Duke", "Letter", "Bride", "Affair",
         ],
-        places: &[
-            "Paris",
-            "Tuscany",
-            "Willow Lane",
-            "the Manor",
-            "Savannah",
-            "the Lighthouse",
-        ],
     },
     Genre {
+        kind: "Cookbook",
         adjectives: &[
             "Easy",
             "Complete",
@@ -114,9 +88,9 @@ pub const GENRES: [Genre; 6] = [
             "Baking",
             "Table",
         ],
-        places: &["Italy", "Provence", "the Farm", "Mexico", "Home", "Japan"],
     },
     Genre {
+        kind: "Short History",
         adjectives: &[
             "Great", "Bitter", "Long", "Imperial", "Short", "Untold", "Heroic", "Divided",
         ],
@@ -130,14 +104,6 @@ pub const GENRES: [Genre; 6] = [
             "Battle",
             "General",
         ],
-        places: &[
-            "Rome",
-            "Prussia",
-            "the Pacific",
-            "Gettysburg",
-            "the Balkans",
-            "Byzantium",
-        ],
     },
 ];
 
@@ -146,23 +112,16 @@ pub const FIRST_NAMES: [&str; 12] = [
     "Leona", "Felix",
 ];
 
-pub const LAST_NAMES: [&str; 18] = [
-    "Vale",
-    "Thorne",
-    "Castell",
-    "Brandt",
-    "Okafor",
-    "Lindqvist",
-    "Marlowe",
-    "Farrow",
-    "Ashby",
-    "Duarte",
-    "Keller",
-    "Novak",
-    "Penrose",
-    "Quill",
-    "Sandoval",
-    "Tanaka",
-    "Whitlock",
-    "Zeller",
+/// Places and families are called by one of these and one of the next, as in Northwick: names that share their
+/// beginnings, and that a tokenizer cuts into several tokens.
+pub const NAME_BEGINNINGS: [&str; 12] = [
+    "Ash", "Black", "Dun", "Gold", "Hart", "Kings", "North", "Oak", "Raven", "Thorn", "White",
+    "Wolf",
+];
+
+pub const NAME_ENDS: [&str; 34] = [
+    "borough", "brook", "bury", "by", "castle", "chester", "cliff", "combe", "court", "dale",
+    "den", "field", "ford", "gate", "ham", "haven", "holm", "hurst", "land", "ley", "mere",
+    "minster", "moor", "mouth", "port", "ridge", "shaw", "stead", "stone", "ton", "well", "wick",
+    "wood", "worth",
 ];

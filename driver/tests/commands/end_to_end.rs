@@ -322,6 +322,8 @@ fn the_demo_prints_one_object_or_one_table() {
         "64",
         "--test-rows",
         "10",
+        "--pretraining-epochs",
+        "1",
         "--epochs",
         "1",
     ];
@@ -340,11 +342,14 @@ fn the_demo_prints_one_object_or_one_table() {
             "item graph",
             "LML",
             "MSL τ=1",
-            "MSL+ATS"
+            "MSL+ATS",
+            "BEAR"
         ]
     );
     let output = msl(folder.path(), &options);
     let table = String::from_utf8(output.stdout).unwrap();
+    let whole = |line: &&str| line.contains("HR@20") && !line.contains('–');
+    assert!(table.lines().any(|line| whole(&line)), "{table}");
     for word in [
         "HR@10",
         "NDCG@5",

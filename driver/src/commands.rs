@@ -100,6 +100,24 @@ fn examples(
     examples
 }
 
+/// Says where a model reads more than it was made for.
+fn warn_of_long_rows(lengths: impl Iterator<Item = usize>, config: &LlamaConfig) {
+    let positions = config.max_position_embeddings;
+    let (mut all, mut long, mut longest) = (0, 0, 0);
+    for tokens in lengths {
+        all += 1;
+        long += usize::from(tokens > positions);
+        longest = longest.max(tokens);
+    }
+    if long > 0 {
+        eprintln!(
+            "warning: {long} of {all} rows are longer than the {positions} tokens that the model was made for \
+             (max_position_embeddings of its configuration), up to {longest}: what it answers to them may make no sense. \
+             Shorten the histories, take --prompt titles, or take a model of a longer context"
+        );
+    }
+}
+
 /// The tokenizer that was named, or one of the catalogue's own.
 fn open_tokenizer(
     arguments: &TokenizerArguments,

@@ -31,6 +31,13 @@ pub struct Example {
     pub target: u64,
 }
 
+impl Example {
+    /// How many tokens the model reads, the response among them.
+    pub fn tokens(&self) -> usize {
+        self.prompt.len() + self.response.len()
+    }
+}
+
 impl Responses {
     /// Tokenizes every title of a catalogue.
     pub fn new(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Self> {

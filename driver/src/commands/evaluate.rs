@@ -9,7 +9,7 @@ use candle_core::Device;
 use candle_trie::Found;
 use serde::Serialize;
 
-use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun};
+use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
     arguments::EvaluateArguments,
     catalogue::Interaction,
@@ -61,6 +61,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         tokenizer,
         responses,
     )?;
+    warn_of_long_rows(examples.iter().map(Example::tokens), model.config());
     let temperature = run.temperature(arguments.temperature);
     let name = format!("{}, step {}", arguments.run.display(), state.step);
     let evaluate = |kind: SearchKind| {

@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::Device;
 use serde::Serialize;
 
-use super::opened_run::OpenedRun;
+use super::{opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
     arguments::RecommendArguments,
     catalogue::Item,
@@ -37,6 +37,8 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let prompt = run.folder.settings().prompt.prompt();
     let prompt = prompt.text(history.iter().map(String::as_str));
     let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
+    let config = run.checkpoint.model.config();
+    warn_of_long_rows([prompt.len()].into_iter(), config);
     let seen = |item: &&Item| arguments.unseen && history.contains(&item.title);
     let left_out: Vec<u64> = items.iter().filter(seen).map(|item| item.id).collect();
     let temperature = run.temperature(arguments.temperature);

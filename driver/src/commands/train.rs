@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
 use serde::Serialize;
 
-use super::{examples, open_tokenizer};
+use super::{examples, open_tokenizer, warn_of_long_rows};
 use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
@@ -43,9 +43,11 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     let mut settings = RunSettings {
         data: arguments.run.data.absolute()?,
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
+        adapter: arguments.run.adapter.clone().with_separate_targets(),
         loss: arguments.run.loss.clone().with_defaults(),
         ..arguments.run.clone()
     };
+    settings.adapter.check()?;
     if settings.pretrained.is_some() {
         settings.training = settings.training.for_adapters();
     }
@@ -57,6 +59,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     settings.tokenizer.end_token = tokenizer.end_text();
     settings.tokenizer.begins = true;
     let task = data.tokenize(&tokenizer)?;
+    task.warn_of_long_rows(&model);
     let trainer = task.trainer(&model, &settings)?;
     let state = TrainingState {
         step: 0,
@@ -98,6 +101,7 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
     } = run.latest(&device.into())?;
     let settings = run.settings();
     let task = Rows::read(settings)?.tokenize(&tokenizer)?;
+    task.warn_of_long_rows(&model);
     (task.responses)
         .check_same(&run.trie()?)
         .with_context(|| arguments.run.display().to_string())?;
@@ -124,7 +128,6 @@ fn adapted_model(
     base: &Path,
     device: &Device,
 ) -> Result<(Llama, TextTokenizer)> {
-    settings.adapter.check()?;
     let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
     let (mut model, tokenizer) = pretrained.read(settings.precision, device)?;
     model.adapt(&settings.adapter, settings.training.seed)?;
@@ -201,6 +204,11 @@ impl Rows {
 }
 
 impl Task {
+    fn warn_of_long_rows(&self, model: &Llama) {
+        let rows = self.training.iter().chain(&self.validation);
+        warn_of_long_rows(rows.map(Example::tokens), model.config());
+    }
+
     fn trainer<'a>(&'a self, model: &'a Llama, settings: &'a RunSettings) -> Result<Trainer<'a>> {
         let trie = self.responses.trie();
         Trainer::new(model, trie, &settings.loss, &settings.training)

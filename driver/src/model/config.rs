@@ -1,4 +1,5 @@
 use anyhow::{Result, bail, ensure};
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -114,6 +115,8 @@ fn is_false(value: &bool) -> bool {
 }
 
 const DEFAULT_THETA: f64 = 10_000.0;
+/// Products of two sizes fit in 64 bits.
+const LARGEST_SIZE: usize = 1 << 31;
 /// Width of a head of Qwen 3 where config.json does not say.
 const QWEN3_HEAD_WIDTH: usize = 128;
 
@@ -180,9 +183,13 @@ impl LlamaConfig {
         }
     }
 
+    fn rotary_scaling(&self) -> Option<&RopeParameters> {
+        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
+    }
+
     /// Radians by which each pair of a head's elements turns from one position to the next.
     pub fn rotary_frequencies(&self) -> Result<Vec<f64>> {
-        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let scaling = self.rotary_scaling();
         let theta = scaling
             .and_then(|scaling| scaling.rope_theta)
             .or(self.rope_theta)
@@ -209,7 +216,10 @@ impl LlamaConfig {
             ("the width of a head", self.head_width()),
         ];
         for (name, size) in sizes {
-            ensure!(size > 0, "{name} is 0");
+            ensure!(
+                (1..=LARGEST_SIZE).contains(&size),
+                "{name} is {size}, expected a number from 1 to {LARGEST_SIZE}"
+            );
         }
         ensure!(
             self.head_dim.is_some() || self.hidden_size.is_multiple_of(self.num_attention_heads),
@@ -241,7 +251,27 @@ impl LlamaConfig {
         ] {
             ensure!(!asked, "{name} is true, which is not supported");
         }
-        self.rotary_frequencies().map(drop)
+        match self.rotary_scaling() {
+            Some(scaling) => scaling.stretch(&mut []),
+            None => Ok(()),
+        }
+    }
+
+    /// The same, with the type that its weights are written in.
+    pub fn of_dtype(mut self, dtype: DType) -> Self {
+        let name = match dtype {
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            DType::F64 => "float64",
+            _ => "float32",
+        };
+        // Under the name that transformers has from version 5 on, or the one that all versions read.
+        let key = match self.others.contains_key("dtype") {
+            true => "dtype",
+            false => "torch_dtype",
+        };
+        self.others.insert(key.into(), name.into());
+        self
     }
 }
 

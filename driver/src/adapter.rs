@@ -66,7 +66,8 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
 /// Refuses a rank that the file's tensors do not have, before memory is taken for it.
 fn check_rank(config: &AdapterConfig, weights: &SafetensorsWeights) -> Result<()> {
     let mut downs = weights.shapes().filter(|(name, _)| name.ends_with(DOWN));
-    let (name, shape) = (downs.next()).context("there is no tensor of a name that ends with lora_A.weight")?;
+    let (name, shape) =
+        (downs.next()).context("there is no tensor of a name that ends with lora_A.weight")?;
     ensure!(
         shape.first() == Some(&config.r),
         "{name} has the shape {shape:?}, where r of {CONFIG_FILE} is {}",

@@ -92,8 +92,8 @@ impl Checkpoint {
         if !arguments.begins {
             tokenizer = tokenizer.without_begin();
         }
-        let tokenizer = (tokenizer.for_rows(config.vocab_size))
-            .with_context(|| path.display().to_string())?;
+        let tokenizer =
+            (tokenizer.for_rows(config.vocab_size)).with_context(|| path.display().to_string())?;
         let model = match adapter::is_in(folder) {
             true => adapter::load_with_base(folder, end_token, precision, device)?,
             false => {

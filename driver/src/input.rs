@@ -1,4 +1,4 @@
-//! Files that are read: regular ones, and what is not the file that its name promises is named as what it is.
+//! Binary files that others wrote, and what dependencies make of damaged files. Text has `text_file`.
 
 use std::{
     cell::Cell,
@@ -13,10 +13,8 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 /// What a file begins with that git-lfs puts in the place of a large one.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
-const UTF_8_MARK: &str = "\u{feff}";
-const UTF_16_MARKS: [&[u8]; 2] = [b"\xff\xfe", b"\xfe\xff"];
 
-/// Opens a regular file. A pipe would have to be waited for, and a device may have no end.
+/// Opens a regular file of bytes. A pipe would have to be waited for, and a device may have no end.
 pub fn open(path: &Path) -> Result<File> {
     let cannot = || format!("cannot read {}", path.display());
     let kind = fs::metadata(path).with_context(cannot)?;
@@ -25,32 +23,12 @@ pub fn open(path: &Path) -> Result<File> {
     let mut beginning = [0; LFS_POINTER.len()];
     if file.read_exact(&mut beginning).is_ok() && beginning == LFS_POINTER {
         bail!(
-            "{} is a git-lfs pointer, not the file that it stands for: fetch it with git lfs pull",
+            "{} is a pointer of git-lfs, not the file that it stands for: fetch that with git lfs pull",
             path.display()
         );
     }
     file.rewind().with_context(cannot)?;
     Ok(file)
-}
-
-/// Reads a file of text in UTF-8, with or without a byte order mark.
-pub fn read_text(path: &Path) -> Result<String> {
-    let mut bytes = Vec::new();
-    open(path)?
-        .read_to_end(&mut bytes)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    if UTF_16_MARKS.iter().any(|mark| bytes.starts_with(mark)) {
-        bail!(
-            "{} begins with the byte order mark of UTF-16: save it as UTF-8",
-            path.display()
-        );
-    }
-    let text = String::from_utf8(bytes)
-        .map_err(|error| anyhow!("{} is not text in UTF-8: {error}", path.display()))?;
-    Ok(match text.strip_prefix(UTF_8_MARK) {
-        Some(text) => text.to_owned(),
-        None => text,
-    })
 }
 
 thread_local! {
@@ -84,28 +62,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn text_is_read_with_and_without_a_mark_and_what_is_no_text_is_named() {
+    fn what_is_not_the_file_itself_is_named_as_what_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file.json");
-        let read = |bytes: &[u8]| {
-            fs::write(&path, bytes).unwrap();
-            read_text(&path).map_err(|error| format!("{error:#}"))
-        };
-        assert_eq!(read(b"{}").unwrap(), "{}");
-        assert_eq!(read(b"\xef\xbb\xbf{}").unwrap(), "{}");
-        for (bytes, said) in [
-            (&b"\xff\xfe{\0}\0"[..], "UTF-16"),
-            (b"{\xff}", "not text in UTF-8"),
-            (b"version https://git-lfs.github.com/spec/v1\noid", "git-lfs"),
-        ] {
-            let refusal = read(bytes).unwrap_err();
-            assert!(
-                refusal.contains(said) && refusal.contains("file.json"),
-                "{refusal}"
-            );
-        }
-        let refusal = format!("{:#}", read_text(folder.path()).unwrap_err());
-        assert!(refusal.contains("not a regular file"), "{refusal}");
+        let path = folder.path().join("model.gguf");
+        let refusal = |path: &Path| format!("{:#}", open(path).unwrap_err());
+        assert!(refusal(&path).contains("model.gguf"));
+        fs::write(&path, b"version https://git-lfs.github.com/spec/v1\noid").unwrap();
+        assert!(refusal(&path).contains("git-lfs"));
+        assert!(refusal(folder.path()).contains("not a regular file"));
+        fs::write(&path, b"GGUF").unwrap();
+        assert_eq!(open(&path).unwrap().stream_position().unwrap(), 0);
     }
 
     #[test]

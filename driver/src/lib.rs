@@ -39,6 +39,7 @@ pub mod schedule;
 pub mod search;
 pub mod settings;
 pub mod synthetic;
+pub mod text_file;
 pub mod tokenizer;
 pub mod train;
 pub mod training_run;

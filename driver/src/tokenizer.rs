@@ -16,7 +16,7 @@ use tokenizers::{
     },
 };
 
-use crate::input::{catch_panic, read_text};
+use crate::{input::catch_panic, text_file::read_text};
 
 /// The end token of a tokenizer that is trained here.
 pub const END_TOKEN: &str = "<|endoftext|>";
@@ -268,6 +268,18 @@ mod tests {
         let tokenizer = TextTokenizer::train(TITLES.into_iter(), 400).unwrap();
         let first = |text| tokenizer.encode(text).unwrap()[0];
         assert_ne!(first("\"The Sea\""), first("\"A Sea of Glass\""));
+    }
+
+    #[test]
+    fn a_long_word_and_a_large_vocabulary_are_bounded_by_what_the_texts_hold() {
+        let long = "x".repeat(200_000);
+        let begun = std::time::Instant::now();
+        let tokenizer = TextTokenizer::train([long.as_str()].into_iter(), usize::MAX).unwrap();
+        assert!(begun.elapsed().as_secs() < 10);
+        assert!(tokenizer.vocabulary() < 1_000);
+        let text = "é".repeat(LONGEST_PIECE + 1);
+        assert_eq!(pieces(&text).collect::<String>(), text);
+        assert_eq!(pieces(&text).count(), 2);
     }
 
     /// A tokenizer read from a file whose members of these names were replaced.

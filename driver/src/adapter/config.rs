@@ -160,7 +160,8 @@ impl AdapterConfig {
         }
         let mut targets = Vec::new();
         for path in paths {
-            let in_layers = layers.is_none_or(|layers| layer_of(path).is_some_and(|layer| layers.contains(&layer)));
+            let in_layers = layers
+                .is_none_or(|layers| layer_of(path).is_some_and(|layer| layers.contains(&layer)));
             if in_layers && wanted(path)? {
                 targets.push(path.clone());
             }
@@ -175,7 +176,11 @@ impl AdapterConfig {
 
 /// The number of the layer that a module is in.
 fn layer_of(path: &str) -> Option<usize> {
-    path.strip_prefix("model.layers.")?.split('.').next()?.parse().ok()
+    path.strip_prefix("model.layers.")?
+        .split('.')
+        .next()?
+        .parse()
+        .ok()
 }
 
 impl Modules {
@@ -215,8 +220,14 @@ impl Modules {
 fn check_values(values: &Map<String, Value>) -> Result<()> {
     for (key, value) in values {
         let known = match key.as_str() {
-            "base_model_name_or_path" | "r" | "lora_alpha" | "lora_dropout" | "target_modules"
-            | "exclude_modules" | "layers_to_transform" | "use_rslora" => true,
+            "base_model_name_or_path"
+            | "r"
+            | "lora_alpha"
+            | "lora_dropout"
+            | "target_modules"
+            | "exclude_modules"
+            | "layers_to_transform"
+            | "use_rslora" => true,
             "peft_type" => value == "LORA",
             "task_type" => value.is_null() || value == "CAUSAL_LM" || value == "FEATURE_EXTRACTION",
             "bias" => value == "none",

@@ -40,8 +40,10 @@ pub struct LlamaConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// Activation of the feed-forward gate; always `silu`.
+    #[serde(default = "silu")]
     pub hidden_act: String,
     /// What is added to the mean square before its root is taken.
+    #[serde(default = "default_epsilon")]
     pub rms_norm_eps: f64,
     /// The base of the rotary wavelengths, where `rope_parameters` does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -110,11 +112,22 @@ pub struct RopeParameters {
     pub original_max_position_embeddings: Option<f64>,
 }
 
+fn silu() -> String {
+    "silu".into()
+}
+
+/// What transformers takes for all three kinds of model where config.json does not say.
+fn default_epsilon() -> f64 {
+    1e-6
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
 
 const DEFAULT_THETA: f64 = 10_000.0;
+/// The share of a head's elements that turn with the position.
+const PARTIAL_ROTARY: &str = "partial_rotary_factor";
 /// Products of two sizes fit in 64 bits.
 const LARGEST_SIZE: usize = 1 << 31;
 /// Width of a head of Qwen 3 where config.json does not say.
@@ -251,6 +264,12 @@ impl LlamaConfig {
         ] {
             ensure!(!asked, "{name} is true, which is not supported");
         }
+        let turned = self.others.get(PARTIAL_ROTARY);
+        ensure!(
+            turned.is_none_or(|share| share.is_null() || share.as_f64() == Some(1.0)),
+            "{PARTIAL_ROTARY} is {}, which is not supported",
+            turned.unwrap_or(&Value::Null)
+        );
         match self.rotary_scaling() {
             Some(scaling) => scaling.stretch(&mut []),
             None => Ok(()),

@@ -194,10 +194,7 @@ pub fn values(name: &str, shape: &[usize], mut value: impl FnMut() -> f64) -> Re
     let count = (shape.iter()).try_fold(1usize, |product, &size| product.checked_mul(size));
     let mut values = Vec::new();
     let fits = count.is_some_and(|count| values.try_reserve_exact(count).is_ok());
-    ensure!(
-        fits,
-        "there is no memory for {name} of the shape {shape:?}"
-    );
+    ensure!(fits, "there is no memory for {name} of the shape {shape:?}");
     values.extend((0..count.unwrap_or(0)).map(|_| value()));
     Ok(values)
 }

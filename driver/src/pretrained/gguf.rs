@@ -1,15 +1,13 @@
-use std::{
-    collections::BTreeMap,
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{
-    DType, Tensor,
-    quantized::GgmlDType,
-};
+use candle_core::{DType, Tensor, quantized::GgmlDType};
 
-use super::{Pretrained, described, gguf_header::{GgufFile, Metadata}, gguf_tokenizer};
+use super::{
+    Pretrained, described,
+    gguf_header::{GgufFile, Metadata},
+    gguf_tokenizer,
+};
 use crate::{
     model::{EndTokens, LlamaConfig, RopeParameters, Weights},
     tokenizer::TextTokenizer,
@@ -80,7 +78,10 @@ fn open_files(path: &Path) -> Result<Vec<GgufFile>> {
     let found: usize = files.iter().map(|file| file.tensors.len()).sum();
     let expected = Metadata(&named.metadata).whole("split.tensors.count");
     ensure!(
-        expected.as_ref().ok().is_none_or(|&expected| expected == found),
+        expected
+            .as_ref()
+            .ok()
+            .is_none_or(|&expected| expected == found),
         "{}, which hold {found} tensors, where its split.tensors.count asks for another number",
         what()
     );
@@ -167,7 +168,9 @@ fn config(
     match factors {
         None => Ok(config),
         Some(_) if config.rope_scaling.is_some() => {
-            bail!("{ROTARY_FACTORS} beside a rotary embedding that is stretched otherwise is not supported")
+            bail!(
+                "{ROTARY_FACTORS} beside a rotary embedding that is stretched otherwise is not supported"
+            )
         }
         Some(factors) => stretched_as(config, &factors),
     }
@@ -337,6 +340,8 @@ fn stored_name(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

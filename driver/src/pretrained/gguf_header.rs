@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{
-    Device, Shape, Tensor,
+    DType, Device, Shape, Tensor,
     quantized::{
         GgmlDType,
         gguf_file::{TensorInfo, Value},
@@ -44,28 +44,31 @@ impl GgufFile {
             file: BufReader::new(file),
             left: length,
         };
-        let (metadata, tensors) = reader
-            .header()
-            .with_context(|| path.display().to_string())?;
+        let named = || path.display().to_string();
+        let (metadata, tensors) = reader.header().with_context(named)?;
         let position = length - reader.left;
+        let alignment = alignment(&metadata).with_context(named)?;
         let found = Self {
-            data: position.next_multiple_of(alignment(&metadata)?),
+            data: position.next_multiple_of(alignment),
             path: path.to_owned(),
             file: reader.file,
             metadata,
             tensors,
         };
-        found
-            .check_sizes(length)
-            .with_context(|| path.display().to_string())?;
+        found.check_sizes(length).with_context(named)?;
         Ok(found)
     }
 
-    /// A tensor, made dense.
+    /// A tensor, made dense: in the type that it has in the file, or in f32 where that is a quantised one.
     pub fn read(&mut self, name: &str) -> Result<Tensor> {
         let info = self.tensors.get(name).context("there is none")?;
         let tensor = info.read(&mut self.file, self.data, &Device::Cpu)?;
-        Ok(tensor.dequantize(&Device::Cpu)?)
+        let tensor = tensor.dequantize(&Device::Cpu)?;
+        Ok(match info.ggml_dtype {
+            GgmlDType::F16 => tensor.to_dtype(DType::F16)?,
+            GgmlDType::BF16 => tensor.to_dtype(DType::BF16)?,
+            _ => tensor,
+        })
     }
 
     /// Refuses tensors that are larger than the rest of the file: each, and all together.

@@ -24,7 +24,11 @@ pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokeniz
         "tokenizer.ggml.model is {model:?}, and this driver knows gpt2 (byte-level merges): take the model's Hugging \
          Face folder"
     );
-    let splitting = Splitting::of(metadata.text("tokenizer.ggml.pre")?)?;
+    let splitting = metadata.text("tokenizer.ggml.pre");
+    let splitting = splitting.context(
+        "how its tokenizer splits a text before the merges is not said: take the model's Hugging Face folder",
+    )?;
+    let splitting = Splitting::of(splitting)?;
     let tokens = texts(metadata, "tokenizer.ggml.tokens")?;
     let vocab: Vocab = (0..)
         .zip(&tokens)
@@ -65,7 +69,8 @@ pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokeniz
         true => Some(metadata.whole(END)?),
         false => None,
     };
-    if metadata.flag("tokenizer.ggml.add_bos_token", splitting.begins)? {
+    let begins = splitting.begins && metadata.has(BEGIN);
+    if metadata.flag("tokenizer.ggml.add_bos_token", begins)? {
         begin_texts(&mut tokenizer, metadata, &tokens)?;
     }
     TextTokenizer::new(tokenizer, end_token, end.map(u32::try_from).transpose()?)

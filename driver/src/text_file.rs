@@ -1,0 +1,130 @@
+//! Text files that others wrote, opened with a look at what they are.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What files that are no UTF-8 text begin with, what such a file is, and what to do about it.
+const OTHERS: [(&[u8], &str, &str); 7] = [
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a pointer of git-lfs, not the file that it stands for",
+        "fetch that with git lfs pull",
+    ),
+    (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
+    (
+        b"\x00\x05\x16\x07",
+        "what macOS keeps beside a file (AppleDouble)",
+        "give the file itself",
+    ),
+    (b"\x1f\x8b", "compressed by gzip", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it"),
+    (b"PK\x03\x04", "a zip archive", "unpack it"),
+];
+
+/// Opens a file of UTF-8 text, behind its byte order mark if it has one. An error names the file and says what it is
+/// instead.
+pub fn open_text(path: &Path) -> Result<BufReader<File>> {
+    let unreadable = || format!("cannot read {}", path.display());
+    // Opening a named pipe waits for someone to write to it, so that its kind comes first.
+    let metadata = fs::metadata(path).with_context(unreadable)?;
+    ensure!(
+        metadata.is_file(),
+        "{} is {}: expected a regular file",
+        path.display(),
+        match metadata.is_dir() {
+            true => "a folder",
+            false => "a named pipe, a socket or a device",
+        }
+    );
+    let mut reader = BufReader::new(File::open(path).with_context(unreadable)?);
+    let beginning = reader.fill_buf().with_context(unreadable)?;
+    for (first, what, advice) in OTHERS {
+        if beginning.starts_with(first) {
+            bail!("{} is {what}: {advice}", path.display());
+        }
+    }
+    ensure!(
+        !beginning.contains(&0),
+        "{} holds bytes of value 0, which text in UTF-8 does not (text in UTF-16 does): save it as UTF-8",
+        path.display()
+    );
+    if beginning.starts_with(BYTE_ORDER_MARK) {
+        reader.consume(BYTE_ORDER_MARK.len());
+    }
+    Ok(reader)
+}
+
+/// The whole text of such a file.
+pub fn read_text(path: &Path) -> Result<String> {
+    let mut text = String::new();
+    (open_text(path)?.read_to_string(&mut text))
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(bytes: &[u8]) -> Result<String> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("file.txt");
+        fs::write(&path, bytes)?;
+        let mut text = String::new();
+        open_text(&path)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    #[test]
+    fn a_byte_order_mark_of_utf_8_is_no_part_of_the_text() {
+        assert_eq!(open("\u{feff}Émma".as_bytes()).unwrap(), "Émma");
+        assert_eq!(open(b"").unwrap(), "");
+    }
+
+    #[test]
+    fn what_is_no_utf_8_text_is_named_as_what_it_is() {
+        for (bytes, expected) in [
+            (
+                &b"version https://git-lfs.github.com/spec/v1\noid"[..],
+                "git-lfs",
+            ),
+            (b"\xff\xfe{\0", "UTF-16"),
+            (b"\xfe\xff\0{", "UTF-16"),
+            (b"{\0\"\0", "UTF-16"),
+            (b"\0\x05\x16\x07\0\x02", "AppleDouble"),
+            (b"\x1f\x8b\x08", "gzip"),
+            (b"PK\x03\x04", "zip"),
+        ] {
+            let error = open(bytes).unwrap_err().to_string();
+            assert!(
+                error.contains("file.txt") && error.contains(expected),
+                "{error}"
+            );
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn folders_pipes_and_devices_are_refused_without_being_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        for (path, expected) in [
+            (folder.path(), "a folder"),
+            (&pipe, "a named pipe"),
+            (Path::new("/dev/zero"), "a device"),
+        ] {
+            let error = open_text(path).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}

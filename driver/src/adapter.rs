@@ -50,7 +50,7 @@ pub fn is_in(folder: &Path) -> bool {
 pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
     let config = AdapterConfig::load(folder)?;
     let path = folder.join(WEIGHTS_FILE);
-    let mut weights = SafetensorsWeights::open(&[path.clone()], |stored| {
+    let mut weights = SafetensorsWeights::open(std::slice::from_ref(&path), |stored| {
         model_name(stored.strip_prefix(PREFIX).unwrap_or(stored))
     })?;
     eprintln!("adapters: {}", weights.described());

@@ -109,7 +109,7 @@ def main():
         end = end[0] if isinstance(end, list) else end
         titles = json.loads((arguments.catalogue / "id2name4Rec.json").read_text())
         path_of = {
-            int(item): (*tokenizer.encode(f'"{title}"', add_special_tokens=False).ids, end)
+            item: (*tokenizer.encode(f'"{title}"', add_special_tokens=False).ids, end)
             for item, title in titles.items()
         }
         trie = Trie(path_of.values())

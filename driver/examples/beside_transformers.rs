@@ -14,9 +14,9 @@ use msl::{
     adapter,
     arguments::{Arguments, Command},
     catalogue::Interaction,
+    dataset::{DataArguments, Dataset},
     json::{read_json, write_json},
     model::{Llama, LoraSettings},
-    paper_format::{find_training_file, read_catalogue, read_interactions},
     precision::Precision,
     pretrained::{self, Pretrained},
     prompt::{Prompt, PromptStyle},
@@ -174,8 +174,11 @@ fn open_in(dtype: DType, model: &Path, adapter: Option<&Path>) -> Result<Llama> 
 }
 
 fn batches(folder: &Path, tokenizer: &TextTokenizer, rows: usize, steps: usize) -> Result<Batches> {
-    let catalogue = read_catalogue(folder)?;
-    let interactions = read_interactions(&find_training_file(folder)?, &catalogue)?;
+    let Dataset {
+        catalogue,
+        training: interactions,
+        ..
+    } = Dataset::read(&DataArguments::of(folder), 0)?;
     let responses = Responses::new(&catalogue, tokenizer)?;
     let prompt = Prompt {
         style: PromptStyle::Alpaca,
@@ -190,7 +193,7 @@ fn batches(folder: &Path, tokenizer: &TextTokenizer, rows: usize, steps: usize) 
         })
     };
     let rows = interactions.chunks(rows).take(steps);
-    let paths = catalogue.items().iter().map(|item| responses.path(item.id));
+    let paths = (0..catalogue.items().len() as u64).map(|item| responses.path(item));
     Ok(Batches {
         catalogue: paths
             .map(|path| Ok(path?.to_vec()))

@@ -12,6 +12,7 @@ use crate::{
     device::DeviceChoice,
     precision::Precision,
     search::{SearchKind, SearchSettings},
+    settings::parse_eta,
 };
 
 pub use run_settings::{PromptArguments, RunSettings, TokenizerArguments};
@@ -111,9 +112,19 @@ pub struct InspectArguments {
     #[arg(value_name = "CATALOGUE")]
     pub catalogue: PathBuf,
 
-    /// The column of a .item file that names the items [default: the one called title or name, or ending so]
+    /// The column of a .item file that names the items [default: the one called title or name, or the only one that ends
+    /// so]
     #[arg(long, value_name = "COLUMN")]
     pub title_column: Option<String>,
+
+    /// The training rows, in the paper's format [default: the only train*.csv of the folder]
+    #[arg(long, value_name = "FILE")]
+    pub train: Option<PathBuf>,
+
+    /// Refuse items without a title, and rows that name an item which the catalogue does not have, instead of leaving
+    /// them out
+    #[arg(long)]
+    pub strict: bool,
 
     /// What cuts texts into tokens.
     #[command(flatten)]
@@ -128,7 +139,7 @@ pub struct InspectArguments {
     pub pretrained: Option<PathBuf>,
 
     /// η: the probability that ats gives the average target
-    #[arg(long, default_value_t = 0.25, value_name = "η")]
+    #[arg(long, default_value_t = 0.25, value_name = "η", value_parser = parse_eta)]
     pub eta: f64,
 
     /// Print one JSON object instead of the tables
@@ -144,11 +155,10 @@ impl InspectArguments {
     /// Where the rows come from.
     pub fn data(&self) -> DataArguments {
         DataArguments {
-            data: self.catalogue.clone(),
-            train: None,
-            validation: 0,
+            train: self.train.clone(),
             title_column: self.title_column.clone(),
-            history: 10,
+            strict: self.strict,
+            ..DataArguments::of(&self.catalogue)
         }
     }
 }
@@ -265,7 +275,7 @@ pub struct RecommendArguments {
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// The titles that a user has chosen, oldest first
+    /// The titles that a user has chosen, or their items' ids, oldest first
     #[arg(value_name = "TITLE", required = true)]
     pub history: Vec<String>,
 

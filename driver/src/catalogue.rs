@@ -1,14 +1,14 @@
 //! What can be recommended, and who chose what after which history.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 /// One thing that can be recommended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
-    /// The number by which interactions name it.
-    pub id: u64,
+    /// What the data call it: any text, of which `7` and `007` are two.
+    pub id: String,
     /// What a prompt calls it, and what the model is taught to say.
     pub title: String,
 }
@@ -16,53 +16,98 @@ pub struct Item {
 /// One training or test row: the items a user chose, and the one chosen next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interaction {
-    /// Who chose, as the data calls them.
+    /// Who chose, as the data call them.
     pub user: String,
-    /// Item ids, oldest first.
+    /// The numbers of items in the catalogue, oldest first.
     pub history: Vec<u64>,
-    /// The item chosen after them.
+    /// The number of the item chosen after them.
     pub target: u64,
 }
 
-/// All items, by id.
+/// All items. An item's number is its place in the order in which the data have them, from 0; to tries and searches it
+/// is the item's id.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
     items: Vec<Item>,
-    position: HashMap<u64, usize>,
+    numbers: HashMap<String, u64>,
 }
 
 impl Catalogue {
     /// Collects items; two with one id are an error.
-    pub fn new(mut items: Vec<Item>) -> Result<Self> {
-        if items.is_empty() {
-            bail!("the catalogue holds no item");
+    pub fn new(items: Vec<Item>) -> Result<Self> {
+        ensure!(
+            !items.is_empty(),
+            "the catalogue holds no item with a title"
+        );
+        let mut numbers = HashMap::with_capacity(items.len());
+        for (number, item) in items.iter().enumerate() {
+            if let Some(first) = numbers.insert(item.id.clone(), number as u64) {
+                bail!(
+                    "item {:?} is there twice: {:?} and {:?}",
+                    item.id,
+                    items[first as usize].title,
+                    item.title
+                );
+            }
         }
-        items.sort_by_key(|item| item.id);
-        if let Some(pair) = items.windows(2).find(|pair| pair[0].id == pair[1].id) {
-            bail!(
-                "item {} is there twice: \"{}\" and \"{}\"",
-                pair[0].id,
-                pair[0].title,
-                pair[1].title
-            );
-        }
-        let position = items
-            .iter()
-            .enumerate()
-            .map(|(position, item)| (item.id, position))
-            .collect();
-        Ok(Self { items, position })
+        Ok(Self { items, numbers })
     }
 
-    /// The items in order of their ids.
+    /// The items in the order of their numbers.
     pub fn items(&self) -> &[Item] {
         &self.items
     }
 
-    /// The title of an item, if there is such an item.
-    pub fn title(&self, id: u64) -> Option<&str> {
-        self.position
-            .get(&id)
-            .map(|&position| self.items[position].title.as_str())
+    /// The number of the item of an id, if there is such an item.
+    pub fn number(&self, id: &str) -> Option<u64> {
+        self.numbers.get(id).copied()
+    }
+
+    /// The item of a number, if there is such an item.
+    pub fn item(&self, number: u64) -> Option<&Item> {
+        self.items.get(usize::try_from(number).ok()?)
+    }
+
+    /// The ids of items.
+    pub fn ids<'a>(&'a self, numbers: &[u64]) -> impl Iterator<Item = &'a str> {
+        let items = numbers.iter().filter_map(|&number| self.item(number));
+        items.map(|item| item.id.as_str())
+    }
+
+    /// How many different titles the items have.
+    pub fn distinct_titles(&self) -> usize {
+        let titles: HashSet<&str> = self.items.iter().map(|item| item.title.as_str()).collect();
+        titles.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalogue(items: &[(&str, &str)]) -> Result<Catalogue> {
+        let item = |&(id, title): &(&str, &str)| Item {
+            id: id.into(),
+            title: title.into(),
+        };
+        Catalogue::new(items.iter().map(item).collect())
+    }
+
+    #[test]
+    fn ids_are_texts_that_come_back_as_they_went_in() {
+        let ids = ["7", "007", "B00113X", "-1"];
+        let catalogue = catalogue(&ids.map(|id| (id, "Emma"))).unwrap();
+        let numbers = ids.map(|id| catalogue.number(id).unwrap());
+        assert_eq!(numbers, [0, 1, 2, 3]);
+        assert_eq!(catalogue.ids(&numbers).collect::<Vec<_>>(), ids);
+        assert_eq!((catalogue.number("07"), catalogue.item(4)), (None, None));
+        assert_eq!(catalogue.distinct_titles(), 1);
+    }
+
+    #[test]
+    fn two_items_of_one_id_are_refused() {
+        let error = catalogue(&[("7", "Emma"), ("7", "Persuasion")]).unwrap_err();
+        assert!(error.to_string().contains("item \"7\" is there twice"));
+        assert!(catalogue(&[]).is_err());
     }
 }

@@ -208,18 +208,21 @@ mod tests {
     #[test]
     fn a_shape_counts_what_a_walk_over_the_responses_meets() {
         let titles = ["The Sea", "The Sea Wall", "A Glass", "A Glass"];
-        let items = (1..).zip(titles).map(|(id, title)| Item {
-            id,
-            title: title.into(),
-        });
+        let items = ["1", "2", "3", "4"]
+            .into_iter()
+            .zip(titles)
+            .map(|(id, title)| Item {
+                id: id.into(),
+                title: title.into(),
+            });
         let catalogue = Catalogue::new(items.collect()).unwrap();
         let quoted: Vec<String> = titles.iter().map(|title| format!("\"{title}\"")).collect();
         let tokenizer = TextTokenizer::train(quoted.iter().map(String::as_str), 300).unwrap();
         let responses = Responses::new(&catalogue, &tokenizer).unwrap();
-        let rows: Vec<Interaction> = [1, 2, 4]
+        let rows: Vec<Interaction> = [0, 1, 3]
             .map(|target| Interaction {
                 user: String::new(),
-                history: vec![1],
+                history: vec![0],
                 target,
             })
             .into();
@@ -228,7 +231,7 @@ mod tests {
         let trie = responses.trie();
         assert_eq!(shape.root_fan_out, trie.children(0).len());
         assert_eq!(shape.largest_fan_outs[0], 2);
-        let lengths: Vec<usize> = [1, 2, 4]
+        let lengths: Vec<usize> = [0, 1, 3]
             .map(|item| responses.path(item).unwrap().len())
             .into();
         assert_eq!(shape.depth, *lengths.iter().max().unwrap());

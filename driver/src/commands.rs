@@ -118,6 +118,24 @@ fn warn_of_long_rows(lengths: impl Iterator<Item = usize>, config: &LlamaConfig)
     }
 }
 
+/// The titles of a catalogue in tokens, out of the trie of a run where there is one. What the tokenizer does not tell
+/// apart is said on standard error.
+fn responses(
+    catalogue: &Catalogue,
+    tokenizer: &TextTokenizer,
+    trie: Option<TokenTrie>,
+) -> Result<Responses> {
+    let responses = match trie {
+        Some(trie) => Responses::of_run(trie, catalogue, tokenizer)?,
+        None => Responses::new(catalogue, tokenizer)?,
+    };
+    let merged = responses.merged_titles(catalogue);
+    if merged.count > 0 {
+        eprintln!("warning: {merged}");
+    }
+    Ok(responses)
+}
+
 /// The tokenizer that was named, or one of the catalogue's own.
 fn open_tokenizer(
     arguments: &TokenizerArguments,

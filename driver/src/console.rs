@@ -19,3 +19,36 @@ pub fn table(header: &[&str]) -> Table {
     }
     table
 }
+
+/// A text as a terminal may show it: with control characters escaped, and those that take no room or turn the direction
+/// of writing.
+pub fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{2069}'
+            | '\u{feff}' => {
+                shown.extend(character.escape_unicode());
+            }
+            _ if character.is_control() => shown.extend(character.escape_debug()),
+            _ => shown.push(character),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_terminal_is_shown_no_control_characters() {
+        assert_eq!(shown("Émma – 本"), "Émma – 本");
+        assert_eq!(
+            shown("\u{1b}[2J\u{7}a\tb\u{9b}\u{202e}\u{feff}"),
+            "\\u{1b}[2J\\u{7}a\\tb\\u{9b}\\u{202e}\\u{feff}"
+        );
+    }
+}

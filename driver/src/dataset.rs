@@ -1,7 +1,7 @@
 //! A catalogue and its users, in whichever format a folder holds them.
 
 use std::{
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -12,20 +12,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     catalogue::{Catalogue, Interaction},
+    data_report::DataReport,
     paper_format::{self, TEST_FILE, TITLES_FILE},
     random::{Purpose, Random, random},
-    recbole_format::{self, LeaveOneOut},
+    recbole_format::{self, Interactions},
 };
+
+/// A history made of a `.inter` file holds so many items, unless another number is asked for.
+const HISTORY: usize = 10;
 
 /// Where the rows come from.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataArguments {
-    /// The folder of the catalogue and its users: RecBole's atomic files (NAME.item, NAME.inter) or the paper's files
-    /// (id2name4Rec.json, train*.csv, test.csv)
+    /// The folder of the catalogue and its users: RecBole's atomic files (NAME.item, and NAME.inter or the three
+    /// benchmark files NAME.part1.inter to NAME.part3.inter) or the paper's files (id2name4Rec.json, train*.csv, test.csv)
     #[arg(long, value_name = "FOLDER")]
     pub data: PathBuf,
 
-    /// The training rows, in the paper's format [default: the largest train*.csv of the folder]
+    /// The training rows, in the paper's format [default: the only train*.csv of the folder]
     #[arg(long, value_name = "FILE")]
     pub train: Option<PathBuf>,
 
@@ -34,16 +38,42 @@ pub struct DataArguments {
     #[arg(long, default_value_t = 0, value_name = "ROWS")]
     pub validation: usize,
 
-    /// The column of a .item file that names the items [default: the one called title or name, or ending so]
+    /// The column of a .item file that names the items [default: the one called title or name, or the only one that ends
+    /// so]
     #[arg(long, value_name = "COLUMN")]
     pub title_column: Option<String>,
 
-    /// How many of a user's last items a history made of a .inter file holds
-    #[arg(long, default_value_t = 10, value_name = "ITEMS")]
-    pub history: usize,
+    /// How many of a user's last items a history made of a .inter file holds [default: 10]
+    #[arg(long, value_name = "ITEMS")]
+    pub history: Option<usize>,
+
+    /// Refuse items without a title, and rows that name an item which the catalogue does not have, instead of leaving
+    /// them out
+    #[arg(long)]
+    #[serde(default)]
+    pub strict: bool,
+
+    /// Whether items of the paper's format are left out whose title is blank. Runs from before there was a choice have
+    /// them in their tries.
+    #[arg(skip = true)]
+    #[serde(default)]
+    pub leave_out_blank: bool,
 }
 
 impl DataArguments {
+    /// A folder, read as it is where nothing else is asked for.
+    pub fn of(data: &Path) -> Self {
+        Self {
+            data: data.to_owned(),
+            train: None,
+            validation: 0,
+            title_column: None,
+            history: None,
+            strict: false,
+            leave_out_blank: true,
+        }
+    }
+
     /// The same files, by names that mean the same from everywhere.
     pub fn absolute(&self) -> Result<Self> {
         let absolute = |path: &PathBuf| {
@@ -54,6 +84,101 @@ impl DataArguments {
             train: self.train.as_ref().map(absolute).transpose()?,
             ..self.clone()
         })
+    }
+
+    /// The same with the length of histories written out where the format has one, for a run to keep. Options of the
+    /// format that the folder is not in are refused.
+    pub fn with_defaults(self) -> Result<Self> {
+        ensure!(self.history != Some(0), "--history is 0");
+        let folder = self.data.display();
+        match Format::of(&self.data)? {
+            Format::Paper(_) => {
+                let options = [
+                    ("--history", self.history.is_some()),
+                    ("--title-column", self.title_column.is_some()),
+                ];
+                if let Some((option, _)) = options.into_iter().find(|(_, given)| *given) {
+                    bail!(
+                        "{option} is for RecBole's atomic files: {folder} is in the paper's format, which says itself what \
+                         histories and titles are"
+                    );
+                }
+                Ok(self)
+            }
+            Format::Atomic(_) => {
+                ensure!(
+                    self.train.is_none(),
+                    "--train is for the paper's format: {folder} holds RecBole's atomic files"
+                );
+                Ok(Self {
+                    history: self.history.or(Some(HISTORY)),
+                    ..self
+                })
+            }
+        }
+    }
+}
+
+/// The format of a folder, with the files that are not to be looked for any more.
+enum Format {
+    /// The paper's, with all files of the folder.
+    Paper(Vec<PathBuf>),
+    /// RecBole's.
+    Atomic(recbole_format::Files),
+}
+
+impl Format {
+    fn of(folder: &Path) -> Result<Self> {
+        let files = files(folder)?;
+        let titles = files.contains(&folder.join(TITLES_FILE));
+        let atomic = recbole_format::Files::find(&files);
+        match (titles, atomic) {
+            (true, Ok(None)) => Ok(Self::Paper(files)),
+            (true, _) => bail!(
+                "{} holds both {TITLES_FILE}, which is the paper's format, and a .item and a .inter file, which are \
+                 RecBole's: leave those to read in the folder",
+                folder.display()
+            ),
+            (false, atomic) => match atomic? {
+                Some(files) => Ok(Self::Atomic(files)),
+                None => bail!(
+                    "{}: expected {TITLES_FILE} and train*.csv, or NAME.item and NAME.inter; found {}",
+                    folder.display(),
+                    found(&files)
+                ),
+            },
+        }
+    }
+}
+
+/// The files of a folder by name, but for hidden ones: macOS leaves `._NAME` beside `NAME`.
+fn files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let unreadable = || format!("cannot read the folder {}", folder.display());
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).with_context(unreadable)? {
+        let entry = entry.with_context(unreadable)?;
+        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !hidden && !entry.path().is_dir() {
+            files.push(entry.path());
+        }
+    }
+    files.sort_unstable();
+    Ok(files)
+}
+
+/// Which files of either format there are.
+fn found(files: &[PathBuf]) -> String {
+    let of_a_format = |path: &&PathBuf| {
+        let extension = path.extension().unwrap_or_default();
+        ["item", "inter", "csv"]
+            .iter()
+            .any(|known| extension == *known)
+    };
+    let names = files.iter().filter(of_a_format);
+    let names: Vec<String> = names.map(|path| path.display().to_string()).collect();
+    match names.is_empty() {
+        true => "none of them".into(),
+        false => format!("only {}", names.join(", ")),
     }
 }
 
@@ -85,31 +210,19 @@ pub struct Dataset {
     pub validation: Vec<Interaction>,
     /// Rows to report on.
     pub test: Vec<Interaction>,
+    /// What was read of the files, and what was left out.
+    pub report: DataReport,
 }
 
 impl Dataset {
-    /// Reads what the folder holds. The seed chooses what is held out.
+    /// Reads what the folder holds, and says on standard error what that is. The seed chooses what is held out.
     pub fn read(arguments: &DataArguments, seed: u64) -> Result<Self> {
-        ensure!(arguments.history > 0, "--history is 0");
-        let folder = &arguments.data;
-        if folder.join(TITLES_FILE).exists() {
-            return Self::read_paper(arguments, seed);
-        }
-        let files = ["item", "inter"].map(|extension| recbole_format::find_file(folder, extension));
-        let [items, interactions] = files;
-        match (items?, interactions?) {
-            (Some(items), Some(interactions)) => {
-                Self::read_recbole(&items, &interactions, arguments)
-            }
-            (items, interactions) => bail!(
-                "{}: expected {TITLES_FILE} and train*.csv, or NAME.item and NAME.inter; found {}",
-                folder.display(),
-                match items.or(interactions) {
-                    Some(file) => format!("only {}", file.display()),
-                    None => "none of them".into(),
-                }
-            ),
-        }
+        let dataset = match Format::of(&arguments.data)? {
+            Format::Paper(files) => Self::read_paper(&files, arguments, seed),
+            Format::Atomic(files) => Self::read_recbole(&files, arguments),
+        }?;
+        dataset.report.print(&dataset.catalogue);
+        Ok(dataset)
     }
 
     /// The rows of a split; none is an error.
@@ -125,14 +238,25 @@ impl Dataset {
         Ok(rows)
     }
 
-    fn read_paper(arguments: &DataArguments, seed: u64) -> Result<Self> {
+    /// Reads other rows in the paper's format, and says on standard error what they are.
+    pub fn read_rows(&self, file: &Path, strict: bool) -> Result<Vec<Interaction>> {
+        let mut report = DataReport::new(strict);
+        let rows = paper_format::read_interactions(file, &self.catalogue, &mut report)?;
+        report.print(&self.catalogue);
+        Ok(rows)
+    }
+
+    fn read_paper(files: &[PathBuf], arguments: &DataArguments, seed: u64) -> Result<Self> {
         let folder = &arguments.data;
-        let catalogue = paper_format::read_catalogue(folder)?;
+        let mut report = DataReport::new(arguments.strict);
+        let titles = folder.join(TITLES_FILE);
+        let catalogue =
+            paper_format::read_catalogue(&titles, arguments.leave_out_blank, &mut report)?;
         let file = match &arguments.train {
             Some(file) => file.clone(),
-            None => paper_format::find_training_file(folder)?,
+            None => paper_format::find_training_file(folder, files)?,
         };
-        let training = paper_format::read_interactions(&file, &catalogue)?;
+        let training = paper_format::read_interactions(&file, &catalogue, &mut report)?;
         ensure!(
             arguments.validation < training.len(),
             "--validation {} leaves nothing of the {} rows of {}",
@@ -143,8 +267,8 @@ impl Dataset {
         let mut random = random(seed, Purpose::Validation);
         let (validation, training) = draw(&training, arguments.validation, &mut random);
         let test = folder.join(TEST_FILE);
-        let test = match test.exists() {
-            true => paper_format::read_interactions(&test, &catalogue)?,
+        let test = match files.contains(&test) {
+            true => paper_format::read_interactions(&test, &catalogue, &mut report)?,
             false => Vec::new(),
         };
         Ok(Self {
@@ -152,31 +276,36 @@ impl Dataset {
             training,
             validation,
             test,
+            report,
         })
     }
 
-    fn read_recbole(items: &Path, interactions: &Path, arguments: &DataArguments) -> Result<Self> {
-        ensure!(
-            arguments.train.is_none(),
-            "--train is for the paper's format, and {} is RecBole's",
-            items.display()
-        );
-        let items = recbole_format::read_items(items, arguments.title_column.as_deref())?;
-        let LeaveOneOut {
-            training,
-            validation,
-            test,
-        } = recbole_format::read_interactions(interactions, &items, arguments.history)?;
-        ensure!(
-            !training.is_empty(),
-            "{}: expected a user with at least four items, of which some are left to train on",
-            interactions.display()
-        );
+    fn read_recbole(files: &recbole_format::Files, arguments: &DataArguments) -> Result<Self> {
+        let mut report = DataReport::new(arguments.strict);
+        let title_column = arguments.title_column.as_deref();
+        let catalogue = recbole_format::read_items(&files.items, title_column, &mut report)?;
+        let history = arguments.history.unwrap_or(HISTORY);
+        let interactions = &files.interactions;
+        let [training, validation, test] =
+            recbole_format::read_interactions(interactions, &catalogue, history, &mut report)?;
+        if training.is_empty() {
+            match interactions {
+                Interactions::Whole(file) => bail!(
+                    "{}: expected a user with at least four items, of which some are left to train on",
+                    file.display()
+                ),
+                Interactions::Parts([file, ..]) => bail!(
+                    "{}: expected a user with at least two items, of which the last is to be trained on",
+                    file.display()
+                ),
+            }
+        }
         Ok(Self {
-            catalogue: items.catalogue,
+            catalogue,
             training,
             validation,
             test,
+            report,
         })
     }
 }
@@ -216,16 +345,6 @@ mod tests {
 
     use super::*;
 
-    fn arguments(folder: &Path) -> DataArguments {
-        DataArguments {
-            data: folder.to_owned(),
-            train: None,
-            validation: 0,
-            title_column: None,
-            history: 10,
-        }
-    }
-
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         for (name, content) in files {
@@ -253,15 +372,91 @@ mod tests {
                 "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\nu\t2\t2\nu\t1\t3\nu\t2\t4\n",
             ),
         ]);
-        let dataset = Dataset::read(&arguments(recbole.path()), 1).unwrap();
+        let dataset = Dataset::read(&DataArguments::of(recbole.path()), 1).unwrap();
         let sizes = [&dataset.training, &dataset.validation, &dataset.test].map(Vec::len);
         assert_eq!(sizes, [1, 1, 1]);
-        let dataset = Dataset::read(&arguments(paper().path()), 1).unwrap();
+        let dataset = Dataset::read(&DataArguments::of(paper().path()), 1).unwrap();
         let sizes = [&dataset.training, &dataset.validation, &dataset.test].map(Vec::len);
         assert_eq!(sizes, [20, 0, 0]);
         let neither = folder(&[("x.item", "")]);
-        let error = Dataset::read(&arguments(neither.path()), 1).err().unwrap();
+        let error = Dataset::read(&DataArguments::of(neither.path()), 1)
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("found only"), "{error}");
+    }
+
+    fn refused(folder: &tempfile::TempDir) -> String {
+        let error = Dataset::read(&DataArguments::of(folder.path()), 1).err();
+        format!("{:#}", error.unwrap())
+    }
+
+    #[test]
+    fn files_that_cannot_be_told_apart_are_named() {
+        let items = ("x.item", "item_id:token\ttitle:token_seq\n1\tA\n2\tB\n");
+        let rows = |file| (file, "user_id:token\titem_id:token\ttimestamp:float\n");
+        let json = (TITLES_FILE, r#"{"1": "A", "2": "B"}"#);
+        let csv = |file| (file, "user_id,item_ids\n1,\"[1, 2]\"\n");
+        for (files, expected) in [
+            (
+                vec![items, ("y.item", ""), rows("x.inter")],
+                &["x.item", "y.item"][..],
+            ),
+            (
+                vec![items, rows("x.inter"), rows("y.inter")],
+                &["x.inter", "y.inter"],
+            ),
+            (
+                vec![items, rows("x.part1.inter")],
+                &["x.part1.inter", "NAME.part2.inter"],
+            ),
+            (
+                ["x.part1.inter", "x.part2.inter", "x.part3.inter", "x.inter"]
+                    .map(rows)
+                    .into_iter()
+                    .chain([items])
+                    .collect(),
+                &["x.part3.inter", "x.inter", "no .inter file beside them"],
+            ),
+            (
+                vec![
+                    items,
+                    rows("x.train.inter"),
+                    rows("x.part2.inter"),
+                    rows("x.test.inter"),
+                ],
+                &["x.train.inter"],
+            ),
+            (
+                vec![json, csv("train_1.csv"), csv("train_2.csv")],
+                &["train_1.csv", "train_2.csv", "--train"],
+            ),
+            (
+                vec![json, csv("train.csv"), items, rows("x.inter")],
+                &["both id2name4Rec.json", ".item"],
+            ),
+        ] {
+            let error = refused(&folder(&files));
+            for part in expected {
+                assert!(error.contains(part), "{part}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn hidden_files_and_folders_are_no_data() {
+        let folder = folder(&[
+            ("x.item", "item_id:token\ttitle:token_seq\n1\tA\n2\tB\n"),
+            (
+                "x.inter",
+                "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\nu\t2\t2\nu\t1\t3\nu\t2\t4\n",
+            ),
+            ("._x.item", "Mac OS X"),
+            ("._x.inter", "Mac OS X"),
+            ("._id2name4Rec.json", "Mac OS X"),
+        ]);
+        fs::create_dir(folder.path().join("old.inter")).unwrap();
+        let dataset = Dataset::read(&DataArguments::of(folder.path()), 1).unwrap();
+        assert_eq!(dataset.training.len(), 1);
     }
 
     #[test]
@@ -269,7 +464,7 @@ mod tests {
         let paper = paper();
         let arguments = DataArguments {
             validation: 6,
-            ..arguments(paper.path())
+            ..DataArguments::of(paper.path())
         };
         let users = |rows: &[Interaction]| -> Vec<String> {
             rows.iter().map(|row| row.user.clone()).collect()

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use msl::{arguments::Arguments, commands};
+use msl::{arguments::Arguments, commands, console::shown};
 
 /// A training step makes and drops the same large tensors again and again. The system's allocator gives such memory
 /// back each time, and every page of it is then faulted in anew.
@@ -15,7 +15,9 @@ fn main() -> ExitCode {
     match commands::run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let error = format!("{error:#}");
+            let lines: Vec<String> = error.lines().map(shown).collect();
+            eprintln!("error: {}", lines.join("\n"));
             ExitCode::FAILURE
         }
     }

@@ -1,128 +1,214 @@
 //! The files of the paper: `id2name4Rec.json`, `train*.csv` and `test.csv`.
 
 use std::{
-    collections::BTreeMap,
-    fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{
+    Deserialize, Deserializer,
+    de::{MapAccess, Visitor},
+};
 
-use crate::catalogue::{Catalogue, Interaction, Item};
+use crate::{
+    catalogue::{Catalogue, Interaction, Item},
+    data_report::DataReport,
+    text_file::open_text,
+    text_table::{Layout, Table},
+};
 
 /// The file that names the items.
 pub const TITLES_FILE: &str = "id2name4Rec.json";
 /// The file of test rows.
 pub const TEST_FILE: &str = "test.csv";
 
-#[derive(Deserialize)]
-struct Record {
-    user_id: String,
-    item_ids: String,
+/// The columns that are read.
+const COLUMNS: [&str; 2] = ["user_id", "item_ids"];
+/// As much is shown of a field that is not what was expected.
+const SHOWN: usize = 60;
+
+/// The pairs of a JSON object as the file has them: in its order, and with a key that is there twice.
+struct Titles(Vec<(String, Option<String>)>);
+
+impl<'de> Deserialize<'de> for Titles {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs;
+        impl<'de> Visitor<'de> for Pairs {
+            type Value = Titles;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Titles, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Titles(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs)
+    }
 }
 
-/// Reads `id2name4Rec.json` of a folder: one object from item ids to titles.
-pub fn read_catalogue(folder: &Path) -> Result<Catalogue> {
-    let path = folder.join(TITLES_FILE);
-    let text =
-        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let titles: BTreeMap<u64, String> = serde_json::from_str(&text).map_err(|error| {
+/// Reads `id2name4Rec.json`: one object from item ids to titles. An item whose title is null is left out, and one whose
+/// title is blank where that is asked for.
+pub fn read_catalogue(
+    path: &Path,
+    leave_out_blank: bool,
+    report: &mut DataReport,
+) -> Result<Catalogue> {
+    let Titles(titles) = serde_json::from_reader(open_text(path)?).map_err(|error| {
         anyhow!(
             "{}, line {}: {error}; expected one JSON object from item ids to titles, such as {{\"1\": \"Emma\"}}",
             path.display(),
             error.line()
         )
     })?;
-    let items = titles
-        .into_iter()
-        .map(|(id, title)| Item { id, title })
-        .collect();
+    report.add_file(path, &["ids", "titles"], titles.len());
+    let mut items = Vec::with_capacity(titles.len());
+    for (id, title) in titles {
+        match title {
+            Some(title) if !(leave_out_blank && title.trim().is_empty()) => {
+                items.push(Item { id, title });
+            }
+            _ => report.leave_out_item(&path.display().to_string(), &id)?,
+        }
+    }
     Catalogue::new(items).with_context(|| path.display().to_string())
 }
 
-/// Reads rows of a CSV file with the columns `user_id`, `item_ids` (a JSON list: the history, then the target) and
-/// `timestamp`. Every item must have a title.
-pub fn read_interactions(path: &Path, catalogue: &Catalogue) -> Result<Vec<Interaction>> {
-    let mut reader =
-        csv::Reader::from_path(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let headers = reader
-        .headers()
-        .with_context(|| path.display().to_string())?
-        .clone();
-    let has = |name| headers.iter().any(|column| column == name);
-    if !(has("user_id") && has("item_ids")) {
-        bail!(
-            "{}, line 1: expected the columns user_id, item_ids, timestamp, found {}",
-            path.display(),
-            headers.iter().collect::<Vec<_>>().join(", ")
+/// Reads rows of a CSV file with the columns `user_id` and `item_ids` (a list: the history, then the target). Rows that
+/// name an item which the catalogue does not have are left out.
+pub fn read_interactions(
+    path: &Path,
+    catalogue: &Catalogue,
+    report: &mut DataReport,
+) -> Result<Vec<Interaction>> {
+    let mut table = Table::open(path, Layout::CommaSeparated)?;
+    let [user, items] = COLUMNS.map(|column| table.find_column(column));
+    let (Some(user), Some(items)) = (user, items) else {
+        return Err(table.expected("the columns user_id, item_ids, timestamp"));
+    };
+    let (mut interactions, mut count) = (Vec::new(), 0);
+    while let Some(line) = table.next()? {
+        count += 1;
+        let place = format!("{}, line {line}", path.display());
+        let list = table.field(items);
+        let ids = parse_list(list).with_context(|| {
+            let shown: String = list.chars().take(SHOWN).collect();
+            format!(
+                "{place}: expected item_ids to be a list of item ids such as \"[3, 17]\" or \"['B1', 'B2']\", found {shown:?}"
+            )
+        })?;
+        ensure!(
+            ids.len() > 1,
+            "{place}: expected at least two item ids, a history and the target, found {list:?}"
         );
+        let numbers: Result<Vec<u64>, &String> = (ids.iter())
+            .map(|id| catalogue.number(id).ok_or(id))
+            .collect();
+        match numbers {
+            Err(unknown) => report.leave_out_row_of(&place, unknown)?,
+            Ok(mut history) => interactions.extend(history.pop().map(|target| Interaction {
+                user: table.field(user).to_owned(),
+                history,
+                target,
+            })),
+        }
     }
-    let mut interactions = Vec::new();
-    let mut record = csv::StringRecord::new();
-    while reader
-        .read_record(&mut record)
-        .with_context(|| format!("{}: expected user_id, item_ids, timestamp", path.display()))?
-    {
-        let line = record.position().map_or(0, csv::Position::line);
-        let interaction = record
-            .deserialize::<Record>(Some(&headers))
-            .map_err(anyhow::Error::from)
-            .and_then(|record| parse_interaction(record, catalogue))
-            .with_context(|| format!("{}, line {line}", path.display()))?;
-        interactions.push(interaction);
-    }
-    if interactions.is_empty() {
-        bail!(
-            "{}: expected at least one row after the header",
-            path.display()
-        );
-    }
+    report.add_file(path, &COLUMNS, count);
+    ensure!(!interactions.is_empty(), report.nothing_left(path, count));
     Ok(interactions)
 }
 
-fn parse_interaction(record: Record, catalogue: &Catalogue) -> Result<Interaction> {
-    let Record { user_id, item_ids } = record;
-    let mut history: Vec<u64> = serde_json::from_str(&item_ids)
-        .map_err(|error| anyhow!("expected item_ids to be a list of item ids such as \"[3, 17]\", found {item_ids:?} ({error})"))?;
-    if let Some(unknown) = history.iter().find(|&&id| catalogue.title(id).is_none()) {
-        bail!("item {unknown} has no title in {TITLES_FILE}");
+/// The ids of a list as Python and JSON write it: numbers, whose digits are kept as they are, and texts in quotes.
+fn parse_list(list: &str) -> Result<Vec<String>> {
+    let inside = (list.trim().strip_prefix('[')).and_then(|rest| rest.strip_suffix(']'));
+    let mut rest = inside.context("there are no brackets around it")?.trim();
+    let mut ids = Vec::new();
+    while !rest.is_empty() {
+        let (id, behind) = match rest.chars().next() {
+            Some(quote @ ('"' | '\'')) => parse_quoted(&rest[1..], quote)?,
+            _ => {
+                let end = rest
+                    .find(|end: char| end == ',' || end.is_whitespace())
+                    .unwrap_or(rest.len());
+                let digits = rest[..end].strip_prefix('-').unwrap_or(&rest[..end]);
+                ensure!(
+                    !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()),
+                    "{:?} is neither a whole number nor a text in quotes",
+                    &rest[..end]
+                );
+                (rest[..end].to_owned(), &rest[end..])
+            }
+        };
+        ids.push(id);
+        rest = behind.trim_start();
+        if !rest.is_empty() {
+            let next = rest
+                .strip_prefix(',')
+                .context("there is no comma between two ids")?;
+            rest = next.trim_start();
+        }
     }
-    match history.pop() {
-        Some(target) if !history.is_empty() => Ok(Interaction {
-            user: user_id,
-            history,
-            target,
-        }),
-        _ => bail!("expected at least two item ids, a history and the target, found {item_ids:?}"),
-    }
+    Ok(ids)
 }
 
-/// The only `train*.csv` of a folder, or the largest.
-pub fn find_training_file(folder: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder)
-        .with_context(|| format!("cannot read the folder {}", folder.display()))?;
-    let mut largest: Option<(u64, PathBuf)> = None;
-    for entry in entries {
-        let entry =
-            entry.with_context(|| format!("cannot read the folder {}", folder.display()))?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !(name.starts_with("train") && name.ends_with(".csv")) {
-            continue;
-        }
-        let candidate = (entry.metadata()?.len(), entry.path());
-        if largest.as_ref().is_none_or(|found| *found < candidate) {
-            largest = Some(candidate);
+/// A text up to its closing quote, and what is behind that.
+fn parse_quoted(text: &str, quote: char) -> Result<(String, &str)> {
+    let mut id = String::new();
+    let mut characters = text.char_indices();
+    while let Some((at, character)) = characters.next() {
+        match character {
+            '\\' => match characters.next() {
+                Some((_, escaped @ ('\\' | '"' | '\'' | '/'))) => id.push(escaped),
+                Some((at, 'u')) => {
+                    let digits = text.get(at + 1..at + 5).unwrap_or_default();
+                    let code = u32::from_str_radix(digits, 16)
+                        .ok()
+                        .and_then(char::from_u32);
+                    id.push(code.context("\\u stands before no four digits of a character")?);
+                    characters.nth(3);
+                }
+                _ => bail!("a backslash stands before no quote and no backslash"),
+            },
+            _ if character == quote => return Ok((id, &text[at + quote.len_utf8()..])),
+            _ => id.push(character),
         }
     }
-    match largest {
-        Some((_, path)) => Ok(path),
-        None => bail!("{}: expected a file train*.csv", folder.display()),
+    bail!("a quote is not closed")
+}
+
+/// The only file among some that is called `train*.csv`. Several are an error that names them.
+pub fn find_training_file(folder: &Path, files: &[PathBuf]) -> Result<PathBuf> {
+    let named = |path: &&PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("train") && name.ends_with(".csv")
+    };
+    let found: Vec<&PathBuf> = files.iter().filter(named).collect();
+    match found[..] {
+        [file] => Ok(file.clone()),
+        [] => bail!("{}: expected a file train*.csv", folder.display()),
+        _ => {
+            let names: Vec<String> = found
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            bail!(
+                "there are several files of training rows, {}: name one with --train",
+                names.join(", ")
+            )
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
@@ -133,69 +219,123 @@ mod tests {
         folder
     }
 
-    fn message(csv: &str) -> String {
-        let folder = folder(&[(TITLES_FILE, r#"{"1": "A", "2": "B"}"#), ("train.csv", csv)]);
-        let catalogue = read_catalogue(folder.path()).unwrap();
-        let error = read_interactions(&folder.path().join("train.csv"), &catalogue).unwrap_err();
-        format!("{error:#}")
+    fn read(titles: &str, csv: &str, strict: bool) -> Result<(Vec<Interaction>, DataReport)> {
+        let folder = folder(&[(TITLES_FILE, titles), ("train.csv", csv)]);
+        let mut report = DataReport::new(strict);
+        let catalogue = read_catalogue(&folder.path().join(TITLES_FILE), true, &mut report)?;
+        let file = folder.path().join("train.csv");
+        let rows = read_interactions(&file, &catalogue, &mut report)?;
+        Ok((rows, report))
+    }
+
+    fn row(user: &str, history: &[u64], target: u64) -> Interaction {
+        Interaction {
+            user: user.into(),
+            history: history.to_vec(),
+            target,
+        }
     }
 
     #[test]
-    fn rows_are_read() {
-        let folder = folder(&[
-            (TITLES_FILE, r#"{"1": "A", "2": "B"}"#),
-            (
-                "train.csv",
-                "user_id,item_ids,timestamp\n7,\"[1, 1, 2]\",99\n",
-            ),
-        ]);
-        let catalogue = read_catalogue(folder.path()).unwrap();
-        let interactions = read_interactions(&folder.path().join("train.csv"), &catalogue).unwrap();
+    fn rows_are_read_whatever_their_ids_look_like() {
+        let titles =
+            "\u{feff}{\"7\": \"A\", \"007\": \"B\", \"B00X\": \"C\", \"it's \\\"é\\\"\": \"D\"}";
+        let csv = "\u{feff}user_id,item_ids,timestamp\n\
+                   07,\"[7, 007, 7]\",99\n\
+                   a,\"['007', 'B00X']\",99\n\
+                   b,\"[\"\"B00X\"\", \"\"it's \\\"\"\\u00e9\\\"\"\"\"]\",99\n";
+        let (rows, _) = read(titles, csv, true).unwrap();
+        let expected = [row("07", &[0, 1], 0), row("a", &[1], 2), row("b", &[2], 3)];
+        assert_eq!(rows, expected);
+    }
+
+    #[test]
+    fn items_without_a_title_and_rows_of_unknown_items_are_left_out_or_refused() {
+        let titles = r#"{"1": "A", "2": " ", "3": null, "4": "D"}"#;
+        let csv = "user_id,item_ids\nu,\"[1, 4]\"\nv,\"[1, 2, 4]\"\nw,\"[99, 4]\"\n";
+        let (rows, report) = read(titles, csv, false).unwrap();
+        assert_eq!(rows, [row("u", &[0], 1)]);
         assert_eq!(
-            interactions,
-            [Interaction {
-                user: "7".into(),
-                history: vec![1, 1],
-                target: 2
-            }]
+            (report.items_left_out.count, report.rows_left_out.count),
+            (2, 2)
+        );
+        let examples = report.rows_left_out.examples.join("; ");
+        for part in [
+            "train.csv, line 3: item \"2\" has no title",
+            "line 4: item \"99\" is not in",
+        ] {
+            assert!(examples.contains(part), "{examples}");
+        }
+        let error = read(titles, csv, true).unwrap_err().to_string();
+        assert!(
+            error.contains("id2name4Rec.json: item \"2\" has no title"),
+            "{error}"
+        );
+        let error = read(r#"{"1": "A"}"#, csv, true).unwrap_err().to_string();
+        assert!(
+            error.contains("line 2: item \"4\" is not in the catalogue"),
+            "{error}"
+        );
+        let error = read(r#"{"0": "A"}"#, csv, false).unwrap_err().to_string();
+        assert!(
+            error.contains("train.csv: expected rows of items that the catalogue has"),
+            "{error}"
         );
     }
 
     #[test]
     fn what_is_wrong_is_said_with_file_and_line() {
-        let header = "user_id,item_ids,timestamp\n";
-        let unknown = message(&format!("{header}7,\"[1, 2]\",99\n8,\"[1, 3]\",99\n"));
-        assert!(
-            unknown.contains("train.csv, line 3") && unknown.contains("item 3 has no title"),
-            "{unknown}"
-        );
-        let broken = message(&format!("{header}7,\"[1, x]\",99\n"));
-        assert!(
-            broken.contains("line 2") && broken.contains("expected item_ids"),
-            "{broken}"
-        );
-        let short = message(&format!("{header}7,\"[1]\",99\n"));
-        assert!(short.contains("at least two item ids"), "{short}");
-        let columns = message("user,items\n1,2\n");
-        assert!(
-            columns.contains("line 1") && columns.contains("user, items"),
-            "{columns}"
-        );
-        let fields = message(&format!("{header}7,\"[1, 2]\",99,5\n"));
-        assert!(
-            fields.contains("line 2") || fields.contains("line: 2"),
-            "{fields}"
-        );
-        assert!(message(header).contains("at least one row"));
+        const HEADER: &str = "user_id,item_ids,timestamp\n";
+        let rows = |rows: &str| format!("{HEADER}7,\"[1, 2]\",99\n{rows}");
+        for (csv, expected) in [
+            (
+                rows("7,\"[1, x]\",99\n"),
+                "line 3: expected item_ids to be a list",
+            ),
+            (
+                rows("7,\"[1, 2\",99\n"),
+                "line 3: expected item_ids to be a list",
+            ),
+            (
+                rows("7,\"[1 2]\",99\n"),
+                "there is no comma between two ids",
+            ),
+            (rows("7,\"['1, 2]\",99\n"), "a quote is not closed"),
+            (
+                rows("7,\"[1]\",99\n"),
+                "line 3: expected at least two item ids",
+            ),
+            (rows("7,\"[1, 2]\",99,5\n"), "line 3: expected 3 fields"),
+            (
+                "user,items\n1,2\n".into(),
+                "line 1: expected the columns user_id, item_ids, timestamp, found the columns user, items",
+            ),
+            (HEADER.into(), "expected at least one row"),
+        ] {
+            let error = read(r#"{"1": "A", "2": "B"}"#, &csv, false).unwrap_err();
+            let error = format!("{error:#}");
+            assert!(
+                error.contains("train.csv") && error.contains(expected),
+                "{error}"
+            );
+        }
     }
 
     #[test]
     fn malformed_titles_name_the_line() {
-        let folder = folder(&[(TITLES_FILE, "{\"1\": \"A\",\n \"x\": \"B\"}")]);
-        let text = format!("{:#}", read_catalogue(folder.path()).unwrap_err());
-        assert!(
-            text.contains("id2name4Rec.json, line 2") && text.contains("expected one JSON object"),
-            "{text}"
-        );
+        for (titles, expected) in [
+            ("{\"1\": \"A\",\n \"2\": 7}", "line 2: invalid type"),
+            ("[1]", "line 1: invalid type: sequence, expected an object"),
+            (
+                "{\"1\": \"A\",\n \"1\": \"B\"}",
+                "item \"1\" is there twice",
+            ),
+        ] {
+            let text = format!("{:#}", read(titles, "", false).unwrap_err());
+            assert!(
+                text.contains("id2name4Rec.json") && text.contains(expected),
+                "{text}"
+            );
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! What a training run is told: options of the command line, and part of its checkpoint.
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use candle_trie::{
     AdaptiveStrategy, Bear, Error, MaskedSoftmaxLoss, Scope, Temperature, TokenSets, TokenTrie,
 };
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::{EndTokens, LlamaConfig};
 
 /// Which loss a model is trained with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LossKind {
     /// The plain language-model loss: a softmax over the whole vocabulary.
@@ -18,6 +18,7 @@ pub enum LossKind {
     /// The masked softmax loss at a fixed temperature.
     Msl,
     /// The masked softmax loss with the adaptive temperature strategy.
+    #[default]
     Ats,
     /// The masked softmax loss at a fixed temperature, with BEAR's weights for targets that beam search keeps.
     Bear,
@@ -44,17 +45,18 @@ impl LossKind {
 }
 
 /// Which rows the adaptive temperature looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum StatisticsScope {
     /// Those at the root of the trie, pooled, as published.
+    #[default]
     Root,
     /// All that have more than one token to choose from, each centred on its own mean.
     Branching,
 }
 
 /// The loss and its temperature.
-#[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossSettings {
     /// The loss to train with
     #[arg(long, value_enum, default_value = "ats")]
@@ -64,27 +66,27 @@ pub struct LossSettings {
     #[arg(long, value_name = "τ")]
     pub temperature: Option<f64>,
 
-    /// η: the probability that ats gives the average target
-    #[arg(long, default_value_t = 0.25, value_name = "η")]
-    pub eta: f64,
+    /// η: the probability that ats gives the average target [default: 0.25]
+    #[arg(long, value_name = "η", value_parser = parse_eta)]
+    pub eta: Option<f64>,
 
-    /// α: how far the temperature of ats moves in a step
-    #[arg(long, default_value_t = 0.05, value_name = "α")]
-    pub alpha: f64,
+    /// α: how far the temperature of ats moves in a step [default: 0.05]
+    #[arg(long, value_name = "α")]
+    pub alpha: Option<f64>,
 
-    /// The smallest and the largest temperature that ats may aim at
-    #[arg(long, num_args = 2, value_names = ["MINIMUM", "MAXIMUM"], default_values_t = [1.5, 5.0])]
-    pub clamp: Vec<f64>,
+    /// The smallest and the largest temperature that ats may aim at [default: 1.5 5]
+    #[arg(long, num_args = 2, value_names = ["MINIMUM", "MAXIMUM"])]
+    pub clamp: Option<Vec<f64>>,
 
-    /// The temperature that ats starts from
-    #[arg(long, default_value_t = 1.5, value_name = "τ")]
-    pub initial_temperature: f64,
+    /// The temperature that ats starts from [default: 1.5]
+    #[arg(long, value_name = "τ")]
+    pub initial_temperature: Option<f64>,
 
-    /// Steps before the temperature of ats begins to move
-    #[arg(long, default_value_t = 0, value_name = "STEPS")]
-    pub temperature_warm_up: u64,
+    /// Steps before the temperature of ats begins to move [default: 0]
+    #[arg(long, value_name = "STEPS")]
+    pub temperature_warm_up: Option<u64>,
 
-    /// The rows that ats looks at. The published root scope is not defined where η times the number of first tokens is
+    /// The rows that ats looks at, and whose statistics metrics.jsonl has with every loss. The published root scope is not defined where η times the number of first tokens is
     /// at most 1; branching is, unless `msl inspect` says that it may stand still
     #[arg(long, value_enum, default_value = "root")]
     pub scope: StatisticsScope,
@@ -108,6 +110,14 @@ pub struct LossSettings {
     #[arg(long, value_name = "ξ")]
     #[serde(default)]
     pub bear_xi: Option<f64>,
+}
+
+/// η, as `--eta` takes it.
+pub fn parse_eta(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(eta) if eta > 0.0 && eta <= 1.0 => Ok(eta),
+        _ => Err("expected a number above 0 and at most 1".into()),
+    }
 }
 
 /// How the learning rate goes down after its warm-up.
@@ -239,8 +249,16 @@ impl LossSettings {
         })
     }
 
-    /// The same with the settings of the row weights written out, for a run to keep.
+    /// The same with the settings of the temperature and of the row weights written out, for a run to keep.
     pub fn with_defaults(mut self) -> Self {
+        let defaults = AdaptiveStrategy::default();
+        if self.loss.is_adaptive() {
+            self.eta.get_or_insert(defaults.eta);
+            self.alpha.get_or_insert(defaults.alpha);
+            (self.clamp).get_or_insert_with(|| vec![defaults.minimum, defaults.maximum]);
+            self.initial_temperature.get_or_insert(defaults.initial);
+            self.temperature_warm_up.get_or_insert(defaults.warm_up);
+        }
         if let Some(bear) = self.bear() {
             self.bear_beams = Some(bear.beams);
             self.bear_lambda = Some(bear.lambda);
@@ -256,6 +274,24 @@ impl LossSettings {
             "--temperature is the fixed one of --loss lml, --loss msl and --loss bear: that of ats and bear-ats begins \
              at --initial-temperature"
         );
+        let adaptive = [
+            ("--eta", self.eta.is_some()),
+            ("--alpha", self.alpha.is_some()),
+            ("--clamp", self.clamp.is_some()),
+            ("--initial-temperature", self.initial_temperature.is_some()),
+            ("--temperature-warm-up", self.temperature_warm_up.is_some()),
+            ("--allow-degenerate", self.allow_degenerate),
+        ];
+        if let Some((option, _)) = adaptive.into_iter().find(|(_, given)| *given) {
+            ensure!(
+                self.loss.is_adaptive(),
+                "{option} is for the temperature of --loss ats and --loss bear-ats: that of the others is --temperature"
+            );
+        }
+        ensure!(
+            self.scope == StatisticsScope::Root || !self.allow_degenerate,
+            "--allow-degenerate is for --scope root: the branching scope needs no such thing"
+        );
         let numbers = [self.bear_lambda, self.bear_xi];
         let asked_for = self.bear_beams.is_some() || numbers.iter().any(Option::is_some);
         ensure!(
@@ -266,16 +302,17 @@ impl LossSettings {
     }
 
     fn adaptive(&self, trie: &TokenTrie) -> Result<MaskedSoftmaxLoss> {
+        let strategy = self.strategy()?;
         let fan_out = trie.children(trie.root()).len();
-        let odds = self.eta * fan_out as f64;
+        let odds = strategy.eta * fan_out as f64;
         if self.scope == StatisticsScope::Root && odds > 1.0 && odds < 2.0 {
             eprintln!(
                 "warning: η·n = {} × {fan_out} = {odds}, so close to 1 that the temperature will sit at a clamp; \
                  consider --scope branching",
-                self.eta
+                strategy.eta
             );
         }
-        MaskedSoftmaxLoss::new(trie, self.strategy()?).map_err(|error| match error {
+        MaskedSoftmaxLoss::new(trie, strategy).map_err(|error| match error {
             Error::DegenerateScope { eta, fan_out } => anyhow!(
                 "ats is not defined in the root scope of this catalogue and tokenizer: titles begin with {fan_out} \
                  different tokens, and η·n = {eta} × {fan_out} = {odds} must be above 1. Use --scope branching, raise \
@@ -296,17 +333,19 @@ impl LossSettings {
     }
 
     fn strategy(&self) -> Result<AdaptiveStrategy> {
-        ensure!(
-            self.clamp.len() == 2,
-            "expected two clamps, the smallest and the largest temperature"
-        );
+        let defaults = AdaptiveStrategy::default();
+        let (minimum, maximum) = match self.clamp.as_deref() {
+            None => (defaults.minimum, defaults.maximum),
+            Some(&[minimum, maximum]) => (minimum, maximum),
+            Some(_) => bail!("expected two clamps, the smallest and the largest temperature"),
+        };
         Ok(AdaptiveStrategy {
-            eta: self.eta,
-            alpha: self.alpha,
-            minimum: self.clamp[0],
-            maximum: self.clamp[1],
-            initial: self.initial_temperature,
-            warm_up: self.temperature_warm_up,
+            eta: self.eta.unwrap_or(defaults.eta),
+            alpha: self.alpha.unwrap_or(defaults.alpha),
+            minimum,
+            maximum,
+            initial: self.initial_temperature.unwrap_or(defaults.initial),
+            warm_up: self.temperature_warm_up.unwrap_or(defaults.warm_up),
             scope: match self.scope {
                 StatisticsScope::Root => Scope::Root,
                 StatisticsScope::Branching => Scope::Branching,

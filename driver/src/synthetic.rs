@@ -67,8 +67,8 @@ impl World {
         let (test, training) = (users(test)?, users(training)?);
         let items = (1..)
             .zip(&books)
-            .map(|(id, book)| Item {
-                id,
+            .map(|(id, book): (usize, &Book)| Item {
+                id: id.to_string(),
                 title: book.title.clone(),
             })
             .collect();
@@ -178,7 +178,7 @@ fn read_on(user: usize, books: &[Book], random: &mut Random) -> Result<Interacti
         let next = next_choice(books, &chosen, random)?;
         chosen.push(next);
     }
-    let mut history: Vec<u64> = chosen.into_iter().map(|book| book as u64 + 1).collect();
+    let mut history: Vec<u64> = chosen.into_iter().map(|book| book as u64).collect();
     let target = history.pop().context("a user chose nothing")?;
     Ok(Interaction {
         user: user.to_string(),
@@ -251,7 +251,7 @@ mod tests {
                 row.history
                     .iter()
                     .chain([&row.target])
-                    .all(|&item| world.catalogue.title(item).is_some())
+                    .all(|&item| world.catalogue.item(item).is_some())
             );
             assert!(!row.history.contains(&row.target));
         }

@@ -26,8 +26,8 @@ const STEPS: usize = 16;
 fn data() -> tempfile::TempDir {
     let world = World::new(3, ROWS, 1).unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let titles: BTreeMap<u64, &str> = (world.catalogue.items().iter())
-        .map(|item| (item.id, item.title.as_str()))
+    let titles: BTreeMap<&str, &str> = (world.catalogue.items().iter())
+        .map(|item| (item.id.as_str(), item.title.as_str()))
         .collect();
     let titles = serde_json::to_string(&titles).unwrap();
     fs::write(folder.path().join("id2name4Rec.json"), titles).unwrap();
@@ -35,7 +35,8 @@ fn data() -> tempfile::TempDir {
     for row in &world.training {
         let mut items = row.history.clone();
         items.push(row.target);
-        rows += &format!("{},\"{items:?}\",0\n", row.user);
+        let ids: Vec<&str> = world.catalogue.ids(&items).collect();
+        rows += &format!("{},\"[{}]\",0\n", row.user, ids.join(", "));
     }
     fs::write(folder.path().join("train.csv"), rows).unwrap();
     folder

@@ -71,7 +71,7 @@ fn unequal_micro_batches_give_the_gradient_of_the_whole_batch() {
     for kind in LOSSES {
         // The temperature of ats comes a step later with micro-batches: here it stays where it is.
         let loss = LossSettings {
-            alpha: 0.0,
+            alpha: Some(0.0),
             ..loss(kind, StatisticsScope::Branching)
         };
         let whole = train(&loss, &training());
@@ -90,7 +90,7 @@ fn unequal_micro_batches_give_the_gradient_of_the_whole_batch() {
 #[test]
 fn weights_of_bear_that_are_all_alike_change_nothing() {
     let settings = |kind| LossSettings {
-        alpha: 0.0,
+        alpha: Some(0.0),
         bear_xi: Some(1e9),
         ..loss(kind, StatisticsScope::Branching)
     };
@@ -115,9 +115,9 @@ fn the_temperature_takes_one_step_a_batch_which_micro_batches_use_in_the_next() 
         };
         let (steps, fan_out) = train_with_fan_out(&loss, &settings);
         let mut temperature = Temperature::from(AdaptiveStrategy {
-            alpha: loss.alpha,
-            initial: loss.initial_temperature,
-            warm_up: loss.temperature_warm_up,
+            alpha: loss.alpha.unwrap(),
+            initial: loss.initial_temperature.unwrap(),
+            warm_up: loss.temperature_warm_up.unwrap(),
             ..AdaptiveStrategy::default()
         });
         let mut expected = vec![temperature.value(); lag];
@@ -131,7 +131,7 @@ fn the_temperature_takes_one_step_a_batch_which_micro_batches_use_in_the_next() 
             );
             expected.push(temperature.step(&statistics, step).unwrap());
         }
-        assert_ne!(expected[STEPS - 1], loss.initial_temperature);
+        assert_ne!(Some(expected[STEPS - 1]), loss.initial_temperature);
         for (metrics, expected) in steps.iter().zip(expected) {
             let error = (metrics.temperature - expected).abs();
             assert!(error < 1e-9, "step {}, lag {lag}: {error}", metrics.step);
@@ -238,17 +238,13 @@ fn statistic(value: Option<f64>) -> f64 {
 fn loss(loss: LossKind, scope: StatisticsScope) -> LossSettings {
     LossSettings {
         loss,
-        temperature: None,
-        eta: 0.25,
-        alpha: 0.3,
-        clamp: vec![1.5, 5.0],
-        initial_temperature: 2.0,
-        temperature_warm_up: 2,
+        alpha: Some(0.3),
+        initial_temperature: Some(2.0),
+        temperature_warm_up: Some(2),
         scope,
-        allow_degenerate: false,
-        bear_beams: None,
         bear_lambda: Some(1.5),
         bear_xi: Some(0.5),
+        ..LossSettings::default()
     }
 }
 

@@ -8,7 +8,7 @@ A first run, with nothing but this program:
 On real data, which two scripts of the repository fetch, and which `msl inspect` then explains:
   scripts/get-movielens && scripts/get-smollm2
   msl inspect data/ml-100k
-  msl train --data data/ml-100k --noun movie --verb watched --prompt titles --output runs/scratch
+  msl train --data data/ml-100k --prompt titles --output runs/scratch
   msl evaluate runs/scratch";
 
 /// Of `msl demo`.
@@ -22,7 +22,7 @@ pub const TRAIN_EXAMPLES: &str = "\
 Examples:
   A small model from scratch, on films. A title needs no instruction around it, and the best of the
   checkpoints is the one with the lowest item NLL on 500 users' last but one film:
-    msl train --data data/ml-100k --noun movie --verb watched --prompt titles \\
+    msl train --data data/ml-100k --prompt titles \\
       --validation 500 --patience 3 --output runs/scratch
   Adapters of a pretrained model. It is large: four rows at a time are in memory. Its titles begin
   with one of two tokens, so ats must look at all rows (msl inspect says so):

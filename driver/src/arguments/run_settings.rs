@@ -85,6 +85,11 @@ impl RunSettings {
             "--lora-… and --dtype are for a pretrained model: name it with --model"
         );
         self.loss.check()?;
+        self.prompt.check()?;
+        ensure!(
+            self.loss.loss.is_masked() || !self.training.read_unary_tail,
+            "--read-unary-tail is for losses that the trie masks: with --loss lml the end of a response is always read"
+        );
         ensure!(
             self.checkpoints.patience.is_none() || self.data.validation > 0,
             "--patience looks at validation rows: say how many with --validation"
@@ -105,7 +110,12 @@ pub struct TokenizerArguments {
     pub end_token: Option<String>,
 
     /// The largest vocabulary of a tokenizer that is trained here
-    #[arg(long, default_value_t = 4_096, value_name = "TOKENS")]
+    #[arg(
+        long,
+        default_value_t = 4_096,
+        value_name = "TOKENS",
+        conflicts_with = "tokenizer"
+    )]
     pub vocabulary: usize,
 
     /// Whether prompts begin with what the tokenizer puts before a text. Those of runs from before it was asked did not.
@@ -114,15 +124,18 @@ pub struct TokenizerArguments {
     pub begins: bool,
 }
 
+const NOUN: &str = "book";
+const VERB: &str = "read";
+
 /// How to speak of the items.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptArguments {
-    /// What an item is called
-    #[arg(long, default_value = "book")]
+    /// What an item is called in --prompt alpaca
+    #[arg(long, default_value = NOUN)]
     pub noun: String,
 
-    /// What users do with an item, in the past participle: read, watched, played
-    #[arg(long, default_value = "read")]
+    /// What users do with an item in --prompt alpaca, in the past participle: read, watched, played
+    #[arg(long, default_value = VERB)]
     pub verb: String,
 
     /// How a history is worded
@@ -131,6 +144,16 @@ pub struct PromptArguments {
 }
 
 impl PromptArguments {
+    /// Refuses words that the wording does not have.
+    pub fn check(&self) -> Result<()> {
+        let plain = self.noun == NOUN && self.verb == VERB;
+        ensure!(
+            self.prompt == PromptStyle::Alpaca || plain,
+            "--noun and --verb are words of --prompt alpaca: --prompt titles has none"
+        );
+        Ok(())
+    }
+
     /// The wording.
     pub fn prompt(&self) -> Prompt {
         Prompt {

@@ -13,7 +13,7 @@ use crate::{
     ranking::Measures,
     responses::{Example, Responses},
     search::SearchSettings,
-    settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
+    settings::{Decay, LossKind, LossSettings, ModelSettings, TrainingSettings},
     synthetic::World,
     tokenizer::TextTokenizer,
     train::Trainer,
@@ -110,7 +110,11 @@ impl Demo {
         let trie = self.responses.trie();
         let config = MODEL.config(self.tokenizer.vocabulary(), self.tokenizer.end());
         let model = Llama::random(config, self.seed, DType::F32, device)?;
-        let mut trainer = Trainer::new(&model, trie, &loss_settings(kind), &self.training)?;
+        let loss = LossSettings {
+            loss: kind,
+            ..LossSettings::default()
+        };
+        let mut trainer = Trainer::new(&model, trie, &loss, &self.training)?;
         let mut metrics = Vec::new();
         let mut seconds = 0.0;
         let after = |_: &Trainer, step, elapsed: Duration| {
@@ -143,22 +147,5 @@ impl Demo {
             ..Line::new(name, Measures::of(&evaluation.users, BEAMS))
         };
         Ok(line.trained(&trained))
-    }
-}
-
-fn loss_settings(loss: LossKind) -> LossSettings {
-    LossSettings {
-        loss,
-        temperature: None,
-        eta: 0.25,
-        alpha: 0.05,
-        clamp: vec![1.5, 5.0],
-        initial_temperature: 1.5,
-        temperature_warm_up: 0,
-        scope: StatisticsScope::Root,
-        allow_degenerate: false,
-        bear_beams: None,
-        bear_lambda: None,
-        bear_xi: None,
     }
 }

@@ -12,13 +12,12 @@ use serde::Serialize;
 use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
     arguments::EvaluateArguments,
-    catalogue::Interaction,
+    catalogue::{Catalogue, Interaction},
     checkpoint::Checkpoint,
     comparison::{Comparison, EVALUATION_FILE, Line},
     dataset::sample,
     evaluate::{Evaluation, Evaluator},
     json::write_json,
-    paper_format,
     precision::Place,
     random::{Purpose, random},
     ranking::Measures,
@@ -49,7 +48,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     let catalogue = &dataset.catalogue;
     let seed = settings.training.seed;
     let rows = match &arguments.test {
-        Some(file) => &paper_format::read_interactions(file, catalogue)?,
+        Some(file) => &dataset.read_rows(file, settings.data.strict)?,
         None => dataset.split(arguments.split)?,
     };
     let test = sample(rows, arguments.samples, &mut random(seed, Purpose::Sample));
@@ -66,7 +65,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     let name = format!("{}, step {}", arguments.run.display(), state.step);
     let evaluate = |kind: SearchKind| {
         let evaluator = Evaluator {
-            trie: &run.trie,
+            trie: responses.trie(),
             search: SearchSettings {
                 search: kind,
                 ..arguments.search
@@ -103,9 +102,9 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         Some(file) => file.clone(),
         None => arguments.run.join(RANKS_FILE),
     };
-    write_ranks(&ranks, &test, &evaluation.users)?;
+    write_ranks(&ranks, catalogue, &test, &evaluation.users)?;
     if let Some(file) = &arguments.lists {
-        write_lists(file, &test, &examples, &evaluation)?;
+        write_lists(file, catalogue, &test, &examples, &evaluation)?;
     }
     notes.push(format!(
         "{} users, {} beams; each user's rank is in {}.",
@@ -151,12 +150,32 @@ struct UserList<'a> {
     user: &'a str,
     /// Tokens.
     prompt: &'a [u32],
-    recommended: &'a [Found],
+    recommended: Vec<Listed<'a>>,
+}
+
+/// A title that a user was recommended.
+#[derive(Serialize)]
+struct Listed<'a> {
+    /// The ids of the items that have it.
+    items: Vec<&'a str>,
+    log_probability: f64,
+    score: f64,
+}
+
+impl<'a> Listed<'a> {
+    fn new(found: &Found, catalogue: &'a Catalogue) -> Self {
+        Self {
+            items: catalogue.ids(&found.items).collect(),
+            log_probability: found.log_probability,
+            score: found.score,
+        }
+    }
 }
 
 /// Writes one JSON object a line, for each user.
 fn write_lists(
     path: &Path,
+    catalogue: &Catalogue,
     rows: &[Interaction],
     examples: &[Example],
     evaluation: &Evaluation,
@@ -168,7 +187,10 @@ fn write_lists(
         let list = UserList {
             user: &row.user,
             prompt: &example.prompt,
-            recommended,
+            recommended: recommended
+                .iter()
+                .map(|found| Listed::new(found, catalogue))
+                .collect(),
         };
         serde_json::to_writer(&mut file, &list).with_context(cannot)?;
         file.write_all(b"\n").with_context(cannot)?;

@@ -1,14 +1,15 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::open_tokenizer;
+use super::{open_tokenizer, responses};
 use crate::{
     arguments::InspectArguments,
     catalogue_shape::{AdaptiveVerdict, CatalogueShape},
-    console::{print_json, table},
+    console::{print_json, shown, table},
+    data_report::LeftOut,
     dataset::Dataset,
     pretrained::Pretrained,
-    responses::Responses,
+    responses::MergedTitles,
 };
 
 /// The first places of a response are shown one by one.
@@ -20,6 +21,10 @@ struct Report<'a> {
     training_rows: usize,
     validation_rows: usize,
     test_rows: usize,
+    items_left_out: &'a LeftOut,
+    rows_left_out: &'a LeftOut,
+    different_titles: usize,
+    merged_titles: &'a MergedTitles,
     vocabulary: usize,
     #[serde(flatten)]
     shape: &'a CatalogueShape,
@@ -29,14 +34,15 @@ struct Report<'a> {
 
 /// `msl inspect`
 pub fn inspect(arguments: &InspectArguments) -> Result<()> {
-    let dataset = Dataset::read(&arguments.data(), 0)?;
+    arguments.prompt.check()?;
+    let dataset = Dataset::read(&arguments.data().with_defaults()?, 0)?;
     let catalogue = &dataset.catalogue;
     let prompt = arguments.prompt.prompt();
     let tokenizer = match &arguments.pretrained {
         Some(model) => Pretrained::open(model, arguments.tokenizer.end_token.as_deref())?.tokenizer,
         None => open_tokenizer(&arguments.tokenizer, catalogue, &prompt)?,
     };
-    let responses = Responses::new(catalogue, &tokenizer)?;
+    let responses = responses(catalogue, &tokenizer, None)?;
     let shape = CatalogueShape::new(&responses, &dataset.training)?;
     let verdict = AdaptiveVerdict::new(&shape, arguments.eta);
     let report = Report {
@@ -44,6 +50,10 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
         training_rows: dataset.training.len(),
         validation_rows: dataset.validation.len(),
         test_rows: dataset.test.len(),
+        items_left_out: &dataset.report.items_left_out,
+        rows_left_out: &dataset.report.rows_left_out,
+        different_titles: catalogue.distinct_titles(),
+        merged_titles: &responses.merged_titles(catalogue),
         vocabulary: tokenizer.vocabulary(),
         advice: verdict.advice(),
         shape: &shape,
@@ -68,10 +78,19 @@ impl Report<'_> {
         let mut facts = table(&["catalogue", ""]);
         for (name, value) in [
             ("items", shape.items.to_string()),
-            ("different titles", shape.titles.to_string()),
+            (
+                "left out, without a title",
+                self.items_left_out.count.to_string(),
+            ),
+            ("different titles", self.different_titles.to_string()),
+            ("told apart in tokens", shape.titles.to_string()),
             ("rows to train on", self.training_rows.to_string()),
             ("to validate by", self.validation_rows.to_string()),
             ("to test on", self.test_rows.to_string()),
+            (
+                "left out, of unknown items",
+                self.rows_left_out.count.to_string(),
+            ),
             ("vocabulary", self.vocabulary.to_string()),
             ("nodes of the trie", shape.nodes.to_string()),
             ("of them branching", shape.branching_nodes.to_string()),
@@ -87,6 +106,9 @@ impl Report<'_> {
             facts.add_row([name.to_owned(), value]);
         }
         println!("{facts}");
+        if self.merged_titles.count > 0 {
+            println!("{}", shown(&self.merged_titles.to_string()));
+        }
         let mut places = table(&["token of a title", "rows", "tokens to choose from", "unary"]);
         for (place, position) in (1..).zip(&shape.positions).take(PLACES) {
             places.add_row([

@@ -1,8 +1,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use candle_trie::TokenTrie;
 
+use super::responses;
 use crate::{
     checkpoint::Checkpoint, dataset::Dataset, precision::Place, responses::Responses,
     run_folder::RunFolder,
@@ -14,7 +14,6 @@ pub struct OpenedRun {
     pub checkpoint: Checkpoint,
     pub dataset: Dataset,
     pub responses: Responses,
-    pub trie: TokenTrie,
 }
 
 impl OpenedRun {
@@ -36,17 +35,14 @@ impl OpenedRun {
             arguments.train = None;
         }
         let dataset = Dataset::read(&arguments, folder.settings().training.seed)?;
-        let responses = Responses::new(&dataset.catalogue, &checkpoint.tokenizer)?;
-        let trie = folder.trie()?;
-        responses
-            .check_same(&trie)
+        let (catalogue, tokenizer) = (&dataset.catalogue, &checkpoint.tokenizer);
+        let responses = responses(catalogue, tokenizer, Some(folder.trie()?))
             .with_context(|| path.display().to_string())?;
         Ok(Self {
             folder,
             checkpoint,
             dataset,
             responses,
-            trie,
         })
     }
 

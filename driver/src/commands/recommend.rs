@@ -7,8 +7,8 @@ use serde::Serialize;
 use super::{opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
     arguments::RecommendArguments,
-    catalogue::Item,
-    console::{print_json, table},
+    catalogue::Catalogue,
+    console::{print_json, shown, table},
     search::{SearchSettings, Searcher},
 };
 
@@ -16,7 +16,7 @@ use crate::{
 struct Recommended<'a> {
     rank: usize,
     title: &'a str,
-    items: Vec<u64>,
+    items: Vec<&'a str>,
     probability: f64,
 }
 
@@ -32,26 +32,32 @@ struct Report<'a> {
 pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
     ensure!(arguments.top > 0, "--top is 0");
     let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None, &device.into())?;
-    let items = run.dataset.catalogue.items();
-    let history = known_titles(&arguments.history, items);
+    let catalogue = &run.dataset.catalogue;
+    let history = known_titles(&arguments.history, catalogue);
     let prompt = run.folder.settings().prompt.prompt();
     let prompt = prompt.text(history.iter().map(String::as_str));
     let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
     let config = run.checkpoint.model.config();
     warn_of_long_rows([prompt.len()].into_iter(), config);
-    let seen = |item: &&Item| arguments.unseen && history.contains(&item.title);
-    let left_out: Vec<u64> = items.iter().filter(seen).map(|item| item.id).collect();
+    let numbered = (0..).zip(catalogue.items());
+    let seen = numbered.filter(|(_, item)| arguments.unseen && history.contains(&item.title));
+    let left_out: Vec<u64> = seen.map(|(number, _)| number).collect();
     let temperature = run.temperature(arguments.temperature);
     let search = SearchSettings {
         search: arguments.search,
         beams: arguments.beams.unwrap_or(arguments.top),
         ..SearchSettings::default()
     };
-    let searcher = Searcher::new(&run.trie, &run.checkpoint.model, search, temperature)?;
+    let searcher = Searcher::new(
+        run.responses.trie(),
+        &run.checkpoint.model,
+        search,
+        temperature,
+    )?;
     let found = searcher.recommend(&[&prompt], &[left_out])?.found;
-    let titled = found.into_iter().flatten().filter_map(|found| {
-        let title = run.dataset.catalogue.title(*found.items.first()?)?;
-        Some((title, found))
+    let titled = found.iter().flatten().filter_map(|found| {
+        let first = catalogue.item(*found.items.first()?)?;
+        Some((first.title.as_str(), found))
     });
     let report = Report {
         command: "recommend",
@@ -62,7 +68,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
             .map(|(rank, (title, found))| Recommended {
                 rank,
                 title,
-                items: found.items,
+                items: catalogue.ids(&found.items).collect(),
                 probability: found.log_probability.exp(),
             })
             .collect(),
@@ -73,7 +79,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let mut table = table(&["title", "probability", "rank"]);
     for line in &report.recommended {
         table.add_row([
-            line.title.to_owned(),
+            shown(line.title),
             format!("{:.4}", line.probability),
             line.rank.to_string(),
         ]);
@@ -82,20 +88,33 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     Ok(())
 }
 
-/// Titles as the catalogue writes them: those that it has, else those of the same letters in another case. One that it
-/// does not know stays as it is.
-fn known_titles(history: &[String], items: &[Item]) -> Vec<String> {
-    let titles = || items.iter().map(|item| item.title.as_str());
-    let exact: HashSet<&str> = titles().collect();
-    let other_case: HashMap<String, &str> = titles()
-        .map(|title| (title.to_lowercase(), title))
-        .collect();
+/// Titles as the catalogue writes them: those that it has, else those of the items that have such an id, else those of
+/// the same letters in another case. One that it does not know stays as it is.
+fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
+    let lowered: HashSet<String> = history.iter().map(|title| title.to_lowercase()).collect();
+    let (mut exact, mut other_case) = (HashSet::new(), HashMap::new());
+    for item in catalogue.items() {
+        let title = item.title.as_str();
+        let in_lower_case = title.to_lowercase();
+        if lowered.contains(&in_lower_case) {
+            exact.insert(title);
+            other_case.insert(in_lower_case, title);
+        }
+    }
+    let by_id = |id: &str| catalogue.item(catalogue.number(id)?);
     let known = |title: &String| {
         if exact.contains(title.as_str()) {
             return title.clone();
         }
+        if let Some(item) = by_id(title) {
+            eprintln!(
+                "no title is {title:?}, but an id is: that of {:?}",
+                item.title
+            );
+            return item.title.clone();
+        }
         match other_case.get(&title.to_lowercase()) {
-            Some(known) => (*known).to_owned(),
+            Some(&known) => known.to_owned(),
             None => {
                 eprintln!("{title:?} is not in the catalogue; the model reads it as it is");
                 title.clone()
@@ -108,18 +127,23 @@ fn known_titles(history: &[String], items: &[Item]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::Item;
 
     #[test]
-    fn a_title_that_the_catalogue_has_is_not_taken_for_one_in_another_case() {
-        let item = |(id, title): (u64, &&str)| Item {
-            id,
+    fn a_title_that_the_catalogue_has_is_not_taken_for_one_in_another_case_nor_for_an_id() {
+        let item = |(id, title): (&&str, &&str)| Item {
+            id: (*id).into(),
             title: (*title).into(),
         };
-        let titles = ["SEA", "Sea", "sea", "The Wall"];
-        let items: Vec<Item> = (0..).zip(&titles).map(item).collect();
+        let titles = ["SEA", "Sea", "sea", "The Wall", "300"];
+        let ids = ["300", "007", "7", "The Wall", "5"];
+        let catalogue = Catalogue::new(ids.iter().zip(&titles).map(item).collect()).unwrap();
         let history = titles.map(str::to_owned);
-        assert_eq!(known_titles(&history, &items), history);
-        let other = ["the wall", "Unheard of"].map(str::to_owned);
-        assert_eq!(known_titles(&other, &items), ["The Wall", "Unheard of"]);
+        assert_eq!(known_titles(&history, &catalogue), history);
+        let other = ["the wall", "Unheard of", "7", "007"].map(str::to_owned);
+        assert_eq!(
+            known_titles(&other, &catalogue),
+            ["The Wall", "Unheard of", "sea", "Sea"]
+        );
     }
 }

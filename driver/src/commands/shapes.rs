@@ -5,11 +5,11 @@ use candle_trie::{Rows, TokenTrie};
 use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
 use serde::Serialize;
 
+use super::responses;
 use crate::{
     arguments::ShapesArguments,
     console::{print_json, table},
     dataset::Dataset,
-    responses::Responses,
     tokenizer::TextTokenizer,
 };
 
@@ -28,11 +28,12 @@ struct Report {
 
 /// `msl shapes`
 pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
+    let data = arguments.data.clone().with_defaults()?;
     let Dataset {
         catalogue,
         training,
         ..
-    } = Dataset::read(&arguments.data, 0)?;
+    } = Dataset::read(&data, 0)?;
     ensure!(
         training.len() >= arguments.responses,
         "{} has {} training rows, fewer than the {} responses asked for",
@@ -41,7 +42,7 @@ pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
         arguments.responses
     );
     let tokenizer = TextTokenizer::load(&arguments.tokenizer, arguments.end_token.as_deref())?;
-    let responses = Responses::new(&catalogue, &tokenizer)?;
+    let responses = responses(&catalogue, &tokenizer, None)?;
     // Packed without padding: the head is wanted at labelled positions alone.
     let mut packed: Vec<Vec<i64>> = Vec::new();
     for interaction in &training[..arguments.responses] {

@@ -6,9 +6,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
+use candle_trie::TokenTrie;
 use serde::Serialize;
 
-use super::{examples, open_tokenizer, warn_of_long_rows};
+use super::{examples, open_tokenizer, responses, warn_of_long_rows};
 use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
@@ -41,7 +42,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     OutputFolder::check(&arguments.output, arguments.overwrite)?;
     arguments.run.check()?;
     let mut settings = RunSettings {
-        data: arguments.run.data.absolute()?,
+        data: arguments.run.data.absolute()?.with_defaults()?,
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
         adapter: arguments.run.adapter.clone().with_separate_targets(),
         loss: arguments.run.loss.clone().with_defaults(),
@@ -58,7 +59,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     };
     settings.tokenizer.end_token = tokenizer.end_text();
     settings.tokenizer.begins = true;
-    let task = data.tokenize(&tokenizer)?;
+    let task = data.tokenize(&tokenizer, None)?;
     task.warn_of_long_rows(&model);
     let trainer = task.trainer(&model, &settings)?;
     let state = TrainingState {
@@ -100,11 +101,10 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
         state,
     } = run.latest(&device.into())?;
     let settings = run.settings();
-    let task = Rows::read(settings)?.tokenize(&tokenizer)?;
-    task.warn_of_long_rows(&model);
-    (task.responses)
-        .check_same(&run.trie()?)
+    let task = Rows::read(settings)?
+        .tokenize(&tokenizer, Some(run.trie()?))
         .with_context(|| arguments.run.display().to_string())?;
+    task.warn_of_long_rows(&model);
     let mut trainer = task.trainer(&model, settings)?;
     let folder = run.checkpoint_path(state.step);
     let moments = checkpoint::load_moments(&folder, model.head().device())?;
@@ -174,6 +174,12 @@ impl Rows {
             Some(settings.data.validation),
             &mut random(seed, Purpose::Validation),
         );
+        ensure!(
+            settings.data.validation == 0 || !dataset.validation.is_empty(),
+            "--validation {}: {} has no rows for validation",
+            settings.data.validation,
+            settings.data.data.display()
+        );
         Ok(Self {
             dataset,
             prompt: settings.prompt.prompt(),
@@ -188,8 +194,8 @@ impl Rows {
         Ok((model, tokenizer))
     }
 
-    fn tokenize(&self, tokenizer: &TextTokenizer) -> Result<Task> {
-        let responses = Responses::new(self.catalogue(), tokenizer)?;
+    fn tokenize(&self, tokenizer: &TextTokenizer, trie: Option<TokenTrie>) -> Result<Task> {
+        let responses = responses(self.catalogue(), tokenizer, trie)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
         Ok(Task {
             training: tokenize(&self.dataset.training)?,

@@ -20,8 +20,8 @@ pub struct Difference {
 impl Difference {
     /// `None` where the users or what they chose are not the same.
     pub fn of(run: &[RankedUser], other: &[RankedUser], cutoff: usize) -> Option<Self> {
-        let key = |user: &RankedUser| (user.user_id.clone(), user.item_id);
-        let same = run.iter().map(key).eq(other.iter().map(key));
+        let same = run.len() == other.len()
+            && (run.iter().zip(other)).all(|(run, other)| run.is_of(other));
         let estimate = |value: &dyn Fn(&UserResult) -> f64| {
             let users = run.iter().zip(other);
             let differences: Vec<f64> = users
@@ -44,7 +44,7 @@ mod tests {
     fn users(ranks: &[Option<usize>]) -> Vec<RankedUser> {
         let user = |(user, &rank): (usize, &Option<usize>)| RankedUser {
             user_id: user.to_string(),
-            item_id: 7,
+            item_id: "7".into(),
             rank,
             item_nll: rank.unwrap_or(9) as f64,
         };
@@ -69,7 +69,7 @@ mod tests {
         let run = users(&[Some(1), Some(2)]);
         assert_eq!(Difference::of(&run, &run[..1], 10), None);
         let mut other = run.clone();
-        other[1].item_id = 8;
+        other[1].item_id = "07".into();
         assert_eq!(Difference::of(&run, &other, 10), None);
         assert_eq!(Difference::of(&[], &[], 10), None);
     }

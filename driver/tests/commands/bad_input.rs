@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::running::{SMALL, errors, last_checkpoint, msl, write_catalogue};
+use crate::running::{SMALL, errors, json, last_checkpoint, msl, write_catalogue};
 
 /// Fails to train on a folder, and gives what was said.
 fn refused(folder: &Path, options: &[&str]) -> String {
@@ -55,8 +55,8 @@ fn malformed_files_are_named_with_their_line() {
     );
     write("train.csv", "user_id,item_ids,timestamp\n1,\"[1, 99]\",5\n");
     assert_says(
-        &refused(folder.path(), &[]),
-        &["train.csv, line 2", "item 99 has no title"],
+        &refused(folder.path(), &["--strict"]),
+        &["train.csv, line 2", "item \"99\" is not in the catalogue"],
     );
     fs::remove_file(folder.path().join("train.csv")).unwrap();
     assert_says(
@@ -131,8 +131,26 @@ fn options_that_would_be_ignored_are_refused() {
         (["--bear-lambda", "0.5"], "--loss bear"),
         (["--bear-xi", "2"], "--loss bear"),
         (["--end-token", "<stop>"], "--tokenizer or --model"),
+        (["--history", "5"], "--history is for RecBole"),
+        (["--title-column", "title"], "--title-column is for RecBole"),
+        (["--eta", "0.3"], "--eta is for"),
+        (["--alpha", "0.3"], "--alpha is for"),
+        (["--initial-temperature", "2"], "--initial-temp"),
+        (["--temperature-warm-up", "3"], "--temperature-warm-up"),
     ] {
         assert_says(&refused(folder.path(), &options), &[asked]);
+    }
+    for (options, asked) in [
+        (&["--clamp", "1", "2"][..], "--clamp is for"),
+        (&["--allow-degenerate"], "--allow-degenerate is for"),
+        (&["--prompt", "titles", "--noun", "film"], "--prompt alpaca"),
+        (&["--prompt", "titles", "--verb", "seen"], "--prompt alpaca"),
+        (
+            &["--vocabulary", "300", "--tokenizer", "x.json"],
+            "cannot be used with",
+        ),
+    ] {
+        assert_says(&refused(folder.path(), options), &[asked]);
     }
     let said = |command: &[&str]| errors(&msl(folder.path(), command));
     let train = ["train", "--data", ".", "--output", "run"];
@@ -140,6 +158,18 @@ fn options_that_would_be_ignored_are_refused() {
     assert_says(
         &said(&[&train[..], &temperature].concat()),
         &["--temperature", "--loss msl", "--initial-temperature"],
+    );
+    assert_says(
+        &said(&[&train[..], &["--scope", "branching", "--allow-degenerate"]].concat()),
+        &["--allow-degenerate is for --scope root"],
+    );
+    assert_says(
+        &said(&[&train[..], &["--loss", "lml", "--read-unary-tail"]].concat()),
+        &["--read-unary-tail", "--loss lml"],
+    );
+    assert_says(
+        &said(&["inspect", ".", "--title-column", "title"]),
+        &["--title-column is for RecBole's atomic files"],
     );
     let adaptive = ["--loss", "bear-ats"];
     assert_says(
@@ -150,6 +180,36 @@ fn options_that_would_be_ignored_are_refused() {
         &said(&["inspect", ".", "--end-token", "<stop>"]),
         &["--tokenizer or --model"],
     );
+}
+
+#[test]
+fn inspect_takes_the_eta_that_train_takes() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let train = ["train", "--data", ".", "--output", "run"];
+    for eta in ["--eta=nan", "--eta=inf", "--eta=-1", "--eta=0", "--eta=2"] {
+        for command in [&["inspect", "."][..], &train] {
+            let output = msl(folder.path(), &[command, &[eta]].concat());
+            assert!(!output.status.success() && output.stdout.is_empty());
+            assert_says(&errors(&output), &["above 0 and at most 1"]);
+        }
+    }
+    let output = msl(folder.path(), &["inspect", ".", "--eta", "1"]);
+    assert!(output.status.success(), "{}", errors(&output));
+}
+
+#[test]
+fn a_vocabulary_of_any_size_is_no_more_than_the_titles_can_fill() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let inspect = |vocabulary: &str| {
+        let output = msl(
+            folder.path(),
+            &["inspect", ".", "--json", "--vocabulary", vocabulary],
+        );
+        json(&output)["vocabulary"].clone()
+    };
+    assert_eq!(inspect("4611686018427387904"), inspect("100000"));
 }
 
 #[test]

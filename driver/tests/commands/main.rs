@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod books;
+mod data;
 mod devices;
 mod end_to_end;
 mod pretrained_models;

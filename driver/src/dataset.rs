@@ -1,7 +1,7 @@
 //! A catalogue and its users, in whichever format a folder holds them.
 
 use std::{
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     catalogue::{Catalogue, Interaction},
+    data_files::{AtomicFiles, DataFiles, Interactions, PaperFiles, TEST_FILE},
     data_report::DataReport,
-    paper_format::{self, TEST_FILE, TITLES_FILE},
+    paper_format,
     random::{Purpose, Random, random},
-    recbole_format::{self, Interactions},
+    recbole_format,
 };
 
 /// A history made of a `.inter` file holds so many items, unless another number is asked for.
@@ -91,8 +92,8 @@ impl DataArguments {
     pub fn with_defaults(self) -> Result<Self> {
         ensure!(self.history != Some(0), "--history is 0");
         let folder = self.data.display();
-        match Format::of(&self.data)? {
-            Format::Paper(_) => {
+        match DataFiles::find(&self.data)? {
+            DataFiles::Paper(_) => {
                 let options = [
                     ("--history", self.history.is_some()),
                     ("--title-column", self.title_column.is_some()),
@@ -105,7 +106,7 @@ impl DataArguments {
                 }
                 Ok(self)
             }
-            Format::Atomic(_) => {
+            DataFiles::Atomic(_) => {
                 ensure!(
                     self.train.is_none(),
                     "--train is for the paper's format: {folder} holds RecBole's atomic files"
@@ -116,69 +117,6 @@ impl DataArguments {
                 })
             }
         }
-    }
-}
-
-/// The format of a folder, with the files that are not to be looked for any more.
-enum Format {
-    /// The paper's, with all files of the folder.
-    Paper(Vec<PathBuf>),
-    /// RecBole's.
-    Atomic(recbole_format::Files),
-}
-
-impl Format {
-    fn of(folder: &Path) -> Result<Self> {
-        let files = files(folder)?;
-        let titles = files.contains(&folder.join(TITLES_FILE));
-        let atomic = recbole_format::Files::find(&files);
-        match (titles, atomic) {
-            (true, Ok(None)) => Ok(Self::Paper(files)),
-            (true, _) => bail!(
-                "{} holds both {TITLES_FILE}, which is the paper's format, and a .item and a .inter file, which are \
-                 RecBole's: leave those to read in the folder",
-                folder.display()
-            ),
-            (false, atomic) => match atomic? {
-                Some(files) => Ok(Self::Atomic(files)),
-                None => bail!(
-                    "{}: expected {TITLES_FILE} and train*.csv, or NAME.item and NAME.inter; found {}",
-                    folder.display(),
-                    found(&files)
-                ),
-            },
-        }
-    }
-}
-
-/// The files of a folder by name, but for hidden ones: macOS leaves `._NAME` beside `NAME`.
-fn files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let unreadable = || format!("cannot read the folder {}", folder.display());
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(unreadable)? {
-        let entry = entry.with_context(unreadable)?;
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        if !hidden && !entry.path().is_dir() {
-            files.push(entry.path());
-        }
-    }
-    files.sort_unstable();
-    Ok(files)
-}
-
-/// Which files of either format there are.
-fn found(files: &[PathBuf]) -> String {
-    let of_a_format = |path: &&PathBuf| {
-        let extension = path.extension().unwrap_or_default();
-        ["item", "inter", "csv"]
-            .iter()
-            .any(|known| extension == *known)
-    };
-    let names = files.iter().filter(of_a_format);
-    let names: Vec<String> = names.map(|path| path.display().to_string()).collect();
-    match names.is_empty() {
-        true => "none of them".into(),
-        false => format!("only {}", names.join(", ")),
     }
 }
 
@@ -217,9 +155,9 @@ pub struct Dataset {
 impl Dataset {
     /// Reads what the folder holds, and says on standard error what that is. The seed chooses what is held out.
     pub fn read(arguments: &DataArguments, seed: u64) -> Result<Self> {
-        let dataset = match Format::of(&arguments.data)? {
-            Format::Paper(files) => Self::read_paper(&files, arguments, seed),
-            Format::Atomic(files) => Self::read_recbole(&files, arguments),
+        let dataset = match DataFiles::find(&arguments.data)? {
+            DataFiles::Paper(files) => Self::read_paper(&files, arguments, seed),
+            DataFiles::Atomic(files) => Self::read_recbole(&files, arguments),
         }?;
         dataset.report.print(&dataset.catalogue);
         Ok(dataset)
@@ -246,17 +184,12 @@ impl Dataset {
         Ok(rows)
     }
 
-    fn read_paper(files: &[PathBuf], arguments: &DataArguments, seed: u64) -> Result<Self> {
-        let folder = &arguments.data;
+    fn read_paper(files: &PaperFiles, arguments: &DataArguments, seed: u64) -> Result<Self> {
         let mut report = DataReport::new(arguments.strict);
-        let titles = folder.join(TITLES_FILE);
-        let catalogue =
-            paper_format::read_catalogue(&titles, arguments.leave_out_blank, &mut report)?;
-        let file = match &arguments.train {
-            Some(file) => file.clone(),
-            None => paper_format::find_training_file(folder, files)?,
-        };
-        let training = paper_format::read_interactions(&file, &catalogue, &mut report)?;
+        let blank = arguments.leave_out_blank;
+        let catalogue = paper_format::read_catalogue(&files.titles, blank, &mut report)?;
+        let file = files.training(arguments.train.as_deref())?;
+        let training = paper_format::read_interactions(file, &catalogue, &mut report)?;
         ensure!(
             arguments.validation < training.len(),
             "--validation {} leaves nothing of the {} rows of {}",
@@ -266,10 +199,9 @@ impl Dataset {
         );
         let mut random = random(seed, Purpose::Validation);
         let (validation, training) = draw(&training, arguments.validation, &mut random);
-        let test = folder.join(TEST_FILE);
-        let test = match files.contains(&test) {
-            true => paper_format::read_interactions(&test, &catalogue, &mut report)?,
-            false => Vec::new(),
+        let test = match &files.test {
+            Some(file) => paper_format::read_interactions(file, &catalogue, &mut report)?,
+            None => Vec::new(),
         };
         Ok(Self {
             catalogue,
@@ -280,7 +212,7 @@ impl Dataset {
         })
     }
 
-    fn read_recbole(files: &recbole_format::Files, arguments: &DataArguments) -> Result<Self> {
+    fn read_recbole(files: &AtomicFiles, arguments: &DataArguments) -> Result<Self> {
         let mut report = DataReport::new(arguments.strict);
         let title_column = arguments.title_column.as_deref();
         let catalogue = recbole_format::read_items(&files.items, title_column, &mut report)?;
@@ -344,6 +276,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::data_files::TITLES_FILE;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
@@ -383,80 +316,6 @@ mod tests {
             .err()
             .unwrap();
         assert!(error.to_string().contains("found only"), "{error}");
-    }
-
-    fn refused(folder: &tempfile::TempDir) -> String {
-        let error = Dataset::read(&DataArguments::of(folder.path()), 1).err();
-        format!("{:#}", error.unwrap())
-    }
-
-    #[test]
-    fn files_that_cannot_be_told_apart_are_named() {
-        let items = ("x.item", "item_id:token\ttitle:token_seq\n1\tA\n2\tB\n");
-        let rows = |file| (file, "user_id:token\titem_id:token\ttimestamp:float\n");
-        let json = (TITLES_FILE, r#"{"1": "A", "2": "B"}"#);
-        let csv = |file| (file, "user_id,item_ids\n1,\"[1, 2]\"\n");
-        for (files, expected) in [
-            (
-                vec![items, ("y.item", ""), rows("x.inter")],
-                &["x.item", "y.item"][..],
-            ),
-            (
-                vec![items, rows("x.inter"), rows("y.inter")],
-                &["x.inter", "y.inter"],
-            ),
-            (
-                vec![items, rows("x.part1.inter")],
-                &["x.part1.inter", "NAME.part2.inter"],
-            ),
-            (
-                ["x.part1.inter", "x.part2.inter", "x.part3.inter", "x.inter"]
-                    .map(rows)
-                    .into_iter()
-                    .chain([items])
-                    .collect(),
-                &["x.part3.inter", "x.inter", "no .inter file beside them"],
-            ),
-            (
-                vec![
-                    items,
-                    rows("x.train.inter"),
-                    rows("x.part2.inter"),
-                    rows("x.test.inter"),
-                ],
-                &["x.train.inter"],
-            ),
-            (
-                vec![json, csv("train_1.csv"), csv("train_2.csv")],
-                &["train_1.csv", "train_2.csv", "--train"],
-            ),
-            (
-                vec![json, csv("train.csv"), items, rows("x.inter")],
-                &["both id2name4Rec.json", ".item"],
-            ),
-        ] {
-            let error = refused(&folder(&files));
-            for part in expected {
-                assert!(error.contains(part), "{part}: {error}");
-            }
-        }
-    }
-
-    #[test]
-    fn hidden_files_and_folders_are_no_data() {
-        let folder = folder(&[
-            ("x.item", "item_id:token\ttitle:token_seq\n1\tA\n2\tB\n"),
-            (
-                "x.inter",
-                "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\nu\t2\t2\nu\t1\t3\nu\t2\t4\n",
-            ),
-            ("._x.item", "Mac OS X"),
-            ("._x.inter", "Mac OS X"),
-            ("._id2name4Rec.json", "Mac OS X"),
-        ]);
-        fs::create_dir(folder.path().join("old.inter")).unwrap();
-        let dataset = Dataset::read(&DataArguments::of(folder.path()), 1).unwrap();
-        assert_eq!(dataset.training.len(), 1);
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod commands;
 pub mod comparison;
 pub mod console;
+pub mod data_files;
 pub mod data_report;
 pub mod dataset;
 pub mod device;

@@ -1,9 +1,6 @@
 //! The files of the paper: `id2name4Rec.json`, `train*.csv` and `test.csv`.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::{
@@ -17,11 +14,6 @@ use crate::{
     text_file::open_text,
     text_table::{Layout, Table},
 };
-
-/// The file that names the items.
-pub const TITLES_FILE: &str = "id2name4Rec.json";
-/// The file of test rows.
-pub const TEST_FILE: &str = "test.csv";
 
 /// The columns that are read.
 const COLUMNS: [&str; 2] = ["user_id", "item_ids"];
@@ -93,7 +85,7 @@ pub fn read_interactions(
         return Err(table.expected("the columns user_id, item_ids, timestamp"));
     };
     let (mut interactions, mut count) = (Vec::new(), 0);
-    while let Some(line) = table.next()? {
+    while let Some(line) = table.next_row()? {
         count += 1;
         let place = format!("{}, line {line}", path.display());
         let list = table.field(items);
@@ -182,34 +174,12 @@ fn parse_quoted(text: &str, quote: char) -> Result<(String, &str)> {
     bail!("a quote is not closed")
 }
 
-/// The only file among some that is called `train*.csv`. Several are an error that names them.
-pub fn find_training_file(folder: &Path, files: &[PathBuf]) -> Result<PathBuf> {
-    let named = |path: &&PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        name.starts_with("train") && name.ends_with(".csv")
-    };
-    let found: Vec<&PathBuf> = files.iter().filter(named).collect();
-    match found[..] {
-        [file] => Ok(file.clone()),
-        [] => bail!("{}: expected a file train*.csv", folder.display()),
-        _ => {
-            let names: Vec<String> = found
-                .iter()
-                .map(|path| path.display().to_string())
-                .collect();
-            bail!(
-                "there are several files of training rows, {}: name one with --train",
-                names.join(", ")
-            )
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
+    use crate::data_files::TITLES_FILE;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();

@@ -163,7 +163,7 @@ class Tools:
         subprocess.run([self.example, *map(str, arguments)], check=True)
 
     def merge(self, adapter, output):
-        command = [self.msl, "merge", adapter, "--output", output, "--overwrite"]
+        command = [self.msl, "merge", adapter, "--dtype", "f32", "--output", output, "--overwrite"]
         subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
 
 

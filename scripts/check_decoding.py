@@ -102,7 +102,7 @@ def main():
             *(arguments.msl, "train", "--data", arguments.catalogue, "--model", arguments.gguf, "--output", run),
             *("--samples", 16, "--epochs", 1, "--loss", "msl"),
         )
-        msl(arguments.msl, "merge", run, "--output", merged)
+        msl(arguments.msl, "merge", run, "--dtype", "f32", "--output", merged)
         model = transformers.AutoModelForCausalLM.from_pretrained(merged, dtype=torch.float32).eval()
         tokenizer = Tokenizer.from_file(str(merged / "tokenizer.json"))
         end = model.config.eos_token_id

@@ -1,5 +1,7 @@
 //! Adapters on disk, as PEFT keeps them.
 
+mod config;
+
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
@@ -7,15 +9,15 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, safetensors};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
 use crate::{
-    json::{read_json, write_json},
-    model::{Llama, LoraSettings},
+    json::write_json,
+    model::{Llama, Weights},
     precision::Precision,
-    pretrained::Pretrained,
+    pretrained::{Pretrained, SafetensorsWeights, model_name},
 };
+
+pub use config::AdapterConfig;
 
 /// PEFT's name of the file of sizes.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -23,96 +25,6 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// What PEFT puts before the names of a model's layers.
 const PREFIX: &str = "base_model.model.";
-
-/// What `adapter_config.json` says.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct AdapterConfig {
-    /// Always `LORA`.
-    pub peft_type: String,
-    /// Always `CAUSAL_LM`.
-    pub task_type: Option<String>,
-    /// Where the model is that the adapters belong to.
-    pub base_model_name_or_path: Option<String>,
-    r: usize,
-    lora_alpha: f64,
-    #[serde(default)]
-    lora_dropout: f64,
-    target_modules: Vec<String>,
-    #[serde(default = "none")]
-    bias: String,
-    #[serde(flatten)]
-    others: Map<String, Value>,
-}
-
-fn none() -> String {
-    "none".into()
-}
-
-impl AdapterConfig {
-    /// The configuration of adapters to a model.
-    pub fn new(settings: &LoraSettings, base: &Path) -> Self {
-        Self {
-            peft_type: "LORA".into(),
-            task_type: Some("CAUSAL_LM".into()),
-            base_model_name_or_path: Some(base.display().to_string()),
-            r: settings.rank,
-            lora_alpha: settings.alpha,
-            lora_dropout: settings.dropout,
-            target_modules: settings.targets.clone(),
-            bias: none(),
-            others: Map::from_iter([
-                ("fan_in_fan_out".into(), false.into()),
-                ("inference_mode".into(), true.into()),
-            ]),
-        }
-    }
-
-    /// Reads the configuration of a folder; kinds of adapter that are not known are an error.
-    pub fn load(folder: &Path) -> Result<Self> {
-        let path = folder.join(CONFIG_FILE);
-        let config: Self = read_json(&path)?;
-        config.check().with_context(|| path.display().to_string())?;
-        Ok(config)
-    }
-
-    fn check(&self) -> Result<()> {
-        ensure!(
-            self.peft_type == "LORA" && self.bias == "none",
-            "expected adapters of type \"LORA\" with the bias \"none\", got {:?} and {:?}",
-            self.peft_type,
-            self.bias
-        );
-        for unknown in [
-            "use_rslora",
-            "use_dora",
-            "fan_in_fan_out",
-            "modules_to_save",
-            "layers_to_transform",
-            "rank_pattern",
-            "alpha_pattern",
-            "lora_bias",
-        ] {
-            let value = self.others.get(unknown).unwrap_or(&Value::Null);
-            let unused = match value {
-                Value::Null | Value::Bool(false) => true,
-                Value::Object(map) => map.is_empty(),
-                _ => false,
-            };
-            ensure!(unused, "{unknown} is {value}, which is not supported");
-        }
-        self.settings().check()
-    }
-
-    /// Size and place of the adapters.
-    pub fn settings(&self) -> LoraSettings {
-        LoraSettings {
-            rank: self.r,
-            alpha: self.lora_alpha,
-            dropout: self.lora_dropout,
-            targets: self.target_modules.clone(),
-        }
-    }
-}
 
 /// Writes a model's adapters into a folder. `base` says where the model itself is.
 pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
@@ -134,17 +46,37 @@ pub fn is_in(folder: &Path) -> bool {
     folder.join(CONFIG_FILE).is_file()
 }
 
-/// Gives a model the adapters of a folder.
+/// Gives a model the adapters of a folder, and says on standard error which file these are in.
 pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
     let config = AdapterConfig::load(folder)?;
-    model
-        .adapt(&config.settings(), 0)
-        .with_context(|| folder.display().to_string())?;
     let path = folder.join(WEIGHTS_FILE);
-    let tensors = safetensors::load(&path, model.head().device())
-        .with_context(|| format!("cannot read the adapters {}", path.display()))?;
-    set(model, tensors).with_context(|| path.display().to_string())
+    let mut weights = SafetensorsWeights::open(std::slice::from_ref(&path), |stored| {
+        model_name(stored.strip_prefix(PREFIX).unwrap_or(stored))
+    })?;
+    eprintln!("adapters: {}", weights.described());
+    check_rank(&config, &weights).with_context(|| path.display().to_string())?;
+    let settings = config
+        .settings(&model.linear_paths())
+        .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
+    (model.adapt(&settings, 0))
+        .and_then(|()| set(model, &mut weights))
+        .with_context(|| path.display().to_string())
 }
+
+/// Refuses a rank that the file's tensors do not have, before memory is taken for it.
+fn check_rank(config: &AdapterConfig, weights: &SafetensorsWeights) -> Result<()> {
+    let mut downs = weights.shapes().filter(|(name, _)| name.ends_with(DOWN));
+    let (name, shape) =
+        (downs.next()).context("there is no tensor of a name that ends with lora_A.weight")?;
+    ensure!(
+        shape.first() == Some(&config.r),
+        "{name} has the shape {shape:?}, where r of {CONFIG_FILE} is {}",
+        config.r
+    );
+    Ok(())
+}
+
+const DOWN: &str = ".lora_A.weight";
 
 /// Where the model is that a folder's adapters belong to, by their `adapter_config.json`.
 pub fn base(folder: &Path) -> Result<PathBuf> {
@@ -169,11 +101,10 @@ pub fn load_with_base(
     Ok(model)
 }
 
-fn set(model: &Llama, mut tensors: HashMap<String, Tensor>) -> Result<()> {
+fn set(model: &Llama, weights: &mut SafetensorsWeights) -> Result<()> {
     for (name, weight) in model.parameters() {
-        let name = format!("{PREFIX}{name}");
-        let Some(tensor) = tensors.remove(&name) else {
-            bail!("there is no tensor {name}");
+        let Some(tensor) = weights.take(name)? else {
+            bail!("there is no tensor {PREFIX}{name}");
         };
         ensure!(
             tensor.dims() == weight.dims(),
@@ -181,10 +112,11 @@ fn set(model: &Llama, mut tensors: HashMap<String, Tensor>) -> Result<()> {
             tensor.dims(),
             weight.dims()
         );
-        weight.set(&tensor.to_dtype(weight.dtype())?)?;
+        let tensor = tensor.to_dtype(weight.dtype())?;
+        weight.set(&tensor.to_device(weight.device())?)?;
     }
-    if let Some(name) = tensors.keys().min() {
-        bail!("the model has no place for the tensor {name}");
+    if let Some(name) = weights.left().iter().min() {
+        bail!("the model and {CONFIG_FILE} have no place for the tensor {name}");
     }
     Ok(())
 }

@@ -195,6 +195,15 @@ pub struct MergeArguments {
     #[arg(long, value_name = "TOKEN")]
     pub end_token: Option<String>,
 
+    /// The type to write the weights in
+    #[arg(
+        long = "dtype",
+        value_enum,
+        default_value = "stored",
+        value_name = "TYPE"
+    )]
+    pub precision: Precision,
+
     /// The folder to write the model to
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, safetensors};
 use candle_trie::TemperatureState;
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ use crate::{
     model::{Llama, LlamaConfig},
     optimizer::AdamW,
     precision::Precision,
-    pretrained::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE},
+    pretrained::{CONFIG_FILE, SafetensorsWeights, TOKENIZER_FILE, WEIGHTS_FILE, model_name},
     tokenizer::TextTokenizer,
 };
 
@@ -87,21 +87,18 @@ impl Checkpoint {
     ) -> Result<Self> {
         let config: LlamaConfig = read_json(&folder.join(CONFIG_FILE))?;
         let end_token = arguments.end_token.as_deref();
-        let mut tokenizer = TextTokenizer::load(&folder.join(TOKENIZER_FILE), end_token)?;
+        let path = folder.join(TOKENIZER_FILE);
+        let mut tokenizer = TextTokenizer::load(&path, end_token)?;
         if !arguments.begins {
             tokenizer = tokenizer.without_begin();
         }
-        ensure!(
-            tokenizer.vocabulary() <= config.vocab_size,
-            "{}: the tokenizer has {} tokens, but vocab_size of {CONFIG_FILE} is {}",
-            folder.display(),
-            tokenizer.vocabulary(),
-            config.vocab_size
-        );
+        let tokenizer =
+            (tokenizer.for_rows(config.vocab_size)).with_context(|| path.display().to_string())?;
         let model = match adapter::is_in(folder) {
             true => adapter::load_with_base(folder, end_token, precision, device)?,
             false => {
-                let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)])?;
+                let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)], model_name)?;
+                eprintln!("model: {}", weights.described());
                 let dtype = precision.dtype(DType::F32, device)?;
                 Llama::of(config, Box::new(weights), dtype, device, false)
                     .with_context(|| folder.display().to_string())?

@@ -97,9 +97,35 @@ fn examples(
     examples
 }
 
-/// The titles of a catalogue in tokens. What the tokenizer does not tell apart is said on standard error.
-fn responses(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Responses> {
-    let responses = Responses::new(catalogue, tokenizer)?;
+/// Says where a model reads more than it was made for.
+fn warn_of_long_rows(lengths: impl Iterator<Item = usize>, config: &LlamaConfig) {
+    let positions = config.max_position_embeddings;
+    let (mut all, mut long, mut longest) = (0, 0, 0);
+    for tokens in lengths {
+        all += 1;
+        long += usize::from(tokens > positions);
+        longest = longest.max(tokens);
+    }
+    if long > 0 {
+        eprintln!(
+            "warning: {long} of {all} rows are longer than the {positions} tokens that the model was made for \
+             (max_position_embeddings of its configuration), up to {longest}: what it answers to them may make no sense. \
+             Shorten the histories, take --prompt titles, or take a model of a longer context"
+        );
+    }
+}
+
+/// The titles of a catalogue in tokens, out of the trie of a run where there is one. What the tokenizer does not tell
+/// apart is said on standard error.
+fn responses(
+    catalogue: &Catalogue,
+    tokenizer: &TextTokenizer,
+    trie: Option<TokenTrie>,
+) -> Result<Responses> {
+    let responses = match trie {
+        Some(trie) => Responses::of_run(trie, catalogue, tokenizer)?,
+        None => Responses::new(catalogue, tokenizer)?,
+    };
     let merged = responses.merged_titles(catalogue);
     if merged.count > 0 {
         eprintln!("warning: {merged}");
@@ -126,9 +152,6 @@ fn open_tokenizer(
     }
 }
 
-/// More than the tokens that are no merges: all bytes and the end token.
-const SINGLE_TOKENS: usize = 300;
-
 /// Trains a tokenizer on the titles as prompts and responses quote them, and on the words around them.
 fn train_tokenizer(
     catalogue: &Catalogue,
@@ -139,10 +162,7 @@ fn train_tokenizer(
     let texts: Vec<String> = titles
         .flat_map(|title| [prompt.text([title, title]), Prompt::response(title)])
         .collect();
-    // Each token but the bytes joins two others at least once, so that there cannot be more than this; what is asked for
-    // is allocated.
-    let most = texts.iter().map(String::len).sum::<usize>() + SINGLE_TOKENS;
-    TextTokenizer::train(texts.iter().map(String::as_str), vocabulary.min(most))
+    TextTokenizer::train(texts.iter().map(String::as_str), vocabulary)
 }
 
 /// How to read the numbers.

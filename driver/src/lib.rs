@@ -18,6 +18,7 @@ pub mod device;
 pub mod evaluate;
 pub mod events;
 pub mod gradients;
+pub mod input;
 pub mod interrupt;
 pub mod json;
 pub mod metrics;

@@ -23,5 +23,5 @@ mod rotary;
 pub use cache::{Cache, Sequence};
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
 pub use llama::{EMBEDDING, Llama};
-pub use lora::{LoraSettings, TARGETS};
+pub use lora::{LoraSettings, TARGETS, is_end_of};
 pub use parameters::{NamedTensors, Parameters, Weights};

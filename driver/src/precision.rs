@@ -16,7 +16,7 @@ pub enum Precision {
     F16,
     /// 16 bits, 8 of them digits, with the range of f32; GPUs have it from compute capability 8.0 on
     Bf16,
-    /// As the model's files have it; f32 for GGUF
+    /// As the model's files have it; f32 for a quantised GGUF file
     Stored,
 }
 

@@ -7,21 +7,26 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use candle_trie::{Error, TokenTrie};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::{
-    catalogue::{Catalogue, Interaction},
+    catalogue::{Catalogue, Interaction, Item},
     prompt::Prompt,
     tokenizer::TextTokenizer,
 };
+
+/// So many titles of a run are compared with the trie that it keeps, spread over the catalogue.
+const COMPARED_TITLES: usize = 4_096;
 
 /// So many groups of merged titles are shown.
 const EXAMPLES: usize = 3;
 
 /// The tokens of every item's response, end token included.
 pub struct Responses {
-    paths: Vec<Vec<u32>>,
     trie: TokenTrie,
+    /// The leaf of each item: items with one title share it.
+    leaves: Vec<u32>,
 }
 
 /// Different titles to which a tokenizer gives the same tokens: to a model they are one.
@@ -47,29 +52,72 @@ pub struct Example {
     pub target: u64,
 }
 
+impl Example {
+    /// How many tokens the model reads, the response among them.
+    pub fn tokens(&self) -> usize {
+        self.prompt.len() + self.response.len()
+    }
+}
+
 impl Responses {
     /// Tokenizes every title of a catalogue.
     pub fn new(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Self> {
-        let mut paths = Vec::with_capacity(catalogue.items().len());
-        for item in catalogue.items() {
-            let mut path = tokenizer.encode(&Prompt::response(&item.title))?;
-            ensure!(
-                !path.is_empty(),
-                "the title of item {:?}, {:?}, tokenizes to nothing",
-                item.id,
-                item.title
-            );
-            path.push(tokenizer.end());
-            paths.push(path);
-        }
+        let items = catalogue.items().par_iter();
+        let paths: Vec<Vec<u32>> = items
+            .map(|item| tokenize(item, tokenizer))
+            .collect::<Result<_>>()?;
         let trie = TokenTrie::new((0..).zip(&paths)).map_err(|error| named(error, catalogue))?;
-        Ok(Self { paths, trie })
+        let leaves = leaves(&trie).context("the trie does not have every item once")?;
+        Ok(Self { trie, leaves })
+    }
+
+    /// Takes the responses from the trie that a run keeps of its catalogue, which spares the tokenizing of a large one:
+    /// some titles are compared. Where these or the number of items differ, all titles are tokenized, to say what
+    /// does.
+    pub fn of_run(
+        trie: TokenTrie,
+        catalogue: &Catalogue,
+        tokenizer: &TextTokenizer,
+    ) -> Result<Self> {
+        // Runs from before items had numbers of their own have the ids of the data there.
+        if let Some(leaves) = leaves(&trie) {
+            let kept = Self {
+                trie: trie.clone(),
+                leaves,
+            };
+            if kept.has_titles_of(catalogue, tokenizer)? {
+                return Ok(kept);
+            }
+        }
+        let responses = Self::new(catalogue, tokenizer)?;
+        responses.check_same(&trie)?;
+        Ok(responses)
+    }
+
+    /// Whether these are as many items as a catalogue has, some of which have the same tokens.
+    fn has_titles_of(&self, catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<bool> {
+        let items = catalogue.items();
+        if items.len() != self.leaves.len() {
+            return Ok(false);
+        }
+        let numbered = (0..)
+            .zip(items)
+            .step_by(items.len().div_ceil(COMPARED_TITLES));
+        for (number, item) in numbered {
+            if self.path(number)? != tokenize(item, tokenizer)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The titles of the catalogue that the tokenizer does not tell apart.
     pub fn merged_titles(&self, catalogue: &Catalogue) -> MergedTitles {
         let mut merged = MergedTitles::default();
         for (_, items) in self.trie.leaves() {
+            if items.len() < 2 {
+                continue;
+            }
             let titles = items.iter().filter_map(|&item| catalogue.item(item));
             let titles: BTreeSet<&str> = titles.map(|item| item.title.as_str()).collect();
             if titles.len() > 1 {
@@ -115,19 +163,25 @@ impl Responses {
     }
 
     /// The tokens of an item's response.
-    pub fn path(&self, item: u64) -> Result<&[u32]> {
-        let path = usize::try_from(item)
-            .ok()
-            .and_then(|item| self.paths.get(item));
-        let path = path.with_context(|| format!("there is no item of number {item}"))?;
+    pub fn path(&self, item: u64) -> Result<Vec<u32>> {
+        let mut node = self.leaf(item)?;
+        let mut path = Vec::new();
+        while let Some(parent) = self.trie.parent(node) {
+            let first = self.trie.first_child(parent);
+            let place = first.and_then(|first| node.checked_sub(first));
+            let token = place.and_then(|place| self.trie.children(parent).get(place as usize));
+            path.extend(token);
+            node = parent;
+        }
+        path.reverse();
         Ok(path)
     }
 
     /// The leaf of an item: items with one title share it.
     pub fn leaf(&self, item: u64) -> Result<u32> {
-        self.trie
-            .walk(self.path(item)?)
-            .with_context(|| format!("the item of number {item} is not in the trie"))
+        let leaf = usize::try_from(item).ok();
+        let leaf = leaf.and_then(|item| self.leaves.get(item));
+        Ok(*leaf.with_context(|| format!("there is no item of number {item}"))?)
     }
 
     /// One row in tokens.
@@ -142,7 +196,7 @@ impl Responses {
             .history
             .iter()
             .filter_map(|&item| Some(catalogue.item(item)?.title.as_str()));
-        let response = self.path(interaction.target)?.to_vec();
+        let response = self.path(interaction.target)?;
         Ok(Example {
             prompt: tokenizer.encode_prompt(&prompt.text(titles))?,
             chosen: chosen(&self.trie, &response),
@@ -150,6 +204,33 @@ impl Responses {
             target: interaction.target,
         })
     }
+}
+
+/// The tokens of an item's response.
+fn tokenize(item: &Item, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
+    let mut path = tokenizer.encode(&Prompt::response(&item.title))?;
+    ensure!(
+        !path.is_empty(),
+        "the title of item {:?}, {:?}, tokenizes to nothing",
+        item.id,
+        item.title
+    );
+    path.push(tokenizer.end());
+    Ok(path)
+}
+
+/// The leaf of each item, where the items are numbered from 0 and each is in the trie once.
+fn leaves(trie: &TokenTrie) -> Option<Vec<u32>> {
+    let mut leaves = vec![None; trie.item_count()];
+    for (leaf, items) in trie.leaves() {
+        for &item in items {
+            let place = leaves.get_mut(usize::try_from(item).ok()?)?;
+            if place.replace(leaf).is_some() {
+                return None;
+            }
+        }
+    }
+    leaves.into_iter().collect()
 }
 
 /// An error of a trie, with the items as the data call them.
@@ -205,7 +286,6 @@ pub fn chosen(trie: &TokenTrie, response: &[u32]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::Item;
 
     fn catalogue(titles: &[&str]) -> Catalogue {
         let items = titles.iter().enumerate().map(|(id, title)| Item {
@@ -284,10 +364,39 @@ mod tests {
         let catalogue = catalogue(&["Emma", "Sea", "Sea"]);
         let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
         let trie = |numbers: &[u64]| {
-            TokenTrie::new(numbers.iter().copied().zip(&responses.paths)).unwrap()
+            let paths = (0..3).map(|item| responses.path(item).unwrap());
+            TokenTrie::new(numbers.iter().copied().zip(paths)).unwrap()
         };
         responses.check_same(&trie(&[30, 7, 5])).unwrap();
         assert!(responses.check_same(&trie(&[30, 7])).is_err());
+    }
+
+    #[test]
+    fn the_trie_that_a_run_keeps_is_used_where_it_is_that_of_the_catalogue() {
+        let catalogue = catalogue(&["Emma", "Sea", "Sea", "Mass"]);
+        let tokenizer = tokenizer(None);
+        let made = Responses::new(&catalogue, &tokenizer).unwrap();
+        let paths: Vec<Vec<u32>> = (0..4).map(|item| made.path(item).unwrap()).collect();
+        for (path, item) in paths.iter().zip(catalogue.items()) {
+            let mut expected = tokenizer.encode(&Prompt::response(&item.title)).unwrap();
+            expected.push(tokenizer.end());
+            assert_eq!(*path, expected);
+        }
+        let of_run = |numbers: [u64; 4]| {
+            let trie = TokenTrie::new(numbers.into_iter().zip(&paths)).unwrap();
+            Responses::of_run(trie, &catalogue, &tokenizer)
+        };
+        // As it is kept, and by other numbers.
+        for numbers in [[0, 1, 2, 3], [30, 7, 5, 100]] {
+            let kept = of_run(numbers).unwrap();
+            assert!((0..4).all(|item| kept.path(item).unwrap() == paths[item as usize]));
+            assert_eq!(kept.leaf(1).unwrap(), kept.leaf(2).unwrap());
+            assert!(kept.leaf(4).is_err());
+        }
+        // The tokens of other titles.
+        let other = self::catalogue(&["Emma", "Sea", "Sea", "Mess"]);
+        let refused = Responses::of_run(made.trie().clone(), &other, &tokenizer).err();
+        assert!(refused.unwrap().to_string().contains("another catalogue"));
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::de::IgnoredAny;
 use tokenizers::{
-    AddedToken, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
+    AddedToken, Encoding, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
     models::bpe::{BPE, BpeTrainer},
     normalizers::NormalizerWrapper,
     pre_tokenizers::{
@@ -14,6 +15,8 @@ use tokenizers::{
         split::{Split, SplitPattern},
     },
 };
+
+use crate::{input::catch_panic, text_file::read_text};
 
 /// The end token of a tokenizer that is trained here.
 pub const END_TOKEN: &str = "<|endoftext|>";
@@ -32,19 +35,28 @@ const KNOWN_END_TOKENS: [&str; 5] = [
 /// is not defined there.
 const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
+/// The longest piece of a text that merges are learned in, in characters. What a merge costs rises with the square of
+/// the longest word.
+const LONGEST_PIECE: usize = 4_096;
+
 /// A tokenizer, what it has prompts begin with and the token that ends a response.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     begin: Vec<u32>,
     end: u32,
+    /// How many tokens the model has a row for, where that is known.
+    rows: Option<usize>,
 }
 
 impl TextTokenizer {
     /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.
     pub fn train<'a>(
-        texts: impl Iterator<Item = &'a str> + Send,
+        texts: impl Iterator<Item = &'a str> + Clone + Send,
         vocabulary: usize,
     ) -> Result<Self> {
+        // Each merge joins two tokens of a text: there cannot be more than the texts have bytes.
+        let bytes: usize = texts.clone().map(str::len).sum();
+        let largest = ByteLevel::alphabet().len() + 1 + bytes;
         let words = Split::new(
             SplitPattern::Regex(WORDS.into()),
             SplitDelimiterBehavior::Isolated,
@@ -64,13 +76,13 @@ impl TextTokenizer {
             .build()
             .map_err(anyhow::Error::from_boxed)?;
         let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocabulary)
+            .vocab_size(vocabulary.min(largest))
             .show_progress(false)
             .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
             .build();
         tokenizer
-            .train(&mut trainer, texts)
+            .train(&mut trainer, texts.flat_map(pieces))
             .map_err(anyhow::Error::from_boxed)?;
         Self::new(tokenizer.into(), None, None)
     }
@@ -82,8 +94,13 @@ impl TextTokenizer {
 
     /// As [`load`](Self::load), for a model that ends its texts with a token of its own.
     pub fn load_for(path: &Path, end_token: Option<&str>, end: Option<u32>) -> Result<Self> {
-        let tokenizer = Tokenizer::from_file(path)
-            .map_err(|error| anyhow!("cannot read the tokenizer {}: {error}", path.display()))?;
+        let cannot = || format!("cannot read the tokenizer {}", path.display());
+        let text = read_text(path)?;
+        // tokenizers panics at some of the texts that are no JSON.
+        serde_json::from_str::<IgnoredAny>(&text).with_context(cannot)?;
+        let tokenizer = catch_panic(|| Tokenizer::from_bytes(text.as_bytes()))
+            .and_then(|tokenizer| tokenizer.map_err(anyhow::Error::from_boxed))
+            .with_context(cannot)?;
         Self::new(tokenizer, end_token, end).with_context(|| path.display().to_string())
     }
 
@@ -121,7 +138,30 @@ impl TextTokenizer {
             begin: leading_marks(&tokenizer)?,
             tokenizer,
             end,
+            rows: None,
         })
+    }
+
+    /// The same for a model that has so many tokens. The tokenizer may have others, which are refused where a text uses
+    /// them.
+    pub fn for_rows(mut self, rows: usize) -> Result<Self> {
+        self.rows = Some(rows);
+        self.check_rows(&[self.end])
+            .context("the token that ends a response")?;
+        self.check_rows(&self.begin)
+            .context("what a prompt begins with")?;
+        Ok(self)
+    }
+
+    fn check_rows(&self, tokens: &[u32]) -> Result<()> {
+        let rows = self.rows.unwrap_or(usize::MAX);
+        match tokens.iter().find(|&&token| token as usize >= rows) {
+            None => Ok(()),
+            Some(&token) => bail!(
+                "the tokenizer makes it the token {token}, {:?}, and the model has {rows} tokens",
+                self.tokenizer.id_to_token(token).unwrap_or_default()
+            ),
+        }
     }
 
     /// Writes a `tokenizer.json`.
@@ -133,11 +173,11 @@ impl TextTokenizer {
 
     /// The tokens of a text, with nothing added before or after.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self
-            .tokenizer
-            .encode_fast(text, false)
-            .map_err(anyhow::Error::from_boxed)?;
-        Ok(encoding.get_ids().to_vec())
+        let encoding = encode(&self.tokenizer, text, false)?;
+        let tokens = encoding.get_ids();
+        self.check_rows(tokens)
+            .with_context(|| format!("the text {text:?}"))?;
+        Ok(tokens.to_vec())
     }
 
     /// The tokens of a prompt: those of the text, behind what the tokenizer puts before a text, as Llama's do.
@@ -173,11 +213,27 @@ impl TextTokenizer {
     }
 }
 
+/// A damaged tokenizer may be found out only when it is used.
+fn encode(tokenizer: &Tokenizer, text: &str, marks: bool) -> Result<Encoding> {
+    catch_panic(|| tokenizer.encode_fast(text, marks))
+        .and_then(|encoding| encoding.map_err(anyhow::Error::from_boxed))
+        .context("the tokenizer cannot be used")
+}
+
+/// A text in pieces of a bounded length.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (end, _) = (rest.char_indices().nth(LONGEST_PIECE)).unwrap_or((rest.len(), ' '));
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
 /// The special tokens that a tokenizer puts before any text.
 fn leading_marks(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
-    let encoding = tokenizer
-        .encode_fast("a", true)
-        .map_err(anyhow::Error::from_boxed)?;
+    let encoding = encode(tokenizer, "a", true)?;
     let mut marks = encoding.get_special_tokens_mask().iter();
     let text = marks.position(|&mark| mark == 0).unwrap_or(0);
     Ok(encoding.get_ids()[..text].to_vec())
@@ -212,6 +268,18 @@ mod tests {
         let tokenizer = TextTokenizer::train(TITLES.into_iter(), 400).unwrap();
         let first = |text| tokenizer.encode(text).unwrap()[0];
         assert_ne!(first("\"The Sea\""), first("\"A Sea of Glass\""));
+    }
+
+    #[test]
+    fn a_long_word_and_a_large_vocabulary_are_bounded_by_what_the_texts_hold() {
+        let long = "x".repeat(200_000);
+        let begun = std::time::Instant::now();
+        let tokenizer = TextTokenizer::train([long.as_str()].into_iter(), usize::MAX).unwrap();
+        assert!(begun.elapsed().as_secs() < 10);
+        assert!(tokenizer.vocabulary() < 1_000);
+        let text = "é".repeat(LONGEST_PIECE + 1);
+        assert_eq!(pieces(&text).collect::<String>(), text);
+        assert_eq!(pieces(&text).count(), 2);
     }
 
     /// A tokenizer read from a file whose members of these names were replaced.

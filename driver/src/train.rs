@@ -157,8 +157,9 @@ impl<'a> Trainer<'a> {
         let (gradients, gradient_norm) = gradients.clipped(self.settings.clip)?;
         if !gradient_norm.is_finite() {
             bail!(
-                "the gradient of step {} is {gradient_norm}: try a lower --learning-rate, or another --dtype than f16",
-                self.optimizer.steps() + 1
+                "the gradient of step {} is {gradient_norm}: {}",
+                self.optimizer.steps() + 1,
+                self.advice()
             );
         }
         self.optimizer.step(&gradients, learning_rate)?;
@@ -179,6 +180,24 @@ impl<'a> Trainer<'a> {
             tokens_per_second: sums.tokens as f64 / begun.elapsed().as_secs_f64(),
             validation_nll: None,
         })
+    }
+
+    /// What to try where numbers are not finite.
+    fn advice(&self) -> &'static str {
+        match (self.model.head().dtype(), self.optimizer.steps()) {
+            (DType::F16, 0) => {
+                "nothing was learned yet, so that the model itself leaves the range of f16, which ends at 65504: try \
+                 --dtype bf16 or --dtype f32"
+            }
+            (DType::F16, _) => {
+                "try a lower --learning-rate, or --dtype bf16 or --dtype f32, whose range is wider than that of f16"
+            }
+            (_, 0) => {
+                "nothing was learned yet, so that the model's weights themselves are damaged, or not those of its \
+                 configuration"
+            }
+            _ => "try a lower --learning-rate",
+        }
     }
 
     fn micro_batches(&self, examples: &[&Example]) -> Result<Vec<MicroBatch>> {
@@ -249,8 +268,9 @@ impl<'a> Trainer<'a> {
         let loss: f64 = output.loss.to_dtype(DType::F64)?.to_scalar()?;
         if !loss.is_finite() {
             bail!(
-                "the loss of step {} is {loss}: try a lower --learning-rate",
-                self.optimizer.steps() + 1
+                "the loss of step {} is {loss}: {}",
+                self.optimizer.steps() + 1,
+                self.advice()
             );
         }
         let statistics = output.read_statistics()?;

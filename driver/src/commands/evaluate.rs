@@ -9,7 +9,7 @@ use candle_core::Device;
 use candle_trie::Found;
 use serde::Serialize;
 
-use super::{ERRORS_NOTE, examples, opened_run::OpenedRun};
+use super::{ERRORS_NOTE, examples, opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
     arguments::EvaluateArguments,
     baselines::baselines,
@@ -62,6 +62,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         tokenizer,
         responses,
     )?;
+    warn_of_long_rows(examples.iter().map(Example::tokens), model.config());
     let trained = sample(
         &dataset.training,
         settings.samples,

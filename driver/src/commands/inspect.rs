@@ -47,7 +47,7 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
         Some(model) => Pretrained::open(model, arguments.tokenizer.end_token.as_deref())?.tokenizer,
         None => open_tokenizer(&arguments.tokenizer, catalogue, &prompt)?,
     };
-    let responses = responses(catalogue, &tokenizer)?;
+    let responses = responses(catalogue, &tokenizer, None)?;
     let shape = CatalogueShape::new(&responses, &dataset.training)?;
     let verdict = AdaptiveVerdict::new(&shape, arguments.eta);
     let report = Report {

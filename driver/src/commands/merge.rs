@@ -1,5 +1,5 @@
 use anyhow::{Result, ensure};
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use crate::{
     adapter,
@@ -37,7 +37,11 @@ pub fn merge(arguments: &MergeArguments) -> Result<()> {
         adapter::load(&arguments.adapter, &mut model)?;
         (model, tokenizer)
     };
-    let weights = model.merged_weights()?;
+    let dtype = match arguments.precision {
+        Precision::Stored => None,
+        asked => Some(asked.dtype(DType::F32, &Device::Cpu)?),
+    };
+    let weights = model.merged_weights_in(dtype)?;
     let output = OutputFolder::create(&arguments.output, arguments.overwrite)?;
     pretrained::save(output.path(), model.config(), &tokenizer, &weights)?;
     output.finish()?;

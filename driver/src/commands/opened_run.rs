@@ -35,9 +35,8 @@ impl OpenedRun {
             arguments.train = None;
         }
         let dataset = Dataset::read(&arguments, folder.settings().training.seed)?;
-        let responses = responses(&dataset.catalogue, &checkpoint.tokenizer)?;
-        responses
-            .check_same(&folder.trie()?)
+        let (catalogue, tokenizer) = (&dataset.catalogue, &checkpoint.tokenizer);
+        let responses = responses(catalogue, tokenizer, Some(folder.trie()?))
             .with_context(|| path.display().to_string())?;
         Ok(Self {
             folder,

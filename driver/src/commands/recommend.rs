@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::Device;
 use serde::Serialize;
 
-use super::opened_run::OpenedRun;
+use super::{opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
     arguments::RecommendArguments,
     catalogue::Catalogue,
@@ -37,6 +37,8 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let prompt = run.folder.settings().prompt.prompt();
     let prompt = prompt.text(history.iter().map(String::as_str));
     let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
+    let config = run.checkpoint.model.config();
+    warn_of_long_rows([prompt.len()].into_iter(), config);
     let numbered = (0..).zip(catalogue.items());
     let seen = numbered.filter(|(_, item)| arguments.unseen && history.contains(&item.title));
     let left_out: Vec<u64> = seen.map(|(number, _)| number).collect();
@@ -89,11 +91,16 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
 /// Titles as the catalogue writes them: those that it has, else those of the items that have such an id, else those of
 /// the same letters in another case. One that it does not know stays as it is.
 fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
-    let titles = || catalogue.items().iter().map(|item| item.title.as_str());
-    let exact: HashSet<&str> = titles().collect();
-    let other_case: HashMap<String, &str> = titles()
-        .map(|title| (title.to_lowercase(), title))
-        .collect();
+    let lowered: HashSet<String> = history.iter().map(|title| title.to_lowercase()).collect();
+    let (mut exact, mut other_case) = (HashSet::new(), HashMap::new());
+    for item in catalogue.items() {
+        let title = item.title.as_str();
+        let in_lower_case = title.to_lowercase();
+        if lowered.contains(&in_lower_case) {
+            exact.insert(title);
+            other_case.insert(in_lower_case, title);
+        }
+    }
     let by_id = |id: &str| catalogue.item(catalogue.number(id)?);
     let known = |title: &String| {
         if exact.contains(title.as_str()) {
@@ -107,7 +114,7 @@ fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
             return item.title.clone();
         }
         match other_case.get(&title.to_lowercase()) {
-            Some(known) => (*known).to_owned(),
+            Some(&known) => known.to_owned(),
             None => {
                 eprintln!("{title:?} is not in the catalogue; the model reads it as it is");
                 title.clone()

@@ -42,7 +42,7 @@ pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
         arguments.responses
     );
     let tokenizer = TextTokenizer::load(&arguments.tokenizer, arguments.end_token.as_deref())?;
-    let responses = responses(&catalogue, &tokenizer)?;
+    let responses = responses(&catalogue, &tokenizer, None)?;
     // Packed without padding: the head is wanted at labelled positions alone.
     let mut packed: Vec<Vec<i64>> = Vec::new();
     for interaction in &training[..arguments.responses] {

@@ -6,9 +6,10 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device};
+use candle_trie::TokenTrie;
 use serde::Serialize;
 
-use super::{examples, open_tokenizer, responses};
+use super::{examples, open_tokenizer, responses, warn_of_long_rows};
 use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
@@ -43,9 +44,11 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     let mut settings = RunSettings {
         data: arguments.run.data.absolute()?.with_defaults()?,
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
+        adapter: arguments.run.adapter.clone().with_separate_targets(),
         loss: arguments.run.loss.clone().with_defaults(),
         ..arguments.run.clone()
     };
+    settings.adapter.check()?;
     if settings.pretrained.is_some() {
         settings.training = settings.training.for_adapters();
     }
@@ -56,7 +59,8 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     };
     settings.tokenizer.end_token = tokenizer.end_text();
     settings.tokenizer.begins = true;
-    let task = data.tokenize(&tokenizer)?;
+    let task = data.tokenize(&tokenizer, None)?;
+    task.warn_of_long_rows(&model);
     let trainer = task.trainer(&model, &settings)?;
     let state = TrainingState {
         step: 0,
@@ -97,10 +101,10 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
         state,
     } = run.latest(&device.into())?;
     let settings = run.settings();
-    let task = Rows::read(settings)?.tokenize(&tokenizer)?;
-    (task.responses)
-        .check_same(&run.trie()?)
+    let task = Rows::read(settings)?
+        .tokenize(&tokenizer, Some(run.trie()?))
         .with_context(|| arguments.run.display().to_string())?;
+    task.warn_of_long_rows(&model);
     let mut trainer = task.trainer(&model, settings)?;
     let folder = run.checkpoint_path(state.step);
     let moments = checkpoint::load_moments(&folder, model.head().device())?;
@@ -124,7 +128,6 @@ fn adapted_model(
     base: &Path,
     device: &Device,
 ) -> Result<(Llama, TextTokenizer)> {
-    settings.adapter.check()?;
     let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
     let (mut model, tokenizer) = pretrained.read(settings.precision, device)?;
     model.adapt(&settings.adapter, settings.training.seed)?;
@@ -191,8 +194,8 @@ impl Rows {
         Ok((model, tokenizer))
     }
 
-    fn tokenize(&self, tokenizer: &TextTokenizer) -> Result<Task> {
-        let responses = responses(self.catalogue(), tokenizer)?;
+    fn tokenize(&self, tokenizer: &TextTokenizer, trie: Option<TokenTrie>) -> Result<Task> {
+        let responses = responses(self.catalogue(), tokenizer, trie)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
         Ok(Task {
             training: tokenize(&self.dataset.training)?,
@@ -207,6 +210,11 @@ impl Rows {
 }
 
 impl Task {
+    fn warn_of_long_rows(&self, model: &Llama) {
+        let rows = self.training.iter().chain(&self.validation);
+        warn_of_long_rows(rows.map(Example::tokens), model.config());
+    }
+
     fn trainer<'a>(&'a self, model: &'a Llama, settings: &'a RunSettings) -> Result<Trainer<'a>> {
         let trie = self.responses.trie();
         Trainer::new(model, trie, &settings.loss, &settings.training)

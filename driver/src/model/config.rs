@@ -1,4 +1,5 @@
 use anyhow::{Result, bail, ensure};
+use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -39,8 +40,10 @@ pub struct LlamaConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
     /// Activation of the feed-forward gate; always `silu`.
+    #[serde(default = "silu")]
     pub hidden_act: String,
     /// What is added to the mean square before its root is taken.
+    #[serde(default = "default_epsilon")]
     pub rms_norm_eps: f64,
     /// The base of the rotary wavelengths, where `rope_parameters` does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -109,11 +112,24 @@ pub struct RopeParameters {
     pub original_max_position_embeddings: Option<f64>,
 }
 
+fn silu() -> String {
+    "silu".into()
+}
+
+/// What transformers takes for all three kinds of model where config.json does not say.
+fn default_epsilon() -> f64 {
+    1e-6
+}
+
 fn is_false(value: &bool) -> bool {
     !value
 }
 
 const DEFAULT_THETA: f64 = 10_000.0;
+/// The share of a head's elements that turn with the position.
+const PARTIAL_ROTARY: &str = "partial_rotary_factor";
+/// Products of two sizes fit in 64 bits.
+const LARGEST_SIZE: usize = 1 << 31;
 /// Width of a head of Qwen 3 where config.json does not say.
 const QWEN3_HEAD_WIDTH: usize = 128;
 
@@ -180,9 +196,13 @@ impl LlamaConfig {
         }
     }
 
+    fn rotary_scaling(&self) -> Option<&RopeParameters> {
+        self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
+    }
+
     /// Radians by which each pair of a head's elements turns from one position to the next.
     pub fn rotary_frequencies(&self) -> Result<Vec<f64>> {
-        let scaling = self.rope_parameters.as_ref().or(self.rope_scaling.as_ref());
+        let scaling = self.rotary_scaling();
         let theta = scaling
             .and_then(|scaling| scaling.rope_theta)
             .or(self.rope_theta)
@@ -209,7 +229,10 @@ impl LlamaConfig {
             ("the width of a head", self.head_width()),
         ];
         for (name, size) in sizes {
-            ensure!(size > 0, "{name} is 0");
+            ensure!(
+                (1..=LARGEST_SIZE).contains(&size),
+                "{name} is {size}, expected a number from 1 to {LARGEST_SIZE}"
+            );
         }
         ensure!(
             self.head_dim.is_some() || self.hidden_size.is_multiple_of(self.num_attention_heads),
@@ -241,7 +264,33 @@ impl LlamaConfig {
         ] {
             ensure!(!asked, "{name} is true, which is not supported");
         }
-        self.rotary_frequencies().map(drop)
+        let turned = self.others.get(PARTIAL_ROTARY);
+        ensure!(
+            turned.is_none_or(|share| share.is_null() || share.as_f64() == Some(1.0)),
+            "{PARTIAL_ROTARY} is {}, which is not supported",
+            turned.unwrap_or(&Value::Null)
+        );
+        match self.rotary_scaling() {
+            Some(scaling) => scaling.stretch(&mut []),
+            None => Ok(()),
+        }
+    }
+
+    /// The same, with the type that its weights are written in.
+    pub fn of_dtype(mut self, dtype: DType) -> Self {
+        let name = match dtype {
+            DType::F16 => "float16",
+            DType::BF16 => "bfloat16",
+            DType::F64 => "float64",
+            _ => "float32",
+        };
+        // Under the name that transformers has from version 5 on, or the one that all versions read.
+        let key = match self.others.contains_key("dtype") {
+            true => "dtype",
+            false => "torch_dtype",
+        };
+        self.others.insert(key.into(), name.into());
+        self
     }
 }
 

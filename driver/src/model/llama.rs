@@ -11,7 +11,7 @@ use super::{
     layer::Layer,
     lora::{Adapter, LoraSettings},
     norm::Norm,
-    parameters::{NamedTensors, NamedVariables, Weights},
+    parameters::{NamedTensors, NamedVariables, Weights, cast},
     pass::Pass,
     rotary::Turns,
 };
@@ -28,6 +28,8 @@ pub struct Llama {
     /// Nothing where the embedding is the head.
     head: Option<Tensor>,
     weights: NamedTensors,
+    /// The type that each of the weights was stored in.
+    stored: Vec<DType>,
     parameters: NamedVariables,
     adapters: Option<LoraSettings>,
 }
@@ -50,10 +52,18 @@ impl Llama {
         Self::new(config, Parameters::of(weights, dtype, device, frozen))
     }
 
-    fn new(config: LlamaConfig, mut parameters: Parameters) -> Result<Self> {
+    fn new(mut config: LlamaConfig, mut parameters: Parameters) -> Result<Self> {
         config.check()?;
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let embedding = parameters.matrix(EMBEDDING, vocabulary, hidden)?;
+        let shape = [vocabulary, hidden];
+        let embedding = match parameters.given(EMBEDDING, &shape)? {
+            None if config.tie_word_embeddings => parameters.given(HEAD, &shape)?,
+            given => given,
+        };
+        let embedding = match embedding {
+            Some(given) => parameters.keep(EMBEDDING, given)?,
+            None => parameters.matrix(EMBEDDING, vocabulary, hidden)?,
+        };
         let layers = (0..config.num_hidden_layers)
             .map(|layer| Layer::new(&config, &mut parameters, &layer_name(layer)))
             .collect::<Result<_>>()?;
@@ -61,14 +71,27 @@ impl Llama {
             parameters.scale("model.norm.weight", hidden)?,
             config.rms_norm_eps,
         );
-        let head = match config.tie_word_embeddings {
-            true => {
-                parameters.ignore(HEAD)?;
-                None
+        // As transformers from version 5 on: what the files hold counts more than whether they are to be tied.
+        let head = match parameters.given(HEAD, &shape)? {
+            Some(given) if config.tie_word_embeddings => {
+                if same(&given.tensor, &embedding)? {
+                    None
+                } else {
+                    eprintln!(
+                        "tie_word_embeddings is true, but {HEAD} is there and differs from {EMBEDDING}: it is the head"
+                    );
+                    config.tie_word_embeddings = false;
+                    Some(parameters.keep(HEAD, given)?)
+                }
             }
-            false => Some(parameters.matrix(HEAD, vocabulary, hidden)?),
+            Some(given) => Some(parameters.keep(HEAD, given)?),
+            None if config.tie_word_embeddings => None,
+            None => {
+                let head = parameters.matrix(HEAD, vocabulary, hidden);
+                Some(head.context("tie_word_embeddings is false, so that there must be a head")?)
+            }
         };
-        let (weights, parameters) = parameters.finish()?;
+        let kept = parameters.finish()?;
         Ok(Self {
             form: Form::of(embedding.device(), embedding.dtype()),
             frequencies: config.rotary_frequencies()?,
@@ -77,8 +100,9 @@ impl Llama {
             layers,
             norm,
             head,
-            weights,
-            parameters,
+            weights: kept.weights,
+            stored: kept.stored,
+            parameters: kept.trained,
             adapters: None,
         })
     }
@@ -105,14 +129,13 @@ impl Llama {
         for (index, layer) in self.layers.iter_mut().enumerate() {
             layer.freeze();
             for (name, linear) in layer.linears() {
-                let target = name.rsplit('.').next().unwrap_or(name);
-                if !settings.targets.iter().any(|wanted| wanted == target) {
+                let name = format!("{}.{name}", layer_name(index));
+                if !settings.wants(&name) {
                     continue;
                 }
                 let stream = self.parameters.len() as u64;
                 let shape = linear.shape()?;
                 let adapter = Adapter::new(settings, &self.embedding, shape, stream, &mut random)?;
-                let name = format!("{}.{name}", layer_name(index));
                 (self.parameters).push((format!("{name}.lora_A.weight"), adapter.down.clone()));
                 (self.parameters).push((format!("{name}.lora_B.weight"), adapter.up.clone()));
                 linear.adapt(adapter);
@@ -133,6 +156,28 @@ impl Llama {
             }
         }
         Ok(merged)
+    }
+
+    /// The same in one type, or each in the type that it was stored in.
+    pub fn merged_weights_in(&mut self, dtype: Option<DType>) -> Result<NamedTensors> {
+        let merged = self.merged_weights()?.into_iter().zip(&self.stored);
+        merged
+            .map(|((name, weight), &stored)| {
+                let weight = cast(&name, &weight, dtype.unwrap_or(stored))?;
+                Ok((name, weight))
+            })
+            .collect()
+    }
+
+    /// The paths of all linear layers that an adapter can stand beside.
+    pub fn linear_paths(&mut self) -> Vec<String> {
+        let layers = self.layers.iter_mut().enumerate();
+        layers
+            .flat_map(|(index, layer)| {
+                let names = layer.linears().map(|(name, _)| name);
+                names.map(|name| format!("{}.{name}", layer_name(index)))
+            })
+            .collect()
     }
 
     /// Writes the weights under Hugging Face's names, without adapters.
@@ -334,6 +379,13 @@ fn shared_tokens(prompts: &[Vec<u32>]) -> usize {
         alike.min(first.len().min(other.len()).saturating_sub(1))
     };
     others.iter().map(shared_with).min().unwrap_or(0)
+}
+
+/// Whether two tensors hold the same numbers.
+fn same(one: &Tensor, other: &Tensor) -> Result<bool> {
+    let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
+    let largest: f32 = (wide(one)? - wide(other)?)?.abs()?.max_all()?.to_scalar()?;
+    Ok(largest == 0.0)
 }
 
 fn layer_name(layer: usize) -> String {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     composed::wide_dtype,
     elements::{Element, constant},
+    parameters::values,
 };
 use crate::random::Random;
 
@@ -53,13 +54,13 @@ pub struct LoraSettings {
     )]
     pub dropout: f64,
 
-    /// The linear layers that get adapters
+    /// The linear layers that get adapters, separated by spaces or commas: q_proj, k_proj, v_proj, o_proj, gate_proj,
+    /// up_proj and down_proj
     #[arg(
         id = "lora_targets",
         long = "lora-targets",
         value_name = "NAME",
-        value_delimiter = ',',
-        value_parser = TARGETS,
+        num_args = 1..,
         default_values_t = ["q_proj".to_string(), "v_proj".to_string()]
     )]
     pub targets: Vec<String>,
@@ -82,6 +83,23 @@ impl LoraSettings {
         self.alpha / self.rank as f64
     }
 
+    /// The same, with every name of a layer by itself where several were written as one, as in `q_proj,v_proj`.
+    pub fn with_separate_targets(mut self) -> Self {
+        let mut targets = Vec::new();
+        for name in (self.targets.iter()).flat_map(|names| names.split([',', ' '])) {
+            if !name.is_empty() && !targets.iter().any(|other| other == name) {
+                targets.push(name.to_owned());
+            }
+        }
+        self.targets = targets;
+        self
+    }
+
+    /// Whether a layer gets an adapter: PEFT's rule, by which a target is a whole path or its end.
+    pub fn wants(&self, path: &str) -> bool {
+        self.targets.iter().any(|target| is_end_of(target, path))
+    }
+
     /// Refuses settings that no adapter can have.
     pub fn check(&self) -> Result<()> {
         ensure!(self.rank > 0, "the rank of the adapters is 0");
@@ -97,14 +115,20 @@ impl LoraSettings {
         );
         ensure!(!self.targets.is_empty(), "no layer is to get an adapter");
         for target in &self.targets {
+            let name = target.rsplit('.').next().unwrap_or(target);
             ensure!(
-                TARGETS.contains(&target.as_str()),
+                TARGETS.contains(&name),
                 "there is no linear layer {target}: adapters stand beside {}",
                 TARGETS.join(", ")
             );
         }
         Ok(())
     }
+}
+
+/// Whether a name is a path of modules, or its last parts.
+pub fn is_end_of(name: &str, path: &str) -> bool {
+    (path.strip_suffix(name)).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
 /// One adapter: `scale · x · downᵀ · upᵀ` is added to what its linear layer gives.
@@ -130,10 +154,9 @@ impl Adapter {
         random: &mut Random,
     ) -> Result<Self> {
         let bound = 1.0 / (width as f64).sqrt();
-        let down: Vec<f64> = (0..settings.rank * width)
-            .map(|_| random.random_range(-bound..bound))
-            .collect();
-        let down = Tensor::from_vec(down, (settings.rank, width), like.device())?;
+        let shape = [settings.rank, width];
+        let down = values("an adapter", &shape, || random.random_range(-bound..bound))?;
+        let down = Tensor::from_vec(down, &shape, like.device())?;
         let dtype = wide_dtype(like.dtype());
         Ok(Self {
             down: Var::from_tensor(&down.to_dtype(dtype)?)?,

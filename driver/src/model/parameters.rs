@@ -17,8 +17,9 @@ pub trait Weights {
 
 /// Hands a model its weights, and keeps them in the order in which it asked for them.
 pub struct Parameters {
-    weights: Vec<(String, Tensor)>,
-    trained: Vec<(String, Var)>,
+    weights: NamedTensors,
+    stored: Vec<DType>,
+    trained: NamedVariables,
     source: Source,
     dtype: DType,
     device: Device,
@@ -47,6 +48,7 @@ impl Parameters {
     fn new(source: Source, dtype: DType, device: &Device, frozen: bool) -> Self {
         Self {
             weights: Vec::new(),
+            stored: Vec::new(),
             trained: Vec::new(),
             source,
             dtype,
@@ -62,76 +64,139 @@ impl Parameters {
         rows: usize,
         columns: usize,
     ) -> Result<Tensor> {
-        self.take(name.into(), &[rows, columns], |random, count| {
-            let normal = Normal::new(0.0, DEVIATION)?;
-            Ok((0..count).map(|_| normal.sample(random)).collect())
-        })
+        let normal = Normal::new(0.0, DEVIATION)?;
+        let shape = [rows, columns];
+        self.take(name.into(), &shape, |random| normal.sample(random))
     }
 
     /// The weight of a norm: ones, or as the source has it.
     pub fn scale(&mut self, name: impl Into<String>, width: usize) -> Result<Tensor> {
-        self.take(name.into(), &[width], |_, count| Ok(vec![1.0; count]))
+        self.take(name.into(), &[width], |_| 1.0)
     }
 
     /// A bias: zeros, or as the source has it.
     pub fn bias(&mut self, name: impl Into<String>, width: usize) -> Result<Tensor> {
-        self.take(name.into(), &[width], |_, count| Ok(vec![0.0; count]))
+        self.take(name.into(), &[width], |_| 0.0)
     }
 
-    /// Leaves a weight out that the source may have all the same.
-    pub fn ignore(&mut self, name: &str) -> Result<()> {
-        if let Source::Weights(weights) = &mut self.source {
-            weights.take(name)?;
-        }
-        Ok(())
-    }
-
-    fn take(
-        &mut self,
-        name: String,
-        shape: &[usize],
-        initial: impl Fn(&mut Random, usize) -> Result<Vec<f64>>,
-    ) -> Result<Tensor> {
-        let tensor = match &mut self.source {
-            Source::Random(random) => {
-                let values = initial(random, shape.iter().product())?;
-                Tensor::from_vec(values, shape, &Device::Cpu)?
-            }
-            Source::Weights(weights) => {
-                let Some(tensor) = weights.take(&name)? else {
-                    bail!("there is no tensor {name}");
-                };
-                ensure!(
-                    tensor.dims() == shape,
-                    "{name} has the shape {:?}, where the configuration asks for {shape:?}",
-                    tensor.dims()
-                );
-                tensor
-            }
+    /// A weight of the source, if it has one of this name; not kept yet.
+    pub fn given(&mut self, name: &str, shape: &[usize]) -> Result<Option<Given>> {
+        let Source::Weights(weights) = &mut self.source else {
+            return Ok(None);
         };
-        let mut tensor = tensor
-            .to_dtype(self.dtype)?
-            .to_device(&self.device)?
-            .contiguous()?;
+        let Some(tensor) = weights.take(name)? else {
+            return Ok(None);
+        };
+        ensure!(
+            tensor.dims() == shape,
+            "{name} has the shape {:?}, where the configuration asks for {shape:?}",
+            tensor.dims()
+        );
+        Ok(Some(Given {
+            stored: tensor.dtype(),
+            tensor: cast(name, &tensor, self.dtype)?.to_device(&self.device)?,
+        }))
+    }
+
+    /// Keeps a weight under a name.
+    pub fn keep(&mut self, name: impl Into<String>, given: Given) -> Result<Tensor> {
+        let name = name.into();
+        let mut tensor = given.tensor.contiguous()?;
         if !self.frozen {
             let variable = Var::from_tensor(&tensor)?;
             tensor = variable.as_tensor().clone();
             self.trained.push((name.clone(), variable));
         }
         self.weights.push((name, tensor.clone()));
+        self.stored.push(given.stored);
         Ok(tensor)
     }
 
-    /// All weights and those that are trained, with their names; a tensor of the source that the model did not ask for
-    /// is an error.
-    pub fn finish(self) -> Result<(NamedTensors, NamedVariables)> {
-        if let Source::Weights(weights) = &self.source
-            && let Some(name) = weights.left().into_iter().min()
-        {
-            bail!("a model of this configuration has no tensor {name}");
-        }
-        Ok((self.weights, self.trained))
+    fn take(
+        &mut self,
+        name: String,
+        shape: &[usize],
+        initial: impl Fn(&mut Random) -> f64,
+    ) -> Result<Tensor> {
+        let given = match self.given(&name, shape)? {
+            Some(given) => given,
+            None => {
+                let Source::Random(random) = &mut self.source else {
+                    bail!("there is no tensor {name}");
+                };
+                let values = values(&name, shape, || initial(random))?;
+                let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+                Given {
+                    stored: self.dtype,
+                    tensor: tensor.to_dtype(self.dtype)?.to_device(&self.device)?,
+                }
+            }
+        };
+        self.keep(name, given)
     }
+
+    /// What was kept; a tensor of the source that the model did not ask for is an error.
+    pub fn finish(self) -> Result<Kept> {
+        if let Source::Weights(weights) = &self.source {
+            let left = weights.left();
+            if let Some(name) = left.iter().min() {
+                bail!(
+                    "a model of this configuration has no tensor {name}{}",
+                    match left.len() {
+                        1 => String::new(),
+                        more => format!(", nor {} others that are there", more - 1),
+                    }
+                );
+            }
+        }
+        Ok(Kept {
+            weights: self.weights,
+            stored: self.stored,
+            trained: self.trained,
+        })
+    }
+}
+
+/// A weight that the source had, in the type that the model computes in.
+pub struct Given {
+    pub tensor: Tensor,
+    stored: DType,
+}
+
+/// The weights of a model.
+pub struct Kept {
+    /// All of them.
+    pub weights: NamedTensors,
+    /// The type that each of them was stored in.
+    pub stored: Vec<DType>,
+    /// Those that are trained.
+    pub trained: NamedVariables,
+}
+
+/// What f16 can hold no longer, since 65504 is its largest number.
+const TOO_LARGE_FOR_F16: f32 = 65_520.0;
+
+/// A tensor in another type, where all of its values can be had in it.
+pub fn cast(name: &str, tensor: &Tensor, dtype: DType) -> Result<Tensor> {
+    if dtype == DType::F16 && tensor.dtype() != DType::F16 {
+        let magnitudes = tensor.to_dtype(DType::F32)?.abs()?;
+        let largest: f32 = magnitudes.max_all()?.to_scalar()?;
+        ensure!(
+            largest < TOO_LARGE_FOR_F16 || largest.is_infinite(),
+            "{name} has values up to {largest}, and f16 ends at 65504: use --dtype bf16 or --dtype f32"
+        );
+    }
+    Ok(tensor.to_dtype(dtype)?)
+}
+
+/// First values of a tensor, where there is memory for them.
+pub fn values(name: &str, shape: &[usize], mut value: impl FnMut() -> f64) -> Result<Vec<f64>> {
+    let count = (shape.iter()).try_fold(1usize, |product, &size| product.checked_mul(size));
+    let mut values = Vec::new();
+    let fits = count.is_some_and(|count| values.try_reserve_exact(count).is_ok());
+    ensure!(fits, "there is no memory for {name} of the shape {shape:?}");
+    values.extend((0..count.unwrap_or(0)).map(|_| value()));
+    Ok(values)
 }
 
 /// Tensors with their names.

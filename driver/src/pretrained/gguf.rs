@@ -1,91 +1,103 @@
-use std::{
-    collections::{BTreeSet, HashMap},
-    fs::File,
-    io::BufReader,
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{
-    DType, Device, Tensor,
-    quantized::gguf_file::{Content, Value},
+use candle_core::{DType, Tensor, quantized::GgmlDType};
+
+use super::{
+    Pretrained, described,
+    gguf_header::{GgufFile, Metadata},
+    gguf_tokenizer,
+};
+use crate::{
+    model::{EndTokens, LlamaConfig, RopeParameters, Weights},
+    tokenizer::TextTokenizer,
 };
 
-use super::{Pretrained, gguf_tokenizer};
-use crate::model::{EndTokens, LlamaConfig, RopeParameters, Weights};
-
+/// Opens a GGUF file, or all files of a model that is split.
 pub fn open(path: &Path, end_token: Option<&str>) -> Result<Pretrained> {
-    let mut file = BufReader::new(File::open(path).context("cannot open the file")?);
-    let content = Content::read(&mut file).context("this is no GGUF file")?;
-    let metadata = Metadata(&content.metadata);
-    let tokenizer = gguf_tokenizer::build(&metadata, end_token)?;
-    let factors = match content.tensor_infos.contains_key(ROTARY_FACTORS) {
-        true => Some(read(&content, &mut file, ROTARY_FACTORS)?.to_vec1::<f32>()?),
-        false => None,
+    let mut weights = GgufWeights::open(path)?;
+    let tensors = weights.files.iter().flat_map(|file| file.tensors.values());
+    let described = described(
+        weights.files.iter().map(|file| file.path.as_path()),
+        tensors.map(|info| format!("{:?}", info.ggml_dtype)),
+    );
+    let embedding = weights.left.get(EMBEDDING);
+    let stored = match embedding.map(|&file| weights.files[file].tensors[EMBEDDING].ggml_dtype) {
+        Some(GgmlDType::F16) => DType::F16,
+        Some(GgmlDType::BF16) => DType::BF16,
+        _ => DType::F32,
     };
-    let config = config(&metadata, &content, tokenizer.end(), factors)?;
-    let left = content
-        .tensor_infos
-        .keys()
-        .filter(|name| *name != ROTARY_FACTORS)
-        .cloned()
-        .collect();
-    let weights = GgufWeights {
-        permuted: (config.model_type == "llama").then_some(Heads {
-            query: config.num_attention_heads,
-            key: config.key_value_heads(),
-        }),
-        content,
-        file,
-        left,
-    };
+    let path = weights.files[0].path.clone();
+    let parts = weights.parts(end_token);
+    let (config, tokenizer) = parts.with_context(|| path.display().to_string())?;
     Ok(Pretrained {
+        path,
+        described,
         config,
-        stored: DType::F32,
+        stored,
         weights: Box::new(weights),
         tokenizer,
     })
 }
 
+/// The files of a model: the one that was named, or all of those that it was split into.
+fn open_files(path: &Path) -> Result<Vec<GgufFile>> {
+    let named = GgufFile::open(path)?;
+    let count = match Metadata(&named.metadata).has(SPLIT_COUNT) {
+        true => Metadata(&named.metadata).whole(SPLIT_COUNT)?,
+        false => 1,
+    };
+    if count <= 1 {
+        return Ok(vec![named]);
+    }
+    let what = || {
+        format!(
+            "{} is one of the {count} files of a split model",
+            path.display()
+        )
+    };
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ending = format!("-of-{count:05}.gguf");
+    let beginning = (name.strip_suffix(&ending))
+        .and_then(|name| Some(name.rsplit_once('-')?.0))
+        .with_context(|| format!("{}, whose name must end with -00001{ending}", what()))?;
+    let mut files = Vec::new();
+    for number in 1..=count {
+        let path = path.with_file_name(format!("{beginning}-{number:05}{ending}"));
+        let file = GgufFile::open(&path).with_context(what)?;
+        let metadata = Metadata(&file.metadata);
+        ensure!(
+            metadata.whole(SPLIT_COUNT).ok() == Some(count)
+                && metadata.whole(SPLIT_NUMBER).ok() == Some(number - 1),
+            "{}: {} is another file than its name says, by its {SPLIT_NUMBER} and {SPLIT_COUNT}",
+            what(),
+            path.display()
+        );
+        files.push(file);
+    }
+    let found: usize = files.iter().map(|file| file.tensors.len()).sum();
+    let expected = Metadata(&named.metadata).whole("split.tensors.count");
+    ensure!(
+        expected
+            .as_ref()
+            .ok()
+            .is_none_or(|&expected| expected == found),
+        "{}, which hold {found} tensors, where its split.tensors.count asks for another number",
+        what()
+    );
+    Ok(files)
+}
+
+const SPLIT_COUNT: &str = "split.count";
+const SPLIT_NUMBER: &str = "split.no";
+
 /// What Llama 3's rotary frequencies are divided by.
 const ROTARY_FACTORS: &str = "rope_freqs.weight";
 
-/// What a GGUF file says of itself.
-pub struct Metadata<'a>(pub &'a HashMap<String, Value>);
-
-impl Metadata<'_> {
-    pub fn get(&self, key: &str) -> Result<&Value> {
-        let value = self.0.get(key);
-        value.with_context(|| format!("the file has no {key}"))
-    }
-
-    pub fn text(&self, key: &str) -> Result<&str> {
-        Ok(self.get(key)?.to_string().with_context(|| key.to_owned())?)
-    }
-
-    fn whole(&self, key: &str) -> Result<usize> {
-        let value = self.get(key)?.to_u64().with_context(|| key.to_owned())?;
-        Ok(value as usize)
-    }
-
-    /// A truth, or the default where the file does not tell.
-    pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
-        match self.0.get(key) {
-            Some(value) => value.to_bool().with_context(|| key.to_owned()),
-            None => Ok(default),
-        }
-    }
-
-    /// An f32 as the decimal number that it was: 1e-5, not 9.99999974e-6.
-    fn number(&self, key: &str) -> Result<f64> {
-        let value = self.get(key)?.to_f32().with_context(|| key.to_owned())?;
-        Ok(value.to_string().parse()?)
-    }
-}
-
 fn config(
     metadata: &Metadata,
-    content: &Content,
+    tensors: &BTreeMap<String, usize>,
+    vocabulary: usize,
     end: u32,
     factors: Option<Vec<f32>>,
 ) -> Result<LlamaConfig> {
@@ -100,43 +112,66 @@ fn config(
     };
     let key = |name: &str| format!("{architecture}.{name}");
     let whole = |name: &str| metadata.whole(&key(name));
-    let optional = |name: &str| metadata.0.contains_key(&key(name));
-    let Some(embedding) = content.tensor_infos.get(EMBEDDING) else {
-        bail!("there is no tensor {EMBEDDING}");
+    let has = |name: &str| metadata.has(&key(name));
+    let or = |name: &str, default: usize| match has(name) {
+        true => whole(name),
+        false => Ok(default),
     };
-    let theta = match optional("rope.freq_base") {
-        true => metadata.number(&key("rope.freq_base"))?,
-        false => 10_000.0,
+    let number = |name: &str, default: f64| match has(name) {
+        true => metadata.number(&key(name)),
+        false => Ok(default),
     };
-    let stretched =
-        optional("rope.scaling.type") && metadata.text(&key("rope.scaling.type"))? != "none";
+    let (hidden, heads) = (whole("embedding_length")?, whole("attention.head_count")?);
+    let head_width = or("attention.key_length", hidden / heads.max(1))?;
+    let turned = or("rope.dimension_count", head_width)?;
     ensure!(
-        !stretched,
-        "{} is {:?}, which is not supported",
-        key("rope.scaling.type"),
-        metadata.text(&key("rope.scaling.type"))?
+        turned == head_width,
+        "{} is {turned} of a head's {head_width}, which is not supported",
+        key("rope.dimension_count")
     );
+    let stretching = match has("rope.scaling.type") {
+        true => metadata.text(&key("rope.scaling.type"))?,
+        false => "linear",
+    };
+    let factor = number("rope.scaling.factor", number("rope.scale_linear", 1.0)?)?;
+    let rope_scaling = match stretching {
+        "none" => None,
+        "linear" if factor == 1.0 => None,
+        "linear" => Some(RopeParameters {
+            rope_type: Some(stretching.into()),
+            factor: Some(factor),
+            ..RopeParameters::default()
+        }),
+        other => bail!(
+            "{} is {other:?}, which is not supported",
+            key("rope.scaling.type")
+        ),
+    };
     let config = LlamaConfig {
         architectures: vec![class.into()],
         model_type: architecture.into(),
-        vocab_size: embedding.shape.dims().first().copied().unwrap_or(0),
-        hidden_size: whole("embedding_length")?,
+        vocab_size: vocabulary,
+        hidden_size: hidden,
         intermediate_size: whole("feed_forward_length")?,
         num_hidden_layers: whole("block_count")?,
-        num_attention_heads: whole("attention.head_count")?,
-        num_key_value_heads: Some(whole("attention.head_count_kv")?),
-        head_dim: optional("attention.key_length")
-            .then(|| whole("attention.key_length"))
-            .transpose()?,
+        num_attention_heads: heads,
+        num_key_value_heads: Some(or("attention.head_count_kv", heads)?),
+        head_dim: Some(head_width),
         rms_norm_eps: metadata.number(&key("attention.layer_norm_rms_epsilon"))?,
-        rope_theta: Some(theta),
+        rope_theta: Some(number("rope.freq_base", 10_000.0)?),
+        rope_scaling,
         max_position_embeddings: whole("context_length")?,
-        tie_word_embeddings: !content.tensor_infos.contains_key(HEAD),
+        tie_word_embeddings: !tensors.contains_key(HEAD),
         eos_token_id: Some(EndTokens::One(end)),
         ..LlamaConfig::default()
     };
     match factors {
         None => Ok(config),
+        Some(_) if config.rope_scaling.is_some() => {
+            bail!(
+                "{ROTARY_FACTORS} beside a rotary embedding that is stretched otherwise is not supported"
+            )
+        }
         Some(factors) => stretched_as(config, &factors),
     }
 }
@@ -177,11 +212,11 @@ fn stretched_as(config: LlamaConfig, factors: &[f32]) -> Result<LlamaConfig> {
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 
-/// Weights in a GGUF file, made dense when they are taken.
+/// Weights in GGUF files, made dense when they are taken.
 struct GgufWeights {
-    content: Content,
-    file: BufReader<File>,
-    left: BTreeSet<String>,
+    files: Vec<GgufFile>,
+    /// The tensors that were not taken yet, each with the number of its file.
+    left: BTreeMap<String, usize>,
     permuted: Option<Heads>,
 }
 
@@ -190,15 +225,64 @@ struct Heads {
     key: usize,
 }
 
+impl GgufWeights {
+    fn open(path: &Path) -> Result<Self> {
+        let files = open_files(path)?;
+        let mut left = BTreeMap::new();
+        for (number, file) in files.iter().enumerate() {
+            for name in file.tensors.keys() {
+                if let Some(other) = left.insert(name.clone(), number) {
+                    let other: &GgufFile = &files[other];
+                    let paths = [&other.path, &file.path].map(|path| path.display().to_string());
+                    bail!("both {} have a tensor {name}", paths.join(" and "));
+                }
+            }
+        }
+        Ok(Self {
+            files,
+            left,
+            permuted: None,
+        })
+    }
+
+    /// The configuration and the tokenizer that the first file describes.
+    fn parts(&mut self, end_token: Option<&str>) -> Result<(LlamaConfig, TextTokenizer)> {
+        let factors = match self.read(ROTARY_FACTORS)? {
+            Some(factors) => Some(factors.to_vec1::<f32>()?),
+            None => None,
+        };
+        let embedding = (self.left.get(EMBEDDING))
+            .and_then(|&file| self.files[file].tensors.get(EMBEDDING))
+            .with_context(|| format!("there is no tensor {EMBEDDING}"))?;
+        let vocabulary = embedding.shape.dims().first().copied().unwrap_or(0);
+        let metadata = Metadata(&self.files[0].metadata);
+        let tokenizer = gguf_tokenizer::build(&metadata, end_token)?;
+        let config = config(&metadata, &self.left, vocabulary, tokenizer.end(), factors)?;
+        self.permuted = (config.model_type == "llama").then_some(Heads {
+            query: config.num_attention_heads,
+            key: config.key_value_heads(),
+        });
+        Ok((config, tokenizer))
+    }
+
+    /// A tensor as it is stored, taken out.
+    fn read(&mut self, stored: &str) -> Result<Option<Tensor>> {
+        let Some(file) = self.left.remove(stored) else {
+            return Ok(None);
+        };
+        let tensor = self.files[file].read(stored);
+        (tensor.map(Some)).with_context(|| format!("cannot read the tensor {stored}"))
+    }
+}
+
 impl Weights for GgufWeights {
     fn take(&mut self, name: &str) -> Result<Option<Tensor>> {
         let Some(stored) = stored_name(name) else {
             return Ok(None);
         };
-        if !self.left.remove(&stored) {
+        let Some(tensor) = self.read(&stored)? else {
             return Ok(None);
-        }
-        let tensor = read(&self.content, &mut self.file, &stored)?;
+        };
         let heads = match &self.permuted {
             Some(heads) if stored.contains("attn_q.") => heads.query,
             Some(heads) if stored.contains("attn_k.") => heads.key,
@@ -208,16 +292,8 @@ impl Weights for GgufWeights {
     }
 
     fn left(&self) -> Vec<String> {
-        self.left.iter().cloned().collect()
+        self.left.keys().cloned().collect()
     }
-}
-
-fn read(content: &Content, file: &mut BufReader<File>, name: &str) -> Result<Tensor> {
-    let cannot = || format!("cannot read the tensor {name}");
-    let tensor = content
-        .tensor(file, name, &Device::Cpu)
-        .with_context(cannot)?;
-    tensor.dequantize(&Device::Cpu).with_context(cannot)
 }
 
 /// llama.cpp turns elements that lie beside each other, Hugging Face those that lie half a head apart: for Llama,
@@ -264,6 +340,8 @@ fn stored_name(name: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]

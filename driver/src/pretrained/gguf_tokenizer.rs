@@ -1,7 +1,7 @@
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::quantized::gguf_file::Value;
 use tokenizers::{
-    AddedToken, Model, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
+    AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
     models::bpe::{BPE, Vocab},
     normalizers::{NormalizerWrapper, unicode::NFC},
     pre_tokenizers::{
@@ -13,7 +13,7 @@ use tokenizers::{
     processors::{PostProcessorWrapper, sequence, template::TemplateProcessing},
 };
 
-use super::gguf::Metadata;
+use super::gguf_header::Metadata;
 use crate::tokenizer::TextTokenizer;
 
 /// The tokenizer that a GGUF file describes: byte-level byte-pair merges behind the splitting that it names.
@@ -24,12 +24,22 @@ pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokeniz
         "tokenizer.ggml.model is {model:?}, and this driver knows gpt2 (byte-level merges): take the model's Hugging \
          Face folder"
     );
-    let splitting = Splitting::of(metadata.text("tokenizer.ggml.pre")?)?;
+    let splitting = metadata.text("tokenizer.ggml.pre");
+    let splitting = splitting.context(
+        "how its tokenizer splits a text before the merges is not said: take the model's Hugging Face folder",
+    )?;
+    let splitting = Splitting::of(splitting)?;
     let tokens = texts(metadata, "tokenizer.ggml.tokens")?;
     let vocab: Vocab = (0..)
         .zip(&tokens)
         .map(|(id, token)| ((*token).to_owned(), id))
         .collect();
+    ensure!(
+        vocab.len() == tokens.len(),
+        "{} of the file's {} tokens are there twice",
+        tokens.len() - vocab.len(),
+        tokens.len()
+    );
     let merges = texts(metadata, "tokenizer.ggml.merges")?
         .into_iter()
         .map(|merge| {
@@ -55,12 +65,20 @@ pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokeniz
         .map_err(anyhow::Error::from_boxed)?;
     let mut tokenizer: Tokenizer = tokenizer.into();
     add_marks(&mut tokenizer, metadata, &tokens)?;
-    if metadata.flag("tokenizer.ggml.add_bos_token", splitting.begins)? {
+    let end = match metadata.has(END) {
+        true => Some(metadata.whole(END)?),
+        false => None,
+    };
+    let begins = splitting.begins && metadata.has(BEGIN);
+    if metadata.flag("tokenizer.ggml.add_bos_token", begins)? {
         begin_texts(&mut tokenizer, metadata, &tokens)?;
     }
-    let end = metadata.get("tokenizer.ggml.eos_token_id")?.to_u32()?;
-    TextTokenizer::new(tokenizer, end_token, Some(end))
+    TextTokenizer::new(tokenizer, end_token, end.map(u32::try_from).transpose()?)
 }
+
+const END: &str = "tokenizer.ggml.eos_token_id";
+const BEGIN: &str = "tokenizer.ggml.bos_token_id";
+const KINDS: &str = "tokenizer.ggml.token_type";
 
 /// How a text is split before the merges.
 struct Splitting {
@@ -115,7 +133,10 @@ const USER_DEFINED: i32 = 4;
 
 /// Makes whole tokens of the marks that no text is merged to.
 fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) -> Result<()> {
-    let kinds = metadata.get("tokenizer.ggml.token_type")?.to_vec()?;
+    if !metadata.has(KINDS) {
+        return Ok(());
+    }
+    let kinds = metadata.get(KINDS)?.to_vec().context(KINDS)?;
     ensure!(
         kinds.len() == tokens.len(),
         "the file has {} tokens, but the kinds of {}",
@@ -124,7 +145,7 @@ fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) ->
     );
     let mut marks = Vec::new();
     for (token, kind) in tokens.iter().zip(kinds) {
-        match kind.to_i32()? {
+        match kind.to_i32().context(KINDS)? {
             CONTROL => marks.push(AddedToken::from(*token, true)),
             USER_DEFINED => marks.push(AddedToken::from(*token, false).normalized(false)),
             _ => {}
@@ -133,25 +154,17 @@ fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) ->
     tokenizer
         .add_tokens(marks)
         .map_err(|error| anyhow!("cannot add the special tokens: {error}"))?;
-    let vocabulary = tokenizer.get_model().get_vocab_size();
-    ensure!(
-        vocabulary == tokens.len(),
-        "{} of the file's {} tokens are there twice",
-        tokens.len() - vocabulary,
-        tokens.len()
-    );
     Ok(())
 }
 
 /// Has every text begin with the token that the file names, as Hugging Face's `tokenizer.json` would say it.
 fn begin_texts(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) -> Result<()> {
-    let id = metadata.get("tokenizer.ggml.bos_token_id")?.to_u32()?;
-    let token = *(tokens.get(id as usize))
-        .with_context(|| format!("tokenizer.ggml.bos_token_id is {id}, which is no token"))?;
+    let id = metadata.whole(BEGIN)?;
+    let token = *(tokens.get(id)).with_context(|| format!("{BEGIN} is {id}, which is no token"))?;
     let template = TemplateProcessing::builder()
         .try_single(format!("{token} $A"))
         .map_err(|error| anyhow!("cannot put {token:?} before a text: {error}"))?
-        .special_tokens(vec![(token, id)])
+        .special_tokens(vec![(token, u32::try_from(id)?)])
         .build()?;
     let bytes = tokenizer.get_post_processor().cloned();
     let steps: Vec<PostProcessorWrapper> = bytes.into_iter().chain([template.into()]).collect();
@@ -160,10 +173,8 @@ fn begin_texts(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) 
 }
 
 fn texts<'a>(metadata: &'a Metadata, key: &str) -> Result<Vec<&'a str>> {
-    let values = metadata
-        .get(key)?
-        .to_vec()
-        .with_context(|| key.to_owned())?;
+    let values = metadata.get(key)?.to_vec();
+    let values = values.with_context(|| key.to_owned())?;
     values
         .iter()
         .map(|value: &Value| Ok(value.to_string().with_context(|| key.to_owned())?.as_str()))

@@ -2,8 +2,10 @@
 
 use std::{fs, path::Path};
 
+use candle_core::{DType, Device, safetensors};
+
 use crate::running::{
-    errors, json, last_checkpoint, line, msl, write_catalogue, write_pretrained_model,
+    SMALL, errors, json, last_checkpoint, line, msl, write_catalogue, write_pretrained_model,
 };
 
 /// Trains adapters on a folder's catalogue and model, and gives what the command printed.
@@ -162,4 +164,141 @@ fn a_run_reads_prompts_with_the_beginning_that_it_was_trained_with() {
         assert_eq!(tokenizer.remove("begins"), Some(true.into()));
     });
     assert_eq!(first_tokens("begun"), plain);
+}
+
+#[test]
+fn the_layers_that_get_adapters_are_named_with_spaces_commas_or_one_by_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    write_pretrained_model(&folder.join("base"));
+    let option = "--lora-targets";
+    for (run, targets) in [
+        ("spaces", &[option, "q_proj", "up_proj"][..]),
+        ("commas", &[option, "q_proj,up_proj"]),
+        ("both", &[option, "q_proj,", "up_proj"]),
+        ("quoted", &[option, "q_proj up_proj"]),
+        (
+            "repeated",
+            &[option, "q_proj", option, "up_proj", option, "q_proj"],
+        ),
+    ] {
+        train(folder, run, &[targets, &["--samples", "4"]].concat());
+        let settings: serde_json::Value =
+            msl::json::read_json(&folder.join(run).join("training.json")).unwrap();
+        assert_eq!(
+            settings["adapter"]["targets"],
+            serde_json::json!(["q_proj", "up_proj"]),
+            "{run}"
+        );
+    }
+    let command = [
+        "train", "--data", ".", "--model", "base", "--output", "run", option, "c_attn",
+    ];
+    let refused = errors(&msl(folder, &command));
+    assert!(
+        refused.contains("c_attn") && refused.contains("gate_proj"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn a_merged_model_has_the_type_of_its_base_unless_another_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    write_pretrained_model(&folder.join("base"));
+    train(folder, "run", &["--samples", "4"]);
+    for (options, dtype, name) in [
+        (&[][..], DType::BF16, "bfloat16"),
+        (&["--dtype", "stored"], DType::BF16, "bfloat16"),
+        (&["--dtype", "f16"], DType::F16, "float16"),
+        (&["--dtype", "f32"], DType::F32, "float32"),
+    ] {
+        let command = [
+            &["merge", "run", "--overwrite", "--output", "merged"],
+            options,
+        ]
+        .concat();
+        let output = msl(folder, &command);
+        assert!(output.status.success(), "{}", errors(&output));
+        let weights =
+            safetensors::load(folder.join("merged/model.safetensors"), &Device::Cpu).unwrap();
+        assert!(
+            weights.values().all(|weight| weight.dtype() == dtype),
+            "{options:?}"
+        );
+        let config: serde_json::Value =
+            msl::json::read_json(&folder.join("merged/config.json")).unwrap();
+        assert_eq!(config["torch_dtype"], name);
+    }
+}
+
+#[test]
+fn rows_longer_than_the_context_of_the_model_are_counted_in_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    let base = folder.join("base");
+    write_pretrained_model(&base);
+    let warned = |command: &[&str], said: &[&str]| {
+        let output = msl(folder, command);
+        let errors = errors(&output);
+        assert!(output.status.success(), "{errors}");
+        let warned = errors.contains("max_position_embeddings");
+        assert_eq!(warned, !said.is_empty(), "{command:?}: {errors}");
+        assert!(
+            said.iter().all(|said| errors.contains(said)),
+            "{command:?}: {errors}"
+        );
+    };
+    let train = "train --data . --model base --prompt titles --loss msl --epochs 1 --overwrite --output run";
+    let train: Vec<&str> = train.split_whitespace().collect();
+    warned(&train, &[]);
+    edit(&base.join("config.json"), |config| {
+        config["max_position_embeddings"] = 4.into()
+    });
+    warned(&train, &["48 of 48 rows", "4 tokens"]);
+    warned(&["resume", "run"], &["48 of 48 rows"]);
+    warned(&["evaluate", "run"], &["12 of 12 rows"]);
+    warned(&["recommend", "run", "The Sea Book 0"], &["1 of 1 rows"]);
+}
+
+#[test]
+fn every_command_says_which_files_it_read_the_model_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    write_pretrained_model(&folder.join("base"));
+    let says = |command: &[&str], said: &[&str]| {
+        let output = msl(folder, command);
+        let errors = errors(&output);
+        assert!(output.status.success(), "{errors}");
+        assert!(
+            said.iter().all(|said| errors.contains(said)),
+            "{command:?}: {errors}"
+        );
+    };
+    let train = "train --data . --model base --prompt titles --loss msl --epochs 1 --output run";
+    let train: Vec<&str> = train.split_whitespace().collect();
+    let model = ["base/model.safetensors, 20 tensors in BF16"];
+    let both = [model[0], "adapter_model.safetensors, 8 tensors in F32"];
+    says(&train, &model);
+    says(&["inspect", ".", "--model", "base"], &model);
+    says(&["resume", "run"], &both);
+    says(&["evaluate", "run"], &both);
+    says(&["recommend", "run", "The Sea Book 0"], &both);
+    says(&["merge", "run", "--output", "merged"], &both);
+    let scratch = [
+        &[
+            "train", "--data", ".", "--loss", "msl", "--output", "scratch",
+        ],
+        &SMALL[..],
+    ]
+    .concat();
+    says(&scratch, &[]);
+    says(
+        &["evaluate", "scratch"],
+        &["model.safetensors, 11 tensors in F32"],
+    );
 }

@@ -5,13 +5,16 @@ mod run_settings;
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
     dataset::{DataArguments, Split},
     device::DeviceChoice,
     precision::Precision,
+    run_folder::RunFolder,
     search::{SearchKind, SearchSettings},
+    settings::finite,
 };
 
 pub use run_settings::{PromptArguments, RunSettings, TokenizerArguments};
@@ -90,7 +93,7 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is there
+    /// Replace the output folder if it is there: that of a run which nobody trains, or of a merged model
     #[arg(long)]
     pub overwrite: bool,
 
@@ -128,7 +131,7 @@ pub struct InspectArguments {
     pub pretrained: Option<PathBuf>,
 
     /// η: the probability that ats gives the average target
-    #[arg(long, default_value_t = 0.25, value_name = "η")]
+    #[arg(long, default_value_t = 0.25, value_name = "η", value_parser = finite)]
     pub eta: f64,
 
     /// Print one JSON object instead of the tables
@@ -153,6 +156,25 @@ impl InspectArguments {
     }
 }
 
+/// Where the things are that a run was made with, if they have moved.
+#[derive(Args)]
+pub struct Moved {
+    /// The folder of the catalogue and its users [default: that of training]
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+
+    /// The pretrained model that the adapters belong to [default: that of training]
+    #[arg(long, value_name = "FOLDER|FILE.gguf")]
+    pub model: Option<PathBuf>,
+}
+
+impl Moved {
+    /// A run with what it was made with where it is now.
+    pub fn apply(&self, run: RunFolder) -> Result<RunFolder> {
+        run.moved(self.data.as_deref(), self.model.as_deref())
+    }
+}
+
 /// Options of `msl resume`.
 #[derive(Args)]
 #[command(after_help = RESUME_EXAMPLES)]
@@ -160,6 +182,10 @@ pub struct ResumeArguments {
     /// The folder of a run that was interrupted
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+
+    /// What has moved.
+    #[command(flatten)]
+    pub moved: Moved,
 
     /// Print one JSON object instead of the table
     #[arg(long)]
@@ -173,7 +199,8 @@ pub struct MergeArguments {
     #[arg(value_name = "RUN|ADAPTER")]
     pub adapter: PathBuf,
 
-    /// The model that the adapters belong to [default: the one that adapter_config.json names]
+    /// The model that the adapters belong to [default: that of the run's training, or the one that adapter_config.json
+    /// names]
     #[arg(long, value_name = "FOLDER|FILE.gguf")]
     pub model: Option<PathBuf>,
 
@@ -185,7 +212,7 @@ pub struct MergeArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is there
+    /// Replace the output folder if it is there: that of a run which nobody trains, or of a merged model
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -202,9 +229,9 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
-    /// The folder of the catalogue and its users [default: that of training]
-    #[arg(long, value_name = "FOLDER")]
-    pub data: Option<PathBuf>,
+    /// What has moved.
+    #[command(flatten)]
+    pub moved: Moved,
 
     /// Which rows to evaluate on
     #[arg(long, value_enum, default_value = "test")]
@@ -219,7 +246,8 @@ pub struct EvaluateArguments {
     pub samples: Option<usize>,
 
     /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run, with
-    /// the table in evaluation.json beside it, where msl report finds them]
+    /// the table in evaluation.json beside it, where msl report finds them; those of an evaluation that was decoded in
+    /// another way are kept as ranks-1.csv and evaluation-1.json]
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
@@ -236,7 +264,7 @@ pub struct EvaluateArguments {
     pub batch_size: usize,
 
     /// The temperature of the softmax [default: that of training]
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
     /// The type that the model is held and computed in [default: that of training]
@@ -280,8 +308,12 @@ pub struct RecommendArguments {
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
+    /// What has moved.
+    #[command(flatten)]
+    pub moved: Moved,
+
     /// The temperature of the softmax [default: that of training]
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
     /// Print one JSON object instead of the table

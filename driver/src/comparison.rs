@@ -4,7 +4,8 @@ use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    console::{print_json, table},
+    console::{print, print_json, table},
+    decoding::Decoding,
     ranking::{Estimate, Measures},
     training_run::Trained,
 };
@@ -66,6 +67,9 @@ pub struct Comparison {
     /// Where they come from: a split of the data, or a file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated_on: Option<String>,
+    /// How they were decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoding: Option<Decoding>,
     /// The results.
     pub rows: Vec<Line>,
     /// What a reader should know.
@@ -98,9 +102,9 @@ impl Comparison {
                 table.add_row([name.to_owned()].into_iter().chain(cells));
             }
         }
-        println!("{table}");
+        print(&table)?;
         for note in &self.notes {
-            println!("{note}");
+            print(note)?;
         }
         Ok(())
     }

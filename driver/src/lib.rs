@@ -1,6 +1,16 @@
 //! The parts of `msl`: data, prompts, a small Llama-style model, training and evaluation with the losses of
 //! `candle-trie`.
 
+// Prints with `console::print`, which is no panic where standard output is closed or full.
+#![deny(clippy::print_stdout)]
+
+/// As that of the standard library, which ends the program where standard error is closed.
+macro_rules! eprintln {
+    ($($argument:tt)*) => {
+        $crate::console::note(format_args!($($argument)*))
+    };
+}
+
 pub mod adapter;
 pub mod arguments;
 pub mod batch;
@@ -11,12 +21,16 @@ pub mod commands;
 pub mod comparison;
 pub mod console;
 pub mod dataset;
+pub mod decoding;
 pub mod device;
 pub mod evaluate;
 pub mod events;
 pub mod gradients;
 pub mod interrupt;
 pub mod json;
+pub mod layout;
+pub mod lock;
+pub mod made_with;
 pub mod metrics;
 pub mod model;
 pub mod optimizer;

@@ -1,9 +1,14 @@
 //! `msl`: tune and evaluate a language model as a recommender with the masked softmax loss.
 
-use std::process::ExitCode;
+use std::{io::ErrorKind, process::ExitCode};
 
 use clap::Parser;
-use msl::{arguments::Arguments, commands};
+use msl::{
+    arguments::Arguments,
+    commands,
+    console::{OutputClosed, note},
+    interrupt::Interrupted,
+};
 
 /// A training step makes and drops the same large tensors again and again. The system's allocator gives such memory
 /// back each time, and every page of it is then faulted in anew.
@@ -12,12 +17,27 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     keep_candle_from_spinning();
-    match commands::run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    match Arguments::try_parse() {
+        Ok(arguments) => ended(commands::run(&arguments)),
+        Err(usage) => match usage.print() {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::from(usage.exit_code() as u8),
+        },
+    }
+}
+
+/// The status of a command that came to an end.
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    if error.is::<OutputClosed>() {
+        return ExitCode::SUCCESS;
+    }
+    note(format_args!("error: {error:#}"));
+    match error.downcast_ref::<Interrupted>() {
+        Some(interrupted) => ExitCode::from(interrupted.status()),
+        None => ExitCode::FAILURE,
     }
 }
 

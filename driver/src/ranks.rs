@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::{catalogue::Interaction, ranking::UserResult};
+use crate::{catalogue::Interaction, output::OutputFile, ranking::UserResult};
 
 /// The file's name in the folder of a run.
 pub const RANKS_FILE: &str = "ranks.csv";
@@ -34,9 +34,14 @@ impl RankedUser {
 }
 
 /// Writes a CSV file of one line for each user.
-pub fn write_ranks(path: &Path, rows: &[Interaction], users: &[UserResult]) -> Result<()> {
+pub fn write_ranks(
+    mut output: OutputFile,
+    rows: &[Interaction],
+    users: &[UserResult],
+) -> Result<()> {
+    let path = output.path().to_owned();
     let cannot = || format!("cannot write {}", path.display());
-    let mut file = csv::Writer::from_path(path).with_context(cannot)?;
+    let mut file = csv::Writer::from_writer(&mut output);
     for (row, user) in rows.iter().zip(users) {
         file.serialize(RankedUser {
             user_id: row.user.clone(),
@@ -46,7 +51,9 @@ pub fn write_ranks(path: &Path, rows: &[Interaction], users: &[UserResult]) -> R
         })
         .with_context(cannot)?;
     }
-    file.flush().with_context(cannot)
+    file.flush().with_context(cannot)?;
+    drop(file);
+    output.finish()
 }
 
 /// Reads such a file.

@@ -61,23 +61,23 @@ pub struct LossSettings {
     pub loss: LossKind,
 
     /// The fixed temperature of lml, msl and bear [default: 1]
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
     /// η: the probability that ats gives the average target
-    #[arg(long, default_value_t = 0.25, value_name = "η")]
+    #[arg(long, default_value_t = 0.25, value_name = "η", value_parser = finite)]
     pub eta: f64,
 
     /// α: how far the temperature of ats moves in a step
-    #[arg(long, default_value_t = 0.05, value_name = "α")]
+    #[arg(long, default_value_t = 0.05, value_name = "α", value_parser = finite)]
     pub alpha: f64,
 
     /// The smallest and the largest temperature that ats may aim at
-    #[arg(long, num_args = 2, value_names = ["MINIMUM", "MAXIMUM"], default_values_t = [1.5, 5.0])]
+    #[arg(long, num_args = 2, value_names = ["MINIMUM", "MAXIMUM"], default_values_t = [1.5, 5.0], value_parser = finite)]
     pub clamp: Vec<f64>,
 
     /// The temperature that ats starts from
-    #[arg(long, default_value_t = 1.5, value_name = "τ")]
+    #[arg(long, default_value_t = 1.5, value_name = "τ", value_parser = finite)]
     pub initial_temperature: f64,
 
     /// Steps before the temperature of ats begins to move
@@ -100,14 +100,23 @@ pub struct LossSettings {
     pub bear_beams: Option<u32>,
 
     /// λ of bear and bear-ats: how much more than 1 a target can weigh [default: 0.25]
-    #[arg(long, value_name = "λ")]
+    #[arg(long, value_name = "λ", value_parser = finite)]
     #[serde(default)]
     pub bear_lambda: Option<f64>,
 
     /// ξ of bear and bear-ats: over how many nats around the B-th token the weight rises [default: 2.75]
-    #[arg(long, value_name = "ξ")]
+    #[arg(long, value_name = "ξ", value_parser = finite)]
     #[serde(default)]
     pub bear_xi: Option<f64>,
+}
+
+/// A number as options take it: one that can be written down in JSON and read back.
+pub fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(number) => Err(format!("expected a finite number, not {number}")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// How the learning rate goes down after its warm-up.
@@ -141,7 +150,7 @@ pub struct TrainingSettings {
 
     /// The highest learning rate [default: 1e-4 for adapters, as in the paper; weights that start from nothing need
     /// more, 3e-3]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = finite)]
     pub learning_rate: Option<f64>,
 
     /// Steps over which the learning rate rises, at most a tenth of all
@@ -153,11 +162,11 @@ pub struct TrainingSettings {
     pub decay: Decay,
 
     /// The share of the learning rate by which every weight shrinks in a step
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = finite)]
     pub weight_decay: f64,
 
     /// The largest norm of a gradient; a longer one is shortened to it
-    #[arg(long, default_value_t = 1.0, value_name = "NORM")]
+    #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = finite)]
     pub clip: f64,
 
     /// The seed of everything that is random

@@ -111,6 +111,21 @@ impl<'a> Trainer<'a> {
         Ok(self.loss.temperature()?.state())
     }
 
+    /// Whether all weights that are trained are finite.
+    ///
+    /// # Errors
+    /// What candle reports of its transfer from the device.
+    pub fn weights_are_finite(&self) -> Result<bool> {
+        for (_, weight) in self.model.parameters() {
+            // 0 × ∞ and 0 × NaN are NaN, in every sum.
+            let zero = (weight.as_tensor() * 0.0)?.sum_all()?;
+            if zero.to_dtype(DType::F32)?.to_scalar::<f32>()? != 0.0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The optimizer.
     pub fn optimizer(&self) -> &AdamW {
         &self.optimizer

@@ -108,8 +108,7 @@ impl Array {
 /// Writes a safetensors file. The format's own crate takes the metadata as a hash map and writes them in its random order,
 /// and the same trie is to give the same bytes.
 fn write(path: &Path, arrays: &[Array]) -> io::Result<()> {
-    let mut header =
-        format!(r#"{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}"}}"#);
+    let mut header = format!(r#"{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}"}}"#);
     let mut begin = 0;
     for array in arrays {
         let Array {

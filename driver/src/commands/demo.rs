@@ -89,6 +89,7 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         seed: arguments.seed,
         users: demo.test_examples.len(),
         evaluated_on: None,
+        decoding: None,
         rows,
         notes: vec![
             format!(

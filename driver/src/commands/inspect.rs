@@ -5,7 +5,7 @@ use super::open_tokenizer;
 use crate::{
     arguments::InspectArguments,
     catalogue_shape::{AdaptiveVerdict, CatalogueShape},
-    console::{print_json, table},
+    console::{print, print_json, table},
     dataset::Dataset,
     pretrained::Pretrained,
     responses::Responses,
@@ -51,15 +51,12 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     };
     match arguments.json {
         true => print_json(&report),
-        false => {
-            report.print();
-            Ok(())
-        }
+        false => report.print(),
     }
 }
 
 impl Report<'_> {
-    fn print(&self) {
+    fn print(&self) -> Result<()> {
         let shape = self.shape;
         let largest: Vec<String> = (shape.largest_fan_outs.iter())
             .map(usize::to_string)
@@ -86,7 +83,7 @@ impl Report<'_> {
         ] {
             facts.add_row([name.to_owned(), value]);
         }
-        println!("{facts}");
+        print(&facts)?;
         let mut places = table(&["token of a title", "rows", "tokens to choose from", "unary"]);
         for (place, position) in (1..).zip(&shape.positions).take(PLACES) {
             places.add_row([
@@ -96,8 +93,8 @@ impl Report<'_> {
                 percent(position.unary_share),
             ]);
         }
-        println!("{places}");
-        println!("{}", self.advice);
+        print(&places)?;
+        print(&self.advice)
     }
 }
 

@@ -1,17 +1,19 @@
-use std::fs;
+use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     arguments::ReportArguments,
+    console::print,
+    output::{OutputFile, check_apart},
     report::{ReportedRun, page},
 };
 
 /// `msl report`
 pub fn report(arguments: &ReportArguments) -> Result<()> {
+    let inputs: Vec<&Path> = arguments.runs.iter().map(|run| run.as_path()).collect();
+    check_apart("--output", &arguments.output, &inputs)?;
     let page = page(&ReportedRun::read_all(&arguments.runs)?)?;
-    let output = &arguments.output;
-    fs::write(output, page).with_context(|| format!("cannot write {}", output.display()))?;
-    println!("{}", output.display());
-    Ok(())
+    OutputFile::write_whole(&arguments.output, page.as_bytes())?;
+    print(arguments.output.display())
 }

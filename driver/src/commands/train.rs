@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use serde::Serialize;
 
@@ -13,11 +13,13 @@ use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
     checkpoint::{self, Best, TrainingState},
-    console::{print_json, table},
+    console::{print, print_json, table},
     dataset::{Dataset, sample},
     evaluate::Evaluator,
     events::EventsFile,
-    interrupt::Interrupt,
+    interrupt::{Interrupt, Interrupted},
+    lock::Lock,
+    made_with::{MadeWith, hash_model, hash_rows, hash_titles, hash_tokenizer},
     metrics::{MetricsFile, StepMetrics, read_metrics},
     model::Llama,
     output::OutputFolder,
@@ -38,7 +40,6 @@ const VALIDATION_BATCH: usize = 16;
 
 /// `msl train`
 pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
-    OutputFolder::check(&arguments.output, arguments.overwrite)?;
     arguments.run.check()?;
     let mut settings = RunSettings {
         data: arguments.run.data.absolute()?,
@@ -49,6 +50,9 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     if settings.pretrained.is_some() {
         settings.training = settings.training.for_adapters();
     }
+    settings.training.check()?;
+    settings.check_written()?;
+    let output = OutputFolder::create(&arguments.output, arguments.overwrite, &settings.inputs())?;
     let data = Rows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
         Some(base) => adapted_model(&settings, base, device)?,
@@ -64,19 +68,26 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
         seconds: 0.0,
         best: None,
     };
-    let run = RunFolder::create(
+    let base = settings.pretrained.as_deref();
+    let (run, lock) = RunFolder::create(
         &arguments.output,
-        arguments.overwrite,
+        output,
         &settings,
         task.responses.trie(),
         |folder| {
-            let (base, optimizer) = (settings.pretrained.as_deref(), trainer.optimizer());
-            checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)
+            let optimizer = trainer.optimizer();
+            checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)?;
+            Ok(MadeWith {
+                titles: hash_titles(&task.catalogue),
+                rows: task.hash(),
+                tokenizer: hash_tokenizer(folder)?,
+                weights: base.map(hash_model).transpose()?,
+            })
         },
     )?;
-    let _lock = run.lock()?;
     let training = Training {
         run: &run,
+        lock: &lock,
         model: &model,
         tokenizer: &tokenizer,
         task: &task,
@@ -88,16 +99,20 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
 
 /// `msl resume`
 pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
-    let run = RunFolder::open(&arguments.run)?;
-    let _lock = run.lock()?;
-    run.clean()?;
+    let run = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
+    let lock = run.lock()?;
+    run.clean(&lock)?;
+    let settings = run.settings();
+    run.data()?;
+    let rows = Rows::read(settings)?;
+    run.check_titles(rows.catalogue())?;
     let checkpoint::Checkpoint {
         model,
         tokenizer,
         state,
     } = run.latest(&device.into())?;
-    let settings = run.settings();
-    let task = Rows::read(settings)?.tokenize(&tokenizer)?;
+    let task = rows.tokenize(&tokenizer)?;
+    run.check_rows(&task.hash())?;
     (task.responses)
         .check_same(&run.trie()?)
         .with_context(|| arguments.run.display().to_string())?;
@@ -109,6 +124,7 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
         .with_context(|| folder.display().to_string())?;
     let training = Training {
         run: &run,
+        lock: &lock,
         model: &model,
         tokenizer: &tokenizer,
         task: &task,
@@ -148,6 +164,7 @@ struct Rows {
 
 /// The same in tokens.
 struct Task {
+    catalogue: Catalogue,
     responses: Responses,
     training: Vec<Example>,
     validation: Vec<Example>,
@@ -185,13 +202,14 @@ impl Rows {
         Ok((model, tokenizer))
     }
 
-    fn tokenize(&self, tokenizer: &TextTokenizer) -> Result<Task> {
+    fn tokenize(self, tokenizer: &TextTokenizer) -> Result<Task> {
         let responses = Responses::new(self.catalogue(), tokenizer)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
         Ok(Task {
             training: tokenize(&self.dataset.training)?,
             validation: tokenize(&self.dataset.validation)?,
             responses,
+            catalogue: self.dataset.catalogue,
         })
     }
 
@@ -201,6 +219,11 @@ impl Rows {
 }
 
 impl Task {
+    /// The hash of what is trained on and validated by.
+    fn hash(&self) -> String {
+        hash_rows(&self.training, &self.validation)
+    }
+
     fn trainer<'a>(&'a self, model: &'a Llama, settings: &'a RunSettings) -> Result<Trainer<'a>> {
         let trie = self.responses.trie();
         Trainer::new(model, trie, &settings.loss, &settings.training)
@@ -210,6 +233,7 @@ impl Task {
 /// A run on its way.
 struct Training<'a> {
     run: &'a RunFolder,
+    lock: &'a Lock,
     model: &'a Llama,
     tokenizer: &'a TextTokenizer,
     task: &'a Task,
@@ -229,6 +253,7 @@ impl Training<'_> {
         let steps = schedule.steps();
         let save_every = settings.checkpoints.save_every;
         let save_every = save_every.unwrap_or(schedule.steps_of_an_epoch()).max(1);
+        let mut interrupted = None;
         if !self.has_ended(save_every) {
             let examples = &self.task.training;
             let after = |trainer: &Trainer, mut step: StepMetrics, elapsed: Duration| {
@@ -242,11 +267,12 @@ impl Training<'_> {
                 metrics.write(&step)?;
                 events.write(&step)?;
                 self.metrics.push(step);
-                let interrupted = interrupt.heard();
-                if due || interrupted {
+                self.run.check_there(self.lock)?;
+                interrupted = interrupt.heard();
+                if due || interrupted.is_some() {
                     self.save(trainer)?;
                 }
-                Ok(match interrupted || self.has_ended(save_every) {
+                Ok(match interrupted.is_some() || self.has_ended(save_every) {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
                 })
@@ -259,12 +285,16 @@ impl Training<'_> {
                 after,
             )?;
         }
-        if self.state.step < steps && !self.has_ended(save_every) {
-            bail!(
+        if let Some(signal) = interrupted
+            && self.state.step < steps
+            && !self.has_ended(save_every)
+        {
+            let message = format!(
                 "interrupted after step {} of {steps}, which is saved: go on with msl resume {}",
                 self.state.step,
                 self.run.path().display()
             );
+            return Err(Interrupted { signal, message }.into());
         }
         let temperature = self.state.temperature.value;
         let trained = Trained::of(&self.metrics, temperature, self.state.seconds);
@@ -276,13 +306,7 @@ impl Training<'_> {
         if self.task.validation.is_empty() {
             return Ok(None);
         }
-        let evaluator = Evaluator {
-            trie: self.task.responses.trie(),
-            search: SearchSettings::default(),
-            batch_size: VALIDATION_BATCH,
-            temperature: self.state.temperature.value,
-        };
-        let item_nll = evaluator.mean_item_nll(self.model, &self.task.validation)?;
+        let item_nll = self.item_nll(&self.task.validation)?;
         ensure!(
             item_nll.is_finite(),
             "the item NLL of the validation rows after step {} is {item_nll}: try a lower --learning-rate",
@@ -297,6 +321,16 @@ impl Training<'_> {
         Ok(Some(item_nll))
     }
 
+    fn item_nll(&self, examples: &[Example]) -> Result<f64> {
+        let evaluator = Evaluator {
+            trie: self.task.responses.trie(),
+            search: SearchSettings::default(),
+            batch_size: VALIDATION_BATCH,
+            temperature: self.state.temperature.value,
+        };
+        evaluator.mean_item_nll(self.model, examples)
+    }
+
     /// Whether patience has come to its end.
     fn has_ended(&self, save_every: usize) -> bool {
         match (self.run.settings().checkpoints.patience, self.state.best) {
@@ -307,9 +341,19 @@ impl Training<'_> {
         }
     }
 
+    /// Saves a checkpoint, unless its model has diverged: then the last one stays. A gradient may be finite and the step
+    /// along it too long, which shows in the weights or in what the model makes of a row.
     fn save(&self, trainer: &Trainer) -> Result<()> {
+        let item_nll = self.item_nll(&self.task.training[..1])?;
+        ensure!(
+            item_nll.is_finite() && trainer.weights_are_finite()?,
+            "the model has diverged in step {}, and its weights or its scores are not finite any more: try a lower \
+             --learning-rate. The checkpoint before it is left in {}",
+            self.state.step,
+            self.run.path().display()
+        );
         let best = self.state.best.map(|best| best.step);
-        self.run.save(self.state.step, best, |folder| {
+        self.run.save(self.lock, self.state.step, best, |folder| {
             let optimizer = trainer.optimizer();
             let base = self.run.settings().pretrained.as_deref();
             checkpoint::save(
@@ -359,9 +403,11 @@ fn report(run: &Path, trained: &Trained, best: Option<Best>, json: bool) -> Resu
         format!("{:.1}", trained.seconds),
         format!("{:.0}", trained.rows_per_second),
     ]);
-    println!("{table}");
-    if let Some(Best { step, item_nll }) = best {
-        println!("Best on the validation rows: step {step}, item NLL {item_nll:.3}.");
+    print(&table)?;
+    match best {
+        Some(Best { step, item_nll }) => print(format_args!(
+            "Best on the validation rows: step {step}, item NLL {item_nll:.3}."
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }

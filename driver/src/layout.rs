@@ -99,6 +99,13 @@ fn is_of_merged_model(name: &str) -> bool {
     files.contains(&name)
 }
 
+/// The files and folders of a run, of what is in its folder.
+pub fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = entries(folder)?;
+    paths.retain(|path| is_of_run(&path.file_name().unwrap_or_default().to_string_lossy()));
+    Ok(paths)
+}
+
 /// A folder that msl wrote.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

@@ -152,8 +152,8 @@ mod tests {
             target: 0,
         };
         let (a, b) = (row(&[1, 2], &[3]), row(&[1], &[2, 3]));
-        let hash = hash_rows(&[a.clone()], &[]);
-        assert_eq!(hash, hash_rows(&[a.clone()], &[]));
+        let hash = hash_rows(std::slice::from_ref(&a), &[]);
+        assert_eq!(hash, hash_rows(std::slice::from_ref(&a), &[]));
         for (training, validation) in [
             (vec![b.clone()], vec![]),
             (vec![], vec![a.clone()]),

@@ -41,8 +41,10 @@ pub struct StepMetrics {
     /// Padding that it read with them.
     pub padding: usize,
     /// The learning rate.
+    #[serde(deserialize_with = "number_or_null")]
     pub learning_rate: f64,
     /// Tokens that the model read, by the seconds of the step.
+    #[serde(deserialize_with = "number_or_null")]
     pub tokens_per_second: f64,
     /// The mean item NLL of the validation rows, where it was taken after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]

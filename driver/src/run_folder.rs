@@ -94,10 +94,14 @@ impl RunFolder {
     pub fn moved(mut self, data: Option<&Path>, model: Option<&Path>) -> Result<Self> {
         if let Some(folder) = data {
             let arguments = &mut self.settings.data;
-            let train = arguments.train.as_ref().and_then(|file| file.file_name());
-            arguments.train = train
-                .map(|name| folder.join(name))
-                .filter(|file| file.exists());
+            // The training rows have moved with the rest, unless they never were there.
+            if let Some(train) = &arguments.train {
+                let now = match train.strip_prefix(&arguments.data) {
+                    Ok(name) => folder.join(name),
+                    Err(_) => train.clone(),
+                };
+                arguments.train = now.exists().then_some(now);
+            }
             arguments.data = folder.to_owned();
             *arguments = arguments.absolute()?;
         }

@@ -1,8 +1,12 @@
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use candle_trie::Found;
+use same_file::is_same_file;
 use serde::Serialize;
 
 use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun};
@@ -183,20 +187,35 @@ impl<'a> Outputs<'a> {
             check_apart(option, file, &inputs)?;
             OutputFile::create(file)
         };
+        let (ranks, lists) = (&arguments.ranks, &arguments.lists);
+        ensure!(
+            ranks.is_none() || ranks != lists,
+            "--ranks and --lists name the same file"
+        );
+        let lists = lists
+            .as_deref()
+            .map(|file| named("--lists", file))
+            .transpose()?;
         let run = &arguments.run;
-        let lists = arguments.lists.as_deref();
-        let lists = lists.map(|file| named("--lists", file)).transpose()?;
-        Ok(match &arguments.ranks {
-            Some(file) => Self {
+        let own = run.join(RANKS_FILE);
+        // By whatever name, these ranks belong to the table beside them.
+        let elsewhere = |file: &&PathBuf| !is_same_file(file, &own).unwrap_or(false);
+        if let Some(file) = ranks.as_ref().filter(elsewhere) {
+            return Ok(Self {
                 ranks: named("--ranks", file)?,
                 lists,
                 run: None,
-            },
-            None => Self {
-                ranks: OutputFile::create(&run.join(RANKS_FILE))?,
-                lists,
-                run: Some((run, OutputFile::create(&run.join(EVALUATION_FILE))?)),
-            },
+            });
+        }
+        let within = |file: &str| {
+            OutputFile::create(&run.join(file)).context(
+                "to keep the evaluation out of the folder of the run, name a file with --ranks",
+            )
+        };
+        Ok(Self {
+            ranks: within(RANKS_FILE)?,
+            lists,
+            run: Some((run, within(EVALUATION_FILE)?)),
         })
     }
 

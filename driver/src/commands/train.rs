@@ -270,7 +270,7 @@ impl Training<'_> {
                 self.run.check_there(self.lock)?;
                 interrupted = interrupt.heard();
                 if due || interrupted.is_some() {
-                    self.save(trainer)?;
+                    self.save(trainer, due)?;
                 }
                 Ok(match interrupted.is_some() || self.has_ended(save_every) {
                     true => ControlFlow::Break(()),
@@ -342,13 +342,18 @@ impl Training<'_> {
     }
 
     /// Saves a checkpoint, unless its model has diverged: then the last one stays. A gradient may be finite and the step
-    /// along it too long, which shows in the weights or in what the model makes of a row.
-    fn save(&self, trainer: &Trainer) -> Result<()> {
-        let item_nll = self.item_nll(&self.task.training[..1])?;
+    /// along it too long, which shows in the weights or in the scores of some rows: of the validation rows, if `validated`
+    /// says that there was a look at them, else of the first that are trained on.
+    fn save(&self, trainer: &Trainer, validated: bool) -> Result<()> {
+        let rows = match validated && !self.task.validation.is_empty() {
+            true => 0,
+            false => self.task.training.len().min(VALIDATION_BATCH),
+        };
+        let item_nll = self.item_nll(&self.task.training[..rows])?;
         ensure!(
             item_nll.is_finite() && trainer.weights_are_finite()?,
-            "the model has diverged in step {}, and its weights or its scores are not finite any more: try a lower \
-             --learning-rate. The checkpoint before it is left in {}",
+            "the model has diverged by step {}: its weights or its scores are not finite any more. Try a lower \
+             --learning-rate; the checkpoint before it is left in {}",
             self.state.step,
             self.run.path().display()
         );

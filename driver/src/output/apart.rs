@@ -6,7 +6,11 @@ use std::{
 use anyhow::{Result, ensure};
 use same_file::is_same_file;
 
-use crate::layout::entries;
+use crate::{
+    layout::entries,
+    paper_format::{TEST_FILE, TITLES_FILE},
+    pretrained::{CONFIG_FILE, TOKENIZER_FILE},
+};
 
 /// Fails where an output that is there already would take the place of something that is read: it is the same file or
 /// folder, or one that holds it, by whatever name.
@@ -31,10 +35,25 @@ pub fn check_apart(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> 
     Ok(())
 }
 
-/// A path and, where it is that of a folder, what is in it, for some of that may lie elsewhere.
+/// A path and, where it is that of a folder of data or of a model, the files that are read there. Others may lie beside
+/// them, such as what is written.
 fn with_entries(path: &Path) -> Vec<PathBuf> {
-    let mut paths = entries(path).unwrap_or_default();
-    paths.push(path.to_owned());
+    let is_read = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let ends = |ending: &str| name.ends_with(ending);
+        [".inter", ".item", ".safetensors", ".gguf"]
+            .into_iter()
+            .any(ends)
+            || [TITLES_FILE, TEST_FILE, CONFIG_FILE, TOKENIZER_FILE].contains(&&*name)
+            || name.starts_with("train") && ends(".csv")
+    };
+    let mut paths = vec![path.to_owned()];
+    paths.extend(
+        entries(path)
+            .unwrap_or_default()
+            .into_iter()
+            .filter(is_read),
+    );
     paths
 }
 
@@ -49,10 +68,10 @@ mod tests {
         let at = |path: &str| folder.path().join(path);
         fs::create_dir_all(at("project/data")).unwrap();
         fs::create_dir_all(at("elsewhere/blobs")).unwrap();
-        fs::write(at("elsewhere/blobs/weights"), "").unwrap();
+        fs::write(at("elsewhere/blobs/weights.safetensors"), "").unwrap();
         std::os::unix::fs::symlink(at("project"), at("link")).unwrap();
-        let linked = at("project/data/weights");
-        std::os::unix::fs::symlink(at("elsewhere/blobs/weights"), linked).unwrap();
+        let linked = at("project/data/model.safetensors");
+        std::os::unix::fs::symlink(at("elsewhere/blobs/weights.safetensors"), linked).unwrap();
         let data = at("project/data");
         let check = |output: &str| check_apart("--output", &at(output), &[&data]);
         for output in [
@@ -63,13 +82,19 @@ mod tests {
             "link/data",
             "project/data/../../link/",
             "elsewhere",
-            "elsewhere/blobs/weights",
+            "elsewhere/blobs/weights.safetensors",
         ] {
             assert!(check(output).is_err(), "{output}");
         }
         fs::create_dir(at("project/data/run")).unwrap();
         fs::create_dir(at("project/data2")).unwrap();
-        for output in ["project/data/run", "project/data2", "nowhere"] {
+        fs::write(at("project/data/lists.jsonl"), "").unwrap();
+        for output in [
+            "project/data/run",
+            "project/data/lists.jsonl",
+            "project/data2",
+            "nowhere",
+        ] {
             check(output).unwrap();
         }
     }

@@ -6,4 +6,6 @@ mod devices;
 mod end_to_end;
 mod pretrained_models;
 mod report;
+mod run_folders;
+mod run_inputs;
 mod running;

@@ -51,7 +51,9 @@ impl Lock {
     pub fn is_in(&self, folder: &Path) -> Result<bool> {
         let own = (self.file.try_clone().and_then(Handle::from_file))
             .with_context(|| format!("cannot look at {}", self.path.display()))?;
-        Ok(Handle::from_path(folder.join(LOCK_FILE)).is_ok_and(|found| found == own))
+        let path = folder.join(LOCK_FILE);
+        let is_file = fs::symlink_metadata(&path).is_ok_and(|there| there.is_file());
+        Ok(is_file && Handle::from_path(path).is_ok_and(|found| found == own))
     }
 
     /// Gives the lock up, and removes its file from where its folder is now.

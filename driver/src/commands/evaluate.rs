@@ -6,7 +6,6 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use candle_trie::Found;
-use same_file::is_same_file;
 use serde::Serialize;
 
 use super::{ERRORS_NOTE, baselines, examples, opened_run::OpenedRun};
@@ -18,7 +17,7 @@ use crate::{
     dataset::sample,
     decoding::{Decoding, keep_earlier},
     evaluate::{Evaluation, Evaluator},
-    output::{OutputFile, check_apart},
+    output::{OutputFile, check_apart, is_same},
     paper_format,
     precision::Place,
     random::{Purpose, random},
@@ -199,7 +198,7 @@ impl<'a> Outputs<'a> {
         let run = &arguments.run;
         let own = run.join(RANKS_FILE);
         // By whatever name, these ranks belong to the table beside them.
-        let elsewhere = |file: &&PathBuf| !is_same_file(file, &own).unwrap_or(false);
+        let elsewhere = |file: &&PathBuf| !is_same(file, &own);
         if let Some(file) = ranks.as_ref().filter(elsewhere) {
             return Ok(Self {
                 ranks: named("--ranks", file)?,

@@ -24,15 +24,19 @@ pub fn check_apart(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> 
             continue;
         };
         ensure!(
-            !real
-                .ancestors()
-                .any(|place| is_same_file(place, output).unwrap_or(false)),
+            !real.ancestors().any(|place| is_same(place, output)),
             "{option} {} would replace {}, which is read: name another",
             output.display(),
             input.display()
         );
     }
     Ok(())
+}
+
+/// Whether two paths are of one file or folder. A pipe or a device is none: to look at it is to wait for it.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    let is_plain = |path| fs::metadata(path).is_ok_and(|there| there.is_file() || there.is_dir());
+    is_plain(one) && is_plain(other) && is_same_file(one, other).unwrap_or(false)
 }
 
 /// A path and, where it is that of a folder of data or of a model, the files that are read there. Others may lie beside

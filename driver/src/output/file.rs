@@ -4,7 +4,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tempfile::{NamedTempFile, TempPath};
 
 use super::parent;
@@ -99,6 +99,13 @@ pub fn begin_beside(target: &Path) -> io::Result<NamedTempFile> {
 
 /// Where a file is to be, behind all links, and what it may be read by, if it is there.
 fn target(path: &Path) -> Result<(PathBuf, Option<Permissions>)> {
+    let folder = parent(path);
+    ensure!(
+        folder.is_dir(),
+        "cannot write {}: there is no folder {}",
+        path.display(),
+        folder.display()
+    );
     let there = match fs::metadata(path) {
         Ok(there) => there,
         Err(error) if error.kind() == ErrorKind::NotFound && !path.is_symlink() => {

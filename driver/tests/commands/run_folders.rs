@@ -81,6 +81,20 @@ fn a_report_and_files_of_an_evaluation_take_the_place_of_nothing_that_is_read() 
     let folder = with_run();
     let folder = folder.path();
     let before = fs::read(folder.join("test.csv")).unwrap();
+    #[cfg(unix)]
+    {
+        let made = Command::new("mkfifo").arg(folder.join("pipe")).status();
+        assert!(made.unwrap().success());
+        // Not waited for.
+        for option in ["--ranks", "--lists"] {
+            let refused = msl(folder, &["evaluate", "run", option, "pipe"]);
+            assert!(
+                errors(&refused).contains("it is a pipe"),
+                "{}",
+                errors(&refused)
+            );
+        }
+    }
     for command in [
         &["evaluate", "run", "--ranks", "test.csv"][..],
         &["evaluate", "run", "--lists", "run/training.json"],

@@ -96,7 +96,18 @@ pub fn load_with_base(
     precision: Precision,
     device: &Device,
 ) -> Result<Llama> {
-    let (mut model, _) = Pretrained::open(&base(folder)?, end_token)?.read(precision, device)?;
+    load_onto(folder, &base(folder)?, end_token, precision, device)
+}
+
+/// As [`load_with_base`], with the model at `base`, wherever the folder says that it is.
+pub fn load_onto(
+    folder: &Path,
+    base: &Path,
+    end_token: Option<&str>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Llama> {
+    let (mut model, _) = Pretrained::open(base, end_token)?.read(precision, device)?;
     load(folder, &mut model)?;
     Ok(model)
 }

@@ -5,14 +5,16 @@ mod run_settings;
 
 use std::path::PathBuf;
 
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
     dataset::{DataArguments, Split},
     device::DeviceChoice,
     precision::Precision,
+    run_folder::RunFolder,
     search::{SearchKind, SearchSettings},
-    settings::parse_eta,
+    settings::{finite, parse_eta},
 };
 
 pub use run_settings::{PromptArguments, RunSettings, TokenizerArguments};
@@ -95,7 +97,7 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is there
+    /// Replace the output folder if it is there: that of a run which nobody trains, or of a merged model
     #[arg(long)]
     pub overwrite: bool,
 
@@ -167,6 +169,25 @@ impl InspectArguments {
     }
 }
 
+/// Where the things are that a run was made with, if they have moved.
+#[derive(Args)]
+pub struct Moved {
+    /// The folder of the catalogue and its users [default: that of training]
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+
+    /// The pretrained model that the adapters belong to [default: that of training]
+    #[arg(long, value_name = "FOLDER|FILE.gguf")]
+    pub model: Option<PathBuf>,
+}
+
+impl Moved {
+    /// A run with what it was made with where it is now.
+    pub fn apply(&self, run: RunFolder) -> Result<RunFolder> {
+        run.moved(self.data.as_deref(), self.model.as_deref())
+    }
+}
+
 /// Options of `msl resume`.
 #[derive(Args)]
 #[command(after_help = RESUME_EXAMPLES)]
@@ -174,6 +195,10 @@ pub struct ResumeArguments {
     /// The folder of a run that was interrupted
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
+
+    /// What has moved.
+    #[command(flatten)]
+    pub moved: Moved,
 
     /// Print one JSON object instead of the table
     #[arg(long)]
@@ -187,7 +212,8 @@ pub struct MergeArguments {
     #[arg(value_name = "RUN|ADAPTER")]
     pub adapter: PathBuf,
 
-    /// The model that the adapters belong to [default: the one that adapter_config.json names]
+    /// The model that the adapters belong to [default: that of the run's training, or the one that adapter_config.json
+    /// names]
     #[arg(long, value_name = "FOLDER|FILE.gguf")]
     pub model: Option<PathBuf>,
 
@@ -208,7 +234,7 @@ pub struct MergeArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is there
+    /// Replace the output folder if it is there: that of a run which nobody trains, or of a merged model
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -225,9 +251,9 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
-    /// The folder of the catalogue and its users [default: that of training]
-    #[arg(long, value_name = "FOLDER")]
-    pub data: Option<PathBuf>,
+    /// What has moved.
+    #[command(flatten)]
+    pub moved: Moved,
 
     /// Which rows to evaluate on
     #[arg(long, value_enum, default_value = "test")]
@@ -242,7 +268,8 @@ pub struct EvaluateArguments {
     pub samples: Option<usize>,
 
     /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run, with
-    /// the table in evaluation.json beside it, where msl report finds them]
+    /// the table in evaluation.json beside it, where msl report finds them; those of an evaluation that was decoded in
+    /// another way are kept as ranks-1.csv and evaluation-1.json]
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
@@ -259,7 +286,7 @@ pub struct EvaluateArguments {
     pub batch_size: usize,
 
     /// The temperature of the softmax [default: that of training]
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
     /// The type that the model is held and computed in [default: that of training]
@@ -303,8 +330,12 @@ pub struct RecommendArguments {
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
+    /// What has moved.
+    #[command(flatten)]
+    pub moved: Moved,
+
     /// The temperature of the softmax [default: that of training]
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
     /// Print one JSON object instead of the table

@@ -45,6 +45,13 @@ pub struct Best {
     pub item_nll: f64,
 }
 
+impl TrainingState {
+    /// Reads that of a checkpoint's folder.
+    pub fn read(folder: &Path) -> Result<Self> {
+        read_json(&folder.join(STATE_FILE))
+    }
+}
+
 /// A checkpoint that was read.
 pub struct Checkpoint {
     /// The model.
@@ -78,10 +85,11 @@ pub fn save(
 
 impl Checkpoint {
     /// Reads a checkpoint; parts that do not fit together are an error. `arguments` say how its tokenizer was used in
-    /// training.
+    /// training, and `base` is where the pretrained model is, if it has adapters.
     pub fn load(
         folder: &Path,
         arguments: &TokenizerArguments,
+        base: Option<&Path>,
         precision: Precision,
         device: &Device,
     ) -> Result<Self> {
@@ -94,9 +102,9 @@ impl Checkpoint {
         }
         let tokenizer =
             (tokenizer.for_rows(config.vocab_size)).with_context(|| path.display().to_string())?;
-        let model = match adapter::is_in(folder) {
-            true => adapter::load_with_base(folder, end_token, precision, device)?,
-            false => {
+        let model = match base {
+            Some(base) => adapter::load_onto(folder, base, end_token, precision, device)?,
+            None => {
                 let weights = SafetensorsWeights::open(&[folder.join(WEIGHTS_FILE)], model_name)?;
                 eprintln!("model: {}", weights.described());
                 let dtype = precision.dtype(DType::F32, device)?;
@@ -107,7 +115,7 @@ impl Checkpoint {
         Ok(Self {
             model,
             tokenizer,
-            state: read_json(&folder.join(STATE_FILE))?,
+            state: TrainingState::read(folder)?,
         })
     }
 }

@@ -5,7 +5,8 @@ use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    console::{print_json, table},
+    console::{print, print_json, table},
+    decoding::Decoding,
     ranking::{Estimate, Measures, Pruned, UserResult, common_cutoff, pruned_name},
     targets::{ByOccurrence, Targets},
     training_run::Trained,
@@ -102,6 +103,9 @@ pub struct Comparison {
     /// How many of their targets occur in training rows.
     #[serde(default)]
     pub targets: ByOccurrence<usize>,
+    /// How they were decoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decoding: Option<Decoding>,
     /// The results.
     pub rows: Vec<Line>,
     /// What a reader should know.
@@ -114,12 +118,12 @@ impl Comparison {
         if json {
             return print_json(self);
         }
-        println!("{}", self.table());
+        print(self.table())?;
         if self.targets.named().iter().all(|(_, users)| **users > 0) {
-            println!("{}", self.table_by_target());
+            print(self.table_by_target())?;
         }
         for note in &self.notes {
-            println!("{note}");
+            print(note)?;
         }
         Ok(())
     }

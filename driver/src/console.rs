@@ -1,14 +1,46 @@
-//! What a command prints at its end: a table, or one JSON object.
+//! What a command prints: at its end a table, or one JSON object, on standard output; on its way notes on standard error.
 
-use anyhow::Result;
+use std::{
+    error::Error,
+    fmt,
+    io::{self, ErrorKind, Write},
+};
+
+use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::UTF8_BORDERS_ONLY};
 use serde::Serialize;
 
+/// Prints a line on standard output.
+pub fn print(text: impl fmt::Display) -> Result<()> {
+    let mut output = io::stdout().lock();
+    let printed = writeln!(output, "{text}").and_then(|()| output.flush());
+    match printed {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(OutputClosed.into()),
+        printed => printed.context("cannot write to standard output"),
+    }
+}
+
 /// Prints a value as one JSON object.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
-    println!("{}", serde_json::to_string(value)?);
-    Ok(())
+    print(serde_json::to_string(value)?)
 }
+
+/// Notes a line on standard error, for whoever is there to read it: a training goes on where nobody is.
+pub fn note(text: fmt::Arguments) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}
+
+/// Whoever read standard output has seen enough, as `head` does. It is no failure.
+#[derive(Debug)]
+pub struct OutputClosed;
+
+impl fmt::Display for OutputClosed {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("standard output is closed")
+    }
+}
+
+impl Error for OutputClosed {}
 
 /// An empty table whose first column names the rows.
 pub fn table(header: &[&str]) -> Table {

@@ -1,17 +1,17 @@
 //! TensorBoard's event files: the same numbers as in `metrics.jsonl`, to be watched in a browser.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 use syntaxdot_summary::SummaryWriter;
 
-use crate::metrics::StepMetrics;
+use crate::{metrics::StepMetrics, output::begin_beside};
 
-/// Any file with `tfevents` in its name is looked at.
-const NAME: &str = "events.out.tfevents.msl";
+/// The file's name in the folder of a run: any with `tfevents` in its name is looked at.
+pub const EVENTS_FILE: &str = "events.out.tfevents.msl";
 
 /// The event file of a run.
 pub struct EventsFile {
@@ -22,18 +22,17 @@ pub struct EventsFile {
 impl EventsFile {
     /// Begins the file of a folder with the steps that were taken before.
     pub fn create(folder: &Path, earlier: &[StepMetrics]) -> Result<Self> {
-        let path = folder.join(NAME);
+        let path = folder.join(EVENTS_FILE);
         let cannot = || format!("cannot write {}", path.display());
-        let partial = folder.join(format!(".{NAME}"));
-        let writer = File::create(&partial)
-            .and_then(SummaryWriter::new)
-            .with_context(cannot)?;
+        // Begun beside its place: what was there is replaced by a file that has the earlier steps.
+        let (file, partial) = begin_beside(&path).with_context(cannot)?.into_parts();
+        let writer = SummaryWriter::new(file).with_context(cannot)?;
         let mut events = Self {
             path: path.clone(),
             writer,
         };
         earlier.iter().try_for_each(|step| events.write(step))?;
-        fs::rename(&partial, &path).with_context(cannot)?;
+        partial.persist(&path).with_context(cannot)?;
         Ok(events)
     }
 

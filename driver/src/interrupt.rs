@@ -1,8 +1,12 @@
-//! Ctrl-C: the step in hand is finished and saved.
+//! Ctrl-C, and what else asks a program to end: the step in hand is finished and saved.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    error::Error,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -11,27 +15,89 @@ use signal_hook::{
     flag,
 };
 
-/// What a shell expects of a program that was ended by Ctrl-C.
-const INTERRUPTED: i32 = 130;
-
 /// Whether somebody wants the program to end.
-pub struct Interrupt(Arc<AtomicBool>);
+pub struct Interrupt {
+    heard: Arc<AtomicBool>,
+    signal: Arc<AtomicUsize>,
+}
 
 impl Interrupt {
-    /// Listens for Ctrl-C and for a request to terminate. The second one ends the program at once.
+    /// Listens for Ctrl-C, for a request to terminate and for a terminal that is closed. The second of them ends the
+    /// program at once.
     pub fn listen() -> Result<Self> {
-        let heard = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
+        let (heard, by) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        for signal in signals() {
             // In this order the first signal finds nothing heard yet, and the second one something.
-            flag::register_conditional_shutdown(signal, INTERRUPTED, heard.clone())
+            flag::register_conditional_shutdown(signal, status(signal), heard.clone())
+                .and_then(|_| flag::register_usize(signal, by.clone(), signal as usize))
                 .and_then(|_| flag::register(signal, heard.clone()))
                 .context("cannot listen for Ctrl-C")?;
         }
-        Ok(Self(heard))
+        Ok(Self { heard, signal: by })
     }
 
-    /// Whether it was heard.
-    pub fn heard(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+    /// The signal that was heard.
+    pub fn heard(&self) -> Option<i32> {
+        let heard = self.heard.load(Ordering::SeqCst);
+        heard.then(|| self.signal.load(Ordering::SeqCst) as i32)
     }
 }
+
+/// What a shell expects of a program that a signal has ended.
+fn status(signal: i32) -> i32 {
+    128 + signal
+}
+
+#[cfg(unix)]
+fn signals() -> Vec<i32> {
+    use signal_hook::consts::SIGHUP;
+    // A run that was started with nohup goes on when its terminal is closed.
+    match is_ignored(SIGHUP) {
+        true => vec![SIGINT, SIGTERM],
+        false => vec![SIGINT, SIGTERM, SIGHUP],
+    }
+}
+
+#[cfg(not(unix))]
+fn signals() -> Vec<i32> {
+    vec![SIGINT, SIGTERM]
+}
+
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only writes the present one to where the second pointer leads, which is
+    // large enough for it; a value of zeros is one, too, if the call fails.
+    let action = unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr());
+        action.assume_init()
+    };
+    action.sa_sigaction == libc::SIG_IGN
+}
+
+/// A command that was interrupted and has saved what it had.
+#[derive(Debug)]
+pub struct Interrupted {
+    /// The signal.
+    pub signal: i32,
+    /// What was saved, and how to go on.
+    pub message: String,
+}
+
+impl Interrupted {
+    /// The status to exit with.
+    pub fn status(&self) -> u8 {
+        u8::try_from(status(self.signal)).unwrap_or(1)
+    }
+}
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(&self.message)
+    }
+}
+
+impl Error for Interrupted {}

@@ -1,6 +1,16 @@
 //! The parts of `msl`: data, prompts, a small Llama-style model, training and evaluation with the losses of
 //! `candle-trie`.
 
+// Prints with `console::print`, which is no panic where standard output is closed or full.
+#![deny(clippy::print_stdout)]
+
+/// As that of the standard library, which ends the program where standard error is closed.
+macro_rules! eprintln {
+    ($($argument:tt)*) => {
+        $crate::console::note(format_args!($($argument)*))
+    };
+}
+
 pub mod adapter;
 pub mod arguments;
 pub mod baselines;
@@ -14,6 +24,7 @@ pub mod console;
 pub mod data_files;
 pub mod data_report;
 pub mod dataset;
+pub mod decoding;
 pub mod device;
 pub mod evaluate;
 pub mod events;
@@ -21,6 +32,9 @@ pub mod gradients;
 pub mod input;
 pub mod interrupt;
 pub mod json;
+pub mod layout;
+pub mod lock;
+pub mod made_with;
 pub mod metrics;
 pub mod model;
 pub mod optimizer;

@@ -1,9 +1,14 @@
 //! `msl`: tune and evaluate a language model as a recommender with the masked softmax loss.
 
-use std::process::ExitCode;
+use std::{io::ErrorKind, process::ExitCode};
 
 use clap::Parser;
-use msl::{arguments::Arguments, commands, console::shown};
+use msl::{
+    arguments::Arguments,
+    commands,
+    console::{OutputClosed, note, shown},
+    interrupt::Interrupted,
+};
 
 /// A training step makes and drops the same large tensors again and again. The system's allocator gives such memory
 /// back each time, and every page of it is then faulted in anew.
@@ -12,14 +17,29 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     keep_candle_from_spinning();
-    match commands::run(&Arguments::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let error = format!("{error:#}");
-            let lines: Vec<String> = error.lines().map(shown).collect();
-            eprintln!("error: {}", lines.join("\n"));
-            ExitCode::FAILURE
-        }
+    match Arguments::try_parse() {
+        Ok(arguments) => ended(commands::run(&arguments)),
+        Err(usage) => match usage.print() {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
+            _ => ExitCode::from(usage.exit_code() as u8),
+        },
+    }
+}
+
+/// The status of a command that came to an end.
+fn ended(result: anyhow::Result<()>) -> ExitCode {
+    let Err(error) = result else {
+        return ExitCode::SUCCESS;
+    };
+    if error.is::<OutputClosed>() {
+        return ExitCode::SUCCESS;
+    }
+    let text = format!("{error:#}");
+    let lines: Vec<String> = text.lines().map(shown).collect();
+    note(format_args!("error: {}", lines.join("\n")));
+    match error.downcast_ref::<Interrupted>() {
+        Some(interrupted) => ExitCode::from(interrupted.status()),
+        None => ExitCode::FAILURE,
     }
 }
 

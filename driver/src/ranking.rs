@@ -188,7 +188,11 @@ impl Serialize for Measures {
 /// Of what was serialized so, and nothing else.
 impl<'de> Deserialize<'de> for Measures {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let values = BTreeMap::<String, f64>::deserialize(deserializer)?;
+        // JSON has no NaN, which a model that diverged scores with: it is written as null.
+        let values = BTreeMap::<String, Option<f64>>::deserialize(deserializer)?;
+        let values: BTreeMap<String, f64> = (values.into_iter())
+            .map(|(name, value)| (name, value.unwrap_or(f64::NAN)))
+            .collect();
         let estimate = |name: &str| {
             let name = key(name);
             Some(Estimate {
@@ -304,6 +308,9 @@ mod tests {
             }
         }
         assert!(serde_json::from_str::<Measures>(r#"{"hr@1": 0.5}"#).is_err());
+        let diverged = r#"{"hr@1": 0.5, "item_nll": null, "item_nll_error": null}"#;
+        let diverged: Measures = serde_json::from_str(diverged).unwrap();
+        assert!(diverged.item_nll.mean.is_nan() && diverged.hit_rate[0].1.mean == 0.5);
     }
 
     #[test]

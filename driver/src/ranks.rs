@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{
     catalogue::{Catalogue, Interaction},
+    output::OutputFile,
     ranking::UserResult,
 };
 
@@ -51,13 +52,14 @@ impl RankedUser {
 
 /// Writes a CSV file of one line for each user.
 pub fn write_ranks(
-    path: &Path,
+    mut output: OutputFile,
     catalogue: &Catalogue,
     rows: &[Interaction],
     users: &[UserResult],
 ) -> Result<()> {
+    let path = output.path().to_owned();
     let cannot = || format!("cannot write {}", path.display());
-    let mut file = csv::Writer::from_path(path).with_context(cannot)?;
+    let mut file = csv::Writer::from_writer(&mut output);
     for (row, user) in rows.iter().zip(users) {
         file.serialize(RankedUser {
             user_id: row.user.clone(),
@@ -69,7 +71,9 @@ pub fn write_ranks(
         })
         .with_context(cannot)?;
     }
-    file.flush().with_context(cannot)
+    file.flush().with_context(cannot)?;
+    drop(file);
+    output.finish()
 }
 
 /// Reads such a file.

@@ -6,15 +6,16 @@ use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
 use candle_trie::{BeamSearch, ExactSearch, Expansion, Found, FrozenHead, Normalise, TokenTrie};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     model::{Cache, Llama, Sequence},
+    settings::finite,
     workers::Workers,
 };
 
 /// How the catalogue is searched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum SearchKind {
     /// Beam search, which may drop the beginning of a good title.
@@ -33,7 +34,7 @@ impl fmt::Display for SearchKind {
 }
 
 /// What probabilities are normalised over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NormaliseOver {
     /// The tokens that continue an item: probabilities of items.
@@ -43,7 +44,7 @@ pub enum NormaliseOver {
 }
 
 /// Options of a search.
-#[derive(Args, Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Args, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SearchSettings {
     /// How the catalogue is searched; exact is set beside beam, and says how often that missed an item of the true top, and
     /// how often it pruned the item that came next
@@ -63,7 +64,8 @@ pub struct SearchSettings {
         long,
         default_value_t = 0.0,
         value_name = "PENALTY",
-        allow_negative_numbers = true
+        allow_negative_numbers = true,
+        value_parser = finite
     )]
     pub length_penalty: f64,
 }

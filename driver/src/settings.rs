@@ -63,7 +63,7 @@ pub struct LossSettings {
     pub loss: LossKind,
 
     /// The fixed temperature of lml, msl and bear [default: 1]
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
     /// η: the probability that ats gives the average target [default: 0.25]
@@ -71,15 +71,15 @@ pub struct LossSettings {
     pub eta: Option<f64>,
 
     /// α: how far the temperature of ats moves in a step [default: 0.05]
-    #[arg(long, value_name = "α")]
+    #[arg(long, value_name = "α", value_parser = finite)]
     pub alpha: Option<f64>,
 
     /// The smallest and the largest temperature that ats may aim at [default: 1.5 5]
-    #[arg(long, num_args = 2, value_names = ["MINIMUM", "MAXIMUM"])]
+    #[arg(long, num_args = 2, value_names = ["MINIMUM", "MAXIMUM"], value_parser = finite)]
     pub clamp: Option<Vec<f64>>,
 
     /// The temperature that ats starts from [default: 1.5]
-    #[arg(long, value_name = "τ")]
+    #[arg(long, value_name = "τ", value_parser = finite)]
     pub initial_temperature: Option<f64>,
 
     /// Steps before the temperature of ats begins to move [default: 0]
@@ -102,12 +102,12 @@ pub struct LossSettings {
     pub bear_beams: Option<u32>,
 
     /// λ of bear and bear-ats: how much more than 1 a target can weigh [default: 0.25]
-    #[arg(long, value_name = "λ")]
+    #[arg(long, value_name = "λ", value_parser = finite)]
     #[serde(default)]
     pub bear_lambda: Option<f64>,
 
     /// ξ of bear and bear-ats: over how many nats around the B-th token the weight rises [default: 2.75]
-    #[arg(long, value_name = "ξ")]
+    #[arg(long, value_name = "ξ", value_parser = finite)]
     #[serde(default)]
     pub bear_xi: Option<f64>,
 }
@@ -117,6 +117,15 @@ pub fn parse_eta(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(eta) if eta > 0.0 && eta <= 1.0 => Ok(eta),
         _ => Err("expected a number above 0 and at most 1".into()),
+    }
+}
+
+/// A number as options take it: one that can be written down in JSON and read back.
+pub fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(number) => Err(format!("expected a finite number, not {number}")),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -151,7 +160,7 @@ pub struct TrainingSettings {
 
     /// The highest learning rate [default: 1e-4 for adapters, as in the paper; weights that start from nothing need
     /// more, 3e-3]
-    #[arg(long, value_name = "RATE")]
+    #[arg(long, value_name = "RATE", value_parser = finite)]
     pub learning_rate: Option<f64>,
 
     /// Steps over which the learning rate rises, at most a tenth of all
@@ -163,11 +172,11 @@ pub struct TrainingSettings {
     pub decay: Decay,
 
     /// The share of the learning rate by which every weight shrinks in a step
-    #[arg(long, default_value_t = 0.0, value_name = "SHARE")]
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = finite)]
     pub weight_decay: f64,
 
     /// The largest norm of a gradient; a longer one is shortened to it
-    #[arg(long, default_value_t = 1.0, value_name = "NORM")]
+    #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = finite)]
     pub clip: f64,
 
     /// The seed of everything that is random

@@ -111,6 +111,21 @@ impl<'a> Trainer<'a> {
         Ok(self.loss.temperature()?.state())
     }
 
+    /// Whether all weights that are trained are finite, and so small that their squares are, which norms and attention add
+    /// up.
+    ///
+    /// # Errors
+    /// What candle reports of its transfer from the device.
+    pub fn weights_are_finite(&self) -> Result<bool> {
+        for (_, weight) in self.model.parameters() {
+            let squares = weight.to_dtype(DType::F32)?.sqr()?.sum_all()?;
+            if !squares.to_scalar::<f32>()?.is_finite() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// The optimizer.
     pub fn optimizer(&self) -> &AdamW {
         &self.optimizer

@@ -39,7 +39,8 @@ impl Trained {
         };
         let rows: usize = metrics.iter().map(|step| step.rows).sum();
         Self {
-            steps: metrics.len(),
+            // Lines of the metrics may have been damaged.
+            steps: metrics.last().map_or(0, |step| step.step),
             first_loss: mean(&metrics[..tenth]),
             last_loss: mean(&metrics[metrics.len() - tenth..]),
             temperature,

@@ -9,7 +9,6 @@ use std::{
 };
 
 use candle_core::{DType, Device};
-use candle_trie::TokenTrie;
 use msl::{
     model::{Llama, LlamaConfig},
     pretrained,
@@ -105,8 +104,6 @@ fn result(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
             }
             let content = match name.as_str() {
                 "metrics.jsonl" | "state.json" => without_clock(&path),
-                // Its header lists what it says of itself in any order.
-                "trie.safetensors" => format!("{:?}", TokenTrie::load(&path).unwrap()).into(),
                 _ if name.contains("tfevents") => continue,
                 _ => fs::read(&path).unwrap(),
             };
@@ -236,18 +233,129 @@ fn an_interrupt_finishes_and_saves_the_step_in_hand() {
     let (whole, broken) = (runs.path().join("whole"), runs.path().join("broken"));
     assert!(train(data.path(), &whole).status().unwrap().success());
 
-    let mut child = train(data.path(), &broken).spawn().unwrap();
-    wait_for_step(&mut child, &broken, 2);
-    signal(&child, "-INT");
+    for (name, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+        let mut child = train(data.path(), &broken).spawn().unwrap();
+        wait_for_step(&mut child, &broken, 2);
+        signal(&child, name);
+        let ended = child.wait().unwrap();
+        assert_eq!(ended.code(), Some(status), "{name}");
+        let steps = lines(&broken);
+        assert!((2..STEPS).contains(&steps), "{steps} steps were taken");
+        assert!(broken.join(format!("checkpoint-{steps}")).is_dir());
+        assert!(resume(&broken).status().unwrap().success());
+        assert_same(&broken, &whole);
+        fs::remove_dir_all(&broken).unwrap();
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_run_that_was_started_with_nohup_outlives_its_terminal() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("run");
+    let msl = train(data.path(), &run);
+    let mut nohup = Command::new("nohup");
+    nohup.arg(msl.get_program()).args(msl.get_args());
+    nohup.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut child = nohup.spawn().unwrap();
+    wait_for_step(&mut child, &run, 2);
+    signal(&child, "-HUP");
+    assert!(child.wait().unwrap().success());
+    assert_eq!(lines(&run), STEPS);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_run_that_is_being_trained_is_not_overwritten() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("run");
+    let mut child = train(data.path(), &run).spawn().unwrap();
+    wait_for_step(&mut child, &run, 1);
+    signal(&child, "-STOP");
+    let overwrite = |arguments: &[&str]| {
+        let mut command = train(data.path(), &run);
+        command.args(arguments).status().unwrap()
+    };
+    assert!(!overwrite(&["--overwrite", "--seed", "7"]).success());
+    assert!(!overwrite(&[]).success());
+    signal(&child, "-CONT");
+    assert!(child.wait().unwrap().success());
+    assert_eq!(lines(&run), STEPS);
+    assert!(overwrite(&["--overwrite", "--seed", "7"]).success());
+}
+
+#[test]
+fn of_two_trainings_that_begin_at_once_on_one_folder_one_is_refused() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("run");
+    let seeds = ["1", "2"];
+    let mut children = seeds.map(|seed| {
+        let mut command = train(data.path(), &run);
+        command.args(["--seed", seed]).spawn().unwrap()
+    });
+    let ended = [0, 1].map(|child| children[child].wait().unwrap().success());
+    let [winner] = seeds
+        .iter()
+        .zip(ended)
+        .filter(|(_, ended)| *ended)
+        .collect::<Vec<_>>()[..]
+    else {
+        panic!("{ended:?}");
+    };
+    let alone = runs.path().join("alone");
+    let mut command = train(data.path(), &alone);
     assert!(
-        !child.wait().unwrap().success(),
-        "an interrupted run says so"
+        command
+            .args(["--seed", winner.0])
+            .status()
+            .unwrap()
+            .success()
     );
-    let steps = lines(&broken);
-    assert!((2..STEPS).contains(&steps), "{steps} steps were taken");
-    assert!(broken.join(format!("checkpoint-{steps}")).is_dir());
-    assert!(resume(&broken).status().unwrap().success());
-    assert_same(&broken, &whole);
+    assert_same(&run, &alone);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_folder_that_is_moved_while_it_is_trained_in_is_an_error() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let (run, moved) = (runs.path().join("run"), runs.path().join("moved"));
+    let mut child = train(data.path(), &run).spawn().unwrap();
+    wait_for_step(&mut child, &run, 6);
+    signal(&child, "-STOP");
+    fs::rename(&run, &moved).unwrap();
+    signal(&child, "-CONT");
+    assert!(!child.wait().unwrap().success());
+    assert!(!run.exists(), "nothing is written where the run was");
+    assert!(resume(&moved).status().unwrap().success());
+    assert_eq!(lines(&moved), STEPS);
+}
+
+#[test]
+fn what_a_training_left_that_was_killed_before_its_first_step_is_removed_by_the_next() {
+    let data = data();
+    let runs = tempfile::tempdir().unwrap();
+    let run = runs.path().join("run");
+    let names = || -> Vec<String> {
+        let entries = fs::read_dir(runs.path()).unwrap();
+        let name = |entry: fs::DirEntry| entry.file_name().into_string().unwrap();
+        entries.map(|entry| name(entry.unwrap())).collect()
+    };
+    let mut child = train(data.path(), &run).spawn().unwrap();
+    while names().is_empty() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(5));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let left = names();
+    assert!(left[0].starts_with("run.partial-"), "{left:?}");
+    assert!(train(data.path(), &run).status().unwrap().success());
+    assert_eq!(names(), ["run"]);
 }
 
 #[test]

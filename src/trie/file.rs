@@ -1,10 +1,11 @@
 //! One safetensors file holds a trie. What is read from it is checked before it is believed.
 
-use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, SafeTensors};
 
 use super::{Leaves, TokenTrie};
 use crate::sets::TokenSets;
@@ -23,57 +24,26 @@ impl TokenTrie {
     /// [`Error::Io`] where the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         let (offsets, tokens) = self.raw();
+        let leaves = &self.leaves;
+        // The widest first, so that each begins at a multiple of its own width.
         let arrays = [
-            (
-                "offsets",
-                Dtype::U32,
-                little_endian(offsets, u32::to_le_bytes),
-                offsets.len(),
-            ),
-            (
-                "tokens",
-                Dtype::U32,
-                little_endian(tokens, u32::to_le_bytes),
-                tokens.len(),
-            ),
-            (
-                "leaves",
-                Dtype::U32,
-                little_endian(&self.leaves.nodes, u32::to_le_bytes),
-                self.leaves.nodes.len(),
-            ),
-            (
+            Array::new("items", Dtype::U64, &leaves.items, u64::to_le_bytes),
+            Array::new("offsets", Dtype::U32, offsets, u32::to_le_bytes),
+            Array::new("tokens", Dtype::U32, tokens, u32::to_le_bytes),
+            Array::new("leaves", Dtype::U32, &leaves.nodes, u32::to_le_bytes),
+            Array::new(
                 "item_offsets",
                 Dtype::U32,
-                little_endian(&self.leaves.offsets, u32::to_le_bytes),
-                self.leaves.offsets.len(),
-            ),
-            (
-                "items",
-                Dtype::U64,
-                little_endian(&self.leaves.items, u64::to_le_bytes),
-                self.leaves.items.len(),
+                &leaves.offsets,
+                u32::to_le_bytes,
             ),
         ];
-        let views = arrays
-            .iter()
-            .map(|(name, dtype, bytes, length)| {
-                Ok((*name, TensorView::new(*dtype, vec![*length], bytes)?))
-            })
-            .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-            .map_err(unreadable)?;
-        let metadata = HashMap::from([
-            ("format".to_owned(), FORMAT.to_owned()),
-            ("version".to_owned(), VERSION.to_owned()),
-        ]);
         // Written aside and renamed, so that an interrupted save leaves the file that was there.
         let mut aside = path.as_ref().as_os_str().to_owned();
         aside.push(".partial");
-        serialize_to_file(views, Some(metadata), aside.as_ref()).map_err(|error| match error {
-            safetensors::SafeTensorError::IoError(source) => io_error(path.as_ref(), source),
-            error => unreadable(error),
-        })?;
-        std::fs::rename(&aside, path.as_ref()).map_err(|source| io_error(path.as_ref(), source))
+        write(aside.as_ref(), &arrays)
+            .and_then(|()| std::fs::rename(&aside, path.as_ref()))
+            .map_err(|source| io_error(path.as_ref(), source))
     }
 
     /// Reads a trie that [`save`](Self::save) wrote.
@@ -111,8 +81,58 @@ impl TokenTrie {
     }
 }
 
-fn little_endian<T: Copy, const N: usize>(values: &[T], bytes: fn(T) -> [u8; N]) -> Vec<u8> {
-    values.iter().flat_map(|&value| bytes(value)).collect()
+/// One of the file's arrays.
+struct Array {
+    name: &'static str,
+    dtype: Dtype,
+    length: usize,
+    bytes: Vec<u8>,
+}
+
+impl Array {
+    fn new<T: Copy, const N: usize>(
+        name: &'static str,
+        dtype: Dtype,
+        values: &[T],
+        bytes: fn(T) -> [u8; N],
+    ) -> Self {
+        Self {
+            name,
+            dtype,
+            length: values.len(),
+            bytes: values.iter().flat_map(|&value| bytes(value)).collect(),
+        }
+    }
+}
+
+/// Writes a safetensors file. The format's own crate takes the metadata as a hash map and writes them in its random order,
+/// and the same trie is to give the same bytes.
+fn write(path: &Path, arrays: &[Array]) -> io::Result<()> {
+    let mut header = format!(r#"{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}"}}"#);
+    let mut begin = 0;
+    for array in arrays {
+        let Array {
+            name,
+            dtype,
+            length,
+            bytes,
+        } = array;
+        let end = begin + bytes.len();
+        header += &format!(
+            r#","{name}":{{"dtype":"{dtype:?}","shape":[{length}],"data_offsets":[{begin},{end}]}}"#
+        );
+        begin = end;
+    }
+    header.push('}');
+    // Spaces are allowed at its end: the arrays begin at a multiple of eight bytes.
+    let padded = header.len().next_multiple_of(8);
+    let mut file = BufWriter::new(File::create(path)?);
+    file.write_all(&(padded as u64).to_le_bytes())?;
+    write!(file, "{header:padded$}")?;
+    for array in arrays {
+        file.write_all(&array.bytes)?;
+    }
+    file.into_inner()?.sync_all()
 }
 
 fn read<T, const N: usize>(

@@ -1,6 +1,6 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +93,28 @@ impl RunSettings {
         ensure!(
             self.checkpoints.patience.is_none() || self.data.validation > 0,
             "--patience looks at validation rows: say how many with --validation"
+        );
+        Ok(())
+    }
+
+    /// What is read, by its paths.
+    pub fn inputs(&self) -> Vec<&Path> {
+        let named = [
+            &self.data.train,
+            &self.tokenizer.tokenizer,
+            &self.pretrained,
+        ];
+        let named = named.into_iter().flatten().map(PathBuf::as_path);
+        named.chain([self.data.data.as_path()]).collect()
+    }
+
+    /// Fails where what a run keeps of these would not be read back as they are.
+    pub fn check_written(&self) -> Result<()> {
+        let written = serde_json::to_string(self)
+            .context("a run could not keep these settings in its training.json")?;
+        ensure!(
+            serde_json::from_str::<Self>(&written).ok().as_ref() == Some(self),
+            "a run could not keep these settings: its training.json would be read back as others"
         );
         Ok(())
     }

@@ -90,6 +90,7 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         users: demo.test_examples.len(),
         evaluated_on: None,
         targets: demo.targets.counts(),
+        decoding: None,
         rows,
         notes: vec![
             format!(

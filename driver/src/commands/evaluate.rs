@@ -1,7 +1,6 @@
 use std::{
-    fs::File,
-    io::{BufWriter, Write},
-    path::Path,
+    io::Write,
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,30 +16,34 @@ use crate::{
     checkpoint::Checkpoint,
     comparison::{Comparison, EVALUATION_FILE, Line},
     dataset::sample,
+    decoding::{Decoding, keep_earlier},
     evaluate::{Evaluation, Evaluator},
-    json::write_json,
+    output::{OutputFile, check_apart, is_same},
     precision::Place,
     random::{Purpose, random},
     ranking::Pruned,
     ranks::{RANKS_FILE, write_ranks},
     responses::Example,
+    run_folder::RunFolder,
     search::{SearchKind, SearchSettings},
     targets::Targets,
 };
+
+/// What a reader should know of a model that has diverged.
+const NOT_FINITE: &str = "Some item NLLs are not finite: the model scores with NaN or infinity, as one does whose training \
+                          has diverged. JSON has null in their place.";
 
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     ensure!(arguments.batch_size > 0, "--batch-size is 0");
     arguments.search.check()?;
-    let run = OpenedRun::new(
-        &arguments.run,
-        arguments.checkpoint,
-        arguments.data.as_deref(),
-        &Place {
-            device: device.clone(),
-            precision: arguments.precision,
-        },
-    )?;
+    let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
+    let outputs = Outputs::create(arguments, &folder)?;
+    let place = Place {
+        device: device.clone(),
+        precision: arguments.precision,
+    };
+    let run = OpenedRun::new(folder, arguments.checkpoint, &place)?;
     let (settings, dataset, responses) = (run.folder.settings(), &run.dataset, &run.responses);
     let Checkpoint {
         model,
@@ -114,19 +117,11 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         evaluation = exact;
     }
     rows.push(line);
-    let ranks = match &arguments.ranks {
-        Some(file) => file.clone(),
-        None => arguments.run.join(RANKS_FILE),
-    };
-    write_ranks(&ranks, catalogue, &test, &evaluation.users)?;
-    if let Some(file) = &arguments.lists {
-        write_lists(file, catalogue, &test, &examples, &evaluation)?;
-    }
     notes.push(format!(
         "{} users, {} beams; each user's rank is in {}.",
         test.len(),
         arguments.search.beams,
-        ranks.display()
+        outputs.ranks.path().display()
     ));
     notes.push(targets.counts().sentence());
     if trained.len() < dataset.training.len() {
@@ -136,23 +131,37 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
             dataset.training.len()
         ));
     }
+    if !evaluation
+        .users
+        .iter()
+        .all(|user| user.item_nll.is_finite())
+    {
+        notes.push(NOT_FINITE.into());
+    }
     notes.push(ERRORS_NOTE.into());
+    let decoding = Decoding {
+        step: state.step,
+        search: arguments.search,
+        temperature,
+        dtype: arguments.precision.unwrap_or(settings.precision),
+        data: settings.data.data.clone(),
+        rows: match &arguments.test {
+            Some(file) => file.display().to_string(),
+            None => arguments.split.to_string(),
+        },
+        samples: arguments.samples,
+    };
     let comparison = Comparison {
         command: "evaluate".into(),
         seed,
         users: test.len(),
         targets: targets.counts(),
-        evaluated_on: Some(match &arguments.test {
-            Some(file) => file.display().to_string(),
-            None => arguments.split.to_string(),
-        }),
+        evaluated_on: Some(decoding.rows.clone()),
+        decoding: Some(decoding),
         rows,
         notes,
     };
-    // It belongs to the ranks that are beside it.
-    if arguments.ranks.is_none() {
-        write_json(&arguments.run.join(EVALUATION_FILE), &comparison)?;
-    }
+    outputs.finish(&comparison, catalogue, &test, &examples, &evaluation)?;
     comparison.print(arguments.json)
 }
 
@@ -205,16 +214,97 @@ impl<'a> Listed<'a> {
     }
 }
 
+/// Where an evaluation is written. The files are begun before it: a place that cannot be written is no news for its end.
+struct Outputs<'a> {
+    ranks: OutputFile,
+    lists: Option<OutputFile>,
+    /// The folder of the run and its table, which belongs to the ranks that are beside it.
+    run: Option<(&'a Path, OutputFile)>,
+}
+
+impl<'a> Outputs<'a> {
+    fn create(arguments: &'a EvaluateArguments, folder: &RunFolder) -> Result<Self> {
+        let settings = folder.settings();
+        let data = [
+            Some(settings.data.data.as_path()),
+            settings.pretrained.as_deref(),
+        ];
+        let others = [arguments.test.as_deref(), settings.data.train.as_deref()];
+        let own = folder.trained_files()?;
+        let inputs: Vec<&Path> = (data.into_iter().chain(others).flatten())
+            .chain(own.iter().map(|path| path.as_path()))
+            .collect();
+        let named = |option: &str, file: &Path| {
+            check_apart(option, file, &inputs)?;
+            OutputFile::create(file)
+        };
+        let (ranks, lists) = (&arguments.ranks, &arguments.lists);
+        ensure!(
+            ranks.is_none() || ranks != lists,
+            "--ranks and --lists name the same file"
+        );
+        let lists = lists
+            .as_deref()
+            .map(|file| named("--lists", file))
+            .transpose()?;
+        let run = &arguments.run;
+        let own = run.join(RANKS_FILE);
+        // By whatever name, these ranks belong to the table beside them.
+        let elsewhere = |file: &&PathBuf| !is_same(file, &own);
+        if let Some(file) = ranks.as_ref().filter(elsewhere) {
+            return Ok(Self {
+                ranks: named("--ranks", file)?,
+                lists,
+                run: None,
+            });
+        }
+        let within = |file: &str| {
+            OutputFile::create(&run.join(file)).context(
+                "to keep the evaluation out of the folder of the run, name a file with --ranks",
+            )
+        };
+        Ok(Self {
+            ranks: within(RANKS_FILE)?,
+            lists,
+            run: Some((run, within(EVALUATION_FILE)?)),
+        })
+    }
+
+    fn finish(
+        self,
+        comparison: &Comparison,
+        catalogue: &Catalogue,
+        rows: &[Interaction],
+        examples: &[Example],
+        evaluation: &Evaluation,
+    ) -> Result<()> {
+        if let Some(file) = self.lists {
+            write_lists(file, catalogue, rows, examples, evaluation)?;
+        }
+        if let (Some((run, _)), Some(decoding)) = (&self.run, &comparison.decoding) {
+            keep_earlier(run, decoding)?;
+        }
+        write_ranks(self.ranks, catalogue, rows, &evaluation.users)?;
+        if let Some((_, mut file)) = self.run {
+            let text = serde_json::to_string_pretty(comparison)? + "\n";
+            let written = file.write_all(text.as_bytes());
+            written.with_context(|| format!("cannot write {}", file.path().display()))?;
+            file.finish()?;
+        }
+        Ok(())
+    }
+}
+
 /// Writes one JSON object a line, for each user.
 fn write_lists(
-    path: &Path,
+    mut file: OutputFile,
     catalogue: &Catalogue,
     rows: &[Interaction],
     examples: &[Example],
     evaluation: &Evaluation,
 ) -> Result<()> {
+    let path = file.path().to_owned();
     let cannot = || format!("cannot write {}", path.display());
-    let mut file = BufWriter::new(File::create(path).with_context(cannot)?);
     let users = rows.iter().zip(examples).zip(&evaluation.recommended);
     for ((row, example), recommended) in users {
         let list = UserList {
@@ -228,5 +318,5 @@ fn write_lists(
         serde_json::to_writer(&mut file, &list).with_context(cannot)?;
         file.write_all(b"\n").with_context(cannot)?;
     }
-    file.flush().with_context(cannot)
+    file.finish()
 }

@@ -5,7 +5,7 @@ use super::{open_tokenizer, responses};
 use crate::{
     arguments::InspectArguments,
     catalogue_shape::{AdaptiveVerdict, CatalogueShape},
-    console::{print_json, shown, table},
+    console::{print, print_json, shown, table},
     data_report::LeftOut,
     dataset::Dataset,
     pretrained::Pretrained,
@@ -68,15 +68,12 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     };
     match arguments.json {
         true => print_json(&report),
-        false => {
-            report.print();
-            Ok(())
-        }
+        false => report.print(),
     }
 }
 
 impl Report<'_> {
-    fn print(&self) {
+    fn print(&self) -> Result<()> {
         let shape = self.shape;
         let largest: Vec<String> = (shape.largest_fan_outs.iter())
             .map(usize::to_string)
@@ -114,9 +111,9 @@ impl Report<'_> {
         ] {
             facts.add_row([name.to_owned(), value]);
         }
-        println!("{facts}");
+        print(&facts)?;
         if self.merged_titles.count > 0 {
-            println!("{}", shown(&self.merged_titles.to_string()));
+            print(shown(&self.merged_titles.to_string()))?;
         }
         let mut places = table(&["token of a title", "rows", "tokens to choose from", "unary"]);
         for (place, position) in (1..).zip(&shape.positions).take(PLACES) {
@@ -127,8 +124,8 @@ impl Report<'_> {
                 percent(position.unary_share),
             ]);
         }
-        println!("{places}");
-        println!("{}", self.advice);
+        print(&places)?;
+        print(&self.advice)
     }
 }
 

@@ -1,9 +1,15 @@
+use std::path::{Path, PathBuf};
+
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
+use serde::Serialize;
 
 use crate::{
     adapter,
     arguments::MergeArguments,
+    console::print,
+    json::write_json,
+    layout::MERGED_FILE,
     output::OutputFolder,
     precision::{Place, Precision},
     pretrained,
@@ -11,40 +17,95 @@ use crate::{
     run_folder::RunFolder,
 };
 
+/// What a merged model was made of; by this file, msl knows its folder for one of its own.
+#[derive(Serialize)]
+struct Merged<'a> {
+    adapters: &'a Path,
+    model: &'a Path,
+}
+
 /// `msl merge`
 pub fn merge(arguments: &MergeArguments) -> Result<()> {
-    OutputFolder::check(&arguments.output, arguments.overwrite)?;
+    let source = Source::open(arguments)?;
+    let inputs: Vec<&Path> = [arguments.adapter.as_path()]
+        .into_iter()
+        .chain(source.base())
+        .collect();
+    let output = OutputFolder::create(&arguments.output, arguments.overwrite, &inputs)?;
     let place = Place {
         device: Device::Cpu,
         precision: Some(Precision::F32),
     };
-    let (mut model, tokenizer) = if RunFolder::is_one(&arguments.adapter) {
-        ensure!(
-            arguments.model.is_none() && arguments.end_token.is_none(),
-            "{} is a run, which says itself what --model and --end-token are: to name others, give the folder of one of \
-             its checkpoints",
-            arguments.adapter.display()
-        );
-        let checkpoint = RunFolder::open(&arguments.adapter)?.best(&place)?;
-        (checkpoint.model, checkpoint.tokenizer)
-    } else {
-        let base = match &arguments.model {
-            Some(model) => model.clone(),
-            None => adapter::base(&arguments.adapter)?,
-        };
-        let (mut model, tokenizer) = Pretrained::open(&base, arguments.end_token.as_deref())?
-            .read(Precision::F32, &Device::Cpu)?;
-        adapter::load(&arguments.adapter, &mut model)?;
-        (model, tokenizer)
+    let (mut model, tokenizer) = match &source {
+        Source::Run(run) => {
+            let checkpoint = run.best(&place)?;
+            (checkpoint.model, checkpoint.tokenizer)
+        }
+        Source::Adapters { base, .. } => {
+            let (mut model, tokenizer) = Pretrained::open(base, arguments.end_token.as_deref())?
+                .read(Precision::F32, &place.device)?;
+            adapter::load(&arguments.adapter, &mut model)?;
+            (model, tokenizer)
+        }
     };
     let dtype = match arguments.precision {
         Precision::Stored => None,
         asked => Some(asked.dtype(DType::F32, &Device::Cpu)?),
     };
     let weights = model.merged_weights_in(dtype)?;
-    let output = OutputFolder::create(&arguments.output, arguments.overwrite)?;
     pretrained::save(output.path(), model.config(), &tokenizer, &weights)?;
-    output.finish()?;
-    println!("{}", arguments.output.display());
-    Ok(())
+    let merged = Merged {
+        adapters: &arguments.adapter,
+        model: source.base().unwrap_or(&arguments.adapter),
+    };
+    write_json(&output.path().join(MERGED_FILE), &merged)?;
+    output.finish()?.discard(&arguments.output)?;
+    print(arguments.output.display())
+}
+
+/// Where adapters come from.
+enum Source {
+    /// A run, which knows its model.
+    Run(Box<RunFolder>),
+    /// A folder as PEFT writes it, or that of a checkpoint.
+    Adapters { base: PathBuf },
+}
+
+impl Source {
+    fn open(arguments: &MergeArguments) -> Result<Self> {
+        let folder = &arguments.adapter;
+        let model = arguments.model.as_deref();
+        if RunFolder::is_one(folder) {
+            ensure!(
+                arguments.end_token.is_none(),
+                "{} is a run, which says itself what --end-token is: to name another, give the folder of one of its \
+                 checkpoints",
+                folder.display()
+            );
+            let run = RunFolder::open(folder)?.moved(None, model)?;
+            return Ok(Self::Run(Box::new(run)));
+        }
+        let base = match model {
+            Some(model) => model.to_owned(),
+            None => adapter::base(folder)?,
+        };
+        // A checkpoint that is still in its run belongs to the model of the run.
+        let run = folder.canonicalize().ok();
+        if let Some(run) = run.as_deref().and_then(Path::parent)
+            && RunFolder::is_one(run)
+        {
+            RunFolder::open(run)?
+                .moved(None, Some(&base))?
+                .check_model()?;
+        }
+        Ok(Self::Adapters { base })
+    }
+
+    /// The model that the adapters are added to; none where all of a run's weights were trained.
+    fn base(&self) -> Option<&Path> {
+        match self {
+            Self::Run(run) => run.settings().pretrained.as_deref(),
+            Self::Adapters { base } => Some(base),
+        }
+    }
 }

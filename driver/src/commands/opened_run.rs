@@ -1,5 +1,3 @@
-use std::path::Path;
-
 use anyhow::{Context, Result};
 
 use super::responses;
@@ -17,27 +15,18 @@ pub struct OpenedRun {
 }
 
 impl OpenedRun {
-    /// Opens a run at a step, or where it was best, and the data that it names or those of another folder.
-    pub fn new(
-        path: &Path,
-        step: Option<usize>,
-        data: Option<&Path>,
-        place: &Place,
-    ) -> Result<Self> {
-        let folder = RunFolder::open(path)?;
+    /// Opens a run at a step, or where it was best, and its data.
+    pub fn new(folder: RunFolder, step: Option<usize>, place: &Place) -> Result<Self> {
+        let data = folder.data()?;
+        let dataset = Dataset::read(data, folder.settings().training.seed)?;
+        folder.check_titles(&dataset.catalogue)?;
         let checkpoint = match step {
             Some(step) => folder.load(step, place)?,
             None => folder.best(place)?,
         };
-        let mut arguments = folder.settings().data.clone();
-        if let Some(other) = data {
-            arguments.data = other.to_owned();
-            arguments.train = None;
-        }
-        let dataset = Dataset::read(&arguments, folder.settings().training.seed)?;
         let (catalogue, tokenizer) = (&dataset.catalogue, &checkpoint.tokenizer);
         let responses = responses(catalogue, tokenizer, Some(folder.trie()?))
-            .with_context(|| path.display().to_string())?;
+            .with_context(|| folder.path().display().to_string())?;
         Ok(Self {
             folder,
             checkpoint,

@@ -8,7 +8,8 @@ use super::{opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
     arguments::RecommendArguments,
     catalogue::Catalogue,
-    console::{print_json, shown, table},
+    console::{print, print_json, shown, table},
+    run_folder::RunFolder,
     search::{SearchSettings, Searcher},
 };
 
@@ -31,7 +32,8 @@ struct Report<'a> {
 /// `msl recommend`
 pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
     ensure!(arguments.top > 0, "--top is 0");
-    let run = OpenedRun::new(&arguments.run, arguments.checkpoint, None, &device.into())?;
+    let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
+    let run = OpenedRun::new(folder, arguments.checkpoint, &device.into())?;
     let catalogue = &run.dataset.catalogue;
     let history = known_titles(&arguments.history, catalogue);
     let prompt = run.folder.settings().prompt.prompt();
@@ -84,8 +86,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
             line.rank.to_string(),
         ]);
     }
-    println!("{table}");
-    Ok(())
+    print(&table)
 }
 
 /// Titles as the catalogue writes them: those that it has, else those of the items that have such an id, else those of

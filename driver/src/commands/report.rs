@@ -1,17 +1,23 @@
-use std::fs;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     arguments::ReportArguments,
+    console::print,
+    layout::run_files,
+    output::{OutputFile, check_apart},
     report::{ReportedRun, page},
 };
 
 /// `msl report`
 pub fn report(arguments: &ReportArguments) -> Result<()> {
     let page = page(&ReportedRun::read_all(&arguments.runs)?)?;
-    let output = &arguments.output;
-    fs::write(output, page).with_context(|| format!("cannot write {}", output.display()))?;
-    println!("{}", output.display());
-    Ok(())
+    for run in &arguments.runs {
+        let files = run_files(run)?;
+        let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+        check_apart("--output", &arguments.output, &inputs)?;
+    }
+    OutputFile::write_whole(&arguments.output, page.as_bytes())?;
+    print(arguments.output.display())
 }

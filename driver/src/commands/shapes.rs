@@ -1,15 +1,20 @@
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io::Write,
+};
 
 use anyhow::{Context, Result, ensure};
 use candle_trie::{Rows, TokenTrie};
-use safetensors::tensor::{Dtype, TensorView, serialize_to_file};
+use safetensors::tensor::{Dtype, TensorView, serialize};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::responses;
 use crate::{
     arguments::ShapesArguments,
-    console::{print_json, table},
+    console::{print, print_json, table},
     dataset::Dataset,
+    output::{OutputFile, check_apart},
     tokenizer::TextTokenizer,
 };
 
@@ -28,6 +33,9 @@ struct Report {
 
 /// `msl shapes`
 pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
+    let inputs = [arguments.data.data.as_path(), &arguments.tokenizer];
+    check_apart("--output", &arguments.output, &inputs)?;
+    let output = OutputFile::create(&arguments.output)?;
     let data = arguments.data.clone().with_defaults()?;
     let Dataset {
         catalogue,
@@ -50,7 +58,7 @@ pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
         packed.push(response.iter().map(|&token| token.into()).collect());
     }
     let batch = Batch::new(responses.trie(), &packed)?;
-    batch.write(arguments, tokenizer.vocabulary())?;
+    batch.write(output, arguments, tokenizer.vocabulary())?;
     batch.report(arguments, tokenizer.vocabulary())
 }
 
@@ -90,7 +98,12 @@ impl Batch {
         })
     }
 
-    fn write(&self, arguments: &ShapesArguments, vocabulary: usize) -> Result<()> {
+    fn write(
+        &self,
+        mut output: OutputFile,
+        arguments: &ShapesArguments,
+        vocabulary: usize,
+    ) -> Result<()> {
         let bytes = |values: &[u32]| -> Vec<u8> {
             values
                 .iter()
@@ -123,8 +136,10 @@ impl Batch {
             ("positions", self.rows.len().to_string()),
         ];
         let metadata = metadata.map(|(key, value)| (key.to_owned(), value));
-        serialize_to_file(views, Some(HashMap::from(metadata)), &arguments.output)
-            .with_context(|| format!("cannot write {}", arguments.output.display()))
+        let bytes = in_one_order(serialize(views, Some(HashMap::from(metadata)))?)?;
+        (output.write_all(&bytes))
+            .with_context(|| format!("cannot write {}", arguments.output.display()))?;
+        output.finish()
     }
 
     fn report(&self, arguments: &ShapesArguments, vocabulary: usize) -> Result<()> {
@@ -163,7 +178,17 @@ impl Batch {
             report.distinct_tokens,
             report.vocabulary,
         ]);
-        println!("{table}");
-        Ok(())
+        print(&table)
     }
+}
+
+/// A safetensors file whose header has its keys in the order of their names, where the format's own crate leaves them in
+/// the random order of a hash map.
+fn in_one_order(mut file: Vec<u8>) -> Result<Vec<u8>> {
+    let (length, rest) = file.split_at_mut(8);
+    let length = u64::from_le_bytes(length.try_into()?) as usize;
+    let header: BTreeMap<String, Value> = serde_json::from_slice(&rest[..length])?;
+    let header = format!("{:length$}", serde_json::to_string(&header)?);
+    rest[..length].copy_from_slice(header.as_bytes());
+    Ok(file)
 }

@@ -4,7 +4,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use candle_trie::TokenTrie;
 use serde::Serialize;
@@ -14,11 +14,13 @@ use crate::{
     arguments::{ResumeArguments, RunSettings, TrainArguments},
     catalogue::Catalogue,
     checkpoint::{self, Best, TrainingState},
-    console::{print_json, table},
+    console::{print, print_json, table},
     dataset::{Dataset, sample},
     evaluate::Evaluator,
     events::EventsFile,
-    interrupt::Interrupt,
+    interrupt::{Interrupt, Interrupted},
+    lock::Lock,
+    made_with::{MadeWith, hash_model, hash_rows, hash_titles, hash_tokenizer},
     metrics::{MetricsFile, StepMetrics, read_metrics},
     model::Llama,
     output::OutputFolder,
@@ -39,7 +41,6 @@ const VALIDATION_BATCH: usize = 16;
 
 /// `msl train`
 pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
-    OutputFolder::check(&arguments.output, arguments.overwrite)?;
     arguments.run.check()?;
     let mut settings = RunSettings {
         data: arguments.run.data.absolute()?.with_defaults()?,
@@ -52,6 +53,9 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     if settings.pretrained.is_some() {
         settings.training = settings.training.for_adapters();
     }
+    settings.training.check()?;
+    settings.check_written()?;
+    let output = OutputFolder::create(&arguments.output, arguments.overwrite, &settings.inputs())?;
     let data = Rows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
         Some(base) => adapted_model(&settings, base, device)?,
@@ -68,19 +72,26 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
         seconds: 0.0,
         best: None,
     };
-    let run = RunFolder::create(
+    let base = settings.pretrained.as_deref();
+    let (run, lock) = RunFolder::create(
         &arguments.output,
-        arguments.overwrite,
+        output,
         &settings,
         task.responses.trie(),
         |folder| {
-            let (base, optimizer) = (settings.pretrained.as_deref(), trainer.optimizer());
-            checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)
+            let optimizer = trainer.optimizer();
+            checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)?;
+            Ok(MadeWith {
+                titles: hash_titles(&task.catalogue),
+                rows: task.hash(),
+                tokenizer: hash_tokenizer(folder)?,
+                weights: base.map(hash_model).transpose()?,
+            })
         },
     )?;
-    let _lock = run.lock()?;
     let training = Training {
         run: &run,
+        lock: &lock,
         model: &model,
         tokenizer: &tokenizer,
         task: &task,
@@ -92,18 +103,22 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
 
 /// `msl resume`
 pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
-    let run = RunFolder::open(&arguments.run)?;
-    let _lock = run.lock()?;
-    run.clean()?;
+    let run = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
+    let lock = run.lock()?;
+    run.clean(&lock)?;
+    let settings = run.settings();
+    run.data()?;
+    let rows = Rows::read(settings)?;
+    run.check_titles(rows.catalogue())?;
     let checkpoint::Checkpoint {
         model,
         tokenizer,
         state,
     } = run.latest(&device.into())?;
-    let settings = run.settings();
-    let task = Rows::read(settings)?
+    let task = rows
         .tokenize(&tokenizer, Some(run.trie()?))
         .with_context(|| arguments.run.display().to_string())?;
+    run.check_rows(&task.hash())?;
     task.warn_of_long_rows(&model);
     let mut trainer = task.trainer(&model, settings)?;
     let folder = run.checkpoint_path(state.step);
@@ -113,6 +128,7 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
         .with_context(|| folder.display().to_string())?;
     let training = Training {
         run: &run,
+        lock: &lock,
         model: &model,
         tokenizer: &tokenizer,
         task: &task,
@@ -151,6 +167,7 @@ struct Rows {
 
 /// The same in tokens.
 struct Task {
+    catalogue: Catalogue,
     responses: Responses,
     training: Vec<Example>,
     validation: Vec<Example>,
@@ -194,13 +211,14 @@ impl Rows {
         Ok((model, tokenizer))
     }
 
-    fn tokenize(&self, tokenizer: &TextTokenizer, trie: Option<TokenTrie>) -> Result<Task> {
+    fn tokenize(self, tokenizer: &TextTokenizer, trie: Option<TokenTrie>) -> Result<Task> {
         let responses = responses(self.catalogue(), tokenizer, trie)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
         Ok(Task {
             training: tokenize(&self.dataset.training)?,
             validation: tokenize(&self.dataset.validation)?,
             responses,
+            catalogue: self.dataset.catalogue,
         })
     }
 
@@ -215,6 +233,11 @@ impl Task {
         warn_of_long_rows(rows.map(Example::tokens), model.config());
     }
 
+    /// The hash of what is trained on and validated by.
+    fn hash(&self) -> String {
+        hash_rows(&self.training, &self.validation)
+    }
+
     fn trainer<'a>(&'a self, model: &'a Llama, settings: &'a RunSettings) -> Result<Trainer<'a>> {
         let trie = self.responses.trie();
         Trainer::new(model, trie, &settings.loss, &settings.training)
@@ -224,6 +247,7 @@ impl Task {
 /// A run on its way.
 struct Training<'a> {
     run: &'a RunFolder,
+    lock: &'a Lock,
     model: &'a Llama,
     tokenizer: &'a TextTokenizer,
     task: &'a Task,
@@ -243,6 +267,7 @@ impl Training<'_> {
         let steps = schedule.steps();
         let save_every = settings.checkpoints.save_every;
         let save_every = save_every.unwrap_or(schedule.steps_of_an_epoch()).max(1);
+        let mut interrupted = None;
         if !self.has_ended(save_every) {
             let examples = &self.task.training;
             let after = |trainer: &Trainer, mut step: StepMetrics, elapsed: Duration| {
@@ -256,11 +281,12 @@ impl Training<'_> {
                 metrics.write(&step)?;
                 events.write(&step)?;
                 self.metrics.push(step);
-                let interrupted = interrupt.heard();
-                if due || interrupted {
-                    self.save(trainer)?;
+                self.run.check_there(self.lock)?;
+                interrupted = interrupt.heard();
+                if due || interrupted.is_some() {
+                    self.save(trainer, due)?;
                 }
-                Ok(match interrupted || self.has_ended(save_every) {
+                Ok(match interrupted.is_some() || self.has_ended(save_every) {
                     true => ControlFlow::Break(()),
                     false => ControlFlow::Continue(()),
                 })
@@ -273,12 +299,16 @@ impl Training<'_> {
                 after,
             )?;
         }
-        if self.state.step < steps && !self.has_ended(save_every) {
-            bail!(
+        if let Some(signal) = interrupted
+            && self.state.step < steps
+            && !self.has_ended(save_every)
+        {
+            let message = format!(
                 "interrupted after step {} of {steps}, which is saved: go on with msl resume {}",
                 self.state.step,
                 self.run.path().display()
             );
+            return Err(Interrupted { signal, message }.into());
         }
         let temperature = self.state.temperature.value;
         let trained = Trained::of(&self.metrics, temperature, self.state.seconds);
@@ -290,13 +320,7 @@ impl Training<'_> {
         if self.task.validation.is_empty() {
             return Ok(None);
         }
-        let evaluator = Evaluator {
-            trie: self.task.responses.trie(),
-            search: SearchSettings::default(),
-            batch_size: VALIDATION_BATCH,
-            temperature: self.state.temperature.value,
-        };
-        let item_nll = evaluator.mean_item_nll(self.model, &self.task.validation)?;
+        let item_nll = self.item_nll(&self.task.validation)?;
         ensure!(
             item_nll.is_finite(),
             "the item NLL of the validation rows after step {} is {item_nll}: try a lower --learning-rate",
@@ -311,6 +335,16 @@ impl Training<'_> {
         Ok(Some(item_nll))
     }
 
+    fn item_nll(&self, examples: &[Example]) -> Result<f64> {
+        let evaluator = Evaluator {
+            trie: self.task.responses.trie(),
+            search: SearchSettings::default(),
+            batch_size: VALIDATION_BATCH,
+            temperature: self.state.temperature.value,
+        };
+        evaluator.mean_item_nll(self.model, examples)
+    }
+
     /// Whether patience has come to its end.
     fn has_ended(&self, save_every: usize) -> bool {
         match (self.run.settings().checkpoints.patience, self.state.best) {
@@ -321,9 +355,24 @@ impl Training<'_> {
         }
     }
 
-    fn save(&self, trainer: &Trainer) -> Result<()> {
+    /// Saves a checkpoint, unless its model has diverged: then the last one stays. A gradient may be finite and the step
+    /// along it too long, which shows in the weights or in the scores of some rows: of the validation rows, if `validated`
+    /// says that there was a look at them, else of the first that are trained on.
+    fn save(&self, trainer: &Trainer, validated: bool) -> Result<()> {
+        let rows = match validated && !self.task.validation.is_empty() {
+            true => 0,
+            false => self.task.training.len().min(VALIDATION_BATCH),
+        };
+        let item_nll = self.item_nll(&self.task.training[..rows])?;
+        ensure!(
+            item_nll.is_finite() && trainer.weights_are_finite()?,
+            "the model has diverged by step {}: its weights or its scores are not finite any more. Try a lower \
+             --learning-rate; the checkpoint before it is left in {}",
+            self.state.step,
+            self.run.path().display()
+        );
         let best = self.state.best.map(|best| best.step);
-        self.run.save(self.state.step, best, |folder| {
+        self.run.save(self.lock, self.state.step, best, |folder| {
             let optimizer = trainer.optimizer();
             let base = self.run.settings().pretrained.as_deref();
             checkpoint::save(
@@ -373,9 +422,11 @@ fn report(run: &Path, trained: &Trained, best: Option<Best>, json: bool) -> Resu
         format!("{:.1}", trained.seconds),
         format!("{:.0}", trained.rows_per_second),
     ]);
-    println!("{table}");
-    if let Some(Best { step, item_nll }) = best {
-        println!("Best on the validation rows: step {step}, item NLL {item_nll:.3}.");
+    print(&table)?;
+    match best {
+        Some(Best { step, item_nll }) => print(format_args!(
+            "Best on the validation rows: step {step}, item NLL {item_nll:.3}."
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }

@@ -11,7 +11,7 @@ use super::{
     elements::{Element, constant},
     parameters::values,
 };
-use crate::random::Random;
+use crate::{random::Random, settings::finite};
 
 /// The linear layers that an adapter can stand beside, by their Hugging Face names.
 pub const TARGETS: [&str; 7] = [
@@ -41,7 +41,8 @@ pub struct LoraSettings {
         id = "lora_alpha",
         long = "lora-alpha",
         default_value_t = 16.0,
-        value_name = "α"
+        value_name = "α",
+        value_parser = finite
     )]
     pub alpha: f64,
 
@@ -50,7 +51,8 @@ pub struct LoraSettings {
         id = "lora_dropout",
         long = "lora-dropout",
         default_value_t = 0.0,
-        value_name = "SHARE"
+        value_name = "SHARE",
+        value_parser = finite
     )]
     pub dropout: f64,
 

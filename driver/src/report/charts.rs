@@ -104,8 +104,21 @@ pub fn curves(curves: &[Curve]) -> Result<Option<String>> {
 /// So few points are marked one by one.
 const FEW: usize = 40;
 
-/// Values with one standard error to either side, run beside run in each category.
+/// Values with one standard error to either side, run beside run in each category. What is not finite is not drawn.
 pub fn estimates(categories: &[String], runs: &[Reached], from_zero: bool) -> Result<String> {
+    let finite = |Estimate { mean, error }: Estimate| {
+        mean.is_finite().then(|| Estimate {
+            mean,
+            error: error.filter(|error| error.is_finite()),
+        })
+    };
+    let runs: Vec<Reached> = runs
+        .iter()
+        .map(|Reached { colour, values }| Reached {
+            colour: *colour,
+            values: values.iter().map(|value| value.and_then(finite)).collect(),
+        })
+        .collect();
     let ends = |Estimate { mean, error }: &Estimate| {
         let error = error.unwrap_or(0.0);
         [mean - error, mean + error]
@@ -240,6 +253,8 @@ mod tests {
         let both = bars(&[value(0.1, Some(0.02)), value(0.2, None)]);
         assert!(both > 0 && both == 2 * bars(&[value(0.1, Some(0.02)), None]));
         assert_eq!(bars(&[None, None]), 0);
+        let diverged = value(f64::NAN, Some(f64::NAN));
+        assert_eq!(bars(&[diverged, value(f64::INFINITY, None)]), 0);
     }
 
     #[test]

@@ -62,7 +62,7 @@ fn by_catalogue<'a>(runs: &'a [ReportedRun]) -> Vec<Vec<Shown<'a>>> {
     for run in runs {
         match catalogues
             .iter_mut()
-            .find(|catalogue| catalogue[0].data == run.data)
+            .find(|catalogue| catalogue[0].shares_catalogue(run))
         {
             Some(catalogue) => catalogue.push(run),
             None => catalogues.push(vec![run]),

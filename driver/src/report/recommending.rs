@@ -34,8 +34,37 @@ pub fn recommending(runs: &[Shown]) -> Result<Markup> {
             }
         }
         (measures)
+        (decoded(&evaluated))
         @if evaluated.len() > 1 { (paired(&evaluated)) }
     })
+}
+
+/// How each run was decoded for its evaluation.
+fn decoded(runs: &[&Shown]) -> Markup {
+    let decodings: Vec<_> = runs.iter().map(|shown| shown.run.decoding()).collect();
+    let Some(first) = decodings.iter().flatten().next() else {
+        return html! {};
+    };
+    let names = first.named().into_iter().map(|(name, _)| name);
+    let alike =
+        (decodings.iter()).all(|decoding| decoding.is_some_and(|decoding| decoding.is_like(first)));
+    html! {
+        h3 { "How they were decoded" }
+        @if !alike {
+            p { strong { "The runs were not searched alike, or not on the same rows: compare with care." } }
+        }
+        div.wide { table.settings {
+            thead { tr { th { "run" } @for name in names { th { (name) } } } }
+            tbody { @for (shown, decoding) in runs.iter().zip(&decodings) { tr {
+                th { (swatch(shown)) }
+                @if let Some(decoding) = decoding {
+                    @for (_, value) in decoding.named() { td { (value) } }
+                } @else {
+                    td colspan=(first.named().len()) { "its evaluation, of an earlier version, does not say" }
+                }
+            } } }
+        } }
+    }
 }
 
 /// A list of a measure by the length of the lists.

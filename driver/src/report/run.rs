@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     catalogue_shape::CatalogueShape,
     comparison::{Comparison, EVALUATION_FILE, Line},
+    decoding::Decoding,
     json::read_json,
     metrics::{StepMetrics, read_metrics},
     ranking::Pruned,
@@ -25,6 +26,8 @@ pub struct ReportedRun {
     pub settings: Vec<(String, String)>,
     /// The folder of its catalogue and users.
     pub data: PathBuf,
+    /// The hash of its titles, where it says what it was made with.
+    pub titles: Option<String>,
     /// Its steps; none where it has not begun.
     pub steps: Vec<StepMetrics>,
     /// What `msl evaluate` found, if it was called.
@@ -47,16 +50,37 @@ impl ReportedRun {
         let folder = RunFolder::open(path)?;
         let mut settings = Vec::new();
         flatten("", &serde_json::to_value(folder.settings())?, &mut settings);
+        if let Some(made_with) = folder.made_with() {
+            flatten(
+                "made_with",
+                &serde_json::to_value(made_with)?,
+                &mut settings,
+            );
+        }
         Ok(Self {
             path: path.to_owned(),
             name,
             settings,
             data: folder.settings().data.data.clone(),
+            titles: folder.made_with().map(|made| made.titles.clone()),
             steps: read_metrics(path, usize::MAX)?,
             evaluation: if_there(&path.join(EVALUATION_FILE), read_json)?,
             ranks: if_there(&path.join(RANKS_FILE), read_ranks)?,
             shape: CatalogueShape::of_titles(&folder.trie()?),
         })
+    }
+
+    /// Whether it was trained on the catalogue of another, wherever that is.
+    pub fn shares_catalogue(&self, other: &Self) -> bool {
+        match (&self.titles, &other.titles) {
+            (Some(own), Some(others)) => own == others,
+            _ => self.data == other.data,
+        }
+    }
+
+    /// How it was decoded for its evaluation, if that says so.
+    pub fn decoding(&self) -> Option<&Decoding> {
+        self.evaluation.as_ref()?.decoding.as_ref()
     }
 
     /// The line of the evaluation that is this run's own: of two, that of the exact search.

@@ -103,10 +103,26 @@ fn options_that_make_no_sense_are_refused() {
         &refused(folder.path(), &["--temperature", "0"]),
         &["temperature", "positive"],
     );
-    assert_says(
-        &refused(folder.path(), &["--learning-rate", "NaN"]),
-        &["--learning-rate"],
-    );
+    // A run could not keep them: JSON has no such numbers.
+    for option in [
+        "--learning-rate",
+        "--weight-decay",
+        "--clip",
+        "--temperature",
+        "--eta",
+        "--alpha",
+        "--initial-temperature",
+        "--bear-xi",
+        "--bear-lambda",
+        "--lora-alpha",
+        "--lora-dropout",
+    ] {
+        for value in ["NaN", "inf"] {
+            assert_says(&refused(folder.path(), &[option, value]), &[option]);
+        }
+    }
+    let clamp = ["--clamp", "1", "inf"];
+    assert_says(&refused(folder.path(), &clamp), &["--clamp"]);
     // Given twice, an option is an error rather than a guess.
     assert_says(&refused(folder.path(), &["--heads", "3"]), &["--heads"]);
     assert_says(
@@ -262,19 +278,26 @@ fn a_run_is_not_written_over_unasked() {
         &errors(&train(&[])),
         &["run is there already", "--overwrite"],
     );
-    // Asked for, but failing: the old run stays.
-    assert!(
-        !train(&["--overwrite", "--train", "nowhere.csv"])
-            .status
-            .success()
+    // Asked for, but it is no run.
+    assert_says(
+        &errors(&train(&["--overwrite"])),
+        &["run is neither the folder of a run", "another --output"],
     );
-    assert_eq!(
-        fs::read_to_string(folder.path().join("run/file")).unwrap(),
-        "old"
-    );
-    assert!(train(&["--overwrite"]).status.success());
     let run = folder.path().join("run");
-    assert!(!run.join("file").exists() && last_checkpoint(&run).join("config.json").exists());
+    assert_eq!(fs::read_to_string(run.join("file")).unwrap(), "old");
+    fs::remove_dir_all(&run).unwrap();
+    assert!(train(&[]).status.success());
+    let weights = || fs::read(last_checkpoint(&run).join("model.safetensors")).unwrap();
+    let old = weights();
+    // Asked for, but failing: the old run stays.
+    let failing = ["--overwrite", "--train", "nowhere.csv"];
+    assert!(!train(&failing).status.success());
+    assert!(weights() == old);
+    fs::write(run.join("notes.txt"), "mine").unwrap();
+    assert_says(&errors(&train(&["--overwrite"])), &["\"notes.txt\""]);
+    fs::remove_file(run.join("notes.txt")).unwrap();
+    assert!(train(&["--overwrite", "--seed", "7"]).status.success());
+    assert!(weights() != old);
 }
 
 #[test]

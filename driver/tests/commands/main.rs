@@ -8,4 +8,6 @@ mod end_to_end;
 mod evaluating;
 mod pretrained_models;
 mod report;
+mod run_folders;
+mod run_inputs;
 mod running;

@@ -116,9 +116,9 @@ fn a_model_whose_end_token_had_to_be_named_is_found_again() {
     };
     let checkpoint = checkpoint.to_str().unwrap();
     assert!(errors(&run(merge(checkpoint, &[]))).contains("name the end token"));
-    let refused = errors(&run(merge("run", &["--model", "base"])));
+    let refused = errors(&run(merge("run", &named)));
     assert!(
-        refused.contains("run is a run") && refused.contains("--model"),
+        refused.contains("run is a run") && refused.contains("--end-token"),
         "{refused}"
     );
     assert!(run(merge(checkpoint, &named)).status.success());

@@ -254,13 +254,9 @@ fn read_on(user: usize, books: &[Book], new_book: f64, random: &mut Random) -> R
     let target = next_choice(books, &history, new, random)?;
     Ok(Interaction {
         user: user.to_string(),
-        history: history.into_iter().map(id).collect(),
-        target: id(target),
+        history: history.into_iter().map(|book| book as u64).collect(),
+        target: target as u64,
     })
-}
-
-fn id(book: usize) -> u64 {
-    book as u64 + 1
 }
 
 /// What a user chooses after a history, among the new books or among the others.

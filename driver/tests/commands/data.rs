@@ -247,6 +247,7 @@ fn a_run_from_before_items_had_numbers_of_their_own_is_read() {
     let paths = (0..40).map(|item| (item + 1, responses.path(item).unwrap()));
     let trie = TokenTrie::new(paths).unwrap();
     trie.save(run.join("trie.safetensors")).unwrap();
+    fs::remove_file(run.join("made_with.json")).unwrap();
     let evaluate = || msl(folder, &["evaluate", "run"]);
     assert_says(&errors(&evaluate()), &["another catalogue"]);
 

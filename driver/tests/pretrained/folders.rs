@@ -9,7 +9,11 @@ use msl::{
     pretrained::{self, Pretrained},
 };
 
-use crate::{hidden, read, refusal, tokenizer, write_model};
+use crate::{
+    hidden,
+    models::{tokenizer, write_model},
+    read, refusal,
+};
 
 #[test]
 fn a_folder_of_many_files_is_the_model_that_was_written_and_is_frozen() {

@@ -54,7 +54,7 @@ pub fn damage(files: &mut Files, random: &mut Random) {
     let other = files.choose(random).unwrap().1.clone();
     let (path, bytes) = files.choose_mut(random).unwrap();
     let extension = path.extension().unwrap_or_default();
-    if random.random_bool(0.5) {
+    if random.random_bool(0.7) {
         let damaged = match extension.to_str().unwrap() {
             "json" => damage_json(bytes, random),
             "safetensors" => damage_header(bytes, random),

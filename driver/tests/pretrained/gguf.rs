@@ -218,6 +218,7 @@ fn a_file_that_cannot_be_read_is_named_with_the_reason() {
             &(1u64 << 63).to_le_bytes(),
             "blk.0.attn_norm.weight",
         ),
+        (dimension, &0u64.to_le_bytes(), "cannot be [0]"),
         (
             dimension,
             &(1u64 << 40).to_le_bytes(),

@@ -23,7 +23,7 @@ use rand::{SeedableRng, seq::IndexedRandom};
 use crate::damage::{Files, damage};
 
 /// How many targets there are, which share the time.
-const TARGETS: u64 = 8;
+const TARGETS: u32 = 8;
 /// Seconds of all of them together, unless this variable asks for others.
 const SECONDS: (&str, u64) = ("MSL_FUZZ_SECONDS", 2);
 /// The number of the first case, to see one again.
@@ -103,63 +103,57 @@ fn run_cases(folder: &Path, log: &Path, write: impl Fn(&Path), read: impl Fn(&Pa
         Ok(value) => value.parse().unwrap(),
         Err(_) => default,
     };
-    let time = Duration::from_secs(number(SECONDS.0, SECONDS.1)) / TARGETS as u32;
+    let time = Duration::from_secs(number(SECONDS.0, SECONDS.1)) / TARGETS;
     let first = number(FIRST, 0);
-    static BEGUN: Mutex<Option<Instant>> = Mutex::new(None);
-    thread::spawn(|| {
-        loop {
-            thread::sleep(Duration::from_millis(100));
-            if BEGUN
-                .lock()
-                .unwrap()
-                .is_some_and(|begun| begun.elapsed() > LONGEST)
-            {
-                eprintln!("it takes longer than {LONGEST:?}");
-                abort();
-            }
-        }
-    });
+    thread::spawn(end_a_hang);
     let start = Instant::now();
-    let mut refused = 0u64;
-    for case in first.. {
-        if case > first && start.elapsed() > time {
-            fs::write(
-                log,
-                format!("{} cases, of which {refused} were refused", case - first),
-            )
-            .unwrap();
-            return;
-        }
+    let (mut case, mut refused) = (first, 0);
+    while case == first || start.elapsed() < time {
         // The log is of one case alone, however many there are.
-        File::options()
-            .write(true)
-            .open(log)
-            .unwrap()
-            .set_len(0)
-            .unwrap();
+        let log = File::options().write(true).open(log).unwrap();
+        log.set_len(0).unwrap();
         eprintln!("{FIRST}={case}");
-        empty(folder);
-        let mut random = Random::seed_from_u64(case);
-        let mut files = good.clone();
-        for _ in 0..*[1, 1, 1, 2, 3].choose(&mut random).unwrap() {
-            damage(&mut files, &mut random);
-        }
-        for (path, bytes) in &files {
-            let path = folder.join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, bytes).unwrap();
-        }
+        write_damaged(&good, folder, &mut Random::seed_from_u64(case));
         *BEGUN.lock().unwrap() = Some(Instant::now());
         let result = read(folder);
         *BEGUN.lock().unwrap() = None;
         if let Err(error) = result {
-            refused += 1;
             let text = format!("{error:#}");
-            assert!(
-                text.contains(&*folder.to_string_lossy()),
-                "no file is named: {text}"
-            );
+            let is_named = text.contains(&*folder.to_string_lossy());
+            assert!(is_named, "no file is named: {text}");
+            refused += 1;
         }
+        case += 1;
+    }
+    let cases = case - first;
+    fs::write(log, format!("{cases} cases, {refused} of them refused\n")).unwrap();
+}
+
+/// When the case in hand was begun.
+static BEGUN: Mutex<Option<Instant>> = Mutex::new(None);
+
+/// Ends the process when a case takes too long.
+fn end_a_hang() {
+    loop {
+        thread::sleep(Duration::from_millis(100));
+        let begun = *BEGUN.lock().unwrap();
+        if begun.is_some_and(|begun| begun.elapsed() > LONGEST) {
+            eprintln!("it takes longer than {LONGEST:?}");
+            abort();
+        }
+    }
+}
+
+fn write_damaged(good: &Files, folder: &Path, random: &mut Random) {
+    let mut files = good.clone();
+    for _ in 0..*[1, 1, 1, 2, 3].choose(random).unwrap() {
+        damage(&mut files, random);
+    }
+    empty(folder);
+    for (path, bytes) in &files {
+        let path = folder.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
     }
 }
 

@@ -1,8 +1,9 @@
 //! Damaged files of every format that `msl` reads: each is read, or refused with an error that names it. None panics, hangs,
 //! or takes memory out of all proportion.
 //!
-//! The cases are the same each time, and go on as long as there is time: `MSL_FUZZ_SECONDS=600` gives all targets together
-//! ten minutes. The number of a case that fails is in what the test says, and `MSL_FUZZ_CASE=NUMBER` begins with it.
+//! Each case is damaged by a seed of its own, and they go on as long as there is time: `MSL_FUZZ_SECONDS=600` gives all
+//! targets together ten minutes. The seed of a case that fails is in what the test says, `MSL_FUZZ_CASE=SEED` begins with it,
+//! and its files are left in `target/tmp/fuzz`.
 
 mod damage;
 mod harness;

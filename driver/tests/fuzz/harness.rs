@@ -1,5 +1,5 @@
 //! Runs a target on one damaged case after another, in a process of its own. The process may not panic, not hang, and not
-//! take more memory than a bound; and an error must name the file.
+//! take more memory than a bound; and an error must name the file, or the folder whose files do not fit together.
 
 use std::{
     alloc::{GlobalAlloc, Layout, System},

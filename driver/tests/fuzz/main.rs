@@ -1,5 +1,5 @@
-//! Damaged files of every format that `msl` reads: each is read, or refused with an error that names it. None panics, hangs,
-//! or takes memory out of all proportion.
+//! Damaged files of every format that `msl` reads: each is read, or refused with an error that names it or its folder. None
+//! panics, hangs, or takes memory out of all proportion.
 //!
 //! Each case is damaged by a seed of its own, and they go on as long as there is time: `MSL_FUZZ_SECONDS=600` gives all
 //! targets together ten minutes. The seed of a case that fails is in what the test says, `MSL_FUZZ_CASE=SEED` begins with it,

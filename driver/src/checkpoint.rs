@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, safetensors};
-use candle_trie::TemperatureState;
+use candle_trie::{Temperature, TemperatureState};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -48,7 +48,12 @@ pub struct Best {
 impl TrainingState {
     /// Reads that of a checkpoint's folder.
     pub fn read(folder: &Path) -> Result<Self> {
-        read_json(&folder.join(STATE_FILE))
+        let path = folder.join(STATE_FILE);
+        let state: Self = read_json(&path)?;
+        // One that no loss can have is refused here, where the file is known.
+        (Temperature::fixed(1.0).restore(state.temperature))
+            .with_context(|| path.display().to_string())?;
+        Ok(state)
     }
 }
 
@@ -124,4 +129,40 @@ impl Checkpoint {
 pub fn load_moments(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
     let path = folder.join(MOMENTS_FILE);
     safetensors::load(&path, device).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_temperature_that_no_loss_can_have_is_refused_with_the_file_that_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let read = |temperature: f64| {
+            let state = TrainingState {
+                step: 3,
+                temperature: TemperatureState {
+                    value: temperature,
+                    step: 3,
+                },
+                seconds: 1.5,
+                best: None,
+            };
+            write_json(&folder.path().join(STATE_FILE), &state).unwrap();
+            TrainingState::read(folder.path()).map_err(|error| format!("{error:#}"))
+        };
+        assert_eq!(read(1.5).unwrap().temperature.value, 1.5);
+        for temperature in [0.0, -1.0, 1e300] {
+            let refused = read(temperature).unwrap_err();
+            assert!(
+                refused.contains(STATE_FILE) && refused.contains("must be positive"),
+                "{refused}"
+            );
+        }
+        fs::remove_file(folder.path().join(STATE_FILE)).unwrap();
+        let refused = TrainingState::read(folder.path()).unwrap_err();
+        assert!(format!("{refused:#}").contains(STATE_FILE));
+    }
 }

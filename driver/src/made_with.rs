@@ -84,12 +84,13 @@ fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
         model.join(format!("{WEIGHTS_FILE}.index.json")),
         model.join(WEIGHTS_FILE),
     );
-    let mut files: Vec<PathBuf> = if index.exists() {
+    // In the order in which the model itself is looked for.
+    let mut files: Vec<PathBuf> = if single.exists() {
+        vec![single]
+    } else if index.exists() {
         let index: Index = read_json(&index)?;
         let names: BTreeSet<String> = index.weight_map.into_values().collect();
         names.iter().map(|name| model.join(name)).collect()
-    } else if single.exists() {
-        vec![single]
     } else {
         let mut files = entries(model)?;
         files.retain(|file| file.extension().is_some_and(|ending| ending == "gguf"));
@@ -176,6 +177,11 @@ mod tests {
         write("config.json", "{\"rope_theta\": 1}");
         assert_ne!(hash_model(folder.path()).unwrap(), whole);
         write("config.json", "{}");
+        // An index beside the one file is not read, and what it names need not be there.
+        let index = "model.safetensors.index.json";
+        write(index, r#"{"weight_map": {"a": "part.safetensors"}}"#);
+        assert_eq!(hash_model(folder.path()).unwrap(), whole);
+        fs::remove_file(at(index)).unwrap();
         write("model.safetensors", "Weights");
         assert_ne!(hash_model(folder.path()).unwrap(), whole);
 

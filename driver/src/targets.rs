@@ -75,7 +75,7 @@ impl ByOccurrence<usize> {
     /// A sentence on how many targets of each kind there are.
     pub fn sentence(&self) -> String {
         let (known, unknown) = (self.in_training, self.not_in_training);
-        let all = known + unknown;
+        let all = self.all();
         format!(
             "Of the {all} items that came next, {known} occur in a training row, as its target or in its history, and \
              {unknown} ({:.1} %) in none.",
@@ -85,8 +85,12 @@ impl ByOccurrence<usize> {
 
     /// The share of targets that occur in no training row, in %.
     pub fn percent_unknown(&self) -> f64 {
-        let all = self.in_training + self.not_in_training;
-        100.0 * self.not_in_training as f64 / all.max(1) as f64
+        100.0 * self.not_in_training as f64 / self.all().max(1) as f64
+    }
+
+    /// A file that is read may have any numbers.
+    fn all(&self) -> usize {
+        self.in_training.saturating_add(self.not_in_training)
     }
 }
 
@@ -100,6 +104,15 @@ mod tests {
             history: history.to_vec(),
             target,
         }
+    }
+
+    #[test]
+    fn counts_of_a_file_that_are_too_large_to_add_are_described_all_the_same() {
+        let counts = ByOccurrence {
+            in_training: usize::MAX,
+            not_in_training: 1,
+        };
+        assert!(counts.sentence().contains("1 (0.0 %) in none"));
     }
 
     #[test]

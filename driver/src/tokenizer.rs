@@ -39,6 +39,10 @@ const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 /// the longest word.
 const LONGEST_PIECE: usize = 4_096;
 
+/// The largest id of a token, far beyond those of the largest vocabularies. tokenizers lists all ids below that no token
+/// has, where it writes a file.
+const LARGEST_ID: u32 = 1 << 24;
+
 /// A tokenizer, what it has prompts begin with and the token that ends a response.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
@@ -115,6 +119,13 @@ impl TextTokenizer {
             .with_padding(None)
             .with_truncation(None)
             .map_err(anyhow::Error::from_boxed)?;
+        let tokens = tokenizer.get_vocab(true);
+        if let Some((token, id)) = tokens.iter().max_by_key(|(_, id)| **id) {
+            ensure!(
+                *id <= LARGEST_ID,
+                "the token {token:?} has the id {id}, expected at most {LARGEST_ID}: as many rows would a model need"
+            );
+        }
         let end = match (end_token, end) {
             (Some(name), _) => tokenizer
                 .token_to_id(name)

@@ -84,7 +84,8 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
             batch_size: arguments.batch_size,
             temperature,
         };
-        let evaluation = evaluator.evaluate(&format!("evaluating, {kind}"), model, &examples)?;
+        let evaluation = (evaluator.evaluate(&format!("evaluating, {kind}"), model, &examples))
+            .with_context(|| arguments.run.display().to_string())?;
         let line = Line {
             temperature: Some(temperature),
             users_per_second: Some(evaluation.users_per_second),

@@ -1,6 +1,6 @@
 use std::collections::{HashMap, HashSet};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use serde::Serialize;
 
@@ -56,7 +56,9 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
         search,
         temperature,
     )?;
-    let found = searcher.recommend(&[&prompt], &[left_out])?.found;
+    let found = (searcher.recommend(&[&prompt], &[left_out]))
+        .with_context(|| arguments.run.display().to_string())?
+        .found;
     let titled = found.iter().flatten().filter_map(|found| {
         let first = catalogue.item(*found.items.first()?)?;
         Some((first.title.as_str(), found))

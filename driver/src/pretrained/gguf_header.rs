@@ -79,6 +79,8 @@ impl GgufFile {
             let kind = info.ggml_dtype;
             let elements = (dims.iter()).try_fold(1usize, |product, &dim| product.checked_mul(dim));
             let bytes = elements
+                // candle does not expect a tensor of nothing: its pointer has no alignment.
+                .filter(|&elements| elements > 0)
                 .filter(|_| {
                     dims.last()
                         .is_none_or(|row| row.is_multiple_of(kind.block_size()))

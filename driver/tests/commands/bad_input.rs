@@ -2,6 +2,8 @@
 
 use std::{fs, path::Path};
 
+use candle_core::{Device, safetensors};
+
 use crate::running::{SMALL, errors, json, last_checkpoint, msl, write_catalogue};
 
 /// Fails to train on a folder, and gives what was said.
@@ -358,4 +360,21 @@ fn a_checkpoint_of_something_else_is_refused() {
         &errors(&msl(folder.path(), &["evaluate", "nowhere", "--data", "."])),
         &["nowhere is no folder"],
     );
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_with_the_run_that_has_them() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let train = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
+    let trained = msl(folder.path(), &[&train[..], &SMALL].concat());
+    assert!(trained.status.success(), "{}", errors(&trained));
+    let file = last_checkpoint(&folder.path().join("run")).join("model.safetensors");
+    let mut weights = safetensors::load(&file, &Device::Cpu).unwrap();
+    let norm = weights.get_mut("model.norm.weight").unwrap();
+    *norm = (&*norm * f64::NAN).unwrap();
+    safetensors::save(&weights, &file).unwrap();
+    let output = msl(folder.path(), &["recommend", "run", "The Sea Book 0"]);
+    assert!(!output.status.success());
+    assert_says(&errors(&output), &["error: run: ", "is NaN"]);
 }

@@ -13,7 +13,7 @@ use msl::{
 };
 use serde_json::{Value, json};
 
-use crate::{hidden, read, write_model};
+use crate::{hidden, models::write_model, read};
 
 /// A model with adapters that change it, and the folder that they were saved in.
 fn adapted(folder: &Path, settings: &LoraSettings) -> (Llama, PathBuf) {

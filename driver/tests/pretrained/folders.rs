@@ -9,7 +9,11 @@ use msl::{
     pretrained::{self, Pretrained},
 };
 
-use crate::{hidden, read, refusal, tokenizer, write_model};
+use crate::{
+    hidden,
+    models::{tokenizer, write_model},
+    read, refusal,
+};
 
 #[test]
 fn a_folder_of_many_files_is_the_model_that_was_written_and_is_frozen() {
@@ -397,4 +401,20 @@ fn a_damaged_tokenizer_is_an_error_with_its_name() {
         let refusal = refusal(folder.path());
         assert!(refusal.contains("tokenizer.json"), "{refusal}");
     }
+}
+
+#[test]
+fn a_token_whose_id_is_far_beyond_all_others_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    write_model(folder.path());
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    tokenizer["model"]["vocab"]["~"] = (1u32 << 31).into();
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let refusal = refusal(folder.path());
+    assert!(
+        refusal.contains("tokenizer.json") && refusal.contains("\"~\" has the id 2147483648"),
+        "{refusal}"
+    );
 }

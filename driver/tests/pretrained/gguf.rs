@@ -1,128 +1,22 @@
 //! GGUF files.
 
-use std::{
-    fs,
-    fs::File,
-    path::{Path, PathBuf},
-};
+use std::fs;
 
-use candle_core::{
-    Device, Tensor,
-    quantized::{GgmlDType, QTensor, gguf_file, gguf_file::Value},
-};
+use candle_core::{Device, quantized::gguf_file::Value};
 use msl::{precision::Precision, pretrained::Pretrained, tokenizer::TextTokenizer};
 
-use crate::{hidden, read, refusal, write_model};
-
-type Metadata = Vec<(&'static str, Value)>;
-type Tensors = Vec<(String, QTensor)>;
-
-fn text(value: &str) -> Value {
-    Value::String(value.into())
-}
-
-/// As llama.cpp's converter moves the rows of queries and keys.
-fn permuted(weight: &Tensor, heads: usize) -> Tensor {
-    let (rows, columns) = weight.dims2().unwrap();
-    let halves = weight
-        .reshape((heads, 2, rows / heads / 2, columns))
-        .unwrap();
-    let pairs = halves.transpose(1, 2).unwrap().contiguous().unwrap();
-    pairs.reshape((rows, columns)).unwrap()
-}
-
-/// A model in a Hugging Face folder, as llama.cpp's converter would write it.
-fn converted(folder: &Path) -> (Metadata, Tensors) {
-    let (config, weights) = write_model(folder);
-    let names = [
-        ("model.embed_tokens", "token_embd"),
-        ("model.norm", "output_norm"),
-        ("lm_head", "output"),
-        ("model.layers", "blk"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-    ];
-    let stored: Tensors = (weights.iter())
-        .map(|(name, weight)| {
-            let weight = match name {
-                name if name.contains("q_proj") => permuted(weight, config.num_attention_heads),
-                name if name.contains("k_proj") => permuted(weight, config.key_value_heads()),
-                _ => weight.clone(),
-            };
-            let name = (names.iter()).fold(name.clone(), |name, (from, to)| name.replace(from, to));
-            (name, QTensor::quantize(&weight, GgmlDType::F32).unwrap())
-        })
-        .collect();
-    let json: serde_json::Value =
-        serde_json::from_slice(&fs::read(folder.join("tokenizer.json")).unwrap()).unwrap();
-    let mut tokens: Vec<(u64, &String)> = (json["model"]["vocab"].as_object().unwrap().iter())
-        .map(|(token, id)| (id.as_u64().unwrap(), token))
-        .collect();
-    tokens.sort();
-    let merges = json["model"]["merges"].as_array().unwrap().iter();
-    let merges = merges.map(|pair| {
-        let [left, right] = [0, 1].map(|side| pair[side].as_str().unwrap());
-        Value::String(format!("{left} {right}"))
-    });
-    let kinds = tokens
-        .iter()
-        .map(|(id, _)| Value::I32(if *id == 0 { 3 } else { 1 }));
-    let metadata = vec![
-        ("general.architecture", text("llama")),
-        ("llama.block_count", Value::U32(2)),
-        ("llama.context_length", Value::U32(64)),
-        ("llama.embedding_length", Value::U32(16)),
-        ("llama.feed_forward_length", Value::U32(32)),
-        ("llama.attention.head_count", Value::U32(4)),
-        ("llama.attention.head_count_kv", Value::U32(2)),
-        ("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5)),
-        ("tokenizer.ggml.model", text("gpt2")),
-        ("tokenizer.ggml.pre", text("smollm")),
-        (
-            "tokenizer.ggml.tokens",
-            Value::Array(tokens.iter().map(|(_, token)| text(token)).collect()),
-        ),
-        ("tokenizer.ggml.token_type", Value::Array(kinds.collect())),
-        ("tokenizer.ggml.merges", Value::Array(merges.collect())),
-        ("tokenizer.ggml.eos_token_id", Value::U32(0)),
-        ("tokenizer.ggml.bos_token_id", Value::U32(7)),
-    ];
-    (metadata, stored)
-}
-
-/// Writes a file with other metadata than the model's; nothing takes a key out.
-fn write(
-    path: &Path,
-    metadata: &Metadata,
-    changed: &[(&str, Option<Value>)],
-    tensors: &[(String, QTensor)],
-) -> PathBuf {
-    let mut all: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
-    for (key, value) in changed {
-        all.retain(|(other, _)| other != key);
-        all.extend(value.as_ref().map(|value| (*key, value)));
-    }
-    let tensors: Vec<(&str, &QTensor)> = tensors
-        .iter()
-        .map(|(name, tensor)| (name.as_str(), tensor))
-        .collect();
-    gguf_file::write(&mut File::create(path).unwrap(), &all, &tensors).unwrap();
-    path.to_owned()
-}
+use crate::{
+    hidden,
+    models::{Metadata, converted, text, write_gguf},
+    read, refusal,
+};
 
 #[test]
 fn a_gguf_file_is_the_model_and_the_tokenizer_that_it_was_made_of() {
     let folder = tempfile::tempdir().unwrap();
     let (metadata, tensors) = converted(folder.path());
     let path = folder.path().join("model.gguf");
-    let write = |changed: &[(&str, Option<Value>)]| write(&path, &metadata, changed, &tensors);
+    let write = |changed: &[(&str, Option<Value>)]| write_gguf(&path, &metadata, changed, &tensors);
     let (model, tokenizer) = Pretrained::open(&write(&[]), None)
         .unwrap()
         .read(Precision::F32, &Device::Cpu)
@@ -173,7 +67,7 @@ fn keys_that_the_format_lets_out_have_its_defaults() {
     let folder = tempfile::tempdir().unwrap();
     let (metadata, tensors) = converted(folder.path());
     let path = folder.path().join("model.gguf");
-    let write = |changed: &[(&str, Option<Value>)]| write(&path, &metadata, changed, &tensors);
+    let write = |changed: &[(&str, Option<Value>)]| write_gguf(&path, &metadata, changed, &tensors);
     let expected = hidden(&read(&write(&[])));
     let layers = |number| Value::Array(vec![Value::I32(number); 2]);
     for changed in [
@@ -240,7 +134,7 @@ fn a_split_model_is_read_from_any_of_its_files_and_refused_where_one_is_another(
                 .map(|(_, key, value)| (*key, Some(value.clone())))
                 .collect();
             let chunks: Vec<_> = tensors.chunks(tensors.len().div_ceil(3)).collect();
-            write(
+            write_gguf(
                 &path(number),
                 &own,
                 &changed,
@@ -251,7 +145,7 @@ fn a_split_model_is_read_from_any_of_its_files_and_refused_where_one_is_another(
     write_parts(&[]);
     let whole = folder.path().join("whole");
     fs::create_dir(&whole).unwrap();
-    let expected = hidden(&read(&write(
+    let expected = hidden(&read(&write_gguf(
         &whole.join("whole.gguf"),
         &metadata,
         &[],
@@ -300,7 +194,7 @@ fn behind(bytes: &[u8], text: &str) -> usize {
 fn a_file_that_cannot_be_read_is_named_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let (metadata, tensors) = converted(folder.path());
-    let path = write(&folder.path().join("model.gguf"), &metadata, &[], &tensors);
+    let path = write_gguf(&folder.path().join("model.gguf"), &metadata, &[], &tensors);
     let good = fs::read(&path).unwrap();
     let norm = behind(&good, "blk.0.attn_norm.weight");
     // Behind a tensor's name stand its number of dimensions, these, its type and its place.
@@ -324,6 +218,7 @@ fn a_file_that_cannot_be_read_is_named_with_the_reason() {
             &(1u64 << 63).to_le_bytes(),
             "blk.0.attn_norm.weight",
         ),
+        (dimension, &0u64.to_le_bytes(), "cannot be [0]"),
         (
             dimension,
             &(1u64 << 40).to_le_bytes(),

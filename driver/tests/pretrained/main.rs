@@ -3,40 +3,13 @@
 mod adapters;
 mod folders;
 mod gguf;
+#[path = "../models/mod.rs"]
+mod models;
 
 use std::path::Path;
 
-use candle_core::{DType, Device, Tensor};
-use msl::{
-    model::{Llama, LlamaConfig, NamedTensors},
-    precision::Precision,
-    pretrained::{self, Pretrained},
-    tokenizer::TextTokenizer,
-};
-
-fn tokenizer() -> TextTokenizer {
-    TextTokenizer::train(["\"The Sea\"", "\"A Wall of Glass\""].into_iter(), 280).unwrap()
-}
-
-fn config(tokenizer: &TextTokenizer) -> LlamaConfig {
-    LlamaConfig {
-        vocab_size: tokenizer.vocabulary(),
-        hidden_size: 16,
-        intermediate_size: 32,
-        tie_word_embeddings: false,
-        ..LlamaConfig::default()
-    }
-}
-
-/// A model in a Hugging Face folder, and its weights.
-fn write_model(folder: &Path) -> (LlamaConfig, NamedTensors) {
-    let tokenizer = tokenizer();
-    let config = config(&tokenizer);
-    let mut model = Llama::random(config.clone(), 3, DType::F32, &Device::Cpu).unwrap();
-    let weights = model.merged_weights().unwrap();
-    pretrained::save(folder, &config, &tokenizer, &weights).unwrap();
-    (config, weights)
-}
+use candle_core::{Device, Tensor};
+use msl::{model::Llama, precision::Precision, pretrained::Pretrained};
 
 fn read(path: &Path) -> Llama {
     Pretrained::open(path, None)

@@ -84,12 +84,13 @@ fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
         model.join(format!("{WEIGHTS_FILE}.index.json")),
         model.join(WEIGHTS_FILE),
     );
-    let mut files: Vec<PathBuf> = if index.exists() {
+    // In the order in which they are looked for when the model is read.
+    let mut files: Vec<PathBuf> = if single.exists() {
+        vec![single]
+    } else if index.exists() {
         let index: Index = read_json(&index)?;
         let names: BTreeSet<String> = index.weight_map.into_values().collect();
         names.iter().map(|name| model.join(name)).collect()
-    } else if single.exists() {
-        vec![single]
     } else {
         let mut files = entries(model)?;
         files.retain(|file| file.extension().is_some_and(|ending| ending == "gguf"));
@@ -176,6 +177,9 @@ mod tests {
         write("config.json", "{\"rope_theta\": 1}");
         assert_ne!(hash_model(folder.path()).unwrap(), whole);
         write("config.json", "{}");
+        // The index of shards that an earlier model has left is not read.
+        write("model.safetensors.index.json", r#"{"weight_map": {}}"#);
+        assert_eq!(hash_model(folder.path()).unwrap(), whole);
         write("model.safetensors", "Weights");
         assert_ne!(hash_model(folder.path()).unwrap(), whole);
 

@@ -80,13 +80,18 @@ const DOWN: &str = ".lora_A.weight";
 
 /// Where the model is that a folder's adapters belong to, by their `adapter_config.json`.
 pub fn base(folder: &Path) -> Result<PathBuf> {
+    let config = folder.join(CONFIG_FILE);
     let base = AdapterConfig::load(folder)?.base_model_name_or_path;
-    base.map(PathBuf::from).with_context(|| {
-        format!(
-            "{} does not name a model",
-            folder.join(CONFIG_FILE).display()
-        )
-    })
+    let base = (base.filter(|name| !name.is_empty()).map(PathBuf::from))
+        .with_context(|| format!("{} does not name a model", config.display()))?;
+    // PEFT writes the name by which the model was asked for, which need not be that of a folder.
+    ensure!(
+        base.exists(),
+        "{} says that the model is {}, and nothing is there: say with --model where it is",
+        config.display(),
+        base.display()
+    );
+    Ok(base)
 }
 
 /// The model that a folder's adapters belong to, with them. `end_token` is that of [`Pretrained::open`].

@@ -19,8 +19,10 @@ use crate::{
     tokenizer::TextTokenizer,
 };
 
-const MOMENTS_FILE: &str = "optimizer.safetensors";
-const STATE_FILE: &str = "state.json";
+/// The moments of the optimizer.
+pub const MOMENTS_FILE: &str = "optimizer.safetensors";
+/// Where the training stands.
+pub const STATE_FILE: &str = "state.json";
 
 /// Where a training stands, besides its weights and the moments of its optimizer. The order of the rows and what drops
 /// out follow from the seed and the step.

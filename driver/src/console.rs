@@ -25,9 +25,12 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(serde_json::to_string(value)?)
 }
 
-/// Notes a line on standard error, for whoever is there to read it: a training goes on where nobody is.
+/// Notes lines on standard error, for whoever is there to read them: a training goes on where nobody is. They hold names
+/// of files, which somebody else may have given.
 pub fn note(text: fmt::Arguments) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let text = text.to_string();
+    let lines: Vec<String> = text.split('\n').map(shown).collect();
+    let _ = writeln!(io::stderr().lock(), "{}", lines.join("\n"));
 }
 
 /// Whoever read standard output has seen enough, as `head` does. It is no failure.

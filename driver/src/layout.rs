@@ -10,6 +10,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
+    adapter,
+    checkpoint::{MOMENTS_FILE, STATE_FILE},
     comparison::EVALUATION_FILE,
     events::EVENTS_FILE,
     metrics::METRICS_FILE,
@@ -34,6 +36,8 @@ pub const MERGED_FILE: &str = "merged.json";
 pub const PARTIAL: &str = ".partial-";
 /// In the name of what is being replaced, before random letters.
 pub const REPLACED: &str = ".replaced-";
+/// What a replaced folder is called until it is deleted.
+pub const KEPT: &str = "run";
 
 /// Files that every run has, and those that training writes.
 const RUN_FILES: [&str; 6] = [
@@ -50,9 +54,17 @@ pub fn checkpoint_step(name: &str) -> Option<usize> {
     name.strip_prefix(CHECKPOINT)?.parse().ok()
 }
 
-/// Whether what has this name was left by a process that was killed while it wrote.
+/// Whether what has this name in a run's folder was left by a process that was killed while it wrote.
 pub fn is_left_over(name: &str) -> bool {
-    name.contains(PARTIAL) || name.contains(REPLACED)
+    is_unfinished(name, is_written)
+}
+
+/// Whether this is the name of something while it is written or replaced, of which `is_ours` knows the final name.
+fn is_unfinished(name: &str, is_ours: fn(&str) -> bool) -> bool {
+    [PARTIAL, REPLACED].iter().any(|mark| {
+        name.split_once(mark)
+            .is_some_and(|(finished, _)| is_ours(finished))
+    })
 }
 
 /// The name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
@@ -75,17 +87,42 @@ pub fn is_trained(name: &str) -> bool {
     RUN_FILES.contains(&name) || checkpoint_step(name).is_some()
 }
 
-fn is_of_run(name: &str) -> bool {
+/// Files of a run that training or an evaluation writes.
+fn is_written(name: &str) -> bool {
     let evaluated = |file| name == file || is_numbered(name, file);
+    is_trained(name) || evaluated(EVALUATION_FILE) || evaluated(RANKS_FILE)
+}
+
+fn is_of_run(name: &str) -> bool {
     // Runs of earlier versions have left such beside their files.
     let hidden = name.strip_prefix('.').is_some_and(is_trained);
-    is_trained(name)
-        || evaluated(EVALUATION_FILE)
-        || evaluated(RANKS_FILE)
+    is_written(name)
         || is_left_over(name)
         || hidden
         // As the library calls it while it is written.
         || name.strip_suffix(".partial") == Some(TRIE_FILE)
+}
+
+fn is_of_checkpoint(name: &str) -> bool {
+    let files = [
+        CONFIG_FILE,
+        TOKENIZER_FILE,
+        WEIGHTS_FILE,
+        MOMENTS_FILE,
+        STATE_FILE,
+        adapter::CONFIG_FILE,
+        adapter::WEIGHTS_FILE,
+        KEPT,
+    ];
+    files.contains(&name)
+}
+
+/// Whether a folder of this name is one of a run's: that of a checkpoint, also while it is written or replaced.
+fn is_folder_of_run(name: &str) -> bool {
+    let is_checkpoint = |name: &str| checkpoint_step(name).is_some();
+    is_checkpoint(name.trim_start_matches('.'))
+        || is_unfinished(name, is_checkpoint)
+        || name == KEPT
 }
 
 fn is_of_merged_model(name: &str) -> bool {
@@ -120,7 +157,6 @@ pub enum Kind {
 /// What a folder is, where msl wrote all that it holds; anything else is an error.
 pub fn replaceable(folder: &Path) -> Result<Kind> {
     let names = names(folder)?;
-    let foreign = |is_ours: fn(&str) -> bool| names.iter().find(|name| !is_ours(name));
     let has_checkpoint = names.iter().any(|name| checkpoint_step(name).is_some());
     let kind = match () {
         () if names.is_empty() => return Ok(Kind::Empty),
@@ -134,15 +170,16 @@ pub fn replaceable(folder: &Path) -> Result<Kind> {
             folder.display()
         ),
     };
-    let foreign = match kind {
-        Kind::Run => foreign(is_of_run),
-        _ => foreign(is_of_merged_model),
+    let is_ours = match kind {
+        Kind::Run => is_of_run,
+        _ => is_of_merged_model,
     };
-    if let Some(name) = foreign {
+    if let Some(foreign) = foreign(folder, is_ours)? {
         bail!(
-            "{} holds {name:?}, which msl did not write and --overwrite would delete: move it elsewhere, or name another \
+            "{} holds {:?}, which msl did not write and --overwrite would delete: move it elsewhere, or name another \
              --output",
-            folder.display()
+            folder.display(),
+            foreign.strip_prefix(folder).unwrap_or(&foreign)
         );
     }
     check_contained(folder)?;
@@ -151,10 +188,23 @@ pub fn replaceable(folder: &Path) -> Result<Kind> {
 
 /// Whether a folder that was being written or replaced holds nothing but what msl writes.
 pub fn is_part_of_ours(folder: &Path) -> bool {
-    names(folder).is_ok_and(|names| {
-        let all = |is_ours: fn(&str) -> bool| names.iter().all(|name| is_ours(name));
-        all(is_of_run) || all(is_of_merged_model)
-    })
+    let all = |is_ours| matches!(foreign(folder, is_ours), Ok(None));
+    all(is_of_run) || all(is_of_merged_model)
+}
+
+/// Something in a folder, or in those of checkpoints in it, that msl does not write there. `is_ours` knows the names.
+fn foreign(folder: &Path, is_ours: fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    for path in entries(folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_folder = path.is_dir() && !path.is_symlink();
+        if !is_ours(&name) || is_folder && !is_folder_of_run(&name) {
+            return Ok(Some(path));
+        }
+        if is_folder && let Some(foreign) = foreign(&path, is_of_checkpoint)? {
+            return Ok(Some(foreign));
+        }
+    }
+    Ok(None)
 }
 
 /// Fails where something in a run's folder is neither a regular file nor a folder: a link would lead out of it, and a
@@ -245,7 +295,12 @@ mod tests {
             write(name);
         }
         assert_eq!(replaceable(folder).unwrap(), Kind::Run);
-        write("notes.txt");
-        refusal("\"notes.txt\"");
+        for foreign in ["notes.txt", "my.partial-work", "checkpoint-5/notes.txt"] {
+            write(foreign);
+            refusal(&format!("{foreign:?}"));
+            fs::remove_file(folder.join(foreign)).unwrap();
+        }
+        fs::create_dir(folder.join("evaluation.json")).unwrap();
+        refusal("\"evaluation.json\"");
     }
 }

@@ -6,7 +6,7 @@ mod folder;
 
 use std::path::Path;
 
-pub use apart::{check_apart, is_same};
+pub use apart::{check_apart, is_place};
 pub use file::{OutputFile, begin_beside};
 pub use folder::{OutputFolder, PartialFolder, remove_abandoned};
 

@@ -16,7 +16,7 @@ use crate::{
     json::{read_json, write_json},
     layout::{
         CHECKPOINT, MADE_WITH_FILE, SETTINGS_FILE, TRIE_FILE, check_contained, checkpoint_step,
-        entries, is_left_over, is_trained,
+        entries, is_left_over,
     },
     lock::Lock,
     made_with::{MadeWith, hash_model, hash_titles, hash_tokenizer},
@@ -320,16 +320,6 @@ impl RunFolder {
             }
         }
         Ok(())
-    }
-
-    /// What training wrote, which nothing else may replace.
-    pub fn trained_files(&self) -> Result<Vec<PathBuf>> {
-        let mut files = entries(&self.path)?;
-        files.retain(|file| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            is_trained(&name)
-        });
-        Ok(files)
     }
 
     /// The steps that there are checkpoints of, in order.

@@ -40,7 +40,7 @@ impl Schedule {
 
     /// Steps in all.
     pub fn steps(&self) -> usize {
-        self.epochs * self.steps_of_an_epoch()
+        self.epochs.saturating_mul(self.steps_of_an_epoch())
     }
 
     /// The places of the examples of every step from `first` on, counted from 0; in a batch the longest come first.
@@ -92,6 +92,15 @@ mod tests {
         assert_ne!(epochs[0], epochs[1]);
         let other: Vec<Vec<usize>> = self::schedule(2).batches_from(0).collect();
         assert_ne!(batches, other);
+    }
+
+    #[test]
+    fn steps_beyond_all_numbers_are_as_many_as_there_are() {
+        let schedule = Schedule {
+            epochs: usize::MAX,
+            ..schedule(1)
+        };
+        assert_eq!(schedule.steps(), usize::MAX);
     }
 
     #[test]

@@ -6,7 +6,10 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::IgnoredAny;
 use tokenizers::{
     AddedToken, Encoding, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
-    models::bpe::{BPE, BpeTrainer},
+    models::{
+        ModelWrapper,
+        bpe::{BPE, BpeTrainer},
+    },
     normalizers::NormalizerWrapper,
     pre_tokenizers::{
         PreTokenizerWrapper,
@@ -58,9 +61,15 @@ impl TextTokenizer {
         texts: impl Iterator<Item = &'a str> + Clone + Send,
         vocabulary: usize,
     ) -> Result<Self> {
+        let smallest = ByteLevel::alphabet().len() + 1;
+        ensure!(
+            vocabulary >= smallest,
+            "--vocabulary is {vocabulary}, expected at least {smallest}: a token for each byte and the one that ends a \
+             response"
+        );
         // Each merge joins two tokens of a text: there cannot be more than the texts have bytes.
         let bytes: usize = texts.clone().map(str::len).sum();
-        let largest = ByteLevel::alphabet().len() + 1 + bytes;
+        let largest = smallest + bytes;
         let words = Split::new(
             SplitPattern::Regex(WORDS.into()),
             SplitDelimiterBehavior::Isolated,
@@ -109,7 +118,7 @@ impl TextTokenizer {
     }
 
     /// A tokenizer with its end token: that of a name, that of an id, or a known one. Texts are neither cut nor padded,
-    /// whatever its file says.
+    /// and no merges drop out, whatever its file says.
     pub fn new(
         mut tokenizer: Tokenizer,
         end_token: Option<&str>,
@@ -125,6 +134,14 @@ impl TextTokenizer {
                 *id <= LARGEST_ID,
                 "the token {token:?} has the id {id}, expected at most {LARGEST_ID}: as many rows would a model need"
             );
+        }
+        if let ModelWrapper::BPE(pairs) = tokenizer.get_model()
+            && pairs.dropout.is_some()
+        {
+            // A text would be other tokens each time.
+            let mut pairs = pairs.clone();
+            pairs.dropout = None;
+            tokenizer.with_model(pairs);
         }
         let end = match (end_token, end) {
             (Some(name), _) => tokenizer
@@ -348,5 +365,20 @@ mod tests {
         });
         let tokenizer = read(&[("truncation", cut), ("padding", padded)]);
         assert_eq!(tokenizer.encode(TITLES[0]).unwrap(), tokens);
+    }
+
+    #[test]
+    fn a_text_is_the_same_tokens_each_time_though_merges_are_to_drop_out() {
+        let plain = read(&[]);
+        let mut model = serde_json::to_value(plain.tokenizer.get_model()).unwrap();
+        model["dropout"] = json!(0.5);
+        let tokenizer = read(&[("model", model)]);
+        let text = TITLES.concat();
+        for _ in 0..20 {
+            assert_eq!(
+                tokenizer.encode(&text).unwrap(),
+                plain.encode(&text).unwrap()
+            );
+        }
     }
 }

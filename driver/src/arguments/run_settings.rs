@@ -90,8 +90,15 @@ impl RunSettings {
             self.loss.loss.is_masked() || !self.training.read_unary_tail,
             "--read-unary-tail is for losses that the trie masks: with --loss lml the end of a response is always read"
         );
+        let checkpoints = &self.checkpoints;
+        for (option, value) in [
+            ("--save-every", checkpoints.save_every),
+            ("--patience", checkpoints.patience),
+        ] {
+            ensure!(value != Some(0), "{option} is 0, expected at least 1");
+        }
         ensure!(
-            self.checkpoints.patience.is_none() || self.data.validation > 0,
+            checkpoints.patience.is_none() || self.data.validation > 0,
             "--patience looks at validation rows: say how many with --validation"
         );
         Ok(())

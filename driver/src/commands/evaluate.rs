@@ -1,4 +1,5 @@
 use std::{
+    fs::File,
     io::Write,
     path::{Path, PathBuf},
 };
@@ -18,7 +19,8 @@ use crate::{
     dataset::sample,
     decoding::{Decoding, keep_earlier},
     evaluate::{Evaluation, Evaluator},
-    output::{OutputFile, check_apart, is_same},
+    layout::{SETTINGS_FILE, run_files},
+    output::{OutputFile, check_apart, is_place},
     precision::Place,
     random::{Purpose, random},
     ranking::Pruned,
@@ -231,11 +233,19 @@ impl<'a> Outputs<'a> {
             settings.pretrained.as_deref(),
         ];
         let others = [arguments.test.as_deref(), settings.data.train.as_deref()];
-        let own = folder.trained_files()?;
+        let own = run_files(folder.path())?;
         let inputs: Vec<&Path> = (data.into_iter().chain(others).flatten())
             .chain(own.iter().map(|path| path.as_path()))
             .collect();
+        let run = &arguments.run;
         let named = |option: &str, file: &Path| {
+            ensure!(
+                ![RANKS_FILE, EVALUATION_FILE]
+                    .iter()
+                    .any(|name| is_place(file, run, name)),
+                "{option} {} is where the run keeps its evaluation: name another",
+                file.display()
+            );
             check_apart(option, file, &inputs)?;
             OutputFile::create(file)
         };
@@ -248,10 +258,8 @@ impl<'a> Outputs<'a> {
             .as_deref()
             .map(|file| named("--lists", file))
             .transpose()?;
-        let run = &arguments.run;
-        let own = run.join(RANKS_FILE);
         // By whatever name, these ranks belong to the table beside them.
-        let elsewhere = |file: &&PathBuf| !is_same(file, &own);
+        let elsewhere = |file: &&PathBuf| !is_place(file, run, RANKS_FILE);
         if let Some(file) = ranks.as_ref().filter(elsewhere) {
             return Ok(Self {
                 ranks: named("--ranks", file)?,
@@ -281,6 +289,13 @@ impl<'a> Outputs<'a> {
     ) -> Result<()> {
         if let Some(file) = self.lists {
             write_lists(file, catalogue, rows, examples, evaluation)?;
+        }
+        // Another evaluation of the run may end at the same moment: one puts its files there after the other. The run's
+        // own lock is its training's. Where there are no locks, nothing is to be waited for.
+        let turn = self.run.as_ref().map(|(run, _)| run.join(SETTINGS_FILE));
+        let turn = turn.and_then(|file| File::open(file).ok());
+        if let Some(turn) = &turn {
+            let _ = turn.lock();
         }
         if let (Some((run, _)), Some(decoding)) = (&self.run, &comparison.decoding) {
             keep_earlier(run, decoding)?;

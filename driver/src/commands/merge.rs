@@ -27,6 +27,15 @@ struct Merged<'a> {
 /// `msl merge`
 pub fn merge(arguments: &MergeArguments) -> Result<()> {
     let source = Source::open(arguments)?;
+    if let Some(base) = source.base()
+        && base.join(MERGED_FILE).exists()
+    {
+        eprintln!(
+            "warning: {} was merged from adapters itself, and those of {} are added to them",
+            base.display(),
+            arguments.adapter.display()
+        );
+    }
     let inputs: Vec<&Path> = [arguments.adapter.as_path()]
         .into_iter()
         .chain(source.base())

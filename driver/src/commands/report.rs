@@ -12,10 +12,13 @@ use crate::{
 
 /// `msl report`
 pub fn report(arguments: &ReportArguments) -> Result<()> {
-    let page = page(&ReportedRun::read_all(&arguments.runs)?)?;
-    for run in &arguments.runs {
-        let files = run_files(run)?;
-        let inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+    let runs = ReportedRun::read_all(&arguments.runs)?;
+    let page = page(&runs)?;
+    for run in &runs {
+        let files = run_files(&run.path)?;
+        let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
+        // The page does not need the data, but the runs do.
+        inputs.push(&run.data);
         check_apart("--output", &arguments.output, &inputs)?;
     }
     OutputFile::write_whole(&arguments.output, page.as_bytes())?;

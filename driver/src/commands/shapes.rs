@@ -43,6 +43,10 @@ pub fn shapes(arguments: &ShapesArguments) -> Result<()> {
         ..
     } = Dataset::read(&data, 0)?;
     ensure!(
+        arguments.responses > 0,
+        "--responses is 0, expected at least 1"
+    );
+    ensure!(
         training.len() >= arguments.responses,
         "{} has {} training rows, fewer than the {} responses asked for",
         arguments.data.data.display(),

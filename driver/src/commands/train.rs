@@ -197,6 +197,14 @@ impl Rows {
             settings.data.validation,
             settings.data.data.display()
         );
+        if dataset.validation.len() < settings.data.validation {
+            eprintln!(
+                "warning: --validation asks for {} rows, and {} has {} for validation",
+                settings.data.validation,
+                settings.data.data.display(),
+                dataset.validation.len()
+            );
+        }
         Ok(Self {
             dataset,
             prompt: settings.prompt.prompt(),

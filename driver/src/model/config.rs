@@ -130,6 +130,8 @@ const DEFAULT_THETA: f64 = 10_000.0;
 const PARTIAL_ROTARY: &str = "partial_rotary_factor";
 /// Products of two sizes fit in 64 bits.
 const LARGEST_SIZE: usize = 1 << 31;
+/// More layers than any model has; their memory is asked for layer by layer, which a machine may not survive.
+const MOST_LAYERS: usize = 4_096;
 /// Width of a head of Qwen 3 where config.json does not say.
 const QWEN3_HEAD_WIDTH: usize = 128;
 
@@ -234,6 +236,11 @@ impl LlamaConfig {
                 "{name} is {size}, expected a number from 1 to {LARGEST_SIZE}"
             );
         }
+        ensure!(
+            self.num_hidden_layers <= MOST_LAYERS,
+            "num_hidden_layers is {}, expected at most {MOST_LAYERS}",
+            self.num_hidden_layers
+        );
         ensure!(
             self.head_dim.is_some() || self.hidden_size.is_multiple_of(self.num_attention_heads),
             "a hidden size of {} does not divide into {} heads",
@@ -341,6 +348,17 @@ impl RopeParameters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_layers_than_a_machine_has_memory_for_are_refused_before_it_is_taken() {
+        let config = |num_hidden_layers| LlamaConfig {
+            num_hidden_layers,
+            ..LlamaConfig::default()
+        };
+        config(MOST_LAYERS).check().unwrap();
+        let refusal = config(1_000_000_000).check().unwrap_err().to_string();
+        assert!(refusal.contains("num_hidden_layers"), "{refusal}");
+    }
 
     #[test]
     fn the_kind_of_a_stretching_is_read_under_either_name_and_both() {

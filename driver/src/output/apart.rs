@@ -6,6 +6,7 @@ use std::{
 use anyhow::{Result, ensure};
 use same_file::is_same_file;
 
+use super::parent;
 use crate::{
     data_files::{TEST_FILE, TITLES_FILE},
     layout::entries,
@@ -37,6 +38,12 @@ pub fn check_apart(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> 
 pub fn is_same(one: &Path, other: &Path) -> bool {
     let is_plain = |path| fs::metadata(path).is_ok_and(|there| there.is_file() || there.is_dir());
     is_plain(one) && is_plain(other) && is_same_file(one, other).unwrap_or(false)
+}
+
+/// Whether a path leads to a file of a folder, which need not be there yet.
+pub fn is_place(path: &Path, folder: &Path, name: &str) -> bool {
+    let by_name = path.file_name() == Some(name.as_ref()) && is_same(parent(path), folder);
+    by_name || is_same(path, &folder.join(name))
 }
 
 /// A path and, where it is that of a folder of data or of a model, the files that are read there. Others may lie beside

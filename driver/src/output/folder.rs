@@ -9,12 +9,9 @@ use tempfile::TempDir;
 
 use super::{check_apart, parent};
 use crate::{
-    layout::{self, Kind, LOCK_FILE, PARTIAL, REPLACED, entries, is_part_of_ours, named},
+    layout::{self, KEPT, Kind, LOCK_FILE, PARTIAL, REPLACED, entries, is_part_of_ours, named},
     lock::Lock,
 };
-
-/// What a replaced folder is called until it is deleted.
-const KEPT: &str = "run";
 
 /// A folder without a lock is taken for one that was left after this time: its owner locks it at once.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);

@@ -134,6 +134,14 @@ fn options_that_make_no_sense_are_refused() {
         ),
         &["nowhere.csv"],
     );
+    // What cannot be done is not done in another way.
+    for options in [
+        &["--save-every", "0"][..],
+        &["--patience", "0", "--validation", "4"],
+        &["--vocabulary", "256"],
+    ] {
+        assert_says(&refused(folder.path(), options), &[options[0], "at least"]);
+    }
 }
 
 #[test]

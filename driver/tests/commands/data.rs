@@ -157,6 +157,20 @@ fn every_command_says_what_it_read_and_what_it_left_out() {
 }
 
 #[test]
+fn fewer_rows_for_validation_than_were_asked_for_are_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_atomic_files(folder);
+    let base = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
+    let output = msl(
+        folder,
+        &[&base[..], &SMALL, &["--validation", "100000"]].concat(),
+    );
+    assert!(output.status.success(), "{}", errors(&output));
+    assert_says(&errors(&output), &["--validation asks for 100000 rows"]);
+}
+
+#[test]
 fn titles_that_are_mostly_alike_are_warned_of() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -278,6 +292,14 @@ fn control_characters_are_shown_escaped_and_kept_in_json() {
     let items = items.replace("The Big Film 2", "\u{1b}[2JCleared");
     fs::write(folder.join("films.item"), items).unwrap();
     train(folder, &[]);
+    let run = "ru\u{1b}[31mn";
+    fs::rename(folder.join("run"), folder.join(run)).unwrap();
+    let said = errors(&msl(folder, &["recommend", run, "The Small Film 1"]));
+    assert!(
+        !said.contains('\u{1b}') && said.contains("ru\\u{1b}[31mn"),
+        "{said}"
+    );
+    fs::rename(folder.join(run), folder.join("run")).unwrap();
     let recommend = ["recommend", "run", "The Small Film 1", "--top", "20"];
     let table = String::from_utf8(msl(folder, &recommend).stdout).unwrap();
     assert!(

@@ -87,6 +87,69 @@ fn targets_in_training_rows_are_told_apart_from_targets_in_none() {
 }
 
 #[test]
+fn no_output_takes_the_place_of_a_run_s_own_evaluation() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    train(folder, &[]);
+    let refused = |option: &str, file: &str| {
+        let output = msl(folder, &["evaluate", "run", option, file]);
+        assert!(!output.status.success());
+        let said = errors(&output);
+        assert!(said.contains(option) && said.contains(file), "{said}");
+    };
+    // Whether they are there yet or not.
+    for evaluated in [false, true] {
+        for (option, file) in [
+            ("--lists", "run/ranks.csv"),
+            ("--lists", "run/evaluation.json"),
+            ("--lists", "run/../run/ranks.csv"),
+            ("--ranks", "run/evaluation.json"),
+        ] {
+            refused(option, file);
+        }
+        assert_eq!(folder.join("run/evaluation.json").exists(), evaluated);
+        let output = msl(folder, &["evaluate", "run", "--ranks", "run/ranks.csv"]);
+        assert!(output.status.success(), "{}", errors(&output));
+        assert!(folder.join("run/evaluation.json").exists());
+    }
+    // A second one, decoded in another way, keeps the first.
+    assert!(
+        msl(folder, &["evaluate", "run", "--beams", "3"])
+            .status
+            .success()
+    );
+    refused("--ranks", "run/ranks-1.csv");
+}
+
+#[test]
+fn evaluations_that_end_at_one_moment_are_all_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    train(folder, &[]);
+    std::thread::scope(|scope| {
+        for beams in ["1", "2", "3", "4", "5", "6"] {
+            let evaluate = ["evaluate", "run", "--beams", beams];
+            scope.spawn(move || assert!(msl(folder, &evaluate).status.success()));
+        }
+    });
+    let kept = |number: usize| match number {
+        0 => "run/evaluation.json".to_owned(),
+        _ => format!("run/evaluation-{number}.json"),
+    };
+    let mut beams: Vec<u64> = (0..6)
+        .map(|number| {
+            let text = fs::read_to_string(folder.join(kept(number))).unwrap();
+            let evaluation: Value = serde_json::from_str(&text).unwrap();
+            evaluation["decoding"]["beams"].as_u64().unwrap()
+        })
+        .collect();
+    beams.sort_unstable();
+    assert_eq!(beams, [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
 fn the_rows_that_a_run_was_trained_on_are_the_ones_that_count() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -232,6 +232,16 @@ fn a_merged_model_has_the_type_of_its_base_unless_another_is_asked_for() {
             msl::json::read_json(&folder.join("merged/config.json")).unwrap();
         assert_eq!(config["torch_dtype"], name);
     }
+    // Adapters that no run knows the model of are added wherever they are told to be.
+    let step = msl(folder, &["merge", "run", "--output", "elsewhere"]);
+    assert!(!errors(&step).contains("warning"), "{}", errors(&step));
+    let checkpoint = crate::running::last_checkpoint(&folder.join("run"));
+    fs::rename(checkpoint, folder.join("adapters")).unwrap();
+    let command = [
+        "merge", "adapters", "--model", "merged", "--output", "twice",
+    ];
+    let said = errors(&msl(folder, &command));
+    assert!(said.contains("warning: merged was merged"), "{said}");
 }
 
 #[test]

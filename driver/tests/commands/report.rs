@@ -24,6 +24,19 @@ fn page(folder: &Path, runs: &[&str]) -> String {
 }
 
 #[test]
+fn a_page_takes_the_place_of_nothing_that_its_runs_need() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    write_catalogue(folder);
+    train(folder, "msl", &["--loss", "msl"]);
+    for file in ["train.csv", "id2name4Rec.json", "msl/training.json"] {
+        let output = msl(folder, &["report", "msl", "--output", file]);
+        assert!(errors(&output).contains(file), "{}", errors(&output));
+    }
+    page(folder, &["msl"]);
+}
+
+#[test]
 fn runs_are_laid_beside_each_other() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

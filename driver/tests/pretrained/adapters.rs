@@ -182,3 +182,16 @@ fn adapters_that_are_not_those_of_their_configuration_are_refused_by_name() {
         assert!(refusal.contains(said), "{change}: {refusal}");
     }
 }
+
+#[test]
+fn a_model_that_is_not_where_the_adapters_say_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (_, adapters) = adapted(folder.path(), &LoraSettings::default());
+    for (name, expected) in [("meta-llama/Llama-2-7b", "--model"), ("", "does not name")] {
+        let refusal = load_with(&adapters, &json!({"base_model_name_or_path": name})).unwrap_err();
+        assert!(
+            refusal.contains("adapter_config.json") && refusal.contains(expected),
+            "{refusal}"
+        );
+    }
+}

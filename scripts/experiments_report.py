@@ -72,11 +72,12 @@ class Results:
         return statistics.fmean(differences), standard_error(differences), base
 
     def validation(self, seed):
-        """Seconds of training and validation item NLL at each look, at the run's median time of a step."""
+        """Step, seconds of training (at the run's median time of a step) and validation item NLL of each look."""
         with open(self.paths[seed] / "metrics.jsonl", encoding="utf-8") as file:
             steps = [json.loads(line) for line in file]
         second = statistics.median(step["tokens"] / step["tokens_per_second"] for step in steps)
-        return [(step["step"] * second, step["validation_nll"]) for step in steps if "validation_nll" in step]
+        looks = [step for step in steps if "validation_nll" in step]
+        return [(look["step"], look["step"] * second, look["validation_nll"]) for look in looks]
 
 
 class Report:
@@ -127,19 +128,21 @@ class Report:
         return markdown(header, rows)
 
     def time_table(self):
-        """Seconds until a loss's validation item NLL passes the best that LML reaches."""
+        """How soon a loss's validation item NLL passes the best that LML reaches; means over the seeds."""
         rows = []
         for count, found in self.results.items():
             for loss, results in found.items():
-                shares = []
+                times = []
                 for seed in (seed for seed in results.paths if seed in found["lml"].paths):
-                    seconds, best = min(found["lml"].validation(seed), key=lambda look: look[1])
-                    passed = [at for at, nll in results.validation(seed) if nll <= best]
-                    shares.append((seconds, passed[0] if passed else math.nan))
-                lml, own = (statistics.fmean(column) for column in zip(*shares))
+                    *lml, best = min(found["lml"].validation(seed), key=lambda look: look[2])
+                    passed = [look[:2] for look in results.validation(seed) if look[2] <= best]
+                    times.append((*lml, *(passed[0] if passed else (math.nan, math.nan))))
+                steps, seconds, own_steps, own_seconds = (statistics.fmean(column) for column in zip(*times))
                 if loss != "lml":
-                    rows.append([NAMES[loss], f"{count:,}", f"{lml:.1f}", f"{own:.1f}", f"{lml / own:.1f}×"])
-        return markdown(["", "rows", "LML at its best after s", "passed after s", "sooner"], rows)
+                    cells = [f"{steps:.0f}", f"{own_steps:.0f}", f"{seconds:.1f}", f"{own_seconds:.1f}"]
+                    rows.append([NAMES[loss], f"{count:,}", *cells, f"{seconds / own_seconds:.1f}×"])
+        header = ["", "rows", "LML is at its best after steps", "passed after steps", "LML, s", "passed after s", "sooner"]
+        return markdown(header, rows)
 
     def plots(self):
         name, title = self.experiment.name, self.experiment.title
@@ -167,7 +170,7 @@ class Report:
             looks = [results.validation(seed) for seed in results.paths]
             points = []
             for at in zip(*looks):
-                seconds, nll = zip(*at)
+                _, seconds, nll = zip(*at)
                 points.append((statistics.fmean(seconds), statistics.fmean(nll), standard_error(nll)))
             yield {"name": NAMES[loss], "points": points}
 

@@ -11,7 +11,7 @@
 use std::{io, ops::Range};
 
 use anyhow::{Context, Result};
-use plotters::{coord::ranged1d::ValueFormatter, prelude::*};
+use plotters::{coord::Shift, prelude::*};
 use serde::Deserialize;
 
 /// What is drawn.
@@ -37,7 +37,9 @@ struct Series {
     baseline: bool,
 }
 
-const SIZE: (u32, u32) = (640, 400);
+const SIZE: (u32, u32) = (820, 400);
+/// The width of the chart itself; the names are beside it.
+const CHART: u32 = 560;
 const FONT: (&str, u32) = ("sans-serif", 15);
 const GREY: RGBColor = RGBColor(0x88, 0x88, 0x88);
 
@@ -57,63 +59,74 @@ fn main() -> Result<()> {
     {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
-        let mut builder = ChartBuilder::on(&area);
-        builder
-            .margin(12)
-            .caption(&plot.title, ("sans-serif", 18))
-            .x_label_area_size(40)
-            .y_label_area_size(56);
-        let (x, y) = plot.ranges().context("there are no points to draw")?;
-        if plot.logarithmic {
-            plot.draw(builder.build_cartesian_2d(x.log_scale(), y)?)?;
-        } else {
-            plot.draw(builder.build_cartesian_2d(x, y)?)?;
-        }
+        let (chart, names) = area.split_horizontally(CHART);
+        plot.draw(&chart)?;
+        plot.name_series(&names)?;
         area.present()?;
     }
     print!("{svg}");
     Ok(())
 }
 
+type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+
 impl Plot {
+    /// Where x is on the horizontal axis. A logarithmic one counts doublings of 1,000.
+    fn place(&self, x: f64) -> f64 {
+        match self.logarithmic {
+            true => (x / 1000.0).log2(),
+            false => x,
+        }
+    }
+
+    /// What stands at a place of the horizontal axis.
+    fn label(&self, place: f64) -> String {
+        match self.logarithmic {
+            true if place.fract() == 0.0 => format!("{:.0}", 1000.0 * place.exp2()),
+            true => String::new(),
+            false => format!("{place:.0}"),
+        }
+    }
+
     /// The ranges of both axes, with room around what is drawn.
     fn ranges(&self) -> Option<(Range<f64>, Range<f64>)> {
         let points = || self.series.iter().flat_map(|series| &series.points);
-        let least = |values: &mut dyn Iterator<Item = f64>| values.reduce(f64::min);
-        let most = |values: &mut dyn Iterator<Item = f64>| values.reduce(f64::max);
-        let (left, right) = (
-            least(&mut points().map(|p| p.0))?,
-            most(&mut points().map(|p| p.0))?,
-        );
-        let (low, high) = (
-            least(&mut points().map(|p| p.1 - p.2))?,
-            most(&mut points().map(|p| p.1 + p.2))?,
-        );
-        let x = match self.logarithmic {
-            true => left / 1.15..right * 1.15,
-            false => left..right,
+        let span = |values: &mut dyn Iterator<Item = f64>| {
+            let joined = |a: Range<f64>, b: Range<f64>| a.start.min(b.start)..a.end.max(b.end);
+            values.map(|value| value..value).reduce(joined)
         };
-        let room = 0.05 * (high - low);
+        let x = span(&mut points().map(|&(x, ..)| self.place(x)))?;
+        let y = span(&mut points().flat_map(|&(_, y, error)| [y - error, y + error]))?;
+        let side = 0.04 * (x.end - x.start);
+        let room = 0.05 * (y.end - y.start);
         // Shares begin at 0.
-        let low = if low >= 0.0 && low < 0.5 * high {
-            0.0
-        } else {
-            low - room
+        let low = match 2.0 * y.start < y.end {
+            true => y.start.min(0.0),
+            false => y.start - room,
         };
-        Some((x, low..high + room))
+        Some((x.start - side..x.end + side, low..y.end + room))
     }
 
-    fn draw<'a, X>(
-        &self,
-        mut chart: ChartContext<
-            'a,
-            SVGBackend<'a>,
-            Cartesian2d<X, plotters::coord::types::RangedCoordf64>,
-        >,
-    ) -> Result<()>
-    where
-        X: Ranged<ValueType = f64> + ValueFormatter<f64>,
-    {
+    fn colours(&self) -> impl Iterator<Item = (&Series, RGBColor)> {
+        let mut colours = COLOURS.into_iter().cycle();
+        self.series.iter().map(move |series| {
+            let colour = if series.baseline {
+                None
+            } else {
+                colours.next()
+            };
+            (series, colour.unwrap_or(GREY))
+        })
+    }
+
+    fn draw(&self, area: &Area) -> Result<()> {
+        let (x, y) = self.ranges().context("there are no points to draw")?;
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .caption(&self.title, ("sans-serif", 18))
+            .x_label_area_size(40)
+            .y_label_area_size(56)
+            .build_cartesian_2d(x, y)?;
         chart
             .configure_mesh()
             .light_line_style(TRANSPARENT)
@@ -121,34 +134,28 @@ impl Plot {
             .axis_style(GREY)
             .label_style(FONT)
             .x_desc(&self.x)
-            .x_labels(7)
+            .x_labels(8)
             .y_labels(6)
-            .x_label_formatter(&|x| format!("{x:.0}"))
+            .x_label_formatter(&|place| self.label(*place))
             .draw()?;
-        let mut colours = COLOURS.iter().cycle();
-        for series in &self.series {
-            let colour = match series.baseline {
-                true => GREY,
-                false => *colours.next().unwrap_or(&GREY),
-            };
-            let line = series.points.iter().map(|&(x, y, _)| (x, y));
-            chart
-                .draw_series(LineSeries::new(line, colour.stroke_width(2)))?
-                .label(&series.name)
-                .legend(move |(x, y)| {
-                    PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2))
-                });
+        for (series, colour) in self.colours() {
+            let line = series.points.iter().map(|&(x, y, _)| (self.place(x), y));
+            chart.draw_series(LineSeries::new(line, colour.stroke_width(2)))?;
             let bars = series.points.iter().filter(|(_, _, error)| *error > 0.0);
             chart.draw_series(bars.map(|&(x, y, error)| {
-                ErrorBar::new_vertical(x, y - error, y, y + error, colour.filled(), 7)
+                ErrorBar::new_vertical(self.place(x), y - error, y, y + error, colour.filled(), 7)
             }))?;
         }
-        chart
-            .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
-            .background_style(WHITE.mix(0.8))
-            .label_font(FONT)
-            .draw()?;
+        Ok(())
+    }
+
+    /// The names of the series in their colours, one under the other.
+    fn name_series(&self, area: &Area) -> Result<()> {
+        for ((series, colour), row) in self.colours().zip(0..) {
+            let y = 60 + 24 * row;
+            area.draw(&PathElement::new([(0, y), (18, y)], colour.stroke_width(2)))?;
+            area.draw(&Text::new(series.name.clone(), (26, y - 8), FONT))?;
+        }
         Ok(())
     }
 }

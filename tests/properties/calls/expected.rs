@@ -168,10 +168,11 @@ impl Case {
             for token in self.sets.get(place.set).unwrap().iter() {
                 let entry = place.position as usize * self.vocabulary + token as usize;
                 let of_target = if token == place.target { largest } else { 0.0 };
-                // A probability is as far off, relatively, as its logit absolutely. Below f32's range it is 0.
+                // A probability is as far off, relatively, as its logit absolutely. Where f32's range ends it is 0.
                 let gradient = reference.gradient[entry];
                 let probability = (gradient + of_target).abs() + gradient.abs();
-                slack[entry] = relative * probability + largest * f64::from(f32::MIN_POSITIVE);
+                slack[entry] =
+                    relative * probability + largest * 2.0 * f64::from(f32::MIN_POSITIVE);
             }
         }
         Gradient {

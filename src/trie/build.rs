@@ -86,13 +86,18 @@ impl AddAssign for Counts {
     }
 }
 
-/// What the chunk adds at depth 0, 1, … and, nothing, at one more. Refuses a path that begins
+/// What the chunk adds at depth 0, 1, … and, nothing, at one more than its longest path has: few paths
+/// may be much longer than the others, and only their chunks pay for it. Refuses a path that begins
 /// another: in the sorted order such two, or paths equal to them, are neighbours.
 fn count(paths: &Paths, sorted: &[SortedPath], chunk: Range<usize>) -> Result<Vec<Counts>> {
-    let mut levels = vec![Counts::default(); paths.longest + 1];
-    let mut begins = vec![0isize; paths.longest + 1];
+    let mut levels = Vec::new();
+    let mut begins = Vec::new();
     let start = chunk.start;
     for (index, (shared, path)) in paths.with_shared(sorted, chunk).enumerate() {
+        if levels.len() <= path.length as usize {
+            levels.resize(path.length as usize + 1, Counts::default());
+            begins.resize(path.length as usize + 1, 0isize);
+        }
         begins[shared as usize] += 1;
         begins[path.length as usize] -= 1;
         let last = &mut levels[path.length as usize - 1];
@@ -131,15 +136,17 @@ struct Share<'a> {
 }
 
 impl<'a> Share<'a> {
-    /// Every chunk's share of every level: a level's shares lie side by side.
+    /// Every chunk's share of every level that its paths reach: a level's shares lie side by side.
     fn split(mut self, counts: &[Vec<Counts>]) -> Vec<Vec<Self>> {
-        let depths = counts.first().map_or(0, Vec::len);
         let mut shares: Vec<Vec<_>> = (counts.iter())
-            .map(|_| Vec::with_capacity(depths))
+            .map(|levels| Vec::with_capacity(levels.len()))
             .collect();
-        for depth in 0..depths {
-            for (shares, counts) in shares.iter_mut().zip(counts) {
-                shares.push(self.split_off(counts[depth]));
+        let mut reaching: Vec<_> = shares.iter_mut().zip(counts).collect();
+        let deepest = counts.iter().map(Vec::len).max().unwrap_or(0);
+        for depth in 0..deepest {
+            reaching.retain(|(_, levels)| depth < levels.len());
+            for (shares, levels) in &mut reaching {
+                shares.push(self.split_off(levels[depth]));
             }
         }
         shares

@@ -22,8 +22,6 @@ pub(super) struct Paths<'a> {
     offsets: &'a [usize],
     tokens: &'a [u32],
     pub max_token: u32,
-    /// The length of the longest path.
-    pub longest: usize,
     packing: Packing,
 }
 
@@ -76,7 +74,6 @@ impl<'a> Paths<'a> {
             offsets,
             tokens,
             max_token,
-            longest: survey.lowest.len(),
             packing: Packing::new(&survey),
         })
     }

@@ -4,3 +4,7 @@ mod beam;
 mod exact;
 mod left_out;
 mod model;
+mod random;
+
+#[path = "../fuzz/mod.rs"]
+mod fuzz;

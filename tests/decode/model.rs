@@ -61,6 +61,17 @@ pub fn all(
     normalise: Normalise,
     temperature: f64,
 ) -> Vec<(Vec<u64>, f64)> {
+    all_of(&[], items, trie, normalise, temperature)
+}
+
+/// The same for a model that has read `prompt` before.
+pub fn all_of(
+    prompt: &[u32],
+    items: &[(u64, Vec<u32>)],
+    trie: &TokenTrie,
+    normalise: Normalise,
+    temperature: f64,
+) -> Vec<(Vec<u64>, f64)> {
     let mut paths: BTreeMap<&[u32], Vec<u64>> = BTreeMap::new();
     for (id, path) in items {
         paths.entry(path).or_default().push(*id);
@@ -68,7 +79,7 @@ pub fn all(
     paths.values_mut().for_each(|items| items.sort_unstable());
     let log_probability = |path: &[u32]| {
         let step = |length: usize| {
-            let logits = logits(&path[..length]);
+            let logits = logits(&[prompt, &path[..length]].concat());
             let node = trie.walk(&path[..length]).unwrap();
             let among: Vec<u32> = match normalise {
                 Normalise::Trie => trie.children(node).to_vec(),

@@ -3,7 +3,11 @@
 mod allocations;
 mod container;
 mod contents;
+mod mutations;
 mod parts;
+
+#[path = "../fuzz/mod.rs"]
+mod fuzz;
 
 use allocations::LARGEST;
 use candle_trie::{Error, TokenTrie};

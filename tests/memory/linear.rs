@@ -1,7 +1,5 @@
-//! The linear operation allocates nothing of N × V, nor of V × H: counted at the allocator.
+//! The linear operation allocates nothing of N × V, nor of V × H.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
@@ -9,44 +7,7 @@ use candle_trie::{
     AdaptiveStrategy, FrozenHead, MaskedSoftmaxLoss, Rows, Scope, TokenSets, TokenTrie,
 };
 
-struct Counting;
-
-static ALIVE: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is handed on to the system's allocator as it came; only sizes are counted.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let alive = ALIVE.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(alive, Relaxed);
-        // SAFETY: the caller's promises are handed on.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        let alive = ALIVE.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(alive, Relaxed);
-        // SAFETY: the caller's promises are handed on.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        ALIVE.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: the caller's promises are handed on.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// The bytes that `run` held beyond what was held before it, at its highest.
-fn peak_of<T>(run: impl FnOnce() -> T) -> (usize, T) {
-    let before = ALIVE.load(Relaxed);
-    PEAK.store(before, Relaxed);
-    let result = run();
-    (PEAK.load(Relaxed) - before, result)
-}
+use crate::{alone, peak_of};
 
 const WIDTH: usize = 16;
 const POSITIONS: usize = 64;
@@ -67,9 +28,9 @@ fn rows(trie: &TokenTrie, vocabulary: usize) -> Rows {
     Rows::from_unshifted(trie, &labels).unwrap()
 }
 
-// One test, so that nothing else allocates beside what is counted.
 #[test]
 fn memory_and_time_of_the_linear_operation_do_not_depend_on_the_vocabulary() {
+    let _alone = alone();
     let strategy = AdaptiveStrategy {
         scope: Scope::Branching,
         ..AdaptiveStrategy::default()

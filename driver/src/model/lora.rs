@@ -13,6 +13,9 @@ use super::{
 };
 use crate::{random::Random, settings::finite};
 
+/// More than the width of any layer; memory for more is promised by the system and not there.
+const MOST_RANK: usize = 1 << 16;
+
 /// The linear layers that an adapter can stand beside, by their Hugging Face names.
 pub const TARGETS: [&str; 7] = [
     "q_proj",
@@ -105,6 +108,11 @@ impl LoraSettings {
     /// Refuses settings that no adapter can have.
     pub fn check(&self) -> Result<()> {
         ensure!(self.rank > 0, "the rank of the adapters is 0");
+        ensure!(
+            self.rank <= MOST_RANK,
+            "the rank of the adapters is {}, expected at most {MOST_RANK}",
+            self.rank
+        );
         ensure!(
             self.alpha.is_finite(),
             "α of the adapters is {}, expected a number",

@@ -200,6 +200,18 @@ fn the_layers_that_get_adapters_are_named_with_spaces_commas_or_one_by_one() {
         refused.contains("c_attn") && refused.contains("gate_proj"),
         "{refused}"
     );
+    let command = [
+        "train",
+        "--data",
+        ".",
+        "--model",
+        "base",
+        "--output",
+        "run",
+        "--lora-rank",
+    ];
+    let refused = errors(&msl(folder, &[&command[..], &["100000000"]].concat()));
+    assert!(refused.contains("rank of the adapters"), "{refused}");
 }
 
 #[test]

@@ -188,7 +188,9 @@ fn a_model_that_is_not_where_the_adapters_say_is_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let (_, adapters) = adapted(folder.path(), &LoraSettings::default());
     for (name, expected) in [("meta-llama/Llama-2-7b", "--model"), ("", "does not name")] {
-        let refusal = load_with(&adapters, &json!({"base_model_name_or_path": name})).unwrap_err();
+        let refusal = load_with(&adapters, &json!({"base_model_name_or_path": name}))
+            .err()
+            .unwrap();
         assert!(
             refusal.contains("adapter_config.json") && refusal.contains(expected),
             "{refusal}"

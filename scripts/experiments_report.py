@@ -71,12 +71,19 @@ class Results:
         base = statistics.fmean(other.users(other_decoder, measure, seeds))
         return statistics.fmean(differences), standard_error(differences), base
 
+    def steps(self, path):
+        with open(path / "metrics.jsonl", encoding="utf-8") as file:
+            return [json.loads(line) for line in file]
+
+    def seconds(self):
+        """The median time of a step, as `scripts/experiments time` measured it."""
+        steps = self.steps(self.runs.folder / f"time-{self.loss}")
+        return statistics.median(step["tokens"] / step["tokens_per_second"] for step in steps)
+
     def validation(self, seed):
-        """Step, seconds of training (at the run's median time of a step) and validation item NLL of each look."""
-        with open(self.paths[seed] / "metrics.jsonl", encoding="utf-8") as file:
-            steps = [json.loads(line) for line in file]
-        second = statistics.median(step["tokens"] / step["tokens_per_second"] for step in steps)
-        looks = [step for step in steps if "validation_nll" in step]
+        """Step, seconds of training and validation item NLL of each look."""
+        second = self.seconds()
+        looks = [step for step in self.steps(self.paths[seed]) if "validation_nll" in step]
         return [(look["step"], look["step"] * second, look["validation_nll"]) for look in looks]
 
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use plotters::{coord::Shift, prelude::*};
 use serde::Deserialize;
 
-/// What is drawn.
+/// A plot is lines over one horizontal axis, with their names beside it.
 #[derive(Deserialize)]
 struct Plot {
     title: String,
@@ -71,7 +71,7 @@ fn main() -> Result<()> {
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 
 impl Plot {
-    /// Where x is on the horizontal axis. A logarithmic one counts doublings of 1,000.
+    /// Returns the place of x on the horizontal axis. A logarithmic axis counts doublings of 1,000.
     fn place(&self, x: f64) -> f64 {
         match self.logarithmic {
             true => (x / 1000.0).log2(),
@@ -79,7 +79,7 @@ impl Plot {
         }
     }
 
-    /// What stands at a place of the horizontal axis.
+    /// Returns the label of a place on the horizontal axis.
     fn label(&self, place: f64) -> String {
         match self.logarithmic {
             true if place.fract() == 0.0 => format!("{:.0}", 1000.0 * place.exp2()),
@@ -88,7 +88,7 @@ impl Plot {
         }
     }
 
-    /// The ranges of both axes, with room around what is drawn.
+    /// Returns the ranges of both axes, with room around what is drawn.
     fn ranges(&self) -> Option<(Range<f64>, Range<f64>)> {
         let points = || self.series.iter().flat_map(|series| &series.points);
         let span = |values: &mut dyn Iterator<Item = f64>| {
@@ -149,7 +149,7 @@ impl Plot {
         Ok(())
     }
 
-    /// The names of the series in their colours, one under the other.
+    /// Writes the names of the series in their colours, one under the other.
     fn name_series(&self, area: &Area) -> Result<()> {
         for ((series, colour), row) in self.colours().zip(0..) {
             let y = 60 + 24 * row;

@@ -169,7 +169,7 @@ impl InspectArguments {
     }
 }
 
-/// Where the things are that a run was made with, if they have moved.
+/// These options say where the data and the model of a run are now, if they have moved since it was made.
 #[derive(Args)]
 pub struct Moved {
     /// The folder of the catalogue and its users [default: that of training]
@@ -196,7 +196,7 @@ pub struct ResumeArguments {
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// What has moved.
+    /// The data and the model of the run, where they have moved.
     #[command(flatten)]
     pub moved: Moved,
 
@@ -251,7 +251,7 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
-    /// What has moved.
+    /// The data and the model of the run, where they have moved.
     #[command(flatten)]
     pub moved: Moved,
 
@@ -330,7 +330,7 @@ pub struct RecommendArguments {
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
-    /// What has moved.
+    /// The data and the model of the run, where they have moved.
     #[command(flatten)]
     pub moved: Moved,
 

@@ -13,14 +13,14 @@ use crate::{
     model::{LoraSettings, TARGETS, is_end_of},
 };
 
-/// What `adapter_config.json` says.
+/// The settings of `adapter_config.json` that are used.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AdapterConfig {
     /// Always `LORA`.
     pub peft_type: String,
     /// `CAUSAL_LM`, or nothing.
     pub task_type: Option<String>,
-    /// Where the model is that the adapters belong to.
+    /// The path or the name of the model that the adapters belong to.
     pub base_model_name_or_path: Option<String>,
     pub(super) r: usize,
     lora_alpha: f64,
@@ -195,7 +195,7 @@ impl Modules {
         matches!(self, Self::Expression(expression) if expression.eq_ignore_ascii_case("all-linear"))
     }
 
-    /// What tells whether a module is one of them, by PEFT's rule.
+    /// Returns the test, by PEFT's rule, of whether a module gets an adapter.
     fn matcher(&self, key: &'static str) -> Result<impl Fn(&str) -> Result<bool>> {
         let expression = match self {
             Self::Expression(expression) if !self.is_all_linear() => {

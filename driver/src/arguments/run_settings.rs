@@ -104,7 +104,7 @@ impl RunSettings {
         Ok(())
     }
 
-    /// What is read, by its paths.
+    /// Returns the paths of everything that the run reads.
     pub fn inputs(&self) -> Vec<&Path> {
         let named = [
             &self.data.train,

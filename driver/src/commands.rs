@@ -1,5 +1,7 @@
 //! What the subcommands do.
 
+pub mod arguments;
+pub mod console;
 mod demo;
 mod evaluate;
 mod inspect;
@@ -15,14 +17,15 @@ use candle_core::{DType, Device, Tensor};
 use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
 
 use crate::{
-    arguments::{Arguments, Command, TokenizerArguments},
-    catalogue::{Catalogue, Interaction},
-    device::DeviceChoice,
-    model::{Llama, LlamaConfig},
-    progress::Progress,
-    prompt::Prompt,
-    responses::{Example, Responses},
-    tokenizer::TextTokenizer,
+    commands::arguments::{Arguments, Command, TokenizerArguments},
+    data::{
+        catalogue::{Catalogue, Interaction},
+        prompt::Prompt,
+        responses::{Example, Responses},
+        tokenizer::TextTokenizer,
+    },
+    model::{Llama, LlamaConfig, device::DeviceChoice},
+    train::progress::Progress,
 };
 
 /// Does what the command line asks for.

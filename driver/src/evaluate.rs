@@ -1,5 +1,12 @@
 //! Evaluation: beam search over the trie, and the item NLL.
 
+pub mod baselines;
+pub mod comparison;
+pub mod decoding;
+pub mod ranking;
+pub mod ranks;
+pub mod search;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -7,12 +14,16 @@ use candle_core::DType;
 use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
 
 use crate::{
-    batch::{Batch, Reading, longest_response, response_rows},
+    data::{
+        batch::{Batch, Reading, longest_response, response_rows},
+        responses::Example,
+    },
+    evaluate::{
+        ranking::UserResult,
+        search::{SearchSettings, Searcher},
+    },
     model::Llama,
-    progress::Progress,
-    ranking::UserResult,
-    responses::Example,
-    search::{SearchSettings, Searcher},
+    train::progress::Progress,
 };
 
 /// How well a model recommends.

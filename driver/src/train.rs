@@ -1,5 +1,15 @@
 //! One step of training after another.
 
+pub mod events;
+pub mod gradients;
+pub mod interrupt;
+pub mod metrics;
+pub mod optimizer;
+pub mod progress;
+pub mod schedule;
+pub mod training_run;
+pub mod workers;
+
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -11,15 +21,14 @@ use candle_trie::{
 use rand::RngCore;
 
 use crate::{
-    batch::{Batch, Reading, longest_response, response_rows},
-    gradients::Gradients,
-    metrics::StepMetrics,
+    data::{
+        batch::{Batch, Reading, longest_response, response_rows},
+        responses::Example,
+    },
     model::Llama,
-    optimizer::AdamW,
     random::{Purpose, random_at},
-    responses::Example,
-    settings::{LossSettings, TrainingSettings},
-    workers::Workers,
+    run::settings::{LossSettings, TrainingSettings},
+    train::{gradients::Gradients, metrics::StepMetrics, optimizer::AdamW, workers::Workers},
 };
 
 /// The most rows that go through the model together: few enough for the caches. Shards are the units of work for the

@@ -11,24 +11,30 @@ use serde::Serialize;
 
 use super::{ERRORS_NOTE, examples, opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
-    arguments::EvaluateArguments,
-    baselines::baselines,
-    catalogue::{Catalogue, Interaction},
-    checkpoint::Checkpoint,
-    comparison::{Comparison, EVALUATION_FILE, Line},
-    dataset::sample,
-    decoding::{Decoding, keep_earlier},
-    evaluate::{Evaluation, Evaluator},
-    layout::{SETTINGS_FILE, run_files},
-    output::{OutputFile, check_apart, is_place},
-    precision::Place,
+    commands::arguments::EvaluateArguments,
+    data::{
+        catalogue::{Catalogue, Interaction},
+        dataset::sample,
+        responses::Example,
+        targets::Targets,
+    },
+    evaluate::{
+        Evaluation, Evaluator,
+        baselines::baselines,
+        comparison::{Comparison, EVALUATION_FILE, Line},
+        decoding::{Decoding, keep_earlier},
+        ranking::Pruned,
+        ranks::{RANKS_FILE, write_ranks},
+        search::{SearchKind, SearchSettings},
+    },
+    model::precision::Place,
     random::{Purpose, random},
-    ranking::Pruned,
-    ranks::{RANKS_FILE, write_ranks},
-    responses::Example,
-    run_folder::RunFolder,
-    search::{SearchKind, SearchSettings},
-    targets::Targets,
+    run::{
+        checkpoint::Checkpoint,
+        folder::RunFolder,
+        layout::{SETTINGS_FILE, run_files},
+        output::{OutputFile, check_apart, is_place},
+    },
 };
 
 /// What a reader should know of a model that has diverged.

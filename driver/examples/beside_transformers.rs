@@ -20,6 +20,7 @@ use msl::{
         responses::{Example, Responses, chosen},
         tokenizer::TextTokenizer,
     },
+    exchange::Alone,
     model::{
         Llama, LoraSettings, adapter,
         precision::Precision,
@@ -213,7 +214,7 @@ fn train(task: &TrainTask) -> Result<()> {
     let data: Batches = read_json(&task.batches)?;
     let trie = TokenTrie::new((0..).zip(data.catalogue.iter()))?;
     let (loss, training) = settings(&task.options)?;
-    let mut trainer = Trainer::new(&model, &trie, &loss, &training)?;
+    let mut trainer = Trainer::new(&model, &trie, &loss, &training, &Alone)?;
     let mut steps = Steps {
         losses: Vec::new(),
         seconds: Vec::new(),

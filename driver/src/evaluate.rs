@@ -7,11 +7,12 @@ pub mod ranking;
 pub mod ranks;
 pub mod search;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::DType;
 use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
+use serde::{Deserialize, Serialize};
 
 use crate::{
     data::{
@@ -22,6 +23,7 @@ use crate::{
         ranking::UserResult,
         search::{SearchSettings, Searcher},
     },
+    exchange::{self, Exchange, share},
     model::Llama,
     train::progress::Progress,
 };
@@ -51,6 +53,8 @@ pub struct Evaluator<'a> {
     pub batch_size: usize,
     /// The temperature of the softmax: that of training.
     pub temperature: f64,
+    /// The processes that share the users. Each batch is that of one process, and so has the same results.
+    pub exchange: &'a dyn Exchange,
 }
 
 impl Evaluator<'_> {
@@ -58,30 +62,48 @@ impl Evaluator<'_> {
     pub fn evaluate(&self, label: &str, model: &Llama, examples: &[Example]) -> Result<Evaluation> {
         let loss = self.row_losses()?;
         let searcher = Searcher::new(self.trie, model, self.search, self.temperature)?;
-        let mut users = Vec::with_capacity(examples.len());
-        let (mut model_tokens, mut searching) = (0, Duration::ZERO);
-        let mut progress = Progress::new(label, examples.len());
         let (order, by_length) = by_length(examples);
-        for examples in by_length.chunks(self.batch_size) {
+        let batches: Vec<&[&Example]> = by_length.chunks(self.batch_size).collect();
+        let mut own = SearchedBatches::default();
+        let own_users = share(self.exchange, &batches).map(|batch| batch.len());
+        let mut progress = Progress::new(label, own_users.sum());
+        for examples in share(self.exchange, &batches) {
             let item_nlls = self.item_nlls(model, &loss, examples)?;
             let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.prompt[..]).collect();
             let begun = Instant::now();
             let recommended = searcher.recommend(&prompts, &[])?;
-            searching += begun.elapsed();
-            model_tokens += recommended.model_tokens;
-            let found = recommended.found.into_iter().zip(examples).zip(item_nlls);
-            users.extend(found.map(|((found, example), item_nll)| {
-                let place = place(&found, example.target);
-                (UserResult { place, item_nll }, found)
-            }));
+            own.seconds += begun.elapsed().as_secs_f64();
+            own.model_tokens += recommended.model_tokens;
+            own.batches.push(
+                examples
+                    .iter()
+                    .zip(recommended.found)
+                    .zip(item_nlls)
+                    .map(|((example, found), item_nll)| {
+                        let place = place(&found, example.target);
+                        SearchedUser::new(UserResult { place, item_nll }, &found)
+                    })
+                    .collect(),
+            );
             progress.advance(examples.len());
         }
         progress.finish();
-        let mut users: Vec<_> = order.into_iter().zip(users).collect();
+        let ranks = exchange::gather(self.exchange, &own)?;
+        // Ranks search side by side: the slowest tells how long it took.
+        let seconds = ranks.iter().map(|rank| rank.seconds).fold(0.0, f64::max);
+        let model_tokens: usize = ranks.iter().map(|rank| rank.model_tokens).sum();
+        let mut ranks: Vec<_> = ranks
+            .into_iter()
+            .map(|rank| rank.batches.into_iter())
+            .collect();
+        let users =
+            (0..batches.len()).filter_map(|batch| ranks[batch % self.exchange.size()].next());
+        let mut users: Vec<_> = order.into_iter().zip(users.flatten()).collect();
         users.sort_unstable_by_key(|(place, _)| *place);
-        let (users, recommended): (Vec<_>, _) = users.into_iter().map(|(_, user)| user).unzip();
+        let (users, recommended): (Vec<_>, _) =
+            users.into_iter().map(|(_, user)| user.into_parts()).unzip();
         Ok(Evaluation {
-            users_per_second: users.len() as f64 / searching.as_secs_f64(),
+            users_per_second: users.len() as f64 / seconds,
             model_tokens: model_tokens as f64 / users.len().max(1) as f64,
             users,
             recommended,
@@ -91,10 +113,24 @@ impl Evaluator<'_> {
     /// The mean item NLL alone, which needs no search.
     pub fn mean_item_nll(&self, model: &Llama, examples: &[Example]) -> Result<f64> {
         let loss = self.row_losses()?;
-        let mut sum = 0.0;
-        for examples in by_length(examples).1.chunks(self.batch_size) {
-            sum += self.item_nlls(model, &loss, examples)?.iter().sum::<f64>();
+        let by_length = by_length(examples).1;
+        let batches: Vec<&[&Example]> = by_length.chunks(self.batch_size).collect();
+        let mut own = vec![0.0; batches.len()];
+        let numbers: Vec<usize> = (0..batches.len()).collect();
+        for &batch in share(self.exchange, &numbers) {
+            own[batch] = self
+                .item_nlls(model, &loss, batches[batch])?
+                .iter()
+                .sum::<f64>();
         }
+        let gathered = self.exchange.gather(bytemuck::cast_slice(&own))?;
+        let sum: f64 = (0..batches.len())
+            .map(|batch| {
+                let of_rank: Vec<f64> =
+                    bytemuck::pod_collect_to_vec(&gathered[batch % gathered.len()]);
+                of_rank[batch]
+            })
+            .sum();
         Ok(sum / examples.len().max(1) as f64)
     }
 
@@ -122,6 +158,56 @@ impl Evaluator<'_> {
         let output = loss.evaluate_linear(&hidden, model.head(), &rows)?;
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
         Ok(item_nlls.to_vec1()?)
+    }
+}
+
+/// What one rank found for its share of the batches of users.
+#[derive(Default, Serialize, Deserialize)]
+struct SearchedBatches {
+    batches: Vec<Vec<SearchedUser>>,
+    model_tokens: usize,
+    seconds: f64,
+}
+
+/// What came of one user, with floats by their bits, so that they travel unchanged.
+#[derive(Serialize, Deserialize)]
+struct SearchedUser {
+    place: Option<usize>,
+    item_nll: u64,
+    /// Items, log-probability and score of each title that was found.
+    found: Vec<(Vec<u64>, u64, u64)>,
+}
+
+impl SearchedUser {
+    fn new(result: UserResult, found: &[Found]) -> Self {
+        let found = found.iter().map(|found| {
+            (
+                found.items.clone(),
+                found.log_probability.to_bits(),
+                found.score.to_bits(),
+            )
+        });
+        Self {
+            place: result.place,
+            item_nll: result.item_nll.to_bits(),
+            found: found.collect(),
+        }
+    }
+
+    fn into_parts(self) -> (UserResult, Vec<Found>) {
+        let found = self
+            .found
+            .into_iter()
+            .map(|(items, log_probability, score)| Found {
+                items,
+                log_probability: f64::from_bits(log_probability),
+                score: f64::from_bits(score),
+            });
+        let result = UserResult {
+            place: self.place,
+            item_nll: f64::from_bits(self.item_nll),
+        };
+        (result, found.collect())
     }
 }
 

@@ -14,6 +14,7 @@ macro_rules! eprintln {
 pub mod commands;
 pub mod data;
 pub mod evaluate;
+pub mod exchange;
 pub mod model;
 pub mod random;
 pub mod report;

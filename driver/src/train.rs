@@ -12,11 +12,11 @@ pub mod workers;
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use candle_core::{DType, Tensor, Var};
 use candle_trie::{
     Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Statistics,
-    TemperatureState, TokenTrie,
+    Temperature, TemperatureState, TokenTrie,
 };
 use rand::RngCore;
 
@@ -25,6 +25,7 @@ use crate::{
         batch::{Batch, Reading, longest_response, response_rows},
         responses::Example,
     },
+    exchange::{self, Exchange, share},
     model::Llama,
     random::{Purpose, random_at},
     run::settings::{LossSettings, TrainingSettings},
@@ -49,6 +50,8 @@ pub struct Trainer<'a> {
     optimizer: AdamW,
     workers: Workers,
     reading: Reading,
+    /// The processes that take the same steps, each with its share of every batch.
+    exchange: &'a dyn Exchange,
 }
 
 /// Some rows of a step that are in memory together.
@@ -73,8 +76,8 @@ struct Sums {
     statistics: Statistics,
     /// What is reported: the same, or what an adaptive temperature would look at.
     observed: Statistics,
-    /// What BEAR's weights of the branching rows add up to.
-    bear_weight: Option<f64>,
+    /// What BEAR's weights of the branching rows add up to; 0 under the other losses.
+    bear_weight: f64,
     labelled_rows: usize,
     tokens: usize,
     padding: usize,
@@ -87,6 +90,7 @@ impl<'a> Trainer<'a> {
         trie: &'a TokenTrie,
         loss: &LossSettings,
         settings: &'a TrainingSettings,
+        exchange: &'a dyn Exchange,
     ) -> Result<Self> {
         settings.check()?;
         let head = model.head();
@@ -111,6 +115,7 @@ impl<'a> Trainer<'a> {
             optimizer: AdamW::new(model.parameters(), settings.weight_decay)?,
             workers: Workers::new(head.device())?,
             reading,
+            exchange,
         })
     }
 
@@ -159,25 +164,34 @@ impl<'a> Trainer<'a> {
         Ok(self.loss.temperature_mut()?.restore(temperature)?)
     }
 
-    /// Takes one step with a batch of examples, at a learning rate.
+    /// Takes one step with a batch of examples, at a learning rate. Where several processes train together, each is given
+    /// the same batch and computes its share of it; loss, statistics and gradient are those of the whole batch.
     pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepMetrics> {
         let begun = Instant::now();
-        let pieces = self.micro_batches(&self.seeded(examples))?;
+        let seeded = self.seeded(examples);
+        let own: Vec<_> = share(self.exchange, &seeded).copied().collect();
+        let pieces = self.micro_batches(&own)?;
         let rows = self.average_over(&pieces)?;
         let mut gradients = Gradients::of(self.model.parameters(), self.gradient_scale(rows));
         let mut sums = Sums::default();
-        let alone = pieces.len() == 1;
+        let alone = examples.len() <= self.settings.micro_batch_size();
+        if alone && pieces.is_empty() {
+            self.step_temperature(&Statistics::default())?;
+        }
         for piece in &pieces {
             self.accumulate(piece, alone, &mut gradients, &mut sums)?;
         }
+        let sums = self.of_all_ranks(sums)?;
+        let mut gradients = gradients.of_all_ranks(self.exchange)?;
         if !alone {
             let temperature = self.loss.temperature_mut()?;
             temperature.step(&sums.statistics, self.optimizer.steps() as u64)?;
         }
         // BEAR's mean divides by the weights of all pieces, which are known now.
-        if let Some(weight) = sums.bear_weight.filter(|&weight| weight > 0.0) {
-            let too_large = weight / rows as f64;
-            sums.loss /= too_large;
+        let mut loss = sums.loss;
+        if sums.bear_weight > 0.0 {
+            let too_large = sums.bear_weight / rows as f64;
+            loss /= too_large;
             gradients.divide(too_large);
         }
         let (gradients, gradient_norm) = gradients.clipped(self.settings.clip)?;
@@ -193,7 +207,7 @@ impl<'a> Trainer<'a> {
         let observed = |value: f64| (statistics.rows() > 0 && value.is_finite()).then_some(value);
         Ok(StepMetrics {
             step: self.optimizer.steps(),
-            loss: sums.loss,
+            loss,
             temperature: sums.temperature,
             positive_mean: observed(statistics.target_mean()),
             mean: observed(statistics.mean()),
@@ -274,7 +288,9 @@ impl<'a> Trainer<'a> {
             Reduction::MeanOverBranching => rows.branching_count(self.loss.sets()),
             _ => rows.len(),
         };
-        let rows: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
+        let own: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
+        let [rows] = exchange::sum(self.exchange, [own as f64])?;
+        let rows = rows as usize;
         self.loss.set_convention(Convention {
             reduction: Reduction::MeanOver(rows.max(1) as f64),
             ..self.convention
@@ -328,9 +344,7 @@ impl<'a> Trainer<'a> {
         sums.temperature = output.read_temperature()?;
         sums.statistics = sums.statistics.merge(&statistics);
         sums.observed = sums.observed.merge(&observed);
-        if let Some(weight) = output.read_bear_weight()? {
-            *sums.bear_weight.get_or_insert(0.0) += weight;
-        }
+        sums.bear_weight += output.read_bear_weight()?.unwrap_or(0.0);
         sums.labelled_rows += output.labelled_rows;
         for Shard { batch, .. } in &piece.shards {
             sums.tokens += batch.token_count;
@@ -369,8 +383,14 @@ impl<'a> Trainer<'a> {
 
     /// The loss of the hidden states that predict responses.
     fn response_loss(&mut self, hidden: &Tensor, rows: &Rows, alone: bool) -> Result<LossOutput> {
+        // The statistics of one process are not those of the batch: the temperature needs all before the loss is taken.
+        let together = alone && self.exchange.size() > 1;
+        if together {
+            let statistics = self.statistics(hidden, rows)?;
+            self.step_temperature(&statistics)?;
+        }
         // Only where it is asked for: on a GPU to read it is to wait for the last step.
-        let given = match alone {
+        let given = match alone && !together {
             true => None,
             false => Some(self.loss.temperature()?.value()),
         };
@@ -390,9 +410,59 @@ impl<'a> Trainer<'a> {
         })
     }
 
+    /// Returns what an adaptive temperature looks at; the statistics of no row where the temperature is fixed.
+    fn statistics(&self, hidden: &Tensor, rows: &Rows) -> Result<Statistics> {
+        if matches!(self.loss.temperature()?, Temperature::Fixed(_)) {
+            return Ok(Statistics::default());
+        }
+        if self.settings.dense {
+            let logits = logits(hidden, self.model.head())?;
+            return Ok(self.loss.statistics(&logits, rows)?);
+        }
+        Ok((self.loss).statistics_linear(hidden, self.head(), rows)?)
+    }
+
+    /// Moves the temperature by the statistics of all ranks, of which these are this one's.
+    fn step_temperature(&mut self, own: &Statistics) -> Result<()> {
+        let statistics = merged(self.exchange, own)?;
+        let step = self.optimizer.steps() as u64;
+        self.loss.temperature_mut()?.step(&statistics, step)?;
+        Ok(())
+    }
+
+    /// Adds up what is known of a step over the ranks.
+    fn of_all_ranks(&self, own: Sums) -> Result<Sums> {
+        let counts = [own.labelled_rows, own.tokens, own.padding].map(|count| count as f64);
+        let [labelled_rows, tokens, padding] =
+            exchange::sum(self.exchange, counts)?.map(|sum| sum as usize);
+        let [loss, bear_weight] = exchange::sum(self.exchange, [own.loss, own.bear_weight])?;
+        Ok(Sums {
+            loss,
+            // The first rank has a row of every batch.
+            temperature: exchange::gather(self.exchange, &own.temperature)?[0],
+            statistics: merged(self.exchange, &own.statistics)?,
+            observed: merged(self.exchange, &own.observed)?,
+            bear_weight,
+            labelled_rows,
+            tokens,
+            padding,
+        })
+    }
+
     fn head(&self) -> Head<'_> {
         head(&self.frozen_head, self.model)
     }
+}
+
+/// The statistics of all ranks, merged in their order.
+fn merged(exchange: &dyn Exchange, own: &Statistics) -> Result<Statistics> {
+    let gathered = exchange.gather(bytemuck::bytes_of(own))?;
+    let all = gathered.iter().map(|bytes| {
+        bytemuck::try_pod_read_unaligned(bytes)
+            .map_err(|error| anyhow!("a rank gave something else than statistics: {error}"))
+    });
+    all.reduce(|merged, next| Ok(Statistics::merge(&merged?, &next?)))
+        .unwrap_or_else(|| Ok(*own))
 }
 
 /// The head as the losses take it.

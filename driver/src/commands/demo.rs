@@ -20,6 +20,7 @@ use crate::{
         comparison::{Comparison, Line},
         search::SearchSettings,
     },
+    exchange::Alone,
     model::Llama,
     run::settings::{Decay, LossKind, LossSettings, ModelSettings, TrainingSettings},
     train::{
@@ -153,6 +154,7 @@ impl Demo {
             },
             batch_size: USERS_SIDE_BY_SIDE,
             temperature: trained.temperature,
+            exchange: &Alone,
         };
         let evaluation =
             evaluator.evaluate(&format!("evaluating {name}"), &model, &self.test_examples)?;
@@ -183,7 +185,7 @@ fn train(
     settings: &TrainingSettings,
     examples: &[Example],
 ) -> Result<Trained> {
-    let mut trainer = Trainer::new(model, trie, &loss_settings(loss), settings)?;
+    let mut trainer = Trainer::new(model, trie, &loss_settings(loss), settings, &Alone)?;
     let mut metrics = Vec::new();
     let mut seconds = 0.0;
     let after = |_: &Trainer, step, elapsed: Duration| {

@@ -27,6 +27,7 @@ use crate::{
         ranks::{RANKS_FILE, write_ranks},
         search::{SearchKind, SearchSettings},
     },
+    exchange::Alone,
     model::precision::Place,
     random::{Purpose, random},
     run::{
@@ -91,6 +92,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
             },
             batch_size: arguments.batch_size,
             temperature,
+            exchange: &Alone,
         };
         let evaluation = (evaluator.evaluate(&format!("evaluating, {kind}"), model, &examples))
             .with_context(|| arguments.run.display().to_string())?;

@@ -23,6 +23,7 @@ use crate::{
         tokenizer::TextTokenizer,
     },
     evaluate::{Evaluator, search::SearchSettings},
+    exchange::Alone,
     model::{Llama, pretrained::Pretrained},
     random::{Purpose, random},
     run::{
@@ -254,7 +255,7 @@ impl Task {
 
     fn trainer<'a>(&'a self, model: &'a Llama, settings: &'a RunSettings) -> Result<Trainer<'a>> {
         let trie = self.responses.trie();
-        Trainer::new(model, trie, &settings.loss, &settings.training)
+        Trainer::new(model, trie, &settings.loss, &settings.training, &Alone)
     }
 }
 
@@ -355,6 +356,7 @@ impl Training<'_> {
             search: SearchSettings::default(),
             batch_size: VALIDATION_BATCH,
             temperature: self.state.temperature.value,
+            exchange: &Alone,
         };
         evaluator.mean_item_nll(self.model, examples)
     }

@@ -3,6 +3,8 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var, backprop::GradStore};
 
+use crate::exchange::Exchange;
+
 /// One gradient for each weight, in the order of the weights.
 pub struct Gradients<'a> {
     weights: &'a [(String, Var)],
@@ -42,6 +44,37 @@ impl<'a> Gradients<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Adds up those of all ranks. Only here are they one buffer, in f32 or f64.
+    ///
+    /// # Errors
+    /// Where no rank has a gradient of some weight, and what candle reports.
+    pub fn of_all_ranks(mut self, exchange: &dyn Exchange) -> Result<Self> {
+        if exchange.size() == 1 {
+            return Ok(self);
+        }
+        let flat = |(sum, (_, weight)): (&Option<Tensor>, &(String, Var))| {
+            let dtype = match weight.dtype() {
+                DType::F64 => DType::F64,
+                _ => DType::F32,
+            };
+            match sum {
+                Some(sum) => sum.to_dtype(dtype)?.flatten_all(),
+                // A rank without rows.
+                None => Tensor::zeros(weight.elem_count(), dtype, weight.device()),
+            }
+        };
+        let parts = self.sums.iter().zip(self.weights).map(flat);
+        let parts = parts.collect::<candle_core::Result<Vec<_>>>()?;
+        let sums = exchange.sum(&Tensor::cat(&parts, 0)?)?;
+        let mut first = 0;
+        for (sum, (_, weight)) in self.sums.iter_mut().zip(self.weights) {
+            let part = sums.narrow(0, first, weight.elem_count())?;
+            *sum = Some(part.to_dtype(weight.dtype())?.reshape(weight.shape())?);
+            first += weight.elem_count();
+        }
+        Ok(self)
     }
 
     /// The sums, shortened together to a norm where they are longer, and the norm that they had.

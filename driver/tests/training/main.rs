@@ -1,5 +1,8 @@
 //! Ways of training that must come to the same.
 
+mod ranks;
+mod threads;
+
 use std::ops::ControlFlow;
 
 use candle_core::{DType, Device};
@@ -11,6 +14,7 @@ use msl::{
         synthetic::World,
         tokenizer::TextTokenizer,
     },
+    exchange::{Alone, Exchange},
     model::{Llama, LlamaConfig, LoraSettings, TARGETS},
     run::settings::{
         Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings,
@@ -286,7 +290,18 @@ fn train_model(
     training: &TrainingSettings,
     model: impl FnOnce(LlamaConfig) -> Llama,
 ) -> (Vec<StepMetrics>, usize) {
-    let world = World::new(7, STEPS * BATCH_SIZE, 1).unwrap();
+    let (steps, fan_out, _) = train_as(&Alone, loss, training, model);
+    (steps, fan_out)
+}
+
+/// The same as one of several ranks, with the weights that come of it. The last batch lacks three rows.
+fn train_as(
+    exchange: &dyn Exchange,
+    loss: &LossSettings,
+    training: &TrainingSettings,
+    model: impl FnOnce(LlamaConfig) -> Llama,
+) -> (Vec<StepMetrics>, usize, Vec<f64>) {
+    let world = World::new(7, STEPS * BATCH_SIZE - 3, 1).unwrap();
     let prompt = Prompt {
         style: PromptStyle::Titles,
         noun: "book".into(),
@@ -316,12 +331,16 @@ fn train_model(
     };
     let config = sizes.config(tokenizer.vocabulary(), tokenizer.end());
     let model = model(config);
-    let mut trainer = Trainer::new(&model, responses.trie(), loss, training).unwrap();
+    let mut trainer = Trainer::new(&model, responses.trie(), loss, training, exchange).unwrap();
     let mut steps = Vec::new();
     let after = |_: &Trainer, step, _| {
         steps.push(step);
         Ok(ControlFlow::Continue(()))
     };
     train_all("test", &mut trainer, training, &examples, after).unwrap();
-    (steps, responses.trie().children(0).len())
+    let weights = model.parameters().iter().flat_map(|(_, weight)| {
+        let flat = weight.flatten_all().unwrap().to_dtype(DType::F64);
+        flat.unwrap().to_vec1::<f64>().unwrap()
+    });
+    (steps, responses.trie().children(0).len(), weights.collect())
 }

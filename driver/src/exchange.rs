@@ -1,0 +1,131 @@
+//! Processes that train or evaluate one model together, each with its share of every batch.
+
+#[cfg(feature = "mpi")]
+mod mpi;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// A group of processes, called ranks, that make the same calls in the same order.
+///
+/// Every method waits until all ranks have called it. A rank that fails ends the others with [`abort`](Self::abort), or
+/// they would wait for it forever.
+pub trait Exchange {
+    /// Returns the number of this process among the ranks, from 0.
+    fn rank(&self) -> usize;
+
+    /// Returns the number of ranks.
+    fn size(&self) -> usize;
+
+    /// Returns the sum over the ranks of a tensor `[n]` in f32 or f64, which has the same shape on each. The terms are
+    /// added in the order of the ranks, so that every rank gets the same bits, and another run of as many ranks too.
+    fn sum(&self, values: &Tensor) -> Result<Tensor>;
+
+    /// Returns the bytes that each rank gave, in the order of the ranks.
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+
+    /// Waits until every rank is here.
+    fn barrier(&self) -> Result<()>;
+
+    /// Ends the other ranks at once, whatever they do. It returns where there are none.
+    fn abort(&self, status: u8);
+}
+
+/// One process by itself.
+pub struct Alone;
+
+impl Exchange for Alone {
+    fn rank(&self) -> usize {
+        0
+    }
+
+    fn size(&self) -> usize {
+        1
+    }
+
+    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+        Ok(values.clone())
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![bytes.to_vec()])
+    }
+
+    fn barrier(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn abort(&self, _status: u8) {}
+}
+
+/// Returns the share of a rank: every `size`-th element, from the rank's own number on. Batches are sorted by length, so
+/// that ranks get rows of like lengths.
+pub fn share<'a, T>(exchange: &dyn Exchange, all: &'a [T]) -> impl Iterator<Item = &'a T> {
+    all.iter().skip(exchange.rank()).step_by(exchange.size())
+}
+
+/// Returns the value that each rank gave, in the order of the ranks.
+pub fn gather<T: Serialize + DeserializeOwned>(
+    exchange: &dyn Exchange,
+    value: &T,
+) -> Result<Vec<T>> {
+    let gathered = exchange.gather(&serde_json::to_vec(value)?)?;
+    let read = |bytes: &Vec<u8>| Ok(serde_json::from_slice(bytes)?);
+    gathered.iter().map(read).collect()
+}
+
+/// Returns the sums over the ranks, added in their order. Numbers that are not finite stay what they are.
+pub fn sum<const N: usize>(exchange: &dyn Exchange, values: [f64; N]) -> Result<[f64; N]> {
+    let gathered = exchange.gather(bytemuck::cast_slice(&values))?;
+    let mut sums = [0.0; N];
+    for (rank, bytes) in gathered.iter().enumerate() {
+        ensure!(
+            bytes.len() == size_of_val(&values),
+            "rank {rank} gave {} bytes where rank {} gave {}: they do not make the same calls",
+            bytes.len(),
+            exchange.rank(),
+            size_of_val(&values)
+        );
+        let term: Vec<f64> = bytemuck::pod_collect_to_vec(bytes);
+        sums.iter_mut()
+            .zip(term)
+            .for_each(|(sum, term)| *sum += term);
+    }
+    Ok(sums)
+}
+
+/// Returns the ranks that this process was started as one of, by `mpirun`, `srun` or the like; itself alone otherwise.
+///
+/// # Errors
+/// Where a launcher started several processes, and `msl` was built without the feature `mpi`.
+pub fn open() -> Result<Box<dyn Exchange>> {
+    let size = launched_size()?;
+    #[cfg(feature = "mpi")]
+    if size.is_some() {
+        return Ok(Box::new(mpi::Mpi::initialize()?));
+    }
+    #[cfg(not(feature = "mpi"))]
+    if let Some(size) = size.filter(|&size| size > 1) {
+        anyhow::bail!(
+            "msl was started as one of {size} processes, and was built to be one: build it with --features mpi, or start it \
+             without mpirun or srun"
+        );
+    }
+    Ok(Box::new(Alone))
+}
+
+/// Where launchers say how many processes they started: Open MPI, MPICH and those like it, PMIx of `srun`.
+const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
+
+/// Returns how many processes a launcher started, if one did.
+fn launched_size() -> Result<Option<usize>> {
+    for name in SIZES {
+        if let Ok(value) = std::env::var(name) {
+            let size = value.parse();
+            return (size.map(Some))
+                .with_context(|| format!("{name} is {value:?}, expected a number"));
+        }
+    }
+    Ok(None)
+}

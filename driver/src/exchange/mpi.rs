@@ -1,0 +1,118 @@
+//! Ranks that a launcher of MPI started.
+
+use ::mpi::{Threading, environment::Universe, topology::SimpleCommunicator, traits::*};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Tensor, WithDType};
+
+use super::Exchange;
+
+/// The ranks of MPI's world. MPI ends when this is dropped.
+pub struct Mpi {
+    world: SimpleCommunicator,
+    _universe: Universe,
+}
+
+impl Mpi {
+    /// Joins the other ranks. Only the thread that calls this may use what it returns.
+    ///
+    /// # Errors
+    /// Where MPI was initialised before, or cannot be called by one thread of several.
+    pub fn initialize() -> Result<Self> {
+        let (universe, threading) = ::mpi::initialize_with_threading(Threading::Funneled)
+            .context("MPI was initialised before")?;
+        ensure!(
+            threading >= Threading::Funneled,
+            "this MPI supports {threading:?} threads, and msl has several"
+        );
+        Ok(Self {
+            world: universe.world(),
+            _universe: universe,
+        })
+    }
+
+    /// Adds up in the order of the ranks, which no reduction of MPI promises: each rank gets one part of the values from
+    /// all ranks, adds them up, and gives the sums to all. Of n values 2n(size − 1)/size travel to and from each rank.
+    fn sum_in_order<T: WithDType + Equivalence + Default>(&self, values: &[T]) -> Vec<T> {
+        let part = values.len().div_ceil(self.size());
+        let padded = part * self.size();
+        let mut sent = values.to_vec();
+        sent.resize(padded, T::default());
+        let mut received = vec![T::default(); padded];
+        self.world.all_to_all_into(&sent[..], &mut received[..]);
+        let (sums, terms) = received.split_at_mut(part);
+        for term in terms.chunks(part.max(1)) {
+            for (sum, &term) in sums.iter_mut().zip(term) {
+                *sum += term;
+            }
+        }
+        self.world.all_gather_into(&*sums, &mut sent[..]);
+        sent.truncate(values.len());
+        sent
+    }
+}
+
+impl Exchange for Mpi {
+    fn rank(&self) -> usize {
+        self.world.rank() as usize
+    }
+
+    fn size(&self) -> usize {
+        self.world.size() as usize
+    }
+
+    fn sum(&self, values: &Tensor) -> Result<Tensor> {
+        let device = values.device();
+        let count = values.dim(0)?;
+        ensure!(
+            i32::try_from(count).is_ok(),
+            "{count} values are more than one message of MPI has room for, which is {}",
+            i32::MAX
+        );
+        let sums = match values.dtype() {
+            DType::F64 => {
+                Tensor::from_vec(self.sum_in_order(&values.to_vec1::<f64>()?), count, device)
+            }
+            _ => Tensor::from_vec(self.sum_in_order(&values.to_vec1::<f32>()?), count, device),
+        };
+        Ok(sums?)
+    }
+
+    fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let length = i32::try_from(bytes.len()).with_context(|| {
+            format!(
+                "{} bytes are more than one message of MPI holds",
+                bytes.len()
+            )
+        })?;
+        let mut lengths = vec![0i32; self.size()];
+        self.world.all_gather_into(&length, &mut lengths[..]);
+        let mut ends = Vec::with_capacity(lengths.len());
+        let mut end = 0i32;
+        for &length in &lengths {
+            ends.push(end);
+            end = (end.checked_add(length))
+                .context("the ranks gave more than 2^31 bytes together")?;
+        }
+        let mut received = vec![0u8; end as usize];
+        {
+            let mut parts =
+                ::mpi::datatype::PartitionMut::new(&mut received[..], &lengths[..], &ends[..]);
+            self.world.all_gather_varcount_into(bytes, &mut parts);
+        }
+        let parts = ends.iter().zip(&lengths);
+        Ok(parts
+            .map(|(&begin, &length)| received[begin as usize..][..length as usize].to_vec())
+            .collect())
+    }
+
+    fn barrier(&self) -> Result<()> {
+        self.world.barrier();
+        Ok(())
+    }
+
+    fn abort(&self, status: u8) {
+        if self.size() > 1 {
+            self.world.abort(i32::from(status));
+        }
+    }
+}

@@ -14,16 +14,16 @@ use candle_core::DType;
 use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
 
 use crate::{
+    console::progress::Progress,
     data::{
         batch::{Batch, Reading, longest_response, response_rows},
-        responses::Example,
+        examples::Example,
     },
     evaluate::{
         ranking::UserResult,
         search::{SearchSettings, Searcher},
     },
     model::Llama,
-    train::progress::Progress,
 };
 
 /// How well a model recommends.

@@ -4,11 +4,8 @@ use std::{io::ErrorKind, process::ExitCode};
 
 use clap::Parser;
 use msl::{
-    commands::{
-        self,
-        arguments::Arguments,
-        console::{OutputClosed, note, shown},
-    },
+    commands::{self, arguments::Arguments},
+    console::{OutputClosed, note, shown},
     train::interrupt::Interrupted,
 };
 

@@ -1,7 +1,6 @@
 //! The command line.
 
 mod examples;
-mod run_settings;
 
 use std::path::PathBuf;
 
@@ -9,16 +8,17 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    data::dataset::{DataArguments, Split},
+    console::finite,
+    data::{
+        dataset::{DataArguments, Split},
+        prompt::Prompt,
+        tokenizer::TokenizerArguments,
+    },
     evaluate::search::{SearchKind, SearchSettings},
     model::{device::DeviceChoice, precision::Precision},
-    run::{
-        folder::RunFolder,
-        settings::{finite, parse_eta},
-    },
+    run::{folder::RunFolder, settings::RunSettings},
+    train::loss_settings::parse_eta,
 };
-
-pub use run_settings::{PromptArguments, RunSettings, TokenizerArguments};
 
 use examples::{
     DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
@@ -57,8 +57,6 @@ pub enum Command {
     Recommend(RecommendArguments),
     /// Lay runs beside each other in one HTML page: how they were trained, how well they recommend, what they were told
     Report(ReportArguments),
-    /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
-    Shapes(ShapesArguments),
 }
 
 /// Options of `msl demo`.
@@ -155,7 +153,7 @@ pub struct InspectArguments {
 
     /// The words around a history.
     #[command(flatten, next_help_heading = "Prompt")]
-    pub prompt: PromptArguments,
+    pub prompt: Prompt,
 }
 
 impl InspectArguments {
@@ -355,32 +353,4 @@ pub struct ReportArguments {
     /// The page to write
     #[arg(long, default_value = "report.html", value_name = "FILE")]
     pub output: PathBuf,
-}
-
-/// Options of `msl shapes`.
-#[derive(Args)]
-pub struct ShapesArguments {
-    /// A tokenizer.json
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: PathBuf,
-
-    /// The token that ends a response [default: looked for among the usual ones]
-    #[arg(long, value_name = "TOKEN")]
-    pub end_token: Option<String>,
-
-    /// Responses in the batch: those of the first training rows
-    #[arg(long, default_value_t = 128)]
-    pub responses: usize,
-
-    /// The safetensors file to write
-    #[arg(long, value_name = "FILE")]
-    pub output: PathBuf,
-
-    /// Print one JSON object instead of the table
-    #[arg(long)]
-    pub json: bool,
-
-    /// Where the rows come from.
-    #[command(flatten, next_help_heading = "Data")]
-    pub data: DataArguments,
 }

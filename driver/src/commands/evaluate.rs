@@ -9,31 +9,32 @@ use candle_core::Device;
 use candle_trie::Found;
 use serde::Serialize;
 
-use super::{ERRORS_NOTE, examples, opened_run::OpenedRun, warn_of_long_rows};
+use super::opened_run::OpenedRun;
 use crate::{
     commands::arguments::EvaluateArguments,
     data::{
         catalogue::{Catalogue, Interaction},
         dataset::sample,
-        responses::Example,
+        examples::{Example, examples, warn_of_long_rows},
         targets::Targets,
     },
     evaluate::{
         Evaluation, Evaluator,
         baselines::baselines,
-        comparison::{Comparison, EVALUATION_FILE, Line},
+        comparison::{Comparison, ERRORS_NOTE, EVALUATION_FILE, Line},
         decoding::{Decoding, keep_earlier},
         ranking::Pruned,
         ranks::{RANKS_FILE, write_ranks},
         search::{SearchKind, SearchSettings},
     },
+    io::output::OutputFile,
     model::precision::Place,
     random::{Purpose, random},
     run::{
+        apart::{check_apart, is_place},
         checkpoint::Checkpoint,
         folder::RunFolder,
         layout::{SETTINGS_FILE, run_files},
-        output::{OutputFile, check_apart, is_place},
     },
 };
 
@@ -66,14 +67,9 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     };
     let test = sample(rows, arguments.samples, &mut random(seed, Purpose::Sample));
     ensure!(!test.is_empty(), "--samples 0 leaves nothing to evaluate");
-    let examples = examples(
-        &test,
-        catalogue,
-        &settings.prompt.prompt(),
-        tokenizer,
-        responses,
-    )?;
-    warn_of_long_rows(examples.iter().map(Example::tokens), model.config());
+    let examples = examples(&test, catalogue, &settings.prompt, tokenizer, responses)?;
+    let positions = model.config().max_position_embeddings;
+    warn_of_long_rows(examples.iter().map(Example::tokens), positions);
     let trained = sample(
         &dataset.training,
         settings.samples,

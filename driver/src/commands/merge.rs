@@ -5,15 +5,15 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use crate::{
-    commands::{arguments::MergeArguments, console::print},
-    data::json::write_json,
+    commands::arguments::MergeArguments,
+    console::print,
+    io::json::write_json,
     model::{
         adapter,
         precision::{Place, Precision},
-        pretrained,
-        pretrained::Pretrained,
+        pretrained::{self, Pretrained},
     },
-    run::{folder::RunFolder, layout::MERGED_FILE, output::OutputFolder},
+    run::{folder::RunFolder, layout::MERGED_FILE, output_folder::OutputFolder},
 };
 
 /// What a merged model was made of; by this file, msl knows its folder for one of its own.

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    console::finite,
     model::{Cache, Llama, Sequence},
-    run::settings::finite,
     train::workers::Workers,
 };
 

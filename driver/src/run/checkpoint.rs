@@ -9,11 +9,8 @@ use candle_trie::{Temperature, TemperatureState};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commands::arguments::TokenizerArguments,
-    data::{
-        json::{read_json, write_json},
-        tokenizer::TextTokenizer,
-    },
+    data::tokenizer::{TextTokenizer, TokenizerArguments},
+    io::json::{read_json, write_json},
     model::{
         Llama, LlamaConfig, adapter,
         precision::Precision,

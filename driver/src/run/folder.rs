@@ -1,5 +1,7 @@
 //! The folder of a training run: what it was told, the trie, the metrics, and checkpoints, each whole or not there.
 
+mod checks;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,10 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_trie::TokenTrie;
 
 use crate::{
-    commands::arguments::RunSettings,
-    data::{
-        catalogue::Catalogue,
-        dataset::DataArguments,
+    data::dataset::DataArguments,
+    io::{
+        entries, file_name,
         json::{read_json, write_json},
     },
     model::precision::Place,
@@ -20,11 +21,12 @@ use crate::{
         checkpoint::{Checkpoint, TrainingState},
         layout::{
             CHECKPOINT, MADE_WITH_FILE, SETTINGS_FILE, TRIE_FILE, check_contained, checkpoint_step,
-            entries, is_left_over,
+            is_left_over,
         },
         lock::Lock,
-        made_with::{MadeWith, hash_model, hash_titles, hash_tokenizer},
-        output::{OutputFolder, PartialFolder, remove_abandoned},
+        made_with::{MadeWith, hash_tokenizer},
+        output_folder::{OutputFolder, PartialFolder, remove_abandoned},
+        settings::RunSettings,
     },
 };
 
@@ -149,64 +151,6 @@ impl RunFolder {
         Ok(data)
     }
 
-    /// Fails where a catalogue is not the one that the run was trained on.
-    pub fn check_titles(&self, catalogue: &Catalogue) -> Result<()> {
-        let Some(made_with) = &self.made_with else {
-            return Ok(());
-        };
-        ensure!(
-            made_with.titles == hash_titles(catalogue),
-            "{} was trained on another catalogue: items or titles of {} have changed since. Give the data as they were \
-             with --data, or train anew",
-            self.path.display(),
-            self.settings.data.data.display()
-        );
-        Ok(())
-    }
-
-    /// Fails where the rows that a training would go on with, by their hash, are not those that it began with.
-    pub fn check_rows(&self, rows: &str) -> Result<()> {
-        let Some(made_with) = &self.made_with else {
-            return Ok(());
-        };
-        ensure!(
-            made_with.rows == rows,
-            "{} was begun with other rows: those of {} have changed since, and it could not end with the bits of a run \
-             that was never interrupted. Give the data as they were with --data, or train anew",
-            self.path.display(),
-            self.settings.data.data.display()
-        );
-        Ok(())
-    }
-
-    /// Fails where the pretrained model is not there, or not the one that the run was trained with.
-    pub fn check_model(&self) -> Result<()> {
-        let Some(model) = &self.settings.pretrained else {
-            return Ok(());
-        };
-        ensure!(
-            model.exists(),
-            "the pretrained model of {} is no longer at {}: say with --model where it is now",
-            self.path.display(),
-            model.display()
-        );
-        let weights = self
-            .made_with
-            .as_ref()
-            .and_then(|made| made.weights.as_ref());
-        if let Some(weights) = weights {
-            ensure!(
-                *weights == hash_model(model)?,
-                "the adapters of {} belong to another model than {}: its weights or its config.json have changed since, \
-                 as they do where the adapters are merged into them. Name the model as it was with --model. (To add the \
-                 adapters to other weights on purpose, copy the folder of a checkpoint out of the run, and merge that)",
-                self.path.display(),
-                model.display()
-            );
-        }
-        Ok(())
-    }
-
     /// The trie of the catalogue that the run trains on.
     pub fn trie(&self) -> Result<TokenTrie> {
         let path = self.path.join(TRIE_FILE);
@@ -309,7 +253,7 @@ impl RunFolder {
     pub fn clean(&self, _lock: &Lock) -> Result<()> {
         remove_abandoned(&self.path);
         for entry in entries(&self.path)? {
-            let name = entry.file_name().unwrap_or_default().to_string_lossy();
+            let name = file_name(&entry);
             if !is_left_over(&name) {
                 continue;
             }

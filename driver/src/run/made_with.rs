@@ -10,9 +10,9 @@ use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    data::{catalogue::Catalogue, json::read_json, responses::Example},
+    data::{catalogue::Catalogue, examples::Example},
+    io::{entries, json::read_json},
     model::pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
-    run::layout::entries,
 };
 
 /// The BLAKE3 hashes of what a run was made with, over all bytes.

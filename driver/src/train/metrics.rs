@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::run::output::begin_beside;
+use crate::io::output::begin_beside;
 
 /// The file's name in the folder of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";

@@ -1,5 +1,7 @@
 //! What a command prints: at its end a table, or one JSON object, on standard output; on its way notes on standard error.
 
+pub mod progress;
+
 use std::{
     error::Error,
     fmt,
@@ -53,6 +55,15 @@ pub fn table(header: &[&str]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// A number as options take it: one that can be written down in JSON and read back.
+pub fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(number) => Err(format!("expected a finite number, not {number}")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// A text as a terminal may show it: with control characters escaped, and those that take no room or turn the direction

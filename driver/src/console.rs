@@ -57,7 +57,16 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A number as options take it: one that can be written down in JSON and read back.
+/// Parses the value of an option that counts something: a whole number above 0.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("expected a whole number: {error}")),
+    }
+}
+
+/// Parses the value of an option that is a finite number: JSON, in which a run keeps its options, has no other.
 pub fn finite(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(number) if number.is_finite() => Ok(number),

@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    console::finite,
+    console::{finite, positive},
     data::{
         dataset::{DataArguments, Split},
         prompt::Prompt,
@@ -68,19 +68,19 @@ pub struct DemoArguments {
     pub seed: u64,
 
     /// Rows to tune on
-    #[arg(long, default_value_t = 3_200)]
+    #[arg(long, default_value_t = 3_200, value_parser = positive)]
     pub training_rows: usize,
 
     /// Rows to evaluate on
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = positive)]
     pub test_rows: usize,
 
     /// Passes over the titles alone, with the plain language-model loss, before anything is tuned
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = positive)]
     pub pretraining_epochs: usize,
 
     /// Passes over the rows to tune on
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = positive)]
     pub epochs: usize,
 
     /// Print one JSON object instead of the table
@@ -281,7 +281,7 @@ pub struct EvaluateArguments {
     pub search: SearchSettings,
 
     /// Users evaluated side by side
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = positive)]
     pub batch_size: usize,
 
     /// The temperature of the softmax [default: that of training]
@@ -310,7 +310,7 @@ pub struct RecommendArguments {
     pub history: Vec<String>,
 
     /// How many titles to recommend
-    #[arg(long, default_value_t = 10, value_name = "TITLES")]
+    #[arg(long, default_value_t = 10, value_name = "TITLES", value_parser = positive)]
     pub top: usize,
 
     /// Leave out what the user has chosen already; the others' probabilities stay as they are
@@ -321,8 +321,8 @@ pub struct RecommendArguments {
     #[arg(long, value_enum, default_value = "beam")]
     pub search: SearchKind,
 
-    /// Beams of the search [default: as many as titles are to be recommended]
-    #[arg(long)]
+    /// Beams of the search; never fewer than titles are to be recommended, which is the default
+    #[arg(long, value_parser = positive)]
     pub beams: Option<usize>,
 
     /// The step of the checkpoint [default: the best on the validation rows, or the last where there were none]

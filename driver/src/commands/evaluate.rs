@@ -44,7 +44,6 @@ const NOT_FINITE: &str = "Some item NLLs are not finite: the model scores with N
 
 /// `msl evaluate`
 pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
-    ensure!(arguments.batch_size > 0, "--batch-size is 0");
     arguments.search.check()?;
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let outputs = Outputs::create(arguments, &folder)?;

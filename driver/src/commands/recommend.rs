@@ -1,6 +1,6 @@
 use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use serde::Serialize;
 
@@ -31,7 +31,6 @@ struct Report<'a> {
 
 /// `msl recommend`
 pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
-    ensure!(arguments.top > 0, "--top is 0");
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let run = OpenedRun::new(folder, arguments.checkpoint, &device.into())?;
     let catalogue = &run.dataset.catalogue;
@@ -47,7 +46,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let temperature = run.temperature(arguments.temperature);
     let search = SearchSettings {
         search: arguments.search,
-        beams: arguments.beams.unwrap_or(arguments.top),
+        beams: arguments.beams.unwrap_or(0).max(arguments.top),
         ..SearchSettings::default()
     };
     let searcher = Searcher::new(

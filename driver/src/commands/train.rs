@@ -18,7 +18,10 @@ use crate::{
         settings::RunSettings,
         training::Training,
     },
-    train::{metrics::read_metrics, training_run::Trained},
+    train::{
+        metrics::{METRICS_FILE, read_metrics},
+        training_run::Trained,
+    },
 };
 
 /// `msl train`
@@ -67,6 +70,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
                 titles: hash_titles(&task.catalogue),
                 rows: task.hash(),
                 tokenizer: hash_tokenizer(folder)?,
+                trie: None,
                 weights: base.map(hash_model).transpose()?,
             })
         },
@@ -109,13 +113,22 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
     trainer
         .restore(state.step, moments, state.temperature)
         .with_context(|| folder.display().to_string())?;
+    let metrics = read_metrics(run.path(), state.step)?;
+    if metrics.len() < state.step {
+        eprintln!(
+            "warning: {} has {} of the {} steps that were taken: the others are in no loss and no report",
+            run.path().join(METRICS_FILE).display(),
+            metrics.len(),
+            state.step
+        );
+    }
     let training = Training {
         run: &run,
         lock: &lock,
         model: &model,
         tokenizer: &tokenizer,
         task: &task,
-        metrics: read_metrics(run.path(), state.step)?,
+        metrics,
         state,
     };
     let (trained, best) = training.go_on(trainer)?;

@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     data::tokenizer::{TextTokenizer, TokenizerArguments},
-    io::json::{read_json, write_json},
+    io::{
+        binary,
+        json::{read_json, write_json},
+    },
     model::{
         Llama, LlamaConfig, adapter,
         precision::Precision,
@@ -130,6 +133,7 @@ impl Checkpoint {
 /// The moments of the optimizer in a checkpoint's folder.
 pub fn load_moments(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
     let path = folder.join(MOMENTS_FILE);
+    binary::open(&path)?;
     safetensors::load(&path, device).with_context(|| format!("cannot read {}", path.display()))
 }
 

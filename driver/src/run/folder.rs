@@ -13,7 +13,7 @@ use candle_trie::TokenTrie;
 use crate::{
     data::dataset::DataArguments,
     io::{
-        entries, file_name,
+        binary, entries, file_name,
         json::{read_json, write_json},
     },
     model::precision::Place,
@@ -24,7 +24,7 @@ use crate::{
             is_left_over,
         },
         lock::Lock,
-        made_with::{MadeWith, hash_tokenizer},
+        made_with::{MadeWith, hash_file, hash_tokenizer},
         output_folder::{OutputFolder, PartialFolder, remove_abandoned},
         settings::RunSettings,
     },
@@ -52,7 +52,10 @@ impl RunFolder {
         trie.save(at(TRIE_FILE))?;
         let first = at(&format!("{CHECKPOINT}0"));
         fs::create_dir(&first).with_context(|| format!("cannot create {}", first.display()))?;
-        let made_with = save(&first)?;
+        let made_with = MadeWith {
+            trie: Some(hash_file(&at(TRIE_FILE))?),
+            ..save(&first)?
+        };
         write_json(&at(MADE_WITH_FILE), &made_with)?;
         let lock = output.finish()?;
         let run = Self {
@@ -154,6 +157,14 @@ impl RunFolder {
     /// The trie of the catalogue that the run trains on.
     pub fn trie(&self) -> Result<TokenTrie> {
         let path = self.path.join(TRIE_FILE);
+        binary::open(&path)?;
+        if let Some(trie) = self.made_with.as_ref().and_then(|made| made.trie.as_ref()) {
+            ensure!(
+                *trie == hash_file(&path)?,
+                "{} is not the trie that the run was trained with",
+                path.display()
+            );
+        }
         TokenTrie::load(&path).with_context(|| path.display().to_string())
     }
 
@@ -313,6 +324,7 @@ mod tests {
                 titles: hash(),
                 rows: hash(),
                 tokenizer: hash(),
+                trie: None,
                 weights: None,
             })
         };
@@ -331,6 +343,29 @@ mod tests {
         let opened = RunFolder::open(run.path()).unwrap();
         assert_eq!(opened.made_with(), run.made_with());
         assert!(RunFolder::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn a_trie_that_is_another_or_a_pointer_of_git_lfs_is_named_as_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, _lock) = run(folder.path());
+        let path = run.path().join(TRIE_FILE);
+        let refusal = || format!("{:#}", run.trie().unwrap_err());
+        fs::write(
+            &path,
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0",
+        )
+        .unwrap();
+        let pointer = refusal();
+        assert!(
+            pointer.contains(TRIE_FILE) && pointer.contains("git-lfs"),
+            "{pointer}"
+        );
+        TokenTrie::new([(1, vec![1, 3])])
+            .unwrap()
+            .save(&path)
+            .unwrap();
+        assert!(refusal().contains("not the trie that the run was trained with"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use clap::Args;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    console::positive,
     data::{dataset::DataArguments, prompt::Prompt, tokenizer::TokenizerArguments},
     model::{LoraSettings, ModelSettings, precision::Precision},
     train::{loss_settings::LossSettings, settings::TrainingSettings},
@@ -90,15 +91,8 @@ impl RunSettings {
             self.loss.loss.is_masked() || !self.training.read_unary_tail,
             "--read-unary-tail is for losses that the trie masks: with --loss lml the end of a response is always read"
         );
-        let checkpoints = &self.checkpoints;
-        for (option, value) in [
-            ("--save-every", checkpoints.save_every),
-            ("--patience", checkpoints.patience),
-        ] {
-            ensure!(value != Some(0), "{option} is 0, expected at least 1");
-        }
         ensure!(
-            checkpoints.patience.is_none() || self.data.validation > 0,
+            self.checkpoints.patience.is_none() || self.data.validation > 0,
             "--patience looks at validation rows: say how many with --validation"
         );
         Ok(())
@@ -131,10 +125,10 @@ impl RunSettings {
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointSettings {
     /// Save a checkpoint, and look at the validation rows, every so many steps [default: once an epoch]
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = positive)]
     pub save_every: Option<usize>,
 
     /// End the training when the validation rows got no better in so many looks at them [default: never]
-    #[arg(long, value_name = "LOOKS")]
+    #[arg(long, value_name = "EVALUATIONS", value_parser = positive)]
     pub patience: Option<usize>,
 }

@@ -69,10 +69,10 @@ impl Training<'_> {
                 if due {
                     step.validation_nll = self.validate()?;
                 }
-                metrics.write(&step)?;
                 events.write(&step)?;
                 self.metrics.push(step);
                 self.run.check_there(self.lock)?;
+                metrics.write_last(&self.metrics)?;
                 interrupted = interrupt.heard();
                 if due || interrupted.is_some() {
                     self.save(trainer, due)?;

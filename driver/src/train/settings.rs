@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-use crate::console::finite;
+use crate::console::{finite, positive};
 
 /// How the learning rate goes down after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -22,17 +22,17 @@ pub enum Decay {
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingSettings {
     /// Passes over the training rows
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = positive)]
     pub epochs: usize,
 
     /// Rows in a step of the optimizer
-    #[arg(long, default_value_t = 128, value_name = "ROWS")]
+    #[arg(long, default_value_t = 128, value_name = "ROWS", value_parser = positive)]
     pub batch_size: usize,
 
     /// Rows that are in memory at once: a batch of more is worked through piece by piece. The gradient is the same,
     /// but ats can then only use the temperature that the step before has led to [default: the whole batch; 4 of a
     /// pretrained model]
-    #[arg(long, value_name = "ROWS")]
+    #[arg(long, value_name = "ROWS", value_parser = positive)]
     pub micro_batch_size: Option<usize>,
 
     /// The highest learning rate [default: 1e-4 for adapters, as in the paper; weights that start from nothing need
@@ -74,9 +74,11 @@ pub struct TrainingSettings {
 impl TrainingSettings {
     /// Refuses settings with which nothing can be trained.
     pub fn check(&self) -> Result<()> {
-        ensure!(self.epochs > 0, "--epochs is 0");
-        ensure!(self.batch_size > 0, "--batch-size is 0");
-        ensure!(self.micro_batch_size != Some(0), "--micro-batch-size is 0");
+        // The options are checked where they are read, and a file of settings here.
+        ensure!(
+            self.epochs > 0 && self.batch_size > 0 && self.micro_batch_size != Some(0),
+            "expected at least one epoch, and at least one row in a batch and in a micro-batch"
+        );
         ensure!(
             self.weight_decay >= 0.0 && self.weight_decay.is_finite(),
             "--weight-decay is {}, expected 0 or more",

@@ -208,6 +208,15 @@ fn an_evaluation_says_how_it_was_decoded_and_keeps_one_that_was_decoded_otherwis
 }
 
 #[test]
+fn a_run_that_goes_on_without_its_metrics_says_how_many_are_missing() {
+    let folder = with_run();
+    let folder = folder.path();
+    fs::remove_file(folder.join("run/metrics.jsonl")).unwrap();
+    let said = errors(&msl(folder, &["resume", "run"]));
+    assert!(said.contains("metrics.jsonl has 0 of the"), "{said}");
+}
+
+#[test]
 fn a_model_that_diverged_in_its_last_step_is_not_saved_and_one_that_was_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -20,6 +20,7 @@ LIBRARIES = {
     "cublas": ("cublas", ["libcublas.so.13", "libcublas.so", "libcublas.so.12"], 1),  # CUBLAS_STATUS_NOT_INITIALIZED
     "cublasLt": ("cublaslt", ["libcublasLt.so.13", "libcublasLt.so", "libcublasLt.so.12"], 1),
     "curand": ("curand", ["libcurand.so.10", "libcurand.so"], 203),  # CURAND_STATUS_INITIALIZATION_FAILED
+    "nccl": ("nccl", ["libnccl.so.2", "libnccl.so"], 2),  # ncclSystemError
     "nvrtc": ("nvrtc", ["libnvrtc.so.13", "libnvrtc.so", "libnvrtc.so.12"], 11),  # NVRTC_ERROR_INTERNAL_ERROR
 }
 

@@ -15,9 +15,10 @@ use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    console::progress::Progress,
     data::{
         batch::{Batch, Reading, longest_response, response_rows},
-        responses::Example,
+        examples::Example,
     },
     evaluate::{
         ranking::UserResult,
@@ -25,7 +26,6 @@ use crate::{
     },
     exchange::{self, Exchange, share},
     model::Llama,
-    train::progress::Progress,
 };
 
 /// How well a model recommends.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "mpi")]
 mod mpi;
+#[cfg(feature = "nccl")]
+mod nccl;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;

@@ -4,11 +4,9 @@ use std::{io::ErrorKind, process::ExitCode};
 
 use clap::Parser;
 use msl::{
-    commands::{
-        self,
-        arguments::Arguments,
-        console::{OutputClosed, note, shown},
-    },
+    commands::{self, arguments::Arguments},
+    console::{self, OutputClosed, be_quiet, note, shown},
+    exchange,
     train::interrupt::Interrupted,
 };
 
@@ -20,7 +18,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     keep_candle_from_spinning();
     match Arguments::try_parse() {
-        Ok(arguments) => ended(commands::run(&arguments)),
+        Ok(arguments) => run(&arguments),
         Err(usage) => match usage.print() {
             Err(error) if error.kind() != ErrorKind::BrokenPipe => ExitCode::FAILURE,
             _ => ExitCode::from(usage.exit_code() as u8),
@@ -28,21 +26,40 @@ fn main() -> ExitCode {
     }
 }
 
-/// The status of a command that came to an end.
-fn ended(result: anyhow::Result<()>) -> ExitCode {
-    let Err(error) = result else {
+/// Runs a command together with the other processes that a launcher has started, if there are any.
+fn run(arguments: &Arguments) -> ExitCode {
+    let exchange = match exchange::open() {
+        Ok(exchange) => exchange,
+        Err(error) => return failed(&error, None),
+    };
+    let several = exchange.size() > 1;
+    if exchange.rank() > 0 {
+        be_quiet();
+    }
+    let Err(error) = commands::run(arguments, &*exchange) else {
         return ExitCode::SUCCESS;
     };
     if error.is::<OutputClosed>() {
         return ExitCode::SUCCESS;
     }
+    if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
+        // All ranks end after the same step, and one says so.
+        note(format_args!("error: {interrupted}"));
+        return ExitCode::from(interrupted.status());
+    }
+    let code = failed(&error, several.then(|| exchange.rank()));
+    // The others may wait for this one.
+    exchange.abort(1);
+    code
+}
+
+/// Says why a command failed.
+fn failed(error: &anyhow::Error, rank: Option<usize>) -> ExitCode {
     let text = format!("{error:#}");
     let lines: Vec<String> = text.lines().map(shown).collect();
-    note(format_args!("error: {}", lines.join("\n")));
-    match error.downcast_ref::<Interrupted>() {
-        Some(interrupted) => ExitCode::from(interrupted.status()),
-        None => ExitCode::FAILURE,
-    }
+    let who = rank.map_or(String::new(), |rank| format!(" of rank {rank}"));
+    console::error(format_args!("error{who}: {}", lines.join("\n")));
+    ExitCode::FAILURE
 }
 
 /// Training shares out whole pieces of a batch. candle would share out every long element-wise operation besides, among

@@ -3,10 +3,11 @@
 pub mod events;
 pub mod gradients;
 pub mod interrupt;
+pub mod loss_settings;
 pub mod metrics;
 pub mod optimizer;
-pub mod progress;
 pub mod schedule;
+pub mod settings;
 pub mod training_run;
 pub mod workers;
 
@@ -23,13 +24,15 @@ use rand::RngCore;
 use crate::{
     data::{
         batch::{Batch, Reading, longest_response, response_rows},
-        responses::Example,
+        examples::Example,
     },
     exchange::{self, Exchange, share},
     model::Llama,
     random::{Purpose, random_at},
-    run::settings::{LossSettings, TrainingSettings},
-    train::{gradients::Gradients, metrics::StepMetrics, optimizer::AdamW, workers::Workers},
+    train::{
+        gradients::Gradients, loss_settings::LossSettings, metrics::StepMetrics, optimizer::AdamW,
+        settings::TrainingSettings, workers::Workers,
+    },
 };
 
 /// The most rows that go through the model together: few enough for the caches. Shards are the units of work for the

@@ -1,7 +1,6 @@
 //! The command line.
 
 mod examples;
-mod run_settings;
 
 use std::path::PathBuf;
 
@@ -9,16 +8,17 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    data::dataset::{DataArguments, Split},
+    console::{finite, positive},
+    data::{
+        dataset::{DataArguments, Split},
+        prompt::Prompt,
+        tokenizer::TokenizerArguments,
+    },
     evaluate::search::{SearchKind, SearchSettings},
     model::{device::DeviceChoice, precision::Precision},
-    run::{
-        folder::RunFolder,
-        settings::{finite, parse_eta},
-    },
+    run::{folder::RunFolder, settings::RunSettings},
+    train::loss_settings::parse_eta,
 };
-
-pub use run_settings::{PromptArguments, RunSettings, TokenizerArguments};
 
 use examples::{
     DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
@@ -57,8 +57,6 @@ pub enum Command {
     Recommend(RecommendArguments),
     /// Lay runs beside each other in one HTML page: how they were trained, how well they recommend, what they were told
     Report(ReportArguments),
-    /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
-    Shapes(ShapesArguments),
 }
 
 /// Options of `msl demo`.
@@ -70,19 +68,19 @@ pub struct DemoArguments {
     pub seed: u64,
 
     /// Rows to tune on
-    #[arg(long, default_value_t = 3_200)]
+    #[arg(long, default_value_t = 3_200, value_parser = positive)]
     pub training_rows: usize,
 
     /// Rows to evaluate on
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = positive)]
     pub test_rows: usize,
 
     /// Passes over the titles alone, with the plain language-model loss, before anything is tuned
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = positive)]
     pub pretraining_epochs: usize,
 
     /// Passes over the rows to tune on
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = positive)]
     pub epochs: usize,
 
     /// Print one JSON object instead of the table
@@ -155,7 +153,7 @@ pub struct InspectArguments {
 
     /// The words around a history.
     #[command(flatten, next_help_heading = "Prompt")]
-    pub prompt: PromptArguments,
+    pub prompt: Prompt,
 }
 
 impl InspectArguments {
@@ -283,7 +281,7 @@ pub struct EvaluateArguments {
     pub search: SearchSettings,
 
     /// Users evaluated side by side
-    #[arg(long, default_value_t = 32)]
+    #[arg(long, default_value_t = 32, value_parser = positive)]
     pub batch_size: usize,
 
     /// The temperature of the softmax [default: that of training]
@@ -312,7 +310,7 @@ pub struct RecommendArguments {
     pub history: Vec<String>,
 
     /// How many titles to recommend
-    #[arg(long, default_value_t = 10, value_name = "TITLES")]
+    #[arg(long, default_value_t = 10, value_name = "TITLES", value_parser = positive)]
     pub top: usize,
 
     /// Leave out what the user has chosen already; the others' probabilities stay as they are
@@ -323,8 +321,8 @@ pub struct RecommendArguments {
     #[arg(long, value_enum, default_value = "beam")]
     pub search: SearchKind,
 
-    /// Beams of the search [default: as many as titles are to be recommended]
-    #[arg(long)]
+    /// Beams of the search; never fewer than titles are to be recommended, which is the default
+    #[arg(long, value_parser = positive)]
     pub beams: Option<usize>,
 
     /// The step of the checkpoint [default: the best on the validation rows, or the last where there were none]
@@ -355,32 +353,4 @@ pub struct ReportArguments {
     /// The page to write
     #[arg(long, default_value = "report.html", value_name = "FILE")]
     pub output: PathBuf,
-}
-
-/// Options of `msl shapes`.
-#[derive(Args)]
-pub struct ShapesArguments {
-    /// A tokenizer.json
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: PathBuf,
-
-    /// The token that ends a response [default: looked for among the usual ones]
-    #[arg(long, value_name = "TOKEN")]
-    pub end_token: Option<String>,
-
-    /// Responses in the batch: those of the first training rows
-    #[arg(long, default_value_t = 128)]
-    pub responses: usize,
-
-    /// The safetensors file to write
-    #[arg(long, value_name = "FILE")]
-    pub output: PathBuf,
-
-    /// Print one JSON object instead of the table
-    #[arg(long)]
-    pub json: bool,
-
-    /// Where the rows come from.
-    #[command(flatten, next_help_heading = "Data")]
-    pub data: DataArguments,
 }

@@ -4,27 +4,29 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 use candle_trie::TokenTrie;
 
-use super::{ERRORS_NOTE, examples, train_tokenizer};
 use crate::{
     commands::arguments::DemoArguments,
     data::{
         catalogue::{Catalogue, Interaction},
+        examples::{Example, examples},
         prompt::{Prompt, PromptStyle},
-        responses::{Example, Responses},
+        responses::Responses,
         synthetic::World,
         targets::Targets,
+        tokenizer::TextTokenizer,
     },
     evaluate::{
         Evaluator,
         baselines::baselines,
-        comparison::{Comparison, Line},
+        comparison::{Comparison, ERRORS_NOTE, Line},
         search::SearchSettings,
     },
     exchange::Alone,
-    model::Llama,
-    run::settings::{Decay, LossKind, LossSettings, ModelSettings, TrainingSettings},
+    model::{Llama, ModelSettings},
     train::{
         Trainer,
+        loss_settings::{LossKind, LossSettings},
+        settings::{Decay, TrainingSettings},
         training_run::{self, Trained},
     },
 };
@@ -59,8 +61,8 @@ struct Demo {
 /// `msl demo`
 pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
     let world = World::new(arguments.seed, arguments.training_rows, arguments.test_rows)?;
-    let prompt = prompt();
-    let tokenizer = train_tokenizer(&world.catalogue, &prompt, VOCABULARY)?;
+    let prompt = Prompt::new(PromptStyle::Titles);
+    let tokenizer = TextTokenizer::train_on(&world.catalogue, &prompt, VOCABULARY)?;
     let responses = Responses::new(&world.catalogue, &tokenizer)?;
     let tokenize =
         |rows: &[Interaction]| examples(rows, &world.catalogue, &prompt, &tokenizer, &responses);
@@ -114,14 +116,6 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         ],
     }
     .print(arguments.json)
-}
-
-fn prompt() -> Prompt {
-    Prompt {
-        style: PromptStyle::Titles,
-        noun: "book".into(),
-        verb: "read".into(),
-    }
 }
 
 /// Rows that hold a title each and nothing before it: what a language model is pretrained on.
@@ -247,7 +241,12 @@ mod tests {
             ..
         } = arguments;
         let world = World::new(seed, training_rows, test_rows).unwrap();
-        let tokenizer = train_tokenizer(&world.catalogue, &prompt(), VOCABULARY).unwrap();
+        let tokenizer = TextTokenizer::train_on(
+            &world.catalogue,
+            &Prompt::new(PromptStyle::Titles),
+            VOCABULARY,
+        )
+        .unwrap();
         let responses = Responses::new(&world.catalogue, &tokenizer).unwrap();
         let shape = CatalogueShape::new(&responses, &world.training).unwrap();
         let items = shape.items as f64;

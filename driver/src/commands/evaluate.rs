@@ -9,32 +9,33 @@ use candle_core::Device;
 use candle_trie::Found;
 use serde::Serialize;
 
-use super::{ERRORS_NOTE, examples, opened_run::OpenedRun, warn_of_long_rows};
+use super::opened_run::OpenedRun;
 use crate::{
     commands::arguments::EvaluateArguments,
     data::{
         catalogue::{Catalogue, Interaction},
         dataset::sample,
-        responses::Example,
+        examples::{Example, examples, warn_of_long_rows},
         targets::Targets,
     },
     evaluate::{
         Evaluation, Evaluator,
         baselines::baselines,
-        comparison::{Comparison, EVALUATION_FILE, Line},
+        comparison::{Comparison, ERRORS_NOTE, EVALUATION_FILE, Line},
         decoding::{Decoding, keep_earlier},
         ranking::Pruned,
         ranks::{RANKS_FILE, write_ranks},
         search::{SearchKind, SearchSettings},
     },
-    exchange::Alone,
+    exchange::Exchange,
+    io::output::OutputFile,
     model::precision::Place,
     random::{Purpose, random},
     run::{
+        apart::{check_apart, is_place},
         checkpoint::Checkpoint,
         folder::RunFolder,
         layout::{SETTINGS_FILE, run_files},
-        output::{OutputFile, check_apart, is_place},
     },
 };
 
@@ -43,11 +44,18 @@ const NOT_FINITE: &str = "Some item NLLs are not finite: the model scores with N
                           has diverged. JSON has null in their place.";
 
 /// `msl evaluate`
-pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
-    ensure!(arguments.batch_size > 0, "--batch-size is 0");
+pub fn evaluate(
+    arguments: &EvaluateArguments,
+    device: &Device,
+    exchange: &dyn Exchange,
+) -> Result<()> {
     arguments.search.check()?;
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
-    let outputs = Outputs::create(arguments, &folder)?;
+    // The first rank writes for all.
+    let outputs = match exchange.rank() {
+        0 => Some(Outputs::create(arguments, &folder)?),
+        _ => None,
+    };
     let place = Place {
         device: device.clone(),
         precision: arguments.precision,
@@ -67,14 +75,9 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     };
     let test = sample(rows, arguments.samples, &mut random(seed, Purpose::Sample));
     ensure!(!test.is_empty(), "--samples 0 leaves nothing to evaluate");
-    let examples = examples(
-        &test,
-        catalogue,
-        &settings.prompt.prompt(),
-        tokenizer,
-        responses,
-    )?;
-    warn_of_long_rows(examples.iter().map(Example::tokens), model.config());
+    let examples = examples(&test, catalogue, &settings.prompt, tokenizer, responses)?;
+    let positions = model.config().max_position_embeddings;
+    warn_of_long_rows(examples.iter().map(Example::tokens), positions);
     let trained = sample(
         &dataset.training,
         settings.samples,
@@ -92,7 +95,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
             },
             batch_size: arguments.batch_size,
             temperature,
-            exchange: &Alone,
+            exchange,
         };
         let evaluation = (evaluator.evaluate(&format!("evaluating, {kind}"), model, &examples))
             .with_context(|| arguments.run.display().to_string())?;
@@ -128,6 +131,9 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
         evaluation = exact;
     }
     rows.push(line);
+    let Some(outputs) = outputs else {
+        return Ok(());
+    };
     notes.push(format!(
         "{} users, {} beams; each user's rank is in {}.",
         test.len(),

@@ -1,16 +1,13 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{open_tokenizer, responses};
 use crate::{
-    commands::{
-        arguments::InspectArguments,
-        console::{print, print_json, shown, table},
-    },
+    commands::arguments::InspectArguments,
+    console::{print, print_json, shown, table},
     data::{
         catalogue_shape::{AdaptiveVerdict, CatalogueShape},
         dataset::Dataset,
-        responses::MergedTitles,
+        responses::{MergedTitles, Responses},
         summary::LeftOut,
         targets::{ByOccurrence, Targets},
     },
@@ -46,12 +43,12 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     arguments.prompt.check()?;
     let dataset = Dataset::read(&arguments.data().with_defaults()?, 0)?;
     let catalogue = &dataset.catalogue;
-    let prompt = arguments.prompt.prompt();
+    let prompt = &arguments.prompt;
     let tokenizer = match &arguments.pretrained {
         Some(model) => Pretrained::open(model, arguments.tokenizer.end_token.as_deref())?.tokenizer,
-        None => open_tokenizer(&arguments.tokenizer, catalogue, &prompt)?,
+        None => arguments.tokenizer.open(catalogue, prompt)?,
     };
-    let responses = responses(catalogue, &tokenizer, None)?;
+    let responses = Responses::open(catalogue, &tokenizer, None)?;
     let shape = CatalogueShape::new(&responses, &dataset.training)?;
     let verdict = AdaptiveVerdict::new(&shape, arguments.eta);
     let report = Report {

@@ -1,6 +1,5 @@
 use anyhow::{Context, Result};
 
-use super::responses;
 use crate::{
     data::{dataset::Dataset, responses::Responses},
     model::precision::Place,
@@ -26,7 +25,7 @@ impl OpenedRun {
             None => folder.best(place)?,
         };
         let (catalogue, tokenizer) = (&dataset.catalogue, &checkpoint.tokenizer);
-        let responses = responses(catalogue, tokenizer, Some(folder.trie()?))
+        let responses = Responses::open(catalogue, tokenizer, Some(folder.trie()?))
             .with_context(|| folder.path().display().to_string())?;
         Ok(Self {
             folder,

@@ -3,12 +3,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::{
-    commands::{arguments::ReportArguments, console::print},
+    commands::arguments::ReportArguments,
+    console::print,
+    io::output::OutputFile,
     report::{ReportedRun, page},
-    run::{
-        layout::run_files,
-        output::{OutputFile, check_apart},
-    },
+    run::{apart::check_apart, layout::run_files},
 };
 
 /// `msl report`

@@ -4,7 +4,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use candle_trie::{Rows, TokenTrie};
 
-use crate::data::responses::Example;
+use crate::data::examples::Example;
 
 /// Prompts with their responses, padded on the right.
 pub struct Batch {

@@ -24,6 +24,18 @@ pub struct Interaction {
     pub target: u64,
 }
 
+#[cfg(test)]
+impl Interaction {
+    /// Makes a row of a test.
+    pub fn of(user: &str, history: &[u64], target: u64) -> Self {
+        Self {
+            user: user.into(),
+            history: history.to_vec(),
+            target,
+        }
+    }
+}
+
 /// All items. An item's number is its place in the order in which the data have them, from 0; to tries and searches it
 /// is the item's id.
 #[derive(Clone, Debug)]
@@ -51,6 +63,24 @@ impl Catalogue {
             }
         }
         Ok(Self { items, numbers })
+    }
+
+    /// Makes the catalogue of these ids and titles.
+    #[cfg(test)]
+    pub fn of(items: &[(&str, &str)]) -> Result<Self> {
+        let item = |&(id, title): &(&str, &str)| Item {
+            id: id.into(),
+            title: title.into(),
+        };
+        Self::new(items.iter().map(item).collect())
+    }
+
+    /// Makes the catalogue of these titles, whose ids are their numbers.
+    #[cfg(test)]
+    pub fn of_titles(titles: &[&str]) -> Result<Self> {
+        let ids: Vec<String> = (0..titles.len()).map(|id| id.to_string()).collect();
+        let items = ids.iter().map(String::as_str).zip(titles.iter().copied());
+        Self::of(&items.collect::<Vec<_>>())
     }
 
     /// The items in the order of their numbers.
@@ -85,18 +115,10 @@ impl Catalogue {
 mod tests {
     use super::*;
 
-    fn catalogue(items: &[(&str, &str)]) -> Result<Catalogue> {
-        let item = |&(id, title): &(&str, &str)| Item {
-            id: id.into(),
-            title: title.into(),
-        };
-        Catalogue::new(items.iter().map(item).collect())
-    }
-
     #[test]
     fn ids_are_texts_that_come_back_as_they_went_in() {
         let ids = ["7", "007", "B00113X", "-1"];
-        let catalogue = catalogue(&ids.map(|id| (id, "Emma"))).unwrap();
+        let catalogue = Catalogue::of(&ids.map(|id| (id, "Emma"))).unwrap();
         let numbers = ids.map(|id| catalogue.number(id).unwrap());
         assert_eq!(numbers, [0, 1, 2, 3]);
         assert_eq!(catalogue.ids(&numbers).collect::<Vec<_>>(), ids);
@@ -106,8 +128,8 @@ mod tests {
 
     #[test]
     fn two_items_of_one_id_are_refused() {
-        let error = catalogue(&[("7", "Emma"), ("7", "Persuasion")]).unwrap_err();
+        let error = Catalogue::of(&[("7", "Emma"), ("7", "Persuasion")]).unwrap_err();
         assert!(error.to_string().contains("item \"7\" is there twice"));
-        assert!(catalogue(&[]).is_err());
+        assert!(Catalogue::of(&[]).is_err());
     }
 }

@@ -200,32 +200,16 @@ impl AdaptiveVerdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{
-        catalogue::{Catalogue, Item},
-        tokenizer::TextTokenizer,
-    };
+    use crate::data::{catalogue::Catalogue, tokenizer::TextTokenizer};
 
     #[test]
     fn a_shape_counts_what_a_walk_over_the_responses_meets() {
         let titles = ["The Sea", "The Sea Wall", "A Glass", "A Glass"];
-        let items = ["1", "2", "3", "4"]
-            .into_iter()
-            .zip(titles)
-            .map(|(id, title)| Item {
-                id: id.into(),
-                title: title.into(),
-            });
-        let catalogue = Catalogue::new(items.collect()).unwrap();
+        let catalogue = Catalogue::of_titles(&titles).unwrap();
         let quoted: Vec<String> = titles.iter().map(|title| format!("\"{title}\"")).collect();
         let tokenizer = TextTokenizer::train(quoted.iter().map(String::as_str), 300).unwrap();
         let responses = Responses::new(&catalogue, &tokenizer).unwrap();
-        let rows: Vec<Interaction> = [0, 1, 3]
-            .map(|target| Interaction {
-                user: String::new(),
-                history: vec![0],
-                target,
-            })
-            .into();
+        let rows = [0, 1, 3].map(|target| Interaction::of("", &[0], target));
         let shape = CatalogueShape::new(&responses, &rows).unwrap();
         assert_eq!((shape.items, shape.titles), (4, 3));
         let trie = responses.trie();

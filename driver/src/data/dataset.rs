@@ -11,6 +11,7 @@ use rand::seq::index;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    console::positive,
     data::{
         catalogue::{Catalogue, Interaction},
         files::{AtomicFiles, DataFiles, Interactions, PaperFiles, TEST_FILE},
@@ -46,7 +47,7 @@ pub struct DataArguments {
     pub title_column: Option<String>,
 
     /// How many of a user's last items a history made of a .inter file holds [default: 10]
-    #[arg(long, value_name = "ITEMS")]
+    #[arg(long, value_name = "ITEMS", value_parser = positive)]
     pub history: Option<usize>,
 
     /// Refuse items without a title, and rows that name an item which the catalogue does not have, instead of leaving
@@ -91,7 +92,6 @@ impl DataArguments {
     /// The same with the length of histories written out where the format has one, for a run to keep. Options of the
     /// format that the folder is not in are refused.
     pub fn with_defaults(self) -> Result<Self> {
-        ensure!(self.history != Some(0), "--history is 0");
         let folder = self.data.display();
         match DataFiles::find(&self.data)? {
             DataFiles::Paper(_) => {

@@ -114,7 +114,8 @@ impl PaperFiles {
                 self.titles.display()
             ),
             (None, several) => bail!(
-                "there are several files of training rows, {}: name one with --train",
+                "there are several files of training rows, {}: name one with --train of msl train, or leave one in the \
+                 folder",
                 names(several)
             ),
         }

@@ -8,11 +8,13 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 
-use crate::data::{
-    catalogue::{Catalogue, Interaction, Item},
-    summary::DataReport,
-    text_file::open_text,
-    text_table::{Layout, Table},
+use crate::{
+    data::{
+        catalogue::{Catalogue, Interaction, Item},
+        summary::DataReport,
+        text_table::{Layout, Table},
+    },
+    io::text::open_text,
 };
 
 /// The columns that are read.
@@ -198,14 +200,6 @@ mod tests {
         Ok((rows, report))
     }
 
-    fn row(user: &str, history: &[u64], target: u64) -> Interaction {
-        Interaction {
-            user: user.into(),
-            history: history.to_vec(),
-            target,
-        }
-    }
-
     #[test]
     fn rows_are_read_whatever_their_ids_look_like() {
         let titles =
@@ -215,7 +209,11 @@ mod tests {
                    a,\"['007', 'B00X']\",99\n\
                    b,\"[\"\"B00X\"\", \"\"it's \\\"\"\\u00e9\\\"\"\"\"]\",99\n";
         let (rows, _) = read(titles, csv, true).unwrap();
-        let expected = [row("07", &[0, 1], 0), row("a", &[1], 2), row("b", &[2], 3)];
+        let expected = [
+            Interaction::of("07", &[0, 1], 0),
+            Interaction::of("a", &[1], 2),
+            Interaction::of("b", &[2], 3),
+        ];
         assert_eq!(rows, expected);
     }
 
@@ -224,7 +222,7 @@ mod tests {
         let titles = r#"{"1": "A", "2": " ", "3": null, "4": "D"}"#;
         let csv = "user_id,item_ids\nu,\"[1, 4]\"\nv,\"[1, 2, 4]\"\nw,\"[99, 4]\"\n";
         let (rows, report) = read(titles, csv, false).unwrap();
-        assert_eq!(rows, [row("u", &[0], 1)]);
+        assert_eq!(rows, [Interaction::of("u", &[0], 1)]);
         assert_eq!(
             (report.items_left_out.count, report.rows_left_out.count),
             (2, 2)

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::{commands::console::shown, data::catalogue::Catalogue};
+use crate::{console::shown, data::catalogue::Catalogue};
 
 /// So many of what was left out are shown.
 const EXAMPLES: usize = 3;

@@ -99,11 +99,7 @@ mod tests {
     use super::*;
 
     fn row(history: &[u64], target: u64) -> Interaction {
-        Interaction {
-            user: "u".into(),
-            history: history.to_vec(),
-            target,
-        }
+        Interaction::of("u", history, target)
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Error, Result, anyhow, bail, ensure};
 use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord, Terminator};
 
-use crate::data::text_file::open_text;
+use crate::io::text::open_text;
 
 /// The types that the header of an atomic file may give a field.
 const TYPES: [&str; 4] = ["token", "token_seq", "float", "float_seq"];

@@ -1,25 +1,16 @@
-//! Text to tokens: a byte-pair tokenizer, read from a file or trained on the catalogue.
+//! Turns text into tokens, with a tokenizer that is read from a file or trained on the catalogue.
+
+pub mod byte_level;
+mod training;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::IgnoredAny;
-use tokenizers::{
-    AddedToken, Encoding, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
-    models::{
-        ModelWrapper,
-        bpe::{BPE, BpeTrainer},
-    },
-    normalizers::NormalizerWrapper,
-    pre_tokenizers::{
-        PreTokenizerWrapper,
-        byte_level::ByteLevel,
-        sequence::Sequence,
-        split::{Split, SplitPattern},
-    },
-};
+use tokenizers::{Encoding, Tokenizer, models::ModelWrapper};
 
-use crate::data::{input::catch_panic, text_file::read_text};
+use crate::io::{binary::catch_panic, text::read_text};
+pub use training::TokenizerArguments;
 
 /// The end token of a tokenizer that is trained here.
 pub const END_TOKEN: &str = "<|endoftext|>";
@@ -32,15 +23,6 @@ const KNOWN_END_TOKENS: [&str; 5] = [
     END_TOKEN,
     "</s>",
 ];
-
-/// Llama 3's splitting. It keeps an opening quote with the first letters of a title; where the quote stands alone,
-/// every title begins with the same token, the root of the trie has no fan-out, and the published temperature strategy
-/// is not defined there.
-const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The longest piece of a text that merges are learned in, in characters. What a merge costs rises with the square of
-/// the longest word.
-const LONGEST_PIECE: usize = 4_096;
 
 /// The largest id of a token, far beyond those of the largest vocabularies. tokenizers lists all ids below that no token
 /// has, where it writes a file.
@@ -56,50 +38,6 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.
-    pub fn train<'a>(
-        texts: impl Iterator<Item = &'a str> + Clone + Send,
-        vocabulary: usize,
-    ) -> Result<Self> {
-        let smallest = ByteLevel::alphabet().len() + 1;
-        ensure!(
-            vocabulary >= smallest,
-            "--vocabulary is {vocabulary}, expected at least {smallest}: a token for each byte and the one that ends a \
-             response"
-        );
-        // Each merge joins two tokens of a text: there cannot be more than the texts have bytes.
-        let bytes: usize = texts.clone().map(str::len).sum();
-        let largest = smallest + bytes;
-        let words = Split::new(
-            SplitPattern::Regex(WORDS.into()),
-            SplitDelimiterBehavior::Isolated,
-            false,
-        )
-        .map_err(anyhow::Error::from_boxed)?;
-        let bytes = ByteLevel::new(false, true, false);
-        let mut tokenizer = TokenizerBuilder::new()
-            .with_model(BPE::default())
-            .with_normalizer(None::<NormalizerWrapper>)
-            .with_pre_tokenizer(Some(Sequence::new(vec![
-                PreTokenizerWrapper::Split(words),
-                PreTokenizerWrapper::ByteLevel(bytes),
-            ])))
-            .with_post_processor(Some(bytes))
-            .with_decoder(Some(bytes))
-            .build()
-            .map_err(anyhow::Error::from_boxed)?;
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocabulary.min(largest))
-            .show_progress(false)
-            .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .build();
-        tokenizer
-            .train(&mut trainer, texts.flat_map(pieces))
-            .map_err(anyhow::Error::from_boxed)?;
-        Self::new(tokenizer.into(), None, None)
-    }
-
     /// Reads a `tokenizer.json`. `end_token` names the token that ends a response; without it a known one is looked for.
     pub fn load(path: &Path, end_token: Option<&str>) -> Result<Self> {
         Self::load_for(path, end_token, None)
@@ -248,17 +186,6 @@ fn encode(tokenizer: &Tokenizer, text: &str, marks: bool) -> Result<Encoding> {
         .context("the tokenizer cannot be used")
 }
 
-/// A text in pieces of a bounded length.
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let (end, _) = (rest.char_indices().nth(LONGEST_PIECE)).unwrap_or((rest.len(), ' '));
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
 /// The special tokens that a tokenizer puts before any text.
 fn leading_marks(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let encoding = encode(tokenizer, "a", true)?;
@@ -268,47 +195,16 @@ fn leading_marks(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
 
-    const TITLES: [&str; 3] = [
+    pub(super) const TITLES: [&str; 3] = [
         "\"The Sea\", \"The Sea Wall\"",
         "\"A Sea of Glass\"",
         "\"Glass Walls\"",
     ];
-
-    #[test]
-    fn training_is_repeatable_and_loses_nothing() {
-        let first = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
-        let second = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
-        for text in ["\"The Sea\"", "\"Ünïcode – 本\"\n"] {
-            let tokens = first.encode(text).unwrap();
-            assert_eq!(tokens, second.encode(text).unwrap());
-            assert_eq!(first.tokenizer.decode(&tokens, false).unwrap(), text);
-        }
-        assert!(first.vocabulary() <= 300);
-    }
-
-    #[test]
-    fn titles_begin_with_different_tokens() {
-        let tokenizer = TextTokenizer::train(TITLES.into_iter(), 400).unwrap();
-        let first = |text| tokenizer.encode(text).unwrap()[0];
-        assert_ne!(first("\"The Sea\""), first("\"A Sea of Glass\""));
-    }
-
-    #[test]
-    fn a_long_word_and_a_large_vocabulary_are_bounded_by_what_the_texts_hold() {
-        let long = "x".repeat(200_000);
-        let begun = std::time::Instant::now();
-        let tokenizer = TextTokenizer::train([long.as_str()].into_iter(), usize::MAX).unwrap();
-        assert!(begun.elapsed().as_secs() < 10);
-        assert!(tokenizer.vocabulary() < 1_000);
-        let text = "é".repeat(LONGEST_PIECE + 1);
-        assert_eq!(pieces(&text).collect::<String>(), text);
-        assert_eq!(pieces(&text).count(), 2);
-    }
 
     /// A tokenizer read from a file whose members of these names were replaced.
     fn read(members: &[(&str, Value)]) -> TextTokenizer {
@@ -316,11 +212,11 @@ mod tests {
         let path = folder.path().join("tokenizer.json");
         let tokenizer = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
         tokenizer.save(&path).unwrap();
-        let mut json: Value = crate::data::json::read_json(&path).unwrap();
+        let mut json: Value = crate::io::json::read_json(&path).unwrap();
         for (name, value) in members {
             json[name] = value.clone();
         }
-        crate::data::json::write_json(&path, &json).unwrap();
+        crate::io::json::write_json(&path, &json).unwrap();
         TextTokenizer::load(&path, None).unwrap()
     }
 

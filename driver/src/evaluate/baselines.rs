@@ -127,29 +127,14 @@ fn result(probabilities: &[f64], target: usize) -> UserResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{
-        catalogue::{Catalogue, Item},
-        tokenizer::TextTokenizer,
-    };
+    use crate::data::{catalogue::Catalogue, tokenizer::TextTokenizer};
 
     /// Titles A to E for the items of the numbers 0 to 4, and once more E for number 5.
     fn responses() -> Responses {
-        let items = "ABCDEE".chars().zip(0..).map(|(title, id)| Item {
-            id: id.to_string(),
-            title: title.to_string(),
-        });
-        let catalogue = Catalogue::new(items.collect()).unwrap();
+        let catalogue = Catalogue::of_titles(&["A", "B", "C", "D", "E", "E"]).unwrap();
         let tokenizer =
             TextTokenizer::train(["\"A\" \"B\" \"C\" \"D\" \"E\""].into_iter(), 280).unwrap();
         Responses::new(&catalogue, &tokenizer).unwrap()
-    }
-
-    fn row(user: &str, history: &[u64], target: u64) -> Interaction {
-        Interaction {
-            user: user.into(),
-            history: history.to_vec(),
-            target,
-        }
     }
 
     /// What each baseline but the uniform one makes of a test row: place and p.
@@ -180,10 +165,10 @@ mod tests {
     fn the_item_graph_counts_what_followed_and_backs_off_to_popularity() {
         // A was followed by B twice (u and v) and by C once: n(A) = 3, d(A) = 2. Targets: C, C, B, E.
         let training = [
-            row("u", &[0, 1], 2),
-            row("v", &[0, 1], 2),
-            row("w", &[3], 1),
-            row("w", &[0, 2], 5),
+            Interaction::of("u", &[0, 1], 2),
+            Interaction::of("v", &[0, 1], 2),
+            Interaction::of("w", &[3], 1),
+            Interaction::of("w", &[0, 2], 5),
         ];
         let p = |count: f64| (count + 1.0) / 9.0;
         let after = |followed: f64, count: f64| (followed + 2.0 * p(count)) / 5.0;
@@ -203,10 +188,10 @@ mod tests {
     #[test]
     fn a_pair_in_overlapping_rows_of_one_user_counts_once() {
         let overlapping = [
-            row("u", &[0], 1),
-            row("u", &[0, 1], 2),
-            row("u", &[0, 1, 2], 3),
-            row("v", &[0], 2),
+            Interaction::of("u", &[0], 1),
+            Interaction::of("u", &[0, 1], 2),
+            Interaction::of("u", &[0, 1, 2], 3),
+            Interaction::of("v", &[0], 2),
         ];
         // A was followed by B (u) and C (v), once each: by popularity C, which is a target twice, comes first.
         assert_eq!(found(&overlapping, &[0], 2)[1].0, 0);

@@ -5,7 +5,7 @@ use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commands::console::{print, print_json, table},
+    console::{print, print_json, table},
     data::targets::{ByOccurrence, Targets},
     evaluate::{
         decoding::Decoding,
@@ -16,6 +16,11 @@ use crate::{
 
 /// The file in the folder of a run that keeps its last evaluation: a [`Comparison`].
 pub const EVALUATION_FILE: &str = "evaluation.json";
+
+/// Says how to read the numbers of a comparison.
+pub const ERRORS_NOTE: &str = "± is one standard error over the users. Item NLL is the mean −ln p of the item that came \
+                           next, in nats; popularity's p is of its counts plus one, the item graph's of what followed \
+                           the last item, backed off to popularity.";
 
 /// One way to recommend, and how well it did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

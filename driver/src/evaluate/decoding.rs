@@ -7,14 +7,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    data::json::read_json,
     evaluate::{
         comparison::{Comparison, EVALUATION_FILE},
         ranks::RANKS_FILE,
         search::SearchSettings,
     },
+    io::json::read_json,
     model::precision::Precision,
-    run::layout::numbered,
 };
 
 /// All that decides what an evaluation of a run finds.
@@ -89,12 +88,28 @@ pub fn keep_earlier(run: &Path, decoding: &Decoding) -> Result<()> {
     Ok(())
 }
 
+/// The name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
+fn numbered(file: &str, number: usize) -> String {
+    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
+    format!("{stem}-{number}.{extension}")
+}
+
+/// Tells whether a name is one that [`numbered`] gives for a file.
+pub fn is_numbered(name: &str, file: &str) -> bool {
+    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
+    let number = name
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(extension))
+        .and_then(|rest| rest.strip_suffix('.'));
+    number.is_some_and(|number| number.parse::<usize>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
-    use crate::data::json::write_json;
+    use crate::io::json::write_json;
 
     #[test]
     fn an_evaluation_takes_the_place_of_one_that_was_decoded_alike_alone() {
@@ -139,5 +154,20 @@ mod tests {
         fs::write(at(EVALUATION_FILE), "{").unwrap();
         evaluate(3.0);
         assert_eq!(ranks("evaluation-3.json").as_deref(), Some("{"));
+    }
+
+    #[test]
+    fn evaluations_that_were_replaced_have_numbers() {
+        assert_eq!(numbered(RANKS_FILE, 2), "ranks-2.csv");
+        assert!(is_numbered("ranks-2.csv", RANKS_FILE));
+        for other in [
+            "ranks.csv",
+            "ranks-.csv",
+            "ranks-a.csv",
+            "ranks-2.csv.old",
+            "my-ranks-2.csv",
+        ] {
+            assert!(!is_numbered(other, RANKS_FILE), "{other}");
+        }
     }
 }

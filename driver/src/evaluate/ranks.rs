@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::{
     data::catalogue::{Catalogue, Interaction},
     evaluate::ranking::UserResult,
-    run::output::OutputFile,
+    io::output::OutputFile,
 };
 
 /// The file's name in the folder of a run.

@@ -9,8 +9,8 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    console::{finite, positive},
     model::{Cache, Llama, Sequence},
-    run::settings::finite,
     train::workers::Workers,
 };
 
@@ -52,7 +52,7 @@ pub struct SearchSettings {
     pub search: SearchKind,
 
     /// Beams of a search, or items of an exact one: lists of more items than this cannot be judged
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 20, value_parser = positive)]
     pub beams: usize,
 
     /// What the probabilities of a beam search are normalised over

@@ -1,6 +1,9 @@
 //! Ranks that a launcher of MPI started.
 
-use ::mpi::{Threading, environment::Universe, topology::SimpleCommunicator, traits::*};
+use ::mpi::{
+    Threading, datatype::PartitionMut, environment::Universe, topology::SimpleCommunicator,
+    traits::*,
+};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Tensor, WithDType};
 
@@ -9,6 +12,9 @@ use super::Exchange;
 /// The ranks of MPI's world. MPI ends when this is dropped.
 pub struct Mpi {
     world: SimpleCommunicator,
+    /// The ranks' GPUs, once a tensor on one of them was summed.
+    #[cfg(feature = "nccl")]
+    gpus: std::cell::OnceCell<candle_core::cuda_backend::cudarc::nccl::safe::Comm>,
     _universe: Universe,
 }
 
@@ -26,6 +32,8 @@ impl Mpi {
         );
         Ok(Self {
             world: universe.world(),
+            #[cfg(feature = "nccl")]
+            gpus: std::cell::OnceCell::new(),
             _universe: universe,
         })
     }
@@ -51,6 +59,15 @@ impl Mpi {
     }
 }
 
+impl Drop for Mpi {
+    /// A rank that panics would wait for the others to end with it, and they for its part of what they do.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.abort(101);
+        }
+    }
+}
+
 impl Exchange for Mpi {
     fn rank(&self) -> usize {
         self.world.rank() as usize
@@ -62,6 +79,17 @@ impl Exchange for Mpi {
 
     fn sum(&self, values: &Tensor) -> Result<Tensor> {
         let device = values.device();
+        #[cfg(feature = "nccl")]
+        if let candle_core::Device::Cuda(gpu) = device {
+            let communicator = match self.gpus.get() {
+                Some(communicator) => communicator,
+                None => {
+                    let joined = super::nccl::join(self, gpu)?;
+                    self.gpus.get_or_init(|| joined)
+                }
+            };
+            return super::nccl::sum(communicator, values);
+        }
         let count = values.dim(0)?;
         ensure!(
             i32::try_from(count).is_ok(),
@@ -78,7 +106,9 @@ impl Exchange for Mpi {
     }
 
     fn gather(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let length = i32::try_from(bytes.len()).with_context(|| {
+        // One byte more, because the address of an empty slice may be the one that means "in place" to MPI.
+        let sent = [bytes, &[0]].concat();
+        let length = i32::try_from(sent.len()).with_context(|| {
             format!(
                 "{} bytes are more than one message of MPI holds",
                 bytes.len()
@@ -86,22 +116,19 @@ impl Exchange for Mpi {
         })?;
         let mut lengths = vec![0i32; self.size()];
         self.world.all_gather_into(&length, &mut lengths[..]);
-        let mut ends = Vec::with_capacity(lengths.len());
+        let mut begins = Vec::with_capacity(lengths.len());
         let mut end = 0i32;
         for &length in &lengths {
-            ends.push(end);
+            begins.push(end);
             end = (end.checked_add(length))
                 .context("the ranks gave more than 2^31 bytes together")?;
         }
         let mut received = vec![0u8; end as usize];
-        {
-            let mut parts =
-                ::mpi::datatype::PartitionMut::new(&mut received[..], &lengths[..], &ends[..]);
-            self.world.all_gather_varcount_into(bytes, &mut parts);
-        }
-        let parts = ends.iter().zip(&lengths);
+        let mut parts = PartitionMut::new(&mut received[..], &lengths[..], &begins[..]);
+        self.world.all_gather_varcount_into(&sent[..], &mut parts);
+        let parts = begins.iter().zip(&lengths);
         Ok(parts
-            .map(|(&begin, &length)| received[begin as usize..][..length as usize].to_vec())
+            .map(|(&begin, &length)| received[begin as usize..][..length as usize - 1].to_vec())
             .collect())
     }
 

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, safetensors};
 
 use crate::{
-    data::json::write_json,
+    io::json::write_json,
     model::{
         Llama, Weights,
         precision::Precision,

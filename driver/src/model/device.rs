@@ -8,7 +8,8 @@ use candle_core::Device;
 /// What `--device` says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU, where there is one that can be used, else the processor.
+    /// The first GPU, where there is one that can be used, else the processor. Several processes that one launcher starts
+    /// on a machine take one GPU each.
     #[default]
     Auto,
     /// The processor.
@@ -22,17 +23,34 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Auto => Ok(gpu(0).unwrap_or_else(|error| {
-                if cfg!(feature = "cuda") {
-                    eprintln!("computing on the processor, because no GPU can be used: {error:#}");
-                }
-                Device::Cpu
-            })),
+            Self::Auto => Ok(gpu(local_rank())
+                .or_else(|_| gpu(0))
+                .unwrap_or_else(|error| {
+                    if cfg!(feature = "cuda") {
+                        eprintln!(
+                            "computing on the processor, because no GPU can be used: {error:#}"
+                        );
+                    }
+                    Device::Cpu
+                })),
             Self::Cuda(number) => {
                 gpu(number).with_context(|| format!("cannot use the device cuda:{number}"))
             }
         }
     }
+}
+
+/// Where launchers say how many of their processes on this machine come before this one.
+const LOCAL_RANKS: [&str; 3] = [
+    "OMPI_COMM_WORLD_LOCAL_RANK",
+    "MPI_LOCALRANKID",
+    "SLURM_LOCALID",
+];
+
+/// Returns the number of this process among those that a launcher started on this machine; 0 where none did.
+fn local_rank() -> usize {
+    let said = LOCAL_RANKS.map(|name| std::env::var(name).ok()?.parse().ok());
+    said.into_iter().flatten().next().unwrap_or(0)
 }
 
 fn gpu(number: usize) -> Result<Device> {

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use anyhow::Result;
+use maud::{Markup, PreEscaped, html};
 use plotters::{coord::Shift, prelude::*};
 
 use crate::evaluate::ranking::Estimate;
@@ -42,6 +43,20 @@ pub fn colours(count: usize) -> Vec<RGBColor> {
 /// As a style sheet names a colour.
 pub fn css(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
+}
+
+/// A chart under its title, or a word on why there is none.
+pub fn figure(title: &str, chart: Option<PreEscaped<String>>) -> Markup {
+    html! {
+        figure {
+            figcaption { (title) }
+            @if let Some(chart) = chart {
+                div role="img" aria-label=(title) { (chart) }
+            } @else {
+                p.missing { "Nothing was recorded." }
+            }
+        }
+    }
 }
 
 /// What one run did over its steps.

@@ -5,22 +5,14 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use plotters::style::RGBColor;
 
 use super::{
-    charts::{Curve, colours, css, curves},
+    charts::{Curve, colours, curves, figure},
     recommending::recommending,
-    run::ReportedRun,
+    run::{ReportedRun, Shown, swatch},
     training::training,
 };
 use crate::data::catalogue_shape::{CatalogueShape, Position};
 
 const STYLE: &str = include_str!("page.css");
-
-/// A run in its colour.
-pub struct Shown<'a> {
-    /// The run.
-    pub run: &'a ReportedRun,
-    /// Its colour in all charts.
-    pub colour: RGBColor,
-}
 
 /// One HTML page about runs. It needs no other file and no network.
 pub fn page(runs: &[ReportedRun]) -> Result<String> {
@@ -79,27 +71,6 @@ fn by_catalogue<'a>(runs: &'a [ReportedRun]) -> Vec<Vec<Shown<'a>>> {
 fn joined(runs: &[ReportedRun]) -> String {
     let names: Vec<&str> = runs.iter().map(|run| run.name.as_str()).collect();
     names.join(", ")
-}
-
-/// A run's name beside its colour.
-pub fn swatch(shown: &Shown) -> Markup {
-    html! {
-        span.run { span.swatch style={ "background:" (css(shown.colour)) } {} (shown.run.name) }
-    }
-}
-
-/// A chart under its title, or a word on why there is none.
-pub fn figure(title: &str, chart: Option<PreEscaped<String>>) -> Markup {
-    html! {
-        figure {
-            figcaption { (title) }
-            @if let Some(chart) = chart {
-                div role="img" aria-label=(title) { (chart) }
-            } @else {
-                p.missing { "Nothing was recorded." }
-            }
-        }
-    }
 }
 
 /// What the catalogue looks like to the losses. Runs with other tokenizers see another one.

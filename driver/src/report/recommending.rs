@@ -7,9 +7,9 @@ use maud::{Markup, PreEscaped, html};
 use plotters::style::RGBColor;
 
 use super::{
-    charts::{BASELINE, Reached, estimates},
-    page::{Shown, figure, swatch},
+    charts::{BASELINE, Reached, estimates, figure},
     paired::Difference,
+    run::{Shown, swatch},
 };
 use crate::evaluate::{
     comparison::Line,

@@ -3,16 +3,20 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use maud::{Markup, html};
+use plotters::style::RGBColor;
 use serde_json::Value;
 
+use super::charts::css;
 use crate::{
-    data::{catalogue_shape::CatalogueShape, json::read_json},
+    data::catalogue_shape::CatalogueShape,
     evaluate::{
         comparison::{Comparison, EVALUATION_FILE, Line},
         decoding::Decoding,
         ranking::Pruned,
         ranks::{RANKS_FILE, RankedUser, read_ranks},
     },
+    io::json::read_json,
     run::folder::RunFolder,
     train::metrics::{StepMetrics, read_metrics},
 };
@@ -110,6 +114,21 @@ impl ReportedRun {
         let mut settings = self.settings.iter();
         let found = settings.find(|(found, _)| found == name);
         found.map_or("–", |(_, value)| value)
+    }
+}
+
+/// A run in its colour.
+pub struct Shown<'a> {
+    /// The run.
+    pub run: &'a ReportedRun,
+    /// Its colour in all charts.
+    pub colour: RGBColor,
+}
+
+/// A run's name beside its colour.
+pub fn swatch(shown: &Shown) -> Markup {
+    html! {
+        span.run { span.swatch style={ "background:" (css(shown.colour)) } {} (shown.run.name) }
     }
 }
 

@@ -4,8 +4,8 @@ use anyhow::Result;
 use maud::{Markup, PreEscaped, html};
 
 use super::{
-    charts::{Curve, curves},
-    page::{Shown, figure, swatch},
+    charts::{Curve, curves, figure},
+    run::{Shown, swatch},
 };
 use crate::train::metrics::StepMetrics;
 

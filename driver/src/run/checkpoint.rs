@@ -9,10 +9,10 @@ use candle_trie::{Temperature, TemperatureState};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commands::arguments::TokenizerArguments,
-    data::{
+    data::tokenizer::{TextTokenizer, TokenizerArguments},
+    io::{
+        binary,
         json::{read_json, write_json},
-        tokenizer::TextTokenizer,
     },
     model::{
         Llama, LlamaConfig, adapter,
@@ -133,6 +133,7 @@ impl Checkpoint {
 /// The moments of the optimizer in a checkpoint's folder.
 pub fn load_moments(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
     let path = folder.join(MOMENTS_FILE);
+    binary::open(&path)?;
     safetensors::load(&path, device).with_context(|| format!("cannot read {}", path.display()))
 }
 

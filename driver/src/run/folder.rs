@@ -1,5 +1,7 @@
 //! The folder of a training run: what it was told, the trie, the metrics, and checkpoints, each whole or not there.
 
+mod checks;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -9,10 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_trie::TokenTrie;
 
 use crate::{
-    commands::arguments::RunSettings,
-    data::{
-        catalogue::Catalogue,
-        dataset::DataArguments,
+    data::dataset::DataArguments,
+    io::{
+        binary, entries, file_name,
         json::{read_json, write_json},
     },
     model::precision::Place,
@@ -20,11 +21,12 @@ use crate::{
         checkpoint::{Checkpoint, TrainingState},
         layout::{
             CHECKPOINT, MADE_WITH_FILE, SETTINGS_FILE, TRIE_FILE, check_contained, checkpoint_step,
-            entries, is_left_over,
+            is_left_over,
         },
         lock::Lock,
-        made_with::{MadeWith, hash_model, hash_titles, hash_tokenizer},
-        output::{OutputFolder, PartialFolder, remove_abandoned},
+        made_with::{MadeWith, hash_file, hash_tokenizer},
+        output_folder::{OutputFolder, PartialFolder, remove_abandoned},
+        settings::RunSettings,
     },
 };
 
@@ -50,7 +52,10 @@ impl RunFolder {
         trie.save(at(TRIE_FILE))?;
         let first = at(&format!("{CHECKPOINT}0"));
         fs::create_dir(&first).with_context(|| format!("cannot create {}", first.display()))?;
-        let made_with = save(&first)?;
+        let made_with = MadeWith {
+            trie: Some(hash_file(&at(TRIE_FILE))?),
+            ..save(&first)?
+        };
         write_json(&at(MADE_WITH_FILE), &made_with)?;
         let lock = output.finish()?;
         let run = Self {
@@ -149,67 +154,17 @@ impl RunFolder {
         Ok(data)
     }
 
-    /// Fails where a catalogue is not the one that the run was trained on.
-    pub fn check_titles(&self, catalogue: &Catalogue) -> Result<()> {
-        let Some(made_with) = &self.made_with else {
-            return Ok(());
-        };
-        ensure!(
-            made_with.titles == hash_titles(catalogue),
-            "{} was trained on another catalogue: items or titles of {} have changed since. Give the data as they were \
-             with --data, or train anew",
-            self.path.display(),
-            self.settings.data.data.display()
-        );
-        Ok(())
-    }
-
-    /// Fails where the rows that a training would go on with, by their hash, are not those that it began with.
-    pub fn check_rows(&self, rows: &str) -> Result<()> {
-        let Some(made_with) = &self.made_with else {
-            return Ok(());
-        };
-        ensure!(
-            made_with.rows == rows,
-            "{} was begun with other rows: those of {} have changed since, and it could not end with the bits of a run \
-             that was never interrupted. Give the data as they were with --data, or train anew",
-            self.path.display(),
-            self.settings.data.data.display()
-        );
-        Ok(())
-    }
-
-    /// Fails where the pretrained model is not there, or not the one that the run was trained with.
-    pub fn check_model(&self) -> Result<()> {
-        let Some(model) = &self.settings.pretrained else {
-            return Ok(());
-        };
-        ensure!(
-            model.exists(),
-            "the pretrained model of {} is no longer at {}: say with --model where it is now",
-            self.path.display(),
-            model.display()
-        );
-        let weights = self
-            .made_with
-            .as_ref()
-            .and_then(|made| made.weights.as_ref());
-        if let Some(weights) = weights {
-            ensure!(
-                *weights == hash_model(model)?,
-                "the adapters of {} belong to another model than {}: its weights or its config.json have changed since, \
-                 as they do where the adapters are merged into them. Name the model as it was with --model. (To add the \
-                 adapters to other weights on purpose, copy the folder of a checkpoint out of the run, and merge that)",
-                self.path.display(),
-                model.display()
-            );
-        }
-        Ok(())
-    }
-
     /// The trie of the catalogue that the run trains on.
     pub fn trie(&self) -> Result<TokenTrie> {
         let path = self.path.join(TRIE_FILE);
+        binary::open(&path)?;
+        if let Some(trie) = self.made_with.as_ref().and_then(|made| made.trie.as_ref()) {
+            ensure!(
+                *trie == hash_file(&path)?,
+                "{} is not the trie that the run was trained with",
+                path.display()
+            );
+        }
         TokenTrie::load(&path).with_context(|| path.display().to_string())
     }
 
@@ -309,7 +264,7 @@ impl RunFolder {
     pub fn clean(&self, _lock: &Lock) -> Result<()> {
         remove_abandoned(&self.path);
         for entry in entries(&self.path)? {
-            let name = entry.file_name().unwrap_or_default().to_string_lossy();
+            let name = file_name(&entry);
             if !is_left_over(&name) {
                 continue;
             }
@@ -369,6 +324,7 @@ mod tests {
                 titles: hash(),
                 rows: hash(),
                 tokenizer: hash(),
+                trie: None,
                 weights: None,
             })
         };
@@ -387,6 +343,29 @@ mod tests {
         let opened = RunFolder::open(run.path()).unwrap();
         assert_eq!(opened.made_with(), run.made_with());
         assert!(RunFolder::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn a_trie_that_is_another_or_a_pointer_of_git_lfs_is_named_as_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, _lock) = run(folder.path());
+        let path = run.path().join(TRIE_FILE);
+        let refusal = || format!("{:#}", run.trie().unwrap_err());
+        fs::write(
+            &path,
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0",
+        )
+        .unwrap();
+        let pointer = refusal();
+        assert!(
+            pointer.contains(TRIE_FILE) && pointer.contains("git-lfs"),
+            "{pointer}"
+        );
+        TokenTrie::new([(1, vec![1, 3])])
+            .unwrap()
+            .save(&path)
+            .unwrap();
+        assert!(refusal().contains("not the trie that the run was trained with"));
     }
 
     #[test]

@@ -3,14 +3,15 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, FileType},
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    evaluate::{comparison::EVALUATION_FILE, ranks::RANKS_FILE},
+    evaluate::{comparison::EVALUATION_FILE, decoding::is_numbered, ranks::RANKS_FILE},
+    io::{entries, file_name, named, output::PARTIAL},
     model::{
         adapter,
         pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
@@ -32,8 +33,6 @@ pub const CHECKPOINT: &str = "checkpoint-";
 /// What a model was merged from. Only `msl merge` writes it.
 pub const MERGED_FILE: &str = "merged.json";
 
-/// In the name of what is being written, before random letters.
-pub const PARTIAL: &str = ".partial-";
 /// In the name of what is being replaced, before random letters.
 pub const REPLACED: &str = ".replaced-";
 /// What a replaced folder is called until it is deleted.
@@ -65,21 +64,6 @@ fn is_unfinished(name: &str, is_ours: fn(&str) -> bool) -> bool {
         name.split_once(mark)
             .is_some_and(|(finished, _)| is_ours(finished))
     })
-}
-
-/// The name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
-pub fn numbered(file: &str, number: usize) -> String {
-    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
-    format!("{stem}-{number}.{extension}")
-}
-
-fn is_numbered(name: &str, file: &str) -> bool {
-    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
-    let number = name
-        .strip_prefix(stem)
-        .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(extension))
-        .and_then(|rest| rest.strip_suffix('.'));
-    number.is_some_and(|number| number.parse::<usize>().is_ok())
 }
 
 /// Files of a run that `msl train` and `msl resume` write, and nobody else may.
@@ -139,7 +123,7 @@ fn is_of_merged_model(name: &str) -> bool {
 /// The files and folders of a run, of what is in its folder.
 pub fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = entries(folder)?;
-    paths.retain(|path| is_of_run(&path.file_name().unwrap_or_default().to_string_lossy()));
+    paths.retain(|path| is_of_run(&file_name(path)));
     Ok(paths)
 }
 
@@ -195,7 +179,7 @@ pub fn is_part_of_ours(folder: &Path) -> bool {
 /// Something in a folder, or in those of checkpoints in it, that msl does not write there. `is_ours` knows the names.
 fn foreign(folder: &Path, is_ours: fn(&str) -> bool) -> Result<Option<PathBuf>> {
     for path in entries(folder)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file_name(&path);
         let is_folder = path.is_dir() && !path.is_symlink();
         if !is_ours(&name) || is_folder && !is_folder_of_run(&name) {
             return Ok(Some(path));
@@ -229,46 +213,14 @@ pub fn check_contained(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What something in a file system is called.
-pub fn named(kind: FileType) -> &'static str {
-    match kind {
-        kind if kind.is_symlink() => "a symbolic link",
-        kind if kind.is_dir() => "a folder",
-        kind if kind.is_file() => "a file",
-        _ => "a pipe, a socket or a device",
-    }
-}
-
-/// The paths in a folder.
-pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    fs::read_dir(folder)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-        .with_context(|| format!("cannot read the folder {}", folder.display()))
-}
-
 fn names(folder: &Path) -> Result<BTreeSet<String>> {
-    let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
-    Ok(entries(folder)?.into_iter().filter_map(name).collect())
+    let paths = entries(folder)?;
+    Ok(paths.iter().map(|path| file_name(path)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn evaluations_that_were_replaced_have_numbers() {
-        assert_eq!(numbered(RANKS_FILE, 2), "ranks-2.csv");
-        assert!(is_numbered("ranks-2.csv", RANKS_FILE));
-        for other in [
-            "ranks.csv",
-            "ranks-.csv",
-            "ranks-a.csv",
-            "ranks-2.csv.old",
-            "my-ranks-2.csv",
-        ] {
-            assert!(!is_numbered(other, RANKS_FILE), "{other}");
-        }
-    }
 
     #[test]
     fn only_what_msl_wrote_may_be_replaced() {

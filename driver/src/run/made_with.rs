@@ -10,9 +10,9 @@ use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    data::{catalogue::Catalogue, json::read_json, responses::Example},
+    data::{catalogue::Catalogue, examples::Example},
+    io::{entries, json::read_json},
     model::pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
-    run::layout::entries,
 };
 
 /// The BLAKE3 hashes of what a run was made with, over all bytes.
@@ -24,6 +24,9 @@ pub struct MadeWith {
     pub rows: String,
     /// The tokenizer's file in the checkpoints.
     pub tokenizer: String,
+    /// The file of the trie; runs of earlier versions do not have it.
+    #[serde(default)]
+    pub trie: Option<String>,
     /// The files of weights and the `config.json` of the pretrained model, where there is one.
     pub weights: Option<String>,
 }
@@ -119,7 +122,8 @@ fn gguf_files(file: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn hash_file(path: &Path) -> Result<String> {
+/// Returns the hash of a file.
+pub fn hash_file(path: &Path) -> Result<String> {
     ensure!(path.is_file(), "{} is not a regular file", path.display());
     let mut hasher = Hasher::new();
     (hasher.update_mmap_rayon(path)).with_context(|| format!("cannot read {}", path.display()))?;

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context, Result};
 use syntaxdot_summary::SummaryWriter;
 
-use crate::{run::output::begin_beside, train::metrics::StepMetrics};
+use crate::{io::output::begin_beside, train::metrics::StepMetrics};
 
 /// The file's name in the folder of a run: any with `tfevents` in its name is looked at.
 pub const EVENTS_FILE: &str = "events.out.tfevents.msl";

@@ -7,9 +7,10 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use same_file::Handle;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::run::output::begin_beside;
+use crate::io::{output::begin_beside, parent};
 
 /// The file's name in the folder of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -72,8 +73,21 @@ impl MetricsFile {
         Ok(metrics)
     }
 
-    /// Adds a line.
-    pub fn write(&mut self, step: &StepMetrics) -> Result<()> {
+    /// Adds the last of the steps, or all of them where the file was deleted or replaced meanwhile.
+    pub fn write_last(&mut self, steps: &[StepMetrics]) -> Result<()> {
+        let own = Handle::from_file(self.file.try_clone()?)?;
+        if Handle::from_path(&self.path).is_ok_and(|found| found == own) {
+            return steps.last().map_or(Ok(()), |step| self.write(step));
+        }
+        eprintln!(
+            "warning: {} was deleted or replaced while the run was trained, and is written anew",
+            self.path.display()
+        );
+        *self = Self::create(parent(&self.path), steps)?;
+        Ok(())
+    }
+
+    fn write(&mut self, step: &StepMetrics) -> Result<()> {
         let line = serde_json::to_string(step)? + "\n";
         self.file
             .write_all(line.as_bytes())
@@ -148,6 +162,23 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_or_replaced_is_written_anew_with_all_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(METRICS_FILE);
+        let steps: Vec<StepMetrics> = (1..=4).map(step).collect();
+        let mut metrics = MetricsFile::create(folder.path(), &[]).unwrap();
+        metrics.write_last(&steps[..1]).unwrap();
+        fs::remove_file(&path).unwrap();
+        metrics.write_last(&steps[..2]).unwrap();
+        assert_eq!(read_metrics(folder.path(), 9).unwrap(), steps[..2]);
+        fs::rename(&path, folder.path().join("aside")).unwrap();
+        fs::write(&path, "").unwrap();
+        metrics.write_last(&steps[..3]).unwrap();
+        metrics.write_last(&steps).unwrap();
+        assert_eq!(read_metrics(folder.path(), 9).unwrap(), steps);
     }
 
     #[test]

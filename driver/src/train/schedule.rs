@@ -3,9 +3,9 @@
 use rand::seq::SliceRandom;
 
 use crate::{
-    data::responses::Example,
+    data::examples::Example,
     random::{Purpose, random_at},
-    run::settings::TrainingSettings,
+    train::settings::TrainingSettings,
 };
 
 /// The batches of a training, drawn at will: a batch of like lengths would be one of like examples. But a batch is sorted by

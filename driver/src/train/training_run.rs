@@ -9,9 +9,9 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
-    data::responses::Example,
-    run::settings::TrainingSettings,
-    train::{Trainer, metrics::StepMetrics, progress::Progress, schedule::Schedule},
+    console::progress::Progress,
+    data::examples::Example,
+    train::{Trainer, metrics::StepMetrics, schedule::Schedule, settings::TrainingSettings},
 };
 
 /// What came of a training.

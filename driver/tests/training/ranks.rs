@@ -4,8 +4,11 @@ use candle_core::{DType, Device};
 use msl::{
     exchange::{self, Alone, share},
     model::{Llama, LoraSettings, TARGETS},
-    run::settings::{LossKind, LossSettings, StatisticsScope, TrainingSettings},
-    train::metrics::StepMetrics,
+    train::{
+        loss_settings::{LossKind, LossSettings, StatisticsScope},
+        metrics::StepMetrics,
+        settings::TrainingSettings,
+    },
 };
 
 use super::{LOSSES, loss, threads::run_ranks, train_as, training};

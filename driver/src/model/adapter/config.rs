@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::CONFIG_FILE;
 use crate::{
-    data::json::read_json,
+    io::json::read_json,
     model::{LoraSettings, TARGETS, is_end_of},
 };
 

@@ -10,10 +10,8 @@ use serde::Deserialize;
 
 use super::{Pretrained, SafetensorsWeights, gguf};
 use crate::{
-    data::{
-        json::{read_json, write_json},
-        tokenizer::TextTokenizer,
-    },
+    data::tokenizer::TextTokenizer,
+    io::json::{read_json, write_json},
     model::{EMBEDDING, LlamaConfig, NamedTensors, adapter},
 };
 

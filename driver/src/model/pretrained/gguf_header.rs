@@ -17,7 +17,7 @@ use candle_core::{
     },
 };
 
-use crate::data::input;
+use crate::io::binary;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 /// GGML_MAX_DIMS.
@@ -38,7 +38,7 @@ pub struct GgufFile {
 impl GgufFile {
     /// Opens a file and reads all but its tensors.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = input::open(path)?;
+        let file = binary::open(path)?;
         let length = file.metadata()?.len();
         let mut reader = Reader {
             file: BufReader::new(file),

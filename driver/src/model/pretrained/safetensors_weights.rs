@@ -8,7 +8,7 @@ use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
 use safetensors::Dtype;
 
 use super::described;
-use crate::{data::input, model::Weights};
+use crate::{io::binary, model::Weights};
 
 /// Weights in safetensors files, which are mapped and read weight by weight.
 pub struct SafetensorsWeights {
@@ -32,7 +32,7 @@ impl SafetensorsWeights {
         let mut files = Vec::new();
         let mut left: BTreeMap<String, Stored> = BTreeMap::new();
         for path in paths {
-            input::open(path)?;
+            binary::open(path)?;
             // SAFETY: the files are only read, and copied out of weight by weight while the model is made. A file that
             // another process cuts short meanwhile would end this one, as it would any that maps files.
             let mapped = unsafe { MmapedSafetensors::new(path) }

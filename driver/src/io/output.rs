@@ -1,3 +1,5 @@
+//! Output files that are written atomically: a file is complete or it is not there.
+
 use std::{
     fs::{self, File, Permissions},
     io::{self, BufWriter, ErrorKind, Write},
@@ -7,8 +9,10 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::{NamedTempFile, TempPath};
 
-use super::parent;
-use crate::run::layout::{PARTIAL, entries, named};
+use super::{entries, file_name, named, parent};
+
+/// Stands in the name of what is being written, before random letters.
+pub const PARTIAL: &str = ".partial-";
 
 /// Letters that tell the files apart which are being written, more than any other name is likely to end with.
 const RANDOM_LETTERS: usize = 12;
@@ -86,7 +90,7 @@ impl Write for OutputFile {
 /// A new file beside a place, by a name of its own. It is locked, which tells others that it is being written; a file
 /// system without locks has none to tell.
 pub fn begin_beside(target: &Path) -> io::Result<NamedTempFile> {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name = file_name(target);
     let prefix = format!("{name}{PARTIAL}");
     let mut beside = tempfile::Builder::new();
     beside.prefix(&prefix).rand_bytes(RANDOM_LETTERS);
@@ -149,10 +153,10 @@ fn stream(_: &Path) -> Option<io::Result<File>> {
 
 /// Removes what processes that were killed have left of a file: what a living one writes is locked.
 fn remove_abandoned(target: &Path) {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name = file_name(target);
     let prefix = format!("{name}{PARTIAL}");
     let is_part = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file_name(path);
         let letters = name.strip_prefix(&prefix);
         path.symlink_metadata().is_ok_and(|there| there.is_file())
             && letters.is_some_and(|letters| letters.len() == RANDOM_LETTERS)

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::data::text_file::read_text;
+use crate::io::text::read_text;
 
 /// Writes a file of one JSON value.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

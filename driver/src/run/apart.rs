@@ -1,3 +1,5 @@
+//! Tells whether an output would replace what a command reads.
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -6,11 +8,10 @@ use std::{
 use anyhow::{Result, ensure};
 use same_file::is_same_file;
 
-use super::parent;
 use crate::{
     data::files::{TEST_FILE, TITLES_FILE},
+    io::{entries, file_name, parent},
     model::pretrained::{CONFIG_FILE, TOKENIZER_FILE},
-    run::layout::entries,
 };
 
 /// Fails where an output that is there already would take the place of something that is read: it is the same file or
@@ -50,12 +51,12 @@ pub fn is_place(path: &Path, folder: &Path, name: &str) -> bool {
 /// them, such as what is written.
 fn with_entries(path: &Path) -> Vec<PathBuf> {
     let is_read = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file_name(path);
         let ends = |ending: &str| name.ends_with(ending);
         [".inter", ".item", ".safetensors", ".gguf"]
             .into_iter()
             .any(ends)
-            || [TITLES_FILE, TEST_FILE, CONFIG_FILE, TOKENIZER_FILE].contains(&&*name)
+            || [TITLES_FILE, TEST_FILE, CONFIG_FILE, TOKENIZER_FILE].contains(&name.as_str())
             || name.starts_with("train") && ends(".csv")
     };
     let mut paths = vec![path.to_owned()];

@@ -1,3 +1,5 @@
+//! Output folders that are written atomically: a run or a merged model is complete or it is not there.
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -7,10 +9,13 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::{check_apart, parent};
-use crate::run::{
-    layout::{self, KEPT, Kind, LOCK_FILE, PARTIAL, REPLACED, entries, is_part_of_ours, named},
-    lock::Lock,
+use crate::{
+    io::{entries, file_name, named, output::PARTIAL, parent},
+    run::{
+        apart::check_apart,
+        layout::{self, KEPT, Kind, LOCK_FILE, REPLACED, is_part_of_ours},
+        lock::Lock,
+    },
 };
 
 /// A folder without a lock is taken for one that was left after this time: its owner locks it at once.
@@ -162,9 +167,9 @@ fn locked(folder: &Path) -> Result<Lock> {
 /// Removes what processes that were killed have left beside a place: what a living one writes is locked, and what does
 /// not look like ours is not touched.
 pub fn remove_abandoned(target: &Path) {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name = file_name(target);
     for path in entries(parent(target)).unwrap_or_default() {
-        let found = path.file_name().unwrap_or_default().to_string_lossy();
+        let found = file_name(&path);
         let is = |mark: &str| found.starts_with(&format!("{name}{mark}"));
         let holder = match () {
             () if path.is_symlink() || !path.is_dir() => continue,

@@ -1,9 +1,12 @@
 //! What a command prints: at its end a table, or one JSON object, on standard output; on its way notes on standard error.
 
+pub mod progress;
+
 use std::{
     error::Error,
     fmt,
     io::{self, ErrorKind, Write},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use anyhow::{Context, Result};
@@ -28,10 +31,24 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
 /// Notes lines on standard error, for whoever is there to read them: a training goes on where nobody is. They hold names
 /// of files, which somebody else may have given.
 pub fn note(text: fmt::Arguments) {
+    if !QUIET.load(Ordering::Relaxed) {
+        error(text);
+    }
+}
+
+/// Says on standard error what ended the command, also where [`be_quiet`] was called.
+pub fn error(text: fmt::Arguments) {
     let text = text.to_string();
     let lines: Vec<String> = text.split('\n').map(shown).collect();
     let _ = writeln!(io::stderr().lock(), "{}", lines.join("\n"));
 }
+
+/// Keeps notes back from now on: one of several processes that work together says for all what they do.
+pub fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+static QUIET: AtomicBool = AtomicBool::new(false);
 
 /// Whoever read standard output has seen enough, as `head` does. It is no failure.
 #[derive(Debug)]
@@ -53,6 +70,24 @@ pub fn table(header: &[&str]) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// Parses the value of an option that counts something: a whole number above 0.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("expected a whole number: {error}")),
+    }
+}
+
+/// Parses the value of an option that is a finite number: JSON, in which a run keeps its options, has no other.
+pub fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(number) => Err(format!("expected a finite number, not {number}")),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// A text as a terminal may show it: with control characters escaped, and those that take no room or turn the direction

@@ -1,0 +1,108 @@
+//! Rows in tokens: prompts with the responses that a model should give.
+
+use anyhow::Result;
+use candle_trie::TokenTrie;
+
+use crate::{
+    console::progress::Progress,
+    data::{
+        catalogue::{Catalogue, Interaction},
+        prompt::Prompt,
+        responses::Responses,
+        tokenizer::TextTokenizer,
+    },
+};
+
+/// One row in tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// What the model reads.
+    pub prompt: Vec<u32>,
+    /// What it should answer, end token included.
+    pub response: Vec<u32>,
+    /// How many tokens of the response there are up to the last that was one of several: what comes after them needs
+    /// no model.
+    pub chosen: usize,
+    /// The item that the response names.
+    pub target: u64,
+}
+
+impl Example {
+    /// How many tokens the model reads, the response among them.
+    pub fn tokens(&self) -> usize {
+        self.prompt.len() + self.response.len()
+    }
+}
+
+/// Tokenizes rows.
+pub fn examples(
+    rows: &[Interaction],
+    catalogue: &Catalogue,
+    prompt: &Prompt,
+    tokenizer: &TextTokenizer,
+    responses: &Responses,
+) -> Result<Vec<Example>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut progress = Progress::new("tokenizing", rows.len());
+    let example = |row: &Interaction| {
+        progress.advance(1);
+        let history = row.history.iter().filter_map(|&item| catalogue.item(item));
+        let text = prompt.text(history.map(|item| item.title.as_str()));
+        let response = responses.path(row.target)?;
+        Ok(Example {
+            prompt: tokenizer.encode_prompt(&text)?,
+            chosen: chosen(responses.trie(), &response),
+            response,
+            target: row.target,
+        })
+    };
+    let examples = rows.iter().map(example).collect::<Result<_>>();
+    progress.finish();
+    examples
+}
+
+/// How many tokens of a response there are up to the last that was one of several.
+pub fn chosen(trie: &TokenTrie, response: &[u32]) -> usize {
+    let mut node = Some(trie.root());
+    let mut chosen = 0;
+    for (index, &token) in response.iter().enumerate() {
+        let Some(parent) = node else { break };
+        if trie.children(parent).len() > 1 {
+            chosen = index + 1;
+        }
+        node = trie.child(parent, token);
+    }
+    chosen
+}
+
+/// Warns of rows that are longer than the `positions` tokens that a model was made for.
+pub fn warn_of_long_rows(lengths: impl Iterator<Item = usize>, positions: usize) {
+    let (mut all, mut long, mut longest) = (0, 0, 0);
+    for tokens in lengths {
+        all += 1;
+        long += usize::from(tokens > positions);
+        longest = longest.max(tokens);
+    }
+    if long > 0 {
+        eprintln!(
+            "warning: {long} of {all} rows are longer than the {positions} tokens that the model was made for \
+             (max_position_embeddings of its configuration), up to {longest}: what it answers to them may make no sense. \
+             Shorten the histories, take --prompt titles, or take a model of a longer context"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unary_tail_begins_after_the_last_choice() {
+        let trie = TokenTrie::new([(0, vec![1, 2, 3, 9]), (1, vec![1, 4, 5, 9])]).unwrap();
+        assert_eq!(chosen(&trie, &[1, 2, 3, 9]), 2);
+        let single = TokenTrie::new([(0, vec![1, 2, 9])]).unwrap();
+        assert_eq!(chosen(&single, &[1, 2, 9]), 0);
+    }
+}

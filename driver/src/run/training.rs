@@ -1,0 +1,209 @@
+//! Trains a run: steps, evaluations on the validation rows, checkpoints.
+
+use std::{ops::ControlFlow, path::Path, time::Duration};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    data::{examples::Example, tokenizer::TextTokenizer},
+    evaluate::{Evaluator, search::SearchSettings},
+    exchange::{self, Exchange},
+    model::Llama,
+    run::{
+        checkpoint::{self, Best, TrainingState},
+        folder::RunFolder,
+        lock::Lock,
+        rows::Task,
+        settings::RunSettings,
+    },
+    train::{
+        Trainer,
+        events::EventsFile,
+        interrupt::{Interrupt, Interrupted},
+        metrics::{MetricsFile, StepMetrics},
+        schedule::Schedule,
+        training_run::{self, Trained},
+    },
+};
+
+/// Users whose item NLL is computed side by side.
+const VALIDATION_BATCH: usize = 16;
+
+/// The folder of a run, for the process that writes in it.
+#[derive(Clone, Copy)]
+pub struct Record<'a> {
+    /// The folder.
+    pub run: &'a RunFolder,
+    /// The lock of that folder.
+    pub lock: &'a Lock,
+}
+
+/// A training of a run: it evaluates and saves its model on the way.
+pub struct Training<'a> {
+    /// The processes that train together, each of which has this.
+    pub exchange: &'a dyn Exchange,
+    /// Where the first of them writes; the others write nothing.
+    pub record: Option<Record<'a>>,
+    /// The path of the run's folder.
+    pub path: &'a Path,
+    /// The settings of the run.
+    pub settings: &'a RunSettings,
+    /// The model that is trained.
+    pub model: &'a Llama,
+    /// The tokenizer of the model.
+    pub tokenizer: &'a TextTokenizer,
+    /// The rows of the run.
+    pub task: &'a Task,
+    /// The steps that were taken so far.
+    pub metrics: Vec<StepMetrics>,
+    /// The state of the training after the last of these steps.
+    pub state: TrainingState,
+}
+
+impl Training<'_> {
+    /// Trains from where the run stands to its end, and returns what came of it. A signal ends it earlier, with an
+    /// [`Interrupted`] error.
+    pub fn go_on(mut self, mut trainer: Trainer) -> Result<(Trained, Option<Best>)> {
+        let settings = self.settings;
+        let interrupt = Interrupt::listen()?;
+        let mut files = match self.record {
+            Some(_) => Some((
+                MetricsFile::create(self.path, &self.metrics)?,
+                EventsFile::create(self.path, &self.metrics)?,
+            )),
+            None => None,
+        };
+        let earlier = self.state.seconds;
+        let schedule = Schedule::new(&settings.training, &self.task.training);
+        let steps = schedule.steps();
+        let save_every = settings.checkpoints.save_every;
+        let save_every = save_every.unwrap_or(schedule.steps_of_an_epoch()).max(1);
+        let mut interrupted = None;
+        if !self.has_ended(save_every) {
+            let examples = &self.task.training;
+            let after = |trainer: &Trainer, mut step: StepMetrics, elapsed: Duration| {
+                let due = step.step.is_multiple_of(save_every) || step.step == steps;
+                self.state.step = step.step;
+                self.state.temperature = trainer.temperature()?;
+                self.state.seconds = earlier + elapsed.as_secs_f64();
+                if due {
+                    step.validation_nll = self.validate()?;
+                }
+                self.metrics.push(step.clone());
+                if let (Some((metrics, events)), Some(record)) = (&mut files, self.record) {
+                    events.write(&step)?;
+                    record.run.check_there(record.lock)?;
+                    metrics.write_last(&self.metrics)?;
+                }
+                // A signal may reach one rank only, or each at another step; all end after the same one.
+                let heard = exchange::gather(self.exchange, &interrupt.heard())?;
+                interrupted = heard.into_iter().flatten().next();
+                if due || interrupted.is_some() {
+                    self.save(trainer, due)?;
+                }
+                Ok(match interrupted.is_some() || self.has_ended(save_every) {
+                    true => ControlFlow::Break(()),
+                    false => ControlFlow::Continue(()),
+                })
+            };
+            training_run::train(
+                "training",
+                &mut trainer,
+                &settings.training,
+                examples,
+                after,
+            )?;
+        }
+        if let Some(signal) = interrupted
+            && self.state.step < steps
+            && !self.has_ended(save_every)
+        {
+            let message = format!(
+                "interrupted after step {} of {steps}, which is saved: go on with msl resume {}",
+                self.state.step,
+                self.path.display()
+            );
+            return Err(Interrupted { signal, message }.into());
+        }
+        let temperature = self.state.temperature.value;
+        let trained = Trained::of(&self.metrics, temperature, self.state.seconds);
+        Ok((trained, self.state.best))
+    }
+
+    /// The item NLL of the validation rows, if there are any; the lowest makes the best checkpoint.
+    fn validate(&mut self) -> Result<Option<f64>> {
+        if self.task.validation.is_empty() {
+            return Ok(None);
+        }
+        let item_nll = self.item_nll(&self.task.validation)?;
+        ensure!(
+            item_nll.is_finite(),
+            "the item NLL of the validation rows after step {} is {item_nll}: try a lower --learning-rate",
+            self.state.step
+        );
+        if self.state.best.is_none_or(|best| item_nll < best.item_nll) {
+            self.state.best = Some(Best {
+                step: self.state.step,
+                item_nll,
+            });
+        }
+        Ok(Some(item_nll))
+    }
+
+    fn item_nll(&self, examples: &[Example]) -> Result<f64> {
+        let evaluator = Evaluator {
+            trie: self.task.responses.trie(),
+            search: SearchSettings::default(),
+            batch_size: VALIDATION_BATCH,
+            temperature: self.state.temperature.value,
+            exchange: self.exchange,
+        };
+        evaluator.mean_item_nll(self.model, examples)
+    }
+
+    /// Whether patience has come to its end.
+    fn has_ended(&self, save_every: usize) -> bool {
+        match (self.settings.checkpoints.patience, self.state.best) {
+            (Some(patience), Some(best)) => {
+                (self.state.step - best.step) / save_every >= patience.max(1)
+            }
+            _ => false,
+        }
+    }
+
+    /// Saves a checkpoint, unless its model has diverged: then the last one stays. A gradient may be finite and the step
+    /// along it too long, which shows in the weights or in the scores of some rows: of the validation rows, if `validated`
+    /// says that there was a look at them, else of the first that are trained on.
+    fn save(&self, trainer: &Trainer, validated: bool) -> Result<()> {
+        let rows = match validated && !self.task.validation.is_empty() {
+            true => 0,
+            false => self.task.training.len().min(VALIDATION_BATCH),
+        };
+        let item_nll = self.item_nll(&self.task.training[..rows])?;
+        ensure!(
+            item_nll.is_finite() && trainer.weights_are_finite()?,
+            "the model has diverged by step {}: its weights or its scores are not finite any more. Try a lower \
+             --learning-rate; the checkpoint before it is left in {}",
+            self.state.step,
+            self.path.display()
+        );
+        let Some(record) = self.record else {
+            return Ok(());
+        };
+        let best = self.state.best.map(|best| best.step);
+        record
+            .run
+            .save(record.lock, self.state.step, best, |folder| {
+                let optimizer = trainer.optimizer();
+                let base = self.settings.pretrained.as_deref();
+                checkpoint::save(
+                    folder,
+                    self.model,
+                    base,
+                    self.tokenizer,
+                    optimizer,
+                    &self.state,
+                )
+            })
+    }
+}

@@ -137,6 +137,13 @@ impl Temperature {
     }
 }
 
+impl From<f64> for Temperature {
+    /// Makes a fixed temperature.
+    fn from(value: f64) -> Self {
+        Self::Fixed(value)
+    }
+}
+
 impl From<AdaptiveStrategy> for Temperature {
     fn from(strategy: AdaptiveStrategy) -> Self {
         Self::Adaptive(AdaptiveTemperature {

@@ -72,7 +72,7 @@ fn train_a_little(device: &Device) -> Result<()> {
     let rows = Rows::from_shifted(&trie, &vec![vec![1i64, 3]])?;
     let hidden = model.hidden(&Tensor::new(&[[2u32, 1]], device)?)?;
     let mut loss = MaskedSoftmaxLoss::new(&trie, Temperature::fixed(1.0))?;
-    let output = loss.forward_linear(&hidden, model.head(), &rows)?;
+    let output = loss.forward((&hidden, model.head()), &rows)?;
     output.loss.backward()?;
     Ok(())
 }

@@ -119,7 +119,7 @@ impl Evaluator<'_> {
         let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
         let rows = response_rows(examples, self.trie)?;
-        let output = loss.evaluate_linear(&hidden, model.head(), &rows)?;
+        let output = loss.evaluate((&hidden, model.head()), &rows)?;
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
         Ok(item_nlls.to_vec1()?)
     }

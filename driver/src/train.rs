@@ -299,7 +299,7 @@ impl<'a> Trainer<'a> {
         }
         let statistics = output.read_statistics()?;
         let observed = match statistics.rows() {
-            0 => (self.observer).statistics_linear(&joined, self.head(), &piece.rows)?,
+            0 => (self.observer).statistics((&joined, self.head()), &piece.rows)?,
             _ => statistics,
         };
         let mut piece_gradients = (&output.loss * gradients.scale())?.backward()?;
@@ -369,10 +369,8 @@ impl<'a> Trainer<'a> {
         }
         let head = head(&self.frozen_head, self.model);
         Ok(match given {
-            None => self.loss.forward_linear(hidden, head, rows)?,
-            Some(temperature) => self
-                .loss
-                .forward_linear_at(hidden, head, rows, temperature)?,
+            None => self.loss.forward((hidden, head), rows)?,
+            Some(temperature) => self.loss.forward_at((hidden, head), rows, temperature)?,
         })
     }
 

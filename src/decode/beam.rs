@@ -8,7 +8,7 @@ use super::rules::{Beams, Candidate, Rules};
 use super::{Found, LeftOut, Path, cuda};
 use crate::error::check_numbered;
 use crate::launch::DecodeBeams;
-use crate::loss::{Head, valid_logits};
+use crate::loss::{Head, Scores, valid_logits};
 use crate::temperature::check_temperature;
 use crate::{Error, Result, TokenSets, TokenTrie};
 
@@ -155,21 +155,43 @@ impl BeamSearch {
         self.users.iter().map(|user| user.living.len()).sum()
     }
 
-    /// Takes the logits `[living beams, V]`, keeps each user's best paths, and says how the living
-    /// ones go on. `None` when all are finished.
+    /// Takes the scores of the living beams, keeps each user's best paths, and returns what the living ones go on
+    /// with. Returns `None` when all are finished.
     ///
-    /// Logits on a CUDA device stay there: kernels choose among them, and only each user's best come
-    /// to the host. A step's log-probabilities are then computed in f32.
+    /// The scores are logits `[beams, V]`, or hidden states `[beams, H]` with a head `[V, H]`, one row for each living
+    /// beam. With hidden states, and normalised over the trie, only the head rows of valid tokens are read. Normalised
+    /// over the vocabulary all logits are computed.
+    ///
+    /// On a CUDA device kernels choose among the logits, and only each user's best come to the host. The
+    /// log-probabilities of a step are then computed in f32. Of a head, each row that any beam needs is gathered once a
+    /// step, for one GEMM with all beams.
     ///
     /// # Errors
     /// [`Error::PositionMismatch`] where there is not one row a beam, [`Error::TokenOutsideVocabulary`]
     /// where the vocabulary does not hold the trie's tokens, [`Error::NonFinite`] for a logit of
     /// a node's token (over the vocabulary: of any token) that is NaN or +∞, and
-    /// [`Error::Unsupported`] for a dtype, device or layout.
-    pub fn step(&mut self, logits: &Tensor) -> Result<Option<Step>> {
+    /// [`Error::Unsupported`] for a dtype, device or layout, or a head that does not fit.
+    pub fn step<'a>(&mut self, scores: impl Into<Scores<'a>>) -> Result<Option<Step>> {
         if self.living() == 0 {
             return Ok(None);
         }
+        match scores.into() {
+            Scores::Logits(logits) => self.step_over_logits(logits),
+            Scores::Hidden(hidden, head) => self.step_over_hidden(hidden, head),
+        }
+    }
+
+    /// The paths found for a user, best first, equal ones by their smallest item id.
+    pub fn found(&self, user: usize) -> Vec<Found> {
+        let Some(user) = self.users.get(user) else {
+            return Vec::new();
+        };
+        (user.finished.iter())
+            .map(|(path, score)| user.left_out.found(&self.rules.trie, path, *score))
+            .collect()
+    }
+
+    fn step_over_logits(&mut self, logits: &Tensor) -> Result<Option<Step>> {
         if logits.device().is_cuda() {
             return self.step_on_cuda(logits);
         }
@@ -181,23 +203,9 @@ impl BeamSearch {
         }
     }
 
-    /// The same from hidden states `[living beams, H]` and a head `[V, H]`. Normalised over the trie,
-    /// only the head rows of valid tokens are touched; otherwise all logits are made. On a CUDA device
-    /// each of these rows is gathered once a step, for a matrix product with all beams.
-    ///
-    /// # Errors
-    /// As [`step`](Self::step), and for a head that does not fit.
-    pub fn step_linear<'h>(
-        &mut self,
-        hidden: &Tensor,
-        head: impl Into<Head<'h>>,
-    ) -> Result<Option<Step>> {
-        let head = head.into();
-        if self.living() == 0 {
-            return Ok(None);
-        }
+    fn step_over_hidden(&mut self, hidden: &Tensor, head: Head) -> Result<Option<Step>> {
         if self.rules.normalise == Normalise::Vocabulary {
-            return self.step(&head.logits(hidden)?);
+            return self.step_over_logits(&head.logits(hidden)?);
         }
         if hidden.device().is_cuda() {
             let mut beams = self.decode_beams()?;
@@ -207,16 +215,6 @@ impl BeamSearch {
         let nodes = self.nodes();
         let valid = valid_logits::of_hidden(hidden, head, self.sets(), &nodes)?;
         self.step_in_trie(&nodes, &valid)
-    }
-
-    /// The paths found for a user, best first, equal ones by their smallest item id.
-    pub fn found(&self, user: usize) -> Vec<Found> {
-        let Some(user) = self.users.get(user) else {
-            return Vec::new();
-        };
-        (user.finished.iter())
-            .map(|(path, score)| user.left_out.found(&self.rules.trie, path, *score))
-            .collect()
     }
 
     fn step_in_trie(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<Option<Step>> {

@@ -9,7 +9,7 @@ use super::beam::{check_count, check_users};
 use super::path::{check_logits, log_softmax};
 use super::{Found, LeftOut, Path};
 use crate::error::check_numbered;
-use crate::loss::{Head, valid_logits};
+use crate::loss::{Scores, valid_logits};
 use crate::temperature::check_temperature;
 use crate::{Result, TokenTrie};
 
@@ -154,24 +154,17 @@ impl ExactSearch {
         (!wanted.users.is_empty()).then_some(wanted)
     }
 
-    /// Takes the logits `[prefixes, V]` of what was [`wanted`](Self::wanted).
+    /// Takes the scores of what was [`wanted`](Self::wanted): logits `[prefixes, V]`, or hidden states `[prefixes, H]`
+    /// with a head `[V, H]`, of which only the rows of valid tokens are read.
     ///
     /// # Errors
     /// Those of [`BeamSearch::step`](crate::BeamSearch::step).
-    pub fn step(&mut self, logits: &Tensor) -> Result<()> {
-        let nodes = self.nodes();
-        let valid = valid_logits::of_logits(logits, self.trie.sets(), &nodes)?;
-        self.expand(&nodes, &valid)
-    }
-
-    /// The same from hidden states `[prefixes, H]` and a head `[V, H]`, of which only the rows of
-    /// valid tokens are touched.
-    ///
-    /// # Errors
-    /// As [`step`](Self::step), and for a head that does not fit.
-    pub fn step_linear<'h>(&mut self, hidden: &Tensor, head: impl Into<Head<'h>>) -> Result<()> {
-        let nodes = self.nodes();
-        let valid = valid_logits::of_hidden(hidden, head.into(), self.trie.sets(), &nodes)?;
+    pub fn step<'a>(&mut self, scores: impl Into<Scores<'a>>) -> Result<()> {
+        let (nodes, sets) = (self.nodes(), self.trie.sets());
+        let valid = match scores.into() {
+            Scores::Logits(logits) => valid_logits::of_logits(logits, sets, &nodes)?,
+            Scores::Hidden(hidden, head) => valid_logits::of_hidden(hidden, head, sets, &nodes)?,
+        };
         self.expand(&nodes, &valid)
     }
 

@@ -91,7 +91,7 @@ proptest! {
                 Some(frozen) => Head::from(frozen),
                 None => Head::with_bias(&head, &bias),
             };
-            prop_assert_eq!(&step, &by_hidden.step_linear(&hidden, head).unwrap());
+            prop_assert_eq!(&step, &by_hidden.step((&hidden, head)).unwrap());
             if step.is_none() {
                 break;
             }

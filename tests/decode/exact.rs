@@ -97,7 +97,7 @@ fn users_are_searched_side_by_side_from_hidden_states() {
         };
         let hidden: Vec<Vec<f32>> = expansion.users.iter().map(row).collect();
         search
-            .step_linear(&Tensor::new(hidden, &Device::Cpu).unwrap(), &head)
+            .step((&Tensor::new(hidden, &Device::Cpu).unwrap(), &head))
             .unwrap();
     }
     assert_eq!(search.found(0)[0].items, [0]);

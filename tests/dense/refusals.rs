@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor};
 use candle_trie::{
-    AdaptiveStrategy, Convention, Error, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Scope,
-    Temperature, TokenSets, TokenTrie, reference,
+    AdaptiveStrategy, Convention, Error, GradientTarget, LossOutput, MaskedSoftmaxLoss, Reduction,
+    Rows, Scope, Temperature, TokenSets, TokenTrie, reference,
 };
 
 use crate::batch::*;
@@ -17,13 +17,11 @@ fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
     let mut calls: Vec<Result<LossOutput, Error>> = Vec::new();
     let mut called = loss.clone();
     calls.push(called.forward(logits, rows));
-    calls.push(
-        called
-            .value_and_gradient(logits, rows)
-            .map(|(output, _)| output),
-    );
     let kept = logits.zeros_like().unwrap();
-    calls.push(called.value_and_gradient_into(logits, rows, &kept));
+    for target in [GradientTarget::New, GradientTarget::Into(&kept)] {
+        let result = called.value_and_gradient(logits, rows, target);
+        calls.push(result.map(|(output, _)| output));
+    }
     assert_eq!(called.temperature().unwrap(), loss.temperature().unwrap());
     let errors: Vec<Error> = calls.into_iter().map(|call| call.unwrap_err()).collect();
     let words: Vec<String> = errors.iter().map(Error::to_string).collect();
@@ -95,7 +93,7 @@ fn rows_of_another_trie() {
         of_many.statistics(&logits, &rows(&few)).err(),
         of_many.evaluate(&logits, &rows(&few)).err(),
         (of_many.clone())
-            .forward_linear(&hidden, &head, &rows(&few))
+            .forward((&hidden, &head), &rows(&few))
             .err(),
         of_many.dense_rows(&rows(&few)).err(),
         reference::loss(
@@ -195,7 +193,7 @@ fn a_gradient_buffer_that_does_not_fit() {
         (logits.reshape((8, VOCABULARY)).unwrap(), "[8, 7]"),
         (transposed.transpose(1, 2).unwrap(), "strides [28, 1, 4]"),
     ] {
-        let error = fixed().value_and_gradient_into(&logits, &rows, &gradient);
+        let error = fixed().value_and_gradient(&logits, &rows, GradientTarget::Into(&gradient));
         let error = error.unwrap_err();
         assert!(
             matches!(&error, Error::Unsupported { what: "gradient", actual, .. }

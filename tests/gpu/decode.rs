@@ -120,9 +120,9 @@ fn hidden_states_give_what_their_logits_give() {
         let (mut on_cpu, mut on_gpu) = (search.clone(), search);
         while on_cpu.living() > 0 {
             let hidden = tensor(2, (on_cpu.living(), 8));
-            let expected = on_cpu.step_linear(&hidden, &head).unwrap();
+            let expected = on_cpu.step((&hidden, &head)).unwrap();
             let hidden = hidden.to_device(&device).unwrap();
-            assert_eq!(on_gpu.step_linear(&hidden, &on_device).unwrap(), expected);
+            assert_eq!(on_gpu.step((&hidden, &on_device)).unwrap(), expected);
         }
     }
 }
@@ -145,13 +145,13 @@ fn an_exact_search_goes_as_on_the_cpu() {
         while let Some(expansion) = on_cpu.wanted() {
             assert_eq!(on_gpu.wanted().as_ref(), Some(&expansion));
             let hidden = tensor(2, expansion.users.len());
-            on_cpu.step_linear(&hidden, &head).unwrap();
+            on_cpu.step((&hidden, &head)).unwrap();
             let hidden = hidden.to_device(&device).unwrap();
             if from_logits {
                 let logits = hidden.matmul(&on_device.t().unwrap()).unwrap();
                 on_gpu.step(&logits).unwrap();
             } else {
-                on_gpu.step_linear(&hidden, &on_device).unwrap();
+                on_gpu.step((&hidden, &on_device)).unwrap();
             }
         }
         for user in 0..USERS {

@@ -180,7 +180,7 @@ impl<'a> Searcher<'a> {
         }
         let mut reader = Reader::new(self.model, prompts, search.lead())?;
         let (mut hidden, mut sequences) = reader.prompts(&search.users())?;
-        while let Some(step) = search.step_linear(&hidden, &self.head)? {
+        while let Some(step) = search.step((&hidden, &self.head))? {
             sequences = (step.parents.iter())
                 .map(|&parent| sequences[parent as usize].clone())
                 .collect();
@@ -224,7 +224,7 @@ impl<'a> Searcher<'a> {
                 read.extend(sequences);
                 hidden
             };
-            search.step_linear(&hidden, &self.head)?;
+            search.step((&hidden, &self.head))?;
         }
         Ok(Recommended {
             found: (0..prompts.len()).map(|user| search.found(user)).collect(),

@@ -167,7 +167,7 @@ impl BeamSearch {
     /// step, for one GEMM with all beams.
     ///
     /// # Errors
-    /// [`Error::PositionMismatch`] where there is not one row a beam, [`Error::TokenOutsideVocabulary`]
+    /// [`Error::LengthMismatch`] where there is not one row for each living beam, [`Error::TokenOutsideVocabulary`]
     /// where the vocabulary does not hold the trie's tokens, [`Error::NonFinite`] for a logit of
     /// a node's token (over the vocabulary: of any token) that is NaN or +∞, and
     /// [`Error::Unsupported`] for a dtype, device or layout, or a head that does not fit.
@@ -175,7 +175,13 @@ impl BeamSearch {
         if self.living() == 0 {
             return Ok(None);
         }
-        match scores.into() {
+        let scores = scores.into();
+        check_rows(
+            "rows of the scores, one for each living beam",
+            &scores,
+            self.living(),
+        )?;
+        match scores {
             Scores::Logits(logits) => self.step_over_logits(logits),
             Scores::Hidden(hidden, head) => self.step_over_hidden(hidden, head),
         }
@@ -248,7 +254,7 @@ impl BeamSearch {
     }
 
     fn step_by_kernels(&mut self, logits: &Tensor, beams: &DecodeBeams) -> Result<Option<Step>> {
-        valid_logits::check_for_kernels(logits, self.living())?;
+        valid_logits::check_for_kernels(logits)?;
         let (choices, faults) = cuda::decode(logits, beams)?;
         self.take(beams, &choices, &faults)
     }
@@ -324,6 +330,22 @@ pub(super) fn check_count(name: &'static str, count: usize) -> Result<()> {
         name,
         value: 0.0,
         expected: "at least 1",
+    })
+}
+
+/// Refuses scores with another number of rows than a search waits for.
+pub(super) fn check_rows(what: &'static str, scores: &Scores, expected: usize) -> Result<()> {
+    let actual = match scores.tensor().dims().split_last() {
+        Some((_, leading)) => leading.iter().product(),
+        None => 0,
+    };
+    if actual == expected {
+        return Ok(());
+    }
+    Err(Error::LengthMismatch {
+        what,
+        expected,
+        actual,
     })
 }
 

@@ -5,7 +5,7 @@ use std::collections::BinaryHeap;
 
 use candle_core::Tensor;
 
-use super::beam::{check_count, check_users};
+use super::beam::{check_count, check_rows, check_users};
 use super::path::{check_logits, log_softmax};
 use super::{Found, LeftOut, Path};
 use crate::error::check_numbered;
@@ -161,7 +161,13 @@ impl ExactSearch {
     /// Those of [`BeamSearch::step`](crate::BeamSearch::step).
     pub fn step<'a>(&mut self, scores: impl Into<Scores<'a>>) -> Result<()> {
         let (nodes, sets) = (self.nodes(), self.trie.sets());
-        let valid = match scores.into() {
+        let scores = scores.into();
+        check_rows(
+            "rows of the scores, one for each prefix",
+            &scores,
+            nodes.len(),
+        )?;
+        let valid = match scores {
             Scores::Logits(logits) => valid_logits::of_logits(logits, sets, &nodes)?,
             Scores::Hidden(hidden, head) => valid_logits::of_hidden(hidden, head, sets, &nodes)?,
         };

@@ -39,7 +39,7 @@ pub enum Scores<'a> {
 
 impl Scores<'_> {
     /// The tensor whose leading dimensions are the positions, and which a gradient is taken of.
-    pub(super) fn tensor(&self) -> &Tensor {
+    pub(crate) fn tensor(&self) -> &Tensor {
         match self {
             Self::Logits(tensor) | Self::Hidden(tensor, _) => tensor,
         }

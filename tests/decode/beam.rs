@@ -210,6 +210,15 @@ fn every_dtype_gives_the_same_beams() {
 }
 
 #[test]
+fn an_item_with_two_paths_is_found_by_each() {
+    let trie = TokenTrie::new([(5, [1, 0]), (5, [2, 0]), (6, [3, 0])]).unwrap();
+    let found = run(BeamSearch::new(&trie, 1, 3, 1.0).unwrap());
+    let mut items = items(&found);
+    items.sort_unstable();
+    assert_eq!(items, [5, 5, 6]);
+}
+
+#[test]
 fn what_does_not_fit_is_an_error() {
     let trie = TokenTrie::new([(0, vec![1, 0]), (1, vec![2, 0])]).unwrap();
     assert!(BeamSearch::new(&trie, 1, 0, 1.0).is_err());
@@ -226,7 +235,7 @@ fn what_does_not_fit_is_an_error() {
     let mut step = |rows: Vec<Vec<f64>>| search.step(&Tensor::new(rows, &Device::Cpu).unwrap());
     assert!(matches!(
         step(vec![vec![0.0; 3]; 2]),
-        Err(Error::PositionMismatch { .. })
+        Err(Error::LengthMismatch { what, expected: 1, actual: 2 }) if what.contains("beam")
     ));
     assert!(matches!(
         step(vec![vec![0.0, f64::NAN, 0.0]]),

@@ -133,7 +133,7 @@ fn what_does_not_fit_is_an_error() {
     let two = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
     assert!(matches!(
         search.step(&two),
-        Err(Error::PositionMismatch { .. })
+        Err(Error::LengthMismatch { what, expected: 1, actual: 2 }) if what.contains("prefix")
     ));
     assert_eq!(search.wanted().unwrap().users, [0]); // an error leaves the search where it was
 }

@@ -52,7 +52,9 @@ pub use backend::cuda;
 #[doc(hidden)]
 pub use backend::launch;
 pub use bear::Bear;
-pub use decode::{BeamSearch, ExactSearch, Expansion, Found, Normalise, Step, exact_top_k};
+pub use decode::{
+    BeamSearch, BeamStep, ExactSearch, Expansion, Normalisation, SearchResult, exact_top_k,
+};
 pub use error::{Error, Result};
 #[cfg(feature = "cust")]
 pub use loss::cust;

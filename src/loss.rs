@@ -101,25 +101,35 @@ impl MaskedSoftmaxLoss {
         })
     }
 
-    /// The same loss under another convention.
+    /// Returns the loss with another reduction. Whether the result is multiplied by τ stays as it was.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
-    pub fn with_convention(mut self, convention: Convention) -> Result<Self> {
-        self.set_convention(convention)?;
+    /// [`Error::OutOfRange`] for a [`Reduction::MeanOver`] of a number that is not positive and finite.
+    pub fn with_reduction(mut self, reduction: Reduction) -> Result<Self> {
+        self.set_reduction(reduction)?;
         Ok(self)
     }
 
-    /// Changes the convention, as a [`Reduction::MeanOver`] may need from batch to batch.
+    /// Changes the reduction, as a [`Reduction::MeanOver`] may need from batch to batch. Whether the result is multiplied
+    /// by τ stays as it was.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a denominator that is not positive and finite.
-    pub fn set_convention(&mut self, convention: Convention) -> Result<()> {
-        if let Reduction::MeanOver(denominator) = convention.reduction {
+    /// Those of [`with_reduction`](Self::with_reduction).
+    pub fn set_reduction(&mut self, reduction: Reduction) -> Result<()> {
+        if let Reduction::MeanOver(denominator) = reduction {
             check_positive("denominator", denominator)?;
         }
-        self.convention = convention;
+        self.convention.reduction = reduction;
         Ok(())
+    }
+
+    /// Returns the loss with another convention: a reduction, and whether its result is multiplied by τ.
+    ///
+    /// # Errors
+    /// Those of [`with_reduction`](Self::with_reduction).
+    pub fn with_convention(mut self, convention: Convention) -> Result<Self> {
+        self.convention.times_temperature = convention.times_temperature;
+        self.with_reduction(convention.reduction)
     }
 
     /// The same loss with BEAR's row weights: every branching row's loss and gradient are multiplied by its weight w
@@ -141,11 +151,13 @@ impl MaskedSoftmaxLoss {
         Ok(self)
     }
 
-    /// The same loss in checked mode: an infinite or NaN valid logit of a row that has a loss or
-    /// statistics is an [`Error::NonFinite`] that names its row and token,
-    /// at the price of one more look at every valid logit. Unchecked, NaN comes out as NaN.
+    /// Returns the loss with a check that values are finite: an infinite or NaN valid logit of a row that has a loss or
+    /// statistics is then an [`Error::NonFinite`] that names its row and token.
+    ///
+    /// The check reads every valid logit once more. On a GPU the scores are copied to the host for it. Without the check
+    /// NaN comes out as NaN.
     #[must_use]
-    pub fn checked(mut self) -> Self {
+    pub fn check_finite(mut self) -> Self {
         self.checked = true;
         self
     }

@@ -275,10 +275,7 @@ impl<'a> Trainer<'a> {
             _ => rows.len(),
         };
         let rows: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
-        self.loss.set_convention(Convention {
-            reduction: Reduction::MeanOver(rows.max(1) as f64),
-            ..self.convention
-        })?;
+        (self.loss).set_reduction(Reduction::MeanOver(rows.max(1) as f64))?;
         Ok(rows)
     }
 

@@ -144,14 +144,14 @@ impl FrozenHead {
     /// A head that is not two-dimensional, of a dtype, device or layout that is not supported, or
     /// too small for the tokens of `sets`.
     pub fn new(head: &Tensor, sets: impl Into<TokenSets>) -> Result<Self> {
-        Self::within(head, None, sets, Self::DEFAULT_LIMIT)
+        Self::with_limit(head, None, sets, Self::DEFAULT_LIMIT)
     }
 
     /// The same with a bias `[V]`, if there is one, and within a given number of bytes.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn within(
+    pub fn with_limit(
         head: &Tensor,
         bias: Option<&Tensor>,
         sets: impl Into<TokenSets>,

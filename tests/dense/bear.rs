@@ -328,10 +328,7 @@ fn sums_of_micro_batches_over_the_sum_of_their_weights_are_the_mean_of_the_batch
         let temperature = Temperature::from(strategy(scope));
         let whole = MaskedSoftmaxLoss::new(sets(), temperature).unwrap();
         let whole = whole.with_bear(bear).unwrap();
-        let parts = whole.clone().with_convention(Convention {
-            reduction: Reduction::Sum,
-            ..whole.convention()
-        });
+        let parts = whole.clone().with_reduction(Reduction::Sum);
         let parts = parts.unwrap();
         for cut in 0..=8 {
             let (mut sum, mut weight, mut gradient) = (0.0, 0.0, Vec::new());

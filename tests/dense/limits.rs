@@ -225,7 +225,7 @@ fn checked_the_first_row_that_is_not_finite_is_named() {
         values[2 * VOCABULARY + 3] = poison; // of the unary row: never read
         values[3 * VOCABULARY] = poison; // of a position that does not count
         values[VOCABULARY + 2] = poison; // not in the set of the second row
-        let checked = loss(&sets(), &temperatures()[1], Convention::fixed()).checked();
+        let checked = loss(&sets(), &temperatures()[1], Convention::fixed()).check_finite();
         let mut passing = checked.clone();
         let logits = tensor(&values, &SHAPE, DType::F32);
         passing.forward(&logits, &rows()).unwrap();
@@ -269,7 +269,7 @@ fn checked_mode_names_the_first_of_many_rows_on_any_number_of_threads() {
         .collect();
     let rows = rows_of(POSITIONS, &rows);
     let logits = Tensor::full(f32::NAN, (POSITIONS, 64), &device(DType::F32)).unwrap();
-    let loss = loss(&sets, &Temperature::fixed(1.0), Convention::fixed()).checked();
+    let loss = loss(&sets, &Temperature::fixed(1.0), Convention::fixed()).check_finite();
     for _ in 0..20 {
         let error = loss.evaluate(&logits, &rows).unwrap_err();
         assert!(

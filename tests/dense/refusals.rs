@@ -59,11 +59,7 @@ fn rows_of_another_trie() {
     let logits = logits().narrow(1, 0, 3).unwrap().contiguous().unwrap();
     let loss = |sets: TokenSets| {
         let loss = MaskedSoftmaxLoss::new(sets, Temperature::fixed(1.0)).unwrap();
-        loss.with_convention(Convention {
-            reduction: Reduction::Sum,
-            times_temperature: false,
-        })
-        .unwrap()
+        loss.with_reduction(Reduction::Sum).unwrap()
     };
     let of_many = loss(many.sets().clone());
 
@@ -283,10 +279,7 @@ fn settings_out_of_range() {
         assert!(out_of_range(new.unwrap_err()));
         let at = fixed().forward_at(&logits(), &rows(), wrong);
         assert!(out_of_range(at.unwrap_err()));
-        let denominator = fixed().with_convention(Convention {
-            reduction: Reduction::MeanOver(wrong),
-            times_temperature: false,
-        });
+        let denominator = fixed().with_reduction(Reduction::MeanOver(wrong));
         assert!(out_of_range(denominator.unwrap_err()));
         // Settings changed behind the constructor's back.
         let mut swapped = fixed();
@@ -348,10 +341,7 @@ fn the_reference_refuses_what_the_loss_refuses() {
     for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let reduction = Reduction::MeanOver(wrong);
         let error = refused_by_reference(VOCABULARY, &at_one, reduction);
-        let expected = fixed().with_convention(Convention {
-            reduction,
-            times_temperature: false,
-        });
+        let expected = fixed().with_reduction(reduction);
         assert_eq!(error.to_string(), expected.unwrap_err().to_string());
     }
     let marked = Temperature::from(strategy(Scope::Marked));

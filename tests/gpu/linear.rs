@@ -25,7 +25,7 @@ fn everything(
     let [hidden, weight, bias] = variables.map(|tensor| Var::from_tensor(&moved(&tensor)).unwrap());
     let bias_or_none = options.bias.then_some(bias.as_tensor());
     let sets = batch.sets(options);
-    let frozen_head = FrozenHead::within(&weight, bias_or_none, sets, 1 << 20).unwrap();
+    let frozen_head = FrozenHead::with_limit(&weight, bias_or_none, sets, 1 << 20).unwrap();
     let head = match (frozen, bias_or_none) {
         (true, _) => Head::from(&frozen_head),
         (false, Some(bias)) => Head::with_bias(&weight, bias),

@@ -11,7 +11,8 @@ fn a_frozen_head_gives_the_same_bits_and_takes_no_gradient() {
                 let batch = Batch::new(24, 5);
                 let [hidden, head, _] = batch.tensors(dtype);
                 let rows = batch.rows(options);
-                let frozen = FrozenHead::within(&head, None, batch.sets(options), bytes).unwrap();
+                let frozen =
+                    FrozenHead::with_limit(&head, None, batch.sets(options), bytes).unwrap();
                 let tracked = batch
                     .loss(options)
                     .forward((&hidden, &*head), &rows)
@@ -137,7 +138,7 @@ fn the_gathered_rows_stay_within_their_bytes() {
     let batch = Batch::new(24, 5);
     let [_, head, _] = batch.tensors(DType::F32);
     let gathered = |bytes| {
-        FrozenHead::within(&head, None, &batch.sets, bytes)
+        FrozenHead::with_limit(&head, None, &batch.sets, bytes)
             .unwrap()
             .gathered_sets()
     };

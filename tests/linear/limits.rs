@@ -242,7 +242,7 @@ fn the_checked_mode_names_the_row_whose_score_is_not_finite() {
         let rows = batch.rows(options);
         let error = batch
             .loss(options)
-            .checked()
+            .check_finite()
             .forward((&hidden, &*head), &rows);
         assert!(matches!(error, Err(Error::NonFinite { position: 2, .. })));
         let output = batch

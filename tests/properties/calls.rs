@@ -113,7 +113,7 @@ fn call_over_hidden_states(case: &Case, loss: &mut MaskedSoftmaxLoss, random: &m
     };
     let limit = random.random_range(0..1 << 16);
     let frozen =
-        || FrozenHead::within(&weight, with_bias.then_some(&*bias), &case.sets, limit).unwrap();
+        || FrozenHead::with_limit(&weight, with_bias.then_some(&*bias), &case.sets, limit).unwrap();
     let call = random.random_range(0..6);
     let found = match call {
         0 => (loss.forward((&hidden, head()), &case.rows)).map(|output| (output, None)),

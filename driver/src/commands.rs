@@ -1,4 +1,4 @@
-//! What the subcommands do.
+//! Runs the subcommands of `msl`.
 
 pub mod arguments;
 mod demo;
@@ -34,7 +34,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     }
 }
 
-/// The device to compute on. A GPU on which something of a training is missing is used only where it is named.
+/// Opens the device to compute on. A GPU on which something of a training is missing is used only where it is named.
 fn open_device(choice: DeviceChoice) -> Result<Device> {
     let device = choice.open()?;
     if choice == DeviceChoice::Auto
@@ -49,7 +49,7 @@ fn open_device(choice: DeviceChoice) -> Result<Device> {
     Ok(device)
 }
 
-/// Goes once through a tiny model and the loss, and back.
+/// Runs the forward and the backward pass of a tiny model and the loss.
 fn train_a_little(device: &Device) -> Result<()> {
     let config = LlamaConfig {
         vocab_size: 4,

@@ -38,11 +38,11 @@ use crate::{
     },
 };
 
-/// What a reader should know of a model that has diverged.
+/// The note on a model that has diverged.
 const NOT_FINITE: &str = "Some item NLLs are not finite: the model scores with NaN or infinity, as one does whose training \
                           has diverged. JSON has null in their place.";
 
-/// `msl evaluate`
+/// Runs `msl evaluate`.
 pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     arguments.search.check()?;
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
@@ -169,7 +169,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     comparison.print(arguments.json)
 }
 
-/// How often beam search missed what the exact search found.
+/// Returns a sentence on how often beam search missed what the exact search found.
 fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     let users = beam.recommended.iter().zip(&exact.recommended);
     let missed = users.filter(|(beam, exact)| {
@@ -182,7 +182,7 @@ fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     )
 }
 
-/// How often beam search pruned the item that came next, of the true top ten and of all that was searched for.
+/// Counts the targets that beam search pruned, of the true top ten and of all that was searched for.
 fn pruned(beam: &Evaluation, exact: &Evaluation, beams: usize) -> Vec<Pruned> {
     let mut tops = vec![beams.min(10), beams];
     tops.dedup();
@@ -218,7 +218,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// Where an evaluation is written. The files are begun before it: a place that cannot be written is no news for its end.
+/// The files of an evaluation. They are begun before it, so that a path that cannot be written is refused at once.
 struct Outputs<'a> {
     ranks: OutputFile,
     lists: Option<OutputFile>,

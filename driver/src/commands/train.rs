@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// `msl train`
+/// Runs `msl train`.
 pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     arguments.run.check()?;
     let mut settings = RunSettings {
@@ -88,7 +88,7 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     report(run.path(), &trained, best, arguments.json)
 }
 
-/// `msl resume`
+/// Runs `msl resume`.
 pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
     let run = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let lock = run.lock()?;
@@ -135,7 +135,7 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
     report(run.path(), &trained, best, arguments.json)
 }
 
-/// A pretrained model with new adapters.
+/// Opens a pretrained model and gives it new adapters.
 fn adapted_model(
     settings: &RunSettings,
     base: &Path,
@@ -147,7 +147,7 @@ fn adapted_model(
     Ok((model, tokenizer))
 }
 
-/// A run is gone on with from anywhere.
+/// Makes a path absolute, so that a run can be resumed from any folder.
 fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
     path.map(|path| {
         path.canonicalize()

@@ -1,4 +1,4 @@
-//! What the subcommands do.
+//! Runs the subcommands of `msl`.
 
 pub mod arguments;
 mod demo;
@@ -12,7 +12,7 @@ mod train;
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
+use candle_trie::{MaskedSoftmaxLoss, Rows, TokenTrie};
 
 use crate::{
     commands::arguments::{Arguments, Command},
@@ -48,7 +48,7 @@ pub fn run(arguments: &Arguments, exchange: &dyn Exchange) -> Result<()> {
     }
 }
 
-/// The device to compute on. A GPU on which something of a training is missing is used only where it is named.
+/// Opens the device to compute on. A GPU on which something of a training is missing is used only where it is named.
 fn open_device(choice: DeviceChoice) -> Result<Device> {
     let device = choice.open()?;
     if choice == DeviceChoice::Auto
@@ -63,7 +63,7 @@ fn open_device(choice: DeviceChoice) -> Result<Device> {
     Ok(device)
 }
 
-/// Goes once through a tiny model and the loss, and back.
+/// Runs the forward and the backward pass of a tiny model and the loss.
 fn train_a_little(device: &Device) -> Result<()> {
     let config = LlamaConfig {
         vocab_size: 4,
@@ -75,8 +75,8 @@ fn train_a_little(device: &Device) -> Result<()> {
     let trie = TokenTrie::new([(0, [1, 3]), (1, [2, 3])])?;
     let rows = Rows::from_shifted(&trie, &vec![vec![1i64, 3]])?;
     let hidden = model.hidden(&Tensor::new(&[[2u32, 1]], device)?)?;
-    let mut loss = MaskedSoftmaxLoss::new(&trie, Temperature::fixed(1.0))?;
-    let output = loss.forward_linear(&hidden, model.head(), &rows)?;
+    let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
+    let output = loss.forward((&hidden, model.head()), &rows)?;
     output.loss.backward()?;
     Ok(())
 }

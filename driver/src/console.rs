@@ -1,4 +1,5 @@
-//! What a command prints: at its end a table, or one JSON object, on standard output; on its way notes on standard error.
+//! Reads numbers of options, and prints: results on standard output, as a table or one JSON object, and notes on
+//! standard error.
 
 pub mod progress;
 
@@ -28,8 +29,8 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(serde_json::to_string(value)?)
 }
 
-/// Notes lines on standard error, for whoever is there to read them: a training goes on where nobody is. They hold names
-/// of files, which somebody else may have given.
+/// Prints lines on standard error. It does not matter whether anybody can read them. Control characters are escaped,
+/// for names of files may hold some.
 pub fn note(text: fmt::Arguments) {
     if !QUIET.load(Ordering::Relaxed) {
         error(text);
@@ -50,7 +51,7 @@ pub fn be_quiet() {
 
 static QUIET: AtomicBool = AtomicBool::new(false);
 
-/// Whoever read standard output has seen enough, as `head` does. It is no failure.
+/// An error that ends a command whose reader has closed standard output, as `head` does. The command has not failed.
 #[derive(Debug)]
 pub struct OutputClosed;
 
@@ -62,7 +63,7 @@ impl fmt::Display for OutputClosed {
 
 impl Error for OutputClosed {}
 
-/// An empty table whose first column names the rows.
+/// Builds an empty table whose first column names the rows.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_BORDERS_ONLY).set_header(header);
@@ -90,7 +91,7 @@ pub fn finite(text: &str) -> Result<f64, String> {
     }
 }
 
-/// A text as a terminal may show it: with control characters escaped, and those that take no room or turn the direction
+/// Escapes what a terminal should not be sent: control characters, and those that have no width or turn the direction
 /// of writing.
 pub fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

@@ -1,4 +1,4 @@
-//! Catalogues and their users: files, titles, prompts, tokens and batches.
+//! Reads catalogues and the choices of their users, and turns them into prompts, tokens and batches.
 
 pub mod batch;
 pub mod catalogue;

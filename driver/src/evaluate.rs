@@ -1,4 +1,4 @@
-//! Evaluation: beam search over the trie, and the item NLL.
+//! Evaluates models by beam search over the trie and by the item NLL.
 
 pub mod baselines;
 pub mod comparison;
@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use candle_core::DType;
-use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
+use candle_trie::{MaskedSoftmaxLoss, Reduction, SearchResult, TokenTrie};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -28,18 +28,18 @@ use crate::{
     model::Llama,
 };
 
-/// How well a model recommends.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// What came of every user, in the order of the examples: the place where the search put the target, and the item
-    /// NLL over the softmax that the trie masks.
+    /// The place of each user's target in the list of the search, and its item NLL over the softmax that the trie
+    /// masks; in the order of the examples.
     pub users: Vec<UserResult>,
-    /// What each user was recommended, best first.
-    pub recommended: Vec<Vec<Found>>,
-    /// Tokens that the model read for a user's search, as a mean: padding left out, and what prompts read together begin
-    /// with in common counted once.
+    /// The items that each user was recommended, best first.
+    pub recommended: Vec<Vec<SearchResult>>,
+    /// Mean number of tokens that the model read to search for one user. Padding does not count, and the longest common
+    /// prefix of prompts that are read together counts once.
     pub model_tokens: f64,
-    /// How many users were recommended to by second; their item NLLs are not in the time.
+    /// Users per second of searching. The time of their item NLLs does not count.
     pub users_per_second: f64,
 }
 
@@ -49,9 +49,9 @@ pub struct Evaluator<'a> {
     pub trie: &'a TokenTrie,
     /// How the catalogue is searched.
     pub search: SearchSettings,
-    /// Users evaluated side by side.
+    /// Number of users that are evaluated together.
     pub batch_size: usize,
-    /// The temperature of the softmax: that of training.
+    /// Temperature of the softmax.
     pub temperature: f64,
     /// The processes that share the users. Each batch is that of one process, and so has the same results.
     pub exchange: &'a dyn Exchange,
@@ -110,7 +110,7 @@ impl Evaluator<'_> {
         })
     }
 
-    /// The mean item NLL alone, which needs no search.
+    /// Computes the mean item NLL alone, which needs no search.
     pub fn mean_item_nll(&self, model: &Llama, examples: &[Example]) -> Result<f64> {
         let loss = self.row_losses()?;
         let by_length = by_length(examples).1;
@@ -124,24 +124,21 @@ impl Evaluator<'_> {
                 .sum::<f64>();
         }
         let gathered = self.exchange.gather(bytemuck::cast_slice(&own))?;
-        let sum: f64 = (0..batches.len())
-            .map(|batch| {
-                let of_rank: Vec<f64> =
-                    bytemuck::pod_collect_to_vec(&gathered[batch % gathered.len()]);
-                of_rank[batch]
-            })
+        let ranks = gathered
+            .iter()
+            .map(|bytes| bytemuck::pod_collect_to_vec(bytes));
+        let ranks: Vec<Vec<f64>> = ranks.collect();
+        let sum: f64 = numbers
+            .iter()
+            .map(|&batch| ranks[batch % ranks.len()][batch])
             .sum();
         Ok(sum / examples.len().max(1) as f64)
     }
 
-    /// A loss that keeps the −ln p of every row apart.
+    /// Builds a loss that keeps the −ln p of every row apart.
     fn row_losses(&self) -> Result<MaskedSoftmaxLoss> {
-        let convention = Convention {
-            reduction: Reduction::None,
-            times_temperature: false,
-        };
-        let loss = MaskedSoftmaxLoss::new(self.trie, Temperature::fixed(self.temperature))?;
-        Ok(loss.with_convention(convention)?)
+        let loss = MaskedSoftmaxLoss::new(self.trie, self.temperature)?;
+        Ok(loss.with_reduction(Reduction::None)?)
     }
 
     fn item_nlls(
@@ -155,7 +152,7 @@ impl Evaluator<'_> {
         let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
         let rows = response_rows(examples, self.trie)?;
-        let output = loss.evaluate_linear(&hidden, model.head(), &rows)?;
+        let output = loss.evaluate((&hidden, model.head()), &rows)?;
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
         Ok(item_nlls.to_vec1()?)
     }
@@ -179,7 +176,7 @@ struct SearchedUser {
 }
 
 impl SearchedUser {
-    fn new(result: UserResult, found: &[Found]) -> Self {
+    fn new(result: UserResult, found: &[SearchResult]) -> Self {
         let found = found.iter().map(|found| {
             (
                 found.items.clone(),
@@ -194,11 +191,11 @@ impl SearchedUser {
         }
     }
 
-    fn into_parts(self) -> (UserResult, Vec<Found>) {
+    fn into_parts(self) -> (UserResult, Vec<SearchResult>) {
         let found = self
             .found
             .into_iter()
-            .map(|(items, log_probability, score)| Found {
+            .map(|(items, log_probability, score)| SearchResult {
                 items,
                 log_probability: f64::from_bits(log_probability),
                 score: f64::from_bits(score),
@@ -211,12 +208,13 @@ impl SearchedUser {
     }
 }
 
-/// The place of an item among those that a search found.
-fn place(found: &[Found], item: u64) -> Option<usize> {
+/// Returns the place of an item among those that a search found.
+fn place(found: &[SearchResult], item: u64) -> Option<usize> {
     found.iter().position(|found| found.items.contains(&item))
 }
 
-/// Examples from the shortest prompt to the longest, and their places: batches of them need little padding.
+/// Sorts examples by the length of their prompts, so that batches need little padding, and returns their places with
+/// them.
 fn by_length(examples: &[Example]) -> (Vec<usize>, Vec<&Example>) {
     let mut by_length: Vec<(usize, &Example)> = examples.iter().enumerate().collect();
     by_length.sort_by_key(|(_, example)| example.prompt.len());

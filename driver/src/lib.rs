@@ -4,7 +4,8 @@
 // Prints with `console::print`, which is no panic where standard output is closed or full.
 #![deny(clippy::print_stdout)]
 
-/// As that of the standard library, which ends the program where standard error is closed.
+/// Prints on standard error as the macro of the standard library does, without its panic where standard error is
+/// closed.
 macro_rules! eprintln {
     ($($argument:tt)*) => {
         $crate::console::note(format_args!($($argument)*))

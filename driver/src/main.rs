@@ -62,8 +62,9 @@ fn failed(error: &anyhow::Error, rank: Option<usize>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Training shares out whole pieces of a batch. candle would share out every long element-wise operation besides, among
-/// threads that spin until the slowest is done: on a busy machine that is ten times slower than one thread.
+/// Keeps candle to one thread. Training gives whole pieces of a batch to threads. candle would also split every long
+/// element-wise operation among threads that spin until the slowest is done, which is ten times slower on a busy
+/// machine.
 fn keep_candle_from_spinning() {
     const THREADS: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(THREADS).is_none() {

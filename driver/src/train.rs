@@ -1,4 +1,4 @@
-//! One step of training after another.
+//! Trains a model step by step.
 
 pub mod events;
 pub mod gradients;
@@ -39,16 +39,16 @@ use crate::{
 /// threads; their size depends on the settings alone, so that a run does not depend on how many threads there are.
 const LARGEST_SHARD: usize = 16;
 
-/// A model on its way: the loss and the optimizer with their state.
+/// A training: the model, the loss and the optimizer, with their state.
 pub struct Trainer<'a> {
     model: &'a Llama,
     trie: &'a TokenTrie,
     settings: &'a TrainingSettings,
     loss: MaskedSoftmaxLoss,
     convention: Convention,
-    /// Looks at the statistics where the loss does not.
+    /// Computes the statistics that are reported where the loss has none.
     observer: MaskedSoftmaxLoss,
-    /// The head, where it is not trained and the trie masks the loss.
+    /// The head with its gathered rows, where it is not trained and the trie masks the loss.
     frozen_head: Option<FrozenHead>,
     optimizer: AdamW,
     workers: Workers,
@@ -57,7 +57,7 @@ pub struct Trainer<'a> {
     exchange: &'a dyn Exchange,
 }
 
-/// Some rows of a step that are in memory together.
+/// Rows of a step that are in memory together.
 struct MicroBatch {
     shards: Vec<Shard>,
     rows: Rows,
@@ -70,16 +70,16 @@ struct Shard {
     seeds: Vec<u64>,
 }
 
-/// What is known of a step when its gradient is.
+/// Sums over the micro-batches of a step.
 #[derive(Default)]
 struct Sums {
     loss: f64,
     temperature: f64,
-    /// What the temperature looks at; those of no row where it is fixed.
+    /// The statistics that move the temperature; those of no row where it is fixed.
     statistics: Statistics,
-    /// What is reported: the same, or what an adaptive temperature would look at.
+    /// The statistics that are reported: the same, or those that would move an adaptive temperature.
     observed: Statistics,
-    /// What BEAR's weights of the branching rows add up to; 0 under the other losses.
+    /// The sum of BEAR's weights of the branching rows; 0 under the other losses.
     bear_weight: f64,
     labelled_rows: usize,
     tokens: usize,
@@ -122,12 +122,12 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Steps taken so far.
+    /// Returns the number of steps taken so far.
     pub fn steps(&self) -> usize {
         self.optimizer.steps()
     }
 
-    /// The temperature as it stands.
+    /// Returns the present temperature.
     ///
     /// # Errors
     /// What candle reports of its transfer from the device.
@@ -135,8 +135,7 @@ impl<'a> Trainer<'a> {
         Ok(self.loss.temperature()?.state())
     }
 
-    /// Whether all weights that are trained are finite, and so small that their squares are, which norms and attention add
-    /// up.
+    /// Tells whether all trained weights and their squares are finite: norms and attention add up the squares.
     ///
     /// # Errors
     /// What candle reports of its transfer from the device.
@@ -150,13 +149,13 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// The optimizer.
+    /// Returns the optimizer.
     pub fn optimizer(&self) -> &AdamW {
         &self.optimizer
     }
 
-    /// Goes on from where a training stood: with the weights that it had then, this is all that it needs. What is
-    /// random in a step depends on the seed and the step alone.
+    /// Continues a training after a checkpoint. The model must have the weights of that checkpoint. Random numbers of a
+    /// step depend on the seed and the step alone.
     pub fn restore(
         &mut self,
         steps: usize,
@@ -225,7 +224,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// What to try where numbers are not finite.
+    /// Returns what to try where numbers are not finite.
     fn advice(&self) -> &'static str {
         match (self.model.head().dtype(), self.optimizer.steps()) {
             (DType::F16, 0) => {
@@ -276,7 +275,8 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// At least two on the processor, so that two threads have something to do.
+    /// Returns how many rows a shard has: on the processor there are at least two shards, so that two threads have
+    /// something to do.
     fn shard_size(&self) -> usize {
         if !self.model.head().device().is_cpu() {
             return self.settings.micro_batch_size();
@@ -294,15 +294,12 @@ impl<'a> Trainer<'a> {
         let own: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
         let [rows] = exchange::sum(self.exchange, [own as f64])?;
         let rows = rows as usize;
-        self.loss.set_convention(Convention {
-            reduction: Reduction::MeanOver(rows.max(1) as f64),
-            ..self.convention
-        })?;
+        (self.loss).set_reduction(Reduction::MeanOver(rows.max(1) as f64))?;
         Ok(rows)
     }
 
-    /// What a loss is multiplied by on its way back. The gradient of a mean over many rows is too small for f16; that
-    /// of about their sum is not.
+    /// Returns the factor of the loss before it is differentiated. In f16 the gradient of a mean over many rows
+    /// underflows, and that of about their sum does not.
     fn gradient_scale(&self, rows: usize) -> f64 {
         match self.model.head().dtype() {
             DType::F16 => rows.next_power_of_two() as f64,
@@ -333,7 +330,7 @@ impl<'a> Trainer<'a> {
         }
         let statistics = output.read_statistics()?;
         let observed = match statistics.rows() {
-            0 => (self.observer).statistics_linear(&joined, self.head(), &piece.rows)?,
+            0 => (self.observer).statistics((&joined, self.head()), &piece.rows)?,
             _ => statistics,
         };
         let mut piece_gradients = (&output.loss * gradients.scale())?.backward()?;
@@ -356,7 +353,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The hidden states that predict the responses, shard by shard.
+    /// Returns the hidden states that predict the responses, shard by shard.
     fn hidden(&self, shards: &[Shard]) -> Result<Vec<Tensor>> {
         self.workers.map(shards.len(), |index| {
             let Shard { batch, seeds } = &shards[index];
@@ -364,8 +361,8 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Goes back through the shards from the gradient of their hidden states. Sums are taken in the order of the
-    /// shards, so that they do not depend on the threads.
+    /// Differentiates the shards, from the gradient of their hidden states. Sums are taken in the order of the shards,
+    /// so that they do not depend on the threads.
     fn add_gradients(
         &self,
         gradients: &mut Gradients,
@@ -384,7 +381,7 @@ impl<'a> Trainer<'a> {
         shards.iter().try_for_each(|shard| gradients.add(shard))
     }
 
-    /// The loss of the hidden states that predict responses.
+    /// Returns the loss of the hidden states that predict responses.
     fn response_loss(&mut self, hidden: &Tensor, rows: &Rows, alone: bool) -> Result<LossOutput> {
         // The statistics of one process are not those of the batch: the temperature needs all before the loss is taken.
         let together = alone && self.exchange.size() > 1;
@@ -406,10 +403,8 @@ impl<'a> Trainer<'a> {
         }
         let head = head(&self.frozen_head, self.model);
         Ok(match given {
-            None => self.loss.forward_linear(hidden, head, rows)?,
-            Some(temperature) => self
-                .loss
-                .forward_linear_at(hidden, head, rows, temperature)?,
+            None => self.loss.forward((hidden, head), rows)?,
+            Some(temperature) => self.loss.forward_at((hidden, head), rows, temperature)?,
         })
     }
 
@@ -422,7 +417,7 @@ impl<'a> Trainer<'a> {
             let logits = logits(hidden, self.model.head())?;
             return Ok(self.loss.statistics(&logits, rows)?);
         }
-        Ok((self.loss).statistics_linear(hidden, self.head(), rows)?)
+        Ok((self.loss).statistics((hidden, self.head()), rows)?)
     }
 
     /// Moves the temperature by the statistics of all ranks, of which these are this one's.
@@ -468,7 +463,7 @@ fn merged(exchange: &dyn Exchange, own: &Statistics) -> Result<Statistics> {
         .unwrap_or_else(|| Ok(*own))
 }
 
-/// The head as the losses take it.
+/// Returns the head as the losses take it.
 fn head<'h>(frozen: &'h Option<FrozenHead>, model: &'h Llama) -> Head<'h> {
     match frozen {
         Some(frozen) => frozen.into(),
@@ -476,7 +471,7 @@ fn head<'h>(frozen: &'h Option<FrozenHead>, model: &'h Llama) -> Head<'h> {
     }
 }
 
-/// The logits `[rows, labels, vocabulary]` of hidden states.
+/// Returns the logits `[rows, labels, vocabulary]` of hidden states.
 fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
     let (rows, labels, width) = hidden.dims3()?;
     let logits = hidden.reshape((rows * labels, width))?.matmul(&head.t()?)?;

@@ -48,7 +48,7 @@ const MODEL: ModelSettings = ModelSettings {
     key_value_heads: 2,
 };
 
-/// All that the tuned models share.
+/// The parts that the tuned models share.
 struct Demo {
     pretrained: Llama,
     tuning: TrainingSettings,
@@ -58,7 +58,7 @@ struct Demo {
     targets: Targets,
 }
 
-/// `msl demo`
+/// Runs `msl demo`.
 pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
     let world = World::new(arguments.seed, arguments.training_rows, arguments.test_rows)?;
     let prompt = Prompt::new(PromptStyle::Titles);
@@ -118,7 +118,7 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
     .print(arguments.json)
 }
 
-/// Rows that hold a title each and nothing before it: what a language model is pretrained on.
+/// Returns a row for each title, with an empty history: what a language model is pretrained on.
 fn titles_alone(catalogue: &Catalogue) -> Vec<Interaction> {
     let row = |target| Interaction {
         user: String::new(),
@@ -161,7 +161,7 @@ impl Demo {
     }
 }
 
-/// A model with the same weights, to be trained on its own.
+/// Copies a model, so that it can be trained on its own.
 fn copy(model: &Llama, seed: u64) -> Result<Llama> {
     let head = model.head();
     let copy = Llama::random(model.config().clone(), seed, head.dtype(), head.device())?;
@@ -228,7 +228,7 @@ mod tests {
         data::catalogue_shape::CatalogueShape,
     };
 
-    /// The bounds are those of the sets of the paper, which `crate::data::synthetic` lists, but where it says otherwise.
+    /// Checks the world against bounds from the data sets of the paper, which `crate::data::synthetic` lists.
     #[test]
     fn the_world_has_the_shape_of_real_catalogues() {
         let Command::Demo(arguments) = Arguments::parse_from(["msl", "demo"]).command else {

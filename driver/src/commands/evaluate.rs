@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use candle_trie::Found;
+use candle_trie::SearchResult;
 use serde::Serialize;
 
 use super::opened_run::OpenedRun;
@@ -39,11 +39,11 @@ use crate::{
     },
 };
 
-/// What a reader should know of a model that has diverged.
+/// The note on a model that has diverged.
 const NOT_FINITE: &str = "Some item NLLs are not finite: the model scores with NaN or infinity, as one does whose training \
                           has diverged. JSON has null in their place.";
 
-/// `msl evaluate`
+/// Runs `msl evaluate`.
 pub fn evaluate(
     arguments: &EvaluateArguments,
     device: &Device,
@@ -182,11 +182,11 @@ pub fn evaluate(
     comparison.print(arguments.json)
 }
 
-/// How often beam search missed what the exact search found.
+/// Returns a sentence on how often beam search missed what the exact search found.
 fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     let users = beam.recommended.iter().zip(&exact.recommended);
     let missed = users.filter(|(beam, exact)| {
-        let in_beam = |found: &Found| beam.iter().any(|other| other.items == found.items);
+        let in_beam = |found: &SearchResult| beam.iter().any(|other| other.items == found.items);
         !exact.iter().all(in_beam)
     });
     format!(
@@ -195,7 +195,7 @@ fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     )
 }
 
-/// How often beam search pruned the item that came next, of the true top ten and of all that was searched for.
+/// Counts the targets that beam search pruned, of the true top ten and of all that was searched for.
 fn pruned(beam: &Evaluation, exact: &Evaluation, beams: usize) -> Vec<Pruned> {
     let mut tops = vec![beams.min(10), beams];
     tops.dedup();
@@ -222,7 +222,7 @@ struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn new(found: &Found, catalogue: &'a Catalogue) -> Self {
+    fn new(found: &SearchResult, catalogue: &'a Catalogue) -> Self {
         Self {
             items: catalogue.ids(&found.items).collect(),
             log_probability: found.log_probability,
@@ -231,7 +231,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// Where an evaluation is written. The files are begun before it: a place that cannot be written is no news for its end.
+/// The files of an evaluation. They are begun before it, so that a path that cannot be written is refused at once.
 struct Outputs<'a> {
     ranks: OutputFile,
     lists: Option<OutputFile>,

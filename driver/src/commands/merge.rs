@@ -16,14 +16,14 @@ use crate::{
     run::{folder::RunFolder, layout::MERGED_FILE, output_folder::OutputFolder},
 };
 
-/// What a merged model was made of; by this file, msl knows its folder for one of its own.
+/// The content of the file by which msl recognises the folder of a merged model as its own.
 #[derive(Serialize)]
 struct Merged<'a> {
     adapters: &'a Path,
     model: &'a Path,
 }
 
-/// `msl merge`
+/// Runs `msl merge`.
 pub fn merge(arguments: &MergeArguments) -> Result<()> {
     let source = Source::open(arguments)?;
     if let Some(base) = source.base()
@@ -96,7 +96,7 @@ fn check_finite<'a>(weights: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Res
     Ok(())
 }
 
-/// Where adapters come from.
+/// The source of the adapters.
 enum Source {
     /// A run, which knows its model.
     Run(Box<RunFolder>),
@@ -134,7 +134,7 @@ impl Source {
         Ok(Self::Adapters { base })
     }
 
-    /// The model that the adapters are added to; none where all of a run's weights were trained.
+    /// Returns the model that the adapters are added to; `None` where all weights of a run were trained.
     fn base(&self) -> Option<&Path> {
         match self {
             Self::Run(run) => run.settings().pretrained.as_deref(),

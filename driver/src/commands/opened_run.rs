@@ -35,7 +35,7 @@ impl OpenedRun {
         })
     }
 
-    /// The temperature to recommend at: the one that was asked for, or that of training.
+    /// Returns the temperature to recommend at: the one that was asked for, or that of training.
     pub fn temperature(&self, asked: Option<f64>) -> f64 {
         asked.unwrap_or(self.checkpoint.state.temperature.value)
     }

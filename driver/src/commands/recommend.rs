@@ -29,7 +29,7 @@ struct Report<'a> {
     recommended: Vec<Recommended<'a>>,
 }
 
-/// `msl recommend`
+/// Runs `msl recommend`.
 pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let run = OpenedRun::new(folder, arguments.checkpoint, &device.into())?;
@@ -90,8 +90,8 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     print(&table)
 }
 
-/// Titles as the catalogue writes them: those that it has, else those of the items that have such an id, else those of
-/// the same letters in another case. One that it does not know stays as it is.
+/// Returns titles as the catalogue writes them. A text that is no title is looked up as an id, and then in another
+/// case. A title that the catalogue does not have is kept.
 fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
     let lowered: HashSet<String> = history.iter().map(|title| title.to_lowercase()).collect();
     let (mut exact, mut other_case) = (HashSet::new(), HashMap::new());

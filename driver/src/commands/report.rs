@@ -10,7 +10,7 @@ use crate::{
     run::{apart::check_apart, layout::run_files},
 };
 
-/// `msl report`
+/// Runs `msl report`.
 pub fn report(arguments: &ReportArguments) -> Result<()> {
     let runs = ReportedRun::read_all(&arguments.runs)?;
     let page = page(&runs)?;

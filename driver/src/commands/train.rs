@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// `msl train`
+/// Runs `msl train`.
 pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchange) -> Result<()> {
     arguments.run.check()?;
     let mut settings = RunSettings {
@@ -97,7 +97,7 @@ pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchang
     report(exchange, path, &trained, best, arguments.json)
 }
 
-/// `msl resume`
+/// Runs `msl resume`.
 pub fn resume(arguments: &ResumeArguments, device: &Device, exchange: &dyn Exchange) -> Result<()> {
     let run = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let lock = match exchange.rank() {
@@ -168,7 +168,7 @@ fn check_same(exchange: &dyn Exchange, rows: &str) -> Result<()> {
     Ok(())
 }
 
-/// A pretrained model with new adapters.
+/// Opens a pretrained model and gives it new adapters.
 fn adapted_model(
     settings: &RunSettings,
     base: &Path,
@@ -180,7 +180,7 @@ fn adapted_model(
     Ok((model, tokenizer))
 }
 
-/// A run is gone on with from anywhere.
+/// Makes a path absolute, so that a run can be resumed from any folder.
 fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
     path.map(|path| {
         path.canonicalize()

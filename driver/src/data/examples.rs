@@ -1,4 +1,4 @@
-//! Rows in tokens: prompts with the responses that a model should give.
+//! Tokenizes rows: prompts with the responses that a model should give.
 
 use anyhow::Result;
 use candle_trie::TokenTrie;
@@ -16,19 +16,18 @@ use crate::{
 /// One row in tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// What the model reads.
+    /// The tokens of the prompt.
     pub prompt: Vec<u32>,
-    /// What it should answer, end token included.
+    /// The tokens of the response, with the end token.
     pub response: Vec<u32>,
-    /// How many tokens of the response there are up to the last that was one of several: what comes after them needs
-    /// no model.
+    /// Number of tokens of the response up to the last at a branching node. The rest follows from the trie.
     pub chosen: usize,
-    /// The item that the response names.
+    /// The number of the item that the response names.
     pub target: u64,
 }
 
 impl Example {
-    /// How many tokens the model reads, the response among them.
+    /// Returns the number of tokens of the prompt and the response.
     pub fn tokens(&self) -> usize {
         self.prompt.len() + self.response.len()
     }
@@ -63,7 +62,7 @@ pub fn examples(
     examples
 }
 
-/// How many tokens of a response there are up to the last that was one of several.
+/// Counts the tokens of a response up to the last at a branching node of the trie.
 pub fn chosen(trie: &TokenTrie, response: &[u32]) -> usize {
     let mut node = Some(trie.root());
     let mut chosen = 0;

@@ -1,4 +1,4 @@
-//! The files of the paper: `id2name4Rec.json`, `train*.csv` and `test.csv`.
+//! Reads the files of the paper: `id2name4Rec.json`, `train*.csv` and `test.csv`.
 
 use std::{fmt, path::Path};
 
@@ -19,7 +19,7 @@ use crate::{
 
 /// The columns that are read.
 const COLUMNS: [&str; 2] = ["user_id", "item_ids"];
-/// As much is shown of a field that is not what was expected.
+/// How many characters an error shows of a field that is not what was expected.
 const SHOWN: usize = 60;
 
 /// The pairs of a JSON object as the file has them: in its order, and with a key that is there twice.
@@ -118,7 +118,7 @@ pub fn read_interactions(
     Ok(interactions)
 }
 
-/// The ids of a list as Python and JSON write it: numbers, whose digits are kept as they are, and texts in quotes.
+/// Parses a list of ids as Python and JSON write it: numbers, whose digits are kept as they are, and texts in quotes.
 fn parse_list(list: &str) -> Result<Vec<String>> {
     let inside = (list.trim().strip_prefix('[')).and_then(|rest| rest.strip_suffix(']'));
     let mut rest = inside.context("there are no brackets around it")?.trim();
@@ -151,7 +151,7 @@ fn parse_list(list: &str) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// A text up to its closing quote, and what is behind that.
+/// Parses a text up to its closing quote, and returns it with what follows.
 fn parse_quoted(text: &str, quote: char) -> Result<(String, &str)> {
     let mut id = String::new();
     let mut characters = text.char_indices();

@@ -1,4 +1,4 @@
-//! The words around a history. Training and inference share one text: a model is asked what it was taught.
+//! Words prompts and responses. Training and inference share one text.
 
 use std::fmt::Write;
 
@@ -56,7 +56,7 @@ impl Prompt {
         Ok(())
     }
 
-    /// Everything that the model reads before it answers.
+    /// Returns the prompt for a history of titles.
     pub fn text<'a>(&self, history: impl IntoIterator<Item = &'a str>) -> String {
         let titles = quoted_list(history);
         let (noun, verb) = (&self.noun, &self.verb);
@@ -75,7 +75,7 @@ impl Prompt {
         }
     }
 
-    /// What the model is taught to answer; the end token follows it.
+    /// Returns the response that names a title. The end token follows it.
     pub fn response(title: &str) -> String {
         format!("\"{title}\"")
     }

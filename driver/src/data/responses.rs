@@ -1,4 +1,4 @@
-//! The catalogue in tokens: what a model may answer, and the trie of all answers.
+//! Tokenizes a catalogue: the responses that a model may give, and the trie of them all.
 
 use std::{
     collections::BTreeSet,
@@ -16,23 +16,23 @@ use crate::data::{
     tokenizer::TextTokenizer,
 };
 
-/// So many titles of a run are compared with the trie that it keeps, spread over the catalogue.
+/// How many titles, spread over the catalogue, are compared with the trie of a run.
 const COMPARED_TITLES: usize = 4_096;
 
-/// So many groups of merged titles are shown.
+/// How many groups of merged titles are shown.
 const EXAMPLES: usize = 3;
 
-/// The tokens of every item's response, end token included.
+/// The responses of all items in tokens, with the end token.
 pub struct Responses {
     trie: TokenTrie,
-    /// The leaf of each item: items with one title share it.
+    /// The leaf of each item. Items with one title share a leaf.
     leaves: Vec<u32>,
 }
 
-/// Different titles to which a tokenizer gives the same tokens: to a model they are one.
+/// Different titles that a tokenizer turns into the same tokens. To a model they are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MergedTitles {
-    /// How many titles have the tokens of another.
+    /// Number of titles that have the tokens of another.
     pub count: usize,
     /// The first groups of titles that have the same tokens.
     pub examples: Vec<Vec<String>>,
@@ -92,7 +92,7 @@ impl Responses {
         Ok(responses)
     }
 
-    /// Whether these are as many items as a catalogue has, some of which have the same tokens.
+    /// Tells whether there are as many items as in a catalogue, with the same tokens where some of them are compared.
     fn has_titles_of(&self, catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<bool> {
         let items = catalogue.items();
         if items.len() != self.leaves.len() {
@@ -109,7 +109,7 @@ impl Responses {
         Ok(true)
     }
 
-    /// The titles of the catalogue that the tokenizer does not tell apart.
+    /// Collects the titles of the catalogue that the tokenizer does not tell apart.
     pub fn merged_titles(&self, catalogue: &Catalogue) -> MergedTitles {
         let mut merged = MergedTitles::default();
         for (_, items) in self.trie.leaves() {
@@ -129,7 +129,7 @@ impl Responses {
         merged
     }
 
-    /// The trie of all responses.
+    /// Returns the trie of all responses.
     pub fn trie(&self) -> &TokenTrie {
         &self.trie
     }
@@ -147,8 +147,8 @@ impl Responses {
         Ok(())
     }
 
-    /// Whether a trie has as many items at the end of the same paths. How it numbers them does not matter: runs from
-    /// before items had numbers of their own have the ids of the data there.
+    /// Tells whether a trie has as many items at the ends of the same paths. Their ids do not matter: runs of earlier
+    /// versions have those of the data.
     fn has_the_paths_of(&self, trie: &TokenTrie) -> bool {
         let ours = &self.trie;
         let counts = |trie: &TokenTrie| -> Vec<(u32, usize)> {
@@ -160,7 +160,7 @@ impl Responses {
             && counts(ours) == counts(trie)
     }
 
-    /// The tokens of an item's response.
+    /// Returns the tokens of an item's response, with the end token.
     pub fn path(&self, item: u64) -> Result<Vec<u32>> {
         let mut node = self.leaf(item)?;
         let mut path = Vec::new();
@@ -175,7 +175,7 @@ impl Responses {
         Ok(path)
     }
 
-    /// The leaf of an item: items with one title share it.
+    /// Returns the leaf of an item. Items with one title share a leaf.
     pub fn leaf(&self, item: u64) -> Result<u32> {
         let leaf = usize::try_from(item).ok();
         let leaf = leaf.and_then(|item| self.leaves.get(item));
@@ -183,7 +183,7 @@ impl Responses {
     }
 }
 
-/// The tokens of an item's response.
+/// Returns the tokens of an item's response, with the end token.
 fn tokenize(item: &Item, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
     let mut path = tokenizer.encode(&Prompt::response(&item.title))?;
     ensure!(
@@ -196,7 +196,7 @@ fn tokenize(item: &Item, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
     Ok(path)
 }
 
-/// The leaf of each item, where the items are numbered from 0 and each is in the trie once.
+/// Returns the leaf of each item, if the items are numbered from 0 and each is in the trie once.
 fn leaves(trie: &TokenTrie) -> Option<Vec<u32>> {
     let mut leaves = vec![None; trie.item_count()];
     for (leaf, items) in trie.leaves() {
@@ -210,7 +210,7 @@ fn leaves(trie: &TokenTrie) -> Option<Vec<u32>> {
     leaves.into_iter().collect()
 }
 
-/// An error of a trie, with the items as the data call them.
+/// Names the items of a trie's error by their ids in the data.
 fn named(error: Error, catalogue: &Catalogue) -> anyhow::Error {
     let items = match error {
         Error::PathIsPrefix { item, other, .. } => [item, other].map(|item| catalogue.item(item)),
@@ -250,7 +250,7 @@ impl Display for MergedTitles {
 mod tests {
     use super::*;
 
-    /// It knows six letters alone, and takes all others for one.
+    /// Builds a tokenizer that has six letters and takes all others for one.
     fn tokenizer(end: Option<&str>) -> TextTokenizer {
         let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
             "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."},

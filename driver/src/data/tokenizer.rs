@@ -28,12 +28,12 @@ const KNOWN_END_TOKENS: [&str; 5] = [
 /// has, where it writes a file.
 const LARGEST_ID: u32 = 1 << 24;
 
-/// A tokenizer, what it has prompts begin with and the token that ends a response.
+/// A tokenizer with the tokens that begin a prompt and the one that ends a response.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     begin: Vec<u32>,
     end: u32,
-    /// How many tokens the model has a row for, where that is known.
+    /// Number of tokens that the model has, if it is known.
     rows: Option<usize>,
 }
 
@@ -43,7 +43,7 @@ impl TextTokenizer {
         Self::load_for(path, end_token, None)
     }
 
-    /// As [`load`](Self::load), for a model that ends its texts with a token of its own.
+    /// Reads a `tokenizer.json` for a model that ends its texts with the token `end`.
     pub fn load_for(path: &Path, end_token: Option<&str>, end: Option<u32>) -> Result<Self> {
         let cannot = || format!("cannot read the tokenizer {}", path.display());
         let text = read_text(path)?;
@@ -55,8 +55,8 @@ impl TextTokenizer {
         Self::new(tokenizer, end_token, end).with_context(|| path.display().to_string())
     }
 
-    /// A tokenizer with its end token: that of a name, that of an id, or a known one. Texts are neither cut nor padded,
-    /// and no merges drop out, whatever its file says.
+    /// Chooses the end token of a tokenizer: that of a name, that of an id, or a known one. Texts are neither cut nor
+    /// padded, and no merges drop out, whatever its file says.
     pub fn new(
         mut tokenizer: Tokenizer,
         end_token: Option<&str>,
@@ -108,8 +108,7 @@ impl TextTokenizer {
         })
     }
 
-    /// The same for a model that has so many tokens. The tokenizer may have others, which are refused where a text uses
-    /// them.
+    /// Limits the tokens to those of a model. The tokenizer may have others, which are refused where a text uses them.
     pub fn for_rows(mut self, rows: usize) -> Result<Self> {
         self.rows = Some(rows);
         self.check_rows(&[self.end])
@@ -137,7 +136,7 @@ impl TextTokenizer {
             .map_err(|error| anyhow!("cannot write {}: {error}", path.display()))
     }
 
-    /// The tokens of a text, with nothing added before or after.
+    /// Returns the tokens of a text, with nothing added before or after.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = encode(&self.tokenizer, text, false)?;
         let tokens = encoding.get_ids();
@@ -146,12 +145,12 @@ impl TextTokenizer {
         Ok(tokens.to_vec())
     }
 
-    /// The tokens of a prompt: those of the text, behind what the tokenizer puts before a text, as Llama's do.
+    /// Returns the tokens of a prompt: first those that the tokenizer puts before any text, as Llama's do.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         Ok([&self.begin[..], &self.encode(text)?].concat())
     }
 
-    /// The same, with nothing before a prompt.
+    /// Removes the tokens that begin a prompt.
     pub fn without_begin(self) -> Self {
         Self {
             begin: Vec::new(),
@@ -159,17 +158,17 @@ impl TextTokenizer {
         }
     }
 
-    /// The token that ends a response.
+    /// Returns the token that ends a response.
     pub fn end(&self) -> u32 {
         self.end
     }
 
-    /// The text of the token that ends a response.
+    /// Returns the text of the token that ends a response.
     pub fn end_text(&self) -> Option<String> {
         self.tokenizer.id_to_token(self.end)
     }
 
-    /// One more than the largest token: what an embedding must hold.
+    /// Returns the number of rows that an embedding needs: one more than the largest token.
     pub fn vocabulary(&self) -> usize {
         self.tokenizer
             .get_vocab(true)
@@ -179,14 +178,14 @@ impl TextTokenizer {
     }
 }
 
-/// A damaged tokenizer may be found out only when it is used.
+/// Tokenizes a text. A damaged tokenizer may fail only here.
 fn encode(tokenizer: &Tokenizer, text: &str, marks: bool) -> Result<Encoding> {
     catch_panic(|| tokenizer.encode_fast(text, marks))
         .and_then(|encoding| encoding.map_err(anyhow::Error::from_boxed))
         .context("the tokenizer cannot be used")
 }
 
-/// The special tokens that a tokenizer puts before any text.
+/// Returns the special tokens that a tokenizer puts before any text.
 fn leading_marks(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let encoding = encode(tokenizer, "a", true)?;
     let mut marks = encoding.get_special_tokens_mask().iter();
@@ -206,7 +205,7 @@ pub(super) mod tests {
         "\"Glass Walls\"",
     ];
 
-    /// A tokenizer read from a file whose members of these names were replaced.
+    /// Returns a tokenizer read from a file whose members of these names were replaced.
     fn read(members: &[(&str, Value)]) -> TextTokenizer {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");

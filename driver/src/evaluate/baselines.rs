@@ -1,4 +1,4 @@
-//! The baselines that are counted, not trained: what others chose most, and what they chose next.
+//! Computes the baselines, which count choices and train nothing: popularity, and the item graph.
 //!
 //! *Popularity* recommends the same titles to everybody. A title that is the target of n of the N training rows has the
 //! probability p(j) = (n + 1) / (N + L), where L is the number of titles: the one that is added keeps a title that
@@ -24,7 +24,7 @@ use crate::{
     evaluate::{comparison::Line, ranking::UserResult},
 };
 
-/// The ways to recommend that every other is to be measured by.
+/// Evaluates the baselines on test rows: uniform, popularity and the item graph.
 pub fn baselines(
     training: &[Interaction],
     test: &[Interaction],
@@ -49,13 +49,13 @@ pub fn baselines(
     ])
 }
 
-/// What the training rows say of every title. Titles are numbered by their popularity, the most popular one first.
+/// Counts of the training rows. Titles are numbered by their popularity, the most popular one first.
 struct Counts {
     /// The number of a title, by its leaf of the trie.
     places: HashMap<u32, usize>,
-    /// p(j).
+    /// The probability p(j) of each title.
     popularity: Vec<f64>,
-    /// n(i → j).
+    /// The number n(i → j) of users who chose title j directly after title i.
     next: HashMap<usize, HashMap<usize, usize>>,
 }
 
@@ -94,7 +94,7 @@ impl Counts {
         Ok(self.places[&responses.leaf(item)?])
     }
 
-    /// p(j | i) of every title, with i the last item of a history.
+    /// Returns p(j | i) of every title, with i the last item of a history.
     fn after(&self, history: &[u64], responses: &Responses) -> Result<Vec<f64>> {
         let last = history.last().map(|&item| self.place(item, responses));
         let Some(next) = last.transpose()?.and_then(|item| self.next.get(&item)) else {
@@ -114,7 +114,7 @@ impl Counts {
     }
 }
 
-/// What comes of recommending by these probabilities, equal ones by popularity.
+/// Ranks the target by these probabilities, equal ones by popularity.
 fn result(probabilities: &[f64], target: usize) -> UserResult {
     let p = probabilities[target];
     let better = |&(title, &other): &(usize, &f64)| other > p || (other == p && title < target);
@@ -129,7 +129,7 @@ mod tests {
     use super::*;
     use crate::data::{catalogue::Catalogue, tokenizer::TextTokenizer};
 
-    /// Titles A to E for the items of the numbers 0 to 4, and once more E for number 5.
+    /// Returns the titles A to E for the items of the numbers 0 to 4, and E again for number 5.
     fn responses() -> Responses {
         let catalogue = Catalogue::of_titles(&["A", "B", "C", "D", "E", "E"]).unwrap();
         let tokenizer =
@@ -137,7 +137,7 @@ mod tests {
         Responses::new(&catalogue, &tokenizer).unwrap()
     }
 
-    /// What each baseline but the uniform one makes of a test row: place and p.
+    /// Returns the place and the probability that popularity and the item graph give the target of a test row.
     fn found(training: &[Interaction], history: &[u64], target: u64) -> [(usize, f64); 2] {
         let responses = responses();
         let counts = Counts::new(training, &responses).unwrap();

@@ -1,4 +1,4 @@
-//! How a run was decoded for an evaluation: measures of two runs can be compared where it was the same.
+//! Records how a run was decoded for an evaluation. Measures of two runs can be compared where that was the same.
 
 use std::path::{Path, PathBuf};
 
@@ -16,12 +16,12 @@ use crate::{
     model::precision::Precision,
 };
 
-/// All that decides what an evaluation of a run finds.
+/// The options that decide the result of an evaluation of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decoding {
     /// The step of the checkpoint.
     pub step: usize,
-    /// How the catalogue was searched.
+    /// The search of the catalogue.
     #[serde(flatten)]
     pub search: SearchSettings,
     /// The temperature of the softmax.
@@ -30,20 +30,19 @@ pub struct Decoding {
     pub dtype: Precision,
     /// The folder of the data.
     pub data: PathBuf,
-    /// Which of its rows: a split, or a file.
+    /// The split of its rows, or the file of them.
     pub rows: String,
-    /// So many of them, chosen by the seed of training; `None` for all.
+    /// The number of these rows that were used, chosen by the seed of training; `None` for all.
     pub samples: Option<usize>,
 }
 
 impl Decoding {
-    /// Whether measures of two runs can be compared: each has a best step, a place of its data and a temperature of its
-    /// own.
+    /// Tells whether measures of two runs can be compared. Their steps, temperatures and folders of data may differ.
     pub fn is_like(&self, other: &Self) -> bool {
         self.search == other.search && self.rows == other.rows && self.samples == other.samples
     }
 
-    /// What it is called and what it was, for tables.
+    /// Returns the names and the values of the options, for tables.
     pub fn named(&self) -> Vec<(String, String)> {
         let value = serde_json::to_value(self).unwrap_or_default();
         let shown = |value: &Value| match value {
@@ -88,7 +87,7 @@ pub fn keep_earlier(run: &Path, decoding: &Decoding) -> Result<()> {
     Ok(())
 }
 
-/// The name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
+/// Returns the name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
 fn numbered(file: &str, number: usize) -> String {
     let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
     format!("{stem}-{number}.{extension}")

@@ -1,4 +1,4 @@
-//! Files of one JSON value.
+//! Reads and writes files of one JSON value.
 
 use std::{fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! Options of the sizes of a model that is trained from scratch.
+//! Defines the options of the sizes of a model that is trained from scratch.
 
 use clap::Args;
 use serde::{Deserialize, Serialize};
@@ -8,29 +8,29 @@ use super::{EndTokens, LlamaConfig};
 /// The sizes of a model that is trained from scratch.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelSettings {
-    /// Width of the model
+    /// Hidden size of the model
     #[arg(long, default_value_t = 128, value_name = "WIDTH")]
     pub hidden: usize,
 
-    /// Width inside the feed-forward blocks
+    /// Hidden size of the feed-forward blocks
     #[arg(long, default_value_t = 256, value_name = "WIDTH")]
     pub intermediate: usize,
 
-    /// Layers
+    /// Number of layers
     #[arg(long, default_value_t = 2)]
     pub layers: usize,
 
-    /// Attention heads
+    /// Number of attention heads
     #[arg(long, default_value_t = 4)]
     pub heads: usize,
 
-    /// Key and value heads, each shared by as many of the heads
+    /// Number of key and value heads, each shared by several attention heads
     #[arg(long, default_value_t = 2, value_name = "HEADS")]
     pub key_value_heads: usize,
 }
 
 impl ModelSettings {
-    /// The configuration of such a model for a tokenizer.
+    /// Builds the configuration of a model for a tokenizer of so many tokens.
     pub fn config(&self, vocabulary: usize, end_token: u32) -> LlamaConfig {
         LlamaConfig {
             vocab_size: vocabulary,

@@ -1,4 +1,4 @@
-//! The page around the sections.
+//! Builds the page around the sections.
 
 use anyhow::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -14,7 +14,7 @@ use crate::data::catalogue_shape::{CatalogueShape, Position};
 
 const STYLE: &str = include_str!("page.css");
 
-/// One HTML page about runs. It needs no other file and no network.
+/// Builds the HTML page about runs. It needs no other file and no network.
 pub fn page(runs: &[ReportedRun]) -> Result<String> {
     let catalogues = by_catalogue(runs);
     let mut sections = Vec::new();
@@ -48,7 +48,7 @@ pub fn page(runs: &[ReportedRun]) -> Result<String> {
     Ok(page.into_string())
 }
 
-/// The runs on each catalogue, in the order of the first ones.
+/// Groups the runs by catalogue, in the order of the first run of each.
 fn by_catalogue<'a>(runs: &'a [ReportedRun]) -> Vec<Vec<Shown<'a>>> {
     let mut catalogues: Vec<Vec<&ReportedRun>> = Vec::new();
     for run in runs {
@@ -73,7 +73,7 @@ fn joined(runs: &[ReportedRun]) -> String {
     names.join(", ")
 }
 
-/// What the catalogue looks like to the losses. Runs with other tokenizers see another one.
+/// Builds the section on the catalogue as the losses see it, which depends on the tokenizer of a run.
 fn shapes(runs: &[Shown]) -> Result<Markup> {
     let mut distinct: Vec<(&CatalogueShape, Vec<&Shown>)> = Vec::new();
     for shown in runs {
@@ -131,10 +131,10 @@ fn shape_section(shape: &CatalogueShape, colour: RGBColor) -> Result<Markup> {
     })
 }
 
-/// The first places of a title are drawn.
+/// The number of token positions of a title that are drawn.
 const PLACES: usize = 16;
 
-/// What the runs were told: what differs, then what they share.
+/// Builds the section on the settings: first those that differ, then those that the runs share.
 fn settings(runs: &[ReportedRun]) -> Markup {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|run| &run.settings) {

@@ -35,20 +35,20 @@ pub fn check_apart(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> 
     Ok(())
 }
 
-/// Whether two paths are of one file or folder. A pipe or a device is none: to look at it is to wait for it.
+/// Tells whether two paths are of one file or folder. Pipes and devices are never the same, because opening one may
+/// wait.
 pub fn is_same(one: &Path, other: &Path) -> bool {
     let is_plain = |path| fs::metadata(path).is_ok_and(|there| there.is_file() || there.is_dir());
     is_plain(one) && is_plain(other) && is_same_file(one, other).unwrap_or(false)
 }
 
-/// Whether a path leads to a file of a folder, which need not be there yet.
+/// Tells whether a path is that of a file in a folder, which need not exist yet.
 pub fn is_place(path: &Path, folder: &Path, name: &str) -> bool {
     let by_name = path.file_name() == Some(name.as_ref()) && is_same(parent(path), folder);
     by_name || is_same(path, &folder.join(name))
 }
 
-/// A path and, where it is that of a folder of data or of a model, the files that are read there. Others may lie beside
-/// them, such as what is written.
+/// Returns a path and, if it is that of a folder of data or of a model, the files that are read there.
 fn with_entries(path: &Path) -> Vec<PathBuf> {
     let is_read = |path: &PathBuf| {
         let name = file_name(path);

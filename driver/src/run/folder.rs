@@ -1,4 +1,4 @@
-//! The folder of a training run: what it was told, the trie, the metrics, and checkpoints, each whole or not there.
+//! Manages the folder of a run: its settings, trie, metrics and checkpoints. Each of them is written atomically.
 
 mod checks;
 
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// A run's folder that is there.
+/// The folder of a run.
 pub struct RunFolder {
     path: PathBuf,
     settings: RunSettings,
@@ -38,8 +38,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run, at the place of `output`, and locks it. `save` writes the checkpoint of step 0, so
-    /// that a run can be gone on with from the beginning, and says what the run is made with.
+    /// Creates the folder of a new run at the place of `output`, and locks it. `save` writes the checkpoint of step 0,
+    /// from which the run can be resumed, and returns what the run is made with.
     pub fn create(
         path: &Path,
         output: OutputFolder,
@@ -66,7 +66,7 @@ impl RunFolder {
         Ok((run, lock))
     }
 
-    /// Whether a folder is that of a run.
+    /// Tells whether a folder is that of a run.
     pub fn is_one(path: &Path) -> bool {
         path.join(SETTINGS_FILE).is_file()
     }
@@ -99,7 +99,7 @@ impl RunFolder {
         })
     }
 
-    /// The same run, whose data or pretrained model are elsewhere now.
+    /// Replaces the paths of the data and of the pretrained model, if they have moved.
     pub fn moved(mut self, data: Option<&Path>, model: Option<&Path>) -> Result<Self> {
         if let Some(folder) = data {
             let arguments = &mut self.settings.data;
@@ -127,22 +127,22 @@ impl RunFolder {
         Ok(self)
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the run was told.
+    /// Returns the settings of the run.
     pub fn settings(&self) -> &RunSettings {
         &self.settings
     }
 
-    /// What the run was made with; runs of earlier versions do not say.
+    /// Returns the hashes of what the run was made with; runs of earlier versions do not have them.
     pub fn made_with(&self) -> Option<&MadeWith> {
         self.made_with.as_ref()
     }
 
-    /// Where its rows come from, which is there.
+    /// Returns the options of its data, whose folder exists.
     pub fn data(&self) -> Result<&DataArguments> {
         let data = &self.settings.data;
         ensure!(
@@ -154,7 +154,7 @@ impl RunFolder {
         Ok(data)
     }
 
-    /// The trie of the catalogue that the run trains on.
+    /// Loads the trie of the run's catalogue.
     pub fn trie(&self) -> Result<TokenTrie> {
         let path = self.path.join(TRIE_FILE);
         binary::open(&path)?;
@@ -165,20 +165,20 @@ impl RunFolder {
                 path.display()
             );
         }
-        TokenTrie::load(&path).with_context(|| path.display().to_string())
+        Ok(TokenTrie::load(path)?)
     }
 
-    /// The folder of a step's checkpoint.
+    /// Returns the folder of a step's checkpoint.
     pub fn checkpoint_path(&self, step: usize) -> PathBuf {
         self.path.join(format!("{CHECKPOINT}{step}"))
     }
 
-    /// The checkpoint of the latest step.
+    /// Loads the checkpoint of the latest step.
     pub fn latest(&self, place: &Place) -> Result<Checkpoint> {
         self.load(self.latest_step()?, place)
     }
 
-    /// The checkpoint that counts: the best on the validation rows, or the latest where there were none.
+    /// Loads the best checkpoint on the validation rows, or the latest where there were none.
     pub fn best(&self, place: &Place) -> Result<Checkpoint> {
         let latest = self.latest_step()?;
         let best = TrainingState::read(&self.checkpoint_path(latest))?.best;
@@ -190,7 +190,7 @@ impl RunFolder {
             .with_context(|| format!("{}: expected a folder {CHECKPOINT}…", self.path.display()))
     }
 
-    /// The checkpoint of a step, of what the run was made with.
+    /// Loads the checkpoint of a step, and checks that its tokenizer and its model are those of the run.
     pub fn load(&self, step: usize, place: &Place) -> Result<Checkpoint> {
         let path = self.checkpoint_path(step);
         ensure!(
@@ -218,7 +218,7 @@ impl RunFolder {
         )
     }
 
-    /// Puts the checkpoint of a step there, which `save` writes, and then drops all but this one and the best.
+    /// Saves the checkpoint of a step, which `save` writes, and then deletes all but this one and the best.
     pub fn save(
         &self,
         lock: &Lock,
@@ -260,7 +260,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Removes what a run that was killed has left half done, within its folder and beside it. Who calls has its lock.
+    /// Removes what a killed process has left in the folder of the run and beside it. The caller holds the lock.
     pub fn clean(&self, _lock: &Lock) -> Result<()> {
         remove_abandoned(&self.path);
         for entry in entries(&self.path)? {
@@ -281,7 +281,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The steps that there are checkpoints of, in order.
+    /// Returns the steps of the checkpoints, in order.
     fn steps(&self) -> Result<Vec<usize>> {
         let step = |path: PathBuf| checkpoint_step(path.file_name()?.to_str()?);
         let mut steps: Vec<usize> = entries(&self.path)?.into_iter().filter_map(step).collect();

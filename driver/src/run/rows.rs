@@ -20,7 +20,7 @@ use crate::{
     train::Trainer,
 };
 
-/// The rows that a run trains on and is validated by, and the words around their histories.
+/// The training and validation rows of a run, and the wording of their prompts.
 pub struct Rows {
     dataset: Dataset,
     prompt: Prompt,

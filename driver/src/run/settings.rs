@@ -1,4 +1,4 @@
-//! Options that decide what comes out of a training, as a run keeps them in its `training.json`.
+//! Defines the options that decide the result of a training, which a run keeps in its `training.json`.
 
 use std::path::{Path, PathBuf};
 
@@ -13,10 +13,10 @@ use crate::{
     train::{loss_settings::LossSettings, settings::TrainingSettings},
 };
 
-/// All that decides what comes out of a training. A run keeps it, to be gone on with.
+/// The options that decide the result of a training.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSettings {
-    /// Where the rows come from.
+    /// Options of the data.
     #[command(flatten, next_help_heading = "Data")]
     pub data: DataArguments,
 
@@ -24,7 +24,7 @@ pub struct RunSettings {
     #[arg(long, value_name = "ROWS", help_heading = "Data")]
     pub samples: Option<usize>,
 
-    /// What cuts texts into tokens.
+    /// Options of the tokenizer.
     #[command(flatten, next_help_heading = "Model")]
     pub tokenizer: TokenizerArguments,
 
@@ -39,7 +39,7 @@ pub struct RunSettings {
     )]
     pub pretrained: Option<PathBuf>,
 
-    /// The type that a pretrained model is held and computed in
+    /// The type of the weights of a pretrained model, in which it is computed
     #[arg(
         long = "dtype",
         value_enum,
@@ -51,33 +51,33 @@ pub struct RunSettings {
     #[serde(default)]
     pub precision: Precision,
 
-    /// The adapters of a pretrained model.
+    /// Options of the adapters of a pretrained model.
     #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
     pub adapter: LoraSettings,
 
-    /// The sizes of the model.
+    /// Options of the sizes of a model from scratch.
     #[command(flatten, next_help_heading = "Model from scratch")]
     pub model: ModelSettings,
 
-    /// The words around a history.
+    /// Options of the prompt.
     #[command(flatten, next_help_heading = "Prompt")]
     pub prompt: Prompt,
 
-    /// The loss and its temperature.
+    /// Options of the loss and its temperature.
     #[command(flatten, next_help_heading = "Loss")]
     pub loss: LossSettings,
 
-    /// How the training goes.
+    /// Options of the optimizer and its batches.
     #[command(flatten, next_help_heading = "Training")]
     pub training: TrainingSettings,
 
-    /// What is kept of it.
+    /// Options of the checkpoints.
     #[command(flatten, next_help_heading = "Checkpoints")]
     pub checkpoints: CheckpointSettings,
 }
 
 impl RunSettings {
-    /// Refuses what would be asked for in vain.
+    /// Refuses options that would have no effect.
     pub fn check(&self) -> Result<()> {
         // clap requires no option that conflicts with one that is given, as --model does with the sizes.
         let plain = self.adapter == LoraSettings::default() && self.precision == Precision::F32;
@@ -109,7 +109,7 @@ impl RunSettings {
         named.chain([self.data.data.as_path()]).collect()
     }
 
-    /// Fails where what a run keeps of these would not be read back as they are.
+    /// Fails where the file of these settings would not be read back as the same settings.
     pub fn check_written(&self) -> Result<()> {
         let written = serde_json::to_string(self)
             .context("a run could not keep these settings in its training.json")?;
@@ -121,14 +121,15 @@ impl RunSettings {
     }
 }
 
-/// Which steps of a training are kept.
+/// Options of the checkpoints.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointSettings {
-    /// Save a checkpoint, and look at the validation rows, every so many steps [default: once an epoch]
+    /// Steps between two checkpoints, with an evaluation of the validation rows at each [default: an epoch]
     #[arg(long, value_name = "STEPS", value_parser = positive)]
     pub save_every: Option<usize>,
 
-    /// End the training when the validation rows got no better in so many looks at them [default: never]
+    /// Early stopping: end the training after this many evaluations of the validation rows without a better one
+    /// [default: never]
     #[arg(long, value_name = "EVALUATIONS", value_parser = positive)]
     pub patience: Option<usize>,
 }

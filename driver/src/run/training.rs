@@ -26,7 +26,7 @@ use crate::{
     },
 };
 
-/// Users whose item NLL is computed side by side.
+/// Number of users whose item NLL is computed together.
 const VALIDATION_BATCH: usize = 16;
 
 /// The folder of a run, for the process that writes in it.
@@ -130,7 +130,7 @@ impl Training<'_> {
         Ok((trained, self.state.best))
     }
 
-    /// The item NLL of the validation rows, if there are any; the lowest makes the best checkpoint.
+    /// Computes the item NLL of the validation rows, if there are any. The lowest makes the best checkpoint.
     fn validate(&mut self) -> Result<Option<f64>> {
         if self.task.validation.is_empty() {
             return Ok(None);
@@ -161,7 +161,7 @@ impl Training<'_> {
         evaluator.mean_item_nll(self.model, examples)
     }
 
-    /// Whether patience has come to its end.
+    /// Tells whether early stopping ends the training.
     fn has_ended(&self, save_every: usize) -> bool {
         match (self.settings.checkpoints.patience, self.state.best) {
             (Some(patience), Some(best)) => {
@@ -171,9 +171,9 @@ impl Training<'_> {
         }
     }
 
-    /// Saves a checkpoint, unless its model has diverged: then the last one stays. A gradient may be finite and the step
-    /// along it too long, which shows in the weights or in the scores of some rows: of the validation rows, if `validated`
-    /// says that there was a look at them, else of the first that are trained on.
+    /// Saves a checkpoint, unless its model has diverged: then the last one stays. A gradient may be finite and the
+    /// step along it too long. That shows in the weights, or in the scores of the validation rows if they were
+    /// `validated`, and else of the first training rows.
     fn save(&self, trainer: &Trainer, validated: bool) -> Result<()> {
         let rows = match validated && !self.task.validation.is_empty() {
             true => 0,

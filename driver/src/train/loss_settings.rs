@@ -1,4 +1,4 @@
-//! Options of the loss and its temperature, which a run keeps, and the loss that they ask for.
+//! Defines the options of the loss and its temperature, and builds the loss from them.
 
 use anyhow::{Result, anyhow, bail, ensure};
 use candle_trie::{
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::console::finite;
 
-/// Which loss a model is trained with.
+/// Losses that a model can be trained with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum LossKind {
@@ -22,36 +22,36 @@ pub enum LossKind {
     Ats,
     /// The masked softmax loss at a fixed temperature, with BEAR's weights for targets that beam search keeps.
     Bear,
-    /// The same with the adaptive temperature strategy.
+    /// BEAR's weights with the adaptive temperature strategy.
     #[serde(rename = "bear-ats")]
     BearAts,
 }
 
 impl LossKind {
-    /// Whether the trie masks the softmax.
+    /// Tells whether the trie masks the softmax.
     pub fn is_masked(self) -> bool {
         self != Self::Lml
     }
 
-    /// Whether the temperature follows the logits.
+    /// Tells whether the temperature follows the logits.
     pub fn is_adaptive(self) -> bool {
         matches!(self, Self::Ats | Self::BearAts)
     }
 
-    /// Whether BEAR weighs the rows.
+    /// Tells whether BEAR weighs the rows.
     pub fn has_bear(self) -> bool {
         matches!(self, Self::Bear | Self::BearAts)
     }
 }
 
-/// Which rows the adaptive temperature looks at.
+/// Rows whose statistics move the adaptive temperature.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum StatisticsScope {
-    /// Those at the root of the trie, pooled, as published.
+    /// The rows at the root of the trie, pooled, as published.
     #[default]
     Root,
-    /// All that have more than one token to choose from, each centred on its own mean.
+    /// All branching rows, which have more than one valid token, each centred on its own mean.
     Branching,
 }
 
@@ -70,11 +70,11 @@ pub struct LossSettings {
     #[arg(long, value_name = "η", value_parser = parse_eta)]
     pub eta: Option<f64>,
 
-    /// α: how far the temperature of ats moves in a step [default: 0.05]
+    /// α: the share of a step's estimate in the moving average of ats's temperature [default: 0.05]
     #[arg(long, value_name = "α", value_parser = finite)]
     pub alpha: Option<f64>,
 
-    /// The smallest and the largest temperature that ats may aim at [default: 1.5 5]
+    /// The smallest and the largest temperature of ats [default: 1.5 5]
     #[arg(long, num_args = 2, value_names = ["MINIMUM", "MAXIMUM"], value_parser = finite)]
     pub clamp: Option<Vec<f64>>,
 
@@ -82,12 +82,13 @@ pub struct LossSettings {
     #[arg(long, value_name = "τ", value_parser = finite)]
     pub initial_temperature: Option<f64>,
 
-    /// Steps before the temperature of ats begins to move [default: 0]
+    /// Steps before ats begins to change the temperature [default: 0]
     #[arg(long, value_name = "STEPS")]
     pub temperature_warm_up: Option<u64>,
 
-    /// The rows that ats looks at, and whose statistics metrics.jsonl has with every loss. The published root scope is not defined where η times the number of first tokens is
-    /// at most 1; branching is, unless `msl inspect` says that it may stand still
+    /// The rows whose statistics move the temperature of ats, and are written to metrics.jsonl under every loss. The
+    /// published root scope is not defined where η times the number of first tokens is at most 1: msl inspect says
+    /// whether it is
     #[arg(long, value_enum, default_value = "root")]
     pub scope: StatisticsScope,
 
@@ -95,24 +96,24 @@ pub struct LossSettings {
     #[arg(long)]
     pub allow_degenerate: bool,
 
-    /// B of bear and bear-ats: a target weighs the more, the farther it is above the B-th token. The number of beams
-    /// that the model will be decoded with [default: 10]
+    /// B of bear and bear-ats: a target has the more weight, the farther its log-probability is above that of the B-th
+    /// likeliest token. Use the number of beams of the decoding [default: 10]
     #[arg(long, value_name = "BEAMS", value_parser = clap::value_parser!(u32).range(1..))]
     #[serde(default)]
     pub bear_beams: Option<u32>,
 
-    /// λ of bear and bear-ats: how much more than 1 a target can weigh [default: 0.25]
+    /// λ of bear and bear-ats: the most that is added to the weight of 1 of a row [default: 0.25]
     #[arg(long, value_name = "λ", value_parser = finite)]
     #[serde(default)]
     pub bear_lambda: Option<f64>,
 
-    /// ξ of bear and bear-ats: over how many nats around the B-th token the weight rises [default: 2.75]
+    /// ξ of bear and bear-ats: the width of the rise of the weight around the B-th token, in nats [default: 2.75]
     #[arg(long, value_name = "ξ", value_parser = finite)]
     #[serde(default)]
     pub bear_xi: Option<f64>,
 }
 
-/// η, as `--eta` takes it.
+/// Parses the value of `--eta`.
 pub fn parse_eta(text: &str) -> Result<f64, String> {
     match text.parse() {
         Ok(eta) if eta > 0.0 && eta <= 1.0 => Ok(eta),
@@ -121,7 +122,7 @@ pub fn parse_eta(text: &str) -> Result<f64, String> {
 }
 
 impl LossSettings {
-    /// The loss that these settings ask for.
+    /// Builds the loss that these settings ask for.
     pub fn build(&self, trie: &TokenTrie, vocabulary: usize) -> Result<MaskedSoftmaxLoss> {
         let fixed = Temperature::fixed(self.temperature.unwrap_or(1.0));
         let loss = match self.loss {
@@ -138,7 +139,7 @@ impl LossSettings {
         })
     }
 
-    /// The row weights, where the loss has some.
+    /// Returns the row weights, where the loss has some.
     fn bear(&self) -> Option<Bear> {
         let defaults = Bear::default();
         (self.loss.has_bear()).then(|| Bear {
@@ -148,7 +149,7 @@ impl LossSettings {
         })
     }
 
-    /// The same with the settings of the temperature and of the row weights written out, for a run to keep.
+    /// Fills in the defaults of the temperature and of the row weights, for a run to keep.
     pub fn with_defaults(mut self) -> Self {
         let defaults = AdaptiveStrategy::default();
         if self.loss.is_adaptive() {
@@ -222,7 +223,7 @@ impl LossSettings {
         })
     }
 
-    /// A loss over the trie that only serves to look at the statistics which ats would see.
+    /// Builds a loss that serves only to compute the statistics that would move an adaptive temperature.
     pub fn observer(&self, trie: &TokenTrie) -> Result<MaskedSoftmaxLoss> {
         let strategy = AdaptiveStrategy {
             allow_degenerate: true,

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a step.
+//! Writes and reads `metrics.jsonl`, which has one JSON object for each step.
 
 use std::{
     fs::{self, File},
@@ -15,15 +15,15 @@ use crate::io::{output::begin_beside, parent};
 /// The file's name in the folder of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-/// What is kept of one optimizer step. A statistic of no row is `null`.
+/// The numbers of one optimizer step. Statistics of no row are `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// The step, counted from 1.
     pub step: usize,
-    /// The loss of the batch, in its own convention.
+    /// Loss of the batch, in the convention of its kind.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// The temperature that the loss was taken at.
+    /// Temperature of the loss.
     #[serde(deserialize_with = "number_or_null")]
     pub temperature: f64,
     /// μ⁺: the mean logit of the targets, over the rows of the statistics.
@@ -35,24 +35,24 @@ pub struct StepMetrics {
     /// The norm of the gradient of all weights, before it is clipped.
     #[serde(deserialize_with = "number_or_null")]
     pub gradient_norm: f64,
-    /// Labelled rows in the batch.
+    /// Number of labelled rows in the batch.
     pub rows: usize,
-    /// Tokens that the model read, padding left out.
+    /// Number of tokens that the model read, without padding.
     pub tokens: usize,
-    /// Padding that it read with them.
+    /// Number of padding tokens that the model read.
     pub padding: usize,
     /// The learning rate.
     #[serde(deserialize_with = "number_or_null")]
     pub learning_rate: f64,
-    /// Tokens that the model read, by the seconds of the step.
+    /// Tokens per second.
     #[serde(deserialize_with = "number_or_null")]
     pub tokens_per_second: f64,
-    /// The mean item NLL of the validation rows, where it was taken after this step.
+    /// Mean item NLL of the validation rows, where they were evaluated after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_nll: Option<f64>,
 }
 
-/// The file being written. Every step reaches it at once, so that a run can be watched.
+/// The file while it is written. Every step is written at once, so that a run can be watched.
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
@@ -95,8 +95,8 @@ impl MetricsFile {
     }
 }
 
-/// The steps of a run's folder up to number `last`. A line that is damaged is left out and said on standard error; one
-/// that was cut off when a run was ends the file, and is nothing to speak of.
+/// Reads the steps of a run's folder up to number `last`. A warning names each damaged line, which is left out. A last
+/// line that is cut off, as an interrupted run leaves it, is left out silently.
 pub fn read_metrics(folder: &Path, last: usize) -> Result<Vec<StepMetrics>> {
     let path = folder.join(METRICS_FILE);
     if !path.exists() {
@@ -119,7 +119,7 @@ pub fn read_metrics(folder: &Path, last: usize) -> Result<Vec<StepMetrics>> {
     Ok(steps)
 }
 
-/// A number that may be NaN or infinite, for which JSON has nothing but `null`.
+/// Reads a number that may be `null`, which is how JSON writes NaN and infinity.
 fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }

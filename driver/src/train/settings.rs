@@ -1,4 +1,4 @@
-//! Options of the optimizer and its batches, which a run keeps.
+//! Defines the options of the optimizer and its batches.
 
 use anyhow::{Result, ensure};
 use clap::{Args, ValueEnum};
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::console::{finite, positive};
 
-/// How the learning rate goes down after its warm-up.
+/// Schedules of the learning rate after its warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Decay {
-    /// In a line, to 0.
+    /// Linear, to 0.
     Linear,
-    /// Along half a wave of the cosine, to 0.
+    /// Along half a cosine wave, to 0.
     Cosine,
-    /// Not at all.
+    /// Constant.
     None,
 }
 
-/// How the training goes.
+/// Options of the optimizer and its batches.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingSettings {
-    /// Passes over the training rows
+    /// Epochs of training
     #[arg(long, default_value_t = 10, value_parser = positive)]
     pub epochs: usize,
 
@@ -29,44 +29,43 @@ pub struct TrainingSettings {
     #[arg(long, default_value_t = 128, value_name = "ROWS", value_parser = positive)]
     pub batch_size: usize,
 
-    /// Rows that are in memory at once: a batch of more is worked through piece by piece. The gradient is the same,
-    /// but ats can then only use the temperature that the step before has led to [default: the whole batch; 4 of a
+    /// Rows in memory at once: the gradient of a larger batch is accumulated over micro-batches. It is the same
+    /// gradient, but ats then uses the temperature that the step before has led to [default: the whole batch; 4 for a
     /// pretrained model]
     #[arg(long, value_name = "ROWS", value_parser = positive)]
     pub micro_batch_size: Option<usize>,
 
-    /// The highest learning rate [default: 1e-4 for adapters, as in the paper; weights that start from nothing need
-    /// more, 3e-3]
+    /// The highest learning rate [default: 1e-4 for adapters, as in the paper; 3e-3 from scratch]
     #[arg(long, value_name = "RATE", value_parser = finite)]
     pub learning_rate: Option<f64>,
 
-    /// Steps over which the learning rate rises, at most a tenth of all
+    /// Steps of linear warm-up of the learning rate, at most a tenth of all steps
     #[arg(long, default_value_t = 20, value_name = "STEPS")]
     pub learning_rate_warm_up: usize,
 
-    /// How the learning rate goes down after that
+    /// The schedule of the learning rate after the warm-up
     #[arg(long, value_enum, default_value = "linear")]
     pub decay: Decay,
 
-    /// The share of the learning rate by which every weight shrinks in a step
+    /// Decoupled weight decay of AdamW
     #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = finite)]
     pub weight_decay: f64,
 
-    /// The largest norm of a gradient; a longer one is shortened to it
+    /// The largest norm of a gradient, to which a longer one is clipped
     #[arg(long, default_value_t = 1.0, value_name = "NORM", value_parser = finite)]
     pub clip: f64,
 
-    /// The seed of everything that is random
+    /// The seed of all random numbers
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
 
-    /// Make the logits of the response rows instead of going from hidden states × head to the loss: the same numbers,
-    /// more slowly
+    /// Materialise the logits of the response rows, in place of the logit-free loss from hidden states × head: the same
+    /// numbers, more slowly
     #[arg(long)]
     pub dense: bool,
 
-    /// Let the model read the end of a response too, where the trie leaves one way to go on and msl and ats have
-    /// neither loss nor gradient: the same numbers, more slowly
+    /// Let the model read the unary end of a response too, where masked losses have neither loss nor gradient: the same
+    /// numbers, more slowly
     #[arg(long)]
     pub read_unary_tail: bool,
 }
@@ -97,7 +96,7 @@ impl TrainingSettings {
         Ok(())
     }
 
-    /// The same, with what suits the adapters of a pretrained model where nothing else was asked for.
+    /// Fills in the defaults for adapters of a pretrained model.
     pub fn for_adapters(self) -> Self {
         Self {
             learning_rate: self.learning_rate.or(Some(1e-4)),
@@ -110,14 +109,14 @@ impl TrainingSettings {
         self.learning_rate.unwrap_or(3e-3)
     }
 
-    /// Rows that are in memory at once.
+    /// Returns the number of rows that are in memory at once.
     pub fn micro_batch_size(&self) -> usize {
         self.micro_batch_size
             .unwrap_or(self.batch_size)
             .min(self.batch_size)
     }
 
-    /// The learning rate of a step: up in a line over the warm-up, then down.
+    /// Returns the learning rate of a step, which counts from 0: it rises linearly over the warm-up, then decays.
     pub fn learning_rate_at(&self, step: usize, steps: usize) -> f64 {
         let warm_up = self.learning_rate_warm_up.min(steps / 10);
         if step < warm_up {

@@ -1,4 +1,4 @@
-//! Atomic files as they are read.
+//! Tests the reading of atomic files.
 
 use std::{fs, path::PathBuf};
 

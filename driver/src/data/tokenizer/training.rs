@@ -1,4 +1,4 @@
-//! Byte-pair tokenizers that are trained on a catalogue, and the options that choose a tokenizer.
+//! Trains byte-pair tokenizers on a catalogue, and defines the options that choose a tokenizer.
 
 use std::path::PathBuf;
 
@@ -24,18 +24,18 @@ use crate::data::{catalogue::Catalogue, prompt::Prompt};
 /// the longest word.
 const LONGEST_PIECE: usize = 4_096;
 
-/// What cuts texts into tokens.
+/// Options of the tokenizer.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerArguments {
     /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
 
-    /// The token that ends a response [default: looked for among the usual ones]
+    /// The token that ends a response [default: the first of the usual ones that the tokenizer has]
     #[arg(long, value_name = "TOKEN")]
     pub end_token: Option<String>,
 
-    /// The largest vocabulary of a tokenizer that is trained here
+    /// The largest vocabulary of a tokenizer that is trained on the titles
     #[arg(
         long,
         default_value_t = 4_096,
@@ -44,7 +44,8 @@ pub struct TokenizerArguments {
     )]
     pub vocabulary: usize,
 
-    /// Whether prompts begin with what the tokenizer puts before a text. Those of runs from before it was asked did not.
+    /// Whether prompts begin with the tokens that the tokenizer puts before a text. In runs of earlier versions they do
+    /// not.
     #[arg(skip)]
     #[serde(default)]
     pub begins: bool,
@@ -109,7 +110,7 @@ impl TextTokenizer {
     }
 }
 
-/// A text in pieces of a bounded length.
+/// Cuts a text into pieces of a bounded length.
 fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

@@ -14,7 +14,8 @@ use crate::data::tokenizer::{
     byte_level::{LLAMA_3_DIGITS, byte_level, split_words},
 };
 
-/// The tokenizer that a GGUF file describes: byte-level byte-pair merges behind the splitting that it names.
+/// Builds the tokenizer that a GGUF file describes: byte-level byte-pair merges after the splitting that the file
+/// names.
 pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokenizer> {
     let model = metadata.text("tokenizer.ggml.model")?;
     ensure!(
@@ -69,12 +70,12 @@ const END: &str = "tokenizer.ggml.eos_token_id";
 const BEGIN: &str = "tokenizer.ggml.bos_token_id";
 const KINDS: &str = "tokenizer.ggml.token_type";
 
-/// How a text is split before the merges.
+/// The splitting of a text before the merges.
 struct Splitting {
     normalizer: Option<NormalizerWrapper>,
     steps: Vec<PreTokenizerWrapper>,
     ignore_merges: bool,
-    /// Whether texts begin with a token of their own, where the file does not say; llama.cpp's defaults.
+    /// Whether texts begin with a token of their own where the file does not say, by llama.cpp's defaults.
     begins: bool,
 }
 
@@ -101,11 +102,11 @@ impl Splitting {
     }
 }
 
-/// Kinds of token, of tokenizer.ggml.token_type.
+/// The kinds of token in tokenizer.ggml.token_type that are special.
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
-/// Makes whole tokens of the marks that no text is merged to.
+/// Adds the special tokens, which no merges lead to.
 fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) -> Result<()> {
     if !metadata.has(KINDS) {
         return Ok(());
@@ -131,7 +132,7 @@ fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) ->
     Ok(())
 }
 
-/// Has every text begin with the token that the file names, as Hugging Face's `tokenizer.json` would say it.
+/// Makes every text begin with the token that the file names.
 fn begin_texts(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) -> Result<()> {
     let id = metadata.whole(BEGIN)?;
     let token = *(tokens.get(id)).with_context(|| format!("{BEGIN} is {id}, which is no token"))?;

@@ -24,6 +24,7 @@ use msl::{
         dataset::{DataArguments, Dataset},
         tokenizer::TextTokenizer,
     },
+    exchange::Alone,
     model::{Llama, LoraSettings, adapter, precision::Precision, pretrained::Pretrained},
     report::{ReportedRun, page},
 };
@@ -218,7 +219,10 @@ fn write_run(folder: &Path) {
 }
 
 fn command(arguments: &[&str]) -> Result<()> {
-    commands::run(&Arguments::try_parse_from([&["msl"], arguments].concat())?)
+    commands::run(
+        &Arguments::try_parse_from([&["msl"], arguments].concat())?,
+        &Alone,
+    )
 }
 
 #[test]

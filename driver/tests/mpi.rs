@@ -1,0 +1,263 @@
+//! Runs that several processes share, started by `mpirun`. `scripts/check-mpi` runs these.
+#![cfg(feature = "mpi")]
+
+#[path = "commands/running.rs"]
+#[allow(dead_code)]
+mod running;
+
+use std::{
+    fs,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use running::{SMALL, json, last_checkpoint, write_catalogue, write_pretrained_model};
+
+const MSL: &str = env!("CARGO_BIN_EXE_msl");
+
+/// Starts `msl` as so many processes in a folder. Each leaves its process id in the file `pid.RANK`.
+fn ranks(folder: &Path, ranks: usize, arguments: &[&str]) -> Command {
+    let mut command = Command::new("mpirun");
+    command.current_dir(folder);
+    // A test may be run by root, on a machine with fewer cores than ranks.
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1");
+    command.env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    command.env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
+    command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    command.args(["-n", &ranks.to_string(), "sh", "-c"]);
+    command.arg("echo $$ > pid.${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; exec \"$0\" \"$@\"");
+    command.arg(MSL).args(arguments);
+    command
+}
+
+/// A catalogue, a pretrained model and the options of a small training.
+fn world(options: &[&'static str]) -> (tempfile::TempDir, Vec<&'static str>) {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    write_pretrained_model(&folder.path().join("base"));
+    let mut arguments = vec![
+        "train",
+        "--data",
+        ".",
+        "--validation",
+        "12",
+        "--prompt",
+        "titles",
+    ];
+    arguments.extend(options);
+    (folder, arguments)
+}
+
+fn run(folder: &Path, count: usize, arguments: &[&str], run: &str) {
+    let mut arguments = arguments.to_vec();
+    arguments.extend(["--output", run]);
+    let output = match count {
+        1 => running::msl(folder, &arguments),
+        _ => ranks(folder, count, &arguments).output().unwrap(),
+    };
+    assert!(output.status.success(), "{}", running::errors(&output));
+}
+
+/// The weights that a run ended with.
+fn weights(run: &Path) -> Vec<u8> {
+    let folder = last_checkpoint(run);
+    let names = ["adapter_model.safetensors", "model.safetensors"];
+    let file = names
+        .map(|name| folder.join(name))
+        .into_iter()
+        .find(|file| file.exists());
+    fs::read(file.unwrap()).unwrap()
+}
+
+/// The numbers of each step that depend on the batch alone.
+fn steps(run: &Path) -> Vec<[f64; 4]> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let step = |line: &str| {
+        let step: serde_json::Value = serde_json::from_str(line).unwrap();
+        ["loss", "temperature", "gradient_norm", "rows"].map(|name| step[name].as_f64().unwrap())
+    };
+    text.lines().map(step).collect()
+}
+
+fn assert_alike(found: &Path, expected: &Path) {
+    let (found, expected) = (steps(found), steps(expected));
+    assert_eq!(found.len(), expected.len());
+    for (step, (found, expected)) in (1..).zip(found.iter().zip(&expected)) {
+        for (found, expected) in found.iter().zip(expected) {
+            let error = (found - expected).abs() / expected.abs().max(1.0);
+            assert!(
+                error < 1e-6,
+                "step {step}: {found:?}, expected {expected:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_loss_trains_as_one_process_does_and_twice_to_the_same_bits() {
+    for (loss, count) in [
+        (&["--loss", "lml"][..], 2),
+        (&["--loss", "msl", "--temperature", "1"], 3),
+        (
+            &["--loss", "ats", "--scope", "root", "--allow-degenerate"],
+            4,
+        ),
+        (&["--loss", "bear-ats", "--scope", "branching"], 2),
+    ] {
+        let (folder, mut arguments) = world(&SMALL);
+        arguments.extend(loss);
+        let folder = folder.path();
+        for (ranks, name) in [(1, "one"), (count, "several"), (count, "again")] {
+            run(folder, ranks, &arguments, name);
+        }
+        assert_alike(&folder.join("several"), &folder.join("one"));
+        assert_eq!(
+            weights(&folder.join("several")),
+            weights(&folder.join("again"))
+        );
+    }
+}
+
+#[test]
+fn adapters_with_dropout_train_as_on_one_process_also_where_a_rank_has_no_row() {
+    let options = [
+        "--model",
+        "base",
+        "--batch-size",
+        "3",
+        "--epochs",
+        "1",
+        "--lora-dropout",
+        "0.2",
+        "--scope",
+        "branching",
+    ];
+    let (folder, arguments) = world(&options);
+    let folder = folder.path();
+    run(folder, 1, &arguments, "one");
+    run(folder, 4, &arguments, "several");
+    assert_alike(&folder.join("several"), &folder.join("one"));
+}
+
+#[test]
+fn an_evaluation_by_several_ranks_is_the_same_file() {
+    let (folder, arguments) = world(&SMALL);
+    let folder = folder.path();
+    run(folder, 1, &arguments, "one");
+    let evaluate = ["evaluate", "one", "--batch-size", "5", "--json", "--ranks"];
+    let evaluated = |count: usize, name: &str| {
+        let arguments = [&evaluate[..], &[name]].concat();
+        let output = match count {
+            1 => running::msl(folder, &arguments),
+            _ => ranks(folder, count, &arguments).output().unwrap(),
+        };
+        let mut result = json(&output);
+        for row in result["rows"].as_array_mut().unwrap() {
+            row.as_object_mut().unwrap().remove("users_per_second");
+        }
+        result["notes"].take();
+        (result, fs::read(folder.join(name)).unwrap())
+    };
+    let expected = evaluated(1, "one.csv");
+    for count in [2, 3] {
+        assert_eq!(evaluated(count, "several.csv"), expected);
+    }
+}
+
+/// Waits until a training has taken some steps.
+fn wait_for_steps(run: &Path, count: usize) {
+    let begun = Instant::now();
+    while fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+        < count
+    {
+        assert!(
+            begun.elapsed() < Duration::from_secs(120),
+            "no step was taken"
+        );
+        sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits for the launcher, and says how long that took.
+fn wait_for_end(child: Child) -> (Output, Duration) {
+    let begun = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    (output, begun.elapsed())
+}
+
+fn signal(folder: &Path, rank: usize, signal: &str) {
+    let process = fs::read_to_string(folder.join(format!("pid.{rank}"))).unwrap();
+    let sent = Command::new("kill").args([signal, process.trim()]).status();
+    assert!(sent.unwrap().success());
+}
+
+#[test]
+fn a_killed_rank_ends_all_within_seconds_and_another_number_of_ranks_goes_on() {
+    // The last option of SMALL is the number of epochs.
+    let (folder, mut arguments) = world(&SMALL[..12]);
+    let folder = folder.path();
+    arguments.extend(["--save-every", "2", "--epochs", "2000", "--output", "run"]);
+    let begin = |count: usize, arguments: &[&str]| {
+        let mut command = ranks(folder, count, arguments);
+        command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    let path = folder.join("run");
+
+    let training = begin(4, &arguments);
+    wait_for_steps(&path, 5);
+    signal(folder, 2, "-KILL");
+    let (output, took) = wait_for_end(training);
+    assert!(!output.status.success());
+    assert!(took < Duration::from_secs(20), "it took {took:?}");
+
+    let resumed = begin(2, &["resume", "run"]);
+    let before = steps(&path).len();
+    wait_for_steps(&path, before + 5);
+    // To one rank alone: both end after the same step, and the checkpoint of that step is there.
+    signal(folder, 1, "-TERM");
+    let (output, took) = wait_for_end(resumed);
+    let errors = running::errors(&output);
+    assert!(took < Duration::from_secs(20), "it took {took:?}");
+    assert_eq!(errors.matches("which is saved").count(), 1, "{errors}");
+    let saved = last_checkpoint(&path);
+    assert!(
+        saved.ends_with(format!("checkpoint-{}", steps(&path).len())),
+        "{saved:?}"
+    );
+}
+
+#[test]
+fn a_rank_that_fails_says_why_and_ends_the_others() {
+    let (folder, arguments) = world(&SMALL);
+    let folder = folder.path();
+    let twice = [&arguments[..], &["--output", "run"]].concat();
+    run(folder, 1, &arguments, "run");
+    let output = ranks(folder, 2, &twice).output().unwrap();
+    let errors = running::errors(&output);
+    assert!(!output.status.success());
+    assert!(
+        errors.contains("error of rank 0") && errors.contains("--overwrite"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_command_that_cannot_be_shared_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let output = ranks(folder.path(), 2, &["inspect", "--data", "."])
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let errors = running::errors(&output);
+    assert!(
+        errors.contains("train, resume and evaluate can be shared"),
+        "{errors}"
+    );
+}

@@ -5,7 +5,8 @@ mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow};
+use bytemuck::Pod;
 use candle_core::Tensor;
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -68,33 +69,30 @@ pub fn share<'a, T>(exchange: &dyn Exchange, all: &'a [T]) -> impl Iterator<Item
 }
 
 /// Returns the value that each rank gave, in the order of the ranks.
-pub fn gather<T: Serialize + DeserializeOwned>(
+pub fn gather<T: Pod>(exchange: &dyn Exchange, value: &T) -> Result<Vec<T>> {
+    let read = |(rank, bytes): (usize, Vec<u8>)| {
+        bytemuck::try_pod_read_unaligned(&bytes).map_err(|_| {
+            anyhow!(
+                "rank {rank} gave {} bytes where rank {} gave {}: they do not run the same version of msl",
+                bytes.len(),
+                exchange.rank(),
+                size_of::<T>()
+            )
+        })
+    };
+    let gathered = exchange.gather(bytemuck::bytes_of(value))?;
+    gathered.into_iter().enumerate().map(read).collect()
+}
+
+/// Returns the value that each rank gave, in the order of the ranks. It travels as JSON, where no number may be infinite or
+/// NaN.
+pub fn gather_json<T: Serialize + DeserializeOwned>(
     exchange: &dyn Exchange,
     value: &T,
 ) -> Result<Vec<T>> {
     let gathered = exchange.gather(&serde_json::to_vec(value)?)?;
     let read = |bytes: &Vec<u8>| Ok(serde_json::from_slice(bytes)?);
     gathered.iter().map(read).collect()
-}
-
-/// Returns the sums over the ranks, added in their order. Numbers that are not finite stay what they are.
-pub fn sum<const N: usize>(exchange: &dyn Exchange, values: [f64; N]) -> Result<[f64; N]> {
-    let gathered = exchange.gather(bytemuck::cast_slice(&values))?;
-    let mut sums = [0.0; N];
-    for (rank, bytes) in gathered.iter().enumerate() {
-        ensure!(
-            bytes.len() == size_of_val(&values),
-            "rank {rank} gave {} bytes where rank {} gave {}: they do not make the same calls",
-            bytes.len(),
-            exchange.rank(),
-            size_of_val(&values)
-        );
-        let term: Vec<f64> = bytemuck::pod_collect_to_vec(bytes);
-        sums.iter_mut()
-            .zip(term)
-            .for_each(|(sum, term)| *sum += term);
-    }
-    Ok(sums)
 }
 
 /// Returns the ranks that this process was started as one of, by `mpirun`, `srun` or the like; itself alone otherwise.

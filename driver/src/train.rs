@@ -13,7 +13,8 @@ pub mod workers;
 
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
+use bytemuck::{Pod, Zeroable};
 use candle_core::{DType, Tensor, Var};
 use candle_trie::{
     Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Statistics,
@@ -71,19 +72,37 @@ struct Shard {
 }
 
 /// Sums over the micro-batches of a step.
-#[derive(Default)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
 struct Sums {
     loss: f64,
     temperature: f64,
+    /// The sum of BEAR's weights of the branching rows; 0 under the other losses.
+    bear_weight: f64,
+    labelled_rows: u64,
+    tokens: u64,
+    padding: u64,
     /// The statistics that move the temperature; those of no row where it is fixed.
     statistics: Statistics,
     /// The statistics that are reported: the same, or those that would move an adaptive temperature.
     observed: Statistics,
-    /// The sum of BEAR's weights of the branching rows; 0 under the other losses.
-    bear_weight: f64,
-    labelled_rows: usize,
-    tokens: usize,
-    padding: usize,
+}
+
+impl Sums {
+    /// Returns the sums over these micro-batches and those of a later rank. The first rank has a row of every batch, and
+    /// so knows the temperature.
+    fn merge(self, later: Self) -> Self {
+        Self {
+            loss: self.loss + later.loss,
+            temperature: self.temperature,
+            bear_weight: self.bear_weight + later.bear_weight,
+            labelled_rows: self.labelled_rows + later.labelled_rows,
+            tokens: self.tokens + later.tokens,
+            padding: self.padding + later.padding,
+            statistics: self.statistics.merge(&later.statistics),
+            observed: self.observed.merge(&later.observed),
+        }
+    }
 }
 
 impl<'a> Trainer<'a> {
@@ -183,7 +202,8 @@ impl<'a> Trainer<'a> {
         for piece in &pieces {
             self.accumulate(piece, alone, &mut gradients, &mut sums)?;
         }
-        let sums = self.of_all_ranks(sums)?;
+        let ranks = exchange::gather(self.exchange, &sums)?;
+        let sums = ranks.into_iter().reduce(Sums::merge).unwrap_or(sums);
         let mut gradients = gradients.of_all_ranks(self.exchange)?;
         if !alone {
             let temperature = self.loss.temperature_mut()?;
@@ -215,9 +235,9 @@ impl<'a> Trainer<'a> {
             mean: observed(statistics.mean()),
             variance: observed(statistics.variance()),
             gradient_norm,
-            rows: sums.labelled_rows,
-            tokens: sums.tokens,
-            padding: sums.padding,
+            rows: sums.labelled_rows as usize,
+            tokens: sums.tokens as usize,
+            padding: sums.padding as usize,
             learning_rate,
             tokens_per_second: sums.tokens as f64 / begun.elapsed().as_secs_f64(),
             validation_nll: None,
@@ -292,8 +312,7 @@ impl<'a> Trainer<'a> {
             _ => rows.len(),
         };
         let own: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
-        let [rows] = exchange::sum(self.exchange, [own as f64])?;
-        let rows = rows as usize;
+        let rows: usize = exchange::gather(self.exchange, &own)?.iter().sum();
         (self.loss).set_reduction(Reduction::MeanOver(rows.max(1) as f64))?;
         Ok(rows)
     }
@@ -345,10 +364,10 @@ impl<'a> Trainer<'a> {
         sums.statistics = sums.statistics.merge(&statistics);
         sums.observed = sums.observed.merge(&observed);
         sums.bear_weight += output.read_bear_weight()?.unwrap_or(0.0);
-        sums.labelled_rows += output.labelled_rows;
+        sums.labelled_rows += output.labelled_rows as u64;
         for Shard { batch, .. } in &piece.shards {
-            sums.tokens += batch.token_count;
-            sums.padding += batch.tokens.elem_count() - batch.token_count;
+            sums.tokens += batch.token_count as u64;
+            sums.padding += (batch.tokens.elem_count() - batch.token_count) as u64;
         }
         Ok(())
     }
@@ -422,45 +441,18 @@ impl<'a> Trainer<'a> {
 
     /// Moves the temperature by the statistics of all ranks, of which these are this one's.
     fn step_temperature(&mut self, own: &Statistics) -> Result<()> {
-        let statistics = merged(self.exchange, own)?;
+        let ranks = exchange::gather(self.exchange, own)?.into_iter();
+        let statistics = ranks
+            .reduce(|merged, next| merged.merge(&next))
+            .unwrap_or(*own);
         let step = self.optimizer.steps() as u64;
         self.loss.temperature_mut()?.step(&statistics, step)?;
         Ok(())
     }
 
-    /// Adds up what is known of a step over the ranks.
-    fn of_all_ranks(&self, own: Sums) -> Result<Sums> {
-        let counts = [own.labelled_rows, own.tokens, own.padding].map(|count| count as f64);
-        let [labelled_rows, tokens, padding] =
-            exchange::sum(self.exchange, counts)?.map(|sum| sum as usize);
-        let [loss, bear_weight] = exchange::sum(self.exchange, [own.loss, own.bear_weight])?;
-        Ok(Sums {
-            loss,
-            // The first rank has a row of every batch.
-            temperature: exchange::gather(self.exchange, &own.temperature)?[0],
-            statistics: merged(self.exchange, &own.statistics)?,
-            observed: merged(self.exchange, &own.observed)?,
-            bear_weight,
-            labelled_rows,
-            tokens,
-            padding,
-        })
-    }
-
     fn head(&self) -> Head<'_> {
         head(&self.frozen_head, self.model)
     }
-}
-
-/// The statistics of all ranks, merged in their order.
-fn merged(exchange: &dyn Exchange, own: &Statistics) -> Result<Statistics> {
-    let gathered = exchange.gather(bytemuck::bytes_of(own))?;
-    let all = gathered.iter().map(|bytes| {
-        bytemuck::try_pod_read_unaligned(bytes)
-            .map_err(|error| anyhow!("a rank gave something else than statistics: {error}"))
-    });
-    all.reduce(|merged, next| Ok(Statistics::merge(&merged?, &next?)))
-        .unwrap_or_else(|| Ok(*own))
 }
 
 /// Returns the head as the losses take it.

@@ -8,7 +8,7 @@ use crate::{
     commands::arguments::{ResumeArguments, TrainArguments},
     console::{print, print_json, table},
     data::tokenizer::TextTokenizer,
-    exchange::{self, Exchange},
+    exchange::Exchange,
     model::{Llama, pretrained::Pretrained},
     run::{
         checkpoint::{self, Best, TrainingState},
@@ -157,7 +157,7 @@ pub fn resume(arguments: &ResumeArguments, device: &Device, exchange: &dyn Excha
 
 /// Fails where processes that train together do not read the same rows in the same tokens.
 fn check_same(exchange: &dyn Exchange, rows: &str) -> Result<()> {
-    let all = exchange::gather(exchange, &rows.to_owned())?;
+    let all = exchange.gather(rows.as_bytes())?;
     let other = all.iter().position(|other| *other != all[0]);
     ensure!(
         other.is_none(),

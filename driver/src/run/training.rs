@@ -96,8 +96,8 @@ impl Training<'_> {
                     metrics.write_last(&self.metrics)?;
                 }
                 // A signal may reach one rank only, or each at another step; all end after the same one.
-                let heard = exchange::gather(self.exchange, &interrupt.heard())?;
-                interrupted = heard.into_iter().flatten().next();
+                let heard = exchange::gather(self.exchange, &interrupt.heard().unwrap_or(0))?;
+                interrupted = heard.into_iter().find(|&signal| signal != 0);
                 if due || interrupted.is_some() {
                     self.save(trainer, due)?;
                 }

@@ -45,7 +45,7 @@ pub struct Evaluation {
 pub struct Evaluator<'a> {
     /// The trie of all responses.
     pub trie: &'a TokenTrie,
-    /// How the catalogue is searched.
+    /// Options of the search.
     pub search: SearchSettings,
     /// Number of users that are evaluated together.
     pub batch_size: usize,

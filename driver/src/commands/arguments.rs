@@ -280,7 +280,7 @@ pub struct EvaluateArguments {
     pub search: SearchSettings,
 
     /// Users in a batch
-    #[arg(long, default_value_t = 32, value_parser = positive)]
+    #[arg(long, default_value_t = 32, value_name = "USERS", value_parser = positive)]
     pub batch_size: usize,
 
     /// The temperature of the softmax [default: that of the training]

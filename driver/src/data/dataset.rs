@@ -144,8 +144,7 @@ pub struct Dataset {
     pub catalogue: Catalogue,
     /// Rows to train on.
     pub training: Vec<Interaction>,
-    /// Validation rows, by which the best checkpoint is chosen: some of RecBole's validation rows, or held out of the
-    /// paper's training rows. With 0 the last checkpoint is used
+    /// Rows to choose a checkpoint by.
     pub validation: Vec<Interaction>,
     /// Rows to report on.
     pub test: Vec<Interaction>,

@@ -22,7 +22,7 @@ const COLUMNS: [&str; 2] = ["user_id", "item_ids"];
 /// How many characters an error shows of a field that is not what was expected.
 const SHOWN: usize = 60;
 
-/// The pairs of a JSON object as the file has them: in its order, and with a key that is there twice.
+/// The pairs of a JSON object as the file has them: in its order, and with a key that occurs twice.
 struct Titles(Vec<(String, Option<String>)>);
 
 impl<'de> Deserialize<'de> for Titles {
@@ -294,10 +294,7 @@ mod tests {
         for (titles, expected) in [
             ("{\"1\": \"A\",\n \"2\": 7}", "line 2: invalid type"),
             ("[1]", "line 1: invalid type: sequence, expected an object"),
-            (
-                "{\"1\": \"A\",\n \"1\": \"B\"}",
-                "item \"1\" is there twice",
-            ),
+            ("{\"1\": \"A\",\n \"1\": \"B\"}", "item \"1\" occurs twice"),
         ] {
             let text = format!("{:#}", read(titles, "", false).unwrap_err());
             assert!(

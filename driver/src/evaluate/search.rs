@@ -18,9 +18,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum SearchKind {
-    /// Beam search, which may drop the beginning of a good title.
+    /// Beam search, which may prune a good title.
     Beam,
-    /// Best-first search, which proves that it did not.
+    /// Best-first search, which finds the true top.
     Exact,
 }
 
@@ -87,7 +87,7 @@ impl SearchSettings {
         let by_probability = self.normalise == NormaliseOver::Trie && self.length_penalty == 0.0;
         ensure!(
             self.search == SearchKind::Beam || by_probability,
-            "--search exact ranks by the probability over the trie: leave out --normalise and --length-penalty"
+            "--search exact ranks by the probability over the trie: remove --normalise and --length-penalty"
         );
         Ok(())
     }

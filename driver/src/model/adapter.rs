@@ -89,21 +89,11 @@ pub fn base(folder: &Path) -> Result<PathBuf> {
     // PEFT writes the name by which the model was asked for, which need not be that of a folder.
     ensure!(
         base.exists(),
-        "{} says that the model is {}, and nothing is there: say with --model where it is",
+        "{} names the model {}, which does not exist: give its path with --model",
         config.display(),
         base.display()
     );
     Ok(base)
-}
-
-/// Loads the model that a folder's adapters belong to, with the adapters. `end_token` is that of [`Pretrained::open`].
-pub fn load_with_base(
-    folder: &Path,
-    end_token: Option<&str>,
-    precision: Precision,
-    device: &Device,
-) -> Result<Llama> {
-    load_onto(folder, &base(folder)?, end_token, precision, device)
 }
 
 /// Loads the model at `base` with the adapters of a folder, whatever model the folder names.

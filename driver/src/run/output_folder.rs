@@ -71,7 +71,7 @@ impl PartialFolder {
             }
             ensure!(
                 !target.exists(),
-                "another process has made {} meanwhile: name another --output",
+                "another process has created {} in the meantime: name another --output",
                 target.display()
             );
             return Err(error).with_context(cannot);
@@ -104,7 +104,7 @@ impl OutputFolder {
         };
         ensure!(
             overwrite,
-            "{} is there already: name another --output, or give --overwrite",
+            "{} already exists: name another --output, or give --overwrite",
             target.display()
         );
         ensure!(
@@ -145,7 +145,7 @@ impl OutputFolder {
         if let Some(old) = &self.old {
             ensure!(
                 old.is_in(&self.folder.target)?,
-                "{} is no longer the run that was to be replaced: it was moved or deleted meanwhile",
+                "{} is no longer the run that was to be replaced: it was moved or deleted in the meantime",
                 self.folder.target.display()
             );
         }
@@ -181,7 +181,7 @@ pub fn remove_abandoned(target: &Path) {
         let only_kept = holder == path || entries(&path).is_ok_and(|inside| inside.len() <= 1);
         if only_kept && is_part_of_ours(&holder) && is_abandoned(&holder) {
             eprintln!(
-                "removing {}, which a process that was killed has left",
+                "removing {}, which a killed process has left",
                 path.display()
             );
             let _ = fs::remove_dir_all(path);

@@ -95,7 +95,7 @@ impl Training<'_> {
             && !self.has_ended(save_every)
         {
             let message = format!(
-                "interrupted after step {} of {steps}, which is saved: go on with msl resume {}",
+                "interrupted after step {} of {steps}, which is saved: continue with msl resume {}",
                 self.state.step,
                 self.run.path().display()
             );
@@ -157,8 +157,8 @@ impl Training<'_> {
         let item_nll = self.item_nll(&self.task.training[..rows])?;
         ensure!(
             item_nll.is_finite() && trainer.weights_are_finite()?,
-            "the model has diverged by step {}: its weights or its scores are not finite any more. Try a lower \
-             --learning-rate; the checkpoint before it is left in {}",
+            "the model has diverged by step {}: its weights or its scores are no longer finite. Try a lower \
+             --learning-rate. The checkpoint before it is in {}",
             self.state.step,
             self.run.path().display()
         );

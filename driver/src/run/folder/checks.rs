@@ -31,8 +31,8 @@ impl RunFolder {
         };
         ensure!(
             made_with.rows == rows,
-            "{} was begun with other rows: those of {} have changed since, and it could not end with the bits of a run \
-             that was never interrupted. Give the data as they were with --data, or train anew",
+            "{} was begun with other rows: those of {} have changed since, and its result would not be \
+             bit-identical to that of an uninterrupted run. Give the data as they were with --data, or train anew",
             self.path.display(),
             self.settings.data.data.display()
         );
@@ -46,7 +46,7 @@ impl RunFolder {
         };
         ensure!(
             model.exists(),
-            "the pretrained model of {} is no longer at {}: say with --model where it is now",
+            "the pretrained model of {} is no longer at {}: give its new path with --model",
             self.path.display(),
             model.display()
         );

@@ -236,10 +236,7 @@ impl<'a> Trainer<'a> {
             _ => rows.len(),
         };
         let rows: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
-        self.loss.set_convention(Convention {
-            reduction: Reduction::MeanOver(rows.max(1) as f64),
-            ..self.convention
-        })?;
+        (self.loss).set_reduction(Reduction::MeanOver(rows.max(1) as f64))?;
         Ok(rows)
     }
 
@@ -275,7 +272,7 @@ impl<'a> Trainer<'a> {
         }
         let statistics = output.read_statistics()?;
         let observed = match statistics.rows() {
-            0 => (self.observer).statistics_linear(&joined, self.head(), &piece.rows)?,
+            0 => (self.observer).statistics((&joined, self.head()), &piece.rows)?,
             _ => statistics,
         };
         let mut piece_gradients = (&output.loss * gradients.scale())?.backward()?;
@@ -344,10 +341,8 @@ impl<'a> Trainer<'a> {
         }
         let head = head(&self.frozen_head, self.model);
         Ok(match given {
-            None => self.loss.forward_linear(hidden, head, rows)?,
-            Some(temperature) => self
-                .loss
-                .forward_linear_at(hidden, head, rows, temperature)?,
+            None => self.loss.forward((hidden, head), rows)?,
+            Some(temperature) => self.loss.forward_at((hidden, head), rows, temperature)?,
         })
     }
 

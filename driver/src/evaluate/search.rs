@@ -4,7 +4,9 @@ use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
-use candle_trie::{BeamSearch, ExactSearch, Expansion, Found, FrozenHead, Normalise, TokenTrie};
+use candle_trie::{
+    BeamSearch, ExactSearch, Expansion, FrozenHead, Normalisation, SearchResult, TokenTrie,
+};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +108,7 @@ pub struct Searcher<'a> {
 /// The result of a search for some users.
 pub struct Recommended {
     /// The items that were found for each user, best first.
-    pub found: Vec<Vec<Found>>,
+    pub found: Vec<Vec<SearchResult>>,
     /// Number of tokens that the model read. Padding does not count, and the longest common prefix of the prompts
     /// counts once.
     pub model_tokens: usize,
@@ -133,15 +135,15 @@ impl<'a> Searcher<'a> {
 
     /// Returns the best items for each prompt, except those of `excluded` (one list for each prompt, or no list at
     /// all). The workers share the users: it is best if neighbours' prompts are of much the same length.
-    pub fn recommend(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    pub fn recommend(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         let workers = self.workers.count();
         if workers == 1 || prompts.len() == 1 {
-            return self.search(prompts, left_out);
+            return self.search(prompts, excluded);
         }
         let shares = self.workers.map(workers.min(prompts.len()), |worker| {
             let prompts: Vec<_> = every(prompts, worker, workers).copied().collect();
-            let left_out: Vec<_> = every(left_out, worker, workers).cloned().collect();
-            self.search(&prompts, &left_out)
+            let excluded: Vec<_> = every(excluded, worker, workers).cloned().collect();
+            self.search(&prompts, &excluded)
         })?;
         let model_tokens = shares.iter().map(|share| share.model_tokens).sum();
         let mut found: Vec<_> = shares
@@ -156,17 +158,17 @@ impl<'a> Searcher<'a> {
         })
     }
 
-    fn search(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    fn search(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         match self.settings.search {
-            SearchKind::Beam => self.beam(prompts, left_out),
-            SearchKind::Exact => self.exact(prompts, left_out),
+            SearchKind::Beam => self.beam(prompts, excluded),
+            SearchKind::Exact => self.exact(prompts, excluded),
         }
     }
 
-    fn beam(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    fn beam(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         let normalise = match self.settings.normalise {
-            NormaliseOver::Trie => Normalise::Trie,
-            NormaliseOver::Vocabulary => Normalise::Vocabulary,
+            NormaliseOver::Trie => Normalisation::Trie,
+            NormaliseOver::Vocabulary => Normalisation::Vocabulary,
         };
         let mut search = BeamSearch::new(
             self.trie,
@@ -174,42 +176,44 @@ impl<'a> Searcher<'a> {
             self.settings.beams,
             self.temperature,
         )?
-        .with_normalise(normalise)
+        .with_normalisation(normalise)
         .with_length_penalty(self.settings.length_penalty)?;
-        if !left_out.is_empty() {
-            search = search.leaving_out(left_out)?;
+        if !excluded.is_empty() {
+            search = search.exclude_items(excluded)?;
         }
-        let mut reader = Reader::new(self.model, prompts, search.lead())?;
-        let (mut hidden, mut sequences) = reader.prompts(&search.users())?;
-        while let Some(step) = search.step_linear(&hidden, &self.head)? {
+        let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
+        let (mut hidden, mut sequences) = reader.prompts(&search.beam_users())?;
+        while let Some(step) = search.step((&hidden, &self.head))? {
             sequences = (step.parents.iter())
                 .map(|&parent| sequences[parent as usize].clone())
                 .collect();
             hidden = reader.read(&mut sequences, &step.tokens)?;
         }
         Ok(Recommended {
-            found: (0..prompts.len()).map(|user| search.found(user)).collect(),
+            found: (0..prompts.len())
+                .map(|user| search.results(user))
+                .collect(),
             model_tokens: reader.tokens,
         })
     }
 
-    fn exact(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    fn exact(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         let mut search = ExactSearch::new(
             self.trie,
             prompts.len(),
             self.settings.beams,
             self.temperature,
         )?;
-        if !left_out.is_empty() {
-            search = search.leaving_out(left_out)?;
+        if !excluded.is_empty() {
+            search = search.exclude_items(excluded)?;
         }
-        let mut reader = Reader::new(self.model, prompts, search.lead())?;
+        let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
         let mut read: Vec<Sequence> = Vec::new();
         while let Some(Expansion {
             users,
             parents,
             tokens,
-        }) = search.wanted()
+        }) = search.next_expansion()
         {
             let hidden = if read.is_empty() {
                 let (hidden, sequences) = reader.prompts(&users)?;
@@ -225,10 +229,12 @@ impl<'a> Searcher<'a> {
                 read.extend(sequences);
                 hidden
             };
-            search.step_linear(&hidden, &self.head)?;
+            search.step((&hidden, &self.head))?;
         }
         Ok(Recommended {
-            found: (0..prompts.len()).map(|user| search.found(user)).collect(),
+            found: (0..prompts.len())
+                .map(|user| search.results(user))
+                .collect(),
             model_tokens: reader.tokens,
         })
     }
@@ -251,9 +257,9 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Reads the prompts, each followed by the `prefix` that all items share.
-    fn new(model: &'a Llama, prompts: &[&[u32]], lead: &[u32]) -> Result<Self> {
+    fn new(model: &'a Llama, prompts: &[&[u32]], prefix: &[u32]) -> Result<Self> {
         let prompts: Vec<Vec<u32>> = (prompts.iter())
-            .map(|prompt| [prompt, lead].concat())
+            .map(|prompt| [prompt, prefix].concat())
             .collect();
         let (last, cache) = model.read_prompts(&prompts)?;
         Ok(Self {
@@ -304,7 +310,7 @@ mod tests {
             .map(|user| [&[3, 4][..], &vec![user; 1 + user as usize % 4]].concat())
             .collect();
         let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let left_out: Vec<Vec<u64>> = (0..7).map(|user| (user..40).step_by(3).collect()).collect();
+        let excluded: Vec<Vec<u64>> = (0..7).map(|user| (user..40).step_by(3).collect()).collect();
         for (search, normalise) in [
             (SearchKind::Beam, NormaliseOver::Trie),
             (SearchKind::Beam, NormaliseOver::Vocabulary),
@@ -317,10 +323,10 @@ mod tests {
                 ..SearchSettings::default()
             };
             let searcher = Searcher::new(&trie, &model, settings, 1.0).unwrap();
-            let together = searcher.recommend(&prompts, &left_out).unwrap().found;
+            let together = searcher.recommend(&prompts, &excluded).unwrap().found;
             assert_eq!(together.len(), prompts.len());
             for (user, together) in together.iter().enumerate() {
-                let alone = searcher.recommend(&prompts[user..=user], &left_out[user..=user]);
+                let alone = searcher.recommend(&prompts[user..=user], &excluded[user..=user]);
                 let alone = &alone.unwrap().found[0];
                 assert_eq!(together.len(), alone.len());
                 for (together, alone) in together.iter().zip(alone) {

@@ -165,7 +165,7 @@ impl RunFolder {
                 path.display()
             );
         }
-        TokenTrie::load(&path).with_context(|| path.display().to_string())
+        Ok(TokenTrie::load(path)?)
     }
 
     /// Returns the folder of a step's checkpoint.

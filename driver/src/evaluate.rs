@@ -3,6 +3,7 @@
 pub mod baselines;
 pub mod comparison;
 pub mod decoding;
+pub mod earlier;
 pub mod ranking;
 pub mod ranks;
 pub mod search;

@@ -96,7 +96,7 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is a merged model, or a run that nobody trains
+    /// Replace the output folder if it is a merged model, or a run that is not being trained
     #[arg(long)]
     pub overwrite: bool,
 
@@ -232,7 +232,7 @@ pub struct MergeArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is a merged model, or a run that nobody trains
+    /// Replace the output folder if it is a merged model, or a run that is not being trained
     #[arg(long)]
     pub overwrite: bool,
 }

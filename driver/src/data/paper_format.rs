@@ -178,21 +178,11 @@ fn parse_quoted(text: &str, quote: char) -> Result<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-    use crate::data::files::TITLES_FILE;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            fs::write(folder.path().join(name), content).unwrap();
-        }
-        folder
-    }
+    use crate::{data::files::TITLES_FILE, io::folder_of};
 
     fn read(titles: &str, csv: &str, strict: bool) -> Result<(Vec<Interaction>, DataReport)> {
-        let folder = folder(&[(TITLES_FILE, titles), ("train.csv", csv)]);
+        let folder = folder_of(&[(TITLES_FILE, titles), ("train.csv", csv)]);
         let mut report = DataReport::new(strict);
         let catalogue = read_catalogue(&folder.path().join(TITLES_FILE), true, &mut report)?;
         let file = folder.path().join("train.csv");

@@ -19,10 +19,9 @@ use crate::{
     },
 };
 
+pub use super::pretrained::ADAPTER_FILE as CONFIG_FILE;
 pub use config::AdapterConfig;
 
-/// PEFT's name for the file of the configuration.
-pub const CONFIG_FILE: &str = "adapter_config.json";
 /// PEFT's name for the file of the weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// The prefix that PEFT gives to the names of a model's layers.
@@ -41,11 +40,6 @@ pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
         &folder.join(CONFIG_FILE),
         &AdapterConfig::new(settings, base),
     )
-}
-
-/// Tells whether a folder has adapters.
-pub fn is_in(folder: &Path) -> bool {
-    folder.join(CONFIG_FILE).is_file()
 }
 
 /// Gives a model the adapters of a folder, and says on standard error which file these are in.

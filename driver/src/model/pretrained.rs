@@ -17,7 +17,8 @@ use crate::{
 };
 
 pub use folder::{
-    CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, model_name, save, weight_map,
+    ADAPTER_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, model_name, save,
+    weight_map,
 };
 pub use safetensors_weights::SafetensorsWeights;
 

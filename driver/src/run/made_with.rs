@@ -1,4 +1,4 @@
-//! Hashes what a run was made with, so that changed data or models are not taken for the same.
+//! Hashes what a run was made with, so that changed data and models are recognised.
 
 use std::{
     collections::BTreeSet,

@@ -1,4 +1,4 @@
-//! Output folders that are written atomically: a run or a merged model is complete or it is not there.
+//! Writes output folders atomically: a run or a merged model is complete or it does not exist.
 
 use std::{
     fs, io,
@@ -59,7 +59,7 @@ impl PartialFolder {
             }
             false => None,
         };
-        // A folder that has come to be there since is not replaced, unless it is empty.
+        // A folder that was created there in the meantime is not replaced, unless it is empty.
         if let Err(error) = fs::rename(self.partial.path(), target) {
             if let Some(replaced) = replaced
                 && fs::rename(replaced.path().join(KEPT), target).is_err()
@@ -94,10 +94,10 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Begins the folder. One that exists is an error, unless `overwrite` is given and it is a run that nobody trains,
+    /// Begins the folder. One that exists is an error, unless `overwrite` is given and it is a run that is not being trained,
     /// or a merged model, and holds none of the `inputs`.
     pub fn create(target: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
-        // Without what stands behind the last name: a link is told from what it names.
+        // Without a slash at the end, which would follow a link.
         let target: PathBuf = target.components().collect();
         let Ok(there) = fs::symlink_metadata(&target) else {
             return Self::begin(target, false, None);

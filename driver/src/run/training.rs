@@ -46,7 +46,7 @@ pub struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Trains from where the run stands to its end, and returns what came of it. A signal ends it earlier, with an
+    /// Trains a run from its present step to its end, and returns a summary. A signal ends it earlier, with an
     /// [`Interrupted`] error.
     pub fn go_on(mut self, mut trainer: Trainer) -> Result<(Trained, Option<Best>)> {
         let settings = self.run.settings();

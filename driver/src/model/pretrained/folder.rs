@@ -14,7 +14,7 @@ use crate::{
         entries, file_name,
         json::{read_json, write_json},
     },
-    model::{EMBEDDING, LlamaConfig, NamedTensors, adapter},
+    model::{EMBEDDING, LlamaConfig, NamedTensors},
 };
 
 /// Hugging Face's name for the file of a model's configuration.
@@ -26,13 +26,16 @@ pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Hugging Face's name for the file that lists the files of weights, where there are several.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// PEFT's name for the file of the configuration of adapters.
+pub const ADAPTER_FILE: &str = "adapter_config.json";
+
 /// Opens a Hugging Face folder, or the GGUF model of a folder that has no other.
 pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Pretrained> {
     ensure!(
-        !adapter::is_in(folder),
+        !folder.join(ADAPTER_FILE).is_file(),
         "{} holds adapters, by its {}: add them to their model with msl merge, and name the folder that comes out",
         folder.display(),
-        adapter::CONFIG_FILE
+        ADAPTER_FILE
     );
     let path = folder.join(WEIGHTS_FILE);
     let index = folder.join(INDEX_FILE);

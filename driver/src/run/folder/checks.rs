@@ -24,7 +24,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Fails where the rows that a training would go on with, by their hash, are not those that it began with.
+    /// Fails where the rows that a training would continue with, by their hash, are not those that it began with.
     pub fn check_rows(&self, rows: &str) -> Result<()> {
         let Some(made_with) = &self.made_with else {
             return Ok(());

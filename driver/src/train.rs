@@ -44,7 +44,7 @@ pub struct Trainer<'a> {
     settings: &'a TrainingSettings,
     loss: MaskedSoftmaxLoss,
     convention: Convention,
-    /// Computes the statistics that are reported where the loss has none.
+    /// A loss over the trie for the statistics that are reported where the loss itself has none.
     observer: MaskedSoftmaxLoss,
     /// The head with its gathered rows, where it is not trained and the trie masks the loss.
     frozen_head: Option<FrozenHead>,

@@ -36,7 +36,7 @@ pub struct Row {
 /// let rows = Rows::from_unshifted(&trie, &labels)?;
 /// assert_eq!(rows.positions(), 2 * 5);
 /// assert_eq!(rows.len(), 6);
-/// assert_eq!(rows.as_slice()[0].position, 1); // token 5 stands at 2 and is predicted at 1
+/// assert_eq!(rows.as_slice()[0].position, 1); // token 5 is at position 2 and is predicted at 1
 /// assert_eq!(rows.as_slice()[0].set, trie.root());
 /// # Ok::<(), candle_trie::Error>(())
 /// ```

@@ -139,7 +139,7 @@ impl Rows {
         }
     }
 
-    /// Marks the statistics rows for [`Scope::Marked`](crate::Scope::Marked), one flag a row.
+    /// Marks the statistics rows for [`Scope::Marked`](crate::Scope::Marked), with one flag for each row.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] where there are not as many flags as rows.
@@ -149,7 +149,7 @@ impl Rows {
         Ok(self)
     }
 
-    /// Gives every row a weight: a row's loss is multiplied by it, and means divide by the sum of
+    /// Gives every row a weight, which is 1 by default. A row's loss is multiplied by it, and means divide by the sum of
     /// the weights. Statistics ignore weights.
     ///
     /// # Errors

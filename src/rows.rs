@@ -350,24 +350,6 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_are_no_tokens_are_errors_and_both_idioms_of_ignore_are_not() {
-        let error = Labels::new(&[5, -1], 2).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::InvalidLabel {
-                position: 1,
-                label: -1,
-                ..
-            }
-        ));
-        assert!(Labels::new(&[1 << 40], 1).is_err());
-        let labels = Labels::new(&[-100, i64::from(u32::MAX), 5], 3).unwrap();
-        assert_eq!(labels.tokens, [None, None, Some(5)]);
-        assert!(Labels::new(&[1, 2, 3], 2).is_err());
-        assert!(Labels::new(&[1], 0).is_err());
-    }
-
-    #[test]
     fn shifted_labels_stand_where_they_are_predicted() {
         let labels = Labels::new(&[7, -100, 5, 6, 4, 3], 3).unwrap().shifted();
         let rows = Rows::unconstrained(labels).unwrap();
@@ -387,13 +369,6 @@ mod tests {
         let labels = Labels::new(&[5, 7, 5, 6], 2).unwrap();
         assert_eq!(Rows::from_shifted(&trie, &labels).unwrap(), expected);
         assert_eq!(Rows::from_shifted(&trie, labels).unwrap(), expected);
-    }
-
-    #[test]
-    fn ragged_labels_are_padded_at_their_end() {
-        let labels = Labels::try_from(&vec![vec![5u32], vec![], vec![5, 6]]).unwrap();
-        let expected = [Some(5), None, None, None, Some(5), Some(6)];
-        assert_eq!((labels.length, &labels.tokens[..]), (2, &expected[..]));
     }
 
     #[test]

@@ -44,7 +44,8 @@ use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 ///
 /// loss = ln Σ_{v ∈ C(u)} exp(z_v/τ) − z_y/τ,  ∂loss/∂z_v = (p_v − \[v = y\])/τ for v in C(u), else 0
 ///
-/// (equations 5 and 6). A unary row, whose C(u) has one token, has loss 0 and gradient 0. Over
+/// (equations 5 and 6), where C(u) has the tokens that continue some item at u, and p is the softmax of z/τ over them. A
+/// unary row, whose C(u) has one token, has loss 0 and gradient 0. Over
 /// [`TokenSets::whole_vocabulary`] it is the plain language-model loss.
 ///
 /// Logits may be f32, f16 or bf16 (computed in f32) or f64 (computed in f64). The convention follows
@@ -64,8 +65,8 @@ use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 /// let output = loss.forward(&logits, &rows)?;
 /// let gradients = output.loss.backward()?;
 /// let gradient = gradients.get(&logits).unwrap().to_vec3::<f32>()?;
-/// assert_eq!(gradient[0][0][4], 0.25); // 4 could have been written at the root: (1/2 − 0) / 2 rows
-/// assert_eq!(gradient[0][0][5], 0.0); // 5 could not
+/// assert_eq!(gradient[0][0][4], 0.25); // token 4 begins an item too: (1/2 − 0) / 2 rows
+/// assert_eq!(gradient[0][0][5], 0.0); // token 5 begins none
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -79,10 +80,11 @@ pub struct MaskedSoftmaxLoss {
 }
 
 impl MaskedSoftmaxLoss {
-    /// A loss over these token sets (`&trie`, or sets from elsewhere) at this temperature.
+    /// Makes a loss over these token sets (`&trie`, or [`TokenSets`]) at this temperature (a number, a [`Temperature`], or
+    /// an [`AdaptiveStrategy`](crate::AdaptiveStrategy)).
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a setting out of range; [`Error::DegenerateScope`] for the root
+    /// [`Error::OutOfRange`] for a setting out of range, and [`Error::DegenerateScope`] for the root
     /// scope of a catalogue with η·n ≤ 1, for which ATS is not defined.
     pub fn new(sets: impl Into<TokenSets>, temperature: impl Into<Temperature>) -> Result<Self> {
         let (sets, temperature) = (sets.into(), temperature.into());
@@ -132,7 +134,7 @@ impl MaskedSoftmaxLoss {
         self.with_reduction(convention.reduction)
     }
 
-    /// The same loss with BEAR's row weights: every branching row's loss and gradient are multiplied by its weight w
+    /// Returns the loss with BEAR's row weights: every branching row's loss and gradient are multiplied by its weight w
     /// (see [`Bear`]) and by the weight that the caller gave the row, if any.
     ///
     /// Sets the reduction to [`Reduction::MeanOverBranching`], under which the loss is BEAR's: the sum over the branching
@@ -162,34 +164,34 @@ impl MaskedSoftmaxLoss {
         self
     }
 
-    /// The token sets.
+    /// Returns the token sets.
     pub fn sets(&self) -> &TokenSets {
         &self.sets
     }
 
-    /// The convention.
+    /// Returns the convention.
     pub fn convention(&self) -> Convention {
         self.convention
     }
 
-    /// The settings of the row weights, where there are some.
+    /// Returns the settings of the row weights, if there are some.
     pub fn bear(&self) -> Option<Bear> {
         self.bear
     }
 
-    /// The temperature as it stands. After a step on a CUDA device the first call waits for it.
+    /// Returns the temperature as it stands. After a step on a CUDA device the first call waits for the device.
     ///
     /// # Errors
-    /// What candle reports of the transfer from a CUDA device.
+    /// Those that candle reports of the transfer from a CUDA device.
     pub fn temperature(&self) -> Result<&Temperature> {
         self.temperature.get()
     }
 
-    /// The temperature, to be stepped or restored by the caller. The convention was chosen for the
+    /// Returns the temperature, to be stepped or restored by the caller. The convention was chosen for the
     /// temperature that the loss was made with, and stays.
     ///
     /// # Errors
-    /// As [`temperature`](Self::temperature).
+    /// Those of [`temperature`](Self::temperature).
     pub fn temperature_mut(&mut self) -> Result<&mut Temperature> {
         self.temperature.get_mut()
     }
@@ -321,7 +323,7 @@ impl MaskedSoftmaxLoss {
         Ok((output, gradient))
     }
 
-    /// The rows as the kernels over logits take them.
+    /// Returns the rows as the kernels over logits take them.
     ///
     /// # Errors
     /// Rows that do not fit the token sets.
@@ -330,7 +332,7 @@ impl MaskedSoftmaxLoss {
         Ok(DenseRows::new(&self.batch(rows)?))
     }
 
-    /// The rows as the kernels over hidden states and a head take them.
+    /// Returns the rows as the kernels over hidden states and a head take them.
     ///
     /// # Errors
     /// Rows that do not fit the token sets.

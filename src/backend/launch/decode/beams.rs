@@ -42,7 +42,7 @@ pub(crate) struct NewBeam {
 /// The living beams of a [`BeamSearch`](crate::BeamSearch) as the kernels take them.
 ///
 /// [`BeamSearch::decode_beams`](crate::BeamSearch::decode_beams) makes them, and
-/// [`BeamSearch::take`](crate::BeamSearch::take) goes on with what the kernels have chosen.
+/// [`BeamSearch::apply_choices`](crate::BeamSearch::apply_choices) goes on with what the kernels have chosen.
 #[derive(Debug, Clone)]
 pub struct DecodeBeams {
     pub(crate) beams: Vec<DecodeBeam>,

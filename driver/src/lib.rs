@@ -15,6 +15,7 @@ pub mod commands;
 pub mod data;
 pub mod evaluate;
 pub mod model;
+pub mod ops;
 pub mod random;
 pub mod report;
 pub mod run;

@@ -14,7 +14,7 @@ mod train;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
+use candle_trie::{MaskedSoftmaxLoss, Rows, TokenTrie};
 
 use crate::{
     commands::arguments::{Arguments, Command, TokenizerArguments},
@@ -71,8 +71,8 @@ fn train_a_little(device: &Device) -> Result<()> {
     let trie = TokenTrie::new([(0, [1, 3]), (1, [2, 3])])?;
     let rows = Rows::from_shifted(&trie, &vec![vec![1i64, 3]])?;
     let hidden = model.hidden(&Tensor::new(&[[2u32, 1]], device)?)?;
-    let mut loss = MaskedSoftmaxLoss::new(&trie, Temperature::fixed(1.0))?;
-    let output = loss.forward_linear(&hidden, model.head(), &rows)?;
+    let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
+    let output = loss.forward((&hidden, model.head()), &rows)?;
     output.loss.backward()?;
     Ok(())
 }

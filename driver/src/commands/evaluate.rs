@@ -6,7 +6,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use candle_trie::Found;
+use candle_trie::SearchResult;
 use serde::Serialize;
 
 use super::{ERRORS_NOTE, examples, opened_run::OpenedRun, warn_of_long_rows};
@@ -178,7 +178,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
 fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     let users = beam.recommended.iter().zip(&exact.recommended);
     let missed = users.filter(|(beam, exact)| {
-        let in_beam = |found: &Found| beam.iter().any(|other| other.items == found.items);
+        let in_beam = |found: &SearchResult| beam.iter().any(|other| other.items == found.items);
         !exact.iter().all(in_beam)
     });
     format!(
@@ -214,7 +214,7 @@ struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn new(found: &Found, catalogue: &'a Catalogue) -> Self {
+    fn new(found: &SearchResult, catalogue: &'a Catalogue) -> Self {
         Self {
             items: catalogue.ids(&found.items).collect(),
             log_probability: found.log_probability,

@@ -4,7 +4,9 @@ use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
-use candle_trie::{BeamSearch, ExactSearch, Expansion, Found, FrozenHead, Normalise, TokenTrie};
+use candle_trie::{
+    BeamSearch, ExactSearch, Expansion, FrozenHead, Normalisation, SearchResult, TokenTrie,
+};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
@@ -106,7 +108,7 @@ pub struct Searcher<'a> {
 /// What a search found for some users, and what it cost.
 pub struct Recommended {
     /// The paths of each user, best first.
-    pub found: Vec<Vec<Found>>,
+    pub found: Vec<Vec<SearchResult>>,
     /// Tokens that the model read: padding left out, and what prompts begin with in common counted once.
     pub model_tokens: usize,
 }
@@ -164,8 +166,8 @@ impl<'a> Searcher<'a> {
 
     fn beam(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
         let normalise = match self.settings.normalise {
-            NormaliseOver::Trie => Normalise::Trie,
-            NormaliseOver::Vocabulary => Normalise::Vocabulary,
+            NormaliseOver::Trie => Normalisation::Trie,
+            NormaliseOver::Vocabulary => Normalisation::Vocabulary,
         };
         let mut search = BeamSearch::new(
             self.trie,
@@ -173,21 +175,23 @@ impl<'a> Searcher<'a> {
             self.settings.beams,
             self.temperature,
         )?
-        .with_normalise(normalise)
+        .with_normalisation(normalise)
         .with_length_penalty(self.settings.length_penalty)?;
         if !left_out.is_empty() {
-            search = search.leaving_out(left_out)?;
+            search = search.exclude_items(left_out)?;
         }
-        let mut reader = Reader::new(self.model, prompts, search.lead())?;
-        let (mut hidden, mut sequences) = reader.prompts(&search.users())?;
-        while let Some(step) = search.step_linear(&hidden, &self.head)? {
+        let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
+        let (mut hidden, mut sequences) = reader.prompts(&search.beam_users())?;
+        while let Some(step) = search.step((&hidden, &self.head))? {
             sequences = (step.parents.iter())
                 .map(|&parent| sequences[parent as usize].clone())
                 .collect();
             hidden = reader.read(&mut sequences, &step.tokens)?;
         }
         Ok(Recommended {
-            found: (0..prompts.len()).map(|user| search.found(user)).collect(),
+            found: (0..prompts.len())
+                .map(|user| search.results(user))
+                .collect(),
             model_tokens: reader.tokens,
         })
     }
@@ -200,15 +204,15 @@ impl<'a> Searcher<'a> {
             self.temperature,
         )?;
         if !left_out.is_empty() {
-            search = search.leaving_out(left_out)?;
+            search = search.exclude_items(left_out)?;
         }
-        let mut reader = Reader::new(self.model, prompts, search.lead())?;
+        let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
         let mut read: Vec<Sequence> = Vec::new();
         while let Some(Expansion {
             users,
             parents,
             tokens,
-        }) = search.wanted()
+        }) = search.next_expansion()
         {
             let hidden = if read.is_empty() {
                 let (hidden, sequences) = reader.prompts(&users)?;
@@ -224,10 +228,12 @@ impl<'a> Searcher<'a> {
                 read.extend(sequences);
                 hidden
             };
-            search.step_linear(&hidden, &self.head)?;
+            search.step((&hidden, &self.head))?;
         }
         Ok(Recommended {
-            found: (0..prompts.len()).map(|user| search.found(user)).collect(),
+            found: (0..prompts.len())
+                .map(|user| search.results(user))
+                .collect(),
             model_tokens: reader.tokens,
         })
     }

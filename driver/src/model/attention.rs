@@ -1,5 +1,7 @@
 //! Causal attention with grouped queries, and the linear layers around it.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::{
@@ -93,14 +95,14 @@ impl Attention {
         beginning: Option<&KeysValues>,
         sequences: &Sequences,
     ) -> Result<(Tensor, KeysValues)> {
-        let seed = sequences.dropout_seed;
-        let (queries, new) = self.project(x, &sequences.angles, seed)?;
+        let seeds = sequences.dropout_seeds.as_ref();
+        let (queries, new) = self.project(x, &sequences.angles, seeds)?;
         let seen = match beginning {
             Some(beginning) => new.behind(beginning)?,
             None => new,
         };
         let mixed = ops::attention(&queries, &seen.keys, &seen.values, &sequences.mask)?;
-        Ok((self.output.forward(&mixed.flatten_from(2)?, seed)?, seen))
+        Ok((self.output.forward(&mixed.flatten_from(2)?, seeds)?, seen))
     }
 
     /// Computes attention of the new tokens of a decoding step, `x [new tokens, 1, hidden]`, whose keys and values join the
@@ -121,11 +123,11 @@ impl Attention {
         &self,
         x: &Tensor,
         angles: &RotaryAngles,
-        dropout_seed: Option<u64>,
+        dropout_seeds: Option<&Arc<[u64]>>,
     ) -> Result<(Tensor, KeysValues)> {
         let (batch, tokens, _) = x.dims3()?;
         let project = |linear: &Linear, heads| {
-            let rows = linear.forward(x, dropout_seed)?;
+            let rows = linear.forward(x, dropout_seeds)?;
             rows.reshape((batch, tokens, heads, self.width))
         };
         let mut queries = project(&self.query, self.heads)?;

@@ -1,5 +1,7 @@
 //! What all layers share in one forward pass.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use crate::ops::{RotaryAngles, SeenTokens, causal_mask};
@@ -10,8 +12,8 @@ pub struct Sequences {
     pub angles: RotaryAngles,
     /// The causal mask `[tokens, past + tokens]`.
     pub mask: Tensor,
-    /// The seed of this pass's dropout. `None` means no dropout.
-    pub dropout_seed: Option<u64>,
+    /// The seed of each sequence's dropout. `None` means no dropout.
+    pub dropout_seeds: Option<Arc<[u64]>>,
 }
 
 impl Sequences {
@@ -19,7 +21,7 @@ impl Sequences {
     /// the rotary embedding; `like` is a tensor of the model's type and device.
     pub fn new(
         (batch, past, tokens): (usize, usize, usize),
-        dropout_seed: Option<u64>,
+        dropout_seeds: Option<Arc<[u64]>>,
         frequencies: &[f64],
         like: &Tensor,
     ) -> Result<Self> {
@@ -27,7 +29,7 @@ impl Sequences {
         Ok(Self {
             angles: RotaryAngles::new(&first_positions, tokens, frequencies, like)?,
             mask: causal_mask(past, tokens, like)?,
-            dropout_seed,
+            dropout_seeds,
         })
     }
 }

@@ -1,5 +1,7 @@
 //! One layer: attention and a feed-forward block, each behind a norm and added to a residual stream.
 
+use std::sync::Arc;
+
 use anyhow::Result;
 use candle_core::Tensor;
 
@@ -82,7 +84,8 @@ impl Layer {
     ) -> candle_core::Result<(Tensor, KeysValues)> {
         let normed = self.attention_norm.forward(x)?;
         let (attended, seen) = self.attention.forward(&normed, beginning, sequences)?;
-        let output = self.feed_forward(&ops::add(x, &attended)?, sequences.dropout_seed)?;
+        let output =
+            self.feed_forward(&ops::add(x, &attended)?, sequences.dropout_seeds.as_ref())?;
         Ok((output, seen))
     }
 
@@ -99,15 +102,19 @@ impl Layer {
         self.feed_forward(&ops::add(x, &attended)?, None)
     }
 
-    fn feed_forward(&self, x: &Tensor, dropout_seed: Option<u64>) -> candle_core::Result<Tensor> {
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        dropout_seeds: Option<&Arc<[u64]>>,
+    ) -> candle_core::Result<Tensor> {
         if let Some(weights) = self.frozen_feed_forward() {
             return ops::frozen_feed_forward(x, weights);
         }
         let normed = self.feed_forward_norm.forward(x)?;
-        let gate = self.gate.forward(&normed, dropout_seed)?;
-        let up = self.up.forward(&normed, dropout_seed)?;
+        let gate = self.gate.forward(&normed, dropout_seeds)?;
+        let up = self.up.forward(&normed, dropout_seeds)?;
         let inner = ops::swiglu(&gate, &up)?;
-        ops::add(x, &self.down.forward(&inner, dropout_seed)?)
+        ops::add(x, &self.down.forward(&inner, dropout_seeds)?)
     }
 
     /// Returns the weights of the feed-forward block, where none is trained or has an adapter.

@@ -1,5 +1,7 @@
 //! A linear layer, with a low-rank adapter or without.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::lora::Adapter;
@@ -57,13 +59,13 @@ impl Linear {
         }
     }
 
-    /// Computes `x [.., in]` → `[.., out]`. With a seed, the adapter's input has dropout.
-    pub fn forward(&self, x: &Tensor, dropout_seed: Option<u64>) -> Result<Tensor> {
+    /// Computes `x [.., in]` → `[.., out]`. With a seed for each sequence, the adapter's input has dropout.
+    pub fn forward(&self, x: &Tensor, dropout_seeds: Option<&Arc<[u64]>>) -> Result<Tensor> {
         let bias = self.bias.as_ref();
         match &self.adapter {
             None => ops::linear(x, &self.weight, bias),
             Some(adapter) => {
-                let adapter = adapter.low_rank(dropout_seed);
+                let adapter = adapter.low_rank(dropout_seeds);
                 ops::linear_with_lora(x, &self.weight, bias, adapter)
             }
         }

@@ -1,6 +1,6 @@
 //! The whole model.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, safetensors};
@@ -207,15 +207,15 @@ impl Llama {
         self.forward(tokens, None)
     }
 
-    /// Computes hidden states as [`hidden`](Self::hidden) does, with the adapters' dropout. The same seed drops out the
-    /// same elements.
-    pub fn hidden_in_training(&self, tokens: &Tensor, dropout_seed: u64) -> Result<Tensor> {
-        self.forward(tokens, Some(dropout_seed))
+    /// Computes hidden states as [`hidden`](Self::hidden) does, with the adapters' dropout, for which each sequence has a
+    /// seed. The same seed drops out the same elements.
+    pub fn hidden_in_training(&self, tokens: &Tensor, dropout_seeds: &[u64]) -> Result<Tensor> {
+        self.forward(tokens, Some(dropout_seeds.into()))
     }
 
-    fn forward(&self, tokens: &Tensor, dropout_seed: Option<u64>) -> Result<Tensor> {
+    fn forward(&self, tokens: &Tensor, dropout_seeds: Option<Arc<[u64]>>) -> Result<Tensor> {
         let mut x = self.embed(tokens)?;
-        let sequences = self.sequences(tokens, 0, dropout_seed)?;
+        let sequences = self.sequences(tokens, 0, dropout_seeds)?;
         for layer in &self.layers {
             x = layer.forward(&x, None, &sequences)?.0;
         }
@@ -227,11 +227,11 @@ impl Llama {
         &self,
         tokens: &Tensor,
         past: usize,
-        dropout_seed: Option<u64>,
+        dropout_seeds: Option<Arc<[u64]>>,
     ) -> candle_core::Result<Sequences> {
         let (batch, tokens) = tokens.dims2()?;
         let sizes = (batch, past, tokens);
-        Sequences::new(sizes, dropout_seed, &self.frequencies, &self.embedding)
+        Sequences::new(sizes, dropout_seeds, &self.frequencies, &self.embedding)
     }
 
     /// Reads prompts, and returns the hidden state `[users, hidden]` of each prompt's last token and the cache. What all

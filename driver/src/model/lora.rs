@@ -1,5 +1,7 @@
 //! Low-rank adapters (LoRA): what is trained of a model whose own weights are frozen.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use candle_core::{Tensor, Var};
 use clap::Args;
@@ -181,13 +183,13 @@ impl Adapter {
         })
     }
 
-    /// Returns what is computed beside the layer's weight. With a seed, its input has dropout.
-    pub fn low_rank(&self, dropout_seed: Option<u64>) -> LowRank<'_> {
+    /// Returns what is computed beside the layer's weight. With a seed for each sequence, its input has dropout.
+    pub fn low_rank(&self, dropout_seeds: Option<&Arc<[u64]>>) -> LowRank<'_> {
         LowRank {
             down: &self.down,
             up: &self.up,
             scale: self.scale,
-            dropout: dropout_seed.and_then(|seed| Dropout::new(self.dropout, seed, self.stream)),
+            dropout: dropout_seeds.and_then(|seeds| Dropout::new(self.dropout, seeds, self.stream)),
         }
     }
 }

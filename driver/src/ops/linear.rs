@@ -68,6 +68,7 @@ pub fn linear_with_lora(
 ) -> Result<Tensor> {
     let weight = weight.detach();
     let frozen = weight.clone();
+    let saved_dropout = dropout.clone();
     differentiable(
         [x, down, up],
         |[x, down, up]| {
@@ -77,17 +78,17 @@ pub fn linear_with_lora(
                 None => whole,
             };
             // The scale is applied to the narrow tensors between `down` and `up`.
-            let inner = (project(&dropped(&widen(x)?, dropout)?, down)? * scale)?;
+            let inner = (project(&dropped(&widen(x)?, &dropout)?, down)? * scale)?;
             (widen(&whole)? + project(&inner, up)?)?.to_dtype(x.dtype())
         },
         move |[x, down, up], gradient, [x_wanted, ..]| {
-            let input = dropped(&widen(x)?, dropout)?;
+            let input = dropped(&widen(x)?, &saved_dropout)?;
             let inner = (project(&input, down)? * scale)?;
             let wide_gradient = widen(gradient)?;
             let of_inner = (input_gradient(up, &wide_gradient)? * scale)?;
             let of_x = x_wanted.then(|| {
                 let beside = input_gradient(&frozen, gradient)?;
-                let of_input = dropped(&input_gradient(down, &of_inner)?, dropout)?;
+                let of_input = dropped(&input_gradient(down, &of_inner)?, &saved_dropout)?;
                 (of_input + widen(&beside)?)?.to_dtype(x.dtype())
             });
             Ok([
@@ -99,7 +100,7 @@ pub fn linear_with_lora(
     )
 }
 
-fn dropped(x: &Tensor, dropout: Option<Dropout>) -> Result<Tensor> {
+fn dropped(x: &Tensor, dropout: &Option<Dropout>) -> Result<Tensor> {
     match dropout {
         Some(dropout) => x * dropout.factors(x)?,
         None => Ok(x.clone()),

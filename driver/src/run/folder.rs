@@ -210,7 +210,7 @@ impl RunFolder {
     /// The trie of the catalogue that the run trains on.
     pub fn trie(&self) -> Result<TokenTrie> {
         let path = self.path.join(TRIE_FILE);
-        TokenTrie::load(&path).with_context(|| path.display().to_string())
+        Ok(TokenTrie::load(path)?)
     }
 
     /// The folder of a step's checkpoint.

@@ -2,18 +2,18 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Found, Path};
+use super::{Path, SearchResult};
 use crate::TokenTrie;
 
 /// What one user's search leaves out. Probabilities stay what they are.
 #[derive(Debug, Clone, Default)]
-pub(super) struct LeftOut {
+pub(super) struct Excluded {
     items: HashSet<u64>,
     /// The nodes below which every item is left out.
     nodes: HashSet<u32>,
 }
 
-impl LeftOut {
+impl Excluded {
     /// For one list of items a user. Items that the trie does not have are passed over.
     pub fn of_users<I: AsRef<[u64]>>(trie: &TokenTrie, users: &[I]) -> Vec<Self> {
         let wanted: HashSet<u64> = users
@@ -35,25 +35,25 @@ impl LeftOut {
     /// `leaves` gives the leaf of each of an item's paths, and how many items it has. A leaf that lists
     /// an item twice is there twice.
     fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, Vec<(u32, usize)>>) -> Self {
-        let mut left_out = Self::default();
+        let mut excluded = Self::default();
         // Of each node, how many of its children (or items, at a leaf) are left out.
         let mut counts: HashMap<u32, usize> = HashMap::new();
         for item in items {
             let Some(leaves) = leaves.get(item) else {
                 continue;
             };
-            if !left_out.items.insert(*item) {
+            if !excluded.items.insert(*item) {
                 continue;
             }
             for &(leaf, items) in leaves {
-                left_out.leave_out(trie, leaf, items, &mut counts);
+                excluded.exclude(trie, leaf, items, &mut counts);
             }
         }
-        left_out
+        excluded
     }
 
     /// Counts an item of a leaf, which has `items`, as left out, and the nodes that this empties.
-    fn leave_out(
+    fn exclude(
         &mut self,
         trie: &TokenTrie,
         leaf: u32,
@@ -91,9 +91,9 @@ impl LeftOut {
     }
 
     /// A whole path's result, with the items that are wanted.
-    pub fn found(&self, trie: &TokenTrie, path: &Path, score: f64) -> Found {
+    pub fn found(&self, trie: &TokenTrie, path: &Path, score: f64) -> SearchResult {
         let items = trie.items(path.node).iter().copied();
-        Found {
+        SearchResult {
             items: items.filter(|item| !self.items.contains(item)).collect(),
             log_probability: path.log_probability,
             score,

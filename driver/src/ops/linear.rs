@@ -149,3 +149,23 @@ fn with_leading_dims(rows: Tensor, like: &Tensor) -> Result<Tensor> {
     }
     rows.reshape(shape)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::ops::tests::{assert_close, wave};
+
+    #[test]
+    fn few_rows_and_many_are_multiplied_alike_by_narrow_and_by_wide_weights() {
+        for count in [1, 2, FEW - 1, FEW] {
+            for width in [8, FEW] {
+                let x = wave(&[1, count, width], 0.3, DType::F64);
+                let weight = wave(&[5, width], 1.1, DType::F64);
+                let expected = x.broadcast_matmul(&weight.t().unwrap()).unwrap();
+                assert_close(&project(&x, &weight).unwrap(), &expected);
+            }
+        }
+    }
+}

@@ -23,11 +23,13 @@ pub(super) fn softmax_gradient(softmax: &Tensor, gradient: &Tensor) -> Result<Te
         softmax, T => map_slices([softmax, gradient], |[softmax, gradient]| {
             fused::softmax_gradient::<T>(softmax, gradient, width)
         }),
-        {
-            let mean = (gradient * softmax)?.sum_keepdim(D::Minus1)?;
-            softmax * gradient.broadcast_sub(&mean)?
-        }
+        composed_gradient(softmax, gradient)
     )
+}
+
+fn composed_gradient(softmax: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    let mean = (gradient * softmax)?.sum_keepdim(D::Minus1)?;
+    softmax * gradient.broadcast_sub(&mean)?
 }
 
 mod fused {
@@ -71,5 +73,30 @@ mod fused {
             }
         });
         output
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::DType;
+
+    use super::*;
+    use crate::ops::{
+        causal_mask,
+        tests::{assert_close, wave},
+    };
+
+    #[test]
+    fn the_fused_softmax_and_its_gradient_are_the_composed_ones() {
+        for dtype in [DType::F32, DType::F64] {
+            let [scores, gradient] = [0.3, 1.1].map(|from| wave(&[2, 3, 5, 21], from, dtype));
+            let scores = (scores * 9.0).unwrap();
+            let mask = causal_mask(16, 5, &scores).unwrap();
+            let found = causal_softmax(&scores, &mask).unwrap();
+            let expected = softmax_last_dim(&scores.broadcast_add(&mask).unwrap()).unwrap();
+            assert_close(&found, &expected);
+            let found = softmax_gradient(&expected, &gradient).unwrap();
+            assert_close(&found, &composed_gradient(&expected, &gradient).unwrap());
+        }
     }
 }

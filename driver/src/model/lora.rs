@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::parameters::values;
 use crate::{
+    console::finite,
     ops::{Dropout, LowRank, accumulator_dtype},
     random::Random,
-    run::settings::finite,
 };
 
 /// The largest rank: more than the width of any layer. The system would promise memory for more without having it.

@@ -157,7 +157,7 @@ mod fused {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     use super::*;
     use crate::ops::tests::{assert_close, wave};

@@ -46,7 +46,7 @@ struct DenseForwardParams {
     const double* previous;
     double given;
     // 0 before and after.
-    uint32_t* arrived;
+    uint32_t* block_counter;
     TemperatureStep step;
     StatisticsSizes sizes;
     BeamWeights beam_weights;
@@ -65,7 +65,7 @@ static_assert(sizeof(DenseForwardParams) == 320 && offsetof(DenseForwardParams, 
     offsetof(DenseForwardParams, loss) == 112 && offsetof(DenseForwardParams, partials) == 120 &&
     offsetof(DenseForwardParams, statistics) == 128 && offsetof(DenseForwardParams, temperature) == 136 &&
     offsetof(DenseForwardParams, previous) == 144 && offsetof(DenseForwardParams, given) == 152 &&
-    offsetof(DenseForwardParams, arrived) == 160 && offsetof(DenseForwardParams, step) == 168 &&
+    offsetof(DenseForwardParams, block_counter) == 160 && offsetof(DenseForwardParams, step) == 168 &&
     offsetof(DenseForwardParams, sizes) == 208 && offsetof(DenseForwardParams, beam_weights) == 240 &&
     offsetof(DenseForwardParams, targets) == 288 && offsetof(DenseForwardParams, nth_logits) == 296 &&
     offsetof(DenseForwardParams, kept_capacity) == 304 && offsetof(DenseForwardParams, times_temperature) == 308 &&
@@ -107,10 +107,10 @@ public:
             __syncthreads();
         }
         write_zeros_of_rows();
-        write_idle();
+        write_ignored();
         const bool measures = batch.first_statistics < batch.row_count;
         totals.publish(measures ? 0 : StatisticsSums::length, BlockSums::length);
-        if (!reduce::is_last_block(params.arrived, gridDim.x)) return;
+        if (!reduce::is_last_block(params.block_counter, gridDim.x)) return;
         // Each as soon as it is there, so that no thread holds all of them.
         if (measures) {
             const Statistics statistics = totals.statistics(params.sizes);
@@ -132,7 +132,7 @@ public:
             if (weighs() && r < batch.counting) find_nth(r, row, logits);
         }
         totals.publish(0, StatisticsSums::length);
-        if (reduce::is_last_block(params.arrived, gridDim.x)) settle();
+        if (reduce::is_last_block(params.block_counter, gridDim.x)) settle();
         // No block goes on before the last has written the temperature and the shares.
         cooperative_groups::this_grid().sync();
 
@@ -154,9 +154,9 @@ public:
             __syncthreads();
         }
         write_zeros_of_rows();
-        write_idle();
+        write_ignored();
         totals.publish(StatisticsSums::length, BlockSums::length);
-        if (reduce::is_last_block(params.arrived, gridDim.x)) totals.write_loss(params.loss);
+        if (reduce::is_last_block(params.block_counter, gridDim.x)) totals.write_loss(params.loss);
     }
 
 private:
@@ -287,26 +287,26 @@ private:
     }
 
     // What no row writes: zeros.
-    __device__ __forceinline__ void write_idle() const {
+    __device__ __forceinline__ void write_ignored() const {
         if (params.losses) {
-            for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < batch.idle_count; i += gridDim.x * blockDim.x) {
-                params.losses[batch.idle[i]] = 0.0f;
+            for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < batch.ignored_count; i += gridDim.x * blockDim.x) {
+                params.losses[batch.ignored[i]] = 0.0f;
             }
         }
         if (!params.gradient) return;
         const uint32_t warps = blockDim.x / reduce::warp_size, warp = threadIdx.x / reduce::warp_size;
         const int64_t chunks = (batch.width + 2 * Packet<T>::size - 2) / Packet<T>::size / chunk + 1;
-        const int64_t end = first_idle_chunk(blockIdx.x + 1, chunks);
-        for (int64_t i = first_idle_chunk(blockIdx.x, chunks) + warp; i < end; i += warps) {
-            const GradientRow<T> gradient = gradient_of(batch.idle[i / chunks]);
+        const int64_t end = first_ignored_chunk(blockIdx.x + 1, chunks);
+        for (int64_t i = first_ignored_chunk(blockIdx.x, chunks) + warp; i < end; i += warps) {
+            const GradientRow<T> gradient = gradient_of(batch.ignored[i / chunks]);
             const uint32_t begin = static_cast<uint32_t>(i % chunks) * chunk;
             write_zeros(gradient, begin, smaller(begin + chunk, gradient.packets()));
         }
     }
 
-    // Where a block's part of the idle chunks begins: blocks that had a row less take as many chunks more.
-    __device__ __forceinline__ int64_t first_idle_chunk(int64_t block, int64_t chunks) const {
-        const int64_t rows = batch.row_count, blocks = gridDim.x, all = batch.idle_count * chunks;
+    // Where a block's part of the ignored chunks begins: blocks that had a row less take as many chunks more.
+    __device__ __forceinline__ int64_t first_ignored_chunk(int64_t block, int64_t chunks) const {
+        const int64_t rows = batch.row_count, blocks = gridDim.x, all = batch.ignored_count * chunks;
         const int64_t share = (rows * chunks + all + blocks - 1) / blocks;
         const int64_t rows_before = block * (rows / blocks) + (block < rows % blocks ? block : rows % blocks);
         const int64_t first = block * share - rows_before * chunks;

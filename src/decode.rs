@@ -7,7 +7,7 @@
 //! so no step: such tokens ride along with the next one that is chosen.
 
 mod beam;
-#[cfg_attr(not(feature = "cuda"), path = "decode/no_cuda.rs")]
+#[cfg(feature = "cuda")]
 mod cuda;
 mod exact;
 mod kernels;

@@ -7,33 +7,28 @@ use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::{check_positive, check_temperature};
 use crate::{Bear, Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
+mod call;
 mod convention;
 #[cfg(feature = "cust")]
 pub mod cust;
 mod dense;
 #[cfg(feature = "cuda")]
-mod device;
+pub(crate) mod device;
+mod device_sets;
 mod head;
 mod labels;
 mod linear;
 mod output;
-mod pass;
 pub mod reference;
-mod residence;
 mod temperature;
 mod tensor;
 pub(crate) mod valid_logits;
-
-#[cfg(feature = "cuda")]
-pub(crate) use dense::cuda::view as device_logits;
-#[cfg(feature = "cuda")]
-pub(crate) use device::cuda as cuda_storage;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
 pub use output::LossOutput;
 
-use residence::Residence;
+use device_sets::DeviceSetCache;
 use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 
 /// The masked softmax loss (MSL) of arXiv 2504.04178, with a fixed or an adaptive temperature.
@@ -73,7 +68,7 @@ pub struct MaskedSoftmaxLoss {
     convention: Convention,
     bear: Option<Bear>,
     checked: bool,
-    residence: Residence,
+    device_sets: DeviceSetCache,
 }
 
 impl MaskedSoftmaxLoss {
@@ -95,7 +90,7 @@ impl MaskedSoftmaxLoss {
             convention,
             bear: None,
             checked: false,
-            residence: Residence::default(),
+            device_sets: DeviceSetCache::default(),
         })
     }
 
@@ -193,7 +188,7 @@ impl MaskedSoftmaxLoss {
     pub fn forward(&mut self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
         let source = self.temperature.stepping(logits.device())?;
         let batch = self.batch(rows)?;
-        let (output, stepped) = dense::forward(logits, batch, source, &self.residence)?;
+        let (output, stepped) = dense::forward(logits, batch, source, &self.device_sets)?;
         self.take_step(stepped);
         Ok(output)
     }
@@ -207,7 +202,7 @@ impl MaskedSoftmaxLoss {
     pub fn forward_at(&self, logits: &Tensor, rows: &Rows, temperature: f64) -> Result<LossOutput> {
         check_temperature("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
-        Ok(dense::forward(logits, self.batch(rows)?, source, &self.residence)?.0)
+        Ok(dense::forward(logits, self.batch(rows)?, source, &self.device_sets)?.0)
     }
 
     /// The loss at the temperature as it stands, without a gradient, a step or statistics. Under BEAR the rows have
@@ -218,7 +213,7 @@ impl MaskedSoftmaxLoss {
     pub fn evaluate(&self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
         let source = self.temperature_as_it_stands()?;
         let batch = self.batch_in_scope(rows, None)?;
-        Ok(dense::forward(&logits.detach(), batch, source, &self.residence)?.0)
+        Ok(dense::forward(&logits.detach(), batch, source, &self.device_sets)?.0)
     }
 
     /// The statistics that an adaptive temperature looks at; those of no row for a fixed one.
@@ -226,7 +221,7 @@ impl MaskedSoftmaxLoss {
     /// # Errors
     /// As [`forward`](Self::forward).
     pub fn statistics(&self, logits: &Tensor, rows: &Rows) -> Result<Statistics> {
-        dense::statistics(logits, self.batch(rows)?, &self.residence)
+        dense::statistics(logits, self.batch(rows)?, &self.device_sets)
     }
 
     /// The loss and the gradient of the logits (of the loss's sum under [`Reduction::None`]) in one
@@ -243,7 +238,7 @@ impl MaskedSoftmaxLoss {
         let source = self.temperature.stepping(logits.device())?;
         let batch = self.batch(rows)?;
         let (output, gradient, stepped) =
-            dense::value_and_gradient(logits, batch, source, &self.residence)?;
+            dense::value_and_gradient(logits, batch, source, &self.device_sets)?;
         self.take_step(stepped);
         Ok((output, gradient))
     }
@@ -263,7 +258,7 @@ impl MaskedSoftmaxLoss {
         let source = self.temperature.stepping(logits.device())?;
         let batch = self.batch(rows)?;
         let (output, stepped) =
-            dense::value_and_gradient_into(logits, batch, source, &self.residence, gradient)?;
+            dense::value_and_gradient_into(logits, batch, source, &self.device_sets, gradient)?;
         self.take_step(stepped);
         Ok(output)
     }
@@ -278,7 +273,7 @@ impl MaskedSoftmaxLoss {
         let source = self.temperature.stepping(logits.device())?;
         let batch = self.batch(rows)?;
         let (output, stepped) =
-            dense::value_and_gradient_over(logits, batch, source, &self.residence)?;
+            dense::value_and_gradient_over(logits, batch, source, &self.device_sets)?;
         self.take_step(stepped);
         Ok(output)
     }
@@ -302,7 +297,7 @@ impl MaskedSoftmaxLoss {
         let source = self.temperature.stepping(hidden.device())?;
         let batch = self.batch(rows)?;
         let (output, stepped) =
-            linear::forward(hidden, head.into(), batch, source, &self.residence)?;
+            linear::forward(hidden, head.into(), batch, source, &self.device_sets)?;
         self.take_step(stepped);
         Ok(output)
     }
@@ -326,7 +321,7 @@ impl MaskedSoftmaxLoss {
         let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
         let head = head.with(&weight, bias.as_ref());
         let (output, gradient, stepped) =
-            linear::value_and_gradient(hidden, head, batch, source, &self.residence)?;
+            linear::value_and_gradient(hidden, head, batch, source, &self.device_sets)?;
         self.take_step(stepped);
         Ok((output, gradient))
     }
@@ -349,7 +344,7 @@ impl MaskedSoftmaxLoss {
             head.into(),
             self.batch(rows)?,
             source,
-            &self.residence,
+            &self.device_sets,
         )?
         .0)
     }
@@ -369,7 +364,7 @@ impl MaskedSoftmaxLoss {
         let head = head.with(&weight, bias.as_ref());
         let source = self.temperature_as_it_stands()?;
         let batch = self.batch_in_scope(rows, None)?;
-        Ok(linear::forward(&hidden.detach(), head, batch, source, &self.residence)?.0)
+        Ok(linear::forward(&hidden.detach(), head, batch, source, &self.device_sets)?.0)
     }
 
     /// As [`statistics`](Self::statistics), from hidden states and head.
@@ -382,7 +377,7 @@ impl MaskedSoftmaxLoss {
         head: impl Into<Head<'h>>,
         rows: &Rows,
     ) -> Result<Statistics> {
-        linear::statistics(hidden, head.into(), self.batch(rows)?, &self.residence)
+        linear::statistics(hidden, head.into(), self.batch(rows)?, &self.device_sets)
     }
 
     /// The rows as the kernels over logits take them.

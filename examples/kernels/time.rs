@@ -2,7 +2,7 @@
 
 use candle_trie::launch::{Element, LinearGradients, LinearWork};
 
-use crate::recorder::{issue, pass};
+use crate::recorder::{issue_linear, linear_plan};
 use crate::resources::{CARDS, Card};
 use crate::support::{LLAMA_3_8B, MODELS, Model, SEMANTIC_IDS, SMOLLM2, Shape};
 
@@ -265,8 +265,9 @@ impl Modelled {
         let card = CARDS.iter().find(|card| card.name == speeds.name);
         let card = card.expect("a card of that name");
         let (element, hidden) = (Element::Bf16, LinearGradients::Hidden);
-        let [scores, gradient] = pass(shape, model.hidden, element, hidden, &card.limits).work(0);
-        let issued = issue(shape, model.hidden, element, hidden, &card.limits);
+        let [scores, gradient] =
+            linear_plan(shape, model.hidden, element, hidden, &card.limits).work(0);
+        let issued = issue_linear(shape, model.hidden, element, hidden, &card.limits);
         let blocks = issued.expect("a plan").launches[0].blocks;
         let rows = shape.branching_rows();
         let vectors = (2 * (shape.distinct_tokens().len() + rows) * model.hidden) as f64;

@@ -3,10 +3,13 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::path::{check_logits, log_softmax};
 use super::rules::{Beams, Candidate, Rules};
-use super::{Found, LeftOut, Path, cuda};
+use super::{Found, LeftOut, Path};
 use crate::error::check_numbered;
+#[cfg(feature = "cuda")]
 use crate::launch::DecodeBeams;
 use crate::loss::{Head, valid_logits};
 use crate::temperature::check_temperature;
@@ -170,8 +173,10 @@ impl BeamSearch {
         if self.living() == 0 {
             return Ok(None);
         }
+        #[cfg(feature = "cuda")]
         if logits.device().is_cuda() {
-            return self.step_on_cuda(logits);
+            valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
+            return self.step_by_kernels(logits, &self.decode_beams()?);
         }
         let nodes = self.nodes();
         let valid = valid_logits::of_logits(logits, self.sets(), &nodes)?;
@@ -199,6 +204,7 @@ impl BeamSearch {
         if self.rules.normalise == Normalise::Vocabulary {
             return self.step(&head.logits(hidden)?);
         }
+        #[cfg(feature = "cuda")]
         if hidden.device().is_cuda() {
             let mut beams = self.decode_beams()?;
             let logits = valid_logits::in_columns(hidden, head, self.sets(), beams.gather())?;
@@ -244,11 +250,7 @@ impl BeamSearch {
         }))
     }
 
-    fn step_on_cuda(&mut self, logits: &Tensor) -> Result<Option<Step>> {
-        valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
-        self.step_by_kernels(logits, &self.decode_beams()?)
-    }
-
+    #[cfg(feature = "cuda")]
     fn step_by_kernels(&mut self, logits: &Tensor, beams: &DecodeBeams) -> Result<Option<Step>> {
         valid_logits::check_for_kernels(logits, self.living())?;
         let (choices, faults) = cuda::decode(logits, beams)?;

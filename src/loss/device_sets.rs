@@ -1,15 +1,17 @@
-//! What a loss keeps in the memory of devices from one batch to the next.
+//! The token sets of a loss in the memory of devices, from one batch to the next.
 
-/// The token sets on every device that the loss has been used on; shared by the loss's clones.
+/// A cache of the token sets on every device that the loss has been used on. Clones of the loss share it.
 #[derive(Clone, Default)]
-pub(super) struct Residence {
+pub(super) struct DeviceSetCache {
     #[cfg(feature = "cuda")]
     sets: std::sync::Arc<std::sync::Mutex<cuda::Sets>>,
 }
 
-impl std::fmt::Debug for Residence {
+impl std::fmt::Debug for DeviceSetCache {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Residence").finish_non_exhaustive()
+        formatter
+            .debug_struct("DeviceSetCache")
+            .finish_non_exhaustive()
     }
 }
 
@@ -21,22 +23,22 @@ mod cuda {
     use candle_core::CudaDevice;
     use candle_core::cuda_backend::DeviceId;
 
-    use super::Residence;
-    use crate::backend::cuda::dense::DeviceSets;
+    use super::DeviceSetCache;
+    use crate::backend::cuda::sets::DeviceSets;
     use crate::{Result, TokenSets};
 
     pub(super) type Sets = HashMap<DeviceId, Arc<DeviceSets>>;
 
-    impl Residence {
-        /// The token sets of the loss on this device, uploaded at the first call. Clones of the loss
-        /// may use them from other threads: [`DeviceSets`] sees to the order of their streams.
-        pub fn sets(&self, device: &CudaDevice, sets: &TokenSets) -> Result<Arc<DeviceSets>> {
-            let mut resident = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(found) = resident.get(&device.id()) {
+    impl DeviceSetCache {
+        /// Returns the token sets of the loss on this device, and uploads them at the first call. Clones of the loss
+        /// may use them from other threads: [`DeviceSets`] orders their streams.
+        pub fn on(&self, device: &CudaDevice, sets: &TokenSets) -> Result<Arc<DeviceSets>> {
+            let mut cached = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(found) = cached.get(&device.id()) {
                 return Ok(found.clone());
             }
             let uploaded = Arc::new(DeviceSets::new(device, sets)?);
-            resident.insert(device.id(), uploaded.clone());
+            cached.insert(device.id(), uploaded.clone());
             Ok(uploaded)
         }
     }

@@ -1,13 +1,12 @@
 //! The head of a language model, as the loss over hidden states takes it.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
-use crate::backend::cpu::linear::{self, HeadRows};
+use super::tensor::{Gathered, Scalar, check_loss_device, cpu, matrix, with_element};
+use crate::backend::cpu::linear;
 use crate::{Error, Result, TokenSet, TokenSets};
 
 pub(super) const HEAD: &str = "head";
@@ -114,15 +113,6 @@ pub struct FrozenHead {
     bias: Option<Tensor>,
     sets: TokenSets,
     gathered: Arc<Gathered>,
-}
-
-/// Gathered head rows by token set, in the type they are computed in.
-#[derive(Debug)]
-pub(super) enum Gathered {
-    F32(HashMap<u32, HeadRows<f32>>),
-    F64(HashMap<u32, HeadRows<f64>>),
-    /// A device reads them where they lie.
-    OnDevice,
 }
 
 impl FrozenHead {

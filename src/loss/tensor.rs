@@ -4,10 +4,18 @@ use std::collections::HashMap;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor, WithDType};
 
-use super::head::Gathered;
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::linear::HeadRows;
 use crate::{Error, Result};
+
+/// Gathered head rows by token set, in the type they are computed in.
+#[derive(Debug)]
+pub(super) enum Gathered {
+    F32(HashMap<u32, HeadRows<f32>>),
+    F64(HashMap<u32, HeadRows<f64>>),
+    /// A device reads them where they lie.
+    OnDevice,
+}
 
 /// A type that both candle and the CPU backend know.
 pub(super) trait Scalar: Element + WithDType {

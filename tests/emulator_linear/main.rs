@@ -22,6 +22,5 @@ mod items;
 mod numerics;
 mod options;
 mod plan;
-mod queue;
 mod shapes;
 mod whole_vocabulary;

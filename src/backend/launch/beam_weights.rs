@@ -30,7 +30,7 @@ impl BeamWeights {
         }
     }
 
-    /// The same, with their sum written behind the statistics.
+    /// Returns the same settings, with the sum of the weights to be written behind the statistics.
     pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
         let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
         Self {
@@ -39,7 +39,7 @@ impl BeamWeights {
         }
     }
 
-    /// Whether rows have weights that wait for the logits of all.
+    /// Returns whether rows have weights that wait for the logits of all.
     pub(super) fn weighs(&self) -> bool {
         self.beams > 0
     }

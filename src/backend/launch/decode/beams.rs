@@ -47,7 +47,9 @@ pub(crate) struct NewBeam {
 pub struct DecodeBeams {
     pub(crate) beams: Vec<DecodeBeam>,
     pub(crate) edges: Vec<DecodeEdge>,
+    /// The column of the logits that each edge's token has.
     pub(crate) tokens: Vec<u32>,
+    /// Where the candidates of each user begin, the living before the whole, and where the last end.
     pub(crate) segments: Vec<u32>,
     /// The node that each edge leads to.
     pub(crate) nodes: Vec<u32>,
@@ -59,9 +61,6 @@ pub struct DecodeBeams {
 }
 
 impl DecodeBeams {
-    /// Mirrors `Rank` of `kernels/decode.cuh`.
-    pub const RANK_BYTES: usize = 16;
-
     /// No beam yet, of a search that keeps `width` of each user.
     pub(crate) fn new(width: usize, temperature: f64, over_vocabulary: bool) -> Self {
         Self {
@@ -137,29 +136,10 @@ impl DecodeBeams {
         self.columns.insert(columns)
     }
 
-    /// To be uploaded.
+    /// Returns the living beams of all users.
     #[must_use]
     pub fn beams(&self) -> &[DecodeBeam] {
         &self.beams
-    }
-
-    /// To be uploaded.
-    #[must_use]
-    pub fn edges(&self) -> &[DecodeEdge] {
-        &self.edges
-    }
-
-    /// To be uploaded: the column of the logits that each edge's token has.
-    #[must_use]
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// To be uploaded: where the candidates of each user begin, the living before the whole, and
-    /// where the last end.
-    #[must_use]
-    pub fn segments(&self) -> &[u32] {
-        &self.segments
     }
 
     /// The token of a column.

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::copies::AsyncCopy;
 use crate::fiber::{Fiber, Stacks};
 use crate::memory::Region;
 use crate::order::{Order, WARP};
@@ -98,13 +97,26 @@ impl State {
     }
 }
 
+/// The bytes of an asynchronous copy.
+pub(crate) const COPY_BYTES: usize = 16;
+
+/// An asynchronous copy under way, between two addresses.
+#[derive(Clone, Copy)]
+pub(crate) struct AsyncCopy {
+    pub(crate) source: usize,
+    pub(crate) destination: usize,
+    /// What the source held when the copy began.
+    pub(crate) found: [u8; COPY_BYTES],
+    pub(crate) site: Site,
+}
+
 pub(crate) struct Thread {
     pub(crate) fiber: Fiber,
     pub(crate) state: State,
     pub(crate) order: Order,
     /// What the operation that it waited for gave it.
     pub(crate) result: u64,
-    /// That it has begun and not awaited.
+    /// The copies that it has begun and not awaited.
     pub(crate) copies: Vec<AsyncCopy>,
     /// How many of these belong to each group that it has committed and not awaited, oldest first.
     /// What is left over belongs to none.

@@ -4,22 +4,11 @@
 //! thread awaits it. Until then nobody may touch the destination, that thread neither, nor change
 //! the source.
 
+use crate::block::{AsyncCopy, COPY_BYTES as BYTES};
 use crate::fault::Fault;
 use crate::machine::Machine;
 use crate::shadow::{Access, Objection};
 use crate::site::Site;
-
-const BYTES: usize = 16;
-
-/// A copy under way, between two addresses.
-#[derive(Clone, Copy)]
-pub(crate) struct AsyncCopy {
-    source: usize,
-    destination: usize,
-    /// What the source held when the copy began.
-    found: [u8; BYTES],
-    site: Site,
-}
 
 impl Machine<'_> {
     pub(crate) fn begin_copy(

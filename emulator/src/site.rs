@@ -46,7 +46,7 @@ impl Site {
     }
 }
 
-/// The kernels are compiled in the emulator's folder, as `../kernels/…` and as `planted/…`.
+/// The kernels are compiled in the emulator's folder, as `../kernels/…` and as `faulty_kernels/…`.
 fn in_repository(file: &str) -> String {
     match file.strip_prefix(env!("CARGO_MANIFEST_DIR")) {
         Some(inside) => inside

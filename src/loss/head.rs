@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
-use super::tensor::{Gathered, Scalar, check_loss_device, cpu, matrix, with_element};
+use super::tensor::{Gathered, check_loss_device, cpu, matrix, with_element};
 use crate::backend::cpu::linear;
 use crate::{Error, Result, TokenSet, TokenSets};
 
@@ -147,7 +147,7 @@ impl FrozenHead {
         check_head(&weight, bias.as_ref(), &sets)?;
         let gathered = match weight.device() {
             Device::Cpu => gather_on_cpu(&weight, &sets, bytes)?,
-            _ => Gathered::OnDevice,
+            _ => Gathered::ON_DEVICE,
         };
         Ok(Self {
             weight,
@@ -159,11 +159,7 @@ impl FrozenHead {
 
     /// How many sets have their rows gathered.
     pub fn gathered_sets(&self) -> usize {
-        match &*self.gathered {
-            Gathered::F32(sets) => sets.len(),
-            Gathered::F64(sets) => sets.len(),
-            Gathered::OnDevice => 0,
-        }
+        self.gathered.sets
     }
 }
 
@@ -181,7 +177,7 @@ fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gath
         let gathered = (largest_sets(sets, head.row_bytes(), bytes).into_iter())
             .map(|(set, tokens)| (set, head.gather(tokens.iter().copied())))
             .collect();
-        Ok(<T as Scalar>::wrap(gathered))
+        Ok(Gathered::new(gathered))
     })
 }
 

@@ -23,8 +23,8 @@ use super::temperature::{Stepped, TemperatureSource};
 use super::tensor::{Gathered, Scalar, cpu, with_element};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{
-    self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, hidden_gradient,
-    score, soften, whole_vocabulary_head_gradient,
+    self, HeadGradient, Hidden, SavedGradient, Wanted, WholeVocabulary, head_gradient,
+    hidden_gradient, score, softmax, whole_vocabulary_head_gradient,
 };
 use crate::{Result, Statistics};
 
@@ -176,7 +176,7 @@ struct LinearLoss<T: Scalar> {
 
 /// What a forward pass saves for the backward pass.
 enum SavedForward<T: Scalar> {
-    OnCpu(Box<(CpuForward, Softened<T::Real>)>),
+    OnCpu(Box<(CpuForward, SavedGradient<T::Real>)>),
     #[cfg(feature = "cuda")]
     OnCuda(Box<cuda::SavedForward>),
 }
@@ -189,35 +189,35 @@ impl<T: Scalar> LinearLoss<T> {
         &self,
         hidden: Hidden<T>,
         head: &linear::Head<T>,
-    ) -> Result<(CpuForward, Softened<T::Real>)> {
+    ) -> Result<(CpuForward, SavedGradient<T::Real>)> {
         let (LossCall { batch, source, .. }, wanted) = (&self.call, self.wanted);
-        let (statistics, temperature, softened);
+        let (statistics, temperature, gradient);
         match WholeVocabulary::new(hidden, head, batch) {
             Some(rows) => {
                 statistics = rows.statistics()?;
                 temperature = source.resolve(&statistics)?;
-                softened = rows.soften(temperature.0, wanted);
+                gradient = rows.softmax(temperature.0, wanted);
             }
             None => {
                 let scores = score(hidden, head, batch)?;
                 statistics = scores.statistics;
                 temperature = source.resolve(&statistics)?;
-                softened = soften(scores, batch, temperature.0, wanted);
+                gradient = softmax(scores, batch, temperature.0, wanted);
             }
         }
-        let (softmaxes, softened) = softened;
+        let (softmaxes, gradient) = gradient;
         let forward = CpuForward::new(batch, softmaxes, statistics, temperature);
-        Ok((forward, softened))
+        Ok((forward, gradient))
     }
 
     /// Returns the gradients of hidden states, head and bias, where each is wanted.
     fn gradients(
         &self,
-        saved: &(CpuForward, Softened<T::Real>),
+        saved: &(CpuForward, SavedGradient<T::Real>),
         [hidden, head, bias]: [&Tensor; 3],
         upstream: &Upstream,
     ) -> Result<[Option<Tensor>; 3]> {
-        let (batch, wanted, (forward, softened)) = (&self.call.batch, self.wanted, saved);
+        let (batch, wanted, (forward, gradient)) = (&self.call.batch, self.wanted, saved);
         let factor = |index| upstream.factor(batch, forward, index);
         let gathered = self.gathered.as_ref();
         let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
@@ -234,9 +234,9 @@ impl<T: Scalar> LinearLoss<T> {
 
         let mut gradients = [None, None, None];
         if wanted.hidden {
-            softened.check_frozen(&head_view, batch)?;
+            gradient.check_frozen(&head_view, batch)?;
             let length = hidden.elem_count();
-            let values = hidden_gradient(softened, &head_view, batch, factor, length);
+            let values = hidden_gradient(gradient, &head_view, batch, factor, length);
             gradients[0] = Some(like(hidden, values)?);
         }
         if wanted.head {
@@ -256,29 +256,29 @@ impl<T: Scalar> LinearLoss<T> {
     /// Returns the gradients of the head and its bias.
     fn head_gradients(
         &self,
-        (forward, softened): &(CpuForward, Softened<T::Real>),
+        (forward, gradient): &(CpuForward, SavedGradient<T::Real>),
         hidden: Hidden<T>,
         head: &linear::Head<T>,
         factor: impl Fn(usize) -> f64 + Sync,
         lengths: [usize; 2],
     ) -> [Vec<T>; 2] {
         let [mut of_head, mut of_bias] = lengths.map(bytemuck::zeroed_vec);
-        let gradient = HeadGradient {
+        let to = HeadGradient {
             head: &mut of_head,
             bias: &mut of_bias,
             width: head.width,
         };
         let batch = &self.call.batch;
-        match softened {
-            Softened::Errors(errors) => head_gradient(errors, hidden, batch, factor, gradient),
-            Softened::Unscaled(_) => whole_vocabulary_head_gradient(
+        match gradient {
+            SavedGradient::Logits(dlogits) => head_gradient(dlogits, hidden, batch, factor, to),
+            SavedGradient::Hidden(_) => whole_vocabulary_head_gradient(
                 &forward.softmaxes,
                 hidden,
                 head,
                 batch,
                 forward.temperature,
                 factor,
-                gradient,
+                to,
             ),
         }
         [of_head, of_bias]

@@ -1,7 +1,8 @@
 //! BEAR's weights of rows, from their scores as these come.
 
+use super::element::Real;
 use super::softmax::RowSoftmax;
-use super::vector::{self, Real};
+use super::vector;
 use crate::Bear;
 use crate::backend::batch::{Batch, BatchRow};
 

@@ -10,7 +10,7 @@ use crate::loss::LossOutput;
 use crate::loss::call::{CpuForward, LossCall, Upstream, loss_shape, loss_values, output};
 use crate::loss::output::loss_dtype;
 use crate::loss::temperature::Stepped;
-use crate::loss::tensor::{Scalar, cpu, matrix, matrix_shape, with_element};
+use crate::loss::tensor::{Scalar, cpu, matrix, matrix_shape, values_mut, with_element};
 use crate::{Result, Statistics};
 
 pub(super) fn statistics(logits: &Tensor, batch: &Batch) -> Result<Statistics> {
@@ -74,7 +74,7 @@ pub(super) fn forward_into(
 ) -> Result<(LossOutput, Option<Stepped>)> {
     let range = gradient_layout.contiguous_offsets();
     let forward = with_element!(logits.dtype(), LOGITS, T => {
-        let values = (T::storage_as_mut_slice(gradient).zip(range))
+        let values = (values_mut::<T>(gradient).zip(range))
             .and_then(|(values, (start, end))| values.get_mut(start..end));
         let values = values.ok_or_else(|| not_contiguous(gradient_layout))?;
         let gradient = Gradient { values, zeroed: false };
@@ -95,7 +95,7 @@ pub(super) fn forward_over(
         let mut values = bytemuck::zeroed_vec::<T>(layout.shape().elem_count());
         let gradient = Gradient { values: &mut values, zeroed: true };
         let forward = run(view::<T>(storage, layout)?, call, Some(gradient))?;
-        let logits = T::storage_as_mut_slice(storage)
+        let logits = values_mut::<T>(storage)
             .and_then(|logits| logits.get_mut(layout.start_offset()..))
             .unwrap_or_default();
         let rows = logits.chunks_mut(stride.max(1)).zip(values.chunks(width.max(1)));

@@ -174,6 +174,6 @@ pub(super) fn head_view<'a, T: Scalar>(
         stride: matrix.stride,
         width: matrix.width,
         bias: bias.get(start..end).unwrap_or(&[]),
-        frozen: gathered.and_then(|gathered| T::unwrap(gathered)),
+        frozen: gathered.and_then(|gathered| gathered.rows()),
     })
 }

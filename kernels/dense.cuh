@@ -101,8 +101,8 @@ struct ValidLogits {
         for (uint32_t i = row.first(row.whole_end()) + threadIdx.x; i < size; i += blockDim.x) visit_one(i);
     }
 
-    // Elements of memory that `keep` needs: packets of a stream lie there as they do in memory.
-    __device__ __forceinline__ uint32_t room() const {
+    // Returns how many elements of shared memory `keep` needs: packets of a stream lie there as they do in memory.
+    __device__ __forceinline__ uint32_t kept_elements() const {
         return stream() ? packets().packets() * Packet<T>::size : size;
     }
 

@@ -1,4 +1,4 @@
-// The gradient of the masked softmax loss over logits [N, V], from what the forward pass left. Row t with token set C,
+// The gradient of the masked softmax loss over logits [N, V], from what the forward pass has saved. Row t with token set C,
 // target y, share s of the result and upstream gradient g, at temperature τ, has
 //
 //     gradient_v = g·s/τ·(p_v − [v = y]) for v in C, else 0

@@ -5,7 +5,7 @@
 //
 // both times τ where the convention says so. The loss is their sum, in the order of the rows, or one number a position.
 //
-//     dense_given_*:     τ is known. The statistics of the batch, if any row enters them, are left for whoever steps the
+//     dense_given_*:     τ is known. The statistics of the batch, if any row enters them, are written for whoever steps the
 //                        temperature.
 //     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh), or rows are weighed by their
 //                        B-th largest logits (BEAR, selection.cuh), or both.
@@ -13,13 +13,13 @@
 // Launch: a block takes every gridDim-th row and one row at a time; then its part of the positions that have none, whose
 // gradient is 0, so that all blocks write about as much. Shared memory holds what `block` needs, a tile for each warp
 // where there is a gradient, and `kept_capacity` logits. `adaptive` is cooperative: first all blocks gather the
-// statistics rows, and keep them; the last to arrive steps τ; all wait for it and then do every row.
+// statistics rows, and keep them; the last block done steps τ; all wait for it and then do every row.
 //
 // The gradient may replace the logits. So one block alone reads the logits of a position, for its statistics and for its
 // loss, and that block writes the position's gradient when it has read them.
 //
-// Bytes moved: each valid logit once where the row fits the room (else once for each look: statistics, softmax,
-// gradient); its token (4, but not for the whole vocabulary) once and, with a gradient, once more; 16 a row;
+// Bytes moved: each valid logit once where the row fits the kept logits (else once for each look:
+// statistics, softmax, gradient); its token (4, but not for the whole vocabulary) once and, with a gradient, once more; 16 a row;
 // 4 a position without a row; each byte of the gradient once, in 16-byte stores; 12 a row for the backward pass.
 
 #include "gradient.cuh"
@@ -45,7 +45,7 @@ struct DenseForwardParams {
     // The temperature so far: on the device, or else as given.
     const double* previous;
     double given;
-    // 0 before and after.
+    // The block counter, 0 before and after.
     uint32_t* block_counter;
     TemperatureStep step;
     StatisticsSizes sizes;
@@ -90,7 +90,7 @@ public:
             tile = Tile<T>::of_warp(shared);
             shared += blockDim.x / reduce::warp_size * Tile<T>::bytes;
         }
-        room = reinterpret_cast<T*>(shared);
+        kept_logits = reinterpret_cast<T*>(shared);
     }
 
     // Statistics and loss of every row, at a temperature that does not depend on them.
@@ -127,7 +127,7 @@ public:
             if (!is_looked_at_first(r)) continue;
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
-            if (keep(logits)) used += logits.room();
+            if (keep(logits)) used += logits.kept_elements();
             if (r >= batch.first_statistics) add_statistics(row, logits);
             if (weighs() && r < batch.counting) find_nth(r, row, logits);
         }
@@ -141,10 +141,10 @@ public:
         for (uint32_t r = blockIdx.x; r < batch.counting; r += gridDim.x) {
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
-            const uint32_t needed = logits.room();
+            const uint32_t needed = logits.kept_elements();
             if (is_looked_at_first(r) && needed <= params.kept_capacity - passed) {
                 // As the first phase decided, row by row.
-                logits.kept_at(room + passed);
+                logits.kept_at(kept_logits + passed);
                 passed += needed;
             } else {
                 keep(logits);
@@ -165,8 +165,8 @@ private:
     Totals totals;
     unsigned char* scratch;
     Tile<T> tile;
-    // For `kept_capacity` logits, `used` of which are taken.
-    T* room;
+    // Shared memory for `kept_capacity` logits, `used` of which are taken.
+    T* kept_logits;
     uint32_t used = 0;
     double temperature;
 
@@ -207,8 +207,8 @@ private:
     }
 
     __device__ __forceinline__ bool keep(ValidLogits<T>& logits) const {
-        if (logits.room() > params.kept_capacity - used) return false;
-        logits.keep(room + used);
+        if (logits.kept_elements() > params.kept_capacity - used) return false;
+        logits.keep(kept_logits + used);
         // Whoever looks at the logits from here on looks at what any thread has kept.
         __syncthreads();
         return true;

@@ -21,7 +21,7 @@ pub struct Group {
     unused: [u32; 3],
 }
 
-/// Mirrors `LinearItem` of kernels/linear_pass.cuh.
+/// Mirrors `LinearItem` of kernels/linear_phase.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Item {

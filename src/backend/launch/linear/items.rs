@@ -33,7 +33,7 @@ impl BlockShape {
     const STAGES: u32 = 3;
     /// Where a stage would be smaller, blocks have a multiprocessor each.
     const ENOUGH_STAGE_BYTES: u32 = 20 << 10;
-    /// All stages hold what warps add up in the end, `BlockProduct::bytes`; and a stage 64 rows by 64
+    /// All stages hold what warps add up in the end, `BlockGemm::bytes`; and a stage 64 rows by 64
     /// tokens, or by 16 tokens with as many columns.
     const LEAST_STAGE_BYTES: u32 = 14 << 10;
 

@@ -21,7 +21,7 @@ kernel_params! {
 
 kernel_params! {
     /// A piece of work for a block.
-    pub(super) struct LinearItem in "linear_pass.cuh" {
+    pub(super) struct LinearItem in "linear_phase.cuh" {
         group: u32, first_row: u32, rows: u32, first: u32, count: u32, inner_first: u32,
         inner_count: u32, slice: u32, slices: u32, partials: u32, counter: u32, unused: u32,
     }
@@ -54,7 +54,7 @@ kernel_params! {
 
 kernel_params! {
     /// What `kernels/linear_forward.cu` is given.
-    pub(super) struct LinearForwardParams in "linear_pass.cuh" for KERNEL = "linear_forward"(256, 2) {
+    pub(super) struct LinearForwardParams in "linear_phase.cuh" for KERNEL = "linear_forward"(256, 2) {
         batch: LinearBatch, score_items: Option<DevicePtr>, gradient_items: Option<DevicePtr>,
         scores: Option<DevicePtr>, records: Option<DevicePtr>, targets: Option<DevicePtr>, nth_scores: Option<DevicePtr>,
         softmaxes: Option<DevicePtr>, row_losses: Option<DevicePtr>, partials: Option<DevicePtr>,

@@ -7,9 +7,8 @@
 //!
 //! * [`TokenTrie`] holds the catalogue, and [`TokenSets`] what may follow each of its nodes;
 //! * [`Rows`] says which positions of a batch count and where in the trie each stands;
-//! * [`MaskedSoftmaxLoss`] is the loss, over logits ([`forward`](MaskedSoftmaxLoss::forward)) or over
-//!   hidden states × head without ever making the logits
-//!   ([`forward_linear`](MaskedSoftmaxLoss::forward_linear)), with a real backward;
+//! * [`MaskedSoftmaxLoss`] is the loss, differentiable, over logits or over hidden states × head
+//!   without materialising the logits (see [`Scores`]);
 //! * [`Temperature`] is fixed or adaptive, and [`Statistics`] what an adaptive one looks at;
 //! * [`Bear`] weighs rows by whether beam search would keep their targets;
 //! * [`reference`](mod@reference) is the definition in f64, to check everything against.
@@ -29,7 +28,7 @@
 //! let hidden = Var::randn(0f32, 1.0, (1, 5, 8), &Device::Cpu)?; // [B, T, H], from a model
 //! let head = Tensor::randn(0f32, 1.0, (10, 8), &Device::Cpu)?; // [V, H]
 //!
-//! let output = loss.forward_linear(&hidden, &head, &rows)?;
+//! let output = loss.forward((&hidden, &head), &rows)?;
 //! let gradients = output.loss.backward()?;
 //! assert_eq!(gradients.get(&hidden).unwrap().dims(), [1, 5, 8]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -53,11 +52,16 @@ pub use backend::cuda;
 #[doc(hidden)]
 pub use backend::launch;
 pub use bear::Bear;
-pub use decode::{BeamSearch, ExactSearch, Expansion, Found, Normalise, Step, exact_top_k};
+pub use decode::{
+    BeamSearch, BeamStep, ExactSearch, Expansion, Normalisation, SearchResult, exact_top_k,
+};
 pub use error::{Error, Result};
 #[cfg(feature = "cust")]
 pub use loss::cust;
-pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
+pub use loss::{
+    Convention, FrozenHead, GradientTarget, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Scores,
+    reference,
+};
 pub use rows::{Labels, Row, Rows};
 pub use sets::{TokenSet, TokenSets};
 pub use statistics::Statistics;

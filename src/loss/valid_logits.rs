@@ -7,7 +7,7 @@ use super::head::Head;
 use super::linear;
 #[cfg(feature = "cuda")]
 use super::tensor::check_loss_device;
-use super::tensor::{Scalar, check_positions, cpu, matrix, with_element};
+use super::tensor::{Scalar, cpu, matrix, with_element};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
@@ -17,7 +17,6 @@ const LOGITS: &str = "logits";
 
 /// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
-    check_positions(logits, sets.len())?;
     check_vocabulary(logits.dims().last(), all)?;
     if !logits.device().is_cpu() {
         let columns = tokens_of(all, sets);
@@ -43,7 +42,6 @@ pub(crate) fn of_hidden(
     sets: &[u32],
 ) -> Result<Vec<Vec<f64>>> {
     if !hidden.device().is_cpu() {
-        check_positions(hidden, sets.len())?;
         let columns = tokens_of(all, sets);
         return from_columns(
             &in_columns(hidden, head, all, &columns)?,
@@ -161,11 +159,10 @@ fn pick<T: Element>(logits: &[T], columns: impl Iterator<Item = u32>) -> Vec<f64
         .collect()
 }
 
-/// Refuses logits of a device or dtype that there are no kernels for, and other than one row a beam.
+/// Refuses logits of a device or dtype that there are no kernels for.
 #[cfg(feature = "cuda")]
-pub(crate) fn check_for_kernels(logits: &Tensor, rows: usize) -> Result<()> {
-    check_loss_device(LOGITS, logits)?;
-    check_positions(logits, rows)
+pub(crate) fn check_for_kernels(logits: &Tensor) -> Result<()> {
+    check_loss_device(LOGITS, logits)
 }
 
 /// Refuses a vocabulary that does not hold all tokens.

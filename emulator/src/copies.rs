@@ -48,7 +48,7 @@ impl Machine<'_> {
         thread.commits += 1;
     }
 
-    /// All copies of the current thread arrive.
+    /// Makes all copies of the current thread arrive.
     pub(crate) fn await_copies(&mut self) -> Result<(), Fault> {
         let thread = self.thread_mut();
         thread.copy_groups.clear();
@@ -64,7 +64,7 @@ impl Machine<'_> {
         self.oldest_arrive(count)
     }
 
-    /// As if the current thread loaded and stored the bytes of its oldest copies now.
+    /// Loads and stores the bytes of the current thread's oldest copies.
     fn oldest_arrive(&mut self, count: usize) -> Result<(), Fault> {
         let mut copies = std::mem::take(&mut self.thread_mut().copies);
         let mut awaited = copies.drain(..count);

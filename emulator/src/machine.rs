@@ -32,9 +32,9 @@ pub(crate) struct Machine<'a> {
     pub(crate) traced: bool,
     pub(crate) step_limit: u64,
     pub(crate) steps: u64,
-    /// By buffer, and of shared memory at the end.
+    /// The traffic of each buffer, and behind them that of shared memory.
     pub(crate) traffic: Vec<Traffic>,
-    /// Of a traced launch: by place in the source too.
+    /// The traffic by place in the source too, in a traced launch.
     pub(crate) by_site: HashMap<(Site, usize), Traffic>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) ready: Vec<(usize, usize)>,
@@ -74,7 +74,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// A copy of the parameters, padded.
+    /// Copies the parameters, padded.
     pub(crate) fn set_params(&mut self, params: &[u8]) {
         self.params = vec![0; params.len().div_ceil(size_of::<u128>())];
         bytemuck::cast_slice_mut(&mut self.params)[..params.len()].copy_from_slice(params);
@@ -163,7 +163,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// The thread that runs, for people.
+    /// Returns the thread that runs, for messages.
     pub(crate) fn who(&self) -> Thread {
         self.thread_at(self.current)
     }
@@ -231,7 +231,7 @@ pub(crate) fn suspend() {
     }
 }
 
-/// Where every thread of a kernel begins.
+/// The entry of every thread of a kernel.
 extern "C" fn thread_main() -> ! {
     let (enter, params) = with_machine(|machine| {
         Ok((

@@ -21,7 +21,7 @@ impl Site {
         Self((address - 1).wrapping_sub(anchor()) as u32)
     }
 
-    /// Whether two places are of one line of the source. A compiler may have made several
+    /// Returns whether two places are of one line of the source. A compiler may have made several
     /// instructions of it, or have inlined it at several lines, which then count too.
     pub(crate) fn same_line(self, other: Self) -> bool {
         self == other || self.lines() == other.lines()

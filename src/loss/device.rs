@@ -26,7 +26,7 @@ use crate::{Error, Result, Statistics, Temperature};
 /// A tensor as candle hands it to a custom op.
 pub(crate) type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
-/// What a forward pass takes besides its tensors.
+/// The inputs of a forward pass besides its tensors.
 pub(super) struct ForwardInputs {
     pub sets: TokenSetsView,
     pub temperature: TemperaturePlan,

@@ -14,7 +14,7 @@ pub(super) trait Scalar: Element + WithDType {}
 
 impl<T: Element + WithDType> Scalar for T {}
 
-/// The values of a storage of type `T`, to be written; `None` for another type.
+/// Returns the values of a storage of type `T`, to be written, and `None` for another type.
 pub(super) fn values_mut<T: Scalar>(storage: &mut CpuStorage) -> Option<&mut [T]> {
     let values: &mut dyn Any = match storage {
         CpuStorage::F32(values) => values,
@@ -81,7 +81,7 @@ macro_rules! with_element {
 }
 pub(super) use with_element;
 
-/// A matrix in memory: rows of `width` elements, `stride` apart.
+/// A matrix in memory: rows of `width` elements, `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a, T> {
     pub values: &'a [T],
@@ -89,7 +89,7 @@ pub(super) struct Matrix<'a, T> {
     pub width: usize,
 }
 
-/// The matrix that a tensor `[.., width]` is once its leading dimensions are flattened.
+/// Returns the matrix that a tensor `[.., width]` is once its leading dimensions are flattened.
 pub(super) fn matrix<'a, T>(
     what: &'static str,
     values: &'a [T],
@@ -103,7 +103,7 @@ pub(super) fn matrix<'a, T>(
     })
 }
 
-/// How many elements a row of that matrix is from the next, and how many it has.
+/// Returns the row stride of that matrix and its width, in elements.
 pub(super) fn matrix_shape(what: &'static str, layout: &Layout) -> Result<(usize, usize)> {
     let unsupported = || Error::Unsupported {
         what,
@@ -176,7 +176,7 @@ pub(super) fn check_loss_device(what: &'static str, tensor: &Tensor) -> Result<(
     })
 }
 
-/// The storage of a tensor on the CPU.
+/// Returns the storage of a tensor on the CPU.
 pub(super) fn cpu<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CpuStorage> {
     match storage {
         Storage::Cpu(storage) => Ok(storage),

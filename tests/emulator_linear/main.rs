@@ -19,6 +19,7 @@ mod counts;
 mod device;
 mod golden;
 mod items;
+mod not_finite;
 mod numerics;
 mod options;
 mod plan;

@@ -36,7 +36,7 @@ pub(crate) struct Gradient<'a, T> {
 struct Stretch<R> {
     rows: Range<usize>,
     kept: Vec<R>,
-    /// Those of each row: merged in the order of the rows, so that the result does not depend on
+    /// The statistics of each row, merged in the order of the rows, so that the result does not depend on
     /// where the stretches begin.
     statistics: Vec<Statistics>,
 }
@@ -199,7 +199,7 @@ pub(crate) fn backward<T: Element>(
     });
 }
 
-/// One stretch's share of the gradient: the positions from its first row up to the next stretch's.
+/// The part of the gradient that one stretch writes: the positions from its first row up to the next stretch's.
 struct GradientShare<'a, T> {
     values: &'a mut [T],
     first_position: usize,

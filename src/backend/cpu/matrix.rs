@@ -8,17 +8,17 @@ use rayon::prelude::*;
 use super::element::{Element, Real};
 use super::vector;
 
-/// What is added to the length of a gathered row: rows a power of two apart would fall into the same
+/// The elements that are added to a gathered row: rows a power of two apart would fall into the same
 /// few sets of the cache, and packing them costs a sixth of the product (measured at H = 2,048).
 const PADDING: usize = 16;
 
-/// How far apart gathered rows of this width are kept.
+/// Returns the distance between two gathered rows of this width, in elements.
 pub(crate) fn padded(width: usize) -> usize {
     width + PADDING
 }
 
-/// What one thread multiplies at a time. gemm shares a product out by itself too, but a thin one's
-/// head rows it then turns round on one thread while the others wait (2.4 times as long for 28 rows × 707
+/// The tile that one thread computes at a time. gemm shares out a GEMM by itself too, but transposes the
+/// head rows of a thin one on one thread while the others wait (2.4 times as long for 28 rows × 707
 /// tokens on two threads).
 const TILE_COLUMNS: usize = 64;
 const TILE_ROWS: usize = 144;

@@ -4,11 +4,11 @@
 use super::element::{Element, Real};
 use super::vectorized;
 
-/// Independent partial results a loop: enough to fill the widest registers and hide the latency of
+/// The number of independent partial results of a loop: enough to fill the widest registers and hide the latency of
 /// their additions. Fixed, so that results do not depend on the machine's width.
 const LANES: usize = 16;
 
-/// The largest value; NaN values are passed over (they come back in the exponentials). −∞ for none.
+/// Returns the largest value, and −∞ for none. NaN values are passed over: they come back in the exponentials.
 pub(super) fn maximum<R: Real>(values: &[R]) -> R {
     vectorized(
         #[inline(always)]
@@ -21,7 +21,7 @@ pub(super) fn maximum<R: Real>(values: &[R]) -> R {
     )
 }
 
-/// The smallest of the values and `start`; NaN values are passed over.
+/// Returns the smallest of the values and `start`. NaN values are passed over.
 pub(super) fn minimum<R: Real>(values: &[R], start: R) -> R {
     vectorized(
         #[inline(always)]
@@ -32,7 +32,7 @@ pub(super) fn minimum<R: Real>(values: &[R], start: R) -> R {
     )
 }
 
-/// Whether a value is above `bound`; no NaN is.
+/// Returns whether a value is above `bound`, which no NaN is.
 pub(super) fn any_above<R: Real>(values: &[R], bound: R) -> bool {
     vectorized(
         #[inline(always)]
@@ -129,7 +129,7 @@ pub(super) fn scale<R: Real>(values: &mut [R], factor: f64) {
     );
 }
 
-/// Σ a·b over two rows of one length.
+/// Returns Σ a·b over two rows of one length.
 pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     vectorized(
         #[inline(always)]

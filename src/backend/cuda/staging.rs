@@ -19,7 +19,7 @@ struct Buffer {
 }
 
 impl Staging {
-    /// So many copies may be under way before the host waits for the oldest.
+    /// How many copies may be under way before the host waits for the oldest.
     const BUFFERS: usize = 8;
     const LEAST_WORDS: usize = 1 << 16;
 

@@ -10,7 +10,7 @@ use super::Executor;
 use crate::backend::launch::{self, DevicePtr, Launch, Lifetime, bytes_of_parts, places_of_parts};
 use crate::{Error, Result};
 
-/// As strict as the device's own allocations.
+/// The alignment of the device's own allocations, in bytes.
 const ALIGNMENT: usize = 256;
 
 /// The stream of an executor, with the buffers of candle's that what is issued there reads and writes, and the memory that

@@ -8,7 +8,7 @@ use crate::{Error, Result, TokenSets};
 
 /// Token sets in the memory of a device.
 pub(crate) struct DeviceSets {
-    /// Offsets and tokens; `None` for the whole vocabulary.
+    /// The offsets and the tokens; `None` for the whole vocabulary.
     listed: Option<[DeviceBuffer<u32>; 2]>,
     vocabulary: u64,
 }

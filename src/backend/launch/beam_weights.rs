@@ -7,7 +7,7 @@ use crate::Statistics;
 use crate::backend::batch::Batch;
 
 kernel_params! {
-    /// How a pass weighs its rows.
+    /// The settings by which a pass weighs its rows.
     pub struct BeamWeights in "selection.cuh" {
         lambda: f64, xi: f64, others: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
         normalises: u32,

@@ -17,7 +17,7 @@ use crate::Result;
 const RANK_BYTES: usize = 16;
 
 kernel_params! {
-    /// What `kernels/decode_scores.cu` is given.
+    /// The parameters of `kernels/decode_scores.cu`.
     pub struct DecodeScoresParams in "decode_scores.cu" for KERNEL = "decode_scores"(256, 4) {
         logits: Option<DevicePtr>, row_stride: u64, beams: Option<DevicePtr>,
         edges: Option<DevicePtr>, tokens: Option<DevicePtr>, log_probabilities: Option<DevicePtr>,
@@ -27,7 +27,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// What `kernels/decode_choices.cu` is given.
+    /// The parameters of `kernels/decode_choices.cu`.
     pub struct DecodeChoicesParams in "decode_choices.cu" {
         log_probabilities: Option<DevicePtr>, ranks: Option<DevicePtr>, segments: Option<DevicePtr>,
         choices: Option<DevicePtr>, width: u64,
@@ -39,13 +39,13 @@ kernel_params! {
     pub struct DecodeChoice in "decode_choices.cu" {
         /// Its number among all candidates, or [`DecodeChoice::NONE`].
         candidate: u32,
-        /// Of its last token.
+        /// The log-probability of its last token.
         log_probability: f32,
     }
 }
 
 impl DecodeChoice {
-    /// Where there are fewer candidates than choices.
+    /// The candidate of a choice where there are fewer candidates than choices.
     pub const NONE: u32 = u32::MAX;
 }
 
@@ -60,7 +60,7 @@ kernel_params! {
 }
 
 impl DecodeFault {
-    /// Where the beam's logits are sound.
+    /// The token of a beam whose logits are sound.
     pub const NONE: u32 = u32::MAX;
 }
 
@@ -87,7 +87,7 @@ impl<'a> DecodePlan<'a> {
     /// Threads of a block of the scores where the longest row that is looked at has up to so many
     /// logits: many short rows under way make up for the waits of each.
     const SCORE_THREADS: [(u32, u32); 4] = [(32, 32), (256, 64), (2048, 128), (u32::MAX, 256)];
-    /// The same for the choices, by the candidates of the longest segment.
+    /// Threads of a block of the choices, by the candidates of the longest segment.
     const CHOICE_THREADS: [(u32, u32); 4] =
         [(64, 32), (1024, 128), (16_384, 512), (u32::MAX, 1024)];
     /// Mirrors `Exponentials::Value` of `kernels/softmax.cuh`.

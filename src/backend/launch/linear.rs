@@ -22,7 +22,7 @@ use crate::{Error, Result, TokenSets};
 /// The gradients that a forward pass computes or prepares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearGradients<'a> {
-    /// None.
+    /// No gradient.
     None,
     /// The gradient of the hidden states, by the forward pass itself, for an upstream gradient of 1.
     Direct,

@@ -4,7 +4,7 @@ use super::{BeamWeights, DevicePtr, StatisticsSizes, TemperaturePlan};
 use crate::backend::batch::Batch;
 use crate::{Result, Statistics, Temperature};
 
-/// What plans must know of a batch besides its rows.
+/// The properties of a batch that plans depend on besides its rows.
 #[derive(Debug, Clone)]
 pub struct BatchTotals {
     pub(super) positions: usize,
@@ -64,7 +64,7 @@ pub struct ForwardResults {
     pub temperature: DevicePtr,
 }
 
-/// What a backward pass goes on from, in device memory.
+/// The inputs of a backward pass besides what was saved, in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upstream {
     /// [`BatchTotals::losses`] f32: the gradient of the loss.

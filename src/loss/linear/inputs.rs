@@ -15,11 +15,11 @@ use crate::{Error, Result, TokenSets};
 /// Hidden states and a head that fit each other and a batch: [`new`](Self::new) has checked everything that the backends
 /// rely on.
 pub(super) struct CheckedInputs {
-    /// `[.., H]`.
+    /// The hidden states `[.., H]`.
     pub hidden: Tensor,
-    /// `[V, H]`.
+    /// The head `[V, H]`.
     pub weight: Tensor,
-    /// `[V]`. Without a bias it is empty, as candle's op takes three tensors, or of one element on a device, which has no
+    /// The bias `[V]`. Without a bias it is empty, as candle's op takes three tensors, or of one element on a device, which has no
     /// buffer without elements.
     pub bias: Tensor,
     pub has_bias: bool,
@@ -60,7 +60,7 @@ impl CheckedInputs {
         Ok(inputs)
     }
 
-    /// The same inputs, which autograd does not see.
+    /// Returns the same inputs, which autograd does not see.
     pub fn detached(&self) -> Result<Self> {
         self.map(|tensor| Ok(tensor.detach()))
     }

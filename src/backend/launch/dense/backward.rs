@@ -4,7 +4,7 @@ use super::{DenseBatch, DensePlan, DenseSaved, TILE_BYTES, chunks, threads};
 use crate::backend::launch::{DeviceMatrix, DevicePtr, Launch, Upstream, WARP, kernel_params};
 
 kernel_params! {
-    /// What `kernels/dense_backward.cu` is given.
+    /// The parameters of `kernels/dense_backward.cu`.
     pub struct DenseBackwardParams in "dense_backward.cu" for KERNEL = "dense_backward"(512, 2) {
         batch: DenseBatch, gradient: Option<DevicePtr>, gradient_stride: u64,
         softmaxes: Option<DevicePtr>, temperature: Option<DevicePtr>, upstream: Option<DevicePtr>,

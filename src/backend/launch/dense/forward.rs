@@ -9,7 +9,7 @@ use crate::backend::launch::{
 };
 
 kernel_params! {
-    /// What `kernels/dense_forward.cu` is given.
+    /// The parameters of `kernels/dense_forward.cu`.
     pub struct DenseForwardParams in "dense_forward.cu"
     for GIVEN = "dense_given"(512, 2), ADAPTIVE = "dense_adaptive"(512, 2) {
         batch: DenseBatch, gradient: Option<DevicePtr>, gradient_stride: u64,

@@ -5,7 +5,7 @@ mod recorder;
 mod stream;
 
 use candle_trie::TokenSets;
-use candle_trie::launch::{DeviceLimits, DeviceMatrix, DevicePtr, TokenSetsView};
+use candle_trie::launch::{DeviceLimits, DevicePtr, TokenSetsView};
 use candle_trie_emulator::{Buffer, Memory};
 
 pub use recorder::{Issued, Recorder, Table};
@@ -29,17 +29,14 @@ pub fn pointer<T>(buffer: Buffer<T>) -> DevicePtr {
 
 /// Uploads token sets.
 pub fn upload_sets(memory: &mut Memory, sets: &TokenSets) -> TokenSetsView {
-    let listed = sets.as_raw().map(|(offsets, tokens)| {
-        ["offsets", "tokens"]
-            .into_iter()
-            .zip([offsets, tokens])
-            .map(|(name, words)| pointer(memory.upload(name, words)))
-            .collect::<Vec<_>>()
-    });
-    let part = |index: usize| listed.as_ref().map(|listed| listed[index]);
+    let mut upload = |name, words: &[u32]| Some(pointer(memory.upload(name, words)));
+    let (offsets, tokens) = match sets.as_raw() {
+        Some((offsets, tokens)) => (upload("offsets", offsets), upload("tokens", tokens)),
+        None => (None, None),
+    };
     TokenSetsView {
-        offsets: part(0),
-        tokens: part(1),
+        offsets,
+        tokens,
         vocabulary: u64::from(sets.max_token()) + 1,
     }
 }

@@ -7,7 +7,7 @@
 //! takes no step: such tokens are appended to the one that was chosen before them.
 
 mod beam;
-#[cfg_attr(not(feature = "cuda"), path = "decode/no_cuda.rs")]
+#[cfg(feature = "cuda")]
 mod cuda;
 mod exact;
 mod excluded;

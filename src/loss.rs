@@ -7,35 +7,30 @@ use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::{check_positive, check_temperature};
 use crate::{Bear, Error, Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
+mod call;
 mod convention;
 #[cfg(feature = "cust")]
 pub mod cust;
 mod dense;
 #[cfg(feature = "cuda")]
-mod device;
+pub(crate) mod device;
+mod device_sets;
 mod head;
 mod labels;
 mod linear;
 mod output;
-mod pass;
 pub mod reference;
-mod residence;
 mod scores;
 mod temperature;
 mod tensor;
 pub(crate) mod valid_logits;
-
-#[cfg(feature = "cuda")]
-pub(crate) use dense::cuda::view as device_logits;
-#[cfg(feature = "cuda")]
-pub(crate) use device::cuda as cuda_storage;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
 pub use output::LossOutput;
 pub use scores::{GradientTarget, Scores};
 
-use residence::Residence;
+use device_sets::DeviceSetCache;
 use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 
 /// The masked softmax loss (MSL) of arXiv 2504.04178, with a fixed or an adaptive temperature.
@@ -76,7 +71,7 @@ pub struct MaskedSoftmaxLoss {
     convention: Convention,
     bear: Option<Bear>,
     checked: bool,
-    residence: Residence,
+    device_sets: DeviceSetCache,
 }
 
 impl MaskedSoftmaxLoss {
@@ -99,7 +94,7 @@ impl MaskedSoftmaxLoss {
             convention,
             bear: None,
             checked: false,
-            residence: Residence::default(),
+            device_sets: DeviceSetCache::default(),
         })
     }
 
@@ -275,9 +270,9 @@ impl MaskedSoftmaxLoss {
     pub fn statistics<'a>(&self, scores: impl Into<Scores<'a>>, rows: &Rows) -> Result<Statistics> {
         let batch = self.batch(rows)?;
         match scores.into() {
-            Scores::Logits(logits) => dense::statistics(logits, batch, &self.residence),
+            Scores::Logits(logits) => dense::statistics(logits, batch, &self.device_sets),
             Scores::Hidden(hidden, head) => {
-                linear::statistics(hidden, head, batch, &self.residence)
+                linear::statistics(hidden, head, batch, &self.device_sets)
             }
         }
     }
@@ -348,9 +343,9 @@ impl MaskedSoftmaxLoss {
         source: TemperatureSource,
     ) -> Result<(LossOutput, Option<Stepped>)> {
         match scores {
-            Scores::Logits(logits) => dense::forward(logits, batch, source, &self.residence),
+            Scores::Logits(logits) => dense::forward(logits, batch, source, &self.device_sets),
             Scores::Hidden(hidden, head) => {
-                linear::forward(hidden, head, batch, source, &self.residence)
+                linear::forward(hidden, head, batch, source, &self.device_sets)
             }
         }
     }
@@ -362,23 +357,23 @@ impl MaskedSoftmaxLoss {
         source: TemperatureSource,
         target: GradientTarget,
     ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
-        let residence = &self.residence;
+        let device_sets = &self.device_sets;
         match (scores, target) {
             (Scores::Logits(logits), GradientTarget::New) => {
-                dense::value_and_gradient(logits, batch, source, residence)
+                dense::value_and_gradient(logits, batch, source, device_sets)
             }
             (Scores::Logits(logits), GradientTarget::Into(gradient)) => {
                 let (output, stepped) =
-                    dense::value_and_gradient_into(logits, batch, source, residence, gradient)?;
+                    dense::value_and_gradient_into(logits, batch, source, device_sets, gradient)?;
                 Ok((output, gradient.clone(), stepped))
             }
             (Scores::Logits(logits), GradientTarget::InPlace) => {
                 let (output, stepped) =
-                    dense::value_and_gradient_over(logits, batch, source, residence)?;
+                    dense::value_and_gradient_over(logits, batch, source, device_sets)?;
                 Ok((output, logits.clone(), stepped))
             }
             (Scores::Hidden(hidden, head), GradientTarget::New) => {
-                linear::value_and_gradient(hidden, head, batch, source, residence)
+                linear::value_and_gradient(hidden, head, batch, source, device_sets)
             }
             (Scores::Hidden(..), GradientTarget::Into(_) | GradientTarget::InPlace) => {
                 Err(Error::Unsupported {

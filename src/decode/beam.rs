@@ -3,10 +3,13 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::path::{check_logits, log_softmax};
 use super::rules::{Beams, Candidate, Rules};
-use super::{Excluded, Path, SearchResult, cuda};
+use super::{Excluded, Path, SearchResult};
 use crate::error::check_numbered;
+#[cfg(feature = "cuda")]
 use crate::launch::DecodeBeams;
 use crate::loss::{Head, Scores, valid_logits};
 use crate::temperature::check_temperature;
@@ -201,8 +204,10 @@ impl BeamSearch {
     }
 
     fn step_over_logits(&mut self, logits: &Tensor) -> Result<Option<BeamStep>> {
+        #[cfg(feature = "cuda")]
         if logits.device().is_cuda() {
-            return self.step_on_cuda(logits);
+            valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
+            return self.step_by_kernels(logits, &self.decode_beams()?);
         }
         let nodes = self.nodes();
         let valid = valid_logits::of_logits(logits, self.sets(), &nodes)?;
@@ -216,6 +221,7 @@ impl BeamSearch {
         if self.rules.normalise == Normalisation::Vocabulary {
             return self.step_over_logits(&head.logits(hidden)?);
         }
+        #[cfg(feature = "cuda")]
         if hidden.device().is_cuda() {
             let mut beams = self.decode_beams()?;
             let logits = valid_logits::in_columns(hidden, head, self.sets(), beams.gather())?;
@@ -255,11 +261,7 @@ impl BeamSearch {
         }))
     }
 
-    fn step_on_cuda(&mut self, logits: &Tensor) -> Result<Option<BeamStep>> {
-        valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
-        self.step_by_kernels(logits, &self.decode_beams()?)
-    }
-
+    #[cfg(feature = "cuda")]
     fn step_by_kernels(
         &mut self,
         logits: &Tensor,

@@ -1,13 +1,12 @@
 //! The head of a language model.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
-use crate::backend::cpu::linear::{self, HeadRows};
+use super::tensor::{Gathered, check_loss_device, cpu, matrix, with_element};
+use crate::backend::cpu::linear;
 use crate::{Error, Result, TokenSet, TokenSets};
 
 pub(super) const HEAD: &str = "head";
@@ -121,15 +120,6 @@ pub struct FrozenHead {
     gathered: Arc<Gathered>,
 }
 
-/// The gathered head rows of each token set, in the type that they are computed in.
-#[derive(Debug)]
-pub(super) enum Gathered {
-    F32(HashMap<u32, HeadRows<f32>>),
-    F64(HashMap<u32, HeadRows<f64>>),
-    /// A device reads the rows of the head itself.
-    OnDevice,
-}
-
 impl FrozenHead {
     /// The memory that [`new`](Self::new) lets the gathered rows take, in bytes: 64 MiB.
     pub const DEFAULT_LIMIT: usize = 64 << 20;
@@ -162,7 +152,7 @@ impl FrozenHead {
         check_head(&weight, bias.as_ref(), &sets)?;
         let gathered = match weight.device() {
             Device::Cpu => gather_on_cpu(&weight, &sets, bytes)?,
-            _ => Gathered::OnDevice,
+            _ => Gathered::ON_DEVICE,
         };
         Ok(Self {
             weight,
@@ -174,11 +164,7 @@ impl FrozenHead {
 
     /// Returns the number of sets whose rows are gathered, which is 0 on a GPU.
     pub fn gathered_sets(&self) -> usize {
-        match &*self.gathered {
-            Gathered::F32(sets) => sets.len(),
-            Gathered::F64(sets) => sets.len(),
-            Gathered::OnDevice => 0,
-        }
+        self.gathered.sets
     }
 }
 
@@ -196,7 +182,7 @@ fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gath
         let gathered = (largest_sets(sets, head.row_bytes(), bytes).into_iter())
             .map(|(set, tokens)| (set, head.gather(tokens.iter().copied())))
             .collect();
-        Ok(<T as Scalar>::wrap(gathered))
+        Ok(Gathered::new(gathered))
     })
 }
 

@@ -7,7 +7,7 @@ use std::thread::ThreadId;
 use candle_core::{Device, Tensor};
 
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::dense::is_another;
+use crate::backend::cuda::sets::is_another;
 use crate::{Result, Statistics, Temperature};
 
 /// The source of the temperature of one pass.

@@ -5,7 +5,9 @@ use rayon::prelude::*;
 
 use super::head::Head;
 use super::linear;
-use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
+#[cfg(feature = "cuda")]
+use super::tensor::check_loss_device;
+use super::tensor::{Scalar, cpu, matrix, with_element};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
@@ -158,6 +160,7 @@ fn pick<T: Element>(logits: &[T], columns: impl Iterator<Item = u32>) -> Vec<f64
 }
 
 /// Refuses logits of a device or dtype that there are no kernels for.
+#[cfg(feature = "cuda")]
 pub(crate) fn check_for_kernels(logits: &Tensor) -> Result<()> {
     check_loss_device(LOGITS, logits)
 }

@@ -7,13 +7,11 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::packing::chunks;
 use super::sort::{Paths, SortedPath};
 use super::{Leaves, TokenTrie, too_large};
 use crate::sets::TokenSets;
 use crate::{Error, Result};
-
-/// Fewer paths than this are not worth a second thread.
-const PATHS_PER_CHUNK: usize = 4096;
 
 /// Builds the trie. A path adds an edge at each depth beyond what it shares with the path before, so that counts by depth
 /// and chunk say where every chunk writes.
@@ -56,17 +54,6 @@ pub(super) fn build(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<To
         sets: TokenSets::from_checked(offsets, tokens, paths.max_token),
         leaves: Arc::new(leaves),
     })
-}
-
-/// The paths in stretches, a few for each thread.
-pub(super) fn chunks(paths: usize) -> Vec<Range<usize>> {
-    let length = paths
-        .div_ceil(4 * rayon::current_num_threads())
-        .max(PATHS_PER_CHUNK);
-    (0..paths)
-        .step_by(length)
-        .map(|start| start..(start + length).min(paths))
-        .collect()
 }
 
 /// The numbers of what some paths, neighbours in the sorted order, add at one depth.

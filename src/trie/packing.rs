@@ -4,7 +4,19 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::build::chunks;
+/// Fewer paths than this are not worth a second thread.
+const PATHS_PER_CHUNK: usize = 4096;
+
+/// Cuts so many paths into stretches, a few for each thread.
+pub(super) fn chunks(paths: usize) -> Vec<Range<usize>> {
+    let length = paths
+        .div_ceil(4 * rayon::current_num_threads())
+        .max(PATHS_PER_CHUNK);
+    (0..paths)
+        .step_by(length)
+        .map(|start| start..(start + length).min(paths))
+        .collect()
+}
 
 /// The layout of a key: tokens one after the other from the highest bit down, each as wide as
 /// the depth with the widest span needs, counted from the lowest token of its depth. Where a path may

@@ -6,8 +6,7 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 
-use super::build::chunks;
-use super::packing::{Packing, survey};
+use super::packing::{Packing, chunks, survey};
 use super::too_large;
 use crate::{Error, Result};
 

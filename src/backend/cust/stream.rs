@@ -1,24 +1,23 @@
-//! What one pass issues.
+//! cust's stream, as plans are issued to it.
 
 use bytemuck::Pod;
 use cust::memory::DeviceBuffer;
-use cust::stream::Stream;
 
 use super::Executor;
 use super::memory::{address, uninitialised, upload};
-use crate::backend::launch::{DevicePtr, Launch, Lifetime, Queue, places_of_parts};
+use crate::backend::launch::{self, DevicePtr, Launch, Lifetime, places_of_parts};
 use crate::{Error, Result};
 
 /// A stream, and the memory that what is issued there alone needs.
-pub(super) struct Work<'a> {
+pub(crate) struct CustStream<'a> {
     executor: &'a Executor,
-    stream: &'a Stream,
-    /// Scratch under its name.
+    stream: &'a cust::stream::Stream,
+    /// The memory, scratch under its name.
     held: Vec<(Option<&'static str>, DeviceBuffer<u8>)>,
 }
 
-impl<'a> Work<'a> {
-    pub fn new(executor: &'a Executor, stream: &'a Stream) -> Self {
+impl<'a> CustStream<'a> {
+    pub fn new(executor: &'a Executor, stream: &'a cust::stream::Stream) -> Self {
         Self {
             executor,
             stream,
@@ -26,7 +25,11 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// To be freed when the work is done.
+    pub fn cust_stream(&self) -> &'a cust::stream::Stream {
+        self.stream
+    }
+
+    /// Returns the memory, to be freed when what was issued is done.
     pub fn into_held(self) -> Vec<DeviceBuffer<u8>> {
         self.held.into_iter().map(|(_, buffer)| buffer).collect()
     }
@@ -37,18 +40,15 @@ impl<'a> Work<'a> {
         address
     }
 
-    /// Scratch of the same name, which what was issued before has done with when this comes.
-    fn again(&self, name: Option<&'static str>, bytes: usize) -> Option<DevicePtr> {
-        let mut held = self
-            .held
-            .iter()
-            .filter(|(held, _)| held.is_some() && *held == name);
-        held.find(|(_, buffer)| buffer.len() >= bytes)
-            .and_then(|(_, buffer)| address(buffer))
+    /// Finds scratch of the same name, which what was issued before no longer needs when this comes.
+    fn reused(&self, name: Option<&'static str>, bytes: usize) -> Option<DevicePtr> {
+        let mut held = (self.held.iter()).filter(|(held, _)| held.is_some() && *held == name);
+        let (_, buffer) = held.find(|(_, buffer)| buffer.len() >= bytes)?;
+        address(buffer)
     }
 }
 
-impl Queue for Work<'_> {
+impl launch::Stream for CustStream<'_> {
     type Error = Error;
 
     fn allocate<const N: usize>(
@@ -60,25 +60,25 @@ impl Queue for Work<'_> {
         for (place, (name, bytes)) in addresses.iter_mut().zip(parts) {
             let name = (lifetime == Lifetime::Scratch).then_some(name);
             if bytes > 0 {
-                *place = match self.again(name, bytes) {
+                *place = match self.reused(name, bytes) {
                     None => self.hold(name, uninitialised(bytes)?),
-                    again => again,
+                    reused => reused,
                 };
             }
         }
         Ok(addresses)
     }
 
-    /// In one piece, as each copy waits.
+    /// Uploads all tables in one piece, as each copy waits.
     fn upload<const N: usize>(
         &mut self,
-        parts: [(&'static str, &[u32]); N],
+        tables: [(&'static str, &[u32]); N],
     ) -> Result<[Option<DevicePtr>; N]> {
-        let words = parts.map(|(_, words)| words);
-        let first = self.hold(None, upload(bytemuck::cast_slice(&words.concat()))?);
+        let tables = tables.map(|(_, table)| table);
+        let first = self.hold(None, upload(bytemuck::cast_slice(&tables.concat()))?);
         Ok(places_of_parts(
             first,
-            words.map(size_of_val),
+            tables.map(size_of_val),
             size_of::<u32>(),
         ))
     }

@@ -1,9 +1,9 @@
-// What every planted kernel takes.
+// The parameters that every kernel of this folder takes.
 #pragma once
 
 #include "device.cuh"
 
-struct PlantedParams {
+struct TestParams {
     float* input;
     float* output;
     uint32_t* counter;

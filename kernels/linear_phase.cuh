@@ -55,7 +55,7 @@ struct LinearForwardParams {
     Softmax* softmaxes;
     double* row_losses;
     float* partials;
-    // 0 before and after: one for the blocks of the grid, one for the items that are taken, and those that items name.
+    // Counters that are 0 before and after: one of the blocks of the grid, one of the items that are taken, and those that items name.
     uint32_t* counters;
     // The unscaled gradient [rows, gradient_stride], or none.
     float* gradient;
@@ -106,12 +106,12 @@ static_assert(sizeof(LinearForwardParams) == 392 && offsetof(LinearForwardParams
     offsetof(LinearForwardParams, times_temperature) == 384 && offsetof(LinearForwardParams, scores_only) == 388,
     "mirrors launch::LinearForwardParams");
 
-// The shared memory of a block: this, and behind it the stages of the pipeline. Mirrors launch::linear's `FIXED_BYTES`.
+// The shared memory of a block: this, and behind it the stages of the pipeline. Mirrors `BlockShape::FIXED_BYTES` of the launch plan.
 struct LinearShared {
     static constexpr uint32_t most_rows = 64;
     // Tokens of an item whose set is listed.
     static constexpr uint32_t most_tokens = 2048;
-    static constexpr uint32_t errors_bytes = most_rows * 144;
+    static constexpr uint32_t exponentials_bytes = most_rows * 144;
     // While one is used, the next are loaded.
     static constexpr uint32_t stages = 3;
 
@@ -124,14 +124,14 @@ struct LinearShared {
     // The item that comes next.
     alignas(16) uint32_t next;
     alignas(16) uint32_t tokens[most_tokens];
-    alignas(16) unsigned char errors[errors_bytes];
+    alignas(16) unsigned char exponentials[exponentials_bytes];
 
     __device__ __forceinline__ static LinearShared& get() { return *reinterpret_cast<LinearShared*>(device::shared_memory()); }
     __device__ __forceinline__ static unsigned char* stage(uint32_t index, uint32_t bytes) {
         return device::shared_memory() + sizeof(LinearShared) + index % stages * bytes;
     }
 };
-static_assert(sizeof(LinearShared) == 18288, "mirrors launch::linear's FIXED_BYTES");
+static_assert(sizeof(LinearShared) == 18288, "mirrors BlockShape::FIXED_BYTES of the launch plan");
 
 // Sends a packet of a row on its way to shared memory. Where it cannot go by itself, it is loaded and stored.
 template <class T>
@@ -180,15 +180,15 @@ struct RowLanes {
 };
 
 template <class T>
-struct LinearPass {
+struct LinearPhase {
     static constexpr uint32_t packet = Packet<T>::size;
-    static constexpr uint32_t warps = BlockProduct<T>::warps;
+    static constexpr uint32_t warps = BlockGemm<T>::warps;
 
     const LinearForwardParams& params;
     const LinearBatch& batch;
     LinearShared& shared;
 
-    __device__ __forceinline__ explicit LinearPass(const LinearForwardParams& params)
+    __device__ __forceinline__ explicit LinearPhase(const LinearForwardParams& params)
         : params(params), batch(params.batch), shared(LinearShared::get()) {}
 
     __device__ __forceinline__ T* stage(uint32_t index) const {
@@ -221,16 +221,16 @@ struct LinearPass {
     // Adds up what the warps of this block have stored in `tile` and, of an item in slices, what all of its blocks have.
     // Whether the sums are in `tile` now, for all threads of the block: that of the last slice to be done, if there are several.
     // Each of the item's rows has a whole pitch, all of which must be there.
-    __device__ __forceinline__ bool add_up_tile(const BlockProduct<T>& product) const {
+    __device__ __forceinline__ bool add_up_tile(const BlockGemm<T>& gemm) const {
         // Every thread reads what others have stored.
         __syncthreads();
         const LinearItem& item = shared.item;
-        const uint32_t count = item.rows * product.pitch();
+        const uint32_t count = item.rows * gemm.pitch();
         float* slices = params.partials + 4 * static_cast<uint64_t>(item.partials);
         float* own = item.slices == 1 ? tile() : slices + item.slice * static_cast<uint64_t>(count);
-        if (own != tile() || product.layers() > 1) {
+        if (own != tile() || gemm.layers() > 1) {
             for (uint32_t i = 4 * threadIdx.x; i < count; i += 4 * blockDim.x) {
-                add_up(tile() + i, product.layers(), product.layer()).store(own + i);
+                add_up(tile() + i, gemm.layers(), gemm.layer()).store(own + i);
             }
         }
         if (item.slices > 1) {

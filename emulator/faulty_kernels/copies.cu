@@ -13,13 +13,13 @@ __device__ __forceinline__ float* packet(float* numbers, uint32_t index) { retur
 __device__ __forceinline__ float* staged(uint32_t index) {
     return packet(reinterpret_cast<float*>(device::shared_memory()), index);
 }
-__device__ __forceinline__ void store(const PlantedParams& params, uint32_t from) {
+__device__ __forceinline__ void store(const TestParams& params, uint32_t from) {
     Numbers::load(staged(from)).store(packet(params.output, blockIdx.x * blockDim.x + threadIdx.x));
 }
 
 }  // namespace
 
-KERNEL(copy_sound, PlantedParams, 1024, 1) {
+KERNEL(copy_sound, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::await_copies();
     // Its own needs no barrier.
@@ -29,7 +29,7 @@ KERNEL(copy_sound, PlantedParams, 1024, 1) {
 }
 
 // While the second half of the packets is under way, the first is read, and barriers go by.
-KERNEL(copy_sound_ahead, PlantedParams, 1024, 1) {
+KERNEL(copy_sound_ahead, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::await_copies();
     device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, blockDim.x + threadIdx.x));
@@ -42,7 +42,7 @@ KERNEL(copy_sound_ahead, PlantedParams, 1024, 1) {
     Numbers::load(staged(blockDim.x + neighbour())).store(packet(params.output, blockDim.x + threadIdx.x));
 }
 
-KERNEL(copy_not_awaited, PlantedParams, 1024, 1) {
+KERNEL(copy_not_awaited, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     const float value = *staged(threadIdx.x);  // fault: own
     device::await_copies();
@@ -50,7 +50,7 @@ KERNEL(copy_not_awaited, PlantedParams, 1024, 1) {
 }
 
 // What was there before is no excuse.
-KERNEL(copy_awaited_late, PlantedParams, 1024, 1) {
+KERNEL(copy_awaited_late, TestParams, 1024, 1) {
     *staged(threadIdx.x) = 0.0f;
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     __syncthreads();
@@ -59,7 +59,7 @@ KERNEL(copy_awaited_late, PlantedParams, 1024, 1) {
     params.output[threadIdx.x] = value;
 }
 
-KERNEL(copy_without_barrier, PlantedParams, 1024, 1) {
+KERNEL(copy_without_barrier, TestParams, 1024, 1) {
     *staged(threadIdx.x) = 0.0f;
     __syncthreads();
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
@@ -68,7 +68,7 @@ KERNEL(copy_without_barrier, PlantedParams, 1024, 1) {
 }
 
 // The barrier comes before the bytes do.
-KERNEL(copy_barrier_before_await, PlantedParams, 1024, 1) {
+KERNEL(copy_barrier_before_await, TestParams, 1024, 1) {
     *staged(threadIdx.x) = 0.0f;
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     __syncthreads();
@@ -76,7 +76,7 @@ KERNEL(copy_barrier_before_await, PlantedParams, 1024, 1) {
     params.output[threadIdx.x] = *staged(neighbour());
 }
 
-KERNEL(copy_at_the_end, PlantedParams, 1024, 1) {
+KERNEL(copy_at_the_end, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::await_copies();
     store(params, threadIdx.x);
@@ -84,21 +84,21 @@ KERNEL(copy_at_the_end, PlantedParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));  // fault: end
 }
 
-KERNEL(copy_over_copy, PlantedParams, 1024, 1) {
+KERNEL(copy_over_copy, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::copy128_async(staged(threadIdx.x), packet(params.input, neighbour()));  // fault: twice
     device::await_copies();
     store(params, threadIdx.x);
 }
 
-KERNEL(copy_under_a_store, PlantedParams, 1024, 1) {
+KERNEL(copy_under_a_store, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     staged(threadIdx.x)[3] = 1.0f;  // fault: under
     device::await_copies();
     store(params, threadIdx.x);
 }
 
-KERNEL(copy_over_unread, PlantedParams, 1024, 1) {
+KERNEL(copy_over_unread, TestParams, 1024, 1) {
     *staged(threadIdx.x) = 0.0f;
     __syncthreads();
     params.output[threadIdx.x] = *staged(neighbour());
@@ -107,7 +107,7 @@ KERNEL(copy_over_unread, PlantedParams, 1024, 1) {
 }
 
 // A barrier behind the copy's beginning is none behind its reading.
-KERNEL(copy_of_what_another_changes, PlantedParams, 1024, 1) {
+KERNEL(copy_of_what_another_changes, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     __syncthreads();
     packet(params.input, neighbour())[2] = -1.0f;
@@ -116,71 +116,71 @@ KERNEL(copy_of_what_another_changes, PlantedParams, 1024, 1) {
     store(params, threadIdx.x);
 }
 
-KERNEL(copy_of_what_it_changes, PlantedParams, 1024, 1) {
+KERNEL(copy_of_what_it_changes, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));  // fault: changed
     packet(params.input, threadIdx.x)[2] = -1.0f;
     device::await_copies();
     store(params, threadIdx.x);
 }
 
-KERNEL(copy_of_what_is_stored_meanwhile, PlantedParams, 1024, 1) {
+KERNEL(copy_of_what_is_stored_meanwhile, TestParams, 1024, 1) {
     if (threadIdx.x < 32) device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     __syncthreads();
     if (threadIdx.x >= 32) packet(params.input, threadIdx.x - 32)[2] = -1.0f;
     device::await_copies();
 }
 
-KERNEL(copy_of_nothing, PlantedParams, 1024, 1) {
+KERNEL(copy_of_nothing, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.output, threadIdx.x));  // fault: nothing
     device::await_copies();
 }
 
-KERNEL(copy_past_the_end, PlantedParams, 1024, 1) {
+KERNEL(copy_past_the_end, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x + 1));  // fault: past
     device::await_copies();
 }
 
-KERNEL(copy_from_misaligned, PlantedParams, 1024, 1) {
+KERNEL(copy_from_misaligned, TestParams, 1024, 1) {
     device::copy128_async(staged(0), params.input + 1);  // fault: from
     device::await_copies();
 }
 
-KERNEL(copy_to_misaligned, PlantedParams, 1024, 1) {
+KERNEL(copy_to_misaligned, TestParams, 1024, 1) {
     device::copy128_async(staged(0) + 2, params.input);  // fault: to
     device::await_copies();
 }
 
-KERNEL(copy_to_global, PlantedParams, 1024, 1) {
+KERNEL(copy_to_global, TestParams, 1024, 1) {
     device::copy128_async(packet(params.output, threadIdx.x), packet(params.input, threadIdx.x));  // fault: global
     device::await_copies();
 }
 
-KERNEL(copy_from_shared, PlantedParams, 1024, 1) {
+KERNEL(copy_from_shared, TestParams, 1024, 1) {
     Numbers{}.store(staged(threadIdx.x));
     device::copy128_async(staged(blockDim.x + threadIdx.x), staged(threadIdx.x));  // fault: shared
     device::await_copies();
 }
 
-KERNEL(copy_from_stack, PlantedParams, 1024, 1) {
+KERNEL(copy_from_stack, TestParams, 1024, 1) {
     Numbers mine = Numbers::load(packet(params.input, threadIdx.x));
     device::copy128_async(staged(threadIdx.x), &mine);  // fault: stack
     device::await_copies();
 }
 
 // Thread i copies packet i · count to the same place, and by way of registers below: the same accesses.
-KERNEL(copy_stride, PlantedParams, 1024, 1) {
+KERNEL(copy_stride, TestParams, 1024, 1) {
     const uint32_t i = threadIdx.x * static_cast<uint32_t>(params.count);
     device::copy128_async(staged(i), packet(params.input, i));
     device::await_copies();
 }
 
-KERNEL(copy_stride_by_registers, PlantedParams, 1024, 1) {
+KERNEL(copy_stride_by_registers, TestParams, 1024, 1) {
     const uint32_t i = threadIdx.x * static_cast<uint32_t>(params.count);
     Numbers::load(packet(params.input, i)).store(staged(i));
 }
 
 // A pipeline of two groups: while one is read, the next is under way.
-KERNEL(copy_sound_groups, PlantedParams, 1024, 1) {
+KERNEL(copy_sound_groups, TestParams, 1024, 1) {
     const uint32_t halves = 2;
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();
@@ -198,7 +198,7 @@ KERNEL(copy_sound_groups, PlantedParams, 1024, 1) {
 }
 
 // `await_copies` needs no group, and leaves none.
-KERNEL(copy_sound_all, PlantedParams, 1024, 1) {
+KERNEL(copy_sound_all, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();
     device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, blockDim.x + threadIdx.x));
@@ -211,7 +211,7 @@ KERNEL(copy_sound_all, PlantedParams, 1024, 1) {
     store(params, 2 * blockDim.x + threadIdx.x);
 }
 
-KERNEL(copy_of_newest_group, PlantedParams, 1024, 1) {
+KERNEL(copy_of_newest_group, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();
     device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, threadIdx.x));
@@ -223,7 +223,7 @@ KERNEL(copy_of_newest_group, PlantedParams, 1024, 1) {
     params.output[threadIdx.x] = value;
 }
 
-KERNEL(copy_of_no_group, PlantedParams, 1024, 1) {
+KERNEL(copy_of_no_group, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::await_copies<0>();
     const float value = *staged(threadIdx.x);  // fault: uncommitted
@@ -232,7 +232,7 @@ KERNEL(copy_of_no_group, PlantedParams, 1024, 1) {
 }
 
 // The second was begun after the group was committed.
-KERNEL(copy_behind_a_group, PlantedParams, 1024, 1) {
+KERNEL(copy_behind_a_group, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();
     device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, threadIdx.x));
@@ -243,7 +243,7 @@ KERNEL(copy_behind_a_group, PlantedParams, 1024, 1) {
     params.output[threadIdx.x] = value;
 }
 
-KERNEL(copy_group_over_unawaited, PlantedParams, 1024, 1) {
+KERNEL(copy_group_over_unawaited, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();
     device::await_copies<1>();
@@ -253,7 +253,7 @@ KERNEL(copy_group_over_unawaited, PlantedParams, 1024, 1) {
     store(params, threadIdx.x);
 }
 
-KERNEL(copy_group_at_the_end, PlantedParams, 1024, 1) {
+KERNEL(copy_group_at_the_end, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();
     device::copy128_async(staged(blockDim.x + threadIdx.x), packet(params.input, threadIdx.x));  // fault: pending

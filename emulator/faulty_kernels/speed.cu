@@ -2,7 +2,7 @@
 
 #include "params.cuh"
 
-KERNEL(speed_of_products, PlantedParams, 128, 8) {
+KERNEL(speed_of_products, TestParams, 128, 8) {
     constexpr uint32_t row_bytes = 48;  // 16 elements, and no bank conflicts
     const uint32_t lane = threadIdx.x % 32;
     unsigned char* a_rows = device::shared_memory() + threadIdx.x / 32 * 24 * row_bytes;

@@ -1,30 +1,52 @@
-//! What the passes over logits and over hidden states have in common: what they leave behind, and
-//! how it becomes a tensor.
+//! What one call of a loss is computed from besides its tensors, and what its forward pass saves: the same for logits and
+//! for hidden states.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, DType, Shape, Tensor};
 
 use super::LossOutput;
+use super::device_sets::DeviceSetCache;
 use super::output::{loss_dtype, scalar, statistics_tensor};
+use super::temperature::{Stepped, TemperatureSource};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::row_weights::normalise;
 use crate::backend::cpu::softmax::RowSoftmax;
 use crate::{Error, Result, Statistics, Temperature};
 
-/// What the forward pass leaves for the caller and for the backward pass.
+/// One call of a loss, but for its tensors.
+pub(super) struct LossCall {
+    pub batch: Batch,
+    pub source: TemperatureSource,
+    #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
+    pub device_sets: DeviceSetCache,
+}
+
+impl LossCall {
+    pub fn new(batch: Batch, source: TemperatureSource, device_sets: &DeviceSetCache) -> Self {
+        Self {
+            batch,
+            source,
+            device_sets: device_sets.clone(),
+        }
+    }
+}
+
+/// The result of a forward pass on the CPU, for the caller and for the backward pass.
 #[derive(Debug)]
-pub(super) struct Forward {
+pub(super) struct CpuForward {
+    /// One for each row of the batch.
     pub softmaxes: Vec<RowSoftmax>,
     pub statistics: Statistics,
+    /// The τ of this pass.
     pub temperature: f64,
-    /// Where a stepping temperature went.
+    /// The temperature after its step; `None` where τ was given.
     pub stepped: Option<Temperature>,
-    /// Under BEAR, the sum of the branching rows' weights.
+    /// The sum of the branching rows' weights under BEAR; `None` without BEAR.
     bear_weight: Option<f64>,
 }
 
-impl Forward {
+impl CpuForward {
     pub fn new(
         batch: &Batch,
         mut softmaxes: Vec<RowSoftmax>,
@@ -40,68 +62,69 @@ impl Forward {
         }
     }
 
-    /// What the loss of a row of the batch is multiplied by in the result.
+    /// Returns what the loss of row `index` of the batch is multiplied by in the result.
     fn loss_factor(&self, batch: &Batch, index: usize) -> f64 {
         batch.loss_factor(&batch.rows[index], self.temperature) * self.softmaxes[index].weight()
     }
 
-    /// What p − [v = y] of a row of the batch is multiplied by to give the gradient of the result.
+    /// Returns what p − [v = y] of row `index` of the batch is multiplied by to give the gradient of the result.
     pub fn gradient_factor(&self, batch: &Batch, index: usize) -> f64 {
         let factor = batch.gradient_factor(&batch.rows[index], self.temperature);
         factor * self.softmaxes[index].weight()
     }
 }
 
-/// What a pass inside candle left behind. The backward pass may read it any number of times.
-pub(super) struct Passed<F> {
+/// What the forward pass of a custom op saves for its caller and for the backward pass, which may read it any number of
+/// times.
+pub(super) struct Saved<F> {
     forward: OnceLock<F>,
-    /// candle's error type keeps only the words of ours.
-    refusal: Mutex<Option<Error>>,
+    /// The error that the forward pass ended in: candle's error type keeps only its message.
+    error: Mutex<Option<Error>>,
 }
 
-impl<F> Default for Passed<F> {
+impl<F> Default for Saved<F> {
     fn default() -> Self {
         Self {
             forward: OnceLock::new(),
-            refusal: Mutex::default(),
+            error: Mutex::default(),
         }
     }
 }
 
-impl<F> Passed<F> {
-    pub fn keep(&self, pass: Result<F>) -> candle_core::Result<&F> {
-        let forward = self.noted(pass)?;
-        Ok(self.forward.get_or_init(|| forward))
+impl<F> Saved<F> {
+    /// Saves what a forward pass gives and returns its loss, or the error that it ends in, in candle's type.
+    pub fn save<L>(&self, result: Result<(F, L)>) -> candle_core::Result<L> {
+        match result {
+            Ok((forward, loss)) => {
+                self.forward.get_or_init(|| forward);
+                Ok(loss)
+            }
+            Err(error) => {
+                let message = candle_core::Error::Msg(error.to_string());
+                *self.error.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                Err(message)
+            }
+        }
     }
 
-    /// A result on its way through candle: if it is an error, [`unwrapped`](Self::unwrapped) has it.
-    pub fn noted<T>(&self, result: Result<T>) -> candle_core::Result<T> {
-        result.map_err(|error| {
-            let words = candle_core::Error::Msg(error.to_string());
-            *self.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-            words
-        })
-    }
-
-    /// The result of the op, with our own error where it was ours.
+    /// Returns the result of applying the op, with our own error in place of candle's copy of its message.
     pub fn unwrapped<T>(&self, applied: candle_core::Result<T>) -> Result<T> {
         applied.map_err(|error| {
-            let refusal = self
-                .refusal
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            refusal.unwrap_or(Error::Candle(error))
+            let mut own = self.error.lock().unwrap_or_else(PoisonError::into_inner);
+            own.take().unwrap_or(Error::Candle(error))
         })
     }
 
     pub fn forward(&self) -> Result<&F> {
-        self.forward.get().ok_or_else(not_run)
+        self.forward.get().ok_or_else(|| {
+            let message = "the masked softmax loss has not been run forward";
+            Error::Candle(candle_core::Error::Msg(message.into()))
+        })
     }
 }
 
-/// The loss of the batch: one value, or one for each position.
-pub(super) fn loss_values(batch: &Batch, forward: &Forward) -> Vec<f64> {
+/// Returns the loss of the batch: one value, or one for each position.
+pub(super) fn loss_values(batch: &Batch, forward: &CpuForward) -> Vec<f64> {
     let rows = (batch.rows.iter().zip(&forward.softmaxes)).enumerate();
     let counting = rows.filter(|(_, (row, _))| row.counts());
     let losses = counting.map(|(index, (row, softmax))| {
@@ -131,8 +154,12 @@ pub(super) fn storage_of(values: Vec<f64>, logits: DType) -> CpuStorage {
     }
 }
 
-pub(super) fn output(loss: Tensor, batch: &Batch, forward: &Forward) -> Result<LossOutput> {
-    Ok(LossOutput {
+pub(super) fn output(
+    loss: Tensor,
+    batch: &Batch,
+    forward: &CpuForward,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    let output = LossOutput {
         temperature: scalar(forward.temperature, loss.device())?,
         statistics: statistics_tensor(&forward.statistics, loss.device())?,
         bear_weight: (forward.bear_weight)
@@ -141,10 +168,11 @@ pub(super) fn output(loss: Tensor, batch: &Batch, forward: &Forward) -> Result<L
         loss,
         labelled_rows: batch.labelled_rows,
         branching_rows: batch.branching_rows,
-    })
+    };
+    Ok((output, forward.stepped.clone().map(Stepped::OnHost)))
 }
 
-/// The upstream gradient as autograd hands it over: for the loss, or for each position's.
+/// The upstream gradient as autograd hands it over: one number for the loss, or one for each position.
 pub(super) struct Upstream(Vec<f64>);
 
 impl Upstream {
@@ -154,13 +182,13 @@ impl Upstream {
         ))
     }
 
-    /// That of the loss's sum, for the loss itself.
+    /// Returns the upstream gradient of the sum of the losses.
     pub fn ones(batch: &Batch) -> Self {
         Self(vec![1.0; if batch.reduced { 1 } else { batch.positions }])
     }
 
-    /// What p − [v = y] of a row of the batch is multiplied by.
-    pub fn factor(&self, batch: &Batch, forward: &Forward, index: usize) -> f64 {
+    /// Returns what p − [v = y] of row `index` of the batch is multiplied by.
+    pub fn factor(&self, batch: &Batch, forward: &CpuForward, index: usize) -> f64 {
         let of_loss = if batch.reduced {
             0
         } else {
@@ -170,10 +198,4 @@ impl Upstream {
             upstream * forward.gradient_factor(batch, index)
         })
     }
-}
-
-fn not_run() -> Error {
-    Error::Candle(candle_core::Error::Msg(
-        "the masked softmax loss has not been run forward".into(),
-    ))
 }

@@ -1,4 +1,4 @@
-//! Launches the kernels of `planted/`, and finds the lines that are marked as their faults.
+//! Launches the kernels of `faulty_kernels/`, and finds the lines that are marked as their faults.
 #![allow(dead_code)] // Each test binary uses its part.
 
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use bytemuck::{Pod, Zeroable};
 use candle_trie_emulator::{Buffer, Emulator, Fault, Launch, Memory, Report};
 
-/// Mirrors `PlantedParams`.
+/// Mirrors `TestParams`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct Params {
@@ -16,9 +16,9 @@ struct Params {
     count: u64,
 }
 
-/// A launch of a planted kernel: `threads` numbers 0, 1, 2, … in, room for as many out for every
+/// A launch of one of these kernels: `threads` numbers 0, 1, 2, … in, room for as many out for every
 /// block.
-pub struct Planted {
+pub struct TestLaunch {
     pub emulator: Emulator,
     pub blocks: u32,
     pub threads: u32,
@@ -32,7 +32,7 @@ pub struct Planted {
     pub counter: Buffer<u32>,
 }
 
-impl Planted {
+impl TestLaunch {
     pub fn new(blocks: u32, threads: u32) -> Self {
         let mut memory = Memory::new();
         let numbers: Vec<f32> = (0..threads).map(|number| number as f32).collect();
@@ -96,35 +96,35 @@ impl Planted {
 }
 
 /// Runs `kernel` under several schedules, each on fresh memory: none may object.
-pub fn assert_sound(kernel: &str, make: impl Fn() -> Planted) -> Option<Planted> {
+pub fn assert_sound(kernel: &str, make: impl Fn() -> TestLaunch) -> Option<TestLaunch> {
     let mut last = None;
     for seed in 0..8 {
-        let mut planted = make();
-        planted.emulator.seed = seed;
-        if let Err(fault) = planted.run(kernel) {
+        let mut launch = make();
+        launch.emulator.seed = seed;
+        if let Err(fault) = launch.run(kernel) {
             panic!("{kernel}, seed {seed}: {fault}");
         }
-        last = Some(planted);
+        last = Some(launch);
     }
     last
 }
 
 /// Runs `kernel` under several schedules: each must end in a fault, which is returned.
-pub fn faults(kernel: &str, make: impl Fn() -> Planted) -> Vec<Fault> {
+pub fn faults(kernel: &str, make: impl Fn() -> TestLaunch) -> Vec<Fault> {
     let fault = |seed| {
-        let mut planted = make();
-        planted.emulator.seed = seed;
-        let fault = planted.run(kernel).expect_err(kernel);
+        let mut launch = make();
+        launch.emulator.seed = seed;
+        let fault = launch.run(kernel).expect_err(kernel);
         println!("{kernel}, seed {seed}: {fault}");
         fault
     };
     (0..8).map(fault).collect()
 }
 
-/// The line of a planted source that is marked with `fault: <name>`.
+/// The line of a launch source that is marked with `fault: <name>`.
 pub fn marked(file: &str, name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("planted")
+        .join("faulty_kernels")
         .join(file);
     let source = std::fs::read_to_string(&path).unwrap();
     let mark = format!("// fault: {name}");
@@ -132,7 +132,7 @@ pub fn marked(file: &str, name: &str) -> String {
         .lines()
         .position(|line| line.ends_with(&mark))
         .expect("the mark");
-    format!("emulator/planted/{file}:{}", line + 1)
+    format!("emulator/faulty_kernels/{file}:{}", line + 1)
 }
 
 /// Whether a fault is of a kind.

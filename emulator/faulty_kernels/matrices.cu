@@ -18,7 +18,7 @@ __device__ __forceinline__ void store_row(uint32_t index) {
 }
 
 template <int count>
-__device__ __forceinline__ void store(const PlantedParams& params, const uint32_t (&r)[count]) {
+__device__ __forceinline__ void store(const TestParams& params, const uint32_t (&r)[count]) {
     uint32_t sum = 0;
     for (int j = 0; j < count; ++j) sum += r[j];
     params.output[threadIdx.x] = static_cast<float>(sum);
@@ -34,7 +34,7 @@ constexpr uint32_t bf16_ones = 0x3f803f80, f16_ones = 0x3c003c00;
 
 }  // namespace
 
-KERNEL(matrix_sound, PlantedParams, 1024, 1) {
+KERNEL(matrix_sound, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t four[4], two[2], transposed[4];
@@ -49,7 +49,7 @@ KERNEL(matrix_sound, PlantedParams, 1024, 1) {
 }
 
 // The lanes from 16 on name rows that are none.
-KERNEL(matrix_sound_two, PlantedParams, 1024, 1) {
+KERNEL(matrix_sound_two, TestParams, 1024, 1) {
     const uint32_t lane = threadIdx.x % 32;
     if (lane < 16) store_row(threadIdx.x);
     __syncwarp();
@@ -59,7 +59,7 @@ KERNEL(matrix_sound_two, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_of_nothing, PlantedParams, 1024, 1) {
+KERNEL(matrix_of_nothing, TestParams, 1024, 1) {
     if (threadIdx.x % 32 < 31) store_row(threadIdx.x);
     __syncthreads();
     uint32_t r[4];
@@ -68,7 +68,7 @@ KERNEL(matrix_of_nothing, PlantedParams, 1024, 1) {
 }
 
 // One of a row's eight elements is missing.
-KERNEL(matrix_of_almost_all, PlantedParams, 1024, 1) {
+KERNEL(matrix_of_almost_all, TestParams, 1024, 1) {
     uint16_t* elements = reinterpret_cast<uint16_t*>(row(threadIdx.x));
     for (uint32_t i = 0; i < 8; ++i) {
         if (threadIdx.x != 9 || i != 5) elements[i] = 1;
@@ -79,7 +79,7 @@ KERNEL(matrix_of_almost_all, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_sound_warp, PlantedParams, 1024, 1) {
+KERNEL(matrix_sound_warp, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncwarp();
     uint32_t r[4];
@@ -89,7 +89,7 @@ KERNEL(matrix_sound_warp, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_without_barrier, PlantedParams, 1024, 1) {
+KERNEL(matrix_without_barrier, TestParams, 1024, 1) {
     Numbers{}.store(reinterpret_cast<float*>(row(threadIdx.x)));
     __syncwarp();
     store_row(threadIdx.x);
@@ -99,7 +99,7 @@ KERNEL(matrix_without_barrier, PlantedParams, 1024, 1) {
 }
 
 // That the lanes have met in an ldmatrix orders nothing.
-KERNEL(matrix_overwritten, PlantedParams, 1024, 1) {
+KERNEL(matrix_overwritten, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncwarp();
     uint32_t r[4];
@@ -110,7 +110,7 @@ KERNEL(matrix_overwritten, PlantedParams, 1024, 1) {
 
 // A lane may name the row that it has stored, and store it again: the elements go to all lanes, which must meet before and
 // after.
-KERNEL(matrix_sound_own_row, PlantedParams, 1024, 1) {
+KERNEL(matrix_sound_own_row, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncwarp();
     uint32_t r[4];
@@ -120,14 +120,14 @@ KERNEL(matrix_sound_own_row, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_of_own_row, PlantedParams, 1024, 1) {
+KERNEL(matrix_of_own_row, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     uint32_t r[4];
     device::ldmatrix(r, row(threadIdx.x));  // fault: own
     store(params, r);
 }
 
-KERNEL(matrix_own_row_overwritten, PlantedParams, 1024, 1) {
+KERNEL(matrix_own_row_overwritten, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncwarp();
     uint32_t r[4];
@@ -136,7 +136,7 @@ KERNEL(matrix_own_row_overwritten, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_past_the_end, PlantedParams, 1024, 1) {
+KERNEL(matrix_past_the_end, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t r[4];
@@ -144,7 +144,7 @@ KERNEL(matrix_past_the_end, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_misaligned, PlantedParams, 1024, 1) {
+KERNEL(matrix_misaligned, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t r[4];
@@ -152,20 +152,20 @@ KERNEL(matrix_misaligned, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_of_global, PlantedParams, 1024, 1) {
+KERNEL(matrix_of_global, TestParams, 1024, 1) {
     uint32_t r[4];
     device::ldmatrix(r, params.input + threadIdx.x / 4 * 4);  // fault: global
     store(params, r);
 }
 
-KERNEL(matrix_of_stack, PlantedParams, 1024, 1) {
+KERNEL(matrix_of_stack, TestParams, 1024, 1) {
     Numbers mine = Numbers::load(params.input);
     uint32_t r[4];
     device::ldmatrix(r, &mine);  // fault: stack
     store(params, r);
 }
 
-KERNEL(matrix_sound_copy, PlantedParams, 1024, 1) {
+KERNEL(matrix_sound_copy, TestParams, 1024, 1) {
     device::copy128_async(row(threadIdx.x), params.input + threadIdx.x / 4 * 4);
     device::await_copies();
     __syncwarp();
@@ -174,7 +174,7 @@ KERNEL(matrix_sound_copy, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_of_copy_under_way, PlantedParams, 1024, 1) {
+KERNEL(matrix_of_copy_under_way, TestParams, 1024, 1) {
     device::copy128_async(row(threadIdx.x), params.input + threadIdx.x / 4 * 4);
     __syncwarp();
     uint32_t r[4];
@@ -183,7 +183,7 @@ KERNEL(matrix_of_copy_under_way, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_of_copy_of_another, PlantedParams, 1024, 1) {
+KERNEL(matrix_of_copy_of_another, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncwarp();
     device::copy128_async(row(threadIdx.x), params.input + threadIdx.x / 4 * 4);
@@ -194,7 +194,7 @@ KERNEL(matrix_of_copy_of_another, PlantedParams, 1024, 1) {
 }
 
 // Whole warps may go different ways.
-KERNEL(matrix_sound_branches, PlantedParams, 1024, 1) {
+KERNEL(matrix_sound_branches, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t r[4];
@@ -203,7 +203,7 @@ KERNEL(matrix_sound_branches, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_lane_returned, PlantedParams, 1024, 1) {
+KERNEL(matrix_lane_returned, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     if (threadIdx.x == 3) return;
@@ -212,7 +212,7 @@ KERNEL(matrix_lane_returned, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(matrix_lane_elsewhere, PlantedParams, 1024, 1) {
+KERNEL(matrix_lane_elsewhere, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t r[4] = {};
@@ -221,7 +221,7 @@ KERNEL(matrix_lane_elsewhere, PlantedParams, 1024, 1) {
     store(params, r);
 }
 
-KERNEL(product_lane_returned, PlantedParams, 1024, 1) {
+KERNEL(product_lane_returned, TestParams, 1024, 1) {
     if (threadIdx.x == 3) return;
     const uint32_t a[4] = {}, b[2] = {};
     float c[4] = {};
@@ -229,7 +229,7 @@ KERNEL(product_lane_returned, PlantedParams, 1024, 1) {
     params.output[threadIdx.x] = c[0];
 }
 
-KERNEL(matrix_counts_differ, PlantedParams, 1024, 1) {
+KERNEL(matrix_counts_differ, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t four[4], two[2];
@@ -242,7 +242,7 @@ KERNEL(matrix_counts_differ, PlantedParams, 1024, 1) {
     }
 }
 
-KERNEL(matrix_transposed_by_half, PlantedParams, 1024, 1) {
+KERNEL(matrix_transposed_by_half, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t r[4];
@@ -252,7 +252,7 @@ KERNEL(matrix_transposed_by_half, PlantedParams, 1024, 1) {
 }
 
 // The same, but not the same instruction.
-KERNEL(matrix_at_two_lines, PlantedParams, 1024, 1) {
+KERNEL(matrix_at_two_lines, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
     uint32_t r[4];
@@ -265,14 +265,14 @@ KERNEL(matrix_at_two_lines, PlantedParams, 1024, 1) {
     }
 }
 
-KERNEL(product_types_differ, PlantedParams, 1024, 1) {
+KERNEL(product_types_differ, TestParams, 1024, 1) {
     float c[4] = {};
     if (threadIdx.x < 16) multiply_ones<__nv_bfloat16>(c, bf16_ones);
     else multiply_ones<__half>(c, f16_ones);
     params.output[threadIdx.x] = c[0];
 }
 
-KERNEL(product_and_shuffle, PlantedParams, 1024, 1) {
+KERNEL(product_and_shuffle, TestParams, 1024, 1) {
     float c[4] = {};
     if (threadIdx.x != 8) multiply_ones<__half>(c, f16_ones);
     else c[0] = __shfl_sync(0xffffffffu, c[0], 0);

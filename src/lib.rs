@@ -3,21 +3,22 @@
 //! of [arXiv 2504.04178](https://arxiv.org/abs/2504.04178).
 //!
 //! A model that recommends by writing an item's title has, at every token, only a few tokens that
-//! continue some item of the catalogue. MSL puts those tokens alone into the softmax:
+//! continue some item of the catalogue. MSL restricts the softmax to those tokens:
 //!
-//! * [`TokenTrie`] holds the catalogue, and [`TokenSets`] what may follow each of its nodes;
-//! * [`Rows`] says which positions of a batch count and where in the trie each stands;
-//! * [`MaskedSoftmaxLoss`] is the loss, differentiable, over logits or over hidden states × head
-//!   without materialising the logits (see [`Scores`]);
-//! * [`Temperature`] is fixed or adaptive, and [`Statistics`] what an adaptive one looks at;
-//! * [`Bear`] weighs rows by whether beam search would keep their targets;
-//! * [`reference`](mod@reference) is the definition in f64, to check everything against.
+//! * [`TokenTrie`] has the catalogue's token paths, and [`TokenSets`] the tokens that may follow each of its nodes.
+//! * [`Rows`] has the labelled positions of a batch, each with its node of the trie and its target.
+//! * [`MaskedSoftmaxLoss`] is the loss. It is differentiable, and takes logits, or hidden states and a head without
+//!   materialising the logits (see [`Scores`]).
+//! * [`Temperature`] is fixed or adaptive. An adaptive one is computed from [`Statistics`].
+//! * [`Bear`] weights rows by whether beam search would keep their targets.
+//! * [`BeamSearch`] and [`ExactSearch`] find the most probable items.
+//! * [`reference`](mod@reference) is the definition in f64, which other implementations are checked against.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor, Var};
 //! use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Rows, Scope, TokenTrie};
 //!
-//! // A catalogue of three titles; token 9 ends each.
+//! // A catalogue of three titles. Token 9 ends each.
 //! let trie = TokenTrie::new([(0, vec![1, 2, 9]), (1, vec![1, 3, 9]), (2, vec![4, 9])])?;
 //! let strategy = AdaptiveStrategy { scope: Scope::Branching, ..Default::default() };
 //! let mut loss = MaskedSoftmaxLoss::new(&trie, strategy)?;

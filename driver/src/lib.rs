@@ -19,6 +19,7 @@ pub mod evaluate;
 pub mod exchange;
 pub mod io;
 pub mod model;
+pub mod ops;
 pub mod random;
 pub mod report;
 pub mod run;

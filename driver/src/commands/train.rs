@@ -15,7 +15,7 @@ use crate::{
         folder::RunFolder,
         made_with::{MadeWith, hash_model, hash_titles, hash_tokenizer},
         output_folder::OutputFolder,
-        rows::Rows,
+        rows::RunRows,
         settings::RunSettings,
         training::{Record, Training},
     },
@@ -48,17 +48,17 @@ pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchang
         }
         _ => None,
     };
-    let data = Rows::read(&settings)?;
+    let rows = RunRows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
         Some(base) => adapted_model(&settings, base, device)?,
-        None => data.new_model(&settings, device)?,
+        None => rows.new_model(&settings, device)?,
     };
     settings.tokenizer.end_token = tokenizer.end_text();
     settings.tokenizer.begins = true;
-    let task = data.tokenize(&tokenizer, None)?;
-    task.warn_of_long_rows(&model);
-    check_same(exchange, &task.hash())?;
-    let trainer = task.trainer(&model, &settings, exchange)?;
+    let rows = rows.tokenize(&tokenizer, None)?;
+    rows.warn_of_long_rows(&model);
+    check_same(exchange, &rows.hash())?;
+    let trainer = rows.trainer(&model, &settings, exchange)?;
     let state = TrainingState {
         step: 0,
         temperature: trainer.temperature()?,
@@ -70,15 +70,15 @@ pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchang
         let optimizer = trainer.optimizer();
         checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)?;
         Ok(MadeWith {
-            titles: hash_titles(&task.catalogue),
-            rows: task.hash(),
+            titles: hash_titles(&rows.catalogue),
+            rows: rows.hash(),
             tokenizer: hash_tokenizer(folder)?,
             trie: None,
             weights: base.map(hash_model).transpose()?,
         })
     };
     let path = &arguments.output;
-    let trie = task.responses.trie();
+    let trie = rows.responses.trie();
     let created = output
         .map(|output| RunFolder::create(path, output, &settings, trie, first_checkpoint))
         .transpose()?;
@@ -89,11 +89,11 @@ pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchang
         settings: &settings,
         model: &model,
         tokenizer: &tokenizer,
-        task: &task,
+        rows: &rows,
         metrics: Vec::new(),
         state,
     };
-    let (trained, best) = training.go_on(trainer)?;
+    let (trained, best) = training.train_to_end(trainer)?;
     report(exchange, path, &trained, best, arguments.json)
 }
 
@@ -112,20 +112,20 @@ pub fn resume(arguments: &ResumeArguments, device: &Device, exchange: &dyn Excha
     exchange.barrier()?;
     let settings = run.settings();
     run.data()?;
-    let rows = Rows::read(settings)?;
+    let rows = RunRows::read(settings)?;
     run.check_titles(rows.catalogue())?;
     let checkpoint::Checkpoint {
         model,
         tokenizer,
         state,
     } = run.latest(&device.into())?;
-    let task = rows
+    let rows = rows
         .tokenize(&tokenizer, Some(run.trie()?))
         .with_context(|| arguments.run.display().to_string())?;
-    run.check_rows(&task.hash())?;
-    task.warn_of_long_rows(&model);
-    check_same(exchange, &task.hash())?;
-    let mut trainer = task.trainer(&model, settings, exchange)?;
+    run.check_rows(&rows.hash())?;
+    rows.warn_of_long_rows(&model);
+    check_same(exchange, &rows.hash())?;
+    let mut trainer = rows.trainer(&model, settings, exchange)?;
     let folder = run.checkpoint_path(state.step);
     let moments = checkpoint::load_moments(&folder, model.head().device())?;
     trainer
@@ -147,11 +147,11 @@ pub fn resume(arguments: &ResumeArguments, device: &Device, exchange: &dyn Excha
         settings,
         model: &model,
         tokenizer: &tokenizer,
-        task: &task,
+        rows: &rows,
         metrics,
         state,
     };
-    let (trained, best) = training.go_on(trainer)?;
+    let (trained, best) = training.train_to_end(trainer)?;
     report(exchange, run.path(), &trained, best, arguments.json)
 }
 

@@ -1,0 +1,104 @@
+//! Cuts the examples of a step into micro-batches, and these into the shards that threads work on.
+
+use anyhow::Result;
+use bytemuck::{Pod, Zeroable};
+use candle_core::Device;
+use candle_trie::{Rows, Statistics, TokenTrie};
+
+use crate::data::{
+    batch::{Batch, Reading, longest_response, response_rows},
+    examples::Example,
+};
+
+/// The most rows that go through the model together: few enough for the caches. Shards are the units of work for the
+/// threads; their size depends on the settings alone, so that a run does not depend on how many threads there are.
+const LARGEST_SHARD: usize = 16;
+
+/// Rows of a step that are in memory together.
+pub struct MicroBatch {
+    /// The rows in tokens, shard by shard.
+    pub shards: Vec<Shard>,
+    /// The labelled rows of all shards.
+    pub rows: Rows,
+}
+
+/// Rows that go through the model together.
+pub struct Shard {
+    /// The rows in tokens.
+    pub batch: Batch,
+    /// The seed of each row's dropout.
+    pub seeds: Vec<u64>,
+}
+
+impl MicroBatch {
+    /// Cuts examples, each with the seed of its dropout, into shards of so many rows.
+    pub fn new(
+        examples: &[(&Example, u64)],
+        shard_size: usize,
+        reading: Reading,
+        trie: &TokenTrie,
+        device: &Device,
+    ) -> Result<Self> {
+        let (examples, seeds): (Vec<&Example>, Vec<u64>) = examples.iter().copied().unzip();
+        let longest = longest_response(&examples);
+        let shards = examples.chunks(shard_size).zip(seeds.chunks(shard_size));
+        let shard = |(examples, seeds): (&[&Example], &[u64])| {
+            Ok(Shard {
+                batch: Batch::new(examples, longest, reading, device)?,
+                seeds: seeds.to_vec(),
+            })
+        };
+        Ok(Self {
+            shards: shards.map(shard).collect::<Result<_>>()?,
+            rows: response_rows(&examples, trie)?,
+        })
+    }
+}
+
+/// Sums over the micro-batches of a step.
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+#[repr(C)]
+pub struct Sums {
+    /// The losses, which are those of their rows over the rows of the whole batch.
+    pub loss: f64,
+    /// The temperature that the losses were taken at.
+    pub temperature: f64,
+    /// The sum of BEAR's weights of the branching rows; 0 under the other losses.
+    pub bear_weight: f64,
+    /// Number of labelled rows.
+    pub labelled_rows: u64,
+    /// Number of tokens that the model read.
+    pub tokens: u64,
+    /// Number of padding tokens beside them.
+    pub padding: u64,
+    /// The statistics that move the temperature; those of no row where it is fixed.
+    pub statistics: Statistics,
+    /// The statistics that are reported: the same, or those that would move an adaptive temperature.
+    pub observed: Statistics,
+}
+
+impl Sums {
+    /// Returns the sums over these micro-batches and those of a later rank. The first rank has a row of every batch, and
+    /// so knows the temperature.
+    pub fn merge(self, later: Self) -> Self {
+        Self {
+            loss: self.loss + later.loss,
+            temperature: self.temperature,
+            bear_weight: self.bear_weight + later.bear_weight,
+            labelled_rows: self.labelled_rows + later.labelled_rows,
+            tokens: self.tokens + later.tokens,
+            padding: self.padding + later.padding,
+            statistics: self.statistics.merge(&later.statistics),
+            observed: self.observed.merge(&later.observed),
+        }
+    }
+}
+
+/// Returns how many rows a shard has. On the processor a micro-batch has at least two shards, so that two threads have
+/// something to do.
+pub fn shard_size(micro_batch_size: usize, device: &Device) -> usize {
+    match device.is_cpu() {
+        true => (micro_batch_size.div_ceil(2)).min(LARGEST_SHARD),
+        false => micro_batch_size,
+    }
+}

@@ -15,6 +15,9 @@ use std::{
 
 use running::{SMALL, json, last_checkpoint, write_catalogue, write_pretrained_model};
 
+/// The root scope is not defined in this catalogue, where all titles begin alike.
+const BRANCHING: [&str; 2] = ["--scope", "branching"];
+
 const MSL: &str = env!("CARGO_BIN_EXE_msl");
 
 /// Starts `msl` as so many processes in a folder. Each leaves its process id in the file `pid.RANK`.
@@ -143,8 +146,9 @@ fn adapters_with_dropout_train_as_on_one_process_also_where_a_rank_has_no_row() 
 
 #[test]
 fn an_evaluation_by_several_ranks_is_the_same_file() {
-    let (folder, arguments) = world(&SMALL);
+    let (folder, mut arguments) = world(&SMALL);
     let folder = folder.path();
+    arguments.extend(BRANCHING);
     run(folder, 1, &arguments, "one");
     let evaluate = ["evaluate", "one", "--batch-size", "5", "--json", "--ranks"];
     let evaluated = |count: usize, name: &str| {
@@ -167,7 +171,7 @@ fn an_evaluation_by_several_ranks_is_the_same_file() {
 }
 
 /// Waits until a training has taken some steps.
-fn wait_for_steps(run: &Path, count: usize) {
+fn wait_for_steps(child: &mut Child, run: &Path, count: usize) {
     let begun = Instant::now();
     while fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
         < count
@@ -198,6 +202,7 @@ fn a_killed_rank_ends_all_within_seconds_and_another_number_of_ranks_goes_on() {
     // The last option of SMALL is the number of epochs.
     let (folder, mut arguments) = world(&SMALL[..12]);
     let folder = folder.path();
+    arguments.extend(BRANCHING);
     arguments.extend(["--save-every", "2", "--epochs", "2000", "--output", "run"]);
     let begin = |count: usize, arguments: &[&str]| {
         let mut command = ranks(folder, count, arguments);
@@ -209,16 +214,16 @@ fn a_killed_rank_ends_all_within_seconds_and_another_number_of_ranks_goes_on() {
     };
     let path = folder.join("run");
 
-    let training = begin(4, &arguments);
-    wait_for_steps(&path, 5);
+    let mut training = begin(4, &arguments);
+    wait_for_steps(&mut training, &path, 5);
     signal(folder, 2, "-KILL");
     let (output, took) = wait_for_end(training);
     assert!(!output.status.success());
     assert!(took < Duration::from_secs(20), "it took {took:?}");
 
-    let resumed = begin(2, &["resume", "run"]);
+    let mut resumed = begin(2, &["resume", "run"]);
     let before = steps(&path).len();
-    wait_for_steps(&path, before + 5);
+    wait_for_steps(&mut resumed, &path, before + 5);
     // To one rank alone: both end after the same step, and the checkpoint of that step is there.
     signal(folder, 1, "-TERM");
     let (output, took) = wait_for_end(resumed);
@@ -234,8 +239,9 @@ fn a_killed_rank_ends_all_within_seconds_and_another_number_of_ranks_goes_on() {
 
 #[test]
 fn a_rank_that_fails_says_why_and_ends_the_others() {
-    let (folder, arguments) = world(&SMALL);
+    let (folder, mut arguments) = world(&SMALL);
     let folder = folder.path();
+    arguments.extend(BRANCHING);
     let twice = [&arguments[..], &["--output", "run"]].concat();
     run(folder, 1, &arguments, "run");
     let output = ranks(folder, 2, &twice).output().unwrap();
@@ -251,9 +257,7 @@ fn a_rank_that_fails_says_why_and_ends_the_others() {
 fn a_command_that_cannot_be_shared_says_so() {
     let folder = tempfile::tempdir().unwrap();
     write_catalogue(folder.path());
-    let output = ranks(folder.path(), 2, &["inspect", "--data", "."])
-        .output()
-        .unwrap();
+    let output = ranks(folder.path(), 2, &["inspect", "."]).output().unwrap();
     assert!(!output.status.success());
     let errors = running::errors(&output);
     assert!(

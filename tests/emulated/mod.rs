@@ -13,8 +13,11 @@ pub const LIMITS: DeviceLimits = DeviceLimits {
     shared_bytes_per_multiprocessor: 100 << 10,
 };
 
-/// Orders of the threads that every kernel is run in.
-pub const SEEDS: std::ops::Range<u64> = 0..4;
+/// The orders of the threads that every kernel is run in: two, or as many as `CANDLE_TRIE_SCHEDULES` says.
+pub fn schedules() -> std::ops::Range<u64> {
+    let count = std::env::var("CANDLE_TRIE_SCHEDULES");
+    0..count.map_or(2, |count| count.parse().expect("a number of orders"))
+}
 
 /// Where a buffer is, as plans take it.
 pub fn pointer<T>(buffer: Buffer<T>) -> Option<DevicePtr> {

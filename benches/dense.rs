@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor, Var};
-use candle_trie::{MaskedSoftmaxLoss, Temperature, TokenSet};
+use candle_trie::{GradientTarget, MaskedSoftmaxLoss, Temperature, TokenSet};
 use criterion::{Bencher, Criterion, criterion_group, criterion_main};
 use rayon::prelude::*;
 use support::memory::peak_of;
@@ -33,7 +33,7 @@ fn dense(criterion: &mut Criterion) {
     group.bench_function("gradient into reused memory", |bencher| {
         bencher.iter(|| {
             to_the_end(device, || {
-                loss.value_and_gradient_into(&logits, rows, &gradient)
+                loss.value_and_gradient(&logits, rows, GradientTarget::Into(&gradient))
                     .unwrap()
             })
         });
@@ -46,7 +46,12 @@ fn dense(criterion: &mut Criterion) {
         });
     }
     group.bench_function("gradient into fresh memory", |bencher| {
-        bencher.iter(|| to_the_end(device, || loss.value_and_gradient(&logits, rows).unwrap()));
+        bencher.iter(|| {
+            to_the_end(device, || {
+                loss.value_and_gradient(&logits, rows, GradientTarget::New)
+                    .unwrap()
+            })
+        });
     });
 
     let logits = Var::from_tensor(&logits).unwrap();

@@ -42,11 +42,11 @@ fn model(criterion: &mut Criterion, model: &Model, shape: &Shape, device: &Devic
     let mut ways: [Way; 4] = [
         (
             "linear",
-            Box::new(|hidden| Ok(linear.forward_linear(hidden, frozen()?, rows)?.loss)),
+            Box::new(|hidden| Ok(linear.forward((hidden, frozen()?), rows)?.loss)),
         ),
         (
             "linear, adaptive temperature",
-            Box::new(|hidden| Ok(adaptive.forward_linear(hidden, frozen()?, rows)?.loss)),
+            Box::new(|hidden| Ok(adaptive.forward((hidden, frozen()?), rows)?.loss)),
         ),
         (
             "dense",

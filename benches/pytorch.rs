@@ -28,13 +28,13 @@ fn main() -> Result<()> {
 
     settle_allocator();
     let frozen = FrozenHead::new(head, &shape.sets)?;
-    let value = loss.forward_linear(&hidden, &frozen, rows)?.loss;
+    let value = loss.forward((&hidden, &frozen), rows)?.loss;
     println!("{}", value.to_scalar::<f32>()?);
     let logits = Var::from_tensor(&hidden.matmul(&head.t()?)?)?;
     for way in std::io::stdin().lines() {
         let seconds = match way?.as_str() {
             "linear" => median_seconds(50, || {
-                loss.forward_linear(&hidden, &frozen, rows)?.loss.backward()
+                loss.forward((&hidden, &frozen), rows)?.loss.backward()
             }),
             "dense" => median_seconds(1, || {
                 let logits = hidden.matmul(&head.t()?)?;

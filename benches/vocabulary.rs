@@ -49,7 +49,7 @@ fn step(size: usize) -> impl FnMut() -> GradStore {
     let temperature = Temperature::fixed(1.0);
     let mut loss = MaskedSoftmaxLoss::new(&shape.sets, temperature).expect("a loss");
     move || {
-        let output = loss.forward_linear(&hidden, &frozen, &shape.rows);
+        let output = loss.forward((&hidden, &frozen), &shape.rows);
         output
             .and_then(|output| Ok(output.loss.backward()?))
             .expect("gradients")

@@ -12,7 +12,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{Device, Tensor, Var};
 use candle_nn::{Optimizer, SGD};
 use candle_trie::{
-    AdaptiveStrategy, Convention, MaskedSoftmaxLoss, Reduction, Rows, Scope, Statistics, TokenTrie,
+    AdaptiveStrategy, MaskedSoftmaxLoss, Reduction, Rows, Scope, Statistics, TokenTrie,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,15 +44,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let rows = (micro_batches.iter())
             .map(|(_, labels)| Rows::from_shifted(&trie, labels))
             .collect::<Result<Vec<_>, _>>()?;
-        // The mean over the branching rows of the whole batch, times τ, is what `Convention::adaptive` does for one batch.
-        let branching: usize = rows
-            .iter()
+        // An adaptive temperature divides by the branching rows. Here these are the branching rows of the whole batch.
+        let branching: usize = (rows.iter())
             .map(|rows| rows.branching_count(trie.sets()))
             .sum();
-        loss.set_convention(Convention {
-            reduction: Reduction::MeanOver(branching as f64),
-            times_temperature: true,
-        })?;
+        loss.set_reduction(Reduction::MeanOver(branching as f64))?;
 
         // All at the temperature as it stands; the step below is for the next batch. Where the step should come first, ask
         // `loss.statistics` of every micro-batch beforehand.
@@ -61,7 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let mut gradients: Option<GradStore> = None;
         let mut total = 0.0;
         for ((tokens, _), rows) in micro_batches.iter().zip(&rows) {
-            let output = loss.forward_linear_at(&hidden(tokens)?, &head, rows, temperature)?;
+            let output = loss.forward_at((&hidden(tokens)?, &head), rows, temperature)?;
             statistics = statistics.merge(&output.read_statistics()?);
             total += output.loss.to_scalar::<f32>()?;
             let of_this = output.loss.backward()?;
@@ -102,10 +98,9 @@ fn difference_to_one_batch(
     let tokens = Tensor::new(&[15u32, 3, 9, 15, 0, 8, 15, 7, 12], head.device())?;
     let labels = vec![vec![3i64, 9, 13], vec![0, 8, 13], vec![7, 12, 13]];
     let rows = Rows::from_shifted(trie, &labels)?;
-    let one_batch = loss.clone().with_convention(Convention::adaptive())?;
-    let output = one_batch.forward_linear_at(
-        &embedding.index_select(&tokens, 0)?,
-        head,
+    let one_batch = loss.clone().with_reduction(Reduction::MeanOverBranching)?;
+    let output = one_batch.forward_at(
+        (&embedding.index_select(&tokens, 0)?, head),
         &rows,
         temperature,
     )?;

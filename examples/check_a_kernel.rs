@@ -10,7 +10,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use candle_trie::reference::{self, Reference};
-use candle_trie::{Convention, MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
+use candle_trie::{Convention, GradientTarget, MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
 
 const VOCABULARY: usize = 24;
 const WIDTH: usize = 16;
@@ -52,8 +52,8 @@ fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
 
 /// The code under test: put yours here. Returns the loss and the gradient `[N, V]` of logits `[N, V]`.
 fn your_loss(logits: &Tensor, trie: &TokenTrie, rows: &Rows) -> candle_trie::Result<(f64, Tensor)> {
-    let mut loss = MaskedSoftmaxLoss::new(trie, Temperature::fixed(TEMPERATURE))?;
-    let (output, gradient) = loss.value_and_gradient(logits, rows)?;
+    let mut loss = MaskedSoftmaxLoss::new(trie, TEMPERATURE)?;
+    let (output, gradient) = loss.value_and_gradient(logits, rows, GradientTarget::New)?;
     Ok((output.loss.to_dtype(DType::F64)?.to_scalar()?, gradient))
 }
 
@@ -64,8 +64,8 @@ fn your_linear_loss(
     trie: &TokenTrie,
     rows: &Rows,
 ) -> candle_trie::Result<(f64, Tensor)> {
-    let mut loss = MaskedSoftmaxLoss::new(trie, Temperature::fixed(TEMPERATURE))?;
-    let (output, gradient) = loss.value_and_gradient_linear(hidden, head, rows)?;
+    let mut loss = MaskedSoftmaxLoss::new(trie, TEMPERATURE)?;
+    let (output, gradient) = loss.value_and_gradient((hidden, head), rows, GradientTarget::New)?;
     Ok((output.loss.to_dtype(DType::F64)?.to_scalar()?, gradient))
 }
 

@@ -6,7 +6,7 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::ops::log_softmax;
-use candle_trie::{MaskedSoftmaxLoss, Row, Rows, Temperature, TokenSets};
+use candle_trie::{MaskedSoftmaxLoss, Row, Rows, TokenSets};
 
 const ITEMS: usize = 12;
 /// What each slate shows, rising, and which of it was chosen.
@@ -33,8 +33,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let users = Var::randn(0f32, 1.0, (SLATES.len(), 8), &device)?; // [N, H]
     let items = Tensor::randn(0f32, 1.0, (ITEMS, 8), &device)?; // [V, H]
-    let mut loss = MaskedSoftmaxLoss::new(&sets, Temperature::fixed(0.7))?;
-    let output = loss.forward_linear(&users, &items, &rows)?; // scores of shown items alone are computed
+    let mut loss = MaskedSoftmaxLoss::new(&sets, 0.7)?;
+    let output = loss.forward((&users, &items), &rows)?; // scores of shown items alone are computed
     let gradient = output
         .loss
         .backward()?

@@ -58,13 +58,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prompts = [words.tokens("kindred"), words.tokens("a wizard")];
     let had: [&[u64]; 2] = [&[], &[0]];
     let temperature = 1.0; // that of training
-    let mut search = BeamSearch::new(&trie, prompts.len(), 4, temperature)?.leaving_out(&had)?;
+    let mut search = BeamSearch::new(&trie, prompts.len(), 4, temperature)?.exclude_items(&had)?;
 
     // Tokens that all titles begin with follow the prompt. Then the search says, row by row, what each beam continues with.
     let mut prefixes: Vec<Vec<u32>> = (prompts.iter())
-        .map(|prompt| [prompt, search.lead()].concat())
+        .map(|prompt| [prompt, search.common_prefix()].concat())
         .collect();
-    while let Some(step) = search.step_linear(&read(&prefixes)?, &head)? {
+    while let Some(step) = search.step((&read(&prefixes)?, &head))? {
         prefixes = (step.parents.iter().zip(&step.tokens))
             .map(|(&parent, tokens)| [&prefixes[parent as usize][..], tokens].concat())
             .collect();
@@ -73,12 +73,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for (user, prompt) in prompts.iter().enumerate() {
         let spoken: Vec<_> = prompt.iter().map(|&word| words.0[word as usize]).collect();
         println!("after \"{}\":", spoken.join(" "));
-        for found in search.found(user) {
+        for found in search.results(user) {
             let title = TITLES[found.items[0] as usize];
             println!("  {:.4} {title}", found.log_probability.exp());
         }
     }
-    assert!(search.found(1).iter().all(|found| found.items != [0]));
+    assert!(search.results(1).iter().all(|found| found.items != [0]));
 
     // Beam search may miss the best item. Best-first search cannot, and reads as many prefixes as that takes.
     let exact = exact_top_k(&trie, 1, temperature, |prefixes| {
@@ -92,6 +92,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "the best item of all for the first user: {}",
         TITLES[exact[0].items[0] as usize]
     );
-    assert!(exact[0].log_probability > search.found(0)[0].log_probability - 1e-5);
+    assert!(exact[0].log_probability > search.results(0)[0].log_probability - 1e-5);
     Ok(())
 }

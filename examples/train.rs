@@ -169,7 +169,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             VarBuilder::from_varmap(&variables, DType::F32, &device),
             operations,
         )?;
-        let output = loss.forward_linear(&model.forward(&tokens)?, &head, &rows)?;
+        let output = loss.forward((&model.forward(&tokens)?, &head), &rows)?;
         let gradients = output.loss.backward()?;
         let all = variables.all_vars();
         let trained = all
@@ -193,7 +193,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         };
         let mut optimizer = AdamW::new(all, parameters)?;
         for step in 0..=200 {
-            let output = loss.forward_linear(&model.forward(&tokens)?, &head, &rows)?;
+            let output = loss.forward((&model.forward(&tokens)?, &head), &rows)?;
             optimizer.backward_step(&output.loss)?;
             if step % 50 == 0 {
                 // The sum over the tokens of a title is −ln p of the item. A guess has ln 60 = 4.09.
@@ -202,7 +202,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
                     times_temperature: false,
                 };
                 let measure = loss.clone().with_convention(sum)?;
-                let output = measure.evaluate_linear(&model.forward(&tokens)?, &head, &rows)?;
+                let output = measure.evaluate((&model.forward(&tokens)?, &head), &rows)?;
                 let item_nll = output.loss.to_scalar::<f32>()? / pairs.len() as f32;
                 let temperature = output.read_temperature()?;
                 println!(

@@ -10,20 +10,20 @@ mod beam;
 #[cfg_attr(not(feature = "cuda"), path = "decode/no_cuda.rs")]
 mod cuda;
 mod exact;
+mod excluded;
 mod kernels;
-mod left_out;
 mod path;
 mod rules;
 
-pub use beam::{BeamSearch, Normalise, Step};
+pub use beam::{BeamSearch, BeamStep, Normalisation};
 pub use exact::{ExactSearch, Expansion, exact_top_k};
 
-use left_out::LeftOut;
+use excluded::Excluded;
 use serde::Serialize;
 
 /// A path that a search has found, and its items (several where items share one path).
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Found {
+pub struct SearchResult {
     /// The item ids, rising.
     pub items: Vec<u64>,
     /// The natural logarithm of the path's probability.

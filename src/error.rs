@@ -43,6 +43,17 @@ pub enum Error {
         detail: String,
     },
 
+    /// A file is not what it should be.
+    #[error("{path} is no valid {what}: {detail}")]
+    MalformedFile {
+        /// The path of the file.
+        path: std::path::PathBuf,
+        /// The kind of file that was expected.
+        what: &'static str,
+        /// The first thing found wrong, with its numbers.
+        detail: String,
+    },
+
     /// A size exceeds what an index of this crate can address.
     #[error("{what}: {size} exceeds the limit of {limit}")]
     TooLarge {
@@ -112,7 +123,10 @@ pub enum Error {
     },
 
     /// A token id lies outside the vocabulary of the logits or the head.
-    #[error("token {token} is outside the vocabulary of {vocabulary} tokens")]
+    #[error(
+        "token {token} is outside the vocabulary of {vocabulary} tokens (logits have shape [.., V], a \
+         head has shape [V, H])"
+    )]
     TokenOutsideVocabulary {
         /// The token id.
         token: u32,
@@ -156,7 +170,7 @@ pub enum Error {
     },
 
     /// A number that must lie in a range does not.
-    #[error("{name} = {value} must be {expected}")]
+    #[error("{name} = {} must be {expected}", in_few_digits(*value))]
     OutOfRange {
         /// The name of the setting.
         name: &'static str,
@@ -224,6 +238,15 @@ pub enum Error {
 /// A `Result` whose error is this crate's [`enum@Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Writes a number that a user gave, which may be as large as 1e300 or as small.
+fn in_few_digits(value: f64) -> String {
+    let (size, ordinary) = (value.abs(), 1e-5..1e16);
+    if size.is_finite() && size > 0.0 && !ordinary.contains(&size) {
+        return format!("{value:e}");
+    }
+    value.to_string()
+}
+
 /// Refuses more than 32 bits number.
 pub(crate) fn check_numbered(what: &'static str, size: usize) -> Result<()> {
     if u32::try_from(size).is_ok() {
@@ -256,5 +279,26 @@ impl From<Error> for candle_core::Error {
 impl From<Infallible> for Error {
     fn from(never: Infallible) -> Self {
         match never {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_out_of_range_is_written_in_few_digits() {
+        for (value, expected) in [
+            (1e40, "1e40"),
+            (-2.5e300, "-2.5e300"),
+            (1e-39, "1e-39"),
+            (0.0, "0"),
+            (-0.1, "-0.1"),
+            (7.0, "7"),
+            (f64::INFINITY, "inf"),
+            (f64::NAN, "NaN"),
+        ] {
+            assert_eq!(in_few_digits(value), expected);
+        }
     }
 }

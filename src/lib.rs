@@ -8,7 +8,7 @@
 //! * [`TokenTrie`] holds the catalogue, and [`TokenSets`] the tokens that may follow each of its nodes.
 //! * [`Rows`] says which positions of a batch have a loss, and at which node of the trie each stands.
 //! * [`MaskedSoftmaxLoss`] is the loss. It is differentiable, and takes logits, or hidden states and a head, whose logits are
-//!   then never materialised.
+//!   then never materialised (see [`Scores`]).
 //! * [`Temperature`] is fixed or adaptive, and [`Statistics`] are what an adaptive one is computed from.
 //! * [`Bear`] weights rows by whether beam search would keep their targets.
 //! * [`BeamSearch`] and [`ExactSearch`] recommend: they find the most probable items.
@@ -33,7 +33,7 @@
 //! let hidden = Var::randn(0f32, 1.0, (1, 5, 8), &Device::Cpu)?; // [B, T, H], from a model
 //! let head = Tensor::randn(0f32, 1.0, (10, 8), &Device::Cpu)?; // [V, H]
 //!
-//! let output = loss.forward_linear(&hidden, &head, &rows)?;
+//! let output = loss.forward((&hidden, &head), &rows)?;
 //! let gradients = output.loss.backward()?;
 //! assert_eq!(gradients.get(&hidden).unwrap().dims(), [1, 5, 8]);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -110,11 +110,16 @@ pub use backend::cuda;
 #[doc(hidden)]
 pub use backend::launch;
 pub use bear::Bear;
-pub use decode::{BeamSearch, ExactSearch, Expansion, Found, Normalise, Step, exact_top_k};
+pub use decode::{
+    BeamSearch, BeamStep, ExactSearch, Expansion, Normalisation, SearchResult, exact_top_k,
+};
 pub use error::{Error, Result};
 #[cfg(feature = "cust")]
 pub use loss::cust;
-pub use loss::{Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, reference};
+pub use loss::{
+    Convention, FrozenHead, GradientTarget, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Scores,
+    reference,
+};
 pub use rows::{Labels, Row, Rows};
 pub use sets::{TokenSet, TokenSets};
 pub use statistics::Statistics;

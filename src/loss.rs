@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::{check_positive, check_temperature};
-use crate::{Bear, Result, Rows, Scope, Statistics, Temperature, TokenSets};
+use crate::{Bear, Error, Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
 mod convention;
 #[cfg(feature = "cust")]
@@ -20,6 +20,7 @@ mod output;
 mod pass;
 pub mod reference;
 mod residence;
+mod scores;
 mod temperature;
 mod tensor;
 pub(crate) mod valid_logits;
@@ -32,6 +33,7 @@ pub(crate) use device::cuda as cuda_storage;
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
 pub use output::LossOutput;
+pub use scores::{GradientTarget, Scores};
 
 use residence::Residence;
 use temperature::{CurrentTemperature, Stepped, TemperatureSource};
@@ -80,7 +82,7 @@ impl MaskedSoftmaxLoss {
     /// A loss over these token sets (`&trie`, or sets from elsewhere) at this temperature.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range; [`Error::DegenerateScope`](crate::Error::DegenerateScope) for the root
+    /// [`Error::OutOfRange`] for a setting out of range; [`Error::DegenerateScope`] for the root
     /// scope of a catalogue with η·n ≤ 1, for which ATS is not defined.
     pub fn new(sets: impl Into<TokenSets>, temperature: impl Into<Temperature>) -> Result<Self> {
         let (sets, temperature) = (sets.into(), temperature.into());
@@ -99,25 +101,35 @@ impl MaskedSoftmaxLoss {
         })
     }
 
-    /// The same loss under another convention.
+    /// Returns the loss with another reduction. Whether the result is multiplied by τ stays as it was.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a denominator that is not positive and finite.
-    pub fn with_convention(mut self, convention: Convention) -> Result<Self> {
-        self.set_convention(convention)?;
+    /// [`Error::OutOfRange`] for a [`Reduction::MeanOver`] of a number that is not positive and finite.
+    pub fn with_reduction(mut self, reduction: Reduction) -> Result<Self> {
+        self.set_reduction(reduction)?;
         Ok(self)
     }
 
-    /// Changes the convention, as a [`Reduction::MeanOver`] may need from batch to batch.
+    /// Changes the reduction, as a [`Reduction::MeanOver`] may need from batch to batch. Whether the result is multiplied
+    /// by τ stays as it was.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a denominator that is not positive and finite.
-    pub fn set_convention(&mut self, convention: Convention) -> Result<()> {
-        if let Reduction::MeanOver(denominator) = convention.reduction {
+    /// Those of [`with_reduction`](Self::with_reduction).
+    pub fn set_reduction(&mut self, reduction: Reduction) -> Result<()> {
+        if let Reduction::MeanOver(denominator) = reduction {
             check_positive("denominator", denominator)?;
         }
-        self.convention = convention;
+        self.convention.reduction = reduction;
         Ok(())
+    }
+
+    /// Returns the loss with another convention: a reduction, and whether its result is multiplied by τ.
+    ///
+    /// # Errors
+    /// Those of [`with_reduction`](Self::with_reduction).
+    pub fn with_convention(mut self, convention: Convention) -> Result<Self> {
+        self.convention.times_temperature = convention.times_temperature;
+        self.with_reduction(convention.reduction)
     }
 
     /// The same loss with BEAR's row weights: every branching row's loss and gradient are multiplied by its weight w
@@ -131,7 +143,7 @@ impl MaskedSoftmaxLoss {
     /// [`evaluate`](Self::evaluate) has the same weights. A loss without BEAR evaluates the plain mean of −ln p_y.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range.
+    /// [`Error::OutOfRange`] for a setting out of range.
     pub fn with_bear(mut self, bear: Bear) -> Result<Self> {
         bear.check()?;
         self.convention.reduction = Reduction::MeanOverBranching;
@@ -139,11 +151,13 @@ impl MaskedSoftmaxLoss {
         Ok(self)
     }
 
-    /// The same loss in checked mode: an infinite or NaN valid logit of a row that has a loss or
-    /// statistics is an [`Error::NonFinite`](crate::Error::NonFinite) that names its row and token,
-    /// at the price of one more look at every valid logit. Unchecked, NaN comes out as NaN.
+    /// Returns the loss with a check that values are finite: an infinite or NaN valid logit of a row that has a loss or
+    /// statistics is then an [`Error::NonFinite`] that names its row and token.
+    ///
+    /// The check reads every valid logit once more. On a GPU the scores are copied to the host for it. Without the check
+    /// NaN comes out as NaN.
     #[must_use]
-    pub fn checked(mut self) -> Self {
+    pub fn check_finite(mut self) -> Self {
         self.checked = true;
         self
     }
@@ -180,209 +194,131 @@ impl MaskedSoftmaxLoss {
         self.temperature.get_mut()
     }
 
-    /// The loss of `logits` `[.., V]`, differentiable. An adaptive temperature takes a step with the
-    /// statistics of these rows first, and the new τ is used: the shortcut for a step that is one
-    /// batch on one device.
+    /// Returns the loss of these scores, which `backward()` works on.
     ///
-    /// The last dimension of `logits` must be contiguous and the leading ones must flatten to the
-    /// positions that `rows` was made for.
+    /// The scores are logits `[.., V]`, or hidden states `[.., H]` with a head `[V, H]`: see [`Scores`]. The last
+    /// dimension must be contiguous, and the leading ones must flatten to the positions that `rows` was made for.
+    ///
+    /// An adaptive temperature first takes a step with the statistics of these rows, and the loss has the new τ. This
+    /// is the short way where a step is one batch on one device, and why the method takes `&mut self`. A fixed
+    /// temperature stays: [`forward_at`](Self::forward_at) gives the same loss with `&self`.
+    ///
+    /// # Hidden states and a head
+    ///
+    /// Hidden states, head and its bias (contiguous) share a device and a dtype, which may be f64 on the CPU only. The
+    /// gradient of the head is computed only where the head is tracked: pass `&head.detach()` or a [`FrozenHead`] when
+    /// it is not trained. Like candle's own operations, the backward pass reads hidden states and head again: do not
+    /// overwrite them before it has run.
+    ///
+    /// # What autograd costs
+    ///
+    /// candle adds every gradient that an operation returns to a new tensor of zeros. For logits, whose gradient is as
+    /// large as they are, this is most of the time. On the CPU, with 1,734 positions and a vocabulary of 49,152,
+    /// `forward` and `backward()` take 179 ms, and [`value_and_gradient`](Self::value_and_gradient) takes 15 ms. The
+    /// gradient of hidden states is small, and costs little either way.
     ///
     /// # Errors
-    /// Rows that do not fit the logits or the token sets, a dtype, device or layout that is not
-    /// supported, and statistics that ATS cannot use. The temperature then stays as it was.
-    pub fn forward(&mut self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        let source = self.temperature.stepping(logits.device())?;
-        let batch = self.batch(rows)?;
-        let (output, stepped) = dense::forward(logits, batch, source, &self.residence)?;
+    /// Rows that do not fit the scores or the token sets, a dtype, device or layout that is not supported, hidden
+    /// states of width 0, a head that does not fit them, and statistics that ATS cannot use. The temperature then
+    /// stays as it was.
+    pub fn forward<'a>(
+        &mut self,
+        scores: impl Into<Scores<'a>>,
+        rows: &Rows,
+    ) -> Result<LossOutput> {
+        let scores = scores.into();
+        let source = self.temperature.stepping(scores.tensor().device())?;
+        let (output, stepped) = self.loss(scores, self.batch(rows)?, source)?;
         self.take_step(stepped);
         Ok(output)
     }
 
-    /// The loss at a given temperature, differentiable; takes no step. The output's statistics are
-    /// those of these rows, to be merged over micro-batches, devices or processes before
+    /// Returns the loss at a given temperature, which `backward()` works on, and takes no step.
+    ///
+    /// The output's statistics are those of these rows, to be merged over micro-batches, devices or processes before
     /// [`Temperature::step`].
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for `temperature`.
-    pub fn forward_at(&self, logits: &Tensor, rows: &Rows, temperature: f64) -> Result<LossOutput> {
-        check_temperature("temperature", temperature)?;
-        let source = TemperatureSource::Given(temperature);
-        Ok(dense::forward(logits, self.batch(rows)?, source, &self.residence)?.0)
-    }
-
-    /// The loss at the temperature as it stands, without a gradient, a step or statistics. Under BEAR the rows have
-    /// the weights that they have in training.
-    ///
-    /// # Errors
-    /// As [`forward_at`](Self::forward_at).
-    pub fn evaluate(&self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        let source = self.temperature_as_it_stands()?;
-        let batch = self.batch_in_scope(rows, None)?;
-        Ok(dense::forward(&logits.detach(), batch, source, &self.residence)?.0)
-    }
-
-    /// The statistics that an adaptive temperature looks at; those of no row for a fixed one.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn statistics(&self, logits: &Tensor, rows: &Rows) -> Result<Statistics> {
-        dense::statistics(logits, self.batch(rows)?, &self.residence)
-    }
-
-    /// The loss and the gradient of the logits (of the loss's sum under [`Reduction::None`]) in one
-    /// pass, without autograd. Steps the temperature as [`forward`](Self::forward) does. The
-    /// gradient has the shape and dtype of the logits.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward).
-    pub fn value_and_gradient(
-        &mut self,
-        logits: &Tensor,
-        rows: &Rows,
-    ) -> Result<(LossOutput, Tensor)> {
-        let source = self.temperature.stepping(logits.device())?;
-        let batch = self.batch(rows)?;
-        let (output, gradient, stepped) =
-            dense::value_and_gradient(logits, batch, source, &self.residence)?;
-        self.take_step(stepped);
-        Ok((output, gradient))
-    }
-
-    /// As [`value_and_gradient`](Self::value_and_gradient), writing the gradient over `gradient`: a
-    /// contiguous tensor of the shape and dtype of the logits, kept from step to step.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward), and for a `gradient` that does not fit or shares the memory of
-    /// `logits`.
-    pub fn value_and_gradient_into(
-        &mut self,
-        logits: &Tensor,
-        rows: &Rows,
-        gradient: &Tensor,
-    ) -> Result<LossOutput> {
-        let source = self.temperature.stepping(logits.device())?;
-        let batch = self.batch(rows)?;
-        let (output, stepped) =
-            dense::value_and_gradient_into(logits, batch, source, &self.residence, gradient)?;
-        self.take_step(stepped);
-        Ok(output)
-    }
-
-    /// As [`value_and_gradient`](Self::value_and_gradient), writing the gradient over the logits
-    /// themselves, which nothing may need any more (an op that keeps its result for its own backward
-    /// pass would get the gradient instead). On CUDA this saves the memory of a second `[N, V]`.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward), and for logits whose rows share memory.
-    pub fn value_and_gradient_over(&mut self, logits: &Tensor, rows: &Rows) -> Result<LossOutput> {
-        let source = self.temperature.stepping(logits.device())?;
-        let batch = self.batch(rows)?;
-        let (output, stepped) =
-            dense::value_and_gradient_over(logits, batch, source, &self.residence)?;
-        self.take_step(stepped);
-        Ok(output)
-    }
-
-    /// The loss of `hidden` `[.., H]` × `head` `[V, H]`, without ever making the logits: only the head
-    /// rows of valid tokens are touched. Otherwise as [`forward`](Self::forward). Hidden states, head and
-    /// its bias (contiguous) share a dtype, f64 on the CPU alone, and a device.
-    ///
-    /// The gradient of the head is made only where it is tracked: pass `&head.detach()` or a
-    /// [`FrozenHead`] when it is not trained. Like candle's own operations, the backward pass reads
-    /// hidden states and head again: set neither anew before it has run.
-    ///
-    /// # Errors
-    /// As [`forward`](Self::forward), for hidden states of width 0, and for a head that does not fit them.
-    pub fn forward_linear<'h>(
-        &mut self,
-        hidden: &Tensor,
-        head: impl Into<Head<'h>>,
-        rows: &Rows,
-    ) -> Result<LossOutput> {
-        let source = self.temperature.stepping(hidden.device())?;
-        let batch = self.batch(rows)?;
-        let (output, stepped) =
-            linear::forward(hidden, head.into(), batch, source, &self.residence)?;
-        self.take_step(stepped);
-        Ok(output)
-    }
-
-    /// The loss and the gradient of the hidden states (of the loss's sum under [`Reduction::None`]) in one
-    /// pass, without autograd; on a CUDA device in one launch. Steps the temperature as
-    /// [`forward`](Self::forward) does. The gradient has the shape and dtype of the hidden states; the head
-    /// gets none.
-    ///
-    /// # Errors
-    /// As [`forward_linear`](Self::forward_linear).
-    pub fn value_and_gradient_linear<'h>(
-        &mut self,
-        hidden: &Tensor,
-        head: impl Into<Head<'h>>,
-        rows: &Rows,
-    ) -> Result<(LossOutput, Tensor)> {
-        let source = self.temperature.stepping(hidden.device())?;
-        let batch = self.batch(rows)?;
-        let head = head.into();
-        let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
-        let head = head.with(&weight, bias.as_ref());
-        let (output, gradient, stepped) =
-            linear::value_and_gradient(hidden, head, batch, source, &self.residence)?;
-        self.take_step(stepped);
-        Ok((output, gradient))
-    }
-
-    /// As [`forward_at`](Self::forward_at), from hidden states and head.
-    ///
-    /// # Errors
-    /// As [`forward_linear`](Self::forward_linear).
-    pub fn forward_linear_at<'h>(
+    /// Those of [`forward`](Self::forward), and [`Error::OutOfRange`] for `temperature`.
+    pub fn forward_at<'a>(
         &self,
-        hidden: &Tensor,
-        head: impl Into<Head<'h>>,
+        scores: impl Into<Scores<'a>>,
         rows: &Rows,
         temperature: f64,
     ) -> Result<LossOutput> {
         check_temperature("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
-        Ok(linear::forward(
-            hidden,
-            head.into(),
-            self.batch(rows)?,
-            source,
-            &self.residence,
-        )?
-        .0)
+        Ok(self.loss(scores.into(), self.batch(rows)?, source)?.0)
     }
 
-    /// As [`evaluate`](Self::evaluate), from hidden states and head.
+    /// Returns the loss at the temperature as it stands, without a gradient, a step or statistics. Under BEAR the rows
+    /// have the weights that they have in training.
     ///
     /// # Errors
-    /// As [`forward_linear`](Self::forward_linear).
-    pub fn evaluate_linear<'h>(
-        &self,
-        hidden: &Tensor,
-        head: impl Into<Head<'h>>,
-        rows: &Rows,
-    ) -> Result<LossOutput> {
-        let head = head.into();
-        let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
-        let head = head.with(&weight, bias.as_ref());
-        let source = self.temperature_as_it_stands()?;
+    /// Those of [`forward`](Self::forward).
+    pub fn evaluate<'a>(&self, scores: impl Into<Scores<'a>>, rows: &Rows) -> Result<LossOutput> {
+        let value = self.temperature()?.value();
+        check_temperature("temperature", value)?;
         let batch = self.batch_in_scope(rows, None)?;
-        Ok(linear::forward(&hidden.detach(), head, batch, source, &self.residence)?.0)
+        (scores.into())
+            .detached(|scores| self.loss(scores, batch, TemperatureSource::Given(value)))
+            .map(|(output, _)| output)
     }
 
-    /// As [`statistics`](Self::statistics), from hidden states and head.
+    /// Returns the statistics that an adaptive temperature is computed from. For a fixed temperature they are those of
+    /// no row.
     ///
     /// # Errors
-    /// As [`forward_linear`](Self::forward_linear).
-    pub fn statistics_linear<'h>(
-        &self,
-        hidden: &Tensor,
-        head: impl Into<Head<'h>>,
+    /// Those of [`forward`](Self::forward).
+    pub fn statistics<'a>(&self, scores: impl Into<Scores<'a>>, rows: &Rows) -> Result<Statistics> {
+        let batch = self.batch(rows)?;
+        match scores.into() {
+            Scores::Logits(logits) => dense::statistics(logits, batch, &self.residence),
+            Scores::Hidden(hidden, head) => {
+                linear::statistics(hidden, head, batch, &self.residence)
+            }
+        }
+    }
+
+    /// Returns the loss and, computed in the same pass without autograd, the gradient of the logits or hidden states.
+    ///
+    /// The gradient has their shape and dtype, and is written where `target` says. Under [`Reduction::None`] it is the
+    /// gradient of the sum of the losses. The head of hidden states gets no gradient. An adaptive temperature takes a
+    /// step as in [`forward`](Self::forward).
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_trie::{GradientTarget, MaskedSoftmaxLoss, Rows, TokenTrie};
+    ///
+    /// let trie = TokenTrie::new([(0, [1, 9]), (1, [2, 9])])?;
+    /// let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
+    /// let rows = Rows::from_shifted(&trie, &vec![vec![2, 9]])?;
+    /// let logits = Tensor::zeros((1, 2, 10), DType::F32, &Device::Cpu)?;
+    ///
+    /// let (_, gradient) = loss.value_and_gradient(&logits, &rows, GradientTarget::New)?;
+    /// // From here on no step allocates a gradient.
+    /// loss.value_and_gradient(&logits, &rows, GradientTarget::Into(&gradient))?;
+    /// assert_eq!(gradient.to_vec3::<f32>()?[0][0][..3], [0.0, 0.25, -0.25]);
+    /// # Ok::<(), candle_trie::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of [`forward`](Self::forward), and [`Error::Unsupported`] for a target that does not fit, that shares the
+    /// memory of the logits, or that is not [`GradientTarget::New`] for hidden states, and for logits to be overwritten
+    /// whose rows share memory.
+    pub fn value_and_gradient<'a>(
+        &mut self,
+        scores: impl Into<Scores<'a>>,
         rows: &Rows,
-    ) -> Result<Statistics> {
-        linear::statistics(hidden, head.into(), self.batch(rows)?, &self.residence)
+        target: GradientTarget,
+    ) -> Result<(LossOutput, Tensor)> {
+        let scores = scores.into();
+        let source = self.temperature.stepping(scores.tensor().device())?;
+        let batch = self.batch(rows)?;
+        let (output, gradient, stepped) =
+            scores.detached(|scores| self.loss_and_gradient(scores, batch, source, target))?;
+        self.take_step(stepped);
+        Ok((output, gradient))
     }
 
     /// The rows as the kernels over logits take them.
@@ -403,10 +339,53 @@ impl MaskedSoftmaxLoss {
         Ok(LinearRows::new(&self.batch(rows)?))
     }
 
-    fn temperature_as_it_stands(&self) -> Result<TemperatureSource> {
-        let value = self.temperature()?.value();
-        check_temperature("temperature", value)?;
-        Ok(TemperatureSource::Given(value))
+    fn loss(
+        &self,
+        scores: Scores,
+        batch: Batch,
+        source: TemperatureSource,
+    ) -> Result<(LossOutput, Option<Stepped>)> {
+        match scores {
+            Scores::Logits(logits) => dense::forward(logits, batch, source, &self.residence),
+            Scores::Hidden(hidden, head) => {
+                linear::forward(hidden, head, batch, source, &self.residence)
+            }
+        }
+    }
+
+    fn loss_and_gradient(
+        &self,
+        scores: Scores,
+        batch: Batch,
+        source: TemperatureSource,
+        target: GradientTarget,
+    ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
+        let residence = &self.residence;
+        match (scores, target) {
+            (Scores::Logits(logits), GradientTarget::New) => {
+                dense::value_and_gradient(logits, batch, source, residence)
+            }
+            (Scores::Logits(logits), GradientTarget::Into(gradient)) => {
+                let (output, stepped) =
+                    dense::value_and_gradient_into(logits, batch, source, residence, gradient)?;
+                Ok((output, gradient.clone(), stepped))
+            }
+            (Scores::Logits(logits), GradientTarget::InPlace) => {
+                let (output, stepped) =
+                    dense::value_and_gradient_over(logits, batch, source, residence)?;
+                Ok((output, logits.clone(), stepped))
+            }
+            (Scores::Hidden(hidden, head), GradientTarget::New) => {
+                linear::value_and_gradient(hidden, head, batch, source, residence)
+            }
+            (Scores::Hidden(..), GradientTarget::Into(_) | GradientTarget::InPlace) => {
+                Err(Error::Unsupported {
+                    what: "target of the gradient of hidden states",
+                    expected: "GradientTarget::New".into(),
+                    actual: format!("{target:?}"),
+                })
+            }
+        }
     }
 
     fn take_step(&mut self, stepped: Option<Stepped>) {

@@ -1,4 +1,4 @@
-//! Which positions of a batch count, and what each must predict.
+//! The labelled positions of a batch, each with its token set and target.
 
 mod labels;
 
@@ -10,22 +10,22 @@ use crate::error::check_numbered;
 use crate::sets::Fingerprint;
 use crate::{Error, Result, TokenSets, TokenTrie};
 
-/// One position that counts.
+/// A labelled position: what it predicts, and from which tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Row {
-    /// The position it predicts from: an index into the flattened leading dimensions of the logits
+    /// The position that it predicts from: an index into the flattened leading dimensions of the logits
     /// or hidden states.
     pub position: u32,
-    /// The token set its softmax ranges over; for a trie, the node walked to.
+    /// The number of the token set that its softmax ranges over. For a trie this is the node walked to.
     pub set: u32,
-    /// The token it must predict.
+    /// The token that it must predict.
     pub target: u32,
 }
 
-/// The positions of a batch that count, each with its token set and target.
+/// The labelled positions of a batch, each with its token set and target.
 ///
-/// Positions that are not listed have loss 0 and gradient 0. Rows whose set has one token (*unary*)
+/// Positions that are not listed are ignored: they have loss 0 and gradient 0. Rows whose set has one token (*unary*)
 /// may be listed and cost nothing.
 ///
 /// ```
@@ -40,6 +40,7 @@ pub struct Row {
 /// assert_eq!(rows.as_slice()[0].set, trie.root());
 /// # Ok::<(), candle_trie::Error>(())
 /// ```
+///
 /// Rows that were walked along a trie know which: a loss over other token sets refuses them, as its
 /// sets have other numbers. Rows [from raw parts](Self::from_raw) and [`unconstrained`](Self::unconstrained) ones
 /// are taken by any loss whose sets hold their targets.
@@ -47,22 +48,24 @@ pub struct Row {
 pub struct Rows {
     positions: usize,
     rows: Vec<Row>,
-    /// Of the token sets that they were walked along.
+    /// The fingerprint of the token sets that they were walked along.
     made_with: Option<Fingerprint>,
     marks: Option<Vec<bool>>,
     weights: Option<Vec<f32>>,
 }
 
 impl Rows {
-    /// Rows for labels as Hugging Face has them: `labels[b][t]` is the token *at* `t`, so position
+    /// Makes rows of labels as Hugging Face has them: `labels[b][t]` is the token *at* `t`, so position
     /// `t - 1` predicts it.
     ///
-    /// Every run of labels that count is one response, walked from the trie's root. A label at
+    /// [`Labels`] are made from a tensor, from vectors, which may differ in length, or given as they are.
+    ///
+    /// Every run of labels that are not ignored is one response, walked from the trie's root. A label at
     /// position 0 is walked but predicted by nothing, as there is no position before it.
     ///
     /// # Errors
     /// [`Error::NotInTrie`] with the batch row, position, token and prefix of the first label that
-    /// continues no item; [`Error::InvalidLabel`]; and what making [`Labels`] gives.
+    /// continues no item, [`Error::InvalidLabel`], and those of making [`Labels`].
     pub fn from_unshifted<L>(trie: &TokenTrie, labels: L) -> Result<Self>
     where
         L: TryInto<Labels>,
@@ -71,10 +74,10 @@ impl Rows {
         Self::walk(Some(trie), &labels.try_into()?, 1)
     }
 
-    /// Rows for labels that stand where they are predicted: position `t` predicts `labels[b][t]`.
+    /// Makes rows of labels that stand where they are predicted: position `t` predicts `labels[b][t]`.
     ///
     /// # Errors
-    /// As [`Rows::from_unshifted`].
+    /// Those of [`Rows::from_unshifted`].
     pub fn from_shifted<L>(trie: &TokenTrie, labels: L) -> Result<Self>
     where
         L: TryInto<Labels>,
@@ -83,14 +86,15 @@ impl Rows {
         Self::walk(Some(trie), &labels.try_into()?, 0)
     }
 
-    /// Rows for labels (standing where they are predicted) that no trie constrains: every row has
-    /// set 0. For the plain language-model loss over
-    /// [`TokenSets::whole_vocabulary`](crate::TokenSets::whole_vocabulary) on text that is no item;
-    /// rows walked along a trie serve that loss too. Labels as Hugging Face has them go through
+    /// Makes rows of labels that no trie constrains, and that stand where they are predicted. Every row has set 0.
+    ///
+    /// They serve the plain language-model loss over
+    /// [`TokenSets::whole_vocabulary`](crate::TokenSets::whole_vocabulary) on text that is no item.
+    /// Rows walked along a trie serve that loss too. Labels as Hugging Face has them go through
     /// [`Labels::shifted`] first.
     ///
     /// # Errors
-    /// [`Error::InvalidLabel`], and what making [`Labels`] gives.
+    /// [`Error::InvalidLabel`], and those of making [`Labels`].
     pub fn unconstrained<L>(labels: L) -> Result<Self>
     where
         L: TryInto<Labels>,
@@ -99,7 +103,7 @@ impl Rows {
         Self::walk(None, &labels.try_into()?, 0)
     }
 
-    /// Rows from their parts, for token sets that come from no trie. `positions` is the product of
+    /// Makes rows from their parts, for token sets that come from no trie. `positions` is the product of
     /// the leading dimensions of the logits or hidden states.
     ///
     /// # Errors
@@ -167,42 +171,42 @@ impl Rows {
         Ok(self)
     }
 
-    /// How many rows count.
+    /// Returns the number of rows.
     pub fn len(&self) -> usize {
         self.rows.len()
     }
 
-    /// Whether no row counts.
+    /// Returns whether there is no row.
     pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// The flattened positions that the rows were made for.
+    /// Returns the number of flattened positions that the rows were made for, ignored ones included.
     pub fn positions(&self) -> usize {
         self.positions
     }
 
-    /// The rows, positions rising.
+    /// Returns the rows in the order of their positions.
     pub fn as_slice(&self) -> &[Row] {
         &self.rows
     }
 
-    /// The marks of the statistics rows, where the caller gave some.
+    /// Returns the marks of the statistics rows, one for each row, if the caller gave some.
     pub fn marks(&self) -> Option<&[bool]> {
         self.marks.as_deref()
     }
 
-    /// The weights, where the caller gave some.
+    /// Returns the weights, one for each row, if the caller gave some.
     pub fn weights(&self) -> Option<&[f32]> {
         self.weights.as_deref()
     }
 
-    /// The weight of row `row`: 1 where none was given.
+    /// Returns the weight of row `row`, which is 1 where the caller gave none.
     pub fn weight(&self, row: usize) -> f32 {
         (self.weights.as_ref()).map_or(1.0, |weights| weights.get(row).copied().unwrap_or(0.0))
     }
 
-    /// How many rows have more than one token to choose from.
+    /// Returns the number of rows whose set has more than one token.
     pub fn branching_count(&self, sets: &TokenSets) -> usize {
         (self.rows.iter())
             .filter(|row| sets.get(row.set).is_some_and(|set| set.len() > 1))
@@ -239,7 +243,7 @@ impl Rows {
         })
     }
 
-    /// `shift` is how far before its label a row predicts from.
+    /// Walks the labels. A row predicts from `shift` positions before its label.
     fn walk(trie: Option<&TokenTrie>, labels: &Labels, shift: usize) -> Result<Self> {
         check_numbered("positions", labels.tokens.len())?;
         let mut rows = Vec::new();
@@ -368,6 +372,28 @@ mod tests {
         let labels = Labels::new(&[7, -100, 5, 6, 4, 3], 3).unwrap().shifted();
         let rows = Rows::unconstrained(labels).unwrap();
         assert_eq!(rows.as_slice(), [row(1, 0, 5), row(3, 0, 4), row(4, 0, 3)]);
+    }
+
+    #[test]
+    fn labels_of_every_integer_type_and_by_reference_give_the_same_rows() {
+        let trie = trie();
+        let expected = Rows::from_shifted(&trie, &vec![vec![5i64, 7], vec![5, 6]]).unwrap();
+        let ignored = u32::MAX;
+        let lines = vec![vec![5u32, 7, ignored], vec![5, 6]];
+        let unsigned = Rows::from_shifted(&trie, &lines).unwrap();
+        assert_eq!(unsigned.as_slice()[..2], expected.as_slice()[..2]);
+        let signed = Rows::from_shifted(&trie, &vec![vec![5i32, 7], vec![5, 6]]).unwrap();
+        assert_eq!(signed, expected);
+        let labels = Labels::new(&[5, 7, 5, 6], 2).unwrap();
+        assert_eq!(Rows::from_shifted(&trie, &labels).unwrap(), expected);
+        assert_eq!(Rows::from_shifted(&trie, labels).unwrap(), expected);
+    }
+
+    #[test]
+    fn ragged_labels_are_padded_at_their_end() {
+        let labels = Labels::try_from(&vec![vec![5u32], vec![], vec![5, 6]]).unwrap();
+        let expected = [Some(5), None, None, None, Some(5), Some(6)];
+        assert_eq!((labels.length, &labels.tokens[..]), (2, &expected[..]));
     }
 
     #[test]

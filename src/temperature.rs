@@ -2,6 +2,8 @@
 
 mod adaptive;
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 pub(crate) use adaptive::Course;
@@ -11,8 +13,12 @@ use crate::{Error, Result, Statistics};
 
 /// The temperature τ that logits are divided by.
 ///
+/// It is made from a number (fixed) or from an [`AdaptiveStrategy`], and displays as τ to the precision of f32.
+///
 /// ```
 /// use candle_trie::{AdaptiveStrategy, Scope, Statistics, Temperature};
+/// assert_eq!(Temperature::from(1.5).to_string(), "1.5");
+///
 /// let mut temperature = Temperature::from(AdaptiveStrategy {
 ///     scope: Scope::Branching,
 ///     ..AdaptiveStrategy::default()
@@ -25,33 +31,34 @@ use crate::{Error, Result, Statistics};
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub enum Temperature {
-    /// Always this value.
+    /// It always has this value, which is positive, from 2⁻¹²⁶ to 2¹²⁶.
     Fixed(f64),
-    /// Follows the logits.
+    /// It follows the logits.
     Adaptive(AdaptiveTemperature),
 }
 
-/// Where an adaptive temperature stands: enough to go on as if never interrupted.
+/// The state of a temperature, with which a training resumes bit-identically.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct TemperatureState {
-    /// τ.
+    /// The temperature τ.
     pub value: f64,
-    /// The number of the next step.
+    /// The number of the next step, which is the number of steps taken so far: the first step is number 0.
     pub step: u64,
 }
 
 impl Temperature {
-    /// Always `value`.
+    /// Makes a temperature that always is `value`.
     pub fn fixed(value: f64) -> Self {
         Self::Fixed(value)
     }
 
-    /// ATS with the paper's settings.
+    /// Makes a temperature that follows the logits, by ATS with the paper's settings: those of
+    /// [`AdaptiveStrategy::default`].
     pub fn adaptive() -> Self {
         AdaptiveStrategy::default().into()
     }
 
-    /// τ as it stands.
+    /// Returns τ as it stands.
     pub fn value(&self) -> f64 {
         match self {
             Self::Fixed(value) => *value,
@@ -59,8 +66,12 @@ impl Temperature {
         }
     }
 
-    /// Takes step number `step` with the statistics of all that was seen in it, and returns the new
-    /// τ. A fixed temperature stays.
+    /// Takes step number `step` with the statistics of all rows of that step, and returns the new τ. A fixed
+    /// temperature stays.
+    ///
+    /// Steps are counted from 0. The number only decides whether the step belongs to the warm-up, whose steps are
+    /// `0..warm_up`. [`MaskedSoftmaxLoss::forward`](crate::MaskedSoftmaxLoss::forward) and its kin count by
+    /// themselves, from [`TemperatureState::step`]; after a call with `step` they go on with `step + 1`.
     ///
     /// Without statistics (no row, or a variance that is not a number) τ stays as it was; during the
     /// warm-up it is τ₀ in any case.
@@ -76,7 +87,7 @@ impl Temperature {
         }
     }
 
-    /// Where it stands, to be saved with a checkpoint. The state of a fixed temperature has step 0.
+    /// Returns the state, to be saved with a checkpoint. The state of a fixed temperature has step 0.
     pub fn state(&self) -> TemperatureState {
         match self {
             Self::Fixed(value) => TemperatureState {
@@ -87,7 +98,7 @@ impl Temperature {
         }
     }
 
-    /// Goes on from where [`state`](Self::state) was taken. A fixed temperature takes the value.
+    /// Goes on from a state that [`state`](Self::state) returned. A fixed temperature takes its value.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] for a temperature that is not from 2⁻¹²⁶ to 2¹²⁶.
@@ -100,7 +111,7 @@ impl Temperature {
         Ok(())
     }
 
-    /// The same, with another τ.
+    /// Returns the same temperature with another τ.
     pub(crate) fn at(&self, value: f64) -> Self {
         match self {
             Self::Fixed(_) => Self::Fixed(value),
@@ -114,7 +125,7 @@ impl Temperature {
         }
     }
 
-    /// A step has been taken where τ is kept.
+    /// Counts a step that was taken where τ is kept.
     pub(crate) fn count_step(&mut self) {
         if let Self::Adaptive(adaptive) = self {
             adaptive.state.step = adaptive.state.step.saturating_add(1);
@@ -134,6 +145,20 @@ impl Temperature {
                 }
             }
         }
+    }
+}
+
+impl From<f64> for Temperature {
+    /// Makes a fixed temperature.
+    fn from(value: f64) -> Self {
+        Self::Fixed(value)
+    }
+}
+
+impl fmt::Display for Temperature {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Averaging leaves 1.4999999999999998 where 1.5 is meant. f32 is also what kernels divide by.
+        fmt::Display::fmt(&(self.value() as f32), formatter)
     }
 }
 
@@ -263,6 +288,15 @@ mod tests {
             ..strategy()
         };
         assert_eq!(branching.estimate(&two).unwrap(), None);
+    }
+
+    #[test]
+    fn a_temperature_displays_in_the_digits_of_f32() {
+        let mut temperature = Temperature::adaptive();
+        temperature.step(&row(0.0, 1.0), 0).unwrap();
+        assert_eq!(temperature.value(), 1.4999999999999998);
+        assert_eq!(temperature.to_string(), "1.5");
+        assert_eq!(format!("{:.3}", Temperature::from(0.25)), "0.250");
     }
 
     #[test]

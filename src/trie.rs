@@ -1,4 +1,4 @@
-//! The trie over a catalogue's token paths.
+//! A trie over a catalogue's token paths.
 
 use std::sync::Arc;
 
@@ -37,21 +37,33 @@ pub struct TokenTrie {
     leaves: Arc<Leaves>,
 }
 
-/// Which items end at which leaf.
+/// The leaves with the items that end at each.
 #[derive(Debug, PartialEq, Eq)]
 struct Leaves {
-    /// The nodes without children, rising.
+    /// The nodes without children, in rising order.
     nodes: Vec<u32>,
-    /// `offsets[i]..offsets[i + 1]` index `items` for leaf `nodes[i]`.
+    /// The bounds of each leaf's items: those of leaf `nodes[i]` are `items[offsets[i]..offsets[i + 1]]`.
     offsets: Vec<u32>,
-    /// Item ids, rising inside a leaf.
+    /// The item ids, in rising order inside a leaf.
     items: Vec<u64>,
 }
 
 impl TokenTrie {
-    /// Builds the trie of `items`, each an id and the tokens that write it, end token included.
+    /// Builds the trie of `items`, each an id and the tokens that spell it, end token included.
     ///
-    /// Items with equal paths share a leaf. The order of the items does not matter.
+    /// The order of the items does not matter. Several items may have one path: they share its leaf. An item may have
+    /// several paths, under one id: each of its leaves names it, its probability is the sum over its paths, and a search
+    /// returns each path as a result of its own. An id that is given twice with one path is listed twice at its leaf.
+    ///
+    /// ```
+    /// use candle_trie::TokenTrie;
+    /// // Item 7 has two titles, and is given twice with the second.
+    /// let trie = TokenTrie::new([(7, vec![1, 9]), (7, vec![2, 9]), (7, vec![2, 9])])?;
+    /// assert_eq!(trie.items(trie.walk(&[1, 9]).unwrap()), [7]);
+    /// assert_eq!(trie.items(trie.walk(&[2, 9]).unwrap()), [7, 7]);
+    /// assert_eq!((trie.leaf_count(), trie.item_count()), (2, 3));
+    /// # Ok::<(), candle_trie::Error>(())
+    /// ```
     ///
     /// # Errors
     /// [`Error::EmptyCatalogue`], [`Error::EmptyPath`], [`Error::PathIsPrefix`] (naming the items)
@@ -73,37 +85,38 @@ impl TokenTrie {
     /// Builds the trie from flat arrays: item `ids[i]` has the path `tokens[offsets[i]..offsets[i + 1]]`.
     ///
     /// # Errors
-    /// Those of [`TokenTrie::new`], and [`Error::Malformed`] or [`Error::LengthMismatch`] where the
+    /// Those of [`new`](Self::new), and [`Error::Malformed`] or [`Error::LengthMismatch`] where the
     /// arrays do not fit together.
     pub fn from_paths(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<Self> {
         build::build(ids, offsets, tokens)
     }
 
-    /// The root: node 0, the empty prefix.
+    /// Returns the root, which is node 0 and stands for the empty prefix.
     pub fn root(&self) -> u32 {
         0
     }
 
-    /// The tokens that may follow `node`, rising; empty at a leaf and for a node that does not exist.
+    /// Returns the tokens that may follow `node`, in rising order. There is none at a leaf, and none for a node that does
+    /// not exist.
     pub fn children(&self, node: u32) -> &[u32] {
         self.edges(node).map_or(&[], |(_, tokens)| tokens)
     }
 
-    /// The node that `token` leads to from `node`.
+    /// Returns the node that `token` leads to from `node`, or `None` where it does not continue any item.
     pub fn child(&self, node: u32, token: u32) -> Option<u32> {
         let (first_edge, tokens) = self.edges(node)?;
         let rank = tokens.binary_search(&token).ok()?;
         Some(first_edge + rank as u32 + 1)
     }
 
-    /// The node reached by the smallest token of `node`: the token of rank `r` in
-    /// [`children`](Self::children) leads to `first_child + r`. `None` at a leaf.
+    /// Returns the node reached by the smallest token of `node`, or `None` at a leaf. The token of rank `r` in
+    /// [`children`](Self::children) leads to `first_child + r`.
     pub fn first_child(&self, node: u32) -> Option<u32> {
         let (first_edge, tokens) = self.edges(node)?;
         (!tokens.is_empty()).then_some(first_edge + 1)
     }
 
-    /// The node that leads to `node`. `None` for the root and for a node that does not exist.
+    /// Returns the node that leads to `node`, or `None` for the root and for a node that does not exist.
     pub fn parent(&self, node: u32) -> Option<u32> {
         let edge = node.checked_sub(1)?;
         let (offsets, tokens) = self.raw();
@@ -111,14 +124,14 @@ impl TokenTrie {
         (edge < tokens.len() as u32).then_some(after - 1)
     }
 
-    /// The node reached from the root by `prefix`, or `None` where no item begins so.
+    /// Returns the node reached from the root by `prefix`, or `None` where no item begins so.
     pub fn walk(&self, prefix: &[u32]) -> Option<u32> {
         prefix
             .iter()
             .try_fold(self.root(), |node, &token| self.child(node, token))
     }
 
-    /// The items that end at `node`, ids rising; empty unless it is a leaf.
+    /// Returns the ids of the items that end at `node`, in rising order. There is none unless it is a leaf.
     pub fn items(&self, node: u32) -> &[u64] {
         let leaves = &*self.leaves;
         leaves.nodes.binary_search(&node).map_or(&[], |leaf| {
@@ -126,19 +139,19 @@ impl TokenTrie {
         })
     }
 
-    /// The leaves, rising, each with its items.
+    /// Iterates over the leaves in rising order, each with its items.
     pub fn leaves(&self) -> impl ExactSizeIterator<Item = (u32, &[u64])> {
         let leaves = &*self.leaves;
         (leaves.nodes.iter().zip(leaves.offsets.windows(2)))
             .map(|(&node, bounds)| (node, &leaves.items[bounds[0] as usize..bounds[1] as usize]))
     }
 
-    /// How many nodes there are, the root and the leaves included.
+    /// Returns the number of nodes, the root and the leaves included.
     pub fn node_count(&self) -> usize {
         self.raw().0.len() - 1
     }
 
-    /// How many nodes have more than one child.
+    /// Returns the number of branching nodes, which have more than one child.
     pub fn branching_count(&self) -> usize {
         let (offsets, _) = self.raw();
         offsets
@@ -147,27 +160,27 @@ impl TokenTrie {
             .count()
     }
 
-    /// How many leaves there are: the distinct paths.
+    /// Returns the number of leaves, which is that of distinct paths.
     pub fn leaf_count(&self) -> usize {
         self.leaves.nodes.len()
     }
 
-    /// How many items there are, those that share a path counted each.
+    /// Returns the number of items, as they were given: those that share a path count each.
     pub fn item_count(&self) -> usize {
         self.leaves.items.len()
     }
 
-    /// The largest token on any path.
+    /// Returns the largest token on any path.
     pub fn max_token(&self) -> u32 {
         self.sets.max_token()
     }
 
-    /// The token sets of the nodes: set `u` holds the children of node `u`.
+    /// Returns the token sets of the nodes: set `u` holds the children of node `u`.
     pub fn sets(&self) -> &TokenSets {
         &self.sets
     }
 
-    /// The first edge of `node` and the tokens of its edges.
+    /// Returns the first edge of `node` and the tokens of its edges.
     fn edges(&self, node: u32) -> Option<(u32, &[u32])> {
         let (offsets, tokens) = self.raw();
         let start = *offsets.get(node as usize)?;

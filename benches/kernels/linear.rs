@@ -4,7 +4,7 @@
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_trie::cuda::Executor;
 use candle_trie::launch::{LinearGradients, LinearRows};
-use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Temperature};
+use candle_trie::{AdaptiveStrategy, GradientTarget, MaskedSoftmaxLoss, Scope, Temperature};
 use half::{bf16, f16};
 
 use super::launches::{Inputs, Launches};
@@ -121,13 +121,14 @@ impl Benchmark<'_> {
         let &Inputs { hidden, head, .. } = self.inputs;
         let mut loss = MaskedSoftmaxLoss::new(&self.shape.sets, temperature.clone())?;
         let gradient = self.print_call(&format!("forward and backward{way}"), || {
-            let output = loss.forward_linear(hidden, head, &self.shape.rows)?;
+            let output = loss.forward((hidden, head), &self.shape.rows)?;
             let mut gradients = output.loss.backward()?;
             let gradient = gradients.remove(hidden);
             gradient.ok_or_else(|| candle_core::Error::msg("hidden states without a gradient"))
         })?;
         self.print_call(&format!("value and gradient{way}"), || {
-            let (_, gradient) = loss.value_and_gradient_linear(hidden, head, &self.shape.rows)?;
+            let (_, gradient) =
+                loss.value_and_gradient((hidden, head), &self.shape.rows, GradientTarget::New)?;
             Ok(gradient)
         })?;
         Ok(gradient)

@@ -11,18 +11,21 @@ use candle_core::{DType, Device, safetensors};
 use candle_trie::TokenTrie;
 use clap::{Args, Parser};
 use msl::{
-    adapter,
-    arguments::{Arguments, Command},
-    catalogue::Interaction,
-    dataset::{DataArguments, Dataset},
-    json::{read_json, write_json},
-    model::{Llama, LoraSettings},
-    precision::Precision,
-    pretrained::{self, Pretrained},
-    prompt::{Prompt, PromptStyle},
-    responses::{Example, Responses, chosen},
-    settings::{LossSettings, TrainingSettings},
-    tokenizer::TextTokenizer,
+    commands::arguments::{Arguments, Command},
+    data::{
+        catalogue::Interaction,
+        dataset::{DataArguments, Dataset},
+        json::{read_json, write_json},
+        prompt::{Prompt, PromptStyle},
+        responses::{Example, Responses, chosen},
+        tokenizer::TextTokenizer,
+    },
+    model::{
+        Llama, LoraSettings, adapter,
+        precision::Precision,
+        pretrained::{self, Pretrained},
+    },
+    run::settings::{LossSettings, TrainingSettings},
     train::Trainer,
 };
 use serde::{Deserialize, Serialize};

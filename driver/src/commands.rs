@@ -1,5 +1,7 @@
 //! What the subcommands do.
 
+pub mod arguments;
+pub mod console;
 mod demo;
 mod evaluate;
 mod inspect;
@@ -12,17 +14,18 @@ mod train;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenTrie};
+use candle_trie::{MaskedSoftmaxLoss, Rows, TokenTrie};
 
 use crate::{
-    arguments::{Arguments, Command, TokenizerArguments},
-    catalogue::{Catalogue, Interaction},
-    device::DeviceChoice,
-    model::{Llama, LlamaConfig},
-    progress::Progress,
-    prompt::Prompt,
-    responses::{Example, Responses},
-    tokenizer::TextTokenizer,
+    commands::arguments::{Arguments, Command, TokenizerArguments},
+    data::{
+        catalogue::{Catalogue, Interaction},
+        prompt::Prompt,
+        responses::{Example, Responses},
+        tokenizer::TextTokenizer,
+    },
+    model::{Llama, LlamaConfig, device::DeviceChoice},
+    train::progress::Progress,
 };
 
 /// Does what the command line asks for.
@@ -68,8 +71,8 @@ fn train_a_little(device: &Device) -> Result<()> {
     let trie = TokenTrie::new([(0, [1, 3]), (1, [2, 3])])?;
     let rows = Rows::from_shifted(&trie, &vec![vec![1i64, 3]])?;
     let hidden = model.hidden(&Tensor::new(&[[2u32, 1]], device)?)?;
-    let mut loss = MaskedSoftmaxLoss::new(&trie, Temperature::fixed(1.0))?;
-    let output = loss.forward_linear(&hidden, model.head(), &rows)?;
+    let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
+    let output = loss.forward((&hidden, model.head()), &rows)?;
     output.loss.backward()?;
     Ok(())
 }

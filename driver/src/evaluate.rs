@@ -1,18 +1,29 @@
 //! Evaluation: beam search over the trie, and the item NLL.
 
+pub mod baselines;
+pub mod comparison;
+pub mod decoding;
+pub mod ranking;
+pub mod ranks;
+pub mod search;
+
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use candle_core::DType;
-use candle_trie::{Convention, Found, MaskedSoftmaxLoss, Reduction, Temperature, TokenTrie};
+use candle_trie::{MaskedSoftmaxLoss, Reduction, SearchResult, TokenTrie};
 
 use crate::{
-    batch::{Batch, Reading, longest_response, response_rows},
+    data::{
+        batch::{Batch, Reading, longest_response, response_rows},
+        responses::Example,
+    },
+    evaluate::{
+        ranking::UserResult,
+        search::{SearchSettings, Searcher},
+    },
     model::Llama,
-    progress::Progress,
-    ranking::UserResult,
-    responses::Example,
-    search::{SearchSettings, Searcher},
+    train::progress::Progress,
 };
 
 /// How well a model recommends.
@@ -22,7 +33,7 @@ pub struct Evaluation {
     /// NLL over the softmax that the trie masks.
     pub users: Vec<UserResult>,
     /// What each user was recommended, best first.
-    pub recommended: Vec<Vec<Found>>,
+    pub recommended: Vec<Vec<SearchResult>>,
     /// Tokens that the model read for a user's search, as a mean: padding left out, and what prompts read together begin
     /// with in common counted once.
     pub model_tokens: f64,
@@ -89,12 +100,8 @@ impl Evaluator<'_> {
 
     /// A loss that keeps the −ln p of every row apart.
     fn row_losses(&self) -> Result<MaskedSoftmaxLoss> {
-        let convention = Convention {
-            reduction: Reduction::None,
-            times_temperature: false,
-        };
-        let loss = MaskedSoftmaxLoss::new(self.trie, Temperature::fixed(self.temperature))?;
-        Ok(loss.with_convention(convention)?)
+        let loss = MaskedSoftmaxLoss::new(self.trie, self.temperature)?;
+        Ok(loss.with_reduction(Reduction::None)?)
     }
 
     fn item_nlls(
@@ -108,14 +115,14 @@ impl Evaluator<'_> {
         let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
         let rows = response_rows(examples, self.trie)?;
-        let output = loss.evaluate_linear(&hidden, model.head(), &rows)?;
+        let output = loss.evaluate((&hidden, model.head()), &rows)?;
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
         Ok(item_nlls.to_vec1()?)
     }
 }
 
 /// The place of an item among those that a search found.
-fn place(found: &[Found], item: u64) -> Option<usize> {
+fn place(found: &[SearchResult], item: u64) -> Option<usize> {
     found.iter().position(|found| found.items.contains(&item))
 }
 

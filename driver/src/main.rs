@@ -4,10 +4,12 @@ use std::{io::ErrorKind, process::ExitCode};
 
 use clap::Parser;
 use msl::{
-    arguments::Arguments,
-    commands,
-    console::{OutputClosed, note, shown},
-    interrupt::Interrupted,
+    commands::{
+        self,
+        arguments::Arguments,
+        console::{OutputClosed, note, shown},
+    },
+    train::interrupt::Interrupted,
 };
 
 /// A training step makes and drops the same large tensors again and again. The system's allocator gives such memory

@@ -1,10 +1,12 @@
 //! Llama-style language models whose every trained parameter gets its gradient.
 
+pub mod adapter;
 mod attention;
 mod cache;
 mod causal_attention;
 mod composed;
 mod config;
+pub mod device;
 mod elements;
 mod feed_forward;
 mod form;
@@ -17,6 +19,8 @@ mod matrix;
 mod norm;
 mod parameters;
 mod pass;
+pub mod precision;
+pub mod pretrained;
 mod residual;
 mod rotary;
 

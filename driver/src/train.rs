@@ -1,5 +1,15 @@
 //! One step of training after another.
 
+pub mod events;
+pub mod gradients;
+pub mod interrupt;
+pub mod metrics;
+pub mod optimizer;
+pub mod progress;
+pub mod schedule;
+pub mod training_run;
+pub mod workers;
+
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -11,15 +21,14 @@ use candle_trie::{
 use rand::RngCore;
 
 use crate::{
-    batch::{Batch, Reading, longest_response, response_rows},
-    gradients::Gradients,
-    metrics::StepMetrics,
+    data::{
+        batch::{Batch, Reading, longest_response, response_rows},
+        responses::Example,
+    },
     model::Llama,
-    optimizer::AdamW,
     random::{Purpose, random_at},
-    responses::Example,
-    settings::{LossSettings, TrainingSettings},
-    workers::Workers,
+    run::settings::{LossSettings, TrainingSettings},
+    train::{gradients::Gradients, metrics::StepMetrics, optimizer::AdamW, workers::Workers},
 };
 
 /// The most rows that go through the model together: few enough for the caches. Shards are the units of work for the
@@ -44,8 +53,15 @@ pub struct Trainer<'a> {
 
 /// Some rows of a step that are in memory together.
 struct MicroBatch {
-    shards: Vec<Batch>,
+    shards: Vec<Shard>,
     rows: Rows,
+}
+
+/// Rows that go through the model together.
+struct Shard {
+    batch: Batch,
+    /// The seed of each row's dropout.
+    seeds: Vec<u64>,
 }
 
 /// What is known of a step when its gradient is.
@@ -146,18 +162,13 @@ impl<'a> Trainer<'a> {
     /// Takes one step with a batch of examples, at a learning rate.
     pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepMetrics> {
         let begun = Instant::now();
-        let pieces = self.micro_batches(examples)?;
+        let pieces = self.micro_batches(&self.seeded(examples))?;
         let rows = self.average_over(&pieces)?;
         let mut gradients = Gradients::of(self.model.parameters(), self.gradient_scale(rows));
         let mut sums = Sums::default();
-        let mut noise = random_at(
-            self.settings.seed,
-            Purpose::Dropout,
-            self.optimizer.steps() as u64,
-        );
         let alone = pieces.len() == 1;
         for piece in &pieces {
-            self.accumulate(piece, alone, &mut noise, &mut gradients, &mut sums)?;
+            self.accumulate(piece, alone, &mut gradients, &mut sums)?;
         }
         if !alone {
             let temperature = self.loss.temperature_mut()?;
@@ -215,17 +226,31 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    fn micro_batches(&self, examples: &[&Example]) -> Result<Vec<MicroBatch>> {
+    /// Gives each example of a step the seed of its dropout, which depends on the run's seed, the step and the
+    /// example's place alone.
+    fn seeded<'e>(&self, examples: &[&'e Example]) -> Vec<(&'e Example, u64)> {
+        let step = self.optimizer.steps() as u64;
+        let mut random = random_at(self.settings.seed, Purpose::Dropout, step);
+        let seeded = examples.iter().map(|&example| (example, random.next_u64()));
+        seeded.collect()
+    }
+
+    fn micro_batches(&self, examples: &[(&Example, u64)]) -> Result<Vec<MicroBatch>> {
         let device = self.model.head().device();
         let shard_size = self.shard_size();
-        let micro_batch = |examples: &[&Example]| {
-            let longest = longest_response(examples);
-            let shards = examples.chunks(shard_size);
+        let micro_batch = |seeded: &[(&Example, u64)]| {
+            let (examples, seeds): (Vec<&Example>, Vec<u64>) = seeded.iter().copied().unzip();
+            let longest = longest_response(&examples);
+            let shards = examples.chunks(shard_size).zip(seeds.chunks(shard_size));
+            let shard = |(examples, seeds): (&[&Example], &[u64])| {
+                Ok(Shard {
+                    batch: Batch::new(examples, longest, self.reading, device)?,
+                    seeds: seeds.to_vec(),
+                })
+            };
             Ok(MicroBatch {
-                shards: shards
-                    .map(|shard| Batch::new(shard, longest, self.reading, device))
-                    .collect::<Result<_>>()?,
-                rows: response_rows(examples, self.trie)?,
+                shards: shards.map(shard).collect::<Result<_>>()?,
+                rows: response_rows(&examples, self.trie)?,
             })
         };
         examples
@@ -250,10 +275,7 @@ impl<'a> Trainer<'a> {
             _ => rows.len(),
         };
         let rows: usize = pieces.iter().map(|piece| count(&piece.rows)).sum();
-        self.loss.set_convention(Convention {
-            reduction: Reduction::MeanOver(rows.max(1) as f64),
-            ..self.convention
-        })?;
+        (self.loss).set_reduction(Reduction::MeanOver(rows.max(1) as f64))?;
         Ok(rows)
     }
 
@@ -272,11 +294,10 @@ impl<'a> Trainer<'a> {
         &mut self,
         piece: &MicroBatch,
         alone: bool,
-        noise: &mut impl RngCore,
         gradients: &mut Gradients,
         sums: &mut Sums,
     ) -> Result<()> {
-        let hidden = self.hidden(&piece.shards, noise)?;
+        let hidden = self.hidden(&piece.shards)?;
         let joined = Tensor::cat(&hidden.iter().map(Tensor::detach).collect::<Vec<_>>(), 0)?;
         let joined = Var::from_tensor(&joined)?;
         let output = self.response_loss(&joined, &piece.rows, alone)?;
@@ -290,7 +311,7 @@ impl<'a> Trainer<'a> {
         }
         let statistics = output.read_statistics()?;
         let observed = match statistics.rows() {
-            0 => (self.observer).statistics_linear(&joined, self.head(), &piece.rows)?,
+            0 => (self.observer).statistics((&joined, self.head()), &piece.rows)?,
             _ => statistics,
         };
         let mut piece_gradients = (&output.loss * gradients.scale())?.backward()?;
@@ -308,19 +329,18 @@ impl<'a> Trainer<'a> {
             *sums.bear_weight.get_or_insert(0.0) += weight;
         }
         sums.labelled_rows += output.labelled_rows;
-        for shard in &piece.shards {
-            sums.tokens += shard.token_count;
-            sums.padding += shard.tokens.elem_count() - shard.token_count;
+        for Shard { batch, .. } in &piece.shards {
+            sums.tokens += batch.token_count;
+            sums.padding += batch.tokens.elem_count() - batch.token_count;
         }
         Ok(())
     }
 
     /// The hidden states that predict the responses, shard by shard.
-    fn hidden(&self, shards: &[Batch], noise: &mut impl RngCore) -> Result<Vec<Tensor>> {
-        let noise: Vec<u64> = shards.iter().map(|_| noise.next_u64()).collect();
+    fn hidden(&self, shards: &[Shard]) -> Result<Vec<Tensor>> {
         self.workers.map(shards.len(), |index| {
-            let shard = &shards[index];
-            shard.response_hidden(&self.model.hidden_in_training(&shard.tokens, noise[index])?)
+            let Shard { batch, seeds } = &shards[index];
+            batch.response_hidden(&self.model.hidden_in_training(&batch.tokens, seeds)?)
         })
     }
 
@@ -360,10 +380,8 @@ impl<'a> Trainer<'a> {
         }
         let head = head(&self.frozen_head, self.model);
         Ok(match given {
-            None => self.loss.forward_linear(hidden, head, rows)?,
-            Some(temperature) => self
-                .loss
-                .forward_linear_at(hidden, head, rows, temperature)?,
+            None => self.loss.forward((hidden, head), rows)?,
+            Some(temperature) => self.loss.forward_at((hidden, head), rows, temperature)?,
         })
     }
 

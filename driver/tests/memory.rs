@@ -54,7 +54,7 @@ fn peak(layers: usize, tokens: usize) -> usize {
     let tokens = Tensor::zeros((1, tokens), DType::U32, &Device::Cpu).unwrap();
     let before = NOW.load(Ordering::Relaxed);
     HIGHEST.store(before, Ordering::Relaxed);
-    let hidden = model.hidden_in_training(&tokens, 1).unwrap();
+    let hidden = model.hidden_in_training(&tokens, &[1]).unwrap();
     let gradients = hidden.sum_all().unwrap().backward().unwrap();
     assert_eq!(gradients.get_ids().count(), model.parameters().len());
     HIGHEST.load(Ordering::Relaxed) - before

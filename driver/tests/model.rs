@@ -70,7 +70,7 @@ fn tokens() -> Tensor {
 
 /// Any smooth function of all hidden states and of the head will do.
 fn objective(model: &Llama) -> Tensor {
-    let hidden = model.hidden_in_training(&tokens(), 77).unwrap();
+    let hidden = model.hidden_in_training(&tokens(), &[77, 78]).unwrap();
     let hidden = hidden.flatten_to(1).unwrap();
     let logits = hidden.matmul(&model.head().t().unwrap()).unwrap();
     (logits.tanh().unwrap() * wave(&logits, 1.0))

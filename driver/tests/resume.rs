@@ -10,10 +10,8 @@ use std::{
 
 use candle_core::{DType, Device};
 use msl::{
-    model::{Llama, LlamaConfig},
-    pretrained,
-    synthetic::World,
-    tokenizer::TextTokenizer,
+    data::{synthetic::World, tokenizer::TextTokenizer},
+    model::{Llama, LlamaConfig, pretrained},
 };
 use rand::{Rng, SeedableRng};
 

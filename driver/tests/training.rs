@@ -5,15 +5,17 @@ use std::ops::ControlFlow;
 use candle_core::{DType, Device};
 use candle_trie::{AdaptiveStrategy, Statistics, Temperature};
 use msl::{
-    metrics::StepMetrics,
+    data::{
+        prompt::{Prompt, PromptStyle},
+        responses::Responses,
+        synthetic::World,
+        tokenizer::TextTokenizer,
+    },
     model::{Llama, LlamaConfig, LoraSettings, TARGETS},
-    prompt::{Prompt, PromptStyle},
-    responses::Responses,
-    settings::{Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings},
-    synthetic::World,
-    tokenizer::TextTokenizer,
-    train::Trainer,
-    training_run::train as train_all,
+    run::settings::{
+        Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings,
+    },
+    train::{Trainer, metrics::StepMetrics, training_run::train as train_all},
 };
 
 const STEPS: usize = 20;

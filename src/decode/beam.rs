@@ -5,21 +5,21 @@ use rayon::prelude::*;
 
 use super::path::{check_logits, log_softmax};
 use super::rules::{Beams, Candidate, Rules};
-use super::{Found, LeftOut, Path, cuda};
+use super::{Excluded, Path, SearchResult, cuda};
 use crate::error::check_numbered;
 use crate::launch::DecodeBeams;
-use crate::loss::{Head, valid_logits};
+use crate::loss::{Head, Scores, valid_logits};
 use crate::temperature::check_temperature;
 use crate::{Error, Result, TokenSets, TokenTrie};
 
 /// A beam search for the most probable items of many users at once, constrained by a trie.
 ///
 /// The caller owns the model; the search says what to feed it. Logits (or hidden states) come one row
-/// a living beam: first one beam a user (but see [`users`](Self::users)), after its prompt and the
-/// tokens of [`lead`](Self::lead); then those of the last [`Step`], in its order.
+/// a active beam: first one beam a user (but see [`beam_users`](Self::beam_users)), after its prompt and the
+/// tokens of [`lead`](Self::common_prefix); then those of the last [`BeamStep`], in its order.
 ///
 /// A beam from which only one item can be reached is finished, without the steps to its end, and
-/// takes no place from the living ones.
+/// takes no place from the active ones.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -30,13 +30,13 @@ use crate::{Error, Result, TokenSets, TokenTrie};
 /// let model = |beams: usize| Tensor::new(vec![row.to_vec(); beams], &Device::Cpu);
 ///
 /// let mut search = BeamSearch::new(&trie, 1, 2, 1.0)?;
-/// assert!(search.lead().is_empty()); // not all items begin alike
+/// assert!(search.common_prefix().is_empty()); // not all items begin alike
 /// let mut logits = model(1)?;
 /// while let Some(step) = search.step(&logits)? {
 ///     // A real model continues beam `step.parents[i]` with the tokens `step.tokens[i]` here.
 ///     logits = model(step.tokens.len())?;
 /// }
-/// let found = search.found(0);
+/// let found = search.results(0);
 /// assert_eq!(found[0].items, [12]); // 1/2, against 1/2 · 3/4 for item 10
 /// assert_eq!(found[1].items, [10]);
 /// assert!((found[1].log_probability - (3f64 / 8.0).ln()).abs() < 1e-6);
@@ -51,7 +51,7 @@ pub struct BeamSearch {
 
 /// What the probabilities of a step are normalised over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Normalise {
+pub enum Normalisation {
     /// The tokens of the node: the probabilities of items, which sum to 1 over the catalogue.
     #[default]
     Trie,
@@ -60,9 +60,9 @@ pub enum Normalise {
     Vocabulary,
 }
 
-/// What to feed a model before the next step: one entry a living beam, those of one user together.
+/// What to feed a model before the next step: one entry a active beam, those of one user together.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Step {
+pub struct BeamStep {
     /// The row of the last logits that each beam continues.
     pub parents: Vec<u32>,
     /// The tokens that continue it, one at the least: the one that was chosen, and those after it
@@ -85,7 +85,7 @@ impl BeamSearch {
                 trie: trie.clone(),
                 width,
                 temperature,
-                normalise: Normalise::Trie,
+                normalise: Normalisation::Trie,
                 length_penalty: 0.0,
             },
             lead: Vec::new(),
@@ -97,7 +97,7 @@ impl BeamSearch {
 
     /// Normalises the probabilities otherwise. To be called before the first step.
     #[must_use]
-    pub fn with_normalise(mut self, normalise: Normalise) -> Self {
+    pub fn with_normalisation(mut self, normalise: Normalisation) -> Self {
         self.rules.normalise = normalise;
         self.begin();
         self
@@ -105,7 +105,7 @@ impl BeamSearch {
 
     /// Ranks whole paths by log-probability ÷ length^`penalty`, the length in tokens, end token
     /// included: above 0 it favours longer titles. 0, the default, ranks by probability. As in Hugging
-    /// Face's `generate`, a user's search then ends where the best living beam, at its present length,
+    /// Face's `generate`, a user's search then ends where the best active beam, at its present length,
     /// no longer beats the worst of `width` finished ones.
     ///
     /// # Errors
@@ -128,76 +128,90 @@ impl BeamSearch {
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] where there is not one list a user.
-    pub fn leaving_out<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
+    pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
-        for (user, left_out) in
-            (self.users.iter_mut()).zip(LeftOut::of_users(&self.rules.trie, items))
+        for (user, excluded) in
+            (self.users.iter_mut()).zip(Excluded::of_users(&self.rules.trie, items))
         {
-            user.left_out = left_out;
+            user.excluded = excluded;
         }
         self.begin();
         Ok(self)
     }
 
     /// The tokens that every path begins with: to be fed behind each prompt, before the first step.
-    pub fn lead(&self) -> &[u32] {
+    pub fn common_prefix(&self) -> &[u32] {
         &self.lead
     }
 
-    /// The user of each living beam.
-    pub fn users(&self) -> Vec<u32> {
-        let of_user = |(user, beams): (u32, &Beams)| vec![user; beams.living.len()];
+    /// The user of each active beam.
+    pub fn beam_users(&self) -> Vec<u32> {
+        let of_user = |(user, beams): (u32, &Beams)| vec![user; beams.active.len()];
         (0..).zip(&self.users).flat_map(of_user).collect()
     }
 
     /// How many beams live: the rows that the next logits must have.
-    pub fn living(&self) -> usize {
-        self.users.iter().map(|user| user.living.len()).sum()
+    pub fn active_beams(&self) -> usize {
+        self.users.iter().map(|user| user.active.len()).sum()
     }
 
-    /// Takes the logits `[living beams, V]`, keeps each user's best paths, and says how the living
-    /// ones go on. `None` when all are finished.
+    /// Takes the scores of the active beams, keeps each user's best paths, and returns what the active ones go on
+    /// with. Returns `None` when all are finished.
     ///
-    /// Logits on a CUDA device stay there: kernels choose among them, and only each user's best come
-    /// to the host. A step's log-probabilities are then computed in f32.
+    /// The scores are logits `[beams, V]`, or hidden states `[beams, H]` with a head `[V, H]`, one row for each active
+    /// beam. With hidden states, and normalised over the trie, only the head rows of valid tokens are read. Normalised
+    /// over the vocabulary all logits are computed.
+    ///
+    /// On a CUDA device kernels choose among the logits, and only each user's best come to the host. The
+    /// log-probabilities of a step are then computed in f32. Of a head, each row that any beam needs is gathered once a
+    /// step, for one GEMM with all beams.
     ///
     /// # Errors
-    /// [`Error::PositionMismatch`] where there is not one row a beam, [`Error::TokenOutsideVocabulary`]
+    /// [`Error::LengthMismatch`] where there is not one row for each active beam, [`Error::TokenOutsideVocabulary`]
     /// where the vocabulary does not hold the trie's tokens, [`Error::NonFinite`] for a logit of
     /// a node's token (over the vocabulary: of any token) that is NaN or +∞, and
-    /// [`Error::Unsupported`] for a dtype, device or layout.
-    pub fn step(&mut self, logits: &Tensor) -> Result<Option<Step>> {
-        if self.living() == 0 {
+    /// [`Error::Unsupported`] for a dtype, device or layout, or a head that does not fit.
+    pub fn step<'a>(&mut self, scores: impl Into<Scores<'a>>) -> Result<Option<BeamStep>> {
+        if self.active_beams() == 0 {
             return Ok(None);
         }
+        let scores = scores.into();
+        check_rows(
+            "rows of the scores, one for each active beam",
+            &scores,
+            self.active_beams(),
+        )?;
+        match scores {
+            Scores::Logits(logits) => self.step_over_logits(logits),
+            Scores::Hidden(hidden, head) => self.step_over_hidden(hidden, head),
+        }
+    }
+
+    /// The paths found for a user, best first, equal ones by their smallest item id.
+    pub fn results(&self, user: usize) -> Vec<SearchResult> {
+        let Some(user) = self.users.get(user) else {
+            return Vec::new();
+        };
+        (user.finished.iter())
+            .map(|(path, score)| user.excluded.found(&self.rules.trie, path, *score))
+            .collect()
+    }
+
+    fn step_over_logits(&mut self, logits: &Tensor) -> Result<Option<BeamStep>> {
         if logits.device().is_cuda() {
             return self.step_on_cuda(logits);
         }
         let nodes = self.nodes();
         let valid = valid_logits::of_logits(logits, self.sets(), &nodes)?;
         match self.rules.normalise {
-            Normalise::Trie => self.step_in_trie(&nodes, &valid),
-            Normalise::Vocabulary => self.step_in_vocabulary(logits, &valid),
+            Normalisation::Trie => self.step_in_trie(&nodes, &valid),
+            Normalisation::Vocabulary => self.step_in_vocabulary(logits, &valid),
         }
     }
 
-    /// The same from hidden states `[living beams, H]` and a head `[V, H]`. Normalised over the trie,
-    /// only the head rows of valid tokens are touched; otherwise all logits are made. On a CUDA device
-    /// each of these rows is gathered once a step, for a matrix product with all beams.
-    ///
-    /// # Errors
-    /// As [`step`](Self::step), and for a head that does not fit.
-    pub fn step_linear<'h>(
-        &mut self,
-        hidden: &Tensor,
-        head: impl Into<Head<'h>>,
-    ) -> Result<Option<Step>> {
-        let head = head.into();
-        if self.living() == 0 {
-            return Ok(None);
-        }
-        if self.rules.normalise == Normalise::Vocabulary {
-            return self.step(&head.logits(hidden)?);
+    fn step_over_hidden(&mut self, hidden: &Tensor, head: Head) -> Result<Option<BeamStep>> {
+        if self.rules.normalise == Normalisation::Vocabulary {
+            return self.step_over_logits(&head.logits(hidden)?);
         }
         if hidden.device().is_cuda() {
             let mut beams = self.decode_beams()?;
@@ -209,17 +223,7 @@ impl BeamSearch {
         self.step_in_trie(&nodes, &valid)
     }
 
-    /// The paths found for a user, best first, equal ones by their smallest item id.
-    pub fn found(&self, user: usize) -> Vec<Found> {
-        let Some(user) = self.users.get(user) else {
-            return Vec::new();
-        };
-        (user.finished.iter())
-            .map(|(path, score)| user.left_out.found(&self.rules.trie, path, *score))
-            .collect()
-    }
-
-    fn step_in_trie(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<Option<Step>> {
+    fn step_in_trie(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<Option<BeamStep>> {
         check_logits(valid, nodes, &self.rules.trie)?;
         let rules = self.rules.clone();
         Ok(self.advance(|_, user, first_row| {
@@ -229,7 +233,11 @@ impl BeamSearch {
         }))
     }
 
-    fn step_in_vocabulary(&mut self, logits: &Tensor, valid: &[Vec<f64>]) -> Result<Option<Step>> {
+    fn step_in_vocabulary(
+        &mut self,
+        logits: &Tensor,
+        valid: &[Vec<f64>],
+    ) -> Result<Option<BeamStep>> {
         let rules = self.rules.clone();
         let log_sums = valid_logits::log_sums(logits, rules.temperature)?;
         let even = -(logits.dims().last().map_or(1.0, |&size| size as f64)).ln();
@@ -244,21 +252,25 @@ impl BeamSearch {
         }))
     }
 
-    fn step_on_cuda(&mut self, logits: &Tensor) -> Result<Option<Step>> {
+    fn step_on_cuda(&mut self, logits: &Tensor) -> Result<Option<BeamStep>> {
         valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
         self.step_by_kernels(logits, &self.decode_beams()?)
     }
 
-    fn step_by_kernels(&mut self, logits: &Tensor, beams: &DecodeBeams) -> Result<Option<Step>> {
-        valid_logits::check_for_kernels(logits, self.living())?;
+    fn step_by_kernels(
+        &mut self,
+        logits: &Tensor,
+        beams: &DecodeBeams,
+    ) -> Result<Option<BeamStep>> {
+        valid_logits::check_for_kernels(logits)?;
         let (choices, faults) = cuda::decode(logits, beams)?;
-        self.take(beams, &choices, &faults)
+        self.apply_choices(beams, &choices, &faults)
     }
 
-    /// The nodes of the living beams.
+    /// The nodes of the active beams.
     fn nodes(&self) -> Vec<u32> {
-        let living = self.users.iter().flat_map(|user| &user.living);
-        living.map(|path| path.node).collect()
+        let active = self.users.iter().flat_map(|user| &user.active);
+        active.map(|path| path.node).collect()
     }
 
     fn sets(&self) -> &TokenSets {
@@ -272,14 +284,14 @@ impl BeamSearch {
         let (start, lead) = rules.ride(root);
         self.lead = lead;
         for user in &mut self.users {
-            (user.living, user.finished) = (Vec::new(), Vec::new());
-            if user.left_out.holds(&root) {
+            (user.active, user.finished) = (Vec::new(), Vec::new());
+            if user.excluded.holds(&root) {
                 continue;
             }
             if start.is_whole(&rules.trie) {
                 user.finished.push((start, rules.score(&start)));
             } else {
-                user.living.push(start);
+                user.active.push(start);
             }
         }
     }
@@ -289,16 +301,16 @@ impl BeamSearch {
     pub(super) fn advance(
         &mut self,
         candidates_of: impl Fn(usize, &Beams, usize) -> Vec<Candidate> + Sync,
-    ) -> Option<Step> {
+    ) -> Option<BeamStep> {
         let first_rows = self.first_rows();
         let rules = &self.rules;
-        let steps: Vec<Step> = (self.users.par_iter_mut().zip(first_rows).enumerate())
+        let steps: Vec<BeamStep> = (self.users.par_iter_mut().zip(first_rows).enumerate())
             .map(|(number, (user, first_row))| {
                 let candidates = candidates_of(number, user, first_row);
                 rules.keep(user, candidates)
             })
             .collect();
-        let mut all = Step::default();
+        let mut all = BeamStep::default();
         for step in steps {
             all.parents.extend(step.parents);
             all.tokens.extend(step.tokens);
@@ -306,12 +318,12 @@ impl BeamSearch {
         (!all.tokens.is_empty()).then_some(all)
     }
 
-    /// The row of each user's first living beam.
+    /// The row of each user's first active beam.
     pub(super) fn first_rows(&self) -> Vec<usize> {
-        let mut living = 0;
+        let mut active = 0;
         let first_row = |user: &Beams| {
-            living += user.living.len();
-            living - user.living.len()
+            active += user.active.len();
+            active - user.active.len()
         };
         self.users.iter().map(first_row).collect()
     }
@@ -326,6 +338,22 @@ pub(super) fn check_count(name: &'static str, count: usize) -> Result<()> {
         name,
         value: 0.0,
         expected: "at least 1",
+    })
+}
+
+/// Refuses scores with another number of rows than a search waits for.
+pub(super) fn check_rows(what: &'static str, scores: &Scores, expected: usize) -> Result<()> {
+    let actual = match scores.tensor().dims().split_last() {
+        Some((_, leading)) => leading.iter().product(),
+        None => 0,
+    };
+    if actual == expected {
+        return Ok(());
+    }
+    Err(Error::LengthMismatch {
+        what,
+        expected,
+        actual,
     })
 }
 

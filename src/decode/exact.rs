@@ -5,11 +5,11 @@ use std::collections::BinaryHeap;
 
 use candle_core::Tensor;
 
-use super::beam::{check_count, check_users};
+use super::beam::{check_count, check_rows, check_users};
 use super::path::{check_logits, log_softmax};
-use super::{Found, LeftOut, Path};
+use super::{Excluded, Path, SearchResult};
 use crate::error::check_numbered;
-use crate::loss::{Head, valid_logits};
+use crate::loss::{Scores, valid_logits};
 use crate::temperature::check_temperature;
 use crate::{Result, TokenTrie};
 
@@ -20,7 +20,7 @@ use crate::{Result, TokenTrie};
 /// missed, where a beam search may have dropped the beginning of a good title.
 ///
 /// The caller owns the model. Logits (or hidden states) come one row an entry of
-/// [`wanted`](Self::wanted), after the prompt, the tokens of [`lead`](Self::lead) and those of the
+/// [`next_expansion`](Self::next_expansion), after the prompt, the tokens of [`lead`](Self::common_prefix) and those of the
 /// entry. [`exact_top_k`] is the short way, for a model that keeps nothing of what it has read.
 ///
 /// ```
@@ -29,7 +29,7 @@ use crate::{Result, TokenTrie};
 /// // The first token of items 0 and 1 is the more probable, but each of them less so than item 2.
 /// let trie = TokenTrie::new([(0, vec![1, 1, 0]), (1, vec![1, 2, 0]), (2, vec![2, 0])])?;
 /// let mut search = ExactSearch::new(&trie, 1, 1, 1.0)?;
-/// while let Some(expansion) = search.wanted() {
+/// while let Some(expansion) = search.next_expansion() {
 ///     // A real model continues what it read for row `parents[i]` with the tokens `tokens[i]` here.
 ///     let row = |parent: &Option<u32>| match parent {
 ///         None => vec![0.0, 0.55f32.ln(), 0.45f32.ln()],
@@ -38,7 +38,7 @@ use crate::{Result, TokenTrie};
 ///     let logits: Vec<_> = expansion.parents.iter().map(row).collect();
 ///     search.step(&Tensor::new(logits, &Device::Cpu)?)?;
 /// }
-/// let found = search.found(0);
+/// let found = search.results(0);
 /// assert_eq!(found[0].items, [2]); // a beam of one would have kept token 1 alone
 /// assert!(search.bound(0) <= found[0].log_probability); // the proof
 /// # Ok::<(), candle_trie::Error>(())
@@ -61,7 +61,7 @@ pub struct Expansion {
     /// The user of each.
     pub users: Vec<u32>,
     /// The row that each continues, counted from 0 over all expansions so far; `None` for the prompt
-    /// and [`ExactSearch::lead`] alone.
+    /// and [`ExactSearch::common_prefix`] alone.
     pub parents: Vec<Option<u32>>,
     /// The tokens that continue it: one at the least, but none behind the prompt.
     pub tokens: Vec<Vec<u32>>,
@@ -75,7 +75,7 @@ struct Frontier {
     asked: Vec<Open>,
     /// The best whole paths, best first.
     found: Vec<Path>,
-    left_out: LeftOut,
+    excluded: Excluded,
 }
 
 /// A prefix whose continuations are not known.
@@ -89,7 +89,7 @@ struct Open {
 impl ExactSearch {
     /// Prefixes of a user that are read together: each saves a call of the model, and may turn out to
     /// be one too many.
-    pub const DEFAULT_AT_ONCE: usize = 4;
+    pub const DEFAULT_PREFIXES_PER_STEP: usize = 4;
 
     /// A search for the `k` most probable paths of each user, at the temperature of training.
     ///
@@ -104,7 +104,7 @@ impl ExactSearch {
             trie: trie.clone(),
             k,
             temperature,
-            at_once: Self::DEFAULT_AT_ONCE,
+            at_once: Self::DEFAULT_PREFIXES_PER_STEP,
             lead: Vec::new(),
             rows: 0,
             users: vec![Frontier::default(); users],
@@ -117,32 +117,32 @@ impl ExactSearch {
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) for 0.
-    pub fn expanding(mut self, at_once: usize) -> Result<Self> {
+    pub fn with_prefixes_per_step(mut self, at_once: usize) -> Result<Self> {
         check_count("prefixes at once", at_once)?;
         self.at_once = at_once;
         Ok(self)
     }
 
-    /// Leaves out items, as [`BeamSearch::leaving_out`](crate::BeamSearch::leaving_out) does.
+    /// Leaves out items, as [`BeamSearch::exclude_items`](crate::BeamSearch::exclude_items) does.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) where there is not one list a user.
-    pub fn leaving_out<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
+    pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
-        for (user, left_out) in (self.users.iter_mut()).zip(LeftOut::of_users(&self.trie, items)) {
-            user.left_out = left_out;
+        for (user, excluded) in (self.users.iter_mut()).zip(Excluded::of_users(&self.trie, items)) {
+            user.excluded = excluded;
         }
         self.begin();
         Ok(self)
     }
 
     /// The tokens that every path begins with: to be fed behind each prompt.
-    pub fn lead(&self) -> &[u32] {
+    pub fn common_prefix(&self) -> &[u32] {
         &self.lead
     }
 
     /// What the next logits must be of. `None` when every user's search has ended.
-    pub fn wanted(&self) -> Option<Expansion> {
+    pub fn next_expansion(&self) -> Option<Expansion> {
         let mut wanted = Expansion::default();
         for (user, frontier) in self.users.iter().enumerate() {
             for open in &frontier.asked {
@@ -154,35 +154,34 @@ impl ExactSearch {
         (!wanted.users.is_empty()).then_some(wanted)
     }
 
-    /// Takes the logits `[prefixes, V]` of what was [`wanted`](Self::wanted).
+    /// Takes the scores of what was [`next_expansion`](Self::next_expansion): logits `[prefixes, V]`, or hidden states `[prefixes, H]`
+    /// with a head `[V, H]`, of which only the rows of valid tokens are read.
     ///
     /// # Errors
     /// Those of [`BeamSearch::step`](crate::BeamSearch::step).
-    pub fn step(&mut self, logits: &Tensor) -> Result<()> {
-        let nodes = self.nodes();
-        let valid = valid_logits::of_logits(logits, self.trie.sets(), &nodes)?;
-        self.expand(&nodes, &valid)
-    }
-
-    /// The same from hidden states `[prefixes, H]` and a head `[V, H]`, of which only the rows of
-    /// valid tokens are touched.
-    ///
-    /// # Errors
-    /// As [`step`](Self::step), and for a head that does not fit.
-    pub fn step_linear<'h>(&mut self, hidden: &Tensor, head: impl Into<Head<'h>>) -> Result<()> {
-        let nodes = self.nodes();
-        let valid = valid_logits::of_hidden(hidden, head.into(), self.trie.sets(), &nodes)?;
+    pub fn step<'a>(&mut self, scores: impl Into<Scores<'a>>) -> Result<()> {
+        let (nodes, sets) = (self.nodes(), self.trie.sets());
+        let scores = scores.into();
+        check_rows(
+            "rows of the scores, one for each prefix",
+            &scores,
+            nodes.len(),
+        )?;
+        let valid = match scores {
+            Scores::Logits(logits) => valid_logits::of_logits(logits, sets, &nodes)?,
+            Scores::Hidden(hidden, head) => valid_logits::of_hidden(hidden, head, sets, &nodes)?,
+        };
         self.expand(&nodes, &valid)
     }
 
     /// The paths found for a user, best first, equal ones by their smallest item id. When the search
     /// has ended these are the true top: `k` of them, or all that there are.
-    pub fn found(&self, user: usize) -> Vec<Found> {
+    pub fn results(&self, user: usize) -> Vec<SearchResult> {
         let Some(user) = self.users.get(user) else {
             return Vec::new();
         };
         (user.found.iter())
-            .map(|path| user.left_out.found(&self.trie, path, path.log_probability))
+            .map(|path| user.excluded.found(&self.trie, path, path.log_probability))
             .collect()
     }
 
@@ -204,7 +203,7 @@ impl ExactSearch {
         self.lead = lead;
         for user in &mut self.users {
             (user.asked, user.found) = (Vec::new(), Vec::new());
-            if user.left_out.holds(&root) {
+            if user.excluded.holds(&root) {
                 continue;
             }
             if path.is_whole(&self.trie) {
@@ -251,7 +250,7 @@ impl Frontier {
         k: usize,
     ) {
         for (token, path) in path.continued(trie, log_probabilities) {
-            if self.left_out.holds(&path) || path.log_probability < self.least(k) {
+            if self.excluded.holds(&path) || path.log_probability < self.least(k) {
                 continue;
             }
             let (path, rode) = path.ride(trie);
@@ -344,15 +343,15 @@ pub fn exact_top_k(
     k: usize,
     temperature: f64,
     mut model: impl FnMut(&[Vec<u32>]) -> Result<Tensor>,
-) -> Result<Vec<Found>> {
+) -> Result<Vec<SearchResult>> {
     let mut search = ExactSearch::new(trie, 1, k, temperature)?;
     let mut read: Vec<Vec<u32>> = Vec::new();
     while let Some(Expansion {
         parents, tokens, ..
-    }) = search.wanted()
+    }) = search.next_expansion()
     {
         let prefix = |(parent, tokens): (&Option<u32>, &Vec<u32>)| {
-            let read = parent.map_or(search.lead(), |row| &read[row as usize]);
+            let read = parent.map_or(search.common_prefix(), |row| &read[row as usize]);
             [read, tokens].concat()
         };
         let prefixes: Vec<_> = parents.iter().zip(&tokens).map(prefix).collect();
@@ -360,5 +359,5 @@ pub fn exact_top_k(
         read.extend(prefixes);
         search.step(&logits)?;
     }
-    Ok(search.found(0))
+    Ok(search.results(0))
 }

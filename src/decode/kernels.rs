@@ -1,15 +1,15 @@
-//! A step of beam search as kernels take it: what they must know of the living beams, and how the
+//! A step of beam search as kernels take it: what they must know of the active beams, and how the
 //! search goes on with what they have chosen.
 
 use std::collections::HashMap;
 
 use super::rules::{self, Beams, Candidate, Rules};
-use super::{LeftOut, Normalise, Path};
+use super::{Excluded, Normalisation, Path};
 use crate::launch::{DecodeBeams, DecodeChoice, DecodeEdge, DecodeFault, DecodeSet, NewBeam};
-use crate::{BeamSearch, Error, Result, Step};
+use crate::{BeamSearch, BeamStep, Error, Result};
 
 impl BeamSearch {
-    /// The living beams as the kernels over logits take them.
+    /// The active beams as the kernels over logits take them.
     ///
     /// What is left out and the length penalty are settled here: the kernels see edges that are no
     /// candidates, and a number that a whole path's log-probability is divided by.
@@ -19,16 +19,16 @@ impl BeamSearch {
     #[doc(hidden)]
     pub fn decode_beams(&self) -> Result<DecodeBeams> {
         let rules = &self.rules;
-        let over_vocabulary = rules.normalise == Normalise::Vocabulary;
+        let over_vocabulary = rules.normalise == Normalisation::Vocabulary;
         let mut beams = DecodeBeams::new(rules.width, rules.temperature, over_vocabulary);
         // Beams of all users that stand at one node share its edges, but for those left out.
         let mut shared: HashMap<u32, DecodeSet> = HashMap::new();
-        let nothing = LeftOut::default();
+        let nothing = Excluded::default();
         for user in &self.users {
-            let mut of_user = Vec::with_capacity(user.living.len());
-            for path in &user.living {
-                let set = if rules.lose_an_edge(path, &user.left_out) {
-                    rules.push_edges(&mut beams, path, &user.left_out)
+            let mut of_user = Vec::with_capacity(user.active.len());
+            for path in &user.active {
+                let set = if rules.lose_an_edge(path, &user.excluded) {
+                    rules.push_edges(&mut beams, path, &user.excluded)
                 } else {
                     let of_node = shared.entry(path.node);
                     *of_node.or_insert_with(|| rules.push_edges(&mut beams, path, &nothing))
@@ -50,14 +50,14 @@ impl BeamSearch {
     /// [`Error::NonFinite`] for the first fault, [`Error::LengthMismatch`] and [`Error::Malformed`]
     /// where choices or faults are not of these beams.
     #[doc(hidden)]
-    pub fn take(
+    pub fn apply_choices(
         &mut self,
         beams: &DecodeBeams,
         choices: &[DecodeChoice],
         faults: &[DecodeFault],
-    ) -> Result<Option<Step>> {
-        check_length("beams", self.living(), beams.beams.len())?;
-        check_length("faults", self.living(), faults.len())?;
+    ) -> Result<Option<BeamStep>> {
+        check_length("beams", self.active_beams(), beams.beams.len())?;
+        check_length("faults", self.active_beams(), faults.len())?;
         check_length(
             "choices",
             2 * self.users.len() * beams.width(),
@@ -85,15 +85,15 @@ impl BeamSearch {
 }
 
 impl Rules {
-    fn lose_an_edge(&self, path: &Path, left_out: &LeftOut) -> bool {
+    fn lose_an_edge(&self, path: &Path, excluded: &Excluded) -> bool {
         let children = self.trie.first_child(path.node).unwrap_or_default()..;
-        !left_out.is_empty()
+        !excluded.is_empty()
             && (children.zip(self.trie.children(path.node)))
-                .any(|(child, _)| left_out.holds_node(child))
+                .any(|(child, _)| excluded.holds_node(child))
     }
 
     /// Adds the edges that leave the path's node.
-    fn push_edges(&self, beams: &mut DecodeBeams, path: &Path, left_out: &LeftOut) -> DecodeSet {
+    fn push_edges(&self, beams: &mut DecodeBeams, path: &Path, excluded: &Excluded) -> DecodeSet {
         let mut set = DecodeSet {
             first_edge: beams.edges.len(),
             living: 0,
@@ -104,7 +104,7 @@ impl Rules {
         let none = self.trie.children(path.node).iter().map(|_| 0.0);
         for (token, next) in path.continued(&self.trie, none) {
             let end = self.ride(next).0;
-            if left_out.holds(&next) {
+            if excluded.holds(&next) {
                 not_wanted.push((token, next.node, self.edge(&next, false)));
             } else if end.is_whole(&self.trie) {
                 whole.push((token, next.node, self.edge(&end, true)));
@@ -123,7 +123,7 @@ impl Rules {
     /// What a path is ranked by among those of its kind, as [`keep`](Self::keep) does it.
     fn edge(&self, path: &Path, whole: bool) -> DecodeEdge {
         // Over the vocabulary those are finished that are among the most probable of their step.
-        if !whole || self.normalise == Normalise::Vocabulary {
+        if !whole || self.normalise == Normalisation::Vocabulary {
             return DecodeEdge {
                 order: path.node.into(),
                 divisor: 1.0,
@@ -143,7 +143,7 @@ fn chosen(
     beams: &DecodeBeams,
     choices: &[DecodeChoice],
 ) -> Result<Vec<Candidate>> {
-    let rows = first_row..first_row + user.living.len();
+    let rows = first_row..first_row + user.active.len();
     let mut candidates = (choices.iter())
         .filter(|choice| choice.candidate != DecodeChoice::NONE)
         .map(|choice| {
@@ -155,7 +155,7 @@ fn chosen(
                     choice.candidate
                 ),
             })?;
-            let parent = user.living[row - first_row];
+            let parent = user.active[row - first_row];
             Ok(Candidate {
                 row,
                 token: beams.token(beams.tokens[edge]),

@@ -1,6 +1,6 @@
 //! How a beam search goes on: which paths it keeps, and which it has finished.
 
-use super::{LeftOut, Normalise, Path, Step};
+use super::{BeamStep, Excluded, Normalisation, Path};
 use crate::TokenTrie;
 
 /// What holds for every user's search.
@@ -9,17 +9,17 @@ pub(super) struct Rules {
     pub trie: TokenTrie,
     pub width: usize,
     pub temperature: f64,
-    pub normalise: Normalise,
+    pub normalise: Normalisation,
     pub length_penalty: f64,
 }
 
 /// The paths of one user.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Beams {
-    pub living: Vec<Path>,
+    pub active: Vec<Path>,
     /// The best whole paths with their scores, best first.
     pub finished: Vec<(Path, f64)>,
-    pub left_out: LeftOut,
+    pub excluded: Excluded,
 }
 
 /// A path one token further, and the row that it continues.
@@ -31,7 +31,7 @@ pub(super) struct Candidate {
 }
 
 /// A path one choice further: the row it continues, and the tokens that do so.
-struct Living {
+struct Active {
     path: Path,
     row: u32,
     tokens: Vec<u32>,
@@ -45,7 +45,7 @@ pub(super) fn sort(candidates: &mut [Candidate]) {
 }
 
 impl Rules {
-    /// All that a user's living beams can become, sorted.
+    /// All that a user's active beams can become, sorted.
     pub fn candidates<P: Iterator<Item = f64>>(
         &self,
         user: &Beams,
@@ -53,9 +53,9 @@ impl Rules {
         log_probabilities: impl Fn(usize) -> P,
     ) -> Vec<Candidate> {
         let mut candidates = Vec::new();
-        for (row, path) in (first_row..).zip(&user.living) {
+        for (row, path) in (first_row..).zip(&user.active) {
             let paths = path.continued(&self.trie, log_probabilities(row));
-            let wanted = paths.filter(|(_, path)| !user.left_out.holds(path));
+            let wanted = paths.filter(|(_, path)| !user.excluded.holds(path));
             candidates.extend(wanted.map(|(token, path)| Candidate { row, token, path }));
         }
         sort(&mut candidates);
@@ -63,49 +63,49 @@ impl Rules {
     }
 
     /// Keeps the best whole paths, and the best of the others alive.
-    pub fn keep(&self, user: &mut Beams, candidates: Vec<Candidate>) -> Step {
-        let mut living: Vec<Living> = Vec::with_capacity(self.width.min(candidates.len()));
+    pub fn keep(&self, user: &mut Beams, candidates: Vec<Candidate>) -> BeamStep {
+        let mut active: Vec<Active> = Vec::with_capacity(self.width.min(candidates.len()));
         for (rank, Candidate { row, token, path }) in candidates.into_iter().enumerate() {
-            if living.len() == self.width && self.is_beaten(user, rank, &path) {
+            if active.len() == self.width && self.is_beaten(user, rank, &path) {
                 break;
             }
             let (path, rode) = self.ride(path);
             if !path.is_whole(&self.trie) {
-                if living.len() < self.width {
+                if active.len() < self.width {
                     let tokens = [&[token], &rode[..]].concat();
                     let row = row as u32;
-                    living.push(Living { path, row, tokens });
+                    active.push(Active { path, row, tokens });
                 }
-            } else if self.normalise == Normalise::Trie || rank < self.width {
+            } else if self.normalise == Normalisation::Trie || rank < self.width {
                 self.finish(user, path);
             }
         }
-        self.end(user, &mut living);
-        user.living = living.iter().map(|candidate| candidate.path).collect();
-        let (parents, tokens) = (living.into_iter())
+        self.end(user, &mut active);
+        user.active = active.iter().map(|candidate| candidate.path).collect();
+        let (parents, tokens) = (active.into_iter())
             .map(|candidate| (candidate.row, candidate.tokens))
             .unzip();
-        Step { parents, tokens }
+        BeamStep { parents, tokens }
     }
 
     /// Whether no candidate from this one on can be among the best whole paths.
     fn is_beaten(&self, user: &Beams, rank: usize, path: &Path) -> bool {
         match self.normalise {
             // `generate` finishes those alone that are among the best of their step.
-            Normalise::Vocabulary => rank >= self.width,
-            Normalise::Trie => {
+            Normalisation::Vocabulary => rank >= self.width,
+            Normalisation::Trie => {
                 self.length_penalty == 0.0 && path.log_probability < self.worst_score(user)
             }
         }
     }
 
-    /// Lets go of the living beams that cannot become better than what is finished.
-    fn end(&self, user: &Beams, living: &mut Vec<Living>) {
+    /// Lets go of the active beams that cannot become better than what is finished.
+    fn end(&self, user: &Beams, active: &mut Vec<Active>) {
         let worst = self.worst_score(user);
         if self.length_penalty == 0.0 {
-            living.retain(|candidate| candidate.path.log_probability > worst);
-        } else if (living.iter()).all(|candidate| self.score(&candidate.path) <= worst) {
-            living.clear();
+            active.retain(|candidate| candidate.path.log_probability > worst);
+        } else if (active.iter()).all(|candidate| self.score(&candidate.path) <= worst) {
+            active.clear();
         }
     }
 
@@ -130,8 +130,8 @@ impl Rules {
 
     pub fn ride(&self, path: Path) -> (Path, Vec<u32>) {
         match self.normalise {
-            Normalise::Trie => path.ride(&self.trie),
-            Normalise::Vocabulary => (path, Vec::new()),
+            Normalisation::Trie => path.ride(&self.trie),
+            Normalisation::Vocabulary => (path, Vec::new()),
         }
     }
 

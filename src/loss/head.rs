@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::{Device, Tensor};
+use candle_core::{Device, Tensor, Var};
 
 use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
 use crate::backend::cpu::linear::{self, HeadRows};
@@ -15,11 +15,10 @@ pub(super) const BIAS: &str = "head bias";
 /// Fewer hidden states than this are multiplied by a whole head the other way round.
 const MANY_ROWS: usize = 128;
 
-/// A head `[V, H]`, perhaps with a bias `[V]`: what [`forward_linear`] multiplies hidden states by.
+/// A head of a language model: a matrix `[V, H]` that hidden states are multiplied by, with an optional bias `[V]`.
 ///
-/// Made from a tensor (tracked, if its gradient is wanted) or from a [`FrozenHead`].
-///
-/// [`forward_linear`]: crate::MaskedSoftmaxLoss::forward_linear
+/// It is made from a tensor or a variable (tracked, if its gradient is wanted) or from a [`FrozenHead`], and goes
+/// together with hidden states into [`Scores`](crate::Scores).
 #[derive(Debug, Clone, Copy)]
 pub struct Head<'a> {
     pub(super) weight: &'a Tensor,
@@ -77,6 +76,12 @@ impl<'a> From<&'a Tensor> for Head<'a> {
             gathered: None,
             gathered_sets: None,
         }
+    }
+}
+
+impl<'a> From<&'a Var> for Head<'a> {
+    fn from(weight: &'a Var) -> Self {
+        Self::from(weight.as_tensor())
     }
 }
 
@@ -139,14 +144,14 @@ impl FrozenHead {
     /// A head that is not two-dimensional, of a dtype, device or layout that is not supported, or
     /// too small for the tokens of `sets`.
     pub fn new(head: &Tensor, sets: impl Into<TokenSets>) -> Result<Self> {
-        Self::within(head, None, sets, Self::DEFAULT_LIMIT)
+        Self::with_limit(head, None, sets, Self::DEFAULT_LIMIT)
     }
 
     /// The same with a bias `[V]`, if there is one, and within a given number of bytes.
     ///
     /// # Errors
     /// As [`new`](Self::new).
-    pub fn within(
+    pub fn with_limit(
         head: &Tensor,
         bias: Option<&Tensor>,
         sets: impl Into<TokenSets>,

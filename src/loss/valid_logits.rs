@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::head::Head;
 use super::linear;
-use super::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix, with_element};
+use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
@@ -15,7 +15,6 @@ const LOGITS: &str = "logits";
 
 /// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
-    check_positions(logits, sets.len())?;
     check_vocabulary(logits.dims().last(), all)?;
     if !logits.device().is_cpu() {
         let columns = tokens_of(all, sets);
@@ -41,7 +40,6 @@ pub(crate) fn of_hidden(
     sets: &[u32],
 ) -> Result<Vec<Vec<f64>>> {
     if !hidden.device().is_cpu() {
-        check_positions(hidden, sets.len())?;
         let columns = tokens_of(all, sets);
         return from_columns(
             &in_columns(hidden, head, all, &columns)?,
@@ -159,10 +157,9 @@ fn pick<T: Element>(logits: &[T], columns: impl Iterator<Item = u32>) -> Vec<f64
         .collect()
 }
 
-/// Refuses logits of a device or dtype that there are no kernels for, and other than one row a beam.
-pub(crate) fn check_for_kernels(logits: &Tensor, rows: usize) -> Result<()> {
-    check_loss_device(LOGITS, logits)?;
-    check_positions(logits, rows)
+/// Refuses logits of a device or dtype that there are no kernels for.
+pub(crate) fn check_for_kernels(logits: &Tensor) -> Result<()> {
+    check_loss_device(LOGITS, logits)
 }
 
 /// Refuses a vocabulary that does not hold all tokens.

@@ -2,13 +2,30 @@
 
 use crate::{Error, Result};
 
-/// The label that means "this position does not count", as Hugging Face writes it.
+/// The label of an ignored position, PyTorch's `ignore_index`.
 const IGNORED: i64 = -100;
 
-/// A matrix of labels `[batch, length]`, each a token or "ignore".
+/// A matrix of labels `[B, T]`, each a token or ignored.
 ///
-/// Made from a tensor (`[T]` or `[B, T]`; i64 with −100 to ignore, or u32 with `u32::MAX`), or from
-/// vectors of responses, of which the shorter are padded with "ignore" up to the longest.
+/// Methods that take labels accept, by reference, any of these:
+///
+/// - a tensor `[T]` or `[B, T]` of i64, i32 or u32, from any device;
+/// - vectors of labels, one for each batch row, of i64, i32, u32 or another integer type. Rows that are shorter than the
+///   longest are padded at their end with ignored positions, so that `T` is the length of the longest;
+/// - `Labels`.
+///
+/// The labels −100 (PyTorch's `ignore_index`) and `u32::MAX` (candle's) are ignored.
+///
+/// ```
+/// use candle_trie::{Labels, Rows, TokenTrie};
+/// let trie = TokenTrie::new([(0, vec![5, 6, 9]), (1, vec![5, 9])])?;
+/// let ragged: Vec<Vec<u32>> = vec![vec![5, 9], vec![5, 6, 9]];
+/// let padded: Vec<Vec<i32>> = vec![vec![5, 9, -100], vec![5, 6, 9]];
+/// let rows = Rows::from_shifted(&trie, &ragged)?;
+/// assert_eq!(rows.positions(), 2 * 3);
+/// assert_eq!(rows, Rows::from_shifted(&trie, &padded)?);
+/// # Ok::<(), candle_trie::Error>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Labels {
     pub(super) length: usize,
@@ -16,7 +33,7 @@ pub struct Labels {
 }
 
 impl Labels {
-    /// Labels of one batch row after another, each row `length` long.
+    /// Makes labels of one batch row after another, each `length` labels long.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] where `labels` does not divide into rows of that length, and
@@ -42,7 +59,7 @@ impl Labels {
         Ok(Self { length, tokens })
     }
 
-    /// The same labels where they are predicted: each one position earlier. The first label of a
+    /// Returns the same labels where they are predicted: each one position earlier. The first label of a
     /// batch row is predicted by nothing and drops out.
     #[must_use]
     pub fn shifted(mut self) -> Self {
@@ -60,7 +77,7 @@ impl Labels {
     }
 }
 
-/// `Some(None)` for a label to ignore, `None` for one that is invalid.
+/// Returns `Some(None)` for a label to ignore, and `None` for one that is invalid.
 fn token(label: i64) -> Option<Option<u32>> {
     match u32::try_from(label) {
         Ok(u32::MAX) => Some(None),
@@ -69,25 +86,31 @@ fn token(label: i64) -> Option<Option<u32>> {
     }
 }
 
-impl TryFrom<&[Vec<i64>]> for Labels {
+impl<T: Copy + Into<i64>> TryFrom<&[Vec<T>]> for Labels {
     type Error = Error;
 
-    fn try_from(lines: &[Vec<i64>]) -> Result<Self> {
+    fn try_from(lines: &[Vec<T>]) -> Result<Self> {
         let length = lines.iter().map(Vec::len).max().unwrap_or(0);
         let padded: Vec<i64> = (lines.iter())
             .flat_map(|line| {
                 let padding = std::iter::repeat_n(IGNORED, length - line.len());
-                line.iter().copied().chain(padding)
+                line.iter().map(|&label| label.into()).chain(padding)
             })
             .collect();
         Self::new(&padded, length)
     }
 }
 
-impl TryFrom<&Vec<Vec<i64>>> for Labels {
+impl<T: Copy + Into<i64>> TryFrom<&Vec<Vec<T>>> for Labels {
     type Error = Error;
 
-    fn try_from(lines: &Vec<Vec<i64>>) -> Result<Self> {
+    fn try_from(lines: &Vec<Vec<T>>) -> Result<Self> {
         lines.as_slice().try_into()
+    }
+}
+
+impl From<&Labels> for Labels {
+    fn from(labels: &Labels) -> Self {
+        labels.clone()
     }
 }

@@ -5,10 +5,10 @@ use serde::{Deserialize, Serialize};
 use super::{TemperatureState, check_temperature};
 use crate::{Error, Result, Statistics};
 
-/// A temperature that follows the logits: the strategy, and where it stands.
+/// A temperature that follows the logits: its strategy, and its state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AdaptiveTemperature {
-    /// How it follows them.
+    /// The strategy by which it follows them.
     pub strategy: AdaptiveStrategy,
     pub(super) state: TemperatureState,
 }
@@ -21,35 +21,36 @@ pub struct AdaptiveTemperature {
 ///
 /// τ̂ = (Δ + √max(Δ² − 2Cσ², 0)) / 2C, clamped to `minimum..=maximum`; then τ ← (1 − α)τ + ατ̂.
 ///
-/// The default holds the paper's values.
+/// The defaults are the paper's values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct AdaptiveStrategy {
-    /// η: the probability that the target should have; above 0, at most 1.
+    /// The probability η that the target should have: above 0 and at most 1. By default 0.25.
     pub eta: f64,
-    /// α: how much of a new estimate enters the temperature; 0 to 1.
+    /// The share α of a new estimate in the temperature: from 0 to 1. By default 0.05.
     pub alpha: f64,
-    /// The lower clamp of the estimate.
+    /// The smallest value that the estimate is clamped to. By default 1.5.
     pub minimum: f64,
-    /// The upper clamp of the estimate.
+    /// The largest value that the estimate is clamped to. By default 5.
     pub maximum: f64,
-    /// τ₀: the temperature to begin with, and throughout the warm-up.
+    /// The temperature τ₀ to begin with, which is kept throughout the warm-up. By default 1.5.
     pub initial: f64,
-    /// While the step is below this, the temperature is τ₀.
+    /// The number of steps of the warm-up: while the step, counted from 0, is below it, the temperature is τ₀. By
+    /// default 0.
     pub warm_up: u64,
-    /// Which rows the statistics are of.
+    /// The rows that the statistics are taken of. By default those at the root.
     pub scope: Scope,
-    /// Where η·n ≤ 1, compute what the published arithmetic gives instead of refusing.
+    /// Whether, where η·n ≤ 1, the published arithmetic is computed instead of refused. By default it is refused.
     pub allow_degenerate: bool,
 }
 
 impl Default for AdaptiveStrategy {
     fn default() -> Self {
         Self {
-            eta: 0.25,
-            alpha: 0.05,
-            minimum: 1.5,
-            maximum: 5.0,
-            initial: 1.5,
+            eta: Self::DEFAULT_ETA,
+            alpha: Self::DEFAULT_ALPHA,
+            minimum: Self::DEFAULT_MINIMUM,
+            maximum: Self::DEFAULT_MAXIMUM,
+            initial: Self::DEFAULT_INITIAL,
             warm_up: 0,
             scope: Scope::Root,
             allow_degenerate: false,
@@ -57,24 +58,24 @@ impl Default for AdaptiveStrategy {
     }
 }
 
-/// Which rows the statistics of ATS are of.
+/// The rows that the statistics of ATS are taken of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
-    /// The rows at the root (set 0), pooled, as published.
+    /// The rows at the root (set 0) are pooled, as published.
     Root,
-    /// All branching rows, each centred on its own mean: Δ = mean of (z_y − m_t), σ² = mean of s_t²
+    /// All branching rows are taken, each centred on its own mean: Δ = mean of (z_y − m_t), σ² = mean of s_t²
     /// and C = mean of ln(n_t·η), with m_t and s_t² (unbiased) the mean and variance of row t's own
     /// valid logits. Adding a constant to a row changes nothing, as in the loss itself. A batch with
     /// C ≤ 0 leaves the temperature as it was.
     Branching,
-    /// The rows that the caller marks ([`Rows::with_marks`](crate::Rows::with_marks)), pooled; their
-    /// sets must have one size.
+    /// The rows that the caller marks ([`Rows::with_marks`](crate::Rows::with_marks)) are pooled. Their sets must have
+    /// one size.
     Marked,
 }
 
 impl Scope {
-    /// The scope's name in messages and files.
+    /// Returns the scope's name in messages and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Root => "root",
@@ -84,25 +85,24 @@ impl Scope {
     }
 }
 
-/// What the next step of an adaptive temperature will do, as far as the sizes of the statistics' sets
-/// tell.
+/// The effect of the next step of an adaptive temperature, as far as the sizes of the statistics' sets decide it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Course {
-    /// It is τ₀.
+    /// The temperature is τ₀.
     Starts,
-    /// It stays what it is.
+    /// The temperature stays what it is.
     Stays,
-    /// It follows the logits, with this C.
+    /// The temperature follows the logits, with this C.
     Follows { log_odds: f64 },
 }
 
 impl AdaptiveTemperature {
-    /// τ as it stands.
+    /// Returns τ as it stands.
     pub(crate) fn value(&self) -> f64 {
         self.state.value
     }
 
-    /// What the next step will do with statistics whose rows and sizes are these.
+    /// Returns the effect of the next step with statistics whose rows and sizes are these.
     pub(crate) fn course(&self, sizes: &Statistics) -> Result<Course> {
         let log_odds = self.strategy.log_odds(sizes)?;
         Ok(match log_odds {
@@ -127,10 +127,21 @@ impl AdaptiveTemperature {
 }
 
 impl AdaptiveStrategy {
-    /// The clamped estimate τ̂, or `None` where the statistics give none.
+    /// The paper's η, the probability that the target should have.
+    pub const DEFAULT_ETA: f64 = 0.25;
+    /// The paper's α, the share of a new estimate in the temperature.
+    pub const DEFAULT_ALPHA: f64 = 0.05;
+    /// The smallest value that the paper clamps the estimate to.
+    pub const DEFAULT_MINIMUM: f64 = 1.5;
+    /// The largest value that the paper clamps the estimate to.
+    pub const DEFAULT_MAXIMUM: f64 = 5.0;
+    /// The paper's τ₀, the temperature to begin with.
+    pub const DEFAULT_INITIAL: f64 = 1.5;
+
+    /// Returns the clamped estimate τ̂, or `None` where the statistics give none.
     ///
     /// # Errors
-    /// As [`Temperature::step`](crate::Temperature::step).
+    /// Those of [`Temperature::step`](crate::Temperature::step).
     pub fn estimate(&self, statistics: &Statistics) -> Result<Option<f64>> {
         let Some(log_odds) = self.log_odds(statistics)? else {
             return Ok(None);
@@ -154,7 +165,7 @@ impl AdaptiveStrategy {
         Ok((!root.is_nan()).then(|| root.clamp(self.minimum, self.maximum)))
     }
 
-    /// C, or `None` where there is no estimate whatever the logits are.
+    /// Returns C, or `None` where there is no estimate whatever the logits are.
     fn log_odds(&self, statistics: &Statistics) -> Result<Option<f64>> {
         self.check()?;
         if statistics.rows() == 0 {

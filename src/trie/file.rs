@@ -52,10 +52,18 @@ impl TokenTrie {
     /// nothing larger than the file itself is allocated for it.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be read, [`Error::Malformed`] where it is no trie.
+    /// [`Error::Io`] where the file cannot be read, and [`Error::MalformedFile`] where it is no trie.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        let bytes = std::fs::read(path.as_ref()).map_err(|error| io_error(path.as_ref(), error))?;
-        Self::from_bytes(&bytes)
+        let path = path.as_ref();
+        let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
+        Self::from_bytes(&bytes).map_err(|error| match error {
+            Error::Malformed { what, detail } => Error::MalformedFile {
+                path: path.to_owned(),
+                what,
+                detail,
+            },
+            other => other,
+        })
     }
 
     /// Reads a trie from the bytes of a file that [`save`](Self::save) wrote.

@@ -55,7 +55,7 @@ fn what_does_not_fit_is_refused_before_any_launch() {
     let plain = loss(&sets(), &Temperature::fixed(1.0), conventions()[0]);
     let narrow = DenseLoss::new(&executor, plain.clone(), VOCABULARY - 1).unwrap_err();
     assert!(matches!(narrow, Error::TokenOutsideVocabulary { .. }));
-    assert!(DenseLoss::new(&executor, plain.clone().checked(), VOCABULARY).is_err());
+    assert!(DenseLoss::new(&executor, plain.clone().check_finite(), VOCABULARY).is_err());
 
     let mut loss = DenseLoss::new(&executor, plain, VOCABULARY).unwrap();
     let short = DeviceBuffer::from_slice(&[0f32; 8 * VOCABULARY - 1]).unwrap();

@@ -74,7 +74,7 @@ fn a_loss_that_does_not_fit_the_head_is_refused() {
     let last = loss.sets().max_token() as usize;
     let narrow = LinearLoss::new(&executor, loss.clone(), last, 8);
     assert!(matches!(narrow, Err(Error::TokenOutsideVocabulary { .. })));
-    let checked = LinearLoss::new(&executor, loss.checked(), batch.vocabulary, 8);
+    let checked = LinearLoss::new(&executor, loss.check_finite(), batch.vocabulary, 8);
     assert!(matches!(checked, Err(Error::Unsupported { .. })));
 }
 

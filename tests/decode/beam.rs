@@ -1,11 +1,11 @@
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{BeamSearch, Error, Found, FrozenHead, Head, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, Error, FrozenHead, Head, Normalisation, SearchResult, TokenTrie};
 use proptest::prelude::*;
 
 use crate::model::{VOCABULARY, all, assert_found, catalogue, plain_beams, rows, run};
 
-fn normalise() -> impl Strategy<Value = Normalise> {
-    prop_oneof![Just(Normalise::Trie), Just(Normalise::Vocabulary)]
+fn normalise() -> impl Strategy<Value = Normalisation> {
+    prop_oneof![Just(Normalisation::Trie), Just(Normalisation::Vocabulary)]
 }
 
 proptest! {
@@ -15,9 +15,9 @@ proptest! {
     ) {
         let trie = TokenTrie::new(items.clone()).unwrap();
         let search = BeamSearch::new(&trie, 1, items.len(), temperature).unwrap();
-        let found = run(search.with_normalise(normalise));
+        let found = run(search.with_normalisation(normalise));
         assert_found(&found, &all(&items, &trie, normalise, temperature));
-        if normalise == Normalise::Trie {
+        if normalise == Normalisation::Trie {
             let total: f64 = found.iter().map(|found| found.log_probability.exp()).sum();
             prop_assert!((total - 1.0).abs() < 1e-9);
         }
@@ -29,7 +29,7 @@ proptest! {
     ) {
         let trie = TokenTrie::new(items.clone()).unwrap();
         let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap();
-        let found = run(search.with_normalise(normalise));
+        let found = run(search.with_normalisation(normalise));
         let expected = all(&items, &trie, normalise, 1.0);
         prop_assert!(found.len() <= width && !found.is_empty());
         prop_assert!(found.windows(2).all(|pair| pair[0].score >= pair[1].score));
@@ -45,7 +45,7 @@ proptest! {
     ) {
         let trie = TokenTrie::new(items.clone()).unwrap();
         let penalty = if penalised { 1.0 } else { 0.0 };
-        let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap().with_normalise(normalise);
+        let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap().with_normalisation(normalise);
         let found = run(search.with_length_penalty(penalty).unwrap());
         let expected = plain_beams(&items, width, normalise, penalty);
         prop_assert_eq!(found.len(), expected.len());
@@ -78,26 +78,26 @@ proptest! {
         users in prop::sample::select(vec![3, 130]),
     ) {
         let trie = TokenTrie::new(items).unwrap();
-        let search = BeamSearch::new(&trie, users, 4, 0.7).unwrap().with_normalise(normalise);
+        let search = BeamSearch::new(&trie, users, 4, 0.7).unwrap().with_normalisation(normalise);
         let random = |shape: (usize, usize)| Tensor::randn(0f64, 1.0, shape, &Device::Cpu).unwrap();
         let (head, bias) = (random((VOCABULARY, 5)), random((1, VOCABULARY)).get(0).unwrap());
-        let frozen = frozen.then(|| FrozenHead::within(&head, Some(&bias), &trie, 1 << 20).unwrap());
+        let frozen = frozen.then(|| FrozenHead::with_limit(&head, Some(&bias), &trie, 1 << 20).unwrap());
         let (mut by_logits, mut by_hidden) = (search.clone(), search);
         loop {
-            let hidden = random((by_logits.living(), 5));
+            let hidden = random((by_logits.active_beams(), 5));
             let logits = hidden.matmul(&head.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
             let step = by_logits.step(&logits).unwrap();
             let head = match &frozen {
                 Some(frozen) => Head::from(frozen),
                 None => Head::with_bias(&head, &bias),
             };
-            prop_assert_eq!(&step, &by_hidden.step_linear(&hidden, head).unwrap());
+            prop_assert_eq!(&step, &by_hidden.step((&hidden, head)).unwrap());
             if step.is_none() {
                 break;
             }
         }
         for user in 0..users {
-            let (by_logits, by_hidden) = (by_logits.found(user), by_hidden.found(user));
+            let (by_logits, by_hidden) = (by_logits.results(user), by_hidden.results(user));
             prop_assert_eq!(by_logits.len(), by_hidden.len());
             for (a, b) in by_logits.iter().zip(&by_hidden) {
                 prop_assert_eq!(&a.items, &b.items);
@@ -107,7 +107,7 @@ proptest! {
     }
 }
 
-fn items(found: &[Found]) -> Vec<u64> {
+fn items(found: &[SearchResult]) -> Vec<u64> {
     found.iter().map(|found| found.items[0]).collect()
 }
 
@@ -129,9 +129,9 @@ fn users_do_not_disturb_each_other() {
     );
     let tied = rows([[0.0, 0.0, 5.0, 0.0, 0.0], [0.0; 5]]);
     assert_eq!(search.step(&tied).unwrap(), None);
-    assert_eq!(items(&search.found(0)), [0, 1, 2]);
-    assert_eq!(items(&search.found(1)), [2, 0, 1]);
-    assert!(search.found(2).is_empty());
+    assert_eq!(items(&search.results(0)), [0, 1, 2]);
+    assert_eq!(items(&search.results(1)), [2, 0, 1]);
+    assert!(search.results(2).is_empty());
 }
 
 #[test]
@@ -143,20 +143,20 @@ fn tokens_without_a_choice_ride_along() {
     ];
     let trie = TokenTrie::new(paths).unwrap();
     let mut search = BeamSearch::new(&trie, 1, 3, 1.0).unwrap();
-    assert_eq!(search.lead(), [5]);
+    assert_eq!(search.common_prefix(), [5]);
     let even = |beams: usize| Tensor::zeros((beams, VOCABULARY), DType::F32, &Device::Cpu).unwrap();
     let step = search.step(&even(1)).unwrap().unwrap();
     assert_eq!((step.parents, step.tokens), (vec![0], vec![vec![1, 2]]));
     assert_eq!(search.step(&even(1)).unwrap(), None);
-    assert_eq!(items(&search.found(0)), [2, 0, 1]);
+    assert_eq!(items(&search.results(0)), [2, 0, 1]);
 }
 
 #[test]
 fn over_the_vocabulary_every_token_is_a_step() {
     let trie = TokenTrie::new([(0, vec![5, 1, 0]), (1, vec![5, 2, 0])]).unwrap();
     let search = BeamSearch::new(&trie, 1, 2, 1.0).unwrap();
-    let mut search = search.with_normalise(Normalise::Vocabulary);
-    assert!(search.lead().is_empty());
+    let mut search = search.with_normalisation(Normalisation::Vocabulary);
+    assert!(search.common_prefix().is_empty());
     let step = search.step(&rows(&[vec![]])).unwrap().unwrap();
     assert_eq!(step.tokens, [[5]]);
 }
@@ -165,11 +165,11 @@ fn over_the_vocabulary_every_token_is_a_step() {
 fn one_item_needs_no_step() {
     let trie = TokenTrie::new([(7, vec![1, 2, 0])]).unwrap();
     let mut search = BeamSearch::new(&trie, 1, 5, 1.0).unwrap();
-    assert_eq!(search.living(), 0);
+    assert_eq!(search.active_beams(), 0);
     let nothing = Tensor::zeros((0, 3), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(search.step(&nothing).unwrap(), None);
-    assert_eq!(search.found(0)[0].items, [7]);
-    assert_eq!(search.found(0)[0].log_probability, 0.0);
+    assert_eq!(search.results(0)[0].items, [7]);
+    assert_eq!(search.results(0)[0].log_probability, 0.0);
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn equal_items_come_in_the_order_of_their_ids() {
     let mut search = BeamSearch::new(&trie, 1, 3, 1.0).unwrap();
     let even = Tensor::zeros((1, VOCABULARY), DType::F32, &Device::Cpu).unwrap();
     search.step(&even).unwrap();
-    assert_eq!(items(&search.found(0)), [3, 5, 9]);
+    assert_eq!(items(&search.results(0)), [3, 5, 9]);
 }
 
 #[test]
@@ -201,12 +201,21 @@ fn every_dtype_gives_the_same_beams() {
             let rows = Tensor::new(vec![logits.clone(); beams], &Device::Cpu);
             rows.unwrap().to_dtype(dtype).unwrap()
         };
-        while search.step(&rows(search.living())).unwrap().is_some() {}
-        items(&search.found(0))
+        while search.step(&rows(search.active_beams())).unwrap().is_some() {}
+        items(&search.results(0))
     };
     for dtype in [DType::F32, DType::F16, DType::BF16] {
         assert_eq!(found(dtype), found(DType::F64));
     }
+}
+
+#[test]
+fn an_item_with_two_paths_is_found_by_each() {
+    let trie = TokenTrie::new([(5, [1, 0]), (5, [2, 0]), (6, [3, 0])]).unwrap();
+    let found = run(BeamSearch::new(&trie, 1, 3, 1.0).unwrap());
+    let mut items = items(&found);
+    items.sort_unstable();
+    assert_eq!(items, [5, 5, 6]);
 }
 
 #[test]
@@ -221,12 +230,12 @@ fn what_does_not_fit_is_an_error() {
     ));
     let search = BeamSearch::new(&trie, 1, 1, 1.0).unwrap();
     assert!(search.clone().with_length_penalty(f64::NAN).is_err());
-    assert!(search.clone().leaving_out(&[[0], [1]]).is_err());
+    assert!(search.clone().exclude_items(&[[0], [1]]).is_err());
     let mut search = search;
     let mut step = |rows: Vec<Vec<f64>>| search.step(&Tensor::new(rows, &Device::Cpu).unwrap());
     assert!(matches!(
         step(vec![vec![0.0; 3]; 2]),
-        Err(Error::PositionMismatch { .. })
+        Err(Error::LengthMismatch { what, expected: 1, actual: 2 }) if what.contains("beam")
     ));
     assert!(matches!(
         step(vec![vec![0.0, f64::NAN, 0.0]]),

@@ -1,23 +1,23 @@
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{Error, ExactSearch, Found, Normalise, TokenTrie, exact_top_k};
+use candle_trie::{Error, ExactSearch, Normalisation, SearchResult, TokenTrie, exact_top_k};
 use proptest::prelude::*;
 
 use crate::model::{VOCABULARY, all, assert_found, catalogue, rows};
 
 /// Runs a search for one user to its end; `after` sees it after every step.
-pub fn run(mut search: ExactSearch, mut after: impl FnMut(&ExactSearch)) -> Vec<Found> {
+pub fn run(mut search: ExactSearch, mut after: impl FnMut(&ExactSearch)) -> Vec<SearchResult> {
     let mut read: Vec<Vec<u32>> = Vec::new();
-    while let Some(expansion) = search.wanted() {
+    while let Some(expansion) = search.next_expansion() {
         let first = read.len();
         for (parent, tokens) in expansion.parents.iter().zip(&expansion.tokens) {
-            let parent = parent.map_or(search.lead(), |row| &read[..first][row as usize]);
+            let parent = parent.map_or(search.common_prefix(), |row| &read[..first][row as usize]);
             let prefix = [parent, tokens].concat();
             read.push(prefix);
         }
         search.step(&rows(&read[first..])).unwrap();
         after(&search);
     }
-    search.found(0)
+    search.results(0)
 }
 
 proptest! {
@@ -26,10 +26,10 @@ proptest! {
         items in catalogue(), k in 1usize..12, at_once in 1usize..6, temperature in 0.5..3.0,
     ) {
         let trie = TokenTrie::new(items.clone()).unwrap();
-        let mut expected = all(&items, &trie, Normalise::Trie, temperature);
+        let mut expected = all(&items, &trie, Normalisation::Trie, temperature);
         expected.truncate(k);
         let search = ExactSearch::new(&trie, 1, k, temperature).unwrap();
-        assert_found(&run(search.expanding(at_once).unwrap(), |_| ()), &expected);
+        assert_found(&run(search.with_prefixes_per_step(at_once).unwrap(), |_| ()), &expected);
         let found = exact_top_k(&trie, k, temperature, |prefixes| Ok(rows(prefixes))).unwrap();
         assert_found(&found, &expected);
     }
@@ -37,11 +37,11 @@ proptest! {
     #[test]
     fn the_bound_is_never_below_what_is_left(items in catalogue(), k in 1usize..12) {
         let trie = TokenTrie::new(items.clone()).unwrap();
-        let all = all(&items, &trie, Normalise::Trie, 1.0);
+        let all = all(&items, &trie, Normalisation::Trie, 1.0);
         let search = ExactSearch::new(&trie, 1, k, 1.0).unwrap();
         let mut last = f64::INFINITY;
         let found = run(search.clone(), |search| {
-            let found = search.found(0);
+            let found = search.results(0);
             // What may be missed: paths that are not among those found, and belong to the top.
             let least = found.get(k - 1).map_or(f64::NEG_INFINITY, |found| found.log_probability);
             let left = (all.iter())
@@ -87,7 +87,7 @@ fn users_are_searched_side_by_side_from_hidden_states() {
         TokenTrie::new((0..9u64).map(|i| (i, [i as u32 % 3 + 1, i as u32 / 3 + 1, 0]))).unwrap();
     let head = Tensor::eye(VOCABULARY, DType::F32, &Device::Cpu).unwrap();
     let mut search = ExactSearch::new(&trie, 2, 2, 1.0).unwrap();
-    while let Some(expansion) = search.wanted() {
+    while let Some(expansion) = search.next_expansion() {
         // User 0 likes small tokens, user 1 large ones.
         let row = |&user: &u32| {
             let sign = if user == 0 { -1.0 } else { 1.0 };
@@ -97,20 +97,20 @@ fn users_are_searched_side_by_side_from_hidden_states() {
         };
         let hidden: Vec<Vec<f32>> = expansion.users.iter().map(row).collect();
         search
-            .step_linear(&Tensor::new(hidden, &Device::Cpu).unwrap(), &head)
+            .step((&Tensor::new(hidden, &Device::Cpu).unwrap(), &head))
             .unwrap();
     }
-    assert_eq!(search.found(0)[0].items, [0]);
-    assert_eq!(search.found(1)[0].items, [8]);
-    assert_eq!((search.found(0).len(), search.found(2).len()), (2, 0));
+    assert_eq!(search.results(0)[0].items, [0]);
+    assert_eq!(search.results(1)[0].items, [8]);
+    assert_eq!((search.results(0).len(), search.results(2).len()), (2, 0));
 }
 
 #[test]
 fn one_item_needs_no_step() {
     let trie = TokenTrie::new([(7, vec![1, 2, 0])]).unwrap();
     let search = ExactSearch::new(&trie, 1, 5, 1.0).unwrap();
-    assert_eq!(search.wanted(), None);
-    assert_eq!(search.found(0)[0].items, [7]);
+    assert_eq!(search.next_expansion(), None);
+    assert_eq!(search.results(0)[0].items, [7]);
     assert_eq!(search.bound(0), f64::NEG_INFINITY);
 }
 
@@ -126,14 +126,14 @@ fn what_does_not_fit_is_an_error() {
     assert!(
         ExactSearch::new(&trie, 1, 1, 1.0)
             .unwrap()
-            .expanding(0)
+            .with_prefixes_per_step(0)
             .is_err()
     );
     let mut search = ExactSearch::new(&trie, 1, 1, 1.0).unwrap();
     let two = Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap();
     assert!(matches!(
         search.step(&two),
-        Err(Error::PositionMismatch { .. })
+        Err(Error::LengthMismatch { what, expected: 1, actual: 2 }) if what.contains("prefix")
     ));
-    assert_eq!(search.wanted().unwrap().users, [0]); // an error leaves the search where it was
+    assert_eq!(search.next_expansion().unwrap().users, [0]); // an error leaves the search where it was
 }

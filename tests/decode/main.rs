@@ -2,7 +2,7 @@
 
 mod beam;
 mod exact;
-mod left_out;
+mod excluded;
 mod model;
 mod random;
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{Device, Tensor};
-use candle_trie::{BeamSearch, Found, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, Normalisation, SearchResult, TokenTrie};
 use proptest::prelude::*;
 
 pub const VOCABULARY: usize = 6;
@@ -41,11 +41,14 @@ prop_compose! {
 }
 
 /// Runs a search for one user to its end, each beam's prefix told from the steps alone.
-pub fn run(mut search: BeamSearch) -> Vec<Found> {
-    let mut prefixes = vec![search.lead().to_vec()];
+pub fn run(mut search: BeamSearch) -> Vec<SearchResult> {
+    let mut prefixes = vec![search.common_prefix().to_vec()];
     loop {
-        let Some(step) = search.step(&rows(&prefixes[..search.living()])).unwrap() else {
-            return search.found(0);
+        let Some(step) = search
+            .step(&rows(&prefixes[..search.active_beams()]))
+            .unwrap()
+        else {
+            return search.results(0);
         };
         assert!(step.tokens.iter().all(|tokens| !tokens.is_empty()));
         prefixes = (step.parents.iter().zip(&step.tokens))
@@ -58,7 +61,7 @@ pub fn run(mut search: BeamSearch) -> Vec<Found> {
 pub fn all(
     items: &[(u64, Vec<u32>)],
     trie: &TokenTrie,
-    normalise: Normalise,
+    normalise: Normalisation,
     temperature: f64,
 ) -> Vec<(Vec<u64>, f64)> {
     all_of(&[], items, trie, normalise, temperature)
@@ -69,7 +72,7 @@ pub fn all_of(
     prompt: &[u32],
     items: &[(u64, Vec<u32>)],
     trie: &TokenTrie,
-    normalise: Normalise,
+    normalise: Normalisation,
     temperature: f64,
 ) -> Vec<(Vec<u64>, f64)> {
     let mut paths: BTreeMap<&[u32], Vec<u64>> = BTreeMap::new();
@@ -82,8 +85,8 @@ pub fn all_of(
             let logits = logits(&[prompt, &path[..length]].concat());
             let node = trie.walk(&path[..length]).unwrap();
             let among: Vec<u32> = match normalise {
-                Normalise::Trie => trie.children(node).to_vec(),
-                Normalise::Vocabulary => (0..VOCABULARY as u32).collect(),
+                Normalisation::Trie => trie.children(node).to_vec(),
+                Normalisation::Vocabulary => (0..VOCABULARY as u32).collect(),
             };
             let exponential = |token: u32| (logits[token as usize] / temperature).exp();
             let sum: f64 = among.into_iter().map(exponential).sum();
@@ -99,7 +102,7 @@ pub fn all_of(
 }
 
 /// Whether a search found these, in this order, where the order is not a matter of rounding.
-pub fn assert_found(found: &[Found], expected: &[(Vec<u64>, f64)]) {
+pub fn assert_found(found: &[SearchResult], expected: &[(Vec<u64>, f64)]) {
     assert_eq!(found.len(), expected.len());
     for (found, (_, log_probability)) in found.iter().zip(expected) {
         assert!((found.log_probability - log_probability).abs() < 1e-9);
@@ -115,7 +118,7 @@ pub fn assert_found(found: &[Found], expected: &[(Vec<u64>, f64)]) {
 pub fn plain_beams(
     items: &[(u64, Vec<u32>)],
     width: usize,
-    normalise: Normalise,
+    normalise: Normalisation,
     penalty: f64,
 ) -> Vec<(Vec<u32>, f64)> {
     let next = |prefix: &[u32]| -> BTreeSet<u32> {
@@ -125,7 +128,7 @@ pub fn plain_beams(
         rest.filter_map(|rest| rest.first().copied()).collect()
     };
     let ride = |mut prefix: Vec<u32>| {
-        while normalise == Normalise::Trie && next(&prefix).len() == 1 {
+        while normalise == Normalisation::Trie && next(&prefix).len() == 1 {
             prefix.extend(next(&prefix));
         }
         prefix
@@ -141,8 +144,8 @@ pub fn plain_beams(
         for (prefix, log) in &living {
             let logits = logits(prefix);
             let among: Vec<u32> = match normalise {
-                Normalise::Trie => next(prefix).into_iter().collect(),
-                Normalise::Vocabulary => (0..VOCABULARY as u32).collect(),
+                Normalisation::Trie => next(prefix).into_iter().collect(),
+                Normalisation::Vocabulary => (0..VOCABULARY as u32).collect(),
             };
             let sum: f64 = among
                 .iter()
@@ -159,7 +162,7 @@ pub fn plain_beams(
             let prefix = ride(prefix);
             if !next(&prefix).is_empty() {
                 living.push((prefix, log));
-            } else if normalise == Normalise::Trie || rank < width {
+            } else if normalise == Normalisation::Trie || rank < width {
                 let score = score(&prefix, log);
                 finished.push((prefix, score));
             }

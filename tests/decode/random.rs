@@ -1,7 +1,7 @@
 //! Random searches for several users at once, each user's compared with an enumeration of the catalogue.
 
 use candle_core::{Device, Tensor};
-use candle_trie::{BeamSearch, ExactSearch, Found, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, ExactSearch, Normalisation, SearchResult, TokenTrie};
 use rand::seq::IndexedRandom;
 use rand::{Rng, rngs::StdRng};
 
@@ -12,8 +12,8 @@ use crate::model::{VOCABULARY, all_of, assert_found, logits};
 struct Case {
     items: Vec<(u64, Vec<u32>)>,
     trie: TokenTrie,
-    left_out: Vec<Vec<u64>>,
-    normalise: Normalise,
+    excluded: Vec<Vec<u64>>,
+    normalise: Normalisation,
     temperature: f64,
 }
 
@@ -29,7 +29,7 @@ impl Case {
         let items: Vec<_> = (0..count).map(|item| (item, path(random))).collect();
         // Of some users nearly everything is left out, and items that there are not.
         let share = *[0.0, 0.1, 0.9, 1.0].choose(random).unwrap();
-        let left_out = (0..random.random_range(1..4))
+        let excluded = (0..random.random_range(1..4))
             .map(|_| {
                 (0..count + 3)
                     .filter(|_| random.random_bool(share))
@@ -39,8 +39,8 @@ impl Case {
         Self {
             trie: TokenTrie::new(items.clone()).unwrap(),
             items,
-            left_out,
-            normalise: *[Normalise::Trie, Normalise::Vocabulary]
+            excluded,
+            normalise: *[Normalisation::Trie, Normalisation::Vocabulary]
                 .choose(random)
                 .unwrap(),
             temperature: random.random_range(0.3..3.0),
@@ -58,7 +58,7 @@ impl Case {
             self.temperature,
         );
         for (items, _) in &mut all {
-            items.retain(|item| !self.left_out[user].contains(item));
+            items.retain(|item| !self.excluded[user].contains(item));
         }
         all.retain(|(items, _)| !items.is_empty());
         all
@@ -80,23 +80,23 @@ fn beams_find_what_enumerating_the_catalogue_finds() {
     for_seeds(300, |random| {
         let case = Case::new(random);
         let width = random.random_range(1..70);
-        let users = case.left_out.len();
+        let users = case.excluded.len();
         let search = BeamSearch::new(&case.trie, users, width, case.temperature).unwrap();
         let mut search = search
-            .with_normalise(case.normalise)
-            .leaving_out(&case.left_out)
+            .with_normalisation(case.normalise)
+            .exclude_items(&case.excluded)
             .unwrap();
-        let begin = |&user: &u32| [&[prompt(user as usize)], search.lead()].concat();
-        let mut read: Vec<Vec<u32>> = search.users().iter().map(begin).collect();
+        let begin = |&user: &u32| [&[prompt(user as usize)], search.common_prefix()].concat();
+        let mut read: Vec<Vec<u32>> = search.beam_users().iter().map(begin).collect();
         while let Some(step) = search.step(&rows(&read)).unwrap() {
             let go_on = |(&parent, tokens): (&u32, &Vec<u32>)| {
                 [&read[parent as usize][..], tokens].concat()
             };
             read = step.parents.iter().zip(&step.tokens).map(go_on).collect();
-            assert_eq!(read.len(), search.living());
+            assert_eq!(read.len(), search.active_beams());
         }
         for user in 0..users {
-            let (found, expected) = (search.found(user), case.expected(user));
+            let (found, expected) = (search.results(user), case.expected(user));
             if width >= case.trie.leaf_count() {
                 assert_found(&found, &expected);
             }
@@ -110,21 +110,27 @@ fn beams_find_what_enumerating_the_catalogue_finds() {
 fn exact_searches_find_what_enumerating_the_catalogue_finds() {
     for_seeds(300, |random| {
         let case = Case {
-            normalise: Normalise::Trie,
+            normalise: Normalisation::Trie,
             ..Case::new(random)
         };
         let k = random.random_range(1..70);
-        let users = case.left_out.len();
+        let users = case.excluded.len();
         let search = ExactSearch::new(&case.trie, users, k, case.temperature).unwrap();
-        let search = search.expanding(random.random_range(1..6)).unwrap();
-        let mut search = search.leaving_out(&case.left_out).unwrap();
+        let search = search
+            .with_prefixes_per_step(random.random_range(1..6))
+            .unwrap();
+        let mut search = search.exclude_items(&case.excluded).unwrap();
         let mut read: Vec<Vec<u32>> = Vec::new();
-        while let Some(expansion) = search.wanted() {
+        while let Some(expansion) = search.next_expansion() {
             let first = read.len();
             for (row, tokens) in expansion.tokens.iter().enumerate() {
                 let before = match expansion.parents[row] {
                     Some(parent) => read[parent as usize].clone(),
-                    None => [&[prompt(expansion.users[row] as usize)], search.lead()].concat(),
+                    None => [
+                        &[prompt(expansion.users[row] as usize)],
+                        search.common_prefix(),
+                    ]
+                    .concat(),
                 };
                 read.push([&before[..], tokens].concat());
             }
@@ -133,13 +139,13 @@ fn exact_searches_find_what_enumerating_the_catalogue_finds() {
         for user in 0..users {
             let mut expected = case.expected(user);
             expected.truncate(k);
-            assert_found(&search.found(user), &expected);
+            assert_found(&search.results(user), &expected);
         }
     });
 }
 
 /// Whether what was found is best first, and has its true probability.
-fn assert_are_among(found: &[Found], expected: &[(Vec<u64>, f64)]) {
+fn assert_are_among(found: &[SearchResult], expected: &[(Vec<u64>, f64)]) {
     assert!(found.windows(2).all(|pair| pair[0].score >= pair[1].score));
     for found in found {
         let (_, probability) = expected

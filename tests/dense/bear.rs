@@ -2,7 +2,8 @@
 
 use candle_core::{DType, Tensor, Var};
 use candle_trie::{
-    Bear, Convention, Error, MaskedSoftmaxLoss, Reduction, Rows, Scope, Temperature, TokenSets,
+    Bear, Convention, Error, GradientTarget, MaskedSoftmaxLoss, Reduction, Rows, Scope,
+    Temperature, TokenSets,
 };
 
 use crate::batch::*;
@@ -239,7 +240,7 @@ fn scores_that_come_in_chunks_are_selected_from_as_a_whole() {
             xi: 4.0,
         };
         let loss = loss_with_bear(&sets, &Temperature::fixed(0.7), PLAIN_MEAN, Some(bear));
-        let output = loss.evaluate_linear(&hidden, &head, &rows).unwrap();
+        let output = loss.evaluate((&hidden, &head), &rows).unwrap();
         let expected: f64 = weights(&logits, &sets, &rows, bear, 0.7).iter().sum();
         let found = output.read_bear_weight().unwrap().unwrap();
         assert!(
@@ -298,9 +299,11 @@ fn without_strength_bear_is_the_plain_mean_over_branching_rows() {
         let mut without = loss(&sets(), &temperature, convention);
         assert_eq!(without.bear(), None);
         let logits = tensor(&noise(75, 8 * VOCABULARY, 3.0), &SHAPE, DType::F64);
-        let (with, gradient) = with.value_and_gradient(&logits, &weighted_rows()).unwrap();
+        let (with, gradient) = with
+            .value_and_gradient(&logits, &weighted_rows(), GradientTarget::New)
+            .unwrap();
         let (without, expected) = without
-            .value_and_gradient(&logits, &weighted_rows())
+            .value_and_gradient(&logits, &weighted_rows(), GradientTarget::New)
             .unwrap();
         assert_close(&f64s(&gradient), &f64s(&expected), 1e-15, "gradient");
         assert_close(&f64s(&with.loss), &f64s(&without.loss), 1e-15, "loss");
@@ -325,10 +328,7 @@ fn sums_of_micro_batches_over_the_sum_of_their_weights_are_the_mean_of_the_batch
         let temperature = Temperature::from(strategy(scope));
         let whole = MaskedSoftmaxLoss::new(sets(), temperature).unwrap();
         let whole = whole.with_bear(bear).unwrap();
-        let parts = whole.clone().with_convention(Convention {
-            reduction: Reduction::Sum,
-            ..whole.convention()
-        });
+        let parts = whole.clone().with_reduction(Reduction::Sum);
         let parts = parts.unwrap();
         for cut in 0..=8 {
             let (mut sum, mut weight, mut gradient) = (0.0, 0.0, Vec::new());

@@ -1,7 +1,7 @@
 //! Same input, same bits.
 
 use candle_core::{DType, Var};
-use candle_trie::{Bear, Rows, Scope, TokenSets};
+use candle_trie::{Bear, GradientTarget, Rows, Scope, TokenSets};
 
 use crate::batch::*;
 
@@ -41,11 +41,14 @@ fn step(
         let logits = &tensor(logits, &[POSITIONS, VOCABULARY], dtype);
         let temperature = strategy(scope).into();
         let loss = loss_with_bear(&sets, &temperature, conventions()[0], bear);
-        let (output, gradient) = loss.clone().value_and_gradient(logits, &rows).unwrap();
-        let kept = gradient.zeros_like().unwrap();
-        let into = loss
+        let (output, gradient) = loss
             .clone()
-            .value_and_gradient_into(logits, &rows, &kept)
+            .value_and_gradient(logits, &rows, GradientTarget::New)
+            .unwrap();
+        let kept = gradient.zeros_like().unwrap();
+        let (into, _) = loss
+            .clone()
+            .value_and_gradient(logits, &rows, GradientTarget::Into(&kept))
             .unwrap();
         let statistics = loss.statistics(logits, &rows).unwrap();
         assert_eq!(output.read_statistics().unwrap(), statistics);
@@ -97,7 +100,7 @@ fn threads_do_not_change_a_bit_of_the_linear_operation_either() {
             let (hidden, head) = (variable(&hidden, POSITIONS), variable(&head, VOCABULARY));
             let strategy = strategy(Scope::Branching).into();
             let mut loss = loss_with_bear(sets, &strategy, conventions()[0], bear);
-            let output = loss.forward_linear(&hidden, &*head, &rows).unwrap();
+            let output = loss.forward((&hidden, &*head), &rows).unwrap();
             let gradients = output.loss.backward().unwrap();
             [
                 &output.loss,

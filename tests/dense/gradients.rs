@@ -1,6 +1,7 @@
 //! The gradient is the slope of the loss, whichever way it is asked for.
 
 use candle_core::{DType, Tensor, Var};
+use candle_trie::GradientTarget;
 use candle_trie::Reduction;
 
 use crate::batch::*;
@@ -68,24 +69,27 @@ fn all_four_ways_to_a_gradient_agree_to_the_bit() {
                     let logits = Var::from_tensor(&tensor(&values, &SHAPE, dtype)).unwrap();
                     let autograd = loss.clone().forward(&logits, &rows).unwrap();
                     let gradients = autograd.loss.backward().unwrap();
-                    let (fused, gradient) =
-                        loss.clone().value_and_gradient(&logits, &rows).unwrap();
-                    let kept = tensor(&vec![f64::NAN; values.len()], &SHAPE, dtype);
-                    let into = loss
+                    let (fused, gradient) = loss
                         .clone()
-                        .value_and_gradient_into(&logits, &rows, &kept)
+                        .value_and_gradient(&logits, &rows, GradientTarget::New)
+                        .unwrap();
+                    let kept = tensor(&vec![f64::NAN; values.len()], &SHAPE, dtype);
+                    let (into, returned_into) = loss
+                        .clone()
+                        .value_and_gradient(&logits, &rows, GradientTarget::Into(&kept))
                         .unwrap();
                     let written_over = tensor(&values, &SHAPE, dtype);
-                    let over = loss
+                    let (over, returned_over) = loss
                         .clone()
-                        .value_and_gradient_over(&written_over, &rows)
+                        .value_and_gradient(&written_over, &rows, GradientTarget::InPlace)
                         .unwrap();
 
                     let expected = f64s(gradients.get(&logits).unwrap());
                     let what = format!("{dtype:?}, {convention:?} at {temperature:?}, {bear:?}");
                     assert_eq!(f64s(&gradient), expected, "{what}");
-                    assert_eq!(f64s(&kept), expected, "{what}");
-                    assert_eq!(f64s(&written_over), expected, "{what}");
+                    for same in [&kept, &returned_into, &written_over, &returned_over] {
+                        assert_eq!(f64s(same), expected, "{what}");
+                    }
                     assert_eq!(gradient.dtype(), dtype);
                     for other in [fused, into, over] {
                         assert_eq!(
@@ -118,9 +122,11 @@ fn every_way_to_a_loss_steps_the_temperature_once_and_looking_does_not() {
         let fresh = || loss(&sets(), &temperature, conventions()[0]);
         let (mut first, mut second, mut third) = (fresh(), fresh(), fresh());
         first.forward(&logits, &rows()).unwrap();
-        second.value_and_gradient(&logits, &rows()).unwrap();
+        second
+            .value_and_gradient(&logits, &rows(), GradientTarget::New)
+            .unwrap();
         third
-            .value_and_gradient_into(&logits, &rows(), &kept)
+            .value_and_gradient(&logits, &rows(), GradientTarget::Into(&kept))
             .unwrap();
         assert_eq!(first.temperature().unwrap(), second.temperature().unwrap());
         assert_eq!(first.temperature().unwrap(), third.temperature().unwrap());

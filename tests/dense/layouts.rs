@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Tensor, Var};
 use candle_trie::Error;
+use candle_trie::GradientTarget;
 
 use crate::batch::*;
 
@@ -32,14 +33,17 @@ fn narrowed_logits_need_no_copy() {
 
         let loss = loss(&sets(), &temperatures()[2], conventions()[0]);
         let fused = |logits| {
-            let (output, gradient) = loss.clone().value_and_gradient(logits, &rows()).unwrap();
+            let (output, gradient) = loss
+                .clone()
+                .value_and_gradient(logits, &rows(), GradientTarget::New)
+                .unwrap();
             (f64_of(&output.loss), f64s(&gradient))
         };
         assert_eq!(fused(&view), fused(&copy));
         let into = tensor(&[f64::NAN; 8 * VOCABULARY], &[8, VOCABULARY], dtype);
-        let output = loss
+        let (output, _) = loss
             .clone()
-            .value_and_gradient_into(&view, &rows(), &into)
+            .value_and_gradient(&view, &rows(), GradientTarget::Into(&into))
             .unwrap();
         assert_eq!((f64_of(&output.loss), f64s(&into)), fused(&copy));
     }
@@ -77,9 +81,11 @@ fn a_gradient_may_be_written_into_a_part_of_a_larger_buffer() {
     let logits = tensor(&noise(23, 56, 3.0), &[8, VOCABULARY], DType::F32);
     let buffer = tensor(&[7.0; 10 * VOCABULARY], &[10, VOCABULARY], DType::F32);
     let mut loss = loss(&sets(), &temperatures()[0], conventions()[0]);
-    let (_, expected) = loss.value_and_gradient(&logits, &rows()).unwrap();
+    let (_, expected) = loss
+        .value_and_gradient(&logits, &rows(), GradientTarget::New)
+        .unwrap();
     let part = buffer.narrow(0, 1, 8).unwrap();
-    loss.value_and_gradient_into(&logits, &rows(), &part)
+    loss.value_and_gradient(&logits, &rows(), GradientTarget::Into(&part))
         .unwrap();
     let written = f64s(&buffer);
     let (before, rest) = written.split_at(VOCABULARY);
@@ -99,7 +105,8 @@ fn layouts_that_would_need_a_copy_are_refused_with_their_strides() {
     ] {
         let refusals = [
             loss.forward(&logits, &rows()).unwrap_err(),
-            loss.value_and_gradient(&logits, &rows()).unwrap_err(),
+            loss.value_and_gradient(&logits, &rows(), GradientTarget::New)
+                .unwrap_err(),
             loss.statistics(&logits, &rows()).unwrap_err(),
         ];
         for error in refusals {
@@ -133,12 +140,12 @@ fn a_gradient_may_be_written_over_the_logits_and_over_nothing_else() {
             let loss = loss(&sets(), &temperature, conventions()[0]);
             let (output, gradient) = loss
                 .clone()
-                .value_and_gradient(&narrow(&wide), &rows())
+                .value_and_gradient(&narrow(&wide), &rows(), GradientTarget::New)
                 .unwrap();
             let written = wide.copy().unwrap();
-            let over = loss
+            let (over, _) = loss
                 .clone()
-                .value_and_gradient_over(&narrow(&written), &rows())
+                .value_and_gradient(&narrow(&written), &rows(), GradientTarget::InPlace)
                 .unwrap();
             assert_eq!(f64s(&over.loss), f64s(&output.loss));
             assert_eq!(f64s(&narrow(&written)), f64s(&gradient));
@@ -153,6 +160,8 @@ fn a_gradient_may_be_written_over_the_logits_and_over_nothing_else() {
     let row = tensor(&noise(27, VOCABULARY, 3.0), &[1, VOCABULARY], DType::F32);
     let shared = row.broadcast_as((8, VOCABULARY)).unwrap();
     let mut loss = loss(&sets(), &temperatures()[0], conventions()[0]);
-    let error = loss.value_and_gradient_over(&shared, &rows()).unwrap_err();
+    let error = loss
+        .value_and_gradient(&shared, &rows(), GradientTarget::InPlace)
+        .unwrap_err();
     assert!(error.to_string().contains("share memory"), "{error}");
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor, Var};
 use candle_trie::{
-    AdaptiveStrategy, Convention, Error, MaskedSoftmaxLoss, Reduction, Rows, Scope, Temperature,
-    TokenSets, reference,
+    AdaptiveStrategy, Convention, Error, GradientTarget, MaskedSoftmaxLoss, Reduction, Rows, Scope,
+    Temperature, TokenSets, reference,
 };
 
 use crate::batch::*;
@@ -26,11 +26,13 @@ fn assert_nothing(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows, what: 
     let nowhere = vec![f64::NAN; logits.elem_count()];
     let kept = tensor(&nowhere, logits.dims(), logits.dtype());
     loss.clone()
-        .value_and_gradient_into(&logits, rows, &kept)
+        .value_and_gradient(&logits, rows, GradientTarget::Into(&kept))
         .unwrap();
     assert!(f64s(&kept).iter().all(|&entry| entry == 0.0), "{what}");
     let over = tensor(&f64s(&logits), logits.dims(), logits.dtype());
-    loss.clone().value_and_gradient_over(&over, rows).unwrap();
+    loss.clone()
+        .value_and_gradient(&over, rows, GradientTarget::InPlace)
+        .unwrap();
     assert!(f64s(&over).iter().all(|&entry| entry == 0.0), "{what}");
 }
 
@@ -110,7 +112,9 @@ fn a_row_without_weight_has_no_loss_whatever_its_logits_are() {
     let logits = tensor(&values, &SHAPE, DType::F64);
     for (convention, bear) in each_with_bears(conventions()) {
         let mut loss = loss_with_bear(&sets(), &Temperature::fixed(1.0), convention, bear);
-        let (output, gradient) = loss.value_and_gradient(&logits, &weighted_rows()).unwrap();
+        let (output, gradient) = loss
+            .value_and_gradient(&logits, &weighted_rows(), GradientTarget::New)
+            .unwrap();
         assert!(f64s(&output.loss).iter().all(|loss| loss.is_finite()));
         assert!(f64s(&gradient).iter().all(|entry| entry.is_finite()));
     }
@@ -140,7 +144,9 @@ fn enormous_logits_give_the_finite_values_of_the_definition() {
             )
             .unwrap();
             let mut loss = loss_with_bear(&sets(), &temperature, convention, bear);
-            let (output, gradient) = loss.value_and_gradient(&logits, &rows()).unwrap();
+            let (output, gradient) = loss
+                .value_and_gradient(&logits, &rows(), GradientTarget::New)
+                .unwrap();
             let what = format!("{dtype:?} at {temperature:?}, {bear:?}");
             assert_close(&[f64_of(&output.loss)], &[expected.loss], tolerance, &what);
             assert_close(&f64s(&gradient), &expected.gradient, tolerance, &what);
@@ -158,7 +164,9 @@ fn a_token_at_minus_infinity_counts_as_masked_and_leaves_the_temperature() {
         let logits = tensor(&values, &SHAPE, dtype);
         for (temperature, bear) in each_with_bears(temperatures()) {
             let mut loss = loss_with_bear(&sets(), &temperature, Convention::fixed(), bear);
-            let (output, gradient) = loss.value_and_gradient(&logits, &rows()).unwrap();
+            let (output, gradient) = loss
+                .value_and_gradient(&logits, &rows(), GradientTarget::New)
+                .unwrap();
             assert!(f64_of(&output.loss).is_finite());
             assert_eq!(f64s(&gradient)[5], 0.0);
             assert!(f64s(&gradient).iter().all(|entry| entry.is_finite()));
@@ -180,7 +188,9 @@ fn unchecked_a_row_that_is_not_finite_gives_nan_and_spoils_no_other() {
                     let convention = Convention::fixed();
                     let mut loss = loss_with_bear(&sets(), &temperature, convention, bear);
                     let spoilt = tensor(&values, &SHAPE, dtype);
-                    let (output, gradient) = loss.value_and_gradient(&spoilt, &rows()).unwrap();
+                    let (output, gradient) = loss
+                        .value_and_gradient(&spoilt, &rows(), GradientTarget::New)
+                        .unwrap();
                     assert!(f64_of(&output.loss).is_nan());
                     let gradient = f64s(&gradient);
                     assert!(gradient[..VOCABULARY].iter().any(|entry| entry.is_nan()));
@@ -200,7 +210,9 @@ fn a_target_at_minus_infinity_costs_infinitely_much() {
     let logits = tensor(&values, &SHAPE, DType::F32);
     for bear in bears() {
         let mut loss = loss_with_bear(&sets(), &Temperature::fixed(1.0), Convention::fixed(), bear);
-        let (output, gradient) = loss.value_and_gradient(&logits, &rows()).unwrap();
+        let (output, gradient) = loss
+            .value_and_gradient(&logits, &rows(), GradientTarget::New)
+            .unwrap();
         assert_eq!(f64_of(&output.loss), f64::INFINITY);
         assert!(f64s(&gradient).iter().all(|entry| entry.is_finite()));
     }
@@ -213,7 +225,7 @@ fn checked_the_first_row_that_is_not_finite_is_named() {
         values[2 * VOCABULARY + 3] = poison; // of the unary row: never read
         values[3 * VOCABULARY] = poison; // of a position that does not count
         values[VOCABULARY + 2] = poison; // not in the set of the second row
-        let checked = loss(&sets(), &temperatures()[1], Convention::fixed()).checked();
+        let checked = loss(&sets(), &temperatures()[1], Convention::fixed()).check_finite();
         let mut passing = checked.clone();
         let logits = tensor(&values, &SHAPE, DType::F32);
         passing.forward(&logits, &rows()).unwrap();
@@ -226,9 +238,11 @@ fn checked_the_first_row_that_is_not_finite_is_named() {
         let refusals = [
             failing.forward(&logits, &rows()).unwrap_err(),
             failing.evaluate(&logits, &rows()).unwrap_err(),
-            failing.value_and_gradient(&logits, &rows()).unwrap_err(),
             failing
-                .value_and_gradient_into(&logits, &rows(), &kept)
+                .value_and_gradient(&logits, &rows(), GradientTarget::New)
+                .unwrap_err(),
+            failing
+                .value_and_gradient(&logits, &rows(), GradientTarget::Into(&kept))
                 .unwrap_err(),
         ];
         for error in refusals {
@@ -255,7 +269,7 @@ fn checked_mode_names_the_first_of_many_rows_on_any_number_of_threads() {
         .collect();
     let rows = rows_of(POSITIONS, &rows);
     let logits = Tensor::full(f32::NAN, (POSITIONS, 64), &device(DType::F32)).unwrap();
-    let loss = loss(&sets, &Temperature::fixed(1.0), Convention::fixed()).checked();
+    let loss = loss(&sets, &Temperature::fixed(1.0), Convention::fixed()).check_finite();
     for _ in 0..20 {
         let error = loss.evaluate(&logits, &rows).unwrap_err();
         assert!(

@@ -64,10 +64,7 @@ fn gradients_of_micro_batches_add_up_to_that_of_the_batch() {
             let branching = (all.iter().zip(weights)).filter(|(row, _)| row.1 != 2);
             let denominator = branching.map(|(_, weight)| f64::from(weight)).sum();
             parts
-                .set_convention(Convention {
-                    reduction: Reduction::MeanOver(denominator),
-                    ..Convention::adaptive()
-                })
+                .set_reduction(Reduction::MeanOver(denominator))
                 .unwrap();
             let mut value = 0.0;
             let mut gradient = vec![0.0; VOCABULARY];

@@ -1,7 +1,9 @@
 //! Every dtype agrees with the definition in f64 as closely as it can.
 
 use candle_core::{DType, Tensor, Var};
-use candle_trie::{Bear, Convention, Reduction, Rows, Scope, Temperature, TokenSets, reference};
+use candle_trie::{
+    Bear, Convention, GradientTarget, Reduction, Rows, Scope, Temperature, TokenSets, reference,
+};
 
 use crate::batch::*;
 
@@ -68,7 +70,9 @@ fn check_one(
     )
     .unwrap();
     let mut loss = loss_with_bear(sets, temperature, convention, bear);
-    let (output, gradient) = loss.value_and_gradient(logits, rows).unwrap();
+    let (output, gradient) = loss
+        .value_and_gradient(logits, rows, GradientTarget::New)
+        .unwrap();
     let what = format!("{dtype:?}, {convention:?} at {temperature:?}, {bear:?}");
     let relative = arithmetic(dtype);
     if convention.reduction != Reduction::None {
@@ -160,7 +164,9 @@ fn a_confident_target_keeps_its_gradient() {
     for dtype in DTYPES {
         let logits = tensor(&values, &[1, 4], dtype);
         let mut loss = loss(&sets, &Temperature::fixed(1.0), Convention::fixed());
-        let (_, gradient) = loss.value_and_gradient(&logits, &rows).unwrap();
+        let (_, gradient) = loss
+            .value_and_gradient(&logits, &rows, GradientTarget::New)
+            .unwrap();
         let expected = -1.0 / (f64s(&logits)[1].exp() + 1.0);
         let (unit, least) = rounding(dtype);
         assert!(expected.abs() < 1.1e-3, "p_y is about 0.999");

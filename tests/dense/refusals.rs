@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Tensor};
 use candle_trie::{
-    AdaptiveStrategy, Convention, Error, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Scope,
-    Temperature, TokenSets, TokenTrie, reference,
+    AdaptiveStrategy, Convention, Error, GradientTarget, LossOutput, MaskedSoftmaxLoss, Reduction,
+    Rows, Scope, Temperature, TokenSets, TokenTrie, reference,
 };
 
 use crate::batch::*;
@@ -17,13 +17,11 @@ fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
     let mut calls: Vec<Result<LossOutput, Error>> = Vec::new();
     let mut called = loss.clone();
     calls.push(called.forward(logits, rows));
-    calls.push(
-        called
-            .value_and_gradient(logits, rows)
-            .map(|(output, _)| output),
-    );
     let kept = logits.zeros_like().unwrap();
-    calls.push(called.value_and_gradient_into(logits, rows, &kept));
+    for target in [GradientTarget::New, GradientTarget::Into(&kept)] {
+        let result = called.value_and_gradient(logits, rows, target);
+        calls.push(result.map(|(output, _)| output));
+    }
     assert_eq!(called.temperature().unwrap(), loss.temperature().unwrap());
     let errors: Vec<Error> = calls.into_iter().map(|call| call.unwrap_err()).collect();
     let words: Vec<String> = errors.iter().map(Error::to_string).collect();
@@ -61,11 +59,7 @@ fn rows_of_another_trie() {
     let logits = logits().narrow(1, 0, 3).unwrap().contiguous().unwrap();
     let loss = |sets: TokenSets| {
         let loss = MaskedSoftmaxLoss::new(sets, Temperature::fixed(1.0)).unwrap();
-        loss.with_convention(Convention {
-            reduction: Reduction::Sum,
-            times_temperature: false,
-        })
-        .unwrap()
+        loss.with_reduction(Reduction::Sum).unwrap()
     };
     let of_many = loss(many.sets().clone());
 
@@ -95,7 +89,7 @@ fn rows_of_another_trie() {
         of_many.statistics(&logits, &rows(&few)).err(),
         of_many.evaluate(&logits, &rows(&few)).err(),
         (of_many.clone())
-            .forward_linear(&hidden, &head, &rows(&few))
+            .forward((&hidden, &head), &rows(&few))
             .err(),
         of_many.dense_rows(&rows(&few)).err(),
         reference::loss(
@@ -195,7 +189,7 @@ fn a_gradient_buffer_that_does_not_fit() {
         (logits.reshape((8, VOCABULARY)).unwrap(), "[8, 7]"),
         (transposed.transpose(1, 2).unwrap(), "strides [28, 1, 4]"),
     ] {
-        let error = fixed().value_and_gradient_into(&logits, &rows, &gradient);
+        let error = fixed().value_and_gradient(&logits, &rows, GradientTarget::Into(&gradient));
         let error = error.unwrap_err();
         assert!(
             matches!(&error, Error::Unsupported { what: "gradient", actual, .. }
@@ -285,10 +279,7 @@ fn settings_out_of_range() {
         assert!(out_of_range(new.unwrap_err()));
         let at = fixed().forward_at(&logits(), &rows(), wrong);
         assert!(out_of_range(at.unwrap_err()));
-        let denominator = fixed().with_convention(Convention {
-            reduction: Reduction::MeanOver(wrong),
-            times_temperature: false,
-        });
+        let denominator = fixed().with_reduction(Reduction::MeanOver(wrong));
         assert!(out_of_range(denominator.unwrap_err()));
         // Settings changed behind the constructor's back.
         let mut swapped = fixed();
@@ -350,10 +341,7 @@ fn the_reference_refuses_what_the_loss_refuses() {
     for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let reduction = Reduction::MeanOver(wrong);
         let error = refused_by_reference(VOCABULARY, &at_one, reduction);
-        let expected = fixed().with_convention(Convention {
-            reduction,
-            times_temperature: false,
-        });
+        let expected = fixed().with_reduction(reduction);
         assert_eq!(error.to_string(), expected.unwrap_err().to_string());
     }
     let marked = Temperature::from(strategy(Scope::Marked));

@@ -1,6 +1,6 @@
 //! How much is moved.
 
-use candle_trie::{BeamSearch, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, Normalisation, TokenTrie};
 use candle_trie_emulator::Emulator;
 use half::bf16;
 
@@ -13,9 +13,9 @@ const USERS: usize = 5;
 /// each leaves out.
 fn first_step(
     tokens: u32,
-    left_out: u64,
+    excluded: u64,
     width: usize,
-    normalise: Normalise,
+    normalise: Normalisation,
     row_stride: usize,
 ) -> (Answer, usize) {
     let items = (0..tokens).flat_map(|token| {
@@ -24,9 +24,9 @@ fn first_step(
     });
     let trie = TokenTrie::new(items).unwrap();
     let search = BeamSearch::new(&trie, USERS, 10, 1.3).unwrap();
-    let search = search.with_normalise(normalise);
-    let left_out: Vec<Vec<u64>> = vec![(0..2 * left_out).collect(); USERS];
-    let search = search.leaving_out(&left_out).unwrap();
+    let search = search.with_normalisation(normalise);
+    let excluded: Vec<Vec<u64>> = vec![(0..2 * excluded).collect(); USERS];
+    let search = search.exclude_items(&excluded).unwrap();
     let values: Vec<f64> = noise(USERS * width).into_iter().map(f64::from).collect();
     let logits = Logits::<bf16>::new(&values, width).spread(row_stride);
     let beams = search.decode_beams().unwrap();
@@ -35,9 +35,9 @@ fn first_step(
 }
 
 fn a_valid_logit_is_loaded_once() {
-    for left_out in [0, 40] {
-        let (answer, candidates) = first_step(300, left_out, 4096, Normalise::Trie, 4096);
-        assert_eq!(candidates as u64, USERS as u64 * (300 - left_out));
+    for excluded in [0, 40] {
+        let (answer, candidates) = first_step(300, excluded, 4096, Normalisation::Trie, 4096);
+        assert_eq!(candidates as u64, USERS as u64 * (300 - excluded));
         let report = &answer.scores;
         assert_eq!(report.traffic("logits").loaded, (USERS * 300 * 2) as u64);
         assert_eq!(report.traffic("edges").loaded, 16 * candidates as u64);
@@ -51,7 +51,7 @@ fn a_valid_logit_is_loaded_once() {
 
 fn a_whole_vocabulary_streams() {
     let width = 13_011;
-    let (answer, candidates) = first_step(300, 0, width, Normalise::Vocabulary, width);
+    let (answer, candidates) = first_step(300, 0, width, Normalisation::Vocabulary, width);
     let logits = answer.scores.traffic("logits");
     assert_eq!(logits.loaded, 2 * (USERS * width + candidates) as u64);
     let waste = logits.load_sectors as f64 / logits.least_load_sectors as f64;
@@ -62,7 +62,7 @@ fn a_whole_vocabulary_streams() {
 }
 
 fn a_choice_costs_one_thread_a_second_look() {
-    let (answer, candidates) = first_step(900, 0, 1024, Normalise::Trie, 1024);
+    let (answer, candidates) = first_step(900, 0, 1024, Normalisation::Trie, 1024);
     let ranks = answer.choosing.traffic("ranks");
     // Two segments a user, whose 128 threads have four candidates each at the most.
     let looks = candidates + USERS * 2 * 10 * 4;
@@ -77,7 +77,7 @@ fn a_choice_costs_one_thread_a_second_look() {
 }
 
 fn reductions_have_no_bank_conflicts() {
-    for normalise in [Normalise::Trie, Normalise::Vocabulary] {
+    for normalise in [Normalisation::Trie, Normalisation::Vocabulary] {
         let (answer, _) = first_step(64, 0, 128, normalise, 128);
         assert_eq!(answer.scores.shared.bank_conflicts, 0);
         assert_eq!(answer.choosing.shared.bank_conflicts, 0);

@@ -5,7 +5,7 @@ use candle_core::{Device, Tensor};
 use candle_trie::launch::{
     Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs,
 };
-use candle_trie::{BeamSearch, Found, Result, Step};
+use candle_trie::{BeamSearch, BeamStep, Result, SearchResult};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
 use crate::emulated::{LIMITS, pointer, run, schedules};
@@ -111,8 +111,8 @@ pub fn decode<T: Number>(
 }
 
 /// [`BeamSearch::step`] by the kernels, the same bits in every schedule.
-pub fn step<T: Number>(search: &mut BeamSearch, logits: &Logits<T>) -> Result<Option<Step>> {
-    if search.living() == 0 {
+pub fn step<T: Number>(search: &mut BeamSearch, logits: &Logits<T>) -> Result<Option<BeamStep>> {
+    if search.active_beams() == 0 {
         return Ok(None);
     }
     let beams = search.decode_beams()?;
@@ -123,8 +123,8 @@ pub fn step<T: Number>(search: &mut BeamSearch, logits: &Logits<T>) -> Result<Op
 pub fn gathered_step<T: Number>(
     search: &mut BeamSearch,
     logits: &Logits<T>,
-) -> Result<Option<Step>> {
-    if search.living() == 0 {
+) -> Result<Option<BeamStep>> {
+    if search.active_beams() == 0 {
         return Ok(None);
     }
     let mut beams = search.decode_beams()?;
@@ -136,7 +136,7 @@ fn take<T: Number>(
     search: &mut BeamSearch,
     beams: &DecodeBeams,
     logits: &Logits<T>,
-) -> Result<Option<Step>> {
+) -> Result<Option<BeamStep>> {
     let mut answer = None;
     same_for_every_schedule(schedules(), |emulator| {
         let found = decode(&emulator, beams, logits)?;
@@ -150,12 +150,12 @@ fn take<T: Number>(
     })
     .unwrap_or_else(|fault| panic!("{:?}: {fault}", T::ELEMENT));
     let answer = answer.expect("a schedule");
-    search.take(beams, &answer.choices, &answer.faults)
+    search.apply_choices(beams, &answer.choices, &answer.faults)
 }
 
 /// The same items in the same order, with the same probabilities.
-pub fn assert_same_found(found: &[Found], expected: &[Found], what: &str) {
-    let items = |found: &[Found]| -> Vec<Vec<u64>> {
+pub fn assert_same_found(found: &[SearchResult], expected: &[SearchResult], what: &str) {
+    let items = |found: &[SearchResult]| -> Vec<Vec<u64>> {
         found.iter().map(|found| found.items.clone()).collect()
     };
     assert_eq!(items(found), items(expected), "{what}");

@@ -1,7 +1,7 @@
 //! Logits that are extreme, infinite or no numbers, and answers of something else.
 
 use candle_trie::launch::{DecodeChoice, DecodeFault};
-use candle_trie::{BeamSearch, Error, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, Error, Normalisation, TokenTrie};
 use half::bf16;
 
 use crate::device::{Logits, assert_same_found, step};
@@ -10,11 +10,11 @@ use crate::number::Number;
 const WIDTH: usize = 11;
 
 /// Two users, two living beams each after the first step; token 0 ends an item.
-fn search(normalise: Normalise) -> BeamSearch {
+fn search(normalise: Normalisation) -> BeamSearch {
     let paths = (1..9u32).flat_map(|first| (1..5u32).map(move |second| vec![first, second, 0]));
     let trie = TokenTrie::new((0..).zip(paths)).unwrap();
     let search = BeamSearch::new(&trie, 2, 3, 1.0).unwrap();
-    search.with_normalise(normalise)
+    search.with_normalisation(normalise)
 }
 
 /// Both ways give the same, be it an error; so they do in the next step, which finishes paths.
@@ -34,11 +34,11 @@ fn assert_same<T: Number>(search: &BeamSearch, values: &[f64]) -> Option<Error> 
         }
         (expected, chosen) => panic!("{what}: {chosen:?}, not {expected:?}"),
     }
-    let next = Logits::<T>::new(&RISING.repeat(on_cpu.living()), WIDTH);
+    let next = Logits::<T>::new(&RISING.repeat(on_cpu.active_beams()), WIDTH);
     let expected = on_cpu.step(&next.tensor()).unwrap();
     assert_eq!(step(&mut by_kernels, &next).unwrap(), expected, "{what}");
     for user in 0..2 {
-        assert_same_found(&by_kernels.found(user), &on_cpu.found(user), &what);
+        assert_same_found(&by_kernels.results(user), &on_cpu.results(user), &what);
     }
     None
 }
@@ -61,7 +61,7 @@ fn infinite_logits_go_as_on_the_cpu() {
     one[4] = none;
     let mut of_root = [none; WIDTH];
     of_root[10] = 1.0;
-    for normalise in [Normalise::Trie, Normalise::Vocabulary] {
+    for normalise in [Normalisation::Trie, Normalisation::Vocabulary] {
         for first in [but_one, one, of_root, [none; WIDTH]] {
             let values = rows(first, RISING);
             assert!(assert_same::<f32>(&search(normalise), &values).is_none());
@@ -74,7 +74,7 @@ fn extreme_logits_go_as_on_the_cpu() {
     for scale in [1e4, -1e4, 1e-4] {
         let row = RISING.map(|value| scale * value);
         let values = rows(row, row);
-        for normalise in [Normalise::Trie, Normalise::Vocabulary] {
+        for normalise in [Normalisation::Trie, Normalisation::Vocabulary] {
             assert!(assert_same::<f32>(&search(normalise), &values).is_none());
             assert!(assert_same::<bf16>(&search(normalise), &values).is_none());
         }
@@ -88,8 +88,8 @@ fn what_is_no_number_is_named() {
         (row[6], row[3]) = (bad, bad);
         let mut elsewhere = RISING;
         elsewhere[10] = bad;
-        for normalise in [Normalise::Trie, Normalise::Vocabulary] {
-            let over_vocabulary = normalise == Normalise::Vocabulary;
+        for normalise in [Normalisation::Trie, Normalisation::Vocabulary] {
+            let over_vocabulary = normalise == Normalisation::Vocabulary;
             for values in [rows(RISING, row), rows(row, row)] {
                 for error in [
                     assert_same::<f32>(&search(normalise), &values),
@@ -105,7 +105,7 @@ fn what_is_no_number_is_named() {
     // What is left out counts for the probabilities of the others.
     let trie = TokenTrie::new((1..9u64).map(|item| (item, [item as u32, 0]))).unwrap();
     let search = BeamSearch::new(&trie, 1, 3, 1.0).unwrap();
-    let search = search.leaving_out(&[[5u64]]).unwrap();
+    let search = search.exclude_items(&[[5u64]]).unwrap();
     let mut row = RISING;
     row[5] = f64::NAN;
     let error = assert_same::<f32>(&search, &row);
@@ -113,7 +113,7 @@ fn what_is_no_number_is_named() {
 }
 
 fn a_refused_step_changes_nothing() {
-    let mut search = search(Normalise::Trie);
+    let mut search = search(Normalisation::Trie);
     let mut row = RISING;
     row[2] = f64::NAN;
     let bad = Logits::<f32>::new(&rows(RISING, row), WIDTH);
@@ -127,7 +127,7 @@ fn a_refused_step_changes_nothing() {
 }
 
 fn answers_of_other_beams_are_refused() {
-    let mut search = search(Normalise::Trie);
+    let mut search = search(Normalisation::Trie);
     let beams = search.decode_beams().unwrap();
     let fault = DecodeFault {
         token: DecodeFault::NONE,
@@ -142,10 +142,18 @@ fn answers_of_other_beams_are_refused() {
         vec![fault; beams.beams().len()],
     );
     let is_length = |result| matches!(result, Err(Error::LengthMismatch { .. }));
-    assert!(is_length(search.take(&beams, &choices[1..], &faults)));
-    assert!(is_length(search.take(&beams, &choices, &faults[1..])));
+    assert!(is_length(search.apply_choices(
+        &beams,
+        &choices[1..],
+        &faults
+    )));
+    assert!(is_length(search.apply_choices(
+        &beams,
+        &choices,
+        &faults[1..]
+    )));
     // Candidate 0 is the first user's alone.
-    let error = search.take(&beams, &choices, &faults).unwrap_err();
+    let error = search.apply_choices(&beams, &choices, &faults).unwrap_err();
     assert!(matches!(error, Error::Malformed { .. }), "{error}");
 }
 

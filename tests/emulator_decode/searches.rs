@@ -1,7 +1,7 @@
 //! Whole searches, whose every step the kernels make.
 
 use candle_core::{Device, Tensor};
-use candle_trie::{BeamSearch, Found, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, Normalisation, SearchResult, TokenTrie};
 use half::{bf16, f16};
 
 use crate::device::{Logits, assert_same_found, gathered_step, step};
@@ -9,7 +9,7 @@ use crate::emulated::noise;
 use crate::model;
 use crate::number::Number;
 
-const NORMALISE: [Normalise; 2] = [Normalise::Trie, Normalise::Vocabulary];
+const NORMALISE: [Normalisation; 2] = [Normalisation::Trie, Normalisation::Vocabulary];
 
 /// Items of up to `depth` tokens below `vocabulary`, each with an end token, 0; some share a path.
 fn catalogue(items: usize, depth: usize, vocabulary: u32, seed: usize) -> Vec<(u64, Vec<u32>)> {
@@ -28,14 +28,14 @@ fn catalogue(items: usize, depth: usize, vocabulary: u32, seed: usize) -> Vec<(u
 }
 
 /// Runs a search for one user to its end by the kernels, with the model of the tests on the CPU.
-fn found_by_kernels(mut search: BeamSearch) -> Vec<Found> {
-    let mut prefixes = vec![search.lead().to_vec()];
+fn found_by_kernels(mut search: BeamSearch) -> Vec<SearchResult> {
+    let mut prefixes = vec![search.common_prefix().to_vec()];
     loop {
-        let living = &prefixes[..search.living()];
+        let living = &prefixes[..search.active_beams()];
         let values: Vec<f64> = living.iter().flat_map(|p| model::logits(p)).collect();
         let logits = Logits::<f32>::new(&values, model::VOCABULARY);
         let Some(step) = step(&mut search, &logits).unwrap() else {
-            return search.found(0);
+            return search.results(0);
         };
         prefixes = (step.parents.iter().zip(&step.tokens))
             .map(|(&parent, tokens)| [&prefixes[parent as usize][..], tokens].concat())
@@ -57,7 +57,7 @@ fn searches_keep_what_the_plain_search_keeps() {
                 (40, 0.7),
             ] {
                 let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap();
-                let search = search.with_normalise(normalise);
+                let search = search.with_normalisation(normalise);
                 let found = found_by_kernels(search.with_length_penalty(penalty).unwrap());
                 let expected = model::plain_beams(&items, width, normalise, penalty);
                 let what = format!("{seed}, {normalise:?}, width {width}, penalty {penalty}");
@@ -75,14 +75,14 @@ fn searches_keep_what_the_plain_search_keeps() {
 /// Both searches to their end on the same logits, which depend on the step and the row alone.
 fn assert_same_as_on_the_cpu<T: Number>(
     search: BeamSearch,
-    normalise: Normalise,
+    normalise: Normalisation,
     width: usize,
     what: &str,
 ) {
-    let search = search.with_normalise(normalise);
+    let search = search.with_normalisation(normalise);
     let (mut on_cpu, mut by_kernels) = (search.clone(), search);
     for number in 1.. {
-        let rows = on_cpu.living();
+        let rows = on_cpu.active_beams();
         let values = noise(number * rows * width);
         let values: Vec<f64> = (values[(number - 1) * rows * width..].iter())
             .map(|&value| 6.0 * f64::from(value))
@@ -90,7 +90,7 @@ fn assert_same_as_on_the_cpu<T: Number>(
         let logits = Logits::<T>::new(&values, width);
         let expected = on_cpu.step(&logits.tensor()).unwrap();
         let what = format!("{what}, {:?}, step {number}", T::ELEMENT);
-        if normalise == Normalise::Trie {
+        if normalise == Normalisation::Trie {
             let chosen = gathered_step(&mut by_kernels.clone(), &logits);
             assert_eq!(chosen.unwrap(), expected, "{what}, gathered");
         }
@@ -101,7 +101,7 @@ fn assert_same_as_on_the_cpu<T: Number>(
         );
         assert_eq!(chosen.unwrap(), expected, "{what}");
         for user in 0..4 {
-            assert_same_found(&by_kernels.found(user), &on_cpu.found(user), &what);
+            assert_same_found(&by_kernels.results(user), &on_cpu.results(user), &what);
         }
         if expected.is_none() {
             return;
@@ -121,14 +121,14 @@ fn every_dtype_goes_as_the_cpu_does_for_users_who_leave_out_items() {
         .copied()
         .filter(|id| !trie.items(leaf).contains(id));
     let some = all.iter().copied().filter(|id| id % 3 != 0);
-    let left_out = [vec![], some.collect(), but_one.collect(), all.clone()];
+    let excluded = [vec![], some.collect(), but_one.collect(), all.clone()];
     for normalise in NORMALISE {
         for penalty in [0.0, 1.0] {
             let search = BeamSearch::new(&trie, 4, 5, 1.7).unwrap();
             let search = search
-                .with_normalise(normalise)
+                .with_normalisation(normalise)
                 .with_length_penalty(penalty);
-            let search = search.unwrap().leaving_out(&left_out).unwrap();
+            let search = search.unwrap().exclude_items(&excluded).unwrap();
             let what = format!("{normalise:?}, penalty {penalty}");
             let width = vocabulary as usize + 2;
             assert_same_as_on_the_cpu::<f32>(search.clone(), normalise, width, &what);
@@ -171,15 +171,15 @@ fn equal_scores_come_in_the_order_of_nodes_and_of_items() {
     for normalise in NORMALISE {
         for width in [1, 3, 61] {
             let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap();
-            let search = search.with_normalise(normalise);
+            let search = search.with_normalisation(normalise);
             let (mut on_cpu, mut by_kernels) = (search.clone(), search);
             loop {
-                let even = vec![0.0; on_cpu.living() * 125];
+                let even = vec![0.0; on_cpu.active_beams() * 125];
                 let logits = Logits::<f16>::new(&even, 125);
                 let expected = on_cpu.step(&logits.tensor()).unwrap();
                 let what = format!("{normalise:?}, width {width}");
                 assert_eq!(step(&mut by_kernels, &logits).unwrap(), expected, "{what}");
-                assert_same_found(&by_kernels.found(0), &on_cpu.found(0), &what);
+                assert_same_found(&by_kernels.results(0), &on_cpu.results(0), &what);
                 if expected.is_none() {
                     break;
                 }
@@ -203,8 +203,8 @@ fn no_user_and_one_item_need_no_kernel() {
             &crate::emulated::LIMITS,
         );
         assert!(plan.unwrap().is_none());
-        assert_eq!(search.take(&beams, &[], &[]).unwrap(), None);
-        assert_eq!(search.found(0).len(), found);
+        assert_eq!(search.apply_choices(&beams, &[], &[]).unwrap(), None);
+        assert_eq!(search.results(0).len(), found);
         let nothing = Tensor::zeros((0, 3), candle_core::DType::F32, &Device::Cpu).unwrap();
         assert_eq!(search.step(&nothing).unwrap(), None);
     }

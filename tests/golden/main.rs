@@ -15,7 +15,7 @@ mod device;
 
 use candle_core::{DType, Tensor, Var};
 use candle_trie::reference::{self, Reference};
-use candle_trie::{Convention, Error, MaskedSoftmaxLoss, Temperature, TokenSets};
+use candle_trie::{Convention, Error, GradientTarget, MaskedSoftmaxLoss, Temperature, TokenSets};
 use serde_json::Value;
 
 use case::{Case, for_each_case, number};
@@ -103,11 +103,11 @@ impl Case {
         let logits = Var::from_tensor(&self.logits(dtype)?)?;
         let output = loss.clone().forward(&logits, &self.rows)?;
         let gradient = output.loss.backward()?.get(&logits).unwrap().clone();
-        let (fused, fused_gradient) = loss.clone().value_and_gradient(&logits, &self.rows)?;
+        let (fused, fused_gradient) =
+            loss.clone()
+                .value_and_gradient(&logits, &self.rows, GradientTarget::New)?;
         let identity = Tensor::eye(self.vocabulary, dtype, logits.device())?;
-        let linear = loss
-            .clone()
-            .forward_linear(&logits, &identity, &self.rows)?;
+        let linear = loss.clone().forward((&logits, &identity), &self.rows)?;
         let linear_gradient = linear.loss.backward()?.get(&logits).unwrap().clone();
         Ok(Outcome {
             temperature: output.read_temperature()?,

@@ -1,7 +1,7 @@
 //! Searches on a GPU go as they do on the CPU.
 
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{BeamSearch, ExactSearch, Found, Normalise, TokenTrie};
+use candle_trie::{BeamSearch, ExactSearch, Normalisation, SearchResult, TokenTrie};
 
 use crate::batch::noise;
 use crate::cuda;
@@ -23,20 +23,20 @@ fn trie(tokens: u32) -> TokenTrie {
 }
 
 fn searches(trie: &TokenTrie, width: usize) -> Vec<BeamSearch> {
-    let left_out: [Vec<u64>; USERS] = [vec![], (0..40).collect(), vec![3, 5, 1000]];
+    let excluded: [Vec<u64>; USERS] = [vec![], (0..40).collect(), vec![3, 5, 1000]];
     let mut searches = Vec::new();
-    for normalise in [Normalise::Trie, Normalise::Vocabulary] {
+    for normalise in [Normalisation::Trie, Normalisation::Vocabulary] {
         for penalty in [0.0, 1.0] {
             let search = BeamSearch::new(trie, USERS, width, 1.5).unwrap();
-            let search = search.with_normalise(normalise);
+            let search = search.with_normalisation(normalise);
             let search = search.with_length_penalty(penalty).unwrap();
-            searches.push(search.leaving_out(&left_out).unwrap());
+            searches.push(search.exclude_items(&excluded).unwrap());
         }
     }
     searches
 }
 
-fn assert_same(found: &[Found], expected: &[Found], what: &str) {
+fn assert_same(found: &[SearchResult], expected: &[SearchResult], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (found, expected) in found.iter().zip(expected) {
         assert_eq!(found.items, expected.items, "{what}");
@@ -55,13 +55,13 @@ fn assert_goes_as_on_the_cpu(
     what: &str,
 ) {
     let (mut on_cpu, mut on_gpu) = (search.clone(), search.clone());
-    while on_cpu.living() > 0 {
-        let logits = logits(on_cpu.living());
+    while on_cpu.active_beams() > 0 {
+        let logits = logits(on_cpu.active_beams());
         let same = logits.to_device(&Device::Cpu).unwrap();
         let expected = on_cpu.step(&same.to_dtype(DType::F64).unwrap()).unwrap();
         assert_eq!(on_gpu.step(&logits).unwrap(), expected, "{what}");
         for user in 0..USERS {
-            assert_same(&on_gpu.found(user), &on_cpu.found(user), what);
+            assert_same(&on_gpu.results(user), &on_cpu.results(user), what);
         }
     }
 }
@@ -118,11 +118,11 @@ fn hidden_states_give_what_their_logits_give() {
     let on_device = head.to_device(&device).unwrap();
     for search in searches(&trie, 4) {
         let (mut on_cpu, mut on_gpu) = (search.clone(), search);
-        while on_cpu.living() > 0 {
-            let hidden = tensor(2, (on_cpu.living(), 8));
-            let expected = on_cpu.step_linear(&hidden, &head).unwrap();
+        while on_cpu.active_beams() > 0 {
+            let hidden = tensor(2, (on_cpu.active_beams(), 8));
+            let expected = on_cpu.step((&hidden, &head)).unwrap();
             let hidden = hidden.to_device(&device).unwrap();
-            assert_eq!(on_gpu.step_linear(&hidden, &on_device).unwrap(), expected);
+            assert_eq!(on_gpu.step((&hidden, &on_device)).unwrap(), expected);
         }
     }
 }
@@ -142,20 +142,20 @@ fn an_exact_search_goes_as_on_the_cpu() {
     for from_logits in [false, true] {
         let search = ExactSearch::new(&trie, USERS, 4, 1.5).unwrap();
         let (mut on_cpu, mut on_gpu) = (search.clone(), search);
-        while let Some(expansion) = on_cpu.wanted() {
-            assert_eq!(on_gpu.wanted().as_ref(), Some(&expansion));
+        while let Some(expansion) = on_cpu.next_expansion() {
+            assert_eq!(on_gpu.next_expansion().as_ref(), Some(&expansion));
             let hidden = tensor(2, expansion.users.len());
-            on_cpu.step_linear(&hidden, &head).unwrap();
+            on_cpu.step((&hidden, &head)).unwrap();
             let hidden = hidden.to_device(&device).unwrap();
             if from_logits {
                 let logits = hidden.matmul(&on_device.t().unwrap()).unwrap();
                 on_gpu.step(&logits).unwrap();
             } else {
-                on_gpu.step_linear(&hidden, &on_device).unwrap();
+                on_gpu.step((&hidden, &on_device)).unwrap();
             }
         }
         for user in 0..USERS {
-            assert_same(&on_gpu.found(user), &on_cpu.found(user), "exact");
+            assert_same(&on_gpu.results(user), &on_cpu.results(user), "exact");
         }
     }
 }

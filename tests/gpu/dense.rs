@@ -1,7 +1,7 @@
 //! The dense loss on a GPU gives what it gives on the CPU.
 
 use candle_core::{DType, Device, Tensor, Var};
-use candle_trie::{MaskedSoftmaxLoss, Rows, Temperature, TokenSets};
+use candle_trie::{GradientTarget, MaskedSoftmaxLoss, Rows, Temperature, TokenSets};
 
 use crate::batch::{
     SHAPE, VOCABULARY, assert_close, conventions, f64s, loss, noise, rows, rows_of, sets,
@@ -25,15 +25,19 @@ fn everything(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Vec<Vec
     let variable = Var::from_tensor(logits).unwrap();
     let autograd = stepped.forward(&variable, rows).unwrap();
     // The second step goes on from a temperature that may be on the device.
-    let (fused, gradient) = stepped.value_and_gradient(logits, rows).unwrap();
+    let (fused, gradient) = stepped
+        .value_and_gradient(logits, rows, GradientTarget::New)
+        .unwrap();
     let kept = (logits.ones_like().unwrap() * f64::NAN).unwrap();
-    let into = stepped
-        .value_and_gradient_into(logits, rows, &kept)
+    let (into, _) = stepped
+        .value_and_gradient(logits, rows, GradientTarget::Into(&kept))
         .unwrap();
     let gradients = autograd.loss.sum_all().unwrap().backward().unwrap();
     let again = autograd.loss.sum_all().unwrap().backward().unwrap();
     let over = logits.copy().unwrap();
-    stepped.value_and_gradient_over(&over, rows).unwrap();
+    stepped
+        .value_and_gradient(&over, rows, GradientTarget::InPlace)
+        .unwrap();
     let statistics = loss.statistics(logits, rows).unwrap();
     let mut all = vec![
         f64s(gradients.get(&variable).unwrap()),
@@ -180,8 +184,11 @@ fn rows_may_lie_apart() {
         let copy = view.contiguous().unwrap();
         for temperature in temperatures() {
             let loss = loss(&sets(), &temperature, conventions()[0]);
-            let [apart, together] = [view.clone(), copy.clone()]
-                .map(|logits| loss.clone().value_and_gradient(&logits, &rows()).unwrap());
+            let [apart, together] = [view.clone(), copy.clone()].map(|logits| {
+                loss.clone()
+                    .value_and_gradient(&logits, &rows(), GradientTarget::New)
+                    .unwrap()
+            });
             assert_eq!(f64s(&apart.0.loss), f64s(&together.0.loss));
             assert_eq!(f64s(&apart.1), f64s(&together.1));
         }

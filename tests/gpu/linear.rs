@@ -5,7 +5,7 @@ use std::slice;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_trie::cuda::Executor;
 use candle_trie::launch::{Element, LinearGradients, LinearPass};
-use candle_trie::{FrozenHead, Head, Row, Rows, Temperature, TokenSets};
+use candle_trie::{FrozenHead, GradientTarget, Head, Row, Rows, Temperature, TokenSets};
 
 use crate::batch::noise;
 use crate::cuda;
@@ -25,7 +25,7 @@ fn everything(
     let [hidden, weight, bias] = variables.map(|tensor| Var::from_tensor(&moved(&tensor)).unwrap());
     let bias_or_none = options.bias.then_some(bias.as_tensor());
     let sets = batch.sets(options);
-    let frozen_head = FrozenHead::within(&weight, bias_or_none, sets, 1 << 20).unwrap();
+    let frozen_head = FrozenHead::with_limit(&weight, bias_or_none, sets, 1 << 20).unwrap();
     let head = match (frozen, bias_or_none) {
         (true, _) => Head::from(&frozen_head),
         (false, Some(bias)) => Head::with_bias(&weight, bias),
@@ -33,13 +33,15 @@ fn everything(
     };
     let rows = batch.rows(options);
     let mut loss = batch.loss(options);
-    let evaluated = f64s(&loss.evaluate_linear(&hidden, head, &rows).unwrap().loss);
-    let statistics = loss.statistics_linear(&hidden, head, &rows).unwrap();
+    let evaluated = f64s(&loss.evaluate((&hidden, head), &rows).unwrap().loss);
+    let statistics = loss.statistics((&hidden, head), &rows).unwrap();
     // The second step goes on from a temperature that may be on the device.
-    loss.forward_linear(&hidden, head, &rows).unwrap();
-    let in_one_pass = loss.clone().value_and_gradient_linear(&hidden, head, &rows);
+    loss.forward((&hidden, head), &rows).unwrap();
+    let in_one_pass = loss
+        .clone()
+        .value_and_gradient((&hidden, head), &rows, GradientTarget::New);
     let (value, gradient) = in_one_pass.unwrap();
-    let output = loss.forward_linear(&hidden, head, &rows).unwrap();
+    let output = loss.forward((&hidden, head), &rows).unwrap();
     let gradients = || {
         let gradients = output.loss.sum_all().unwrap().backward().unwrap();
         [&hidden, &weight, &bias].map(|of| gradients.get(of).map_or(Vec::new(), f64s))
@@ -227,7 +229,7 @@ fn each_gradient_is_made_alone_and_comes_to_the_same_bits() {
         };
         let (hidden, weight, bias) = (of(0), of(1), of(2));
         let head = Head::with_bias(&weight, &bias);
-        let output = (batch.loss(options)).forward_linear(&hidden, head, &batch.rows(options));
+        let output = (batch.loss(options)).forward((&hidden, head), &batch.rows(options));
         let gradients = output.unwrap().loss.backward().unwrap();
         variables.map(|of| gradients.get(&of).map(f64s))
     };
@@ -258,7 +260,7 @@ fn the_rows_of_a_head_may_lie_apart() {
         let hidden = Var::from_tensor(&hidden).unwrap();
         let output = batch
             .loss(&options)
-            .forward_linear(&hidden, head, &batch.rows(&options));
+            .forward((&hidden, head), &batch.rows(&options));
         let gradients = output.unwrap().loss.backward().unwrap();
         f64s(gradients.get(&hidden).unwrap())
     };
@@ -274,8 +276,6 @@ fn a_head_elsewhere_is_refused() {
     let [hidden, head, _] = batch.tensors(DType::F32);
     let hidden = hidden.to_device(&device).unwrap();
     let (rows, mut loss) = (batch.rows(options), batch.loss(options));
-    let error = loss
-        .forward_linear(&hidden, &head.detach(), &rows)
-        .unwrap_err();
+    let error = loss.forward((&hidden, &head.detach()), &rows).unwrap_err();
     assert!(error.to_string().contains("as the hidden states"));
 }

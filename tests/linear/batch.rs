@@ -203,7 +203,7 @@ impl Batch {
             Head::from(head.as_tensor())
         };
         let rows = self.rows(options);
-        let output = loss.forward_linear(&hidden, head_argument, &rows).unwrap();
+        let output = loss.forward((&hidden, head_argument), &rows).unwrap();
         let gradients = output.loss.backward().unwrap();
         let again = output.loss.backward().unwrap();
         let values = |var: &Var| {

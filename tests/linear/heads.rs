@@ -11,14 +11,15 @@ fn a_frozen_head_gives_the_same_bits_and_takes_no_gradient() {
                 let batch = Batch::new(24, 5);
                 let [hidden, head, _] = batch.tensors(dtype);
                 let rows = batch.rows(options);
-                let frozen = FrozenHead::within(&head, None, batch.sets(options), bytes).unwrap();
+                let frozen =
+                    FrozenHead::with_limit(&head, None, batch.sets(options), bytes).unwrap();
                 let tracked = batch
                     .loss(options)
-                    .forward_linear(&hidden, &*head, &rows)
+                    .forward((&hidden, &*head), &rows)
                     .unwrap();
                 let output = batch
                     .loss(options)
-                    .forward_linear(&hidden, &frozen, &rows)
+                    .forward((&hidden, &frozen), &rows)
                     .unwrap();
                 assert_eq!(f64s(&output.loss), f64s(&tracked.loss));
                 let (gradients, expected) = (
@@ -51,7 +52,7 @@ fn a_head_frozen_for_other_sets_is_refused() {
     let rows = Rows::from_raw(8, (0..8).map(row).collect()).unwrap();
     let run = |sets: TokenSets| {
         let mut loss = MaskedSoftmaxLoss::new(sets, Temperature::fixed(1.0)).unwrap();
-        loss.forward_linear(&hidden, &frozen, &rows)
+        loss.forward((&hidden, &frozen), &rows)
     };
     let error = run(sets(1100)).unwrap_err();
     assert!(
@@ -84,18 +85,18 @@ fn a_head_that_has_changed_since_it_was_frozen_is_refused() {
         let frozen = FrozenHead::new(&head, batch.sets(&options)).unwrap();
         assert_eq!(frozen.gathered_sets(), 2);
         let mut loss = batch.loss(&options);
-        let before = loss.forward_linear(&hidden, &frozen, &rows).unwrap();
+        let before = loss.forward((&hidden, &frozen), &rows).unwrap();
 
         let another = ((head.as_tensor() * 2.0).unwrap() + 1.0).unwrap();
         head.set(&another).unwrap();
-        changed(loss.forward_linear(&hidden, &frozen, &rows).unwrap_err());
-        changed(loss.evaluate_linear(&hidden, &frozen, &rows).unwrap_err());
-        changed(loss.statistics_linear(&hidden, &frozen, &rows).unwrap_err());
+        changed(loss.forward((&hidden, &frozen), &rows).unwrap_err());
+        changed(loss.evaluate((&hidden, &frozen), &rows).unwrap_err());
+        changed(loss.statistics((&hidden, &frozen), &rows).unwrap_err());
         changed(before.loss.backward().unwrap_err().into());
 
         let made_anew = FrozenHead::new(&head, batch.sets(&options)).unwrap();
         let [found, expected] = [(&made_anew).into(), Head::from(&*head)]
-            .map(|head| loss.forward_linear(&hidden, head, &rows).unwrap());
+            .map(|head| loss.forward((&hidden, head), &rows).unwrap());
         assert_eq!(f64s(&found.loss), f64s(&expected.loss));
     }
 }
@@ -120,9 +121,7 @@ fn a_change_of_few_elements_is_noticed() {
         let values: Vec<f32> = values.collect();
         head.set(&Tensor::from_vec(values, head.shape(), &Device::Cpu).unwrap())
             .unwrap();
-        let output = batch
-            .loss(&options)
-            .evaluate_linear(&hidden, &frozen, &rows);
+        let output = batch.loss(&options).evaluate((&hidden, &frozen), &rows);
         output.is_err()
     };
     assert!(!refused(&|_, _| false));
@@ -139,7 +138,7 @@ fn the_gathered_rows_stay_within_their_bytes() {
     let batch = Batch::new(24, 5);
     let [_, head, _] = batch.tensors(DType::F32);
     let gathered = |bytes| {
-        FrozenHead::within(&head, None, &batch.sets, bytes)
+        FrozenHead::with_limit(&head, None, &batch.sets, bytes)
             .unwrap()
             .gathered_sets()
     };
@@ -168,7 +167,7 @@ fn tied_embeddings_receive_the_gradients_of_both_their_uses() {
         let hidden = head.index_select(&tokens, 0).unwrap();
         let rows = batch.rows(options);
         let output = match linear {
-            true => batch.loss(options).forward_linear(&hidden, &*head, &rows),
+            true => batch.loss(options).forward((&hidden, &*head), &rows),
             false => {
                 let logits = hidden.matmul(&head.t().unwrap()).unwrap();
                 batch.loss(options).forward(&logits, &rows)

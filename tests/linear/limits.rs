@@ -30,7 +30,7 @@ fn rows_that_do_not_count_cannot_spoil_the_result() {
             .with_weights(weights)
             .unwrap();
         let mut loss = MaskedSoftmaxLoss::new(&sets, strategy).unwrap();
-        let output = loss.forward_linear(&hidden, &head, &rows).unwrap();
+        let output = loss.forward((&hidden, &head), &rows).unwrap();
         let gradients = output.loss.backward().unwrap();
         let found = [f64s(&output.loss), f64s(gradients.get(&hidden).unwrap())].concat();
         assert!(found.iter().all(|number| number.is_finite()), "{found:?}");
@@ -64,7 +64,7 @@ fn rows_without_weight_cannot_spoil_the_gradients_of_others() {
         let gradients = |hidden: &Var| {
             let loss = MaskedSoftmaxLoss::new(batch.sets(&options), strategy).unwrap();
             let head_and_bias = Head::with_bias(&head, &bias);
-            let output = loss.forward_linear_at(hidden, head_and_bias, &rows, 1.5);
+            let output = loss.forward_at((hidden, head_and_bias), &rows, 1.5);
             let gradients = output.unwrap().loss.backward().unwrap();
             [hidden, &head, &bias].map(|var| f64s(gradients.get(var).unwrap()))
         };
@@ -85,7 +85,7 @@ fn an_evaluation_refuses_a_temperature_that_is_none() {
         *loss.temperature_mut().unwrap() = Temperature::fixed(value);
         for refused in [
             loss.evaluate(&logits, &rows),
-            loss.evaluate_linear(&hidden, &*head, &rows),
+            loss.evaluate((&hidden, &*head), &rows),
         ] {
             assert!(matches!(refused, Err(Error::OutOfRange { .. })), "{value}");
         }
@@ -103,12 +103,9 @@ fn hidden_states_of_a_narrowed_view_are_read_where_they_lie() {
     let rows = batch.rows(options);
     let plain = batch
         .loss(options)
-        .forward_linear(&hidden, &*head, &rows)
+        .forward((&hidden, &*head), &rows)
         .unwrap();
-    let viewed = batch
-        .loss(options)
-        .forward_linear(&view, &*head, &rows)
-        .unwrap();
+    let viewed = batch.loss(options).forward((&view, &*head), &rows).unwrap();
     assert_eq!(f64s(&plain.loss), f64s(&viewed.loss));
 }
 
@@ -121,7 +118,7 @@ fn empty_batches_give_loss_zero_and_gradient_zero() {
         let rows = rows.with_marks(vec![]).unwrap();
         let mut loss = batch.loss(&options);
         let before = loss.temperature().unwrap().value();
-        let output = loss.forward_linear(&hidden, &*head, &rows).unwrap();
+        let output = loss.forward((&hidden, &*head), &rows).unwrap();
         assert!(f64s(&output.loss).iter().all(|&loss| loss == 0.0));
         assert_eq!(output.read_temperature().unwrap(), before);
         let gradients = output.loss.backward().unwrap();
@@ -152,7 +149,7 @@ fn hidden_states_of_no_elements_are_refused() {
     let [hidden, head] = [ROWS, TOKENS as usize]
         .map(|length| Var::zeros((length, 0), DType::F32, &Device::Cpu).unwrap());
     let mut loss = MaskedSoftmaxLoss::new(&sets, Temperature::fixed(1.0)).unwrap();
-    let refused = loss.forward_linear(&hidden, &*head, &rows).unwrap_err();
+    let refused = loss.forward((&hidden, &*head), &rows).unwrap_err();
     assert!(
         matches!(&refused, Error::Unsupported { actual, .. } if actual == "shape [4, 0]"),
         "{refused}"
@@ -170,23 +167,19 @@ fn what_does_not_fit_is_refused_with_its_numbers() {
     let run = |hidden: &Tensor, head: &Tensor| {
         batch
             .loss(options)
-            .forward_linear(hidden, head, &rows)
+            .forward((hidden, head), &rows)
             .map(|_| ())
             .unwrap_err()
     };
     let (hidden, head) = (tensor(97, 8, DType::F32), tensor(211, 8, DType::F32));
-    let error = run(&hidden, &tensor(211, 9, DType::F32));
-    assert!(
-        matches!(
-            error,
-            Error::LengthMismatch {
-                expected: 9,
-                actual: 8,
-                ..
-            }
-        ),
-        "{error}"
-    );
+    // The second one is transposed: it has too few rows for the tokens, but its width is told first.
+    for (vocabulary, width) in [(211, 9), (8, 211)] {
+        let error = run(&hidden, &tensor(vocabulary, width, DType::F32));
+        assert!(
+            matches!(error, Error::LengthMismatch { expected: 8, actual, .. } if actual == width),
+            "{error}"
+        );
+    }
     let error = run(&hidden, &tensor(100, 8, DType::F32));
     assert!(
         matches!(
@@ -228,7 +221,7 @@ fn what_does_not_fit_is_refused_with_its_numbers() {
         let with_bias = Head::with_bias(&head, &bias);
         let error = batch
             .loss(options)
-            .forward_linear(&hidden, with_bias, &rows)
+            .forward((&hidden, with_bias), &rows)
             .unwrap_err();
         assert!(
             matches!(&error, Error::Unsupported { what: "head bias", actual, .. }
@@ -249,12 +242,12 @@ fn the_checked_mode_names_the_row_whose_score_is_not_finite() {
         let rows = batch.rows(options);
         let error = batch
             .loss(options)
-            .checked()
-            .forward_linear(&hidden, &*head, &rows);
+            .check_finite()
+            .forward((&hidden, &*head), &rows);
         assert!(matches!(error, Err(Error::NonFinite { position: 2, .. })));
         let output = batch
             .loss(options)
-            .forward_linear(&hidden, &*head, &rows)
+            .forward((&hidden, &*head), &rows)
             .unwrap();
         assert!(f64s(&output.loss)[0].is_nan());
     }

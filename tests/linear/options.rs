@@ -1,5 +1,5 @@
 use candle_core::DType;
-use candle_trie::Head;
+use candle_trie::{Error, GradientTarget, Head};
 
 use crate::batch::{Batch, Options, assert_close, every_option, every_option_with_bear, f64s};
 
@@ -55,7 +55,7 @@ fn value_and_gradient_in_one_pass_equal_the_definition() {
             let mut loss = batch.loss(options);
             let rows = batch.rows(options);
             let (output, gradient) =
-                (loss.value_and_gradient_linear(&hidden, head, &rows)).unwrap();
+                (loss.value_and_gradient((&hidden, head), &rows, GradientTarget::New)).unwrap();
             let expected = batch.expected(options);
             let scalar_tolerance = tolerance.min(2e-5);
             assert_close(&f64s(&output.loss), &expected.loss, scalar_tolerance, &what);
@@ -68,6 +68,19 @@ fn value_and_gradient_in_one_pass_equal_the_definition() {
             let stepped = output.read_temperature().unwrap();
             assert_eq!(loss.temperature().unwrap().value(), stepped, "{what}");
         }
+    }
+}
+
+#[test]
+fn a_gradient_of_hidden_states_goes_into_a_new_tensor_only() {
+    let batch = Batch::new(40, 7);
+    let [hidden, head, _] = batch.tensors(DType::F32);
+    let options = &all_options()[0];
+    let (mut loss, rows) = (batch.loss(options), batch.rows(options));
+    let kept = hidden.zeros_like().unwrap();
+    for target in [GradientTarget::Into(&kept), GradientTarget::InPlace] {
+        let result = loss.value_and_gradient((&hidden, &head), &rows, target);
+        assert!(matches!(result, Err(Error::Unsupported { .. })));
     }
 }
 
@@ -140,7 +153,7 @@ fn dense_and_linear_agree_on_losses_temperatures_and_statistics() {
         let (mut dense, mut linear) = (batch.loss(&options), batch.loss(&options));
         let (a, b) = (
             dense.statistics(&logits, &rows),
-            linear.statistics_linear(&hidden, head, &rows),
+            linear.statistics((&hidden, head), &rows),
         );
         let (a, b) = (a.unwrap(), b.unwrap());
         assert_eq!(
@@ -150,7 +163,7 @@ fn dense_and_linear_agree_on_losses_temperatures_and_statistics() {
         let moments = |s: &candle_trie::Statistics| [s.mean(), s.deviations(), s.target_mean()];
         assert_close(&moments(&a), &moments(&b), 1e-12, "statistics");
         let dense_evaluation = dense.evaluate(&logits, &rows).unwrap();
-        let linear_evaluation = linear.evaluate_linear(&hidden, head, &rows).unwrap();
+        let linear_evaluation = linear.evaluate((&hidden, head), &rows).unwrap();
         assert!(!linear_evaluation.loss.track_op());
         assert_close(
             &f64s(&linear_evaluation.loss),
@@ -160,7 +173,7 @@ fn dense_and_linear_agree_on_losses_temperatures_and_statistics() {
         );
         for _ in 0..3 {
             let dense = dense.forward(&logits, &rows).unwrap();
-            let linear = linear.forward_linear(&hidden, head, &rows).unwrap();
+            let linear = linear.forward((&hidden, head), &rows).unwrap();
             assert_close(&f64s(&dense.loss), &f64s(&linear.loss), 1e-12, "loss");
             assert_close(
                 &[dense.read_temperature().unwrap()],

@@ -45,8 +45,8 @@ fn memory_and_time_of_the_linear_operation_do_not_depend_on_the_vocabulary() {
         let mut step = || {
             let start = Instant::now();
             let frozen = FrozenHead::new(&head, &trie).unwrap();
-            let frozen_output = loss.forward_linear(&hidden, &frozen, &rows).unwrap();
-            let output = loss.forward_linear(&hidden, &head, &rows).unwrap();
+            let frozen_output = loss.forward((&hidden, &frozen), &rows).unwrap();
+            let output = loss.forward((&hidden, &head), &rows).unwrap();
             frozen_output.loss.backward().unwrap();
             output.loss.backward().unwrap();
             start.elapsed()
@@ -86,7 +86,7 @@ fn memory_and_time_of_the_linear_operation_do_not_depend_on_the_vocabulary() {
     let sets = TokenSets::whole_vocabulary(vocabulary).unwrap();
     let lml = MaskedSoftmaxLoss::new(sets, candle_trie::Temperature::fixed(1.0)).unwrap();
     let (peak, _) = peak_of(|| {
-        lml.forward_linear_at(&hidden, &head.detach(), &rows, 1.0)
+        lml.forward_at((&hidden, &head.detach()), &rows, 1.0)
             .unwrap()
             .loss
             .backward()

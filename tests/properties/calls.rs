@@ -4,7 +4,7 @@ mod case;
 mod expected;
 
 use candle_core::{Device, Tensor, Var};
-use candle_trie::{FrozenHead, Head, MaskedSoftmaxLoss};
+use candle_trie::{FrozenHead, GradientTarget, Head, MaskedSoftmaxLoss};
 use rand::seq::IndexedRandom;
 use rand::{Rng, rngs::StdRng};
 
@@ -42,17 +42,17 @@ fn call_over_logits(case: &Case, loss: &mut MaskedSoftmaxLoss, random: &mut StdR
     let call = random.random_range(0..6);
     let found = match call {
         0 => loss.forward(&var, &case.rows).map(|output| (output, None)),
-        1 => (loss.value_and_gradient(&logits, &case.rows))
+        1 => (loss.value_and_gradient(&logits, &case.rows, GradientTarget::New))
             .map(|(output, gradient)| (output, Some(gradient))),
         2 => {
             let gradient = (logits.ones_like().unwrap() * 7.0).unwrap();
-            (loss.value_and_gradient_into(&logits, &case.rows, &gradient))
-                .map(|output| (output, Some(gradient)))
+            (loss.value_and_gradient(&logits, &case.rows, GradientTarget::Into(&gradient)))
+                .map(|(output, _)| (output, Some(gradient)))
         }
         3 => {
             let gradient = logits.copy().unwrap();
-            (loss.value_and_gradient_over(&gradient, &case.rows))
-                .map(|output| (output, Some(gradient)))
+            (loss.value_and_gradient(&gradient, &case.rows, GradientTarget::InPlace))
+                .map(|(output, _)| (output, Some(gradient)))
         }
         4 => (loss.forward_at(&var, &case.rows, before.value())).map(|output| (output, None)),
         _ => (loss.evaluate(&var, &case.rows)).map(|output| (output, None)),
@@ -113,18 +113,18 @@ fn call_over_hidden_states(case: &Case, loss: &mut MaskedSoftmaxLoss, random: &m
     };
     let limit = random.random_range(0..1 << 16);
     let frozen =
-        || FrozenHead::within(&weight, with_bias.then_some(&*bias), &case.sets, limit).unwrap();
+        || FrozenHead::with_limit(&weight, with_bias.then_some(&*bias), &case.sets, limit).unwrap();
     let call = random.random_range(0..6);
     let found = match call {
-        0 => (loss.forward_linear(&hidden, head(), &case.rows)).map(|output| (output, None)),
-        1 => (loss.forward_linear(&hidden, &frozen(), &case.rows)).map(|output| (output, None)),
-        2 => (loss.value_and_gradient_linear(&hidden, head(), &case.rows))
+        0 => (loss.forward((&hidden, head()), &case.rows)).map(|output| (output, None)),
+        1 => (loss.forward((&hidden, &frozen()), &case.rows)).map(|output| (output, None)),
+        2 => (loss.value_and_gradient((&hidden, head()), &case.rows, GradientTarget::New))
             .map(|(output, gradient)| (output, Some(gradient))),
-        3 => (loss.value_and_gradient_linear(&hidden, &frozen(), &case.rows))
+        3 => (loss.value_and_gradient((&hidden, &frozen()), &case.rows, GradientTarget::New))
             .map(|(output, gradient)| (output, Some(gradient))),
-        4 => (loss.forward_linear_at(&hidden, head(), &case.rows, before.value()))
+        4 => (loss.forward_at((&hidden, head()), &case.rows, before.value()))
             .map(|output| (output, None)),
-        _ => (loss.evaluate_linear(&hidden, head(), &case.rows)).map(|output| (output, None)),
+        _ => (loss.evaluate((&hidden, head()), &case.rows)).map(|output| (output, None)),
     };
     let output = found
         .as_ref()

@@ -2,8 +2,8 @@
 
 use candle_core::{D, DType, Device, Tensor, Var};
 use candle_trie::{
-    AdaptiveStrategy, Convention, MaskedSoftmaxLoss, Reduction, Row, Rows, Scope, Temperature,
-    TokenSets,
+    AdaptiveStrategy, Convention, GradientTarget, MaskedSoftmaxLoss, Reduction, Row, Rows, Scope,
+    Temperature, TokenSets,
 };
 use proptest::prelude::*;
 
@@ -148,7 +148,7 @@ proptest! {
         let step = |values: Vec<f64>| {
             let mut loss = MaskedSoftmaxLoss::new(&trie, strategy).unwrap();
             let (output, gradient) = loss
-                .value_and_gradient(&logits(values, positions), &rows)
+                .value_and_gradient(&logits(values, positions), &rows, GradientTarget::New)
                 .unwrap();
             let gradient = gradient.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
             let loss_and_temperature =

@@ -67,6 +67,7 @@ proptest! {
                 line.iter().copied().chain(padding)
             })
             .collect();
+        let short: Vec<i32> = padded.iter().map(|&label| label as i32).collect();
         let unsigned: Vec<u32> = padded
             .iter()
             .map(|&label| u32::try_from(label).unwrap_or(u32::MAX))
@@ -74,6 +75,8 @@ proptest! {
         let expected = Rows::from_unshifted(&trie, &lines).unwrap();
         let shape = (lines.len(), length);
         let signed = Tensor::from_slice(&padded, shape, &Device::Cpu).unwrap();
+        let short = Tensor::from_slice(&short, shape, &Device::Cpu).unwrap();
+        prop_assert_eq!(&Rows::from_unshifted(&trie, &short).unwrap(), &expected);
         let unsigned = Tensor::from_slice(&unsigned, shape, &Device::Cpu).unwrap();
         prop_assert_eq!(&Rows::from_unshifted(&trie, &signed).unwrap(), &expected);
         prop_assert_eq!(&Rows::from_unshifted(&trie, &unsigned).unwrap(), &expected);

@@ -57,6 +57,25 @@ fn a_file_that_is_not_there_is_named() {
 }
 
 #[test]
+fn a_file_that_is_no_trie_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), b"not a trie").unwrap();
+    let error = TokenTrie::load(file.path()).unwrap_err();
+    assert!(
+        matches!(&error, Error::MalformedFile { path, .. } if path == file.path()),
+        "{error}"
+    );
+    let words = error.to_string();
+    assert!(
+        words.starts_with(&format!(
+            "{} is no valid trie file: ",
+            file.path().display()
+        )),
+        "{words}"
+    );
+}
+
+#[test]
 fn every_truncation() {
     let bytes = sound().bytes();
     for length in 0..bytes.len() {

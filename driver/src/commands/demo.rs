@@ -6,20 +6,26 @@ use candle_trie::TokenTrie;
 
 use super::{ERRORS_NOTE, examples, train_tokenizer};
 use crate::{
-    arguments::DemoArguments,
-    baselines::baselines,
-    catalogue::{Catalogue, Interaction},
-    comparison::{Comparison, Line},
-    evaluate::Evaluator,
+    commands::arguments::DemoArguments,
+    data::{
+        catalogue::{Catalogue, Interaction},
+        prompt::{Prompt, PromptStyle},
+        responses::{Example, Responses},
+        synthetic::World,
+        targets::Targets,
+    },
+    evaluate::{
+        Evaluator,
+        baselines::baselines,
+        comparison::{Comparison, Line},
+        search::SearchSettings,
+    },
     model::Llama,
-    prompt::{Prompt, PromptStyle},
-    responses::{Example, Responses},
-    search::SearchSettings,
-    settings::{Decay, LossKind, LossSettings, ModelSettings, TrainingSettings},
-    synthetic::World,
-    targets::Targets,
-    train::Trainer,
-    training_run::{self, Trained},
+    run::settings::{Decay, LossKind, LossSettings, ModelSettings, TrainingSettings},
+    train::{
+        Trainer,
+        training_run::{self, Trained},
+    },
 };
 
 /// The most tokens of the demo's tokenizer.
@@ -222,11 +228,11 @@ mod tests {
 
     use super::*;
     use crate::{
-        arguments::{Arguments, Command},
-        catalogue_shape::CatalogueShape,
+        commands::arguments::{Arguments, Command},
+        data::catalogue_shape::CatalogueShape,
     };
 
-    /// The bounds are those of the sets of the paper, which `crate::synthetic` lists, but where it says otherwise.
+    /// The bounds are those of the sets of the paper, which `crate::data::synthetic` lists, but where it says otherwise.
     #[test]
     fn the_world_has_the_shape_of_real_catalogues() {
         let Command::Demo(arguments) = Arguments::parse_from(["msl", "demo"]).command else {

@@ -6,29 +6,35 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
-use candle_trie::Found;
+use candle_trie::SearchResult;
 use serde::Serialize;
 
 use super::{ERRORS_NOTE, examples, opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
-    arguments::EvaluateArguments,
-    baselines::baselines,
-    catalogue::{Catalogue, Interaction},
-    checkpoint::Checkpoint,
-    comparison::{Comparison, EVALUATION_FILE, Line},
-    dataset::sample,
-    decoding::{Decoding, keep_earlier},
-    evaluate::{Evaluation, Evaluator},
-    layout::{SETTINGS_FILE, run_files},
-    output::{OutputFile, check_apart, is_place},
-    precision::Place,
+    commands::arguments::EvaluateArguments,
+    data::{
+        catalogue::{Catalogue, Interaction},
+        dataset::sample,
+        responses::Example,
+        targets::Targets,
+    },
+    evaluate::{
+        Evaluation, Evaluator,
+        baselines::baselines,
+        comparison::{Comparison, EVALUATION_FILE, Line},
+        decoding::{Decoding, keep_earlier},
+        ranking::Pruned,
+        ranks::{RANKS_FILE, write_ranks},
+        search::{SearchKind, SearchSettings},
+    },
+    model::precision::Place,
     random::{Purpose, random},
-    ranking::Pruned,
-    ranks::{RANKS_FILE, write_ranks},
-    responses::Example,
-    run_folder::RunFolder,
-    search::{SearchKind, SearchSettings},
-    targets::Targets,
+    run::{
+        checkpoint::Checkpoint,
+        folder::RunFolder,
+        layout::{SETTINGS_FILE, run_files},
+        output::{OutputFile, check_apart, is_place},
+    },
 };
 
 /// What a reader should know of a model that has diverged.
@@ -172,7 +178,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
 fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     let users = beam.recommended.iter().zip(&exact.recommended);
     let missed = users.filter(|(beam, exact)| {
-        let in_beam = |found: &Found| beam.iter().any(|other| other.items == found.items);
+        let in_beam = |found: &SearchResult| beam.iter().any(|other| other.items == found.items);
         !exact.iter().all(in_beam)
     });
     format!(
@@ -208,7 +214,7 @@ struct Listed<'a> {
 }
 
 impl<'a> Listed<'a> {
-    fn new(found: &Found, catalogue: &'a Catalogue) -> Self {
+    fn new(found: &SearchResult, catalogue: &'a Catalogue) -> Self {
         Self {
             items: catalogue.ids(&found.items).collect(),
             log_probability: found.log_probability,

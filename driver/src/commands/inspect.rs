@@ -3,14 +3,18 @@ use serde::Serialize;
 
 use super::{open_tokenizer, responses};
 use crate::{
-    arguments::InspectArguments,
-    catalogue_shape::{AdaptiveVerdict, CatalogueShape},
-    console::{print, print_json, shown, table},
-    data_report::LeftOut,
-    dataset::Dataset,
-    pretrained::Pretrained,
-    responses::MergedTitles,
-    targets::{ByOccurrence, Targets},
+    commands::{
+        arguments::InspectArguments,
+        console::{print, print_json, shown, table},
+    },
+    data::{
+        catalogue_shape::{AdaptiveVerdict, CatalogueShape},
+        dataset::Dataset,
+        responses::MergedTitles,
+        summary::LeftOut,
+        targets::{ByOccurrence, Targets},
+    },
+    model::pretrained::Pretrained,
 };
 
 /// The first places of a response are shown one by one.

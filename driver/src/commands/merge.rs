@@ -5,16 +5,15 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 
 use crate::{
-    adapter,
-    arguments::MergeArguments,
-    console::print,
-    json::write_json,
-    layout::MERGED_FILE,
-    output::OutputFolder,
-    precision::{Place, Precision},
-    pretrained,
-    pretrained::Pretrained,
-    run_folder::RunFolder,
+    commands::{arguments::MergeArguments, console::print},
+    data::json::write_json,
+    model::{
+        adapter,
+        precision::{Place, Precision},
+        pretrained,
+        pretrained::Pretrained,
+    },
+    run::{folder::RunFolder, layout::MERGED_FILE, output::OutputFolder},
 };
 
 /// What a merged model was made of; by this file, msl knows its folder for one of its own.

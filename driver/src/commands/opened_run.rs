@@ -2,8 +2,9 @@ use anyhow::{Context, Result};
 
 use super::responses;
 use crate::{
-    checkpoint::Checkpoint, dataset::Dataset, precision::Place, responses::Responses,
-    run_folder::RunFolder,
+    data::{dataset::Dataset, responses::Responses},
+    model::precision::Place,
+    run::{checkpoint::Checkpoint, folder::RunFolder},
 };
 
 /// A trained run with the catalogue that it was trained on.

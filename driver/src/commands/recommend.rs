@@ -6,11 +6,13 @@ use serde::Serialize;
 
 use super::{opened_run::OpenedRun, warn_of_long_rows};
 use crate::{
-    arguments::RecommendArguments,
-    catalogue::Catalogue,
-    console::{print, print_json, shown, table},
-    run_folder::RunFolder,
-    search::{SearchSettings, Searcher},
+    commands::{
+        arguments::RecommendArguments,
+        console::{print, print_json, shown, table},
+    },
+    data::catalogue::Catalogue,
+    evaluate::search::{SearchSettings, Searcher},
+    run::folder::RunFolder,
 };
 
 #[derive(Serialize)]
@@ -130,7 +132,7 @@ fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalogue::Item;
+    use crate::data::catalogue::Item;
 
     #[test]
     fn a_title_that_the_catalogue_has_is_not_taken_for_one_in_another_case_nor_for_an_id() {

@@ -3,11 +3,12 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::{
-    arguments::ReportArguments,
-    console::print,
-    layout::run_files,
-    output::{OutputFile, check_apart},
+    commands::{arguments::ReportArguments, console::print},
     report::{ReportedRun, page},
+    run::{
+        layout::run_files,
+        output::{OutputFile, check_apart},
+    },
 };
 
 /// `msl report`

@@ -11,11 +11,12 @@ use serde_json::Value;
 
 use super::responses;
 use crate::{
-    arguments::ShapesArguments,
-    console::{print, print_json, table},
-    dataset::Dataset,
-    output::{OutputFile, check_apart},
-    tokenizer::TextTokenizer,
+    commands::{
+        arguments::ShapesArguments,
+        console::{print, print_json, table},
+    },
+    data::{dataset::Dataset, tokenizer::TextTokenizer},
+    run::output::{OutputFile, check_apart},
 };
 
 /// The sizes of what was written.

@@ -11,29 +11,35 @@ use serde::Serialize;
 
 use super::{examples, open_tokenizer, responses, warn_of_long_rows};
 use crate::{
-    arguments::{ResumeArguments, RunSettings, TrainArguments},
-    catalogue::Catalogue,
-    checkpoint::{self, Best, TrainingState},
-    console::{print, print_json, table},
-    dataset::{Dataset, sample},
-    evaluate::Evaluator,
-    events::EventsFile,
-    interrupt::{Interrupt, Interrupted},
-    lock::Lock,
-    made_with::{MadeWith, hash_model, hash_rows, hash_titles, hash_tokenizer},
-    metrics::{MetricsFile, StepMetrics, read_metrics},
-    model::Llama,
-    output::OutputFolder,
-    pretrained::Pretrained,
-    prompt::Prompt,
+    commands::{
+        arguments::{ResumeArguments, RunSettings, TrainArguments},
+        console::{print, print_json, table},
+    },
+    data::{
+        catalogue::Catalogue,
+        dataset::{Dataset, sample},
+        prompt::Prompt,
+        responses::{Example, Responses},
+        tokenizer::TextTokenizer,
+    },
+    evaluate::{Evaluator, search::SearchSettings},
+    model::{Llama, pretrained::Pretrained},
     random::{Purpose, random},
-    responses::{Example, Responses},
-    run_folder::RunFolder,
-    schedule::Schedule,
-    search::SearchSettings,
-    tokenizer::TextTokenizer,
-    train::Trainer,
-    training_run::{self, Trained},
+    run::{
+        checkpoint::{self, Best, TrainingState},
+        folder::RunFolder,
+        lock::Lock,
+        made_with::{MadeWith, hash_model, hash_rows, hash_titles, hash_tokenizer},
+        output::OutputFolder,
+    },
+    train::{
+        Trainer,
+        events::EventsFile,
+        interrupt::{Interrupt, Interrupted},
+        metrics::{MetricsFile, StepMetrics, read_metrics},
+        schedule::Schedule,
+        training_run::{self, Trained},
+    },
 };
 
 /// Users whose item NLL is taken side by side on the way.

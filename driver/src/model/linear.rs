@@ -64,7 +64,7 @@ impl Linear {
         }
     }
 
-    /// `x [.., in]` → `[.., out]`. In a pass with noise the adapter's input drops out.
+    /// `x [.., in]` → `[.., out]`. In a pass with seeds the adapter's input drops out.
     pub fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Tensor> {
         let x = x.contiguous()?;
         let Some(Adapter {
@@ -99,7 +99,7 @@ impl Linear {
     }
 
     fn dropout(&self, pass: &Pass) -> Option<Dropout> {
-        self.adapter.as_ref()?.dropout(pass.noise?)
+        self.adapter.as_ref()?.dropout(pass.seeds.as_ref()?)
     }
 }
 

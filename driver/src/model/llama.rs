@@ -1,4 +1,4 @@
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, safetensors};
@@ -213,27 +213,32 @@ impl Llama {
         self.pass(tokens, None)
     }
 
-    /// As [`hidden`](Self::hidden), with what drops out in training. The same noise drops the same out.
-    pub fn hidden_in_training(&self, tokens: &Tensor, noise: u64) -> Result<Tensor> {
-        self.pass(tokens, Some(noise))
+    /// As [`hidden`](Self::hidden), with what drops out in training, for which each sequence has a seed.
+    pub fn hidden_in_training(&self, tokens: &Tensor, seeds: &[u64]) -> Result<Tensor> {
+        self.pass(tokens, Some(seeds.into()))
     }
 
-    fn pass(&self, tokens: &Tensor, noise: Option<u64>) -> Result<Tensor> {
+    fn pass(&self, tokens: &Tensor, seeds: Option<Arc<[u64]>>) -> Result<Tensor> {
         let mut x = self.embed(tokens)?;
-        let pass = self.over_sequences(tokens, 0, noise)?;
+        let pass = self.over_sequences(tokens, 0, seeds)?;
         for layer in &self.layers {
             x = layer.forward(&x, None, &pass)?.0;
         }
         Ok(self.norm.forward(&x, self.form)?)
     }
 
-    fn over_sequences(&self, tokens: &Tensor, past: usize, noise: Option<u64>) -> Result<Pass> {
+    fn over_sequences(
+        &self,
+        tokens: &Tensor,
+        past: usize,
+        seeds: Option<Arc<[u64]>>,
+    ) -> Result<Pass> {
         let (form, like) = (self.form, &self.embedding);
         let (batch, tokens) = tokens.dims2()?;
         Ok(Pass::over_sequences(
             form,
             (batch, past, tokens),
-            noise,
+            seeds,
             &self.frequencies,
             like,
         )?)
@@ -344,7 +349,7 @@ impl Llama {
         let (form, like) = (self.form, &self.embedding);
         Ok(Pass {
             form,
-            noise: None,
+            seeds: None,
             turns: Turns::new(form, &feed.positions, 1, &self.frequencies, like)?,
             mask: match form {
                 Form::Fused => None,

@@ -1,5 +1,7 @@
 //! Low-rank adapters (LoRA): what is trained of a model whose own weights are frozen.
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
 use candle_core::{Tensor, Var};
 use clap::Args;
@@ -11,7 +13,7 @@ use super::{
     elements::{Element, constant},
     parameters::values,
 };
-use crate::{random::Random, settings::finite};
+use crate::{random::Random, run::settings::finite};
 
 /// More than the width of any layer; memory for more is promised by the system and not there.
 const MOST_RANK: usize = 1 << 16;
@@ -177,12 +179,12 @@ impl Adapter {
         })
     }
 
-    /// What drops out in the pass of this noise.
-    pub fn dropout(&self, noise: u64) -> Option<Dropout> {
+    /// Returns what drops out where the sequences of a batch have these seeds.
+    pub fn dropout(&self, seeds: &Arc<[u64]>) -> Option<Dropout> {
         let dropped = (self.dropout * f64::from(DROPOUT_STEPS)).round() as u16;
         (dropped > 0).then_some(Dropout {
             dropped,
-            noise,
+            seeds: seeds.clone(),
             stream: self.stream,
         })
     }
@@ -194,7 +196,8 @@ const DROPOUT_STEPS: u32 = 1 << 16;
 /// Which elements drop out: the same whenever it is asked, so that nothing need be kept for the way back.
 pub struct Dropout {
     dropped: u16,
-    noise: u64,
+    /// One for each sequence, so that what drops out of it does not depend on what is in the batch beside it.
+    seeds: Arc<[u64]>,
     stream: u64,
 }
 
@@ -208,15 +211,19 @@ impl Dropout {
 
     /// As [`apply`](Self::apply).
     pub fn apply_in_place<T: Element>(&self, values: &mut [T]) {
-        let mut random = Random::seed_from_u64(self.noise);
-        random.set_stream(self.stream);
         let share = f64::from(self.dropped) / f64::from(DROPOUT_STEPS);
         let enlarged = constant::<T>((1.0 - share).recip());
-        for pair in values.chunks_mut(2) {
-            let bits = random.next_u32();
-            for (value, bits) in pair.iter_mut().zip([bits as u16, (bits >> 16) as u16]) {
-                let stays = bits >= self.dropped;
-                *value = if stays { *value * enlarged } else { T::zero() };
+        let sequence = values.len() / self.seeds.len().max(1);
+        let sequences = values.chunks_mut(sequence.max(1));
+        for (sequence, &seed) in sequences.zip(&*self.seeds) {
+            let mut random = Random::seed_from_u64(seed);
+            random.set_stream(self.stream);
+            for pair in sequence.chunks_mut(2) {
+                let bits = random.next_u32();
+                for (value, bits) in pair.iter_mut().zip([bits as u16, (bits >> 16) as u16]) {
+                    let stays = bits >= self.dropped;
+                    *value = if stays { *value * enlarged } else { T::zero() };
+                }
             }
         }
     }
@@ -227,10 +234,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dropout_is_repeatable_keeps_the_mean_and_differs_by_noise_and_adapter() {
-        let dropout = |noise, stream| Dropout {
+    fn dropout_is_repeatable_keeps_the_mean_and_differs_by_seed_and_adapter() {
+        let dropout = |seed, stream| Dropout {
             dropped: 13_107,
-            noise,
+            seeds: [seed].into(),
             stream,
         }; // a fifth
         let ones = vec![1f64; 100_001];
@@ -242,5 +249,23 @@ mod tests {
         let mean = kept.iter().sum::<f64>() / ones.len() as f64;
         assert!((share - 0.2).abs() < 5e-3, "{share} dropped out");
         assert!((mean - 1.0).abs() < 7e-3, "the mean is {mean}");
+    }
+
+    #[test]
+    fn what_drops_out_of_a_sequence_does_not_depend_on_its_batch_or_its_padding() {
+        let dropped = |seeds: &[u64], values: &[f64]| {
+            let seeds = seeds.into();
+            let dropout = Dropout {
+                dropped: 13_107,
+                seeds,
+                stream: 3,
+            };
+            dropout.apply(values)
+        };
+        let alone = dropped(&[7], &[1.0; 50]);
+        let padded = dropped(&[5, 7], &[1.0; 160]);
+        assert_eq!(alone, padded[80..130]);
+        assert_ne!(padded[..80], padded[80..]);
+        assert!(dropped(&[], &[]).is_empty());
     }
 }

@@ -1,5 +1,7 @@
 //! What the layers must know of one pass through a model.
 
+use std::sync::Arc;
+
 use candle_core::{Result, Tensor};
 
 use super::{composed::attention::causal_mask, form::Form, rotary::Turns};
@@ -7,8 +9,8 @@ use super::{composed::attention::causal_mask, form::Form, rotary::Turns};
 /// One pass through a model.
 pub struct Pass {
     pub form: Form,
-    /// What drops out in training; nothing without it.
-    pub noise: Option<u64>,
+    /// The seed of each sequence's dropout, in training; nothing drops out without it.
+    pub seeds: Option<Arc<[u64]>>,
     /// How far queries and keys turn.
     pub turns: Turns,
     /// What each query sees, in the composed form: 0 or −∞, to be added to its scores.
@@ -20,14 +22,14 @@ impl Pass {
     pub fn over_sequences(
         form: Form,
         (batch, past, tokens): (usize, usize, usize),
-        noise: Option<u64>,
+        seeds: Option<Arc<[u64]>>,
         frequencies: &[f64],
         like: &Tensor,
     ) -> Result<Self> {
         let first = vec![past as u32; batch];
         Ok(Self {
             form,
-            noise,
+            seeds,
             turns: Turns::new(form, &first, tokens, frequencies, like)?,
             mask: match form {
                 Form::Fused => None,

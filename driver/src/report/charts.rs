@@ -5,7 +5,7 @@ use std::ops::Range;
 use anyhow::Result;
 use plotters::{coord::Shift, prelude::*};
 
-use crate::ranking::Estimate;
+use crate::evaluate::ranking::Estimate;
 
 /// In units that become pixels where the page gives a chart so much room.
 const SIZE: (u32, u32) = (420, 260);

@@ -10,7 +10,7 @@ use super::{
     run::ReportedRun,
     training::training,
 };
-use crate::catalogue_shape::{CatalogueShape, Position};
+use crate::data::catalogue_shape::{CatalogueShape, Position};
 
 const STYLE: &str = include_str!("page.css");
 

@@ -1,7 +1,7 @@
 //! Two runs on the same users, user by user: what one is easier for the other often is too, so the difference is known
 //! better than either.
 
-use crate::{
+use crate::evaluate::{
     ranking::{Estimate, UserResult},
     ranks::RankedUser,
 };

@@ -11,7 +11,7 @@ use super::{
     page::{Shown, figure, swatch},
     paired::Difference,
 };
-use crate::{
+use crate::evaluate::{
     comparison::Line,
     ranking::{Estimate, Measures, common_cutoff, pruned_name},
 };

@@ -6,14 +6,15 @@ use anyhow::Result;
 use serde_json::Value;
 
 use crate::{
-    catalogue_shape::CatalogueShape,
-    comparison::{Comparison, EVALUATION_FILE, Line},
-    decoding::Decoding,
-    json::read_json,
-    metrics::{StepMetrics, read_metrics},
-    ranking::Pruned,
-    ranks::{RANKS_FILE, RankedUser, read_ranks},
-    run_folder::RunFolder,
+    data::{catalogue_shape::CatalogueShape, json::read_json},
+    evaluate::{
+        comparison::{Comparison, EVALUATION_FILE, Line},
+        decoding::Decoding,
+        ranking::Pruned,
+        ranks::{RANKS_FILE, RankedUser, read_ranks},
+    },
+    run::folder::RunFolder,
+    train::metrics::{StepMetrics, read_metrics},
 };
 
 /// A run with whatever is there of it.

@@ -7,7 +7,7 @@ use super::{
     charts::{Curve, curves},
     page::{Shown, figure, swatch},
 };
-use crate::metrics::StepMetrics;
+use crate::train::metrics::StepMetrics;
 
 /// A curve is drawn through so many points, each the mean over some steps.
 const POINTS: usize = 120;

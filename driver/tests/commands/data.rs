@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path};
 
 use candle_trie::TokenTrie;
-use msl::{
+use msl::data::{
     catalogue::{Catalogue, Item},
     responses::Responses,
     tokenizer::TextTokenizer,
@@ -54,7 +54,7 @@ fn ids_come_back_as_they_went_in() {
         3 => "=B00113X".to_owned(),
         other => format!("f{other}"),
     };
-    let ranks = msl::ranks::read_ranks(&folder.join("run/ranks.csv")).unwrap();
+    let ranks = msl::evaluate::ranks::read_ranks(&folder.join("run/ranks.csv")).unwrap();
     let targets: Vec<String> = ranks.into_iter().map(|user| user.item_id).collect();
     let expected: Vec<String> = (0..30).map(|user| id((user * 3 + 6) % 20)).collect();
     assert_eq!(targets, expected);

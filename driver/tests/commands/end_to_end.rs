@@ -6,7 +6,7 @@ use crate::running::{
     SMALL, errors, json, last_checkpoint, line, msl, write_atomic_files, write_catalogue,
 };
 use candle_core::{Device, safetensors};
-use msl::metrics::StepMetrics;
+use msl::train::metrics::StepMetrics;
 
 #[test]
 fn a_trained_run_can_be_evaluated() {

@@ -235,11 +235,11 @@ fn a_model_that_diverged_in_its_last_step_is_not_saved_and_one_that_was_is_repor
     // As earlier versions wrote what they found: JSON has null for NaN.
     json(&msl(folder, &["evaluate", "run", "--json"]));
     let file = folder.join("run/evaluation.json");
-    let mut evaluation: serde_json::Value = msl::json::read_json(&file).unwrap();
+    let mut evaluation: serde_json::Value = msl::data::json::read_json(&file).unwrap();
     for name in ["item_nll", "item_nll_error"] {
         evaluation["rows"][2][name] = serde_json::Value::Null;
     }
-    msl::json::write_json(&file, &evaluation).unwrap();
+    msl::data::json::write_json(&file, &evaluation).unwrap();
     let reported = msl(folder, &["report", "run", "--output", "page.html"]);
     assert!(reported.status.success(), "{}", errors(&reported));
     let page = fs::read_to_string(folder.join("page.html")).unwrap();

@@ -8,9 +8,8 @@ use std::{
 
 use candle_core::{DType, Device};
 use msl::{
-    model::{Llama, LlamaConfig},
-    pretrained,
-    tokenizer::TextTokenizer,
+    data::tokenizer::TextTokenizer,
+    model::{Llama, LlamaConfig, pretrained},
 };
 
 /// Runs `msl` in a folder.

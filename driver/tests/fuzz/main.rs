@@ -19,15 +19,13 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use clap::Parser;
 use msl::{
-    adapter,
-    arguments::Arguments,
-    commands,
-    dataset::{DataArguments, Dataset},
-    model::{Llama, LoraSettings},
-    precision::Precision,
-    pretrained::Pretrained,
+    commands::{self, arguments::Arguments},
+    data::{
+        dataset::{DataArguments, Dataset},
+        tokenizer::TextTokenizer,
+    },
+    model::{Llama, LoraSettings, adapter, precision::Precision, pretrained::Pretrained},
     report::{ReportedRun, page},
-    tokenizer::TextTokenizer,
 };
 
 use harness::fuzz;

@@ -11,9 +11,8 @@ use candle_core::{
     quantized::{GgmlDType, QTensor, gguf_file, gguf_file::Value},
 };
 use msl::{
-    model::{Llama, LlamaConfig, NamedTensors},
-    pretrained,
-    tokenizer::TextTokenizer,
+    data::tokenizer::TextTokenizer,
+    model::{Llama, LlamaConfig, NamedTensors, pretrained},
 };
 
 pub fn tokenizer() -> TextTokenizer {

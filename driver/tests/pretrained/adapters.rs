@@ -6,11 +6,7 @@ use std::{
 };
 
 use candle_core::Device;
-use msl::{
-    adapter,
-    model::{Llama, LoraSettings},
-    precision::Precision,
-};
+use msl::model::{Llama, LoraSettings, adapter, precision::Precision};
 use serde_json::{Value, json};
 
 use crate::{hidden, models::write_model, read};

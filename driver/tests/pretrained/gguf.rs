@@ -3,7 +3,10 @@
 use std::fs;
 
 use candle_core::{Device, quantized::gguf_file::Value};
-use msl::{precision::Precision, pretrained::Pretrained, tokenizer::TextTokenizer};
+use msl::{
+    data::tokenizer::TextTokenizer,
+    model::{precision::Precision, pretrained::Pretrained},
+};
 
 use crate::{
     hidden,

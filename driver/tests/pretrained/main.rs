@@ -9,7 +9,7 @@ mod models;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use msl::{model::Llama, precision::Precision, pretrained::Pretrained};
+use msl::model::{Llama, precision::Precision, pretrained::Pretrained};
 
 fn read(path: &Path) -> Llama {
     Pretrained::open(path, None)

@@ -17,6 +17,7 @@ pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_loss_device(HIDDEN, hidden)?;
     check_same_device(hidden, head)?;
     check_positions(hidden, batch.positions)?;
+    check_width(hidden, head.weight)?;
     check_head(head.weight, head.bias, &batch.sets)?;
     check_dtype(hidden, head.weight)?;
     let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
@@ -31,18 +32,25 @@ pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
             actual: format!("one made for others ({})", sizes(other)),
         });
     }
-    match (hidden.dims().last(), head.weight.dims().last()) {
-        (Some(0), _) => Err(Error::Unsupported {
+    Ok(())
+}
+
+/// Refuses a head that is not as wide as the hidden states. It comes before the vocabulary, so that a transposed head
+/// is called that.
+fn check_width(hidden: &Tensor, head: &Tensor) -> Result<()> {
+    let width = |tensor: &Tensor| tensor.dims().last().copied().unwrap_or(0);
+    match (width(hidden), width(head)) {
+        (0, _) => Err(Error::Unsupported {
             what: HIDDEN,
             expected: "a width of at least 1".into(),
             actual: format!("shape {:?}", hidden.dims()),
         }),
-        (Some(hidden), Some(head)) if hidden == head => Ok(()),
-        (hidden, head) => Err(Error::LengthMismatch {
-            what: "width of the hidden states (the head's is expected)",
-            expected: head.copied().unwrap_or(0),
-            actual: hidden.copied().unwrap_or(0),
+        (expected, actual) if expected != actual => Err(Error::LengthMismatch {
+            what: "width H of the head [V, H], which is that of the hidden states [.., H]",
+            expected,
+            actual,
         }),
+        _ => Ok(()),
     }
 }
 

@@ -1,0 +1,19 @@
+//! Catalogues and their users: files, titles, prompts, tokens and batches.
+
+pub mod batch;
+pub mod catalogue;
+pub mod catalogue_shape;
+pub mod dataset;
+pub mod files;
+pub mod input;
+pub mod json;
+pub mod paper_format;
+pub mod prompt;
+pub mod recbole_format;
+pub mod responses;
+pub mod summary;
+pub mod synthetic;
+pub mod targets;
+pub mod text_file;
+pub mod text_table;
+pub mod tokenizer;

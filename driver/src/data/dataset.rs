@@ -1,0 +1,348 @@
+//! A catalogue and its users, in whichever format a folder holds them.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+use rand::seq::index;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    data::{
+        catalogue::{Catalogue, Interaction},
+        files::{AtomicFiles, DataFiles, Interactions, PaperFiles, TEST_FILE},
+        paper_format, recbole_format,
+        summary::DataReport,
+    },
+    random::{Purpose, Random, random},
+};
+
+/// A history made of a `.inter` file holds so many items, unless another number is asked for.
+const HISTORY: usize = 10;
+
+/// Where the rows come from.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataArguments {
+    /// The folder of the catalogue and its users: RecBole's atomic files (NAME.item, and NAME.inter or the three
+    /// benchmark files NAME.part1.inter to NAME.part3.inter) or the paper's files (id2name4Rec.json, train*.csv, test.csv)
+    #[arg(long, value_name = "FOLDER")]
+    pub data: PathBuf,
+
+    /// The training rows, in the paper's format [default: the only train*.csv of the folder]
+    #[arg(long, value_name = "FILE")]
+    pub train: Option<PathBuf>,
+
+    /// Rows to choose the best checkpoint by: some of RecBole's validation rows, or held out of the paper's training
+    /// rows. With 0 the last checkpoint is the one that counts
+    #[arg(long, default_value_t = 0, value_name = "ROWS")]
+    pub validation: usize,
+
+    /// The column of a .item file that names the items [default: the one called title or name, or the only one that ends
+    /// so]
+    #[arg(long, value_name = "COLUMN")]
+    pub title_column: Option<String>,
+
+    /// How many of a user's last items a history made of a .inter file holds [default: 10]
+    #[arg(long, value_name = "ITEMS")]
+    pub history: Option<usize>,
+
+    /// Refuse items without a title, and rows that name an item which the catalogue does not have, instead of leaving
+    /// them out
+    #[arg(long)]
+    #[serde(default)]
+    pub strict: bool,
+
+    /// Whether items of the paper's format are left out whose title is blank. Runs from before there was a choice have
+    /// them in their tries.
+    #[arg(skip = true)]
+    #[serde(default)]
+    pub leave_out_blank: bool,
+}
+
+impl DataArguments {
+    /// A folder, read as it is where nothing else is asked for.
+    pub fn of(data: &Path) -> Self {
+        Self {
+            data: data.to_owned(),
+            train: None,
+            validation: 0,
+            title_column: None,
+            history: None,
+            strict: false,
+            leave_out_blank: true,
+        }
+    }
+
+    /// The same files, by names that mean the same from everywhere.
+    pub fn absolute(&self) -> Result<Self> {
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path).with_context(|| format!("cannot locate {}", path.display()))
+        };
+        Ok(Self {
+            data: absolute(&self.data)?,
+            train: self.train.as_ref().map(absolute).transpose()?,
+            ..self.clone()
+        })
+    }
+
+    /// The same with the length of histories written out where the format has one, for a run to keep. Options of the
+    /// format that the folder is not in are refused.
+    pub fn with_defaults(self) -> Result<Self> {
+        ensure!(self.history != Some(0), "--history is 0");
+        let folder = self.data.display();
+        match DataFiles::find(&self.data)? {
+            DataFiles::Paper(_) => {
+                let options = [
+                    ("--history", self.history.is_some()),
+                    ("--title-column", self.title_column.is_some()),
+                ];
+                if let Some((option, _)) = options.into_iter().find(|(_, given)| *given) {
+                    bail!(
+                        "{option} is for RecBole's atomic files: {folder} is in the paper's format, which says itself what \
+                         histories and titles are"
+                    );
+                }
+                Ok(self)
+            }
+            DataFiles::Atomic(_) => {
+                ensure!(
+                    self.train.is_none(),
+                    "--train is for the paper's format: {folder} holds RecBole's atomic files"
+                );
+                Ok(Self {
+                    history: self.history.or(Some(HISTORY)),
+                    ..self
+                })
+            }
+        }
+    }
+}
+
+/// Rows that are not trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Split {
+    /// Those to choose a checkpoint by.
+    Validation,
+    /// Those to report on.
+    Test,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Validation => "validation",
+            Self::Test => "test",
+        })
+    }
+}
+
+/// Everything that is known of a catalogue's users.
+pub struct Dataset {
+    /// The items.
+    pub catalogue: Catalogue,
+    /// Rows to train on.
+    pub training: Vec<Interaction>,
+    /// Rows to choose a checkpoint by.
+    pub validation: Vec<Interaction>,
+    /// Rows to report on.
+    pub test: Vec<Interaction>,
+    /// What was read of the files, and what was left out.
+    pub report: DataReport,
+}
+
+impl Dataset {
+    /// Reads what the folder holds, and says on standard error what that is. The seed chooses what is held out.
+    pub fn read(arguments: &DataArguments, seed: u64) -> Result<Self> {
+        let dataset = match DataFiles::find(&arguments.data)? {
+            DataFiles::Paper(files) => Self::read_paper(&files, arguments, seed),
+            DataFiles::Atomic(files) => Self::read_recbole(&files, arguments),
+        }?;
+        dataset.report.print(&dataset.catalogue);
+        Ok(dataset)
+    }
+
+    /// The rows of a split; none is an error.
+    pub fn split(&self, split: Split) -> Result<&[Interaction]> {
+        let (rows, expected) = match split {
+            Split::Validation => (&self.validation, "a training with --validation ROWS"),
+            Split::Test => (&self.test, TEST_FILE),
+        };
+        ensure!(
+            !rows.is_empty(),
+            "there are no rows to evaluate on: expected {expected}"
+        );
+        Ok(rows)
+    }
+
+    /// Reads other rows in the paper's format, and says on standard error what they are.
+    pub fn read_rows(&self, file: &Path, strict: bool) -> Result<Vec<Interaction>> {
+        let mut report = DataReport::new(strict);
+        let rows = paper_format::read_interactions(file, &self.catalogue, &mut report)?;
+        report.print(&self.catalogue);
+        Ok(rows)
+    }
+
+    fn read_paper(files: &PaperFiles, arguments: &DataArguments, seed: u64) -> Result<Self> {
+        let mut report = DataReport::new(arguments.strict);
+        let blank = arguments.leave_out_blank;
+        let catalogue = paper_format::read_catalogue(&files.titles, blank, &mut report)?;
+        let file = files.training(arguments.train.as_deref())?;
+        let training = paper_format::read_interactions(file, &catalogue, &mut report)?;
+        ensure!(
+            arguments.validation < training.len(),
+            "--validation {} leaves nothing of the {} rows of {}",
+            arguments.validation,
+            training.len(),
+            file.display()
+        );
+        let mut random = random(seed, Purpose::Validation);
+        let (validation, training) = draw(&training, arguments.validation, &mut random);
+        let test = match &files.test {
+            Some(file) => paper_format::read_interactions(file, &catalogue, &mut report)?,
+            None => Vec::new(),
+        };
+        Ok(Self {
+            catalogue,
+            training,
+            validation,
+            test,
+            report,
+        })
+    }
+
+    fn read_recbole(files: &AtomicFiles, arguments: &DataArguments) -> Result<Self> {
+        let mut report = DataReport::new(arguments.strict);
+        let title_column = arguments.title_column.as_deref();
+        let catalogue = recbole_format::read_items(&files.items, title_column, &mut report)?;
+        let history = arguments.history.unwrap_or(HISTORY);
+        let interactions = &files.interactions;
+        let [training, validation, test] =
+            recbole_format::read_interactions(interactions, &catalogue, history, &mut report)?;
+        if training.is_empty() {
+            match interactions {
+                Interactions::Whole(file) => bail!(
+                    "{}: expected a user with at least four items, of which some are left to train on",
+                    file.display()
+                ),
+                Interactions::Parts([file, ..]) => bail!(
+                    "{}: expected a user with at least two items, of which the last is to be trained on",
+                    file.display()
+                ),
+            }
+        }
+        Ok(Self {
+            catalogue,
+            training,
+            validation,
+            test,
+            report,
+        })
+    }
+}
+
+/// At most `count` rows, chosen by the seed and left in their order.
+pub fn sample(
+    interactions: &[Interaction],
+    count: Option<usize>,
+    random: &mut Random,
+) -> Vec<Interaction> {
+    match count {
+        Some(count) if count < interactions.len() => draw(interactions, count, random).0,
+        _ => interactions.to_vec(),
+    }
+}
+
+/// `count` rows, and all others, both in their order.
+fn draw(
+    interactions: &[Interaction],
+    count: usize,
+    random: &mut Random,
+) -> (Vec<Interaction>, Vec<Interaction>) {
+    let mut drawn = vec![false; interactions.len()];
+    for row in index::sample(random, interactions.len(), count) {
+        drawn[row] = true;
+    }
+    let mut drawn = drawn.into_iter();
+    interactions
+        .iter()
+        .cloned()
+        .partition(|_| drawn.next().unwrap_or(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::data::files::TITLES_FILE;
+
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).unwrap();
+        }
+        folder
+    }
+
+    fn paper() -> tempfile::TempDir {
+        let rows: String = (0..20)
+            .map(|user| format!("{user},\"[1, 2]\",9\n"))
+            .collect();
+        folder(&[
+            (TITLES_FILE, r#"{"1": "A", "2": "B"}"#),
+            ("train.csv", &format!("user_id,item_ids,timestamp\n{rows}")),
+        ])
+    }
+
+    #[test]
+    fn the_folder_decides_the_format() {
+        let recbole = folder(&[
+            ("x.item", "item_id:token\ttitle:token_seq\n1\tA\n2\tB\n"),
+            (
+                "x.inter",
+                "user_id:token\titem_id:token\ttimestamp:float\nu\t1\t1\nu\t2\t2\nu\t1\t3\nu\t2\t4\n",
+            ),
+        ]);
+        let dataset = Dataset::read(&DataArguments::of(recbole.path()), 1).unwrap();
+        let sizes = [&dataset.training, &dataset.validation, &dataset.test].map(Vec::len);
+        assert_eq!(sizes, [1, 1, 1]);
+        let dataset = Dataset::read(&DataArguments::of(paper().path()), 1).unwrap();
+        let sizes = [&dataset.training, &dataset.validation, &dataset.test].map(Vec::len);
+        assert_eq!(sizes, [20, 0, 0]);
+        let neither = folder(&[("x.item", "")]);
+        let error = Dataset::read(&DataArguments::of(neither.path()), 1)
+            .err()
+            .unwrap();
+        assert!(error.to_string().contains("found only"), "{error}");
+    }
+
+    #[test]
+    fn held_out_rows_are_not_trained_on_and_depend_on_the_seed_alone() {
+        let paper = paper();
+        let arguments = DataArguments {
+            validation: 6,
+            ..DataArguments::of(paper.path())
+        };
+        let users = |rows: &[Interaction]| -> Vec<String> {
+            rows.iter().map(|row| row.user.clone()).collect()
+        };
+        let [first, again, other] = [1, 1, 2].map(|seed| Dataset::read(&arguments, seed).unwrap());
+        assert_eq!((first.validation.len(), first.training.len()), (6, 14));
+        let held_out = users(&first.validation);
+        assert!(
+            users(&first.training)
+                .iter()
+                .all(|user| !held_out.contains(user))
+        );
+        assert_eq!(held_out, users(&again.validation));
+        assert_ne!(held_out, users(&other.validation));
+        let all = DataArguments {
+            validation: 20,
+            ..arguments
+        };
+        assert!(Dataset::read(&all, 1).is_err());
+    }
+}

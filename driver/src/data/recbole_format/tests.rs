@@ -1,0 +1,230 @@
+//! Atomic files as they are read.
+
+use std::{fs, path::PathBuf};
+
+use super::*;
+use crate::data::files::{DataFiles, PARTS};
+
+const ITEMS: &str =
+    "item_id:token\tmovie_title:token_seq\n10\tToy \"Story\"\n20\tBabe\n30\tHeat\n40\tAntz\n";
+const HEADER: &str = "user_id:token\titem_id:token\ttimestamp:float\n";
+
+fn write(folder: &tempfile::TempDir, name: &str, content: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    fs::write(&path, content).unwrap();
+    path
+}
+
+fn titles(items: &str, column: Option<&str>) -> Result<Vec<(String, String)>> {
+    let folder = tempfile::tempdir()?;
+    let path = write(&folder, "x.item", items);
+    let catalogue = read_items(&path, column, &mut DataReport::new(false))?;
+    let items = catalogue.items().iter().cloned();
+    Ok(items.map(|item| (item.id, item.title)).collect())
+}
+
+fn read(items: &str, files: &[(&str, &str)], history: usize) -> Result<(Parts, DataReport)> {
+    let folder = tempfile::tempdir()?;
+    let mut report = DataReport::new(false);
+    for (name, text) in [&[("x.item", items)], files].concat() {
+        write(&folder, name, text);
+    }
+    let DataFiles::Atomic(files) = DataFiles::find(folder.path())? else {
+        bail!("these are no atomic files");
+    };
+    let catalogue = read_items(&files.items, None, &mut report)?;
+    let rows = read_interactions(&files.interactions, &catalogue, history, &mut report)?;
+    Ok((rows, report))
+}
+
+/// Items are named by their numbers: 0 is item 10, 1 is item 20 and so on.
+fn row(user: &str, history: &[u64], target: u64) -> Interaction {
+    Interaction {
+        user: user.into(),
+        history: history.to_vec(),
+        target,
+    }
+}
+
+#[test]
+fn the_last_item_is_for_the_test_the_one_before_for_validation_and_ties_keep_their_order() {
+    let rows = "a\t10\t5\nb\t40\t1\na\t20\t2\na\t30\t5\na\t40\t5\nb\t10\t0.5\nc\t10\t1\n";
+    let (rows, _) = read(ITEMS, &[("x.inter", &format!("{HEADER}{rows}"))], 2).unwrap();
+    let expected = [
+        vec![row("a", &[1], 0)],
+        vec![row("a", &[1, 0], 2)],
+        vec![row("a", &[0, 2], 3), row("b", &[0], 3)],
+    ];
+    assert_eq!(rows, expected);
+}
+
+#[test]
+fn benchmark_files_are_what_their_names_say_and_no_history_holds_what_a_later_part_is_for() {
+    let parts = [
+        "a\t10\t1\na\t20\t2\na\t30\t4\n",
+        "a\t40\t3\n",
+        "a\t10\t5\nb\t10\t1\n",
+    ];
+    let texts = parts.map(|rows| format!("{HEADER}{rows}"));
+    let expected = [
+        // The item of the validation came before the last one of training, which must not know it.
+        vec![row("a", &[0], 1), row("a", &[0, 1], 2)],
+        vec![row("a", &[0, 1], 3)],
+        vec![row("a", &[3, 2], 0)],
+    ];
+    for names in PARTS {
+        let names = names.map(|part| format!("x.{part}.inter"));
+        let files: Vec<(&str, &str)> = names
+            .iter()
+            .zip(&texts)
+            .map(|(name, text)| (&name[..], &text[..]))
+            .collect();
+        assert_eq!(read(ITEMS, &files, 2).unwrap().0, expected);
+    }
+}
+
+#[test]
+fn rows_of_benchmark_files_that_have_a_history_keep_it() {
+    let header = "user_id:token\titem_id:token\titem_id_list:token_seq\n";
+    let texts = [
+        "a\t10\t20 30 40\n",
+        "a\t20\t10 10\nb\t10\t\n",
+        "a\t30\t10\na\t30\t10 99\n",
+    ]
+    .map(|rows| format!("{header}{rows}"));
+    let names = ["x.part1.inter", "x.part2.inter", "x.part3.inter"];
+    let files: Vec<(&str, &str)> = names
+        .into_iter()
+        .zip(texts.iter().map(String::as_str))
+        .collect();
+    let (rows, report) = read(ITEMS, &files, 2).unwrap();
+    let expected = [
+        vec![row("a", &[2, 3], 0)],
+        vec![row("a", &[0, 0], 1)],
+        vec![row("a", &[0], 2)],
+    ];
+    assert_eq!(rows, expected);
+    let left_out = report.rows_left_out.examples.join("; ");
+    for part in [
+        "x.part2.inter, line 3: item_id_list is empty",
+        "x.part3.inter, line 3: item \"99\"",
+    ] {
+        assert!(left_out.contains(part), "{left_out}");
+    }
+}
+
+#[test]
+fn ids_and_the_quotes_of_titles_are_kept() {
+    let items = "item_id:token\ttitle:token_seq\nB00X\t\"Emma\"\n7\tA\n007\tB\n";
+    let expected = [("B00X", "\"Emma\""), ("7", "A"), ("007", "B")];
+    let expected = expected.map(|(id, title)| (id.to_owned(), title.to_owned()));
+    assert_eq!(titles(items, None).unwrap(), expected);
+    let rows = format!("{HEADER}u\t007\t1\nu\t7\t2\nu\tB00X\t3\nu\t007\t4\n");
+    let ([training, _, test], _) = read(items, &[("x.inter", &rows)], 9).unwrap();
+    assert_eq!(training, [row("u", &[2], 1)]);
+    assert_eq!(test, [row("u", &[2, 1, 0], 2)]);
+}
+
+#[test]
+fn exact_names_of_the_title_column_come_before_names_that_end_so() {
+    let column = |columns: &[&str]| {
+        let header: Vec<String> = columns
+            .iter()
+            .map(|column| format!("{column}:token"))
+            .collect();
+        let text = format!(
+            "item_id:token\t{}\n1\t{}\n",
+            header.join("\t"),
+            columns.join("\t")
+        );
+        titles(&text, None).map(|items| items[0].1.clone())
+    };
+    for (columns, expected) in [
+        (&["category_name", "title"][..], "title"),
+        (&["brand_name", "name"], "name"),
+        (&["name", "title"], "title"),
+        (&["category_name", "item_name"], "item_name"),
+        (&["year", "movie_title"], "movie_title"),
+    ] {
+        assert_eq!(column(columns).unwrap(), expected);
+    }
+    let error = column(&["category_name", "product_name"])
+        .unwrap_err()
+        .to_string();
+    for part in ["category_name, product_name", "--title-column"] {
+        assert!(error.contains(part), "{error}");
+    }
+}
+
+#[test]
+fn items_without_a_title_and_rows_of_unknown_items_are_left_out() {
+    let items = format!("{ITEMS}50\t \n");
+    let rows = format!("{HEADER}a\t10\t1\na\t50\t2\na\t99\t3\na\t20\t4\na\t30\t5\na\t40\t6\n");
+    let ([training, _, test], report) = read(&items, &[("x.inter", &rows)], 9).unwrap();
+    assert_eq!(training, [row("a", &[0], 1)]);
+    assert_eq!(test, [row("a", &[0, 1, 2], 3)]);
+    assert_eq!(
+        (report.items_left_out.count, report.rows_left_out.count),
+        (1, 2)
+    );
+    let places = [
+        "x.item, line 6: item \"50\" has no title",
+        "x.inter, line 3: item \"50\" has no title",
+        "x.inter, line 4: item \"99\" is not in the catalogue",
+    ];
+    let examples = [
+        report.items_left_out.examples,
+        report.rows_left_out.examples,
+    ]
+    .concat();
+    assert!(
+        examples
+            .iter()
+            .zip(places)
+            .all(|(example, place)| example.ends_with(place)),
+        "{examples:?}"
+    );
+}
+
+#[test]
+fn what_is_wrong_is_said_with_file_line_and_what_was_expected() {
+    let inter = |rows: &str| ("x.inter", ITEMS.to_owned(), format!("{HEADER}{rows}"));
+    let item = |text: &str| ("x.item", text.to_owned(), HEADER.to_owned());
+    for ((file, items, interactions), expected) in [
+        (
+            inter("a\t11\t2\n"),
+            "expected rows of items that the catalogue has, found none",
+        ),
+        (
+            inter("a\t10\tnoon\n"),
+            "line 2: expected a timestamp, found \"noon\"",
+        ),
+        (
+            inter("a\t10\tNaN\n"),
+            "line 2: expected a timestamp, found \"NaN\"",
+        ),
+        (inter("a\t10\n"), "line 2: expected 3 fields"),
+        (inter(""), "expected at least one row"),
+        (
+            item("item_id,title\n1,Emma\n"),
+            "line 1: expected fields such as item_id:token",
+        ),
+        (
+            item("item_id:token\tyear:float\n1\t1999\n"),
+            "line 1: expected a column title or name",
+        ),
+        (
+            item("movie:token\ttitle:token_seq\n1\tEmma\n"),
+            "line 1: expected a column item_id",
+        ),
+        (
+            item("item_id:token\ttitle:token_seq\n1\tA\n1\tB\n"),
+            "line 3: expected another item than \"1\", which line 2 has",
+        ),
+        (item("item_id:token\ttitle:token_seq\n"), "holds no item"),
+    ] {
+        let error = read(&items, &[("x.inter", &interactions)], 10).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains(file) && error.contains(expected), "{error}");
+    }
+}

@@ -1,0 +1,143 @@
+//! How a run was decoded for an evaluation: measures of two runs can be compared where it was the same.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{
+    data::json::read_json,
+    evaluate::{
+        comparison::{Comparison, EVALUATION_FILE},
+        ranks::RANKS_FILE,
+        search::SearchSettings,
+    },
+    model::precision::Precision,
+    run::layout::numbered,
+};
+
+/// All that decides what an evaluation of a run finds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Decoding {
+    /// The step of the checkpoint.
+    pub step: usize,
+    /// How the catalogue was searched.
+    #[serde(flatten)]
+    pub search: SearchSettings,
+    /// The temperature of the softmax.
+    pub temperature: f64,
+    /// The type that the model was held and computed in.
+    pub dtype: Precision,
+    /// The folder of the data.
+    pub data: PathBuf,
+    /// Which of its rows: a split, or a file.
+    pub rows: String,
+    /// So many of them, chosen by the seed of training; `None` for all.
+    pub samples: Option<usize>,
+}
+
+impl Decoding {
+    /// Whether measures of two runs can be compared: each has a best step, a place of its data and a temperature of its
+    /// own.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.search == other.search && self.rows == other.rows && self.samples == other.samples
+    }
+
+    /// What it is called and what it was, for tables.
+    pub fn named(&self) -> Vec<(String, String)> {
+        let value = serde_json::to_value(self).unwrap_or_default();
+        let shown = |value: &Value| match value {
+            Value::Null => "all".to_owned(),
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        let values = value.as_object().into_iter().flatten();
+        let named = values.map(|(name, value)| (name.replace('_', " "), shown(value)));
+        named.collect()
+    }
+}
+
+/// Keeps the evaluation that is in a run's folder, and its ranks, under the next free number, unless the one that takes
+/// their place was decoded in the same way.
+pub fn keep_earlier(run: &Path, decoding: &Decoding) -> Result<()> {
+    let files = [EVALUATION_FILE, RANKS_FILE];
+    let earlier = read_json::<Comparison>(&run.join(EVALUATION_FILE));
+    let is_same = earlier.is_ok_and(|earlier| earlier.decoding.as_ref() == Some(decoding));
+    if is_same || !files.iter().any(|file| run.join(file).exists()) {
+        return Ok(());
+    }
+    let taken = |number: &usize| {
+        files
+            .iter()
+            .any(|file| run.join(numbered(file, *number)).exists())
+    };
+    let number = (1..).find(|number| !taken(number)).unwrap_or(usize::MAX);
+    for file in files {
+        let (from, to) = (run.join(file), run.join(numbered(file, number)));
+        if from.exists() {
+            std::fs::rename(&from, &to)
+                .with_context(|| format!("cannot rename {} to {}", from.display(), to.display()))?;
+        }
+    }
+    eprintln!(
+        "the earlier evaluation of {}, which was decoded in another way, is kept: {} and {}",
+        run.display(),
+        numbered(EVALUATION_FILE, number),
+        numbered(RANKS_FILE, number)
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::data::json::write_json;
+
+    #[test]
+    fn an_evaluation_takes_the_place_of_one_that_was_decoded_alike_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let decoding = |temperature| Decoding {
+            step: 3,
+            search: SearchSettings::default(),
+            temperature,
+            dtype: Precision::F32,
+            data: "data".into(),
+            rows: "test".into(),
+            samples: None,
+        };
+        let evaluate = |temperature: f64| {
+            keep_earlier(folder.path(), &decoding(temperature)).unwrap();
+            let comparison = Comparison {
+                command: "evaluate".into(),
+                seed: 1,
+                users: 2,
+                evaluated_on: None,
+                targets: Default::default(),
+                decoding: Some(decoding(temperature)),
+                rows: Vec::new(),
+                notes: Vec::new(),
+            };
+            write_json(&at(EVALUATION_FILE), &comparison).unwrap();
+            fs::write(at(RANKS_FILE), temperature.to_string()).unwrap();
+        };
+        let ranks = |name: &str| fs::read_to_string(at(name)).ok();
+        evaluate(1.0);
+        evaluate(1.0);
+        assert_eq!(ranks("ranks-1.csv"), None);
+        evaluate(2.0);
+        evaluate(3.0);
+        assert_eq!(ranks("ranks-1.csv").as_deref(), Some("1"));
+        assert_eq!(ranks("ranks-2.csv").as_deref(), Some("2"));
+        assert_eq!(ranks(RANKS_FILE).as_deref(), Some("3"));
+        let first: Comparison = read_json(&at("evaluation-1.json")).unwrap();
+        assert_eq!(first.decoding, Some(decoding(1.0)));
+        // One that cannot be read, or of an earlier version, is kept too.
+        fs::write(at(EVALUATION_FILE), "{").unwrap();
+        evaluate(3.0);
+        assert_eq!(ranks("evaluation-3.json").as_deref(), Some("{"));
+    }
+}

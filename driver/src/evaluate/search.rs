@@ -1,0 +1,338 @@
+//! Searches of the catalogue for what a model would recommend.
+
+use std::fmt;
+
+use anyhow::{Context, Result, ensure};
+use candle_core::Tensor;
+use candle_trie::{
+    BeamSearch, ExactSearch, Expansion, FrozenHead, Normalisation, SearchResult, TokenTrie,
+};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{Cache, Llama, Sequence},
+    run::settings::finite,
+    train::workers::Workers,
+};
+
+/// How the catalogue is searched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SearchKind {
+    /// Beam search, which may drop the beginning of a good title.
+    Beam,
+    /// Best-first search, which proves that it did not.
+    Exact,
+}
+
+impl fmt::Display for SearchKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Beam => "beam",
+            Self::Exact => "exact",
+        })
+    }
+}
+
+/// What probabilities are normalised over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NormaliseOver {
+    /// The tokens that continue an item: probabilities of items.
+    Trie,
+    /// The whole vocabulary, masked afterwards, as Hugging Face's generate does.
+    Vocabulary,
+}
+
+/// Options of a search.
+#[derive(Args, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SearchSettings {
+    /// How the catalogue is searched; exact is set beside beam, and says how often that missed an item of the true top, and
+    /// how often it pruned the item that came next
+    #[arg(long, value_enum, default_value = "beam")]
+    pub search: SearchKind,
+
+    /// Beams of a search, or items of an exact one: lists of more items than this cannot be judged
+    #[arg(long, default_value_t = 20)]
+    pub beams: usize,
+
+    /// What the probabilities of a beam search are normalised over
+    #[arg(long, value_enum, default_value = "trie")]
+    pub normalise: NormaliseOver,
+
+    /// Rank the titles of a beam search by log-probability ÷ length^PENALTY
+    #[arg(
+        long,
+        default_value_t = 0.0,
+        value_name = "PENALTY",
+        allow_negative_numbers = true,
+        value_parser = finite
+    )]
+    pub length_penalty: f64,
+}
+
+impl Default for SearchSettings {
+    fn default() -> Self {
+        Self {
+            search: SearchKind::Beam,
+            beams: 20,
+            normalise: NormaliseOver::Trie,
+            length_penalty: 0.0,
+        }
+    }
+}
+
+impl SearchSettings {
+    /// Refuses what no search does.
+    pub fn check(&self) -> Result<()> {
+        let by_probability = self.normalise == NormaliseOver::Trie && self.length_penalty == 0.0;
+        ensure!(
+            self.search == SearchKind::Beam || by_probability,
+            "--search exact ranks by the probability over the trie: leave out --normalise and --length-penalty"
+        );
+        Ok(())
+    }
+}
+
+/// Searches a trie with a model.
+pub struct Searcher<'a> {
+    trie: &'a TokenTrie,
+    model: &'a Llama,
+    head: FrozenHead,
+    settings: SearchSettings,
+    temperature: f64,
+    workers: Workers,
+}
+
+/// What a search found for some users, and what it cost.
+pub struct Recommended {
+    /// The paths of each user, best first.
+    pub found: Vec<Vec<SearchResult>>,
+    /// Tokens that the model read: padding left out, and what prompts begin with in common counted once.
+    pub model_tokens: usize,
+}
+
+impl<'a> Searcher<'a> {
+    /// Searches with the model as it is now, at this temperature of the softmax.
+    pub fn new(
+        trie: &'a TokenTrie,
+        model: &'a Llama,
+        settings: SearchSettings,
+        temperature: f64,
+    ) -> Result<Self> {
+        settings.check()?;
+        Ok(Self {
+            trie,
+            model,
+            head: FrozenHead::new(model.head(), trie)?,
+            settings,
+            temperature,
+            workers: Workers::new(model.head().device())?,
+        })
+    }
+
+    /// The best items behind each prompt, those of `left_out` (one list a prompt, or none at all) excepted. The workers
+    /// share the users: it is best if neighbours' prompts are of much the same length.
+    pub fn recommend(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        let workers = self.workers.count();
+        if workers == 1 || prompts.len() == 1 {
+            return self.search(prompts, left_out);
+        }
+        let shares = self.workers.map(workers.min(prompts.len()), |worker| {
+            let prompts: Vec<_> = every(prompts, worker, workers).copied().collect();
+            let left_out: Vec<_> = every(left_out, worker, workers).cloned().collect();
+            self.search(&prompts, &left_out)
+        })?;
+        let model_tokens = shares.iter().map(|share| share.model_tokens).sum();
+        let mut found: Vec<_> = shares
+            .into_iter()
+            .map(|share| share.found.into_iter())
+            .collect();
+        Ok(Recommended {
+            found: (0..prompts.len())
+                .filter_map(|user| found[user % workers].next())
+                .collect(),
+            model_tokens,
+        })
+    }
+
+    fn search(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        match self.settings.search {
+            SearchKind::Beam => self.beam(prompts, left_out),
+            SearchKind::Exact => self.exact(prompts, left_out),
+        }
+    }
+
+    fn beam(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        let normalise = match self.settings.normalise {
+            NormaliseOver::Trie => Normalisation::Trie,
+            NormaliseOver::Vocabulary => Normalisation::Vocabulary,
+        };
+        let mut search = BeamSearch::new(
+            self.trie,
+            prompts.len(),
+            self.settings.beams,
+            self.temperature,
+        )?
+        .with_normalisation(normalise)
+        .with_length_penalty(self.settings.length_penalty)?;
+        if !left_out.is_empty() {
+            search = search.exclude_items(left_out)?;
+        }
+        let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
+        let (mut hidden, mut sequences) = reader.prompts(&search.beam_users())?;
+        while let Some(step) = search.step((&hidden, &self.head))? {
+            sequences = (step.parents.iter())
+                .map(|&parent| sequences[parent as usize].clone())
+                .collect();
+            hidden = reader.read(&mut sequences, &step.tokens)?;
+        }
+        Ok(Recommended {
+            found: (0..prompts.len())
+                .map(|user| search.results(user))
+                .collect(),
+            model_tokens: reader.tokens,
+        })
+    }
+
+    fn exact(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+        let mut search = ExactSearch::new(
+            self.trie,
+            prompts.len(),
+            self.settings.beams,
+            self.temperature,
+        )?;
+        if !left_out.is_empty() {
+            search = search.exclude_items(left_out)?;
+        }
+        let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
+        let mut read: Vec<Sequence> = Vec::new();
+        while let Some(Expansion {
+            users,
+            parents,
+            tokens,
+        }) = search.next_expansion()
+        {
+            let hidden = if read.is_empty() {
+                let (hidden, sequences) = reader.prompts(&users)?;
+                read = sequences;
+                hidden
+            } else {
+                let parent = |parent: &Option<u32>| {
+                    let row = parent.context("an expansion begins anew")?;
+                    anyhow::Ok(read[row as usize].clone())
+                };
+                let mut sequences = parents.iter().map(parent).collect::<Result<Vec<_>>>()?;
+                let hidden = reader.read(&mut sequences, &tokens)?;
+                read.extend(sequences);
+                hidden
+            };
+            search.step((&hidden, &self.head))?;
+        }
+        Ok(Recommended {
+            found: (0..prompts.len())
+                .map(|user| search.results(user))
+                .collect(),
+            model_tokens: reader.tokens,
+        })
+    }
+}
+
+/// Every so many of some values, from the `first` on.
+fn every<T>(values: &[T], first: usize, step: usize) -> impl Iterator<Item = &T> {
+    values.iter().skip(first).step_by(step)
+}
+
+/// A model with what it has read for some users.
+struct Reader<'a> {
+    model: &'a Llama,
+    cache: Cache,
+    /// The hidden state behind each prompt.
+    last: Tensor,
+    /// Tokens read so far.
+    tokens: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Reads the prompts, each with `lead` behind it.
+    fn new(model: &'a Llama, prompts: &[&[u32]], lead: &[u32]) -> Result<Self> {
+        let prompts: Vec<Vec<u32>> = (prompts.iter())
+            .map(|prompt| [prompt, lead].concat())
+            .collect();
+        let (last, cache) = model.read_prompts(&prompts)?;
+        Ok(Self {
+            model,
+            last,
+            tokens: cache.prompt_tokens(),
+            cache,
+        })
+    }
+
+    /// The hidden states behind the prompts of some users, and what was read for them.
+    fn prompts(&self, users: &[u32]) -> Result<(Tensor, Vec<Sequence>)> {
+        let prompts = self.cache.prompts();
+        let of_user = |&user: &u32| prompts[user as usize].clone();
+        let index = Tensor::new(users, self.last.device())?;
+        Ok((
+            self.last.index_select(&index, 0)?,
+            users.iter().map(of_user).collect(),
+        ))
+    }
+
+    /// Reads on behind sequences: the hidden states of their last tokens.
+    fn read(&mut self, sequences: &mut [Sequence], tokens: &[Vec<u32>]) -> Result<Tensor> {
+        self.tokens += tokens.iter().map(Vec::len).sum::<usize>();
+        self.model.step(sequences, tokens, &mut self.cache)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::model::LlamaConfig;
+
+    #[test]
+    fn users_who_are_shared_among_workers_get_what_each_gets_alone() {
+        let config = LlamaConfig {
+            vocab_size: 12,
+            hidden_size: 8,
+            intermediate_size: 12,
+            ..LlamaConfig::default()
+        };
+        let model = Llama::random(config, 3, DType::F64, &Device::Cpu).unwrap();
+        let items = (0..40).map(|item| (item, vec![1 + item as u32 % 5, 6 + item as u32 / 8, 0]));
+        let trie = TokenTrie::new(items).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..7)
+            .map(|user| [&[3, 4][..], &vec![user; 1 + user as usize % 4]].concat())
+            .collect();
+        let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+        let left_out: Vec<Vec<u64>> = (0..7).map(|user| (user..40).step_by(3).collect()).collect();
+        for (search, normalise) in [
+            (SearchKind::Beam, NormaliseOver::Trie),
+            (SearchKind::Beam, NormaliseOver::Vocabulary),
+            (SearchKind::Exact, NormaliseOver::Trie),
+        ] {
+            let settings = SearchSettings {
+                search,
+                normalise,
+                beams: 4,
+                ..SearchSettings::default()
+            };
+            let searcher = Searcher::new(&trie, &model, settings, 1.0).unwrap();
+            let together = searcher.recommend(&prompts, &left_out).unwrap().found;
+            assert_eq!(together.len(), prompts.len());
+            for (user, together) in together.iter().enumerate() {
+                let alone = searcher.recommend(&prompts[user..=user], &left_out[user..=user]);
+                let alone = &alone.unwrap().found[0];
+                assert_eq!(together.len(), alone.len());
+                for (together, alone) in together.iter().zip(alone) {
+                    assert_eq!(together.items, alone.items, "user {user}");
+                    assert!((together.score - alone.score).abs() < 1e-12);
+                }
+            }
+        }
+    }
+}

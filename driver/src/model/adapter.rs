@@ -1,0 +1,140 @@
+//! Adapters on disk, as PEFT keeps them.
+
+mod config;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{Device, Tensor, safetensors};
+
+use crate::{
+    data::json::write_json,
+    model::{
+        Llama, Weights,
+        precision::Precision,
+        pretrained::{Pretrained, SafetensorsWeights, model_name},
+    },
+};
+
+pub use config::AdapterConfig;
+
+/// PEFT's name of the file of sizes.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// PEFT's name of the file of weights.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// What PEFT puts before the names of a model's layers.
+const PREFIX: &str = "base_model.model.";
+
+/// Writes a model's adapters into a folder. `base` says where the model itself is.
+pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
+    let settings = model.adapters().context("the model has no adapters")?;
+    let path = folder.join(WEIGHTS_FILE);
+    let tensors: HashMap<String, Tensor> = (model.parameters().iter())
+        .map(|(name, weight)| (format!("{PREFIX}{name}"), weight.as_tensor().clone()))
+        .collect();
+    safetensors::save(&tensors, &path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    write_json(
+        &folder.join(CONFIG_FILE),
+        &AdapterConfig::new(settings, base),
+    )
+}
+
+/// Whether a folder has adapters.
+pub fn is_in(folder: &Path) -> bool {
+    folder.join(CONFIG_FILE).is_file()
+}
+
+/// Gives a model the adapters of a folder, and says on standard error which file these are in.
+pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
+    let config = AdapterConfig::load(folder)?;
+    let path = folder.join(WEIGHTS_FILE);
+    let mut weights = SafetensorsWeights::open(std::slice::from_ref(&path), |stored| {
+        model_name(stored.strip_prefix(PREFIX).unwrap_or(stored))
+    })?;
+    eprintln!("adapters: {}", weights.described());
+    check_rank(&config, &weights).with_context(|| path.display().to_string())?;
+    let settings = config
+        .settings(&model.linear_paths())
+        .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
+    (model.adapt(&settings, 0))
+        .and_then(|()| set(model, &mut weights))
+        .with_context(|| path.display().to_string())
+}
+
+/// Refuses a rank that the file's tensors do not have, before memory is taken for it.
+fn check_rank(config: &AdapterConfig, weights: &SafetensorsWeights) -> Result<()> {
+    let mut downs = weights.shapes().filter(|(name, _)| name.ends_with(DOWN));
+    let (name, shape) =
+        (downs.next()).context("there is no tensor of a name that ends with lora_A.weight")?;
+    ensure!(
+        shape.first() == Some(&config.r),
+        "{name} has the shape {shape:?}, where r of {CONFIG_FILE} is {}",
+        config.r
+    );
+    Ok(())
+}
+
+const DOWN: &str = ".lora_A.weight";
+
+/// Where the model is that a folder's adapters belong to, by their `adapter_config.json`.
+pub fn base(folder: &Path) -> Result<PathBuf> {
+    let config = folder.join(CONFIG_FILE);
+    let base = AdapterConfig::load(folder)?.base_model_name_or_path;
+    let base = (base.filter(|name| !name.is_empty()).map(PathBuf::from))
+        .with_context(|| format!("{} does not name a model", config.display()))?;
+    // PEFT writes the name by which the model was asked for, which need not be that of a folder.
+    ensure!(
+        base.exists(),
+        "{} says that the model is {}, and nothing is there: say with --model where it is",
+        config.display(),
+        base.display()
+    );
+    Ok(base)
+}
+
+/// The model that a folder's adapters belong to, with them. `end_token` is that of [`Pretrained::open`].
+pub fn load_with_base(
+    folder: &Path,
+    end_token: Option<&str>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Llama> {
+    load_onto(folder, &base(folder)?, end_token, precision, device)
+}
+
+/// As [`load_with_base`], with the model at `base`, wherever the folder says that it is.
+pub fn load_onto(
+    folder: &Path,
+    base: &Path,
+    end_token: Option<&str>,
+    precision: Precision,
+    device: &Device,
+) -> Result<Llama> {
+    let (mut model, _) = Pretrained::open(base, end_token)?.read(precision, device)?;
+    load(folder, &mut model)?;
+    Ok(model)
+}
+
+fn set(model: &Llama, weights: &mut SafetensorsWeights) -> Result<()> {
+    for (name, weight) in model.parameters() {
+        let Some(tensor) = weights.take(name)? else {
+            bail!("there is no tensor {PREFIX}{name}");
+        };
+        ensure!(
+            tensor.dims() == weight.dims(),
+            "{name} has the shape {:?}, where the model and {CONFIG_FILE} ask for {:?}",
+            tensor.dims(),
+            weight.dims()
+        );
+        let tensor = tensor.to_dtype(weight.dtype())?;
+        weight.set(&tensor.to_device(weight.device())?)?;
+    }
+    if let Some(name) = weights.left().iter().min() {
+        bail!("the model and {CONFIG_FILE} have no place for the tensor {name}");
+    }
+    Ok(())
+}

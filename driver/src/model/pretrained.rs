@@ -1,0 +1,90 @@
+//! Language models that others have trained: a Hugging Face folder or a GGUF file.
+
+mod folder;
+mod gguf;
+mod gguf_header;
+mod gguf_tokenizer;
+mod safetensors_weights;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device};
+
+use crate::{
+    data::tokenizer::TextTokenizer,
+    model::{Llama, LlamaConfig, Weights, precision::Precision},
+};
+
+pub use folder::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, model_name, save};
+pub use safetensors_weights::SafetensorsWeights;
+
+/// A model that is ready to be read.
+pub struct Pretrained {
+    /// Where it is.
+    path: PathBuf,
+    /// What its files are.
+    described: String,
+    /// The sizes.
+    pub config: LlamaConfig,
+    /// The type that its files have it in.
+    pub stored: DType,
+    /// The weights, not read yet.
+    pub weights: Box<dyn Weights>,
+    /// The tokenizer.
+    pub tokenizer: TextTokenizer,
+}
+
+impl Pretrained {
+    /// Opens a folder with `config.json`, `tokenizer.json` and `*.safetensors`, or a GGUF file, and says on standard
+    /// error which files these are. `end_token` names the token that ends a response; without it, it is the model's own.
+    pub fn open(path: &Path, end_token: Option<&str>) -> Result<Self> {
+        let opened = match path.is_dir() {
+            true => folder::open(path, end_token)?,
+            false => gguf::open(path, end_token)?,
+        };
+        let named = || opened.path.display().to_string();
+        opened.config.check().with_context(named)?;
+        let rows = opened.config.vocab_size;
+        let tokens = opened.tokenizer.vocabulary();
+        let unused = match tokens.saturating_sub(rows) {
+            0 => String::new(),
+            more => format!(
+                ", {more} of which the model does not have: no title and no prompt may use them"
+            ),
+        };
+        eprintln!("model: {}; {tokens} tokens{unused}", opened.described);
+        Ok(Self {
+            tokenizer: opened.tokenizer.for_rows(rows).with_context(named)?,
+            ..opened
+        })
+    }
+
+    /// Reads the weights, whatever type they have. They are frozen.
+    pub fn read(self, precision: Precision, device: &Device) -> Result<(Llama, TextTokenizer)> {
+        let dtype = precision.dtype(self.stored, device)?;
+        let model = Llama::of(self.config, self.weights, dtype, device, true)
+            .with_context(|| self.path.display().to_string())?;
+        Ok((model, self.tokenizer))
+    }
+}
+
+/// Files of weights in a few words: which, and how many tensors of which types. There is one file at least.
+fn described<'a>(
+    mut files: impl Iterator<Item = &'a Path>,
+    kinds: impl Iterator<Item = String>,
+) -> String {
+    let first = files.next().unwrap_or(Path::new("")).display().to_string();
+    let files = match files.last() {
+        Some(last) => format!("{first} to {}", last.display()),
+        None => first,
+    };
+    let (mut names, mut tensors) = (Vec::new(), 0);
+    for kind in kinds {
+        tensors += 1;
+        if !names.contains(&kind) {
+            names.push(kind);
+        }
+    }
+    format!("{files}, {tensors} tensors in {}", names.join(", "))
+}

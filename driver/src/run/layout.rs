@@ -1,0 +1,306 @@
+//! What the folders hold that msl writes: those of runs and those of merged models. By this they are told from folders
+//! that are somebody else's.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, FileType},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    evaluate::{comparison::EVALUATION_FILE, ranks::RANKS_FILE},
+    model::{
+        adapter,
+        pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
+    },
+    run::checkpoint::{MOMENTS_FILE, STATE_FILE},
+    train::{events::EVENTS_FILE, metrics::METRICS_FILE},
+};
+
+/// What a run was told.
+pub const SETTINGS_FILE: &str = "training.json";
+/// What a run was made with, by hash.
+pub const MADE_WITH_FILE: &str = "made_with.json";
+/// The trie of a run's catalogue.
+pub const TRIE_FILE: &str = "trie.safetensors";
+/// The file that the process which trains a run has locked.
+pub const LOCK_FILE: &str = "lock";
+/// What the folder of a checkpoint is called, before the number of its step.
+pub const CHECKPOINT: &str = "checkpoint-";
+/// What a model was merged from. Only `msl merge` writes it.
+pub const MERGED_FILE: &str = "merged.json";
+
+/// In the name of what is being written, before random letters.
+pub const PARTIAL: &str = ".partial-";
+/// In the name of what is being replaced, before random letters.
+pub const REPLACED: &str = ".replaced-";
+/// What a replaced folder is called until it is deleted.
+pub const KEPT: &str = "run";
+
+/// Files that every run has, and those that training writes.
+const RUN_FILES: [&str; 6] = [
+    SETTINGS_FILE,
+    MADE_WITH_FILE,
+    TRIE_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    EVENTS_FILE,
+];
+
+/// The step of a checkpoint, by the name of its folder.
+pub fn checkpoint_step(name: &str) -> Option<usize> {
+    name.strip_prefix(CHECKPOINT)?.parse().ok()
+}
+
+/// Whether what has this name in a run's folder was left by a process that was killed while it wrote.
+pub fn is_left_over(name: &str) -> bool {
+    is_unfinished(name, is_written)
+}
+
+/// Whether this is the name of something while it is written or replaced, of which `is_ours` knows the final name.
+fn is_unfinished(name: &str, is_ours: fn(&str) -> bool) -> bool {
+    [PARTIAL, REPLACED].iter().any(|mark| {
+        name.split_once(mark)
+            .is_some_and(|(finished, _)| is_ours(finished))
+    })
+}
+
+/// The name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
+pub fn numbered(file: &str, number: usize) -> String {
+    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
+    format!("{stem}-{number}.{extension}")
+}
+
+fn is_numbered(name: &str, file: &str) -> bool {
+    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
+    let number = name
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(extension))
+        .and_then(|rest| rest.strip_suffix('.'));
+    number.is_some_and(|number| number.parse::<usize>().is_ok())
+}
+
+/// Files of a run that `msl train` and `msl resume` write, and nobody else may.
+pub fn is_trained(name: &str) -> bool {
+    RUN_FILES.contains(&name) || checkpoint_step(name).is_some()
+}
+
+/// Files of a run that training or an evaluation writes.
+fn is_written(name: &str) -> bool {
+    let evaluated = |file| name == file || is_numbered(name, file);
+    is_trained(name) || evaluated(EVALUATION_FILE) || evaluated(RANKS_FILE)
+}
+
+fn is_of_run(name: &str) -> bool {
+    // Runs of earlier versions have left such beside their files.
+    let hidden = name.strip_prefix('.').is_some_and(is_trained);
+    is_written(name)
+        || is_left_over(name)
+        || hidden
+        // As the library calls it while it is written.
+        || name.strip_suffix(".partial") == Some(TRIE_FILE)
+}
+
+fn is_of_checkpoint(name: &str) -> bool {
+    let files = [
+        CONFIG_FILE,
+        TOKENIZER_FILE,
+        WEIGHTS_FILE,
+        MOMENTS_FILE,
+        STATE_FILE,
+        adapter::CONFIG_FILE,
+        adapter::WEIGHTS_FILE,
+        KEPT,
+    ];
+    files.contains(&name)
+}
+
+/// Whether a folder of this name is one of a run's: that of a checkpoint, also while it is written or replaced.
+fn is_folder_of_run(name: &str) -> bool {
+    let is_checkpoint = |name: &str| checkpoint_step(name).is_some();
+    is_checkpoint(name.trim_start_matches('.'))
+        || is_unfinished(name, is_checkpoint)
+        || name == KEPT
+}
+
+fn is_of_merged_model(name: &str) -> bool {
+    let files = [
+        MERGED_FILE,
+        CONFIG_FILE,
+        TOKENIZER_FILE,
+        WEIGHTS_FILE,
+        LOCK_FILE,
+    ];
+    files.contains(&name)
+}
+
+/// The files and folders of a run, of what is in its folder.
+pub fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = entries(folder)?;
+    paths.retain(|path| is_of_run(&path.file_name().unwrap_or_default().to_string_lossy()));
+    Ok(paths)
+}
+
+/// A folder that msl wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Of a run, finished or not.
+    Run,
+    /// Of a merged model.
+    MergedModel,
+    /// Of nothing: there is nothing to be lost.
+    Empty,
+}
+
+/// What a folder is, where msl wrote all that it holds; anything else is an error.
+pub fn replaceable(folder: &Path) -> Result<Kind> {
+    let names = names(folder)?;
+    let has_checkpoint = names.iter().any(|name| checkpoint_step(name).is_some());
+    let kind = match () {
+        () if names.is_empty() => return Ok(Kind::Empty),
+        () if names.contains(SETTINGS_FILE) && names.contains(TRIE_FILE) && has_checkpoint => {
+            Kind::Run
+        }
+        () if names.contains(MERGED_FILE) => Kind::MergedModel,
+        () => bail!(
+            "{} is neither the folder of a run nor that of a merged model, and --overwrite replaces nothing else: name \
+             another --output",
+            folder.display()
+        ),
+    };
+    let is_ours = match kind {
+        Kind::Run => is_of_run,
+        _ => is_of_merged_model,
+    };
+    if let Some(foreign) = foreign(folder, is_ours)? {
+        bail!(
+            "{} holds {:?}, which msl did not write and --overwrite would delete: move it elsewhere, or name another \
+             --output",
+            folder.display(),
+            foreign.strip_prefix(folder).unwrap_or(&foreign)
+        );
+    }
+    check_contained(folder)?;
+    Ok(kind)
+}
+
+/// Whether a folder that was being written or replaced holds nothing but what msl writes.
+pub fn is_part_of_ours(folder: &Path) -> bool {
+    let all = |is_ours| matches!(foreign(folder, is_ours), Ok(None));
+    all(is_of_run) || all(is_of_merged_model)
+}
+
+/// Something in a folder, or in those of checkpoints in it, that msl does not write there. `is_ours` knows the names.
+fn foreign(folder: &Path, is_ours: fn(&str) -> bool) -> Result<Option<PathBuf>> {
+    for path in entries(folder)? {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_folder = path.is_dir() && !path.is_symlink();
+        if !is_ours(&name) || is_folder && !is_folder_of_run(&name) {
+            return Ok(Some(path));
+        }
+        if is_folder && let Some(foreign) = foreign(&path, is_of_checkpoint)? {
+            return Ok(Some(foreign));
+        }
+    }
+    Ok(None)
+}
+
+/// Fails where something in a run's folder is neither a regular file nor a folder: a link would lead out of it, and a
+/// pipe or a device is no file.
+pub fn check_contained(folder: &Path) -> Result<()> {
+    for path in entries(folder)? {
+        let kind = fs::symlink_metadata(&path)
+            .with_context(|| format!("cannot read {}", path.display()))?
+            .file_type();
+        if kind.is_dir() {
+            check_contained(&path)?;
+            continue;
+        }
+        ensure!(
+            kind.is_file(),
+            "{} is {}, and a run is read and written within its folder alone: put the file itself in its place, or \
+             remove it",
+            path.display(),
+            named(kind)
+        );
+    }
+    Ok(())
+}
+
+/// What something in a file system is called.
+pub fn named(kind: FileType) -> &'static str {
+    match kind {
+        kind if kind.is_symlink() => "a symbolic link",
+        kind if kind.is_dir() => "a folder",
+        kind if kind.is_file() => "a file",
+        _ => "a pipe, a socket or a device",
+    }
+}
+
+/// The paths in a folder.
+pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
+    fs::read_dir(folder)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .with_context(|| format!("cannot read the folder {}", folder.display()))
+}
+
+fn names(folder: &Path) -> Result<BTreeSet<String>> {
+    let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
+    Ok(entries(folder)?.into_iter().filter_map(name).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn evaluations_that_were_replaced_have_numbers() {
+        assert_eq!(numbered(RANKS_FILE, 2), "ranks-2.csv");
+        assert!(is_numbered("ranks-2.csv", RANKS_FILE));
+        for other in [
+            "ranks.csv",
+            "ranks-.csv",
+            "ranks-a.csv",
+            "ranks-2.csv.old",
+            "my-ranks-2.csv",
+        ] {
+            assert!(!is_numbered(other, RANKS_FILE), "{other}");
+        }
+    }
+
+    #[test]
+    fn only_what_msl_wrote_may_be_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let write = |name: &str| fs::write(folder.join(name), "").unwrap();
+        assert_eq!(replaceable(folder).unwrap(), Kind::Empty);
+        write(SETTINGS_FILE);
+        let refusal = |expected: &str| {
+            let refusal = replaceable(folder).unwrap_err().to_string();
+            assert!(refusal.contains(expected), "{refusal}");
+        };
+        // Somebody else's training.json.
+        refusal("neither the folder of a run");
+        write(TRIE_FILE);
+        refusal("neither the folder of a run");
+        fs::create_dir(folder.join("checkpoint-5")).unwrap();
+        for name in [
+            "lock",
+            "ranks.csv",
+            "evaluation-3.json",
+            "checkpoint-7.partial-Ab3",
+        ] {
+            write(name);
+        }
+        assert_eq!(replaceable(folder).unwrap(), Kind::Run);
+        for foreign in ["notes.txt", "my.partial-work", "checkpoint-5/notes.txt"] {
+            write(foreign);
+            refusal(&format!("{foreign:?}"));
+            fs::remove_file(folder.join(foreign)).unwrap();
+        }
+        fs::create_dir(folder.join("evaluation.json")).unwrap();
+        refusal("\"evaluation.json\"");
+    }
+}

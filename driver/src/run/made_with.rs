@@ -1,0 +1,197 @@
+//! What a run was made with, by hash. What has changed since cannot give the same result, and is not taken for the same.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use blake3::Hasher;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    data::{catalogue::Catalogue, json::read_json, responses::Example},
+    model::pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
+    run::layout::entries,
+};
+
+/// The BLAKE3 hashes of what a run was made with, over all bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeWith {
+    /// The ids and titles of the catalogue.
+    pub titles: String,
+    /// The rows that are trained on and validated by, in tokens.
+    pub rows: String,
+    /// The tokenizer's file in the checkpoints.
+    pub tokenizer: String,
+    /// The files of weights and the `config.json` of the pretrained model, where there is one.
+    pub weights: Option<String>,
+}
+
+/// The hash of a catalogue's ids and titles.
+pub fn hash_titles(catalogue: &Catalogue) -> String {
+    let mut hasher = Hasher::new();
+    for item in catalogue.items() {
+        add(&mut hasher, item.id.to_string().as_bytes());
+        add(&mut hasher, item.title.as_bytes());
+    }
+    hex(&hasher)
+}
+
+/// The hash of the rows of a training.
+pub fn hash_rows(training: &[Example], validation: &[Example]) -> String {
+    let mut hasher = Hasher::new();
+    for rows in [training, validation] {
+        add(&mut hasher, &rows.len().to_le_bytes());
+        for tokens in rows.iter().flat_map(|row| [&row.prompt, &row.response]) {
+            let bytes: Vec<u8> = tokens
+                .iter()
+                .flat_map(|token| token.to_le_bytes())
+                .collect();
+            add(&mut hasher, &bytes);
+        }
+    }
+    hex(&hasher)
+}
+
+/// The hash of the tokenizer of a checkpoint's folder.
+pub fn hash_tokenizer(checkpoint: &Path) -> Result<String> {
+    hash_file(&checkpoint.join(TOKENIZER_FILE))
+}
+
+/// The hash of a pretrained model: the files of its weights, whatever they are called, and its configuration. It reads
+/// them all, on all cores: they are read to be used anyway, and hashed faster than a disk gives them.
+pub fn hash_model(model: &Path) -> Result<String> {
+    let mut hasher = Hasher::new();
+    for file in model_files(model)? {
+        add(&mut hasher, hash_file(&file)?.as_bytes());
+    }
+    Ok(hex(&hasher))
+}
+
+/// The files that decide what a model says.
+fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    if !model.is_dir() {
+        return gguf_files(model);
+    }
+    let (index, single) = (
+        model.join(format!("{WEIGHTS_FILE}.index.json")),
+        model.join(WEIGHTS_FILE),
+    );
+    // In the order in which the model itself is looked for.
+    let mut files: Vec<PathBuf> = if single.exists() {
+        vec![single]
+    } else if index.exists() {
+        let index: Index = read_json(&index)?;
+        let names: BTreeSet<String> = index.weight_map.into_values().collect();
+        names.iter().map(|name| model.join(name)).collect()
+    } else {
+        let mut files = entries(model)?;
+        files.retain(|file| file.extension().is_some_and(|ending| ending == "gguf"));
+        files.sort();
+        files
+    };
+    let config = model.join(CONFIG_FILE);
+    files.extend(config.exists().then_some(config));
+    Ok(files)
+}
+
+/// A GGUF file, with the others of its model where that was split into files `NAME-00001-of-00003.gguf`.
+fn gguf_files(file: &Path) -> Result<Vec<PathBuf>> {
+    let parts = |path: &Path| -> Option<(String, String)> {
+        let (rest, count) = path.file_name()?.to_str()?.rsplit_once("-of-")?;
+        Some((rest.rsplit_once('-')?.0.to_owned(), count.to_owned()))
+    };
+    let Some(own) = parts(file) else {
+        return Ok(vec![file.to_owned()]);
+    };
+    let folder = match file.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut files = entries(folder)?;
+    files.retain(|other| parts(other).as_ref() == Some(&own));
+    files.sort();
+    Ok(files)
+}
+
+fn hash_file(path: &Path) -> Result<String> {
+    ensure!(path.is_file(), "{} is not a regular file", path.display());
+    let mut hasher = Hasher::new();
+    (hasher.update_mmap_rayon(path)).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hex(&hasher))
+}
+
+/// Bytes behind their number, so that no two sequences of them give the same.
+fn add(hasher: &mut Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+fn hex(hasher: &Hasher) -> String {
+    hasher.finalize().to_hex().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn rows_are_told_apart_wherever_they_end() {
+        let row = |prompt: &[u32], response: &[u32]| Example {
+            prompt: prompt.to_vec(),
+            response: response.to_vec(),
+            chosen: 1,
+            target: 0,
+        };
+        let (a, b) = (row(&[1, 2], &[3]), row(&[1], &[2, 3]));
+        let hash = hash_rows(std::slice::from_ref(&a), &[]);
+        assert_eq!(hash, hash_rows(std::slice::from_ref(&a), &[]));
+        for (training, validation) in [
+            (vec![b.clone()], vec![]),
+            (vec![], vec![a.clone()]),
+            (vec![a.clone(), b], vec![]),
+        ] {
+            assert_ne!(hash, hash_rows(&training, &validation));
+        }
+    }
+
+    #[test]
+    fn a_model_is_known_by_the_contents_of_its_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let write = |name: &str, content: &str| fs::write(at(name), content).unwrap();
+        write("model.safetensors", "weights");
+        write("config.json", "{}");
+        let whole = hash_model(folder.path()).unwrap();
+        write("notes.txt", "of no matter");
+        assert_eq!(hash_model(folder.path()).unwrap(), whole);
+        write("config.json", "{\"rope_theta\": 1}");
+        assert_ne!(hash_model(folder.path()).unwrap(), whole);
+        write("config.json", "{}");
+        // An index beside the one file is not read, and what it names need not be there.
+        let index = "model.safetensors.index.json";
+        write(index, r#"{"weight_map": {"a": "part.safetensors"}}"#);
+        assert_eq!(hash_model(folder.path()).unwrap(), whole);
+        fs::remove_file(at(index)).unwrap();
+        write("model.safetensors", "Weights");
+        assert_ne!(hash_model(folder.path()).unwrap(), whole);
+
+        write("a-00001-of-00002.gguf", "1");
+        write("a-00002-of-00002.gguf", "2");
+        let split = || hash_model(&at("a-00001-of-00002.gguf")).unwrap();
+        let before = split();
+        write("a-00002-of-00002.gguf", "3");
+        assert_ne!(split(), before);
+        fs::copy(at("model.safetensors"), at("one.gguf")).unwrap();
+        fs::copy(at("model.safetensors"), at("two.gguf")).unwrap();
+        let [one, two] = ["one.gguf", "two.gguf"].map(|name| hash_model(&at(name)).unwrap());
+        assert_eq!(one, two);
+    }
+}

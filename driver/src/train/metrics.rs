@@ -1,0 +1,168 @@
+//! `metrics.jsonl`: one JSON object a step.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::run::output::begin_beside;
+
+/// The file's name in the folder of a run.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// What is kept of one optimizer step. A statistic of no row is `null`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepMetrics {
+    /// The step, counted from 1.
+    pub step: usize,
+    /// The loss of the batch, in its own convention.
+    #[serde(deserialize_with = "number_or_null")]
+    pub loss: f64,
+    /// The temperature that the loss was taken at.
+    #[serde(deserialize_with = "number_or_null")]
+    pub temperature: f64,
+    /// μ⁺: the mean logit of the targets, over the rows of the statistics.
+    pub positive_mean: Option<f64>,
+    /// μ: the mean of their valid logits.
+    pub mean: Option<f64>,
+    /// σ²: the unbiased variance of their valid logits.
+    pub variance: Option<f64>,
+    /// The norm of the gradient of all weights, before it is clipped.
+    #[serde(deserialize_with = "number_or_null")]
+    pub gradient_norm: f64,
+    /// Labelled rows in the batch.
+    pub rows: usize,
+    /// Tokens that the model read, padding left out.
+    pub tokens: usize,
+    /// Padding that it read with them.
+    pub padding: usize,
+    /// The learning rate.
+    #[serde(deserialize_with = "number_or_null")]
+    pub learning_rate: f64,
+    /// Tokens that the model read, by the seconds of the step.
+    #[serde(deserialize_with = "number_or_null")]
+    pub tokens_per_second: f64,
+    /// The mean item NLL of the validation rows, where it was taken after this step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation_nll: Option<f64>,
+}
+
+/// The file being written. Every step reaches it at once, so that a run can be watched.
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsFile {
+    /// Begins the file of a folder with the steps that were taken before.
+    pub fn create(folder: &Path, earlier: &[StepMetrics]) -> Result<Self> {
+        let path = folder.join(METRICS_FILE);
+        let cannot = || format!("cannot write {}", path.display());
+        let (file, partial) = begin_beside(&path).with_context(cannot)?.into_parts();
+        let mut metrics = Self {
+            path: path.clone(),
+            file,
+        };
+        earlier.iter().try_for_each(|step| metrics.write(step))?;
+        partial.persist(&path).with_context(cannot)?;
+        Ok(metrics)
+    }
+
+    /// Adds a line.
+    pub fn write(&mut self, step: &StepMetrics) -> Result<()> {
+        let line = serde_json::to_string(step)? + "\n";
+        self.file
+            .write_all(line.as_bytes())
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+}
+
+/// The steps of a run's folder up to number `last`. A line that is damaged is left out and said on standard error; one
+/// that was cut off when a run was ends the file, and is nothing to speak of.
+pub fn read_metrics(folder: &Path, last: usize) -> Result<Vec<StepMetrics>> {
+    let path = folder.join(METRICS_FILE);
+    if !path.exists() {
+        return Ok(Vec::new());
+    }
+    let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let whole = bytes.split_inclusive(|&byte| byte == b'\n');
+    let whole = (1..).zip(whole).filter(|(_, line)| line.ends_with(b"\n"));
+    let mut steps = Vec::new();
+    for (number, line) in whole {
+        match serde_json::from_slice::<StepMetrics>(line) {
+            Ok(step) if step.step <= last => steps.push(step),
+            Ok(_) => {}
+            Err(error) => eprintln!(
+                "warning: {}, line {number}: expected the numbers of a step, and the line is left out: {error}",
+                path.display()
+            ),
+        }
+    }
+    Ok(steps)
+}
+
+/// A number that may be NaN or infinite, for which JSON has nothing but `null`.
+fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn step(step: usize) -> StepMetrics {
+        StepMetrics {
+            step,
+            loss: 0.1 + step as f64,
+            temperature: 1.5,
+            positive_mean: Some(1.0 / 3.0),
+            mean: None,
+            variance: None,
+            gradient_norm: 1e-7,
+            rows: 3,
+            tokens: 7,
+            padding: 1,
+            learning_rate: 1e-4,
+            tokens_per_second: 5.0,
+            validation_nll: (step == 2).then_some(6.5),
+        }
+    }
+
+    #[test]
+    fn a_run_that_goes_on_keeps_the_steps_before_its_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut metrics = MetricsFile::create(folder.path(), &[]).unwrap();
+        let steps: Vec<StepMetrics> = (1..=4).map(step).collect();
+        steps.iter().for_each(|step| metrics.write(step).unwrap());
+        metrics.file.write_all(b"{\"step\": 5, \"lo").unwrap();
+        let kept = read_metrics(folder.path(), 3).unwrap();
+        assert_eq!(kept, steps[..3]);
+        MetricsFile::create(folder.path(), &kept).unwrap();
+        assert_eq!(read_metrics(folder.path(), 9).unwrap(), steps[..3]);
+        assert!(
+            read_metrics(&folder.path().join("none"), 9)
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_damaged_line_costs_no_other_and_a_number_that_json_lacks_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let steps: Vec<StepMetrics> = (1..=4).map(step).collect();
+        let line = |step: &StepMetrics| serde_json::to_string(step).unwrap() + "\n";
+        let mut lines: Vec<String> = steps.iter().map(line).collect();
+        lines[1] = lines[1].replace("loss", "los");
+        lines[2] = lines[2].replace("\"loss\":3.1", "\"loss\":null");
+        let mut bytes = lines.concat().into_bytes();
+        bytes.splice(0..0, *b"\xff\n");
+        fs::write(folder.path().join(METRICS_FILE), bytes).unwrap();
+        let read = read_metrics(folder.path(), 9).unwrap();
+        assert_eq!((read.len(), &read[0], &read[2]), (3, &steps[0], &steps[3]));
+        assert!(read[1].loss.is_nan() && read[1].step == 3);
+    }
+}

@@ -1,0 +1,98 @@
+//! What losses and searches are computed from.
+
+use candle_core::{Tensor, Var};
+
+use super::head::Head;
+
+/// The scores of all tokens at every position, given as logits or as what they are computed from.
+///
+/// Methods that take scores accept any of these:
+///
+/// - `&logits`, a tensor `[.., V]`;
+/// - `(&hidden, &head)`, hidden states `[.., H]` and anything that a [`Head`] is made from: a tensor `[V, H]`,
+///   a [`FrozenHead`](crate::FrozenHead), or a head with a bias. The logits are then never materialised: only the
+///   head rows of valid tokens are read.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_trie::{MaskedSoftmaxLoss, Rows, TokenTrie};
+///
+/// let trie = TokenTrie::new([(0, [1, 9]), (1, [2, 9])])?;
+/// let loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
+/// let rows = Rows::from_shifted(&trie, &vec![vec![2, 9]])?;
+/// let hidden = Tensor::ones((1, 2, 4), DType::F32, &Device::Cpu)?; // [B, T, H]
+/// let head = Tensor::ones((10, 4), DType::F32, &Device::Cpu)?; // [V, H]
+/// let logits = hidden.broadcast_matmul(&head.t()?)?; // [B, T, V]
+///
+/// let from_logits = loss.evaluate(&logits, &rows)?;
+/// let from_hidden = loss.evaluate((&hidden, &head), &rows)?;
+/// assert_eq!(from_logits.loss.to_scalar::<f32>()?, from_hidden.loss.to_scalar::<f32>()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub enum Scores<'a> {
+    /// Logits `[.., V]`.
+    Logits(&'a Tensor),
+    /// Hidden states `[.., H]` and the head that multiplies them.
+    Hidden(&'a Tensor, Head<'a>),
+}
+
+impl Scores<'_> {
+    /// The tensor whose leading dimensions are the positions, and which a gradient is taken of.
+    pub(crate) fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Logits(tensor) | Self::Hidden(tensor, _) => tensor,
+        }
+    }
+
+    /// Calls `compute` with the same scores cut off from autograd.
+    pub(super) fn detached<R>(self, compute: impl FnOnce(Scores) -> R) -> R {
+        match self {
+            Self::Logits(logits) => compute(Scores::Logits(&logits.detach())),
+            Self::Hidden(hidden, head) => {
+                let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
+                let head = head.with(&weight, bias.as_ref());
+                compute(Scores::Hidden(&hidden.detach(), head))
+            }
+        }
+    }
+}
+
+impl<'a> From<&'a Tensor> for Scores<'a> {
+    fn from(logits: &'a Tensor) -> Self {
+        Self::Logits(logits)
+    }
+}
+
+impl<'a> From<&'a Var> for Scores<'a> {
+    fn from(logits: &'a Var) -> Self {
+        Self::Logits(logits)
+    }
+}
+
+impl<'a, H: Into<Head<'a>>> From<(&'a Tensor, H)> for Scores<'a> {
+    fn from((hidden, head): (&'a Tensor, H)) -> Self {
+        Self::Hidden(hidden, head.into())
+    }
+}
+
+impl<'a, H: Into<Head<'a>>> From<(&'a Var, H)> for Scores<'a> {
+    fn from((hidden, head): (&'a Var, H)) -> Self {
+        Self::Hidden(hidden, head.into())
+    }
+}
+
+/// Where [`value_and_gradient`](crate::MaskedSoftmaxLoss::value_and_gradient) writes the gradient.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum GradientTarget<'a> {
+    /// A new tensor. For hidden states this is the only choice.
+    #[default]
+    New,
+    /// This contiguous tensor, which has the shape and dtype of the logits and is overwritten: memory that is kept
+    /// from step to step. It must not share its memory with the logits.
+    Into(&'a Tensor),
+    /// The logits themselves, which are overwritten. Nothing else may need them any more: an operation that keeps its
+    /// result for its own backward pass would read the gradient instead. On CUDA this saves the memory of a second
+    /// `[N, V]`.
+    InPlace,
+}

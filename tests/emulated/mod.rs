@@ -13,10 +13,18 @@ pub const LIMITS: DeviceLimits = DeviceLimits {
     shared_bytes_per_multiprocessor: 100 << 10,
 };
 
-/// The orders of the threads that every kernel is run in: two, or as many as `CANDLE_TRIE_SCHEDULES` says.
+/// Whether every case of the largest sweeps is run, in every order of the threads: where `CANDLE_TRIE_SWEEPS` is `full`, as in `.ci/run`.
+pub fn sweeps_in_full() -> bool {
+    match std::env::var("CANDLE_TRIE_SWEEPS") {
+        Err(_) => false,
+        Ok(value) if value == "full" => true,
+        Ok(value) => panic!("CANDLE_TRIE_SWEEPS is {value}, which is not full"),
+    }
+}
+
+/// The orders of the threads that every kernel is run in.
 pub fn schedules() -> std::ops::Range<u64> {
-    let count = std::env::var("CANDLE_TRIE_SCHEDULES");
-    0..count.map_or(2, |count| count.parse().expect("a number of orders"))
+    0..if sweeps_in_full() { 4 } else { 2 }
 }
 
 /// Where a buffer is, as plans take it.

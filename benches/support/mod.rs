@@ -16,7 +16,7 @@ use candle_trie::{Row, Rows, TokenSets};
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 
-/// A batch of a real catalogue, as `msl shapes` writes it: token sets (set 0 is the root's) and rows.
+/// A batch of a real catalogue, as the example `shapes` of the driver writes it: token sets (set 0 is the root's) and rows.
 pub struct Shape {
     pub sets: TokenSets,
     pub rows: Rows,

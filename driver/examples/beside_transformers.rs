@@ -13,20 +13,19 @@ use clap::{Args, Parser};
 use msl::{
     commands::arguments::{Arguments, Command},
     data::{
-        catalogue::Interaction,
         dataset::{DataArguments, Dataset},
-        json::{read_json, write_json},
+        examples::{Example, chosen, examples},
         prompt::{Prompt, PromptStyle},
-        responses::{Example, Responses, chosen},
+        responses::Responses,
         tokenizer::TextTokenizer,
     },
+    io::json::{read_json, write_json},
     model::{
         Llama, LoraSettings, adapter,
         precision::Precision,
         pretrained::{self, Pretrained},
     },
-    run::settings::{LossSettings, TrainingSettings},
-    train::Trainer,
+    train::{Trainer, loss_settings::LossSettings, settings::TrainingSettings},
 };
 use serde::{Deserialize, Serialize};
 
@@ -183,27 +182,21 @@ fn batches(folder: &Path, tokenizer: &TextTokenizer, rows: usize, steps: usize) 
         ..
     } = Dataset::read(&DataArguments::of(folder), 0)?;
     let responses = Responses::new(&catalogue, tokenizer)?;
-    let prompt = Prompt {
-        style: PromptStyle::Alpaca,
-        noun: "book".into(),
-        verb: "read".into(),
+    let prompt = Prompt::new(PromptStyle::Alpaca);
+    let read = &interactions[..interactions.len().min(rows.saturating_mul(steps))];
+    let examples = examples(read, &catalogue, &prompt, tokenizer, &responses)?;
+    let row = |example: &Example| Row {
+        prompt: example.prompt.clone(),
+        response: example.response.clone(),
     };
-    let row = |interaction: &Interaction| {
-        let example = responses.example(interaction, &catalogue, &prompt, tokenizer)?;
-        Ok(Row {
-            prompt: example.prompt,
-            response: example.response,
-        })
-    };
-    let rows = interactions.chunks(rows).take(steps);
     let paths = (0..catalogue.items().len() as u64).map(|item| responses.path(item));
     Ok(Batches {
         catalogue: paths
             .map(|path| Ok(path?.to_vec()))
             .collect::<Result<_>>()?,
-        batches: rows
-            .map(|rows| rows.iter().map(row).collect())
-            .collect::<Result<_>>()?,
+        batches: (examples.chunks(rows))
+            .map(|batch| batch.iter().map(row).collect())
+            .collect(),
     })
 }
 

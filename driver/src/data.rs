@@ -1,12 +1,11 @@
-//! Catalogues and their users: files, titles, prompts, tokens and batches.
+//! Reads catalogues and the choices of their users, and turns them into prompts, tokens and batches.
 
 pub mod batch;
 pub mod catalogue;
 pub mod catalogue_shape;
 pub mod dataset;
+pub mod examples;
 pub mod files;
-pub mod input;
-pub mod json;
 pub mod paper_format;
 pub mod prompt;
 pub mod recbole_format;
@@ -14,6 +13,5 @@ pub mod responses;
 pub mod summary;
 pub mod synthetic;
 pub mod targets;
-pub mod text_file;
 pub mod text_table;
 pub mod tokenizer;

@@ -1,4 +1,4 @@
-//! Evaluation: beam search over the trie, and the item NLL.
+//! Evaluates models by beam search over the trie and by the item NLL.
 
 pub mod baselines;
 pub mod comparison;
@@ -14,30 +14,30 @@ use candle_core::DType;
 use candle_trie::{MaskedSoftmaxLoss, Reduction, SearchResult, TokenTrie};
 
 use crate::{
+    console::progress::Progress,
     data::{
         batch::{Batch, Reading, longest_response, response_rows},
-        responses::Example,
+        examples::Example,
     },
     evaluate::{
         ranking::UserResult,
         search::{SearchSettings, Searcher},
     },
     model::Llama,
-    train::progress::Progress,
 };
 
-/// How well a model recommends.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Evaluation {
-    /// What came of every user, in the order of the examples: the place where the search put the target, and the item
-    /// NLL over the softmax that the trie masks.
+    /// The place of each user's target in the list of the search, and its item NLL over the softmax that the trie
+    /// masks; in the order of the examples.
     pub users: Vec<UserResult>,
-    /// What each user was recommended, best first.
+    /// The items that each user was recommended, best first.
     pub recommended: Vec<Vec<SearchResult>>,
-    /// Tokens that the model read for a user's search, as a mean: padding left out, and what prompts read together begin
-    /// with in common counted once.
+    /// Mean number of tokens that the model read to search for one user. Padding does not count, and the longest common
+    /// prefix of prompts that are read together counts once.
     pub model_tokens: f64,
-    /// How many users were recommended to by second; their item NLLs are not in the time.
+    /// Users per second of searching. The time of their item NLLs does not count.
     pub users_per_second: f64,
 }
 
@@ -47,9 +47,9 @@ pub struct Evaluator<'a> {
     pub trie: &'a TokenTrie,
     /// How the catalogue is searched.
     pub search: SearchSettings,
-    /// Users evaluated side by side.
+    /// Number of users that are evaluated together.
     pub batch_size: usize,
-    /// The temperature of the softmax: that of training.
+    /// Temperature of the softmax.
     pub temperature: f64,
 }
 
@@ -88,7 +88,7 @@ impl Evaluator<'_> {
         })
     }
 
-    /// The mean item NLL alone, which needs no search.
+    /// Computes the mean item NLL alone, which needs no search.
     pub fn mean_item_nll(&self, model: &Llama, examples: &[Example]) -> Result<f64> {
         let loss = self.row_losses()?;
         let mut sum = 0.0;
@@ -98,7 +98,7 @@ impl Evaluator<'_> {
         Ok(sum / examples.len().max(1) as f64)
     }
 
-    /// A loss that keeps the −ln p of every row apart.
+    /// Builds a loss that keeps the −ln p of every row apart.
     fn row_losses(&self) -> Result<MaskedSoftmaxLoss> {
         let loss = MaskedSoftmaxLoss::new(self.trie, self.temperature)?;
         Ok(loss.with_reduction(Reduction::None)?)
@@ -121,12 +121,13 @@ impl Evaluator<'_> {
     }
 }
 
-/// The place of an item among those that a search found.
+/// Returns the place of an item among those that a search found.
 fn place(found: &[SearchResult], item: u64) -> Option<usize> {
     found.iter().position(|found| found.items.contains(&item))
 }
 
-/// Examples from the shortest prompt to the longest, and their places: batches of them need little padding.
+/// Sorts examples by the length of their prompts, so that batches need little padding, and returns their places with
+/// them.
 fn by_length(examples: &[Example]) -> (Vec<usize>, Vec<&Example>) {
     let mut by_length: Vec<(usize, &Example)> = examples.iter().enumerate().collect();
     by_length.sort_by_key(|(_, example)| example.prompt.len());

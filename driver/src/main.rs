@@ -4,11 +4,8 @@ use std::{io::ErrorKind, process::ExitCode};
 
 use clap::Parser;
 use msl::{
-    commands::{
-        self,
-        arguments::Arguments,
-        console::{OutputClosed, note, shown},
-    },
+    commands::{self, arguments::Arguments},
+    console::{OutputClosed, note, shown},
     train::interrupt::Interrupted,
 };
 
@@ -28,7 +25,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The status of a command that came to an end.
+/// Returns the status of a command that came to an end, and prints its error.
 fn ended(result: anyhow::Result<()>) -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
@@ -45,8 +42,9 @@ fn ended(result: anyhow::Result<()>) -> ExitCode {
     }
 }
 
-/// Training shares out whole pieces of a batch. candle would share out every long element-wise operation besides, among
-/// threads that spin until the slowest is done: on a busy machine that is ten times slower than one thread.
+/// Keeps candle to one thread. Training gives whole pieces of a batch to threads. candle would also split every long
+/// element-wise operation among threads that spin until the slowest is done, which is ten times slower on a busy
+/// machine.
 fn keep_candle_from_spinning() {
     const THREADS: &str = "CANDLE_NUM_THREADS";
     if std::env::var_os(THREADS).is_none() {

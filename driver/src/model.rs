@@ -23,9 +23,11 @@ pub mod precision;
 pub mod pretrained;
 mod residual;
 mod rotary;
+mod sizes;
 
 pub use cache::{Cache, Sequence};
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
 pub use llama::{EMBEDDING, Llama};
 pub use lora::{LoraSettings, TARGETS, is_end_of};
 pub use parameters::{NamedTensors, Parameters, Weights};
+pub use sizes::ModelSettings;

@@ -1,34 +1,34 @@
-//! Random numbers that depend on the seed and on nothing else: not on the machine, the threads or the crate's version.
+//! Generates random numbers that depend on the seed alone, and not on the machine, the threads or the crate's version.
 
 use rand::SeedableRng;
 
 /// A stream of random numbers.
 pub type Random = rand_chacha::ChaCha8Rng;
 
-/// What a stream of random numbers is for. Each purpose has its own, so that more of one changes no other.
+/// Purposes of random numbers. Each has a stream of its own, so that drawing more for one changes no other.
 #[derive(Clone, Copy, Debug)]
 pub enum Purpose {
     /// The synthetic catalogue and its users.
     Catalogue,
-    /// Which rows of a file are used.
+    /// The choice of the rows of a file that are used.
     Sample,
     /// The first weights of a model.
     Weights,
     /// The order of the training rows.
     Order,
-    /// Which rows are held out for validation.
+    /// The choice of the rows that are held out for validation.
     Validation,
-    /// What dropout leaves out.
+    /// The values that dropout sets to 0.
     Dropout,
 }
 
-/// The stream of a seed for one purpose.
+/// Returns the stream of a seed for one purpose.
 pub fn random(seed: u64, purpose: Purpose) -> Random {
     random_at(seed, purpose, 0)
 }
 
-/// The stream of a seed for one purpose at one moment (an epoch, a step). A run that goes on from there needs nothing of
-/// what came before.
+/// Returns the stream of a seed for one purpose at one moment (an epoch, a step). A run that goes on from there needs
+/// nothing of what came before.
 pub fn random_at(seed: u64, purpose: Purpose, moment: u64) -> Random {
     let mut random = Random::seed_from_u64(seed);
     random.set_stream((moment << 8) | purpose as u64);

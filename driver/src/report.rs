@@ -1,4 +1,4 @@
-//! The page of `msl report`: runs beside each other, in one HTML file that needs nothing else.
+//! Writes the page of `msl report`, which compares runs in one HTML file that needs no other file.
 
 mod charts;
 mod page;

@@ -1,12 +1,13 @@
-//! One step of training after another.
+//! Trains a model step by step.
 
 pub mod events;
 pub mod gradients;
 pub mod interrupt;
+pub mod loss_settings;
 pub mod metrics;
 pub mod optimizer;
-pub mod progress;
 pub mod schedule;
+pub mod settings;
 pub mod training_run;
 pub mod workers;
 
@@ -23,35 +24,37 @@ use rand::RngCore;
 use crate::{
     data::{
         batch::{Batch, Reading, longest_response, response_rows},
-        responses::Example,
+        examples::Example,
     },
     model::Llama,
     random::{Purpose, random_at},
-    run::settings::{LossSettings, TrainingSettings},
-    train::{gradients::Gradients, metrics::StepMetrics, optimizer::AdamW, workers::Workers},
+    train::{
+        gradients::Gradients, loss_settings::LossSettings, metrics::StepMetrics, optimizer::AdamW,
+        settings::TrainingSettings, workers::Workers,
+    },
 };
 
 /// The most rows that go through the model together: few enough for the caches. Shards are the units of work for the
 /// threads; their size depends on the settings alone, so that a run does not depend on how many threads there are.
 const LARGEST_SHARD: usize = 16;
 
-/// A model on its way: the loss and the optimizer with their state.
+/// A training: the model, the loss and the optimizer, with their state.
 pub struct Trainer<'a> {
     model: &'a Llama,
     trie: &'a TokenTrie,
     settings: &'a TrainingSettings,
     loss: MaskedSoftmaxLoss,
     convention: Convention,
-    /// Looks at the statistics where the loss does not.
+    /// Computes the statistics that are reported where the loss has none.
     observer: MaskedSoftmaxLoss,
-    /// The head, where it is not trained and the trie masks the loss.
+    /// The head with its gathered rows, where it is not trained and the trie masks the loss.
     frozen_head: Option<FrozenHead>,
     optimizer: AdamW,
     workers: Workers,
     reading: Reading,
 }
 
-/// Some rows of a step that are in memory together.
+/// Rows of a step that are in memory together.
 struct MicroBatch {
     shards: Vec<Shard>,
     rows: Rows,
@@ -64,16 +67,16 @@ struct Shard {
     seeds: Vec<u64>,
 }
 
-/// What is known of a step when its gradient is.
+/// Sums over the micro-batches of a step.
 #[derive(Default)]
 struct Sums {
     loss: f64,
     temperature: f64,
-    /// What the temperature looks at; those of no row where it is fixed.
+    /// The statistics that move the temperature; those of no row where it is fixed.
     statistics: Statistics,
-    /// What is reported: the same, or what an adaptive temperature would look at.
+    /// The statistics that are reported: the same, or those that would move an adaptive temperature.
     observed: Statistics,
-    /// What BEAR's weights of the branching rows add up to.
+    /// The sum of BEAR's weights of the branching rows.
     bear_weight: Option<f64>,
     labelled_rows: usize,
     tokens: usize,
@@ -114,12 +117,12 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Steps taken so far.
+    /// Returns the number of steps taken so far.
     pub fn steps(&self) -> usize {
         self.optimizer.steps()
     }
 
-    /// The temperature as it stands.
+    /// Returns the present temperature.
     ///
     /// # Errors
     /// What candle reports of its transfer from the device.
@@ -127,8 +130,7 @@ impl<'a> Trainer<'a> {
         Ok(self.loss.temperature()?.state())
     }
 
-    /// Whether all weights that are trained are finite, and so small that their squares are, which norms and attention add
-    /// up.
+    /// Tells whether all trained weights and their squares are finite: norms and attention add up the squares.
     ///
     /// # Errors
     /// What candle reports of its transfer from the device.
@@ -142,13 +144,13 @@ impl<'a> Trainer<'a> {
         Ok(true)
     }
 
-    /// The optimizer.
+    /// Returns the optimizer.
     pub fn optimizer(&self) -> &AdamW {
         &self.optimizer
     }
 
-    /// Goes on from where a training stood: with the weights that it had then, this is all that it needs. What is
-    /// random in a step depends on the seed and the step alone.
+    /// Continues a training after a checkpoint. The model must have the weights of that checkpoint. Random numbers of a
+    /// step depend on the seed and the step alone.
     pub fn restore(
         &mut self,
         steps: usize,
@@ -208,7 +210,7 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// What to try where numbers are not finite.
+    /// Returns what to try where numbers are not finite.
     fn advice(&self) -> &'static str {
         match (self.model.head().dtype(), self.optimizer.steps()) {
             (DType::F16, 0) => {
@@ -259,7 +261,8 @@ impl<'a> Trainer<'a> {
             .collect()
     }
 
-    /// At least two on the processor, so that two threads have something to do.
+    /// Returns how many rows a shard has: on the processor there are at least two shards, so that two threads have
+    /// something to do.
     fn shard_size(&self) -> usize {
         if !self.model.head().device().is_cpu() {
             return self.settings.micro_batch_size();
@@ -279,8 +282,8 @@ impl<'a> Trainer<'a> {
         Ok(rows)
     }
 
-    /// What a loss is multiplied by on its way back. The gradient of a mean over many rows is too small for f16; that
-    /// of about their sum is not.
+    /// Returns the factor of the loss before it is differentiated. In f16 the gradient of a mean over many rows
+    /// underflows, and that of about their sum does not.
     fn gradient_scale(&self, rows: usize) -> f64 {
         match self.model.head().dtype() {
             DType::F16 => rows.next_power_of_two() as f64,
@@ -336,7 +339,7 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    /// The hidden states that predict the responses, shard by shard.
+    /// Returns the hidden states that predict the responses, shard by shard.
     fn hidden(&self, shards: &[Shard]) -> Result<Vec<Tensor>> {
         self.workers.map(shards.len(), |index| {
             let Shard { batch, seeds } = &shards[index];
@@ -344,8 +347,8 @@ impl<'a> Trainer<'a> {
         })
     }
 
-    /// Goes back through the shards from the gradient of their hidden states. Sums are taken in the order of the
-    /// shards, so that they do not depend on the threads.
+    /// Differentiates the shards, from the gradient of their hidden states. Sums are taken in the order of the shards,
+    /// so that they do not depend on the threads.
     fn add_gradients(
         &self,
         gradients: &mut Gradients,
@@ -364,7 +367,7 @@ impl<'a> Trainer<'a> {
         shards.iter().try_for_each(|shard| gradients.add(shard))
     }
 
-    /// The loss of the hidden states that predict responses.
+    /// Returns the loss of the hidden states that predict responses.
     fn response_loss(&mut self, hidden: &Tensor, rows: &Rows, alone: bool) -> Result<LossOutput> {
         // Only where it is asked for: on a GPU to read it is to wait for the last step.
         let given = match alone {
@@ -390,7 +393,7 @@ impl<'a> Trainer<'a> {
     }
 }
 
-/// The head as the losses take it.
+/// Returns the head as the losses take it.
 fn head<'h>(frozen: &'h Option<FrozenHead>, model: &'h Llama) -> Head<'h> {
     match frozen {
         Some(frozen) => frozen.into(),
@@ -398,7 +401,7 @@ fn head<'h>(frozen: &'h Option<FrozenHead>, model: &'h Llama) -> Head<'h> {
     }
 }
 
-/// The logits `[rows, labels, vocabulary]` of hidden states.
+/// Returns the logits `[rows, labels, vocabulary]` of hidden states.
 fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
     let (rows, labels, width) = hidden.dims3()?;
     let logits = hidden.reshape((rows * labels, width))?.matmul(&head.t()?)?;

@@ -6,16 +6,20 @@ use candle_core::{DType, Device};
 use candle_trie::{AdaptiveStrategy, Statistics, Temperature};
 use msl::{
     data::{
+        examples::examples,
         prompt::{Prompt, PromptStyle},
         responses::Responses,
         synthetic::World,
         tokenizer::TextTokenizer,
     },
-    model::{Llama, LlamaConfig, LoraSettings, TARGETS},
-    run::settings::{
-        Decay, LossKind, LossSettings, ModelSettings, StatisticsScope, TrainingSettings,
+    model::{Llama, LlamaConfig, LoraSettings, ModelSettings, TARGETS},
+    train::{
+        Trainer,
+        loss_settings::{LossKind, LossSettings, StatisticsScope},
+        metrics::StepMetrics,
+        settings::{Decay, TrainingSettings},
+        training_run::train as train_all,
     },
-    train::{Trainer, metrics::StepMetrics, training_run::train as train_all},
 };
 
 const STEPS: usize = 20;
@@ -287,11 +291,7 @@ fn train_model(
     model: impl FnOnce(LlamaConfig) -> Llama,
 ) -> (Vec<StepMetrics>, usize) {
     let world = World::new(7, STEPS * BATCH_SIZE, 1).unwrap();
-    let prompt = Prompt {
-        style: PromptStyle::Titles,
-        noun: "book".into(),
-        verb: "read".into(),
-    };
+    let prompt = Prompt::new(PromptStyle::Titles);
     let titles = world
         .catalogue
         .items()
@@ -300,13 +300,8 @@ fn train_model(
     let texts: Vec<String> = titles.collect();
     let tokenizer = TextTokenizer::train(texts.iter().map(String::as_str), 600).unwrap();
     let responses = Responses::new(&world.catalogue, &tokenizer).unwrap();
-    let examples: Vec<_> = (world.training.iter())
-        .map(|row| {
-            responses
-                .example(row, &world.catalogue, &prompt, &tokenizer)
-                .unwrap()
-        })
-        .collect();
+    let rows = &world.training;
+    let examples = examples(rows, &world.catalogue, &prompt, &tokenizer, &responses).unwrap();
     let sizes = ModelSettings {
         hidden: 32,
         intermediate: 48,

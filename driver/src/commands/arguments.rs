@@ -1,7 +1,6 @@
-//! The command line.
+//! Defines the command line.
 
 mod examples;
-mod run_settings;
 
 use std::path::PathBuf;
 
@@ -9,16 +8,17 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
 use crate::{
-    data::dataset::{DataArguments, Split},
+    console::{finite, positive},
+    data::{
+        dataset::{DataArguments, Split},
+        prompt::Prompt,
+        tokenizer::TokenizerArguments,
+    },
     evaluate::search::{SearchKind, SearchSettings},
     model::{device::DeviceChoice, precision::Precision},
-    run::{
-        folder::RunFolder,
-        settings::{finite, parse_eta},
-    },
+    run::{folder::RunFolder, settings::RunSettings},
+    train::loss_settings::parse_eta,
 };
-
-pub use run_settings::{PromptArguments, RunSettings, TokenizerArguments};
 
 use examples::{
     DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
@@ -29,36 +29,34 @@ use examples::{
 #[derive(Parser)]
 #[command(name = "msl", version, propagate_version = true, after_help = EXAMPLES)]
 pub struct Arguments {
-    /// Where to compute: auto (the first GPU that can be used, else the processor), cpu or cuda:N
+    /// The device: auto (the first usable GPU, else the processor), cpu or cuda:N
     #[arg(long, global = true, default_value = "auto", value_name = "DEVICE")]
     pub device: DeviceChoice,
 
-    /// What to do.
+    /// The subcommands.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Watch a small language model become a recommender: a synthetic catalogue, four losses, one table
+    /// Train a small language model on a synthetic catalogue under four losses, and compare them in one table
     Demo(DemoArguments),
-    /// Train a model on a catalogue and its users: adapters of a pretrained one, or a small one from scratch
+    /// Train a model on a catalogue and its users: adapters of a pretrained model, or a small model from scratch
     Train(Box<TrainArguments>),
-    /// Go on with a training that was interrupted, to the same result bit for bit
+    /// Resume a training that was interrupted, to a bit-identical result
     Resume(ResumeArguments),
-    /// Look at a catalogue as the losses will see it, and hear which scope of ats is defined for it
+    /// Print statistics of the trie of a catalogue, and which scope of ats is defined for it
     Inspect(InspectArguments),
-    /// Add adapters to the weights of their model, and write the sum as a Hugging Face folder
+    /// Merge adapters into the weights of their model, and write a Hugging Face folder
     Merge(MergeArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
-    /// Recommend to one user, whose history is typed here
+    /// Recommend titles to one user, whose history is given on the command line
     Recommend(RecommendArguments),
-    /// Lay runs beside each other in one HTML page: how they were trained, how well they recommend, what they were told
+    /// Compare runs in one HTML page: their training, their evaluations and their settings
     Report(ReportArguments),
-    /// Write the token sets and rows of a batch of a real catalogue, for benchmarks to run on anywhere
-    Shapes(ShapesArguments),
 }
 
 /// Options of `msl demo`.
@@ -69,20 +67,20 @@ pub struct DemoArguments {
     #[arg(long, default_value_t = 42)]
     pub seed: u64,
 
-    /// Rows to tune on
-    #[arg(long, default_value_t = 3_200)]
+    /// Training rows
+    #[arg(long, default_value_t = 3_200, value_parser = positive)]
     pub training_rows: usize,
 
-    /// Rows to evaluate on
-    #[arg(long, default_value_t = 1_000)]
+    /// Test rows
+    #[arg(long, default_value_t = 1_000, value_parser = positive)]
     pub test_rows: usize,
 
-    /// Passes over the titles alone, with the plain language-model loss, before anything is tuned
-    #[arg(long, default_value_t = 20)]
+    /// Epochs of pretraining on the titles alone, with the plain language-model loss
+    #[arg(long, default_value_t = 20, value_parser = positive)]
     pub pretraining_epochs: usize,
 
-    /// Passes over the rows to tune on
-    #[arg(long, default_value_t = 5)]
+    /// Epochs of tuning on the training rows
+    #[arg(long, default_value_t = 5, value_parser = positive)]
     pub epochs: usize,
 
     /// Print one JSON object instead of the table
@@ -98,7 +96,7 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is there: that of a run which nobody trains, or of a merged model
+    /// Replace the output folder if it is a merged model, or a run that nobody trains
     #[arg(long)]
     pub overwrite: bool,
 
@@ -106,7 +104,7 @@ pub struct TrainArguments {
     #[arg(long)]
     pub json: bool,
 
-    /// All that decides what comes out.
+    /// The options that decide the result.
     #[command(flatten)]
     pub run: RunSettings,
 }
@@ -119,8 +117,8 @@ pub struct InspectArguments {
     #[arg(value_name = "CATALOGUE")]
     pub catalogue: PathBuf,
 
-    /// The column of a .item file that names the items [default: the one called title or name, or the only one that ends
-    /// so]
+    /// The column of a .item file that names the items [default: title or name, or the only column whose name ends in
+    /// _title or _name]
     #[arg(long, value_name = "COLUMN")]
     pub title_column: Option<String>,
 
@@ -128,12 +126,11 @@ pub struct InspectArguments {
     #[arg(long, value_name = "FILE")]
     pub train: Option<PathBuf>,
 
-    /// Refuse items without a title, and rows that name an item which the catalogue does not have, instead of leaving
-    /// them out
+    /// Refuse items without a title and rows with unknown items, instead of leaving them out
     #[arg(long)]
     pub strict: bool,
 
-    /// What cuts texts into tokens.
+    /// Options of the tokenizer.
     #[command(flatten)]
     pub tokenizer: TokenizerArguments,
 
@@ -153,13 +150,13 @@ pub struct InspectArguments {
     #[arg(long)]
     pub json: bool,
 
-    /// The words around a history.
+    /// Options of the prompt.
     #[command(flatten, next_help_heading = "Prompt")]
-    pub prompt: PromptArguments,
+    pub prompt: Prompt,
 }
 
 impl InspectArguments {
-    /// Where the rows come from.
+    /// Returns the options of the data.
     pub fn data(&self) -> DataArguments {
         DataArguments {
             train: self.train.clone(),
@@ -170,10 +167,10 @@ impl InspectArguments {
     }
 }
 
-/// These options say where the data and the model of a run are now, if they have moved since it was made.
+/// Options of where the data and the model of a run are now, if they have moved.
 #[derive(Args)]
 pub struct Moved {
-    /// The folder of the catalogue and its users [default: that of training]
+    /// The folder of the catalogue and its users [default: that of the training]
     #[arg(long, value_name = "FOLDER")]
     pub data: Option<PathBuf>,
 
@@ -183,7 +180,7 @@ pub struct Moved {
 }
 
 impl Moved {
-    /// A run with what it was made with where it is now.
+    /// Applies the new paths to a run.
     pub fn apply(&self, run: RunFolder) -> Result<RunFolder> {
         run.moved(self.data.as_deref(), self.model.as_deref())
     }
@@ -197,7 +194,7 @@ pub struct ResumeArguments {
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// The data and the model of the run, where they have moved.
+    /// The new paths of the data and the model of the run, if they have moved.
     #[command(flatten)]
     pub moved: Moved,
 
@@ -235,7 +232,7 @@ pub struct MergeArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is there: that of a run which nobody trains, or of a merged model
+    /// Replace the output folder if it is a merged model, or a run that nobody trains
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -248,15 +245,15 @@ pub struct EvaluateArguments {
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// The step of the checkpoint [default: the best on the validation rows, or the last where there were none]
+    /// The step of the checkpoint [default: the best on the validation rows, or the last if there were none]
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
-    /// The data and the model of the run, where they have moved.
+    /// The new paths of the data and the model of the run, if they have moved.
     #[command(flatten)]
     pub moved: Moved,
 
-    /// Which rows to evaluate on
+    /// The rows to evaluate on
     #[arg(long, value_enum, default_value = "test")]
     pub split: Split,
 
@@ -264,29 +261,29 @@ pub struct EvaluateArguments {
     #[arg(long, value_name = "FILE", conflicts_with = "split")]
     pub test: Option<PathBuf>,
 
-    /// Use this many of them, chosen by the seed of training [default: all]
+    /// Evaluate on this many of the rows, chosen by the seed of the training [default: all]
     #[arg(long, value_name = "ROWS")]
     pub samples: Option<usize>,
 
-    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run, with
-    /// the table in evaluation.json beside it, where msl report finds them; those of an evaluation that was decoded in
-    /// another way are kept as ranks-1.csv and evaluation-1.json]
+    /// The file to write each user's rank and item NLL to [default: ranks.csv in the folder of the run, with the table
+    /// in evaluation.json, which msl report reads. Those of an earlier evaluation that was decoded otherwise are kept
+    /// as ranks-1.csv and evaluation-1.json]
     #[arg(long, value_name = "FILE")]
     pub ranks: Option<PathBuf>,
 
-    /// A file to write what each user is recommended to, one JSON object a line
+    /// The file to write each user's recommendations to, one JSON object per line
     #[arg(long, value_name = "FILE")]
     pub lists: Option<PathBuf>,
 
-    /// The search.
+    /// Options of the search.
     #[command(flatten)]
     pub search: SearchSettings,
 
-    /// Users evaluated side by side
-    #[arg(long, default_value_t = 32)]
+    /// Users in a batch
+    #[arg(long, default_value_t = 32, value_parser = positive)]
     pub batch_size: usize,
 
-    /// The temperature of the softmax [default: that of training]
+    /// The temperature of the softmax [default: that of the training]
     #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
@@ -307,35 +304,35 @@ pub struct RecommendArguments {
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// The titles that a user has chosen, or their items' ids, oldest first
+    /// The titles or item ids that the user has chosen, oldest first
     #[arg(value_name = "TITLE", required = true)]
     pub history: Vec<String>,
 
     /// How many titles to recommend
-    #[arg(long, default_value_t = 10, value_name = "TITLES")]
+    #[arg(long, default_value_t = 10, value_name = "TITLES", value_parser = positive)]
     pub top: usize,
 
-    /// Leave out what the user has chosen already; the others' probabilities stay as they are
+    /// Exclude the items of the history; the probabilities of the others do not change
     #[arg(long)]
     pub unseen: bool,
 
-    /// How the catalogue is searched: exact proves that nothing better was missed
+    /// The search: beam may miss a better title, exact does not
     #[arg(long, value_enum, default_value = "beam")]
     pub search: SearchKind,
 
-    /// Beams of the search [default: as many as titles are to be recommended]
-    #[arg(long)]
+    /// Beams of the search, at least as many as titles to recommend [default: as many]
+    #[arg(long, value_parser = positive)]
     pub beams: Option<usize>,
 
-    /// The step of the checkpoint [default: the best on the validation rows, or the last where there were none]
+    /// The step of the checkpoint [default: the best on the validation rows, or the last if there were none]
     #[arg(long, value_name = "STEP")]
     pub checkpoint: Option<usize>,
 
-    /// The data and the model of the run, where they have moved.
+    /// The new paths of the data and the model of the run, if they have moved.
     #[command(flatten)]
     pub moved: Moved,
 
-    /// The temperature of the softmax [default: that of training]
+    /// The temperature of the softmax [default: that of the training]
     #[arg(long, value_name = "τ", value_parser = finite)]
     pub temperature: Option<f64>,
 
@@ -348,39 +345,11 @@ pub struct RecommendArguments {
 #[derive(Args)]
 #[command(after_help = REPORT_EXAMPLES)]
 pub struct ReportArguments {
-    /// The folders of runs; the first is the one that others are compared with, user by user
+    /// The folders of the runs; the others are compared with the first, user by user
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
 
     /// The page to write
     #[arg(long, default_value = "report.html", value_name = "FILE")]
     pub output: PathBuf,
-}
-
-/// Options of `msl shapes`.
-#[derive(Args)]
-pub struct ShapesArguments {
-    /// A tokenizer.json
-    #[arg(long, value_name = "FILE")]
-    pub tokenizer: PathBuf,
-
-    /// The token that ends a response [default: looked for among the usual ones]
-    #[arg(long, value_name = "TOKEN")]
-    pub end_token: Option<String>,
-
-    /// Responses in the batch: those of the first training rows
-    #[arg(long, default_value_t = 128)]
-    pub responses: usize,
-
-    /// The safetensors file to write
-    #[arg(long, value_name = "FILE")]
-    pub output: PathBuf,
-
-    /// Print one JSON object instead of the table
-    #[arg(long)]
-    pub json: bool,
-
-    /// Where the rows come from.
-    #[command(flatten, next_help_heading = "Data")]
-    pub data: DataArguments,
 }

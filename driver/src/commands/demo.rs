@@ -4,26 +4,28 @@ use anyhow::Result;
 use candle_core::{DType, Device};
 use candle_trie::TokenTrie;
 
-use super::{ERRORS_NOTE, examples, train_tokenizer};
 use crate::{
     commands::arguments::DemoArguments,
     data::{
         catalogue::{Catalogue, Interaction},
+        examples::{Example, examples},
         prompt::{Prompt, PromptStyle},
-        responses::{Example, Responses},
+        responses::Responses,
         synthetic::World,
         targets::Targets,
+        tokenizer::TextTokenizer,
     },
     evaluate::{
         Evaluator,
         baselines::baselines,
-        comparison::{Comparison, Line},
+        comparison::{Comparison, ERRORS_NOTE, Line},
         search::SearchSettings,
     },
-    model::Llama,
-    run::settings::{Decay, LossKind, LossSettings, ModelSettings, TrainingSettings},
+    model::{Llama, ModelSettings},
     train::{
         Trainer,
+        loss_settings::{LossKind, LossSettings},
+        settings::{Decay, TrainingSettings},
         training_run::{self, Trained},
     },
 };
@@ -45,7 +47,7 @@ const MODEL: ModelSettings = ModelSettings {
     key_value_heads: 2,
 };
 
-/// All that the tuned models share.
+/// The parts that the tuned models share.
 struct Demo {
     pretrained: Llama,
     tuning: TrainingSettings,
@@ -55,11 +57,11 @@ struct Demo {
     targets: Targets,
 }
 
-/// `msl demo`
+/// Runs `msl demo`.
 pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
     let world = World::new(arguments.seed, arguments.training_rows, arguments.test_rows)?;
-    let prompt = prompt();
-    let tokenizer = train_tokenizer(&world.catalogue, &prompt, VOCABULARY)?;
+    let prompt = Prompt::new(PromptStyle::Titles);
+    let tokenizer = TextTokenizer::train_on(&world.catalogue, &prompt, VOCABULARY)?;
     let responses = Responses::new(&world.catalogue, &tokenizer)?;
     let tokenize =
         |rows: &[Interaction]| examples(rows, &world.catalogue, &prompt, &tokenizer, &responses);
@@ -115,15 +117,7 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
     .print(arguments.json)
 }
 
-fn prompt() -> Prompt {
-    Prompt {
-        style: PromptStyle::Titles,
-        noun: "book".into(),
-        verb: "read".into(),
-    }
-}
-
-/// Rows that hold a title each and nothing before it: what a language model is pretrained on.
+/// Returns a row for each title, with an empty history: what a language model is pretrained on.
 fn titles_alone(catalogue: &Catalogue) -> Vec<Interaction> {
     let row = |target| Interaction {
         user: String::new(),
@@ -165,7 +159,7 @@ impl Demo {
     }
 }
 
-/// A model with the same weights, to be trained on its own.
+/// Copies a model, so that it can be trained on its own.
 fn copy(model: &Llama, seed: u64) -> Result<Llama> {
     let head = model.head();
     let copy = Llama::random(model.config().clone(), seed, head.dtype(), head.device())?;
@@ -232,7 +226,7 @@ mod tests {
         data::catalogue_shape::CatalogueShape,
     };
 
-    /// The bounds are those of the sets of the paper, which `crate::data::synthetic` lists, but where it says otherwise.
+    /// Checks the world against bounds from the data sets of the paper, which `crate::data::synthetic` lists.
     #[test]
     fn the_world_has_the_shape_of_real_catalogues() {
         let Command::Demo(arguments) = Arguments::parse_from(["msl", "demo"]).command else {
@@ -245,7 +239,12 @@ mod tests {
             ..
         } = arguments;
         let world = World::new(seed, training_rows, test_rows).unwrap();
-        let tokenizer = train_tokenizer(&world.catalogue, &prompt(), VOCABULARY).unwrap();
+        let tokenizer = TextTokenizer::train_on(
+            &world.catalogue,
+            &Prompt::new(PromptStyle::Titles),
+            VOCABULARY,
+        )
+        .unwrap();
         let responses = Responses::new(&world.catalogue, &tokenizer).unwrap();
         let shape = CatalogueShape::new(&responses, &world.training).unwrap();
         let items = shape.items as f64;

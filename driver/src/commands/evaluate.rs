@@ -9,41 +9,41 @@ use candle_core::Device;
 use candle_trie::SearchResult;
 use serde::Serialize;
 
-use super::{ERRORS_NOTE, examples, opened_run::OpenedRun, warn_of_long_rows};
+use super::opened_run::OpenedRun;
 use crate::{
     commands::arguments::EvaluateArguments,
     data::{
         catalogue::{Catalogue, Interaction},
         dataset::sample,
-        responses::Example,
+        examples::{Example, examples, warn_of_long_rows},
         targets::Targets,
     },
     evaluate::{
         Evaluation, Evaluator,
         baselines::baselines,
-        comparison::{Comparison, EVALUATION_FILE, Line},
+        comparison::{Comparison, ERRORS_NOTE, EVALUATION_FILE, Line},
         decoding::{Decoding, keep_earlier},
         ranking::Pruned,
         ranks::{RANKS_FILE, write_ranks},
         search::{SearchKind, SearchSettings},
     },
+    io::output::OutputFile,
     model::precision::Place,
     random::{Purpose, random},
     run::{
+        apart::{check_apart, is_place},
         checkpoint::Checkpoint,
         folder::RunFolder,
         layout::{SETTINGS_FILE, run_files},
-        output::{OutputFile, check_apart, is_place},
     },
 };
 
-/// What a reader should know of a model that has diverged.
+/// The note on a model that has diverged.
 const NOT_FINITE: &str = "Some item NLLs are not finite: the model scores with NaN or infinity, as one does whose training \
                           has diverged. JSON has null in their place.";
 
-/// `msl evaluate`
+/// Runs `msl evaluate`.
 pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
-    ensure!(arguments.batch_size > 0, "--batch-size is 0");
     arguments.search.check()?;
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let outputs = Outputs::create(arguments, &folder)?;
@@ -66,14 +66,9 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     };
     let test = sample(rows, arguments.samples, &mut random(seed, Purpose::Sample));
     ensure!(!test.is_empty(), "--samples 0 leaves nothing to evaluate");
-    let examples = examples(
-        &test,
-        catalogue,
-        &settings.prompt.prompt(),
-        tokenizer,
-        responses,
-    )?;
-    warn_of_long_rows(examples.iter().map(Example::tokens), model.config());
+    let examples = examples(&test, catalogue, &settings.prompt, tokenizer, responses)?;
+    let positions = model.config().max_position_embeddings;
+    warn_of_long_rows(examples.iter().map(Example::tokens), positions);
     let trained = sample(
         &dataset.training,
         settings.samples,
@@ -174,7 +169,7 @@ pub fn evaluate(arguments: &EvaluateArguments, device: &Device) -> Result<()> {
     comparison.print(arguments.json)
 }
 
-/// How often beam search missed what the exact search found.
+/// Returns a sentence on how often beam search missed what the exact search found.
 fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     let users = beam.recommended.iter().zip(&exact.recommended);
     let missed = users.filter(|(beam, exact)| {
@@ -187,7 +182,7 @@ fn missed_note(beam: &Evaluation, exact: &Evaluation, beams: usize) -> String {
     )
 }
 
-/// How often beam search pruned the item that came next, of the true top ten and of all that was searched for.
+/// Counts the targets that beam search pruned, of the true top ten and of all that was searched for.
 fn pruned(beam: &Evaluation, exact: &Evaluation, beams: usize) -> Vec<Pruned> {
     let mut tops = vec![beams.min(10), beams];
     tops.dedup();
@@ -223,7 +218,7 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// Where an evaluation is written. The files are begun before it: a place that cannot be written is no news for its end.
+/// The files of an evaluation. They are begun before it, so that a path that cannot be written is refused at once.
 struct Outputs<'a> {
     ranks: OutputFile,
     lists: Option<OutputFile>,

@@ -1,23 +1,20 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{open_tokenizer, responses};
 use crate::{
-    commands::{
-        arguments::InspectArguments,
-        console::{print, print_json, shown, table},
-    },
+    commands::arguments::InspectArguments,
+    console::{print, print_json, shown, table},
     data::{
         catalogue_shape::{AdaptiveVerdict, CatalogueShape},
         dataset::Dataset,
-        responses::MergedTitles,
+        responses::{MergedTitles, Responses},
         summary::LeftOut,
         targets::{ByOccurrence, Targets},
     },
     model::pretrained::Pretrained,
 };
 
-/// The first places of a response are shown one by one.
+/// Number of token positions that are shown one by one.
 const PLACES: usize = 8;
 
 #[derive(Serialize)]
@@ -26,9 +23,9 @@ struct Report<'a> {
     training_rows: usize,
     validation_rows: usize,
     test_rows: usize,
-    /// How many targets occur in training rows.
+    /// Numbers of targets of the validation rows, by whether they occur in training rows.
     validation_targets: ByOccurrence<usize>,
-    /// The same of the test rows.
+    /// Numbers of targets of the test rows, by whether they occur in training rows.
     test_targets: ByOccurrence<usize>,
     items_left_out: &'a LeftOut,
     rows_left_out: &'a LeftOut,
@@ -41,17 +38,17 @@ struct Report<'a> {
     advice: String,
 }
 
-/// `msl inspect`
+/// Runs `msl inspect`.
 pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     arguments.prompt.check()?;
     let dataset = Dataset::read(&arguments.data().with_defaults()?, 0)?;
     let catalogue = &dataset.catalogue;
-    let prompt = arguments.prompt.prompt();
+    let prompt = &arguments.prompt;
     let tokenizer = match &arguments.pretrained {
         Some(model) => Pretrained::open(model, arguments.tokenizer.end_token.as_deref())?.tokenizer,
-        None => open_tokenizer(&arguments.tokenizer, catalogue, &prompt)?,
+        None => arguments.tokenizer.open(catalogue, prompt)?,
     };
-    let responses = responses(catalogue, &tokenizer, None)?;
+    let responses = Responses::open(catalogue, &tokenizer, None)?;
     let shape = CatalogueShape::new(&responses, &dataset.training)?;
     let verdict = AdaptiveVerdict::new(&shape, arguments.eta);
     let report = Report {
@@ -133,7 +130,7 @@ impl Report<'_> {
     }
 }
 
-/// What the table calls the rows above by whether their targets occur in training rows.
+/// The name of the lines of the table that split the rows above them by their targets.
 const TARGETS: &str = "targets in training rows, in none";
 
 fn both(targets: ByOccurrence<usize>) -> String {

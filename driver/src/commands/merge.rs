@@ -1,29 +1,29 @@
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, ensure};
-use candle_core::{DType, Device};
+use anyhow::{Context, Result, ensure};
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 
 use crate::{
-    commands::{arguments::MergeArguments, console::print},
-    data::json::write_json,
+    commands::arguments::MergeArguments,
+    console::print,
+    io::json::write_json,
     model::{
         adapter,
         precision::{Place, Precision},
-        pretrained,
-        pretrained::Pretrained,
+        pretrained::{self, Pretrained},
     },
-    run::{folder::RunFolder, layout::MERGED_FILE, output::OutputFolder},
+    run::{folder::RunFolder, layout::MERGED_FILE, output_folder::OutputFolder},
 };
 
-/// What a merged model was made of; by this file, msl knows its folder for one of its own.
+/// The content of the file by which msl recognises the folder of a merged model as its own.
 #[derive(Serialize)]
 struct Merged<'a> {
     adapters: &'a Path,
     model: &'a Path,
 }
 
-/// `msl merge`
+/// Runs `msl merge`.
 pub fn merge(arguments: &MergeArguments) -> Result<()> {
     let source = Source::open(arguments)?;
     if let Some(base) = source.base()
@@ -60,7 +60,19 @@ pub fn merge(arguments: &MergeArguments) -> Result<()> {
         Precision::Stored => None,
         asked => Some(asked.dtype(DType::F32, &Device::Cpu)?),
     };
+    let trained = model.parameters().iter();
+    let trained = trained.map(|(name, weight)| (name.as_str(), weight.as_tensor()));
+    check_finite(trained).with_context(|| {
+        format!(
+            "{} holds what a training that has diverged leaves, and no model of use can be made of it",
+            arguments.adapter.display()
+        )
+    })?;
     let weights = model.merged_weights_in(dtype)?;
+    check_finite(weights.iter().map(|(name, weight)| (name.as_str(), weight))).context(
+        "the sum of the model and its adapters leaves the range of its type, or the model itself is damaged: try \
+         --dtype f32",
+    )?;
     pretrained::save(output.path(), model.config(), &tokenizer, &weights)?;
     let merged = Merged {
         adapters: &arguments.adapter,
@@ -71,7 +83,20 @@ pub fn merge(arguments: &MergeArguments) -> Result<()> {
     print(arguments.output.display())
 }
 
-/// Where adapters come from.
+/// Fails where a weight is NaN or infinite.
+fn check_finite<'a>(weights: impl Iterator<Item = (&'a str, &'a Tensor)>) -> Result<()> {
+    for (name, weight) in weights {
+        // 0 times a number that is not finite is NaN.
+        let sum = weight.affine(0.0, 0.0)?.sum_all()?.to_dtype(DType::F32)?;
+        ensure!(
+            sum.to_scalar::<f32>()? == 0.0,
+            "the tensor {name} is not finite"
+        );
+    }
+    Ok(())
+}
+
+/// The source of the adapters.
 enum Source {
     /// A run, which knows its model.
     Run(Box<RunFolder>),
@@ -109,7 +134,7 @@ impl Source {
         Ok(Self::Adapters { base })
     }
 
-    /// The model that the adapters are added to; none where all of a run's weights were trained.
+    /// Returns the model that the adapters are added to; `None` where all weights of a run were trained.
     fn base(&self) -> Option<&Path> {
         match self {
             Self::Run(run) => run.settings().pretrained.as_deref(),

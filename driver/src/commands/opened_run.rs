@@ -1,6 +1,5 @@
 use anyhow::{Context, Result};
 
-use super::responses;
 use crate::{
     data::{dataset::Dataset, responses::Responses},
     model::precision::Place,
@@ -26,7 +25,7 @@ impl OpenedRun {
             None => folder.best(place)?,
         };
         let (catalogue, tokenizer) = (&dataset.catalogue, &checkpoint.tokenizer);
-        let responses = responses(catalogue, tokenizer, Some(folder.trie()?))
+        let responses = Responses::open(catalogue, tokenizer, Some(folder.trie()?))
             .with_context(|| folder.path().display().to_string())?;
         Ok(Self {
             folder,
@@ -36,7 +35,7 @@ impl OpenedRun {
         })
     }
 
-    /// The temperature to recommend at: the one that was asked for, or that of training.
+    /// Returns the temperature to recommend at: the one that was asked for, or that of training.
     pub fn temperature(&self, asked: Option<f64>) -> f64 {
         asked.unwrap_or(self.checkpoint.state.temperature.value)
     }

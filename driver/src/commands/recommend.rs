@@ -1,16 +1,14 @@
 use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use candle_core::Device;
 use serde::Serialize;
 
-use super::{opened_run::OpenedRun, warn_of_long_rows};
+use super::opened_run::OpenedRun;
 use crate::{
-    commands::{
-        arguments::RecommendArguments,
-        console::{print, print_json, shown, table},
-    },
-    data::catalogue::Catalogue,
+    commands::arguments::RecommendArguments,
+    console::{print, print_json, shown, table},
+    data::{catalogue::Catalogue, examples::warn_of_long_rows},
     evaluate::search::{SearchSettings, Searcher},
     run::folder::RunFolder,
 };
@@ -31,25 +29,24 @@ struct Report<'a> {
     recommended: Vec<Recommended<'a>>,
 }
 
-/// `msl recommend`
+/// Runs `msl recommend`.
 pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> {
-    ensure!(arguments.top > 0, "--top is 0");
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let run = OpenedRun::new(folder, arguments.checkpoint, &device.into())?;
     let catalogue = &run.dataset.catalogue;
     let history = known_titles(&arguments.history, catalogue);
-    let prompt = run.folder.settings().prompt.prompt();
+    let prompt = &run.folder.settings().prompt;
     let prompt = prompt.text(history.iter().map(String::as_str));
     let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
-    let config = run.checkpoint.model.config();
-    warn_of_long_rows([prompt.len()].into_iter(), config);
+    let positions = run.checkpoint.model.config().max_position_embeddings;
+    warn_of_long_rows([prompt.len()].into_iter(), positions);
     let numbered = (0..).zip(catalogue.items());
     let seen = numbered.filter(|(_, item)| arguments.unseen && history.contains(&item.title));
     let left_out: Vec<u64> = seen.map(|(number, _)| number).collect();
     let temperature = run.temperature(arguments.temperature);
     let search = SearchSettings {
         search: arguments.search,
-        beams: arguments.beams.unwrap_or(arguments.top),
+        beams: arguments.beams.unwrap_or(0).max(arguments.top),
         ..SearchSettings::default()
     };
     let searcher = Searcher::new(
@@ -93,8 +90,8 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     print(&table)
 }
 
-/// Titles as the catalogue writes them: those that it has, else those of the items that have such an id, else those of
-/// the same letters in another case. One that it does not know stays as it is.
+/// Returns titles as the catalogue writes them. A text that is no title is looked up as an id, and then in another
+/// case. A title that the catalogue does not have is kept.
 fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
     let lowered: HashSet<String> = history.iter().map(|title| title.to_lowercase()).collect();
     let (mut exact, mut other_case) = (HashSet::new(), HashMap::new());
@@ -132,17 +129,13 @@ fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::catalogue::Item;
 
     #[test]
     fn a_title_that_the_catalogue_has_is_not_taken_for_one_in_another_case_nor_for_an_id() {
-        let item = |(id, title): (&&str, &&str)| Item {
-            id: (*id).into(),
-            title: (*title).into(),
-        };
         let titles = ["SEA", "Sea", "sea", "The Wall", "300"];
         let ids = ["300", "007", "7", "The Wall", "5"];
-        let catalogue = Catalogue::new(ids.iter().zip(&titles).map(item).collect()).unwrap();
+        let items: Vec<(&str, &str)> = ids.into_iter().zip(titles).collect();
+        let catalogue = Catalogue::of(&items).unwrap();
         let history = titles.map(str::to_owned);
         assert_eq!(known_titles(&history, &catalogue), history);
         let other = ["the wall", "Unheard of", "7", "007"].map(str::to_owned);

@@ -3,15 +3,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 
 use crate::{
-    commands::{arguments::ReportArguments, console::print},
+    commands::arguments::ReportArguments,
+    console::print,
+    io::output::OutputFile,
     report::{ReportedRun, page},
-    run::{
-        layout::run_files,
-        output::{OutputFile, check_apart},
-    },
+    run::{apart::check_apart, layout::run_files},
 };
 
-/// `msl report`
+/// Runs `msl report`.
 pub fn report(arguments: &ReportArguments) -> Result<()> {
     let runs = ReportedRun::read_all(&arguments.runs)?;
     let page = page(&runs)?;

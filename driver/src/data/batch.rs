@@ -1,33 +1,33 @@
-//! Several rows side by side.
+//! Lays out rows side by side in tensors.
 
 use anyhow::Result;
 use candle_core::{Device, Tensor};
 use candle_trie::{Rows, TokenTrie};
 
-use crate::data::responses::Example;
+use crate::data::examples::Example;
 
 /// Prompts with their responses, padded on the right.
 pub struct Batch {
-    /// `[rows, tokens]`.
+    /// The tokens, `[rows, tokens]`.
     pub tokens: Tensor,
-    /// Real tokens, padding left out.
+    /// Number of tokens without padding.
     pub token_count: usize,
-    /// Where each label is predicted from, in the flattened tokens: `[rows · longest response]`.
+    /// Indices of the positions that predict the labels, in the flattened tokens: `[rows · longest response]`.
     positions: Tensor,
 }
 
-/// How far into its response a model reads.
+/// The part of a response that a model reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// To the last token, which is only predicted.
+    /// All but the last token, which is only predicted.
     Whole,
-    /// To the last token that is one of several in the trie, which is only predicted: under the masked softmax the
-    /// rows after it have neither loss nor gradient.
+    /// All before the last token at a branching node, which is only predicted. Under the masked softmax the rows after
+    /// it are unary, and have neither loss nor gradient.
     Chosen,
 }
 
 impl Reading {
-    /// How many tokens of prompt and response a model reads.
+    /// Returns how many tokens of prompt and response a model reads.
     fn length(self, example: &Example) -> usize {
         let predicted = match self {
             Self::Whole => example.response.len(),
@@ -38,8 +38,7 @@ impl Reading {
 }
 
 impl Batch {
-    /// Lays out examples, with room for `longest` labels each. What stands in the padding does not matter, and neither
-    /// does what predicts the labels beyond what is read.
+    /// Lays out examples, with room for `longest` labels each. The values in the padding do not matter.
     pub fn new(
         examples: &[&Example],
         longest: usize,
@@ -68,8 +67,8 @@ impl Batch {
         })
     }
 
-    /// The hidden states that predict the responses, `[rows, longest response, hidden]`: the head is not computed
-    /// anywhere else.
+    /// Gathers the hidden states that predict the responses, `[rows, longest response, hidden]`. The head is computed
+    /// at no other position.
     pub fn response_hidden(&self, hidden: &Tensor) -> Result<Tensor> {
         let (rows, tokens, width) = hidden.dims3()?;
         let flat = hidden.reshape((rows * tokens, width))?;
@@ -78,13 +77,13 @@ impl Batch {
     }
 }
 
-/// The most tokens of any response.
+/// Returns the number of tokens of the longest response.
 pub fn longest_response(examples: &[&Example]) -> usize {
     let lengths = examples.iter().map(|example| example.response.len());
     lengths.max().unwrap_or(0)
 }
 
-/// The rows of responses `[examples, longest response]`, for what [`Batch::response_hidden`] has picked.
+/// Returns the labelled rows of responses, for the positions that [`Batch::response_hidden`] gathers.
 pub fn response_rows(examples: &[&Example], trie: &TokenTrie) -> Result<Rows> {
     let labels = |example: &&Example| example.response.iter().map(|&token| token.into()).collect();
     let labels: Vec<Vec<i64>> = examples.iter().map(labels).collect();

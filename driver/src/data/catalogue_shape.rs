@@ -1,4 +1,4 @@
-//! What a catalogue looks like to the losses, once a tokenizer has cut its titles into tokens.
+//! Measures a catalogue as the losses see it: the trie of its tokenized titles.
 
 use std::iter::successors;
 
@@ -11,48 +11,48 @@ use crate::data::{catalogue::Interaction, responses::Responses};
 /// Sizes of the trie, and of the sets that the rows of given responses meet.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CatalogueShape {
-    /// Items.
+    /// Number of items.
     pub items: usize,
-    /// Different titles: items with one title cannot be told apart.
+    /// Number of different titles in tokens. Items with one title cannot be told apart.
     pub titles: usize,
-    /// Nodes of the trie.
+    /// Number of nodes of the trie.
     pub nodes: usize,
-    /// Nodes with more than one child.
+    /// Number of branching nodes, which have more than one child.
     pub branching_nodes: usize,
-    /// Tokens of the longest title, end token included.
+    /// Number of tokens of the longest title, with the end token.
     pub depth: usize,
-    /// Tokens that a title can begin with.
+    /// Number of tokens that a title can begin with.
     pub root_fan_out: usize,
     /// The largest numbers of children of one node.
     pub largest_fan_outs: Vec<usize>,
-    /// Labelled rows of the responses.
+    /// Number of labelled rows of the responses.
     pub rows: usize,
-    /// The share of them that have one token to choose from.
+    /// Share of these rows that are unary: one token is valid.
     pub unary_share: f64,
-    /// Tokens that may follow, summed over all rows: what the loss has to look at.
+    /// Number of valid tokens, summed over all rows.
     pub valid_logits: usize,
-    /// Σ ln n over the rows with more than one token, by their number.
+    /// Mean of ln n over the branching rows, with n the number of valid tokens.
     pub mean_log_fan_out: f64,
-    /// The rows by their place in the response.
+    /// The rows by their position in the response.
     pub positions: Vec<Position>,
 }
 
-/// The rows of one place in the responses.
+/// The rows at one position of the responses.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Position {
-    /// How many responses are that long.
+    /// Number of responses that are that long.
     pub rows: usize,
-    /// Tokens to choose from on average.
+    /// Mean number of valid tokens.
     pub mean_fan_out: f64,
-    /// The share of rows with one.
+    /// Share of these rows that are unary.
     pub unary_share: f64,
 }
 
-/// As many of the largest fan-outs are kept.
+/// How many of the largest fan-outs are kept.
 const LARGEST: usize = 5;
 
 impl CatalogueShape {
-    /// The shape of a catalogue, seen by the targets of these rows.
+    /// Measures a catalogue along the titles of the targets of these rows.
     pub fn new(responses: &Responses, rows: &[Interaction]) -> Result<Self> {
         let leaves = rows.iter().map(|row| responses.leaf(row.target));
         Ok(Self::of(
@@ -61,7 +61,7 @@ impl CatalogueShape {
         ))
     }
 
-    /// The shape of a catalogue, seen by every title once.
+    /// Measures a catalogue along every title once.
     pub fn of_titles(trie: &TokenTrie) -> Self {
         let leaves: Vec<u32> = trie.leaves().map(|(leaf, _)| leaf).collect();
         Self::of(trie, &leaves)
@@ -114,7 +114,7 @@ impl CatalogueShape {
     }
 }
 
-/// The nodes above a node, the root last.
+/// Returns the nodes above a node, the root last.
 fn ancestors(trie: &TokenTrie, node: u32) -> impl Iterator<Item = u32> + '_ {
     successors(trie.parent(node), |&node| trie.parent(node))
 }
@@ -137,16 +137,16 @@ pub struct AdaptiveVerdict {
     pub root_odds: f64,
     /// Whether the published root scope is defined: η·n is above 1.
     pub root_defined: bool,
-    /// Whether it is so close to 1 that the temperature sits at a clamp.
+    /// Whether η·n at the root is so close to 1 that the temperature stays at its upper bound.
     pub root_at_clamp: bool,
-    /// exp of the mean ln(η·n) over the rows with more than one token.
+    /// Geometric mean of η·n over the branching rows.
     pub branching_odds: f64,
-    /// Whether the branching scope moves the temperature: that is above 1.
+    /// Whether the branching scope moves the temperature: that mean is above 1.
     pub branching_defined: bool,
 }
 
 impl AdaptiveVerdict {
-    /// The verdict for η.
+    /// Computes the verdict for η.
     pub fn new(shape: &CatalogueShape, eta: f64) -> Self {
         let root_odds = eta * shape.root_fan_out as f64;
         let branching_odds = eta * shape.mean_log_fan_out.exp();
@@ -160,7 +160,7 @@ impl AdaptiveVerdict {
         }
     }
 
-    /// What to do, in words.
+    /// Returns in words which scope to use.
     pub fn advice(&self) -> String {
         let Self { eta, root_odds, .. } = self;
         let n = root_odds / eta;
@@ -200,32 +200,16 @@ impl AdaptiveVerdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{
-        catalogue::{Catalogue, Item},
-        tokenizer::TextTokenizer,
-    };
+    use crate::data::{catalogue::Catalogue, tokenizer::TextTokenizer};
 
     #[test]
     fn a_shape_counts_what_a_walk_over_the_responses_meets() {
         let titles = ["The Sea", "The Sea Wall", "A Glass", "A Glass"];
-        let items = ["1", "2", "3", "4"]
-            .into_iter()
-            .zip(titles)
-            .map(|(id, title)| Item {
-                id: id.into(),
-                title: title.into(),
-            });
-        let catalogue = Catalogue::new(items.collect()).unwrap();
+        let catalogue = Catalogue::of_titles(&titles).unwrap();
         let quoted: Vec<String> = titles.iter().map(|title| format!("\"{title}\"")).collect();
         let tokenizer = TextTokenizer::train(quoted.iter().map(String::as_str), 300).unwrap();
         let responses = Responses::new(&catalogue, &tokenizer).unwrap();
-        let rows: Vec<Interaction> = [0, 1, 3]
-            .map(|target| Interaction {
-                user: String::new(),
-                history: vec![0],
-                target,
-            })
-            .into();
+        let rows = [0, 1, 3].map(|target| Interaction::of("", &[0], target));
         let shape = CatalogueShape::new(&responses, &rows).unwrap();
         assert_eq!((shape.items, shape.titles), (4, 3));
         let trie = responses.trie();

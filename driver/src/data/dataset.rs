@@ -1,4 +1,4 @@
-//! A catalogue and its users, in whichever format a folder holds them.
+//! Reads a catalogue and the rows of its users from a folder, in either format.
 
 use std::{
     fmt,
@@ -11,6 +11,7 @@ use rand::seq::index;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    console::positive,
     data::{
         catalogue::{Catalogue, Interaction},
         files::{AtomicFiles, DataFiles, Interactions, PaperFiles, TEST_FILE},
@@ -20,10 +21,10 @@ use crate::{
     random::{Purpose, Random, random},
 };
 
-/// A history made of a `.inter` file holds so many items, unless another number is asked for.
+/// The default number of items in a history from a `.inter` file.
 const HISTORY: usize = 10;
 
-/// Where the rows come from.
+/// Options of the data.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataArguments {
     /// The folder of the catalogue and its users: RecBole's atomic files (NAME.item, and NAME.inter or the three
@@ -35,35 +36,34 @@ pub struct DataArguments {
     #[arg(long, value_name = "FILE")]
     pub train: Option<PathBuf>,
 
-    /// Rows to choose the best checkpoint by: some of RecBole's validation rows, or held out of the paper's training
-    /// rows. With 0 the last checkpoint is the one that counts
+    /// Validation rows, by which the best checkpoint is chosen: some of RecBole's validation rows, or held out of the
+    /// paper's training rows. With 0 the last checkpoint is used
     #[arg(long, default_value_t = 0, value_name = "ROWS")]
     pub validation: usize,
 
-    /// The column of a .item file that names the items [default: the one called title or name, or the only one that ends
-    /// so]
+    /// The column of a .item file that names the items [default: title or name, or the only column whose name ends in
+    /// _title or _name]
     #[arg(long, value_name = "COLUMN")]
     pub title_column: Option<String>,
 
-    /// How many of a user's last items a history made of a .inter file holds [default: 10]
-    #[arg(long, value_name = "ITEMS")]
+    /// The most items in a history from a .inter file: the user's last ones [default: 10]
+    #[arg(long, value_name = "ITEMS", value_parser = positive)]
     pub history: Option<usize>,
 
-    /// Refuse items without a title, and rows that name an item which the catalogue does not have, instead of leaving
-    /// them out
+    /// Refuse items without a title and rows with unknown items, instead of leaving them out
     #[arg(long)]
     #[serde(default)]
     pub strict: bool,
 
-    /// Whether items of the paper's format are left out whose title is blank. Runs from before there was a choice have
-    /// them in their tries.
+    /// Whether items of the paper's format are left out if their titles are blank. Runs of earlier versions have such
+    /// items in their tries.
     #[arg(skip = true)]
     #[serde(default)]
     pub leave_out_blank: bool,
 }
 
 impl DataArguments {
-    /// A folder, read as it is where nothing else is asked for.
+    /// Builds the options of a folder with the defaults of all others.
     pub fn of(data: &Path) -> Self {
         Self {
             data: data.to_owned(),
@@ -76,7 +76,7 @@ impl DataArguments {
         }
     }
 
-    /// The same files, by names that mean the same from everywhere.
+    /// Makes the paths absolute.
     pub fn absolute(&self) -> Result<Self> {
         let absolute = |path: &PathBuf| {
             std::path::absolute(path).with_context(|| format!("cannot locate {}", path.display()))
@@ -88,10 +88,9 @@ impl DataArguments {
         })
     }
 
-    /// The same with the length of histories written out where the format has one, for a run to keep. Options of the
-    /// format that the folder is not in are refused.
+    /// Fills in the default length of histories where the format has one, for a run to keep. Options of the other
+    /// format are refused.
     pub fn with_defaults(self) -> Result<Self> {
-        ensure!(self.history != Some(0), "--history is 0");
         let folder = self.data.display();
         match DataFiles::find(&self.data)? {
             DataFiles::Paper(_) => {
@@ -121,12 +120,12 @@ impl DataArguments {
     }
 }
 
-/// Rows that are not trained on.
+/// Splits that a model can be evaluated on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Split {
-    /// Those to choose a checkpoint by.
+    /// The rows to choose a checkpoint by.
     Validation,
-    /// Those to report on.
+    /// The rows to report on.
     Test,
 }
 
@@ -139,17 +138,18 @@ impl fmt::Display for Split {
     }
 }
 
-/// Everything that is known of a catalogue's users.
+/// A catalogue with the rows of its users.
 pub struct Dataset {
     /// The items.
     pub catalogue: Catalogue,
     /// Rows to train on.
     pub training: Vec<Interaction>,
-    /// Rows to choose a checkpoint by.
+    /// Validation rows, by which the best checkpoint is chosen: some of RecBole's validation rows, or held out of the
+    /// paper's training rows. With 0 the last checkpoint is used
     pub validation: Vec<Interaction>,
     /// Rows to report on.
     pub test: Vec<Interaction>,
-    /// What was read of the files, and what was left out.
+    /// The files that were read, and what was left out.
     pub report: DataReport,
 }
 
@@ -164,7 +164,7 @@ impl Dataset {
         Ok(dataset)
     }
 
-    /// The rows of a split; none is an error.
+    /// Returns the rows of a split. A split without rows is an error.
     pub fn split(&self, split: Split) -> Result<&[Interaction]> {
         let (rows, expected) = match split {
             Split::Validation => (&self.validation, "a training with --validation ROWS"),
@@ -243,7 +243,7 @@ impl Dataset {
     }
 }
 
-/// At most `count` rows, chosen by the seed and left in their order.
+/// Draws at most `count` rows, and keeps their order.
 pub fn sample(
     interactions: &[Interaction],
     count: Option<usize>,
@@ -255,7 +255,7 @@ pub fn sample(
     }
 }
 
-/// `count` rows, and all others, both in their order.
+/// Draws `count` rows, and returns them and all others, both in their order.
 fn draw(
     interactions: &[Interaction],
     count: usize,

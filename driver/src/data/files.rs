@@ -1,4 +1,4 @@
-//! Which files of a folder are the catalogue and its users. What cannot be told apart is an error that names it.
+//! Finds the files of a catalogue and its users in a folder. An ambiguous folder is an error that names the candidates.
 
 use std::{
     fs,
@@ -12,49 +12,49 @@ pub const TITLES_FILE: &str = "id2name4Rec.json";
 /// The paper's file of test rows.
 pub const TEST_FILE: &str = "test.csv";
 
-/// What RecBole's three benchmark files are called: to train on, for validation and for the test.
+/// The names of RecBole's three benchmark files: to train on, for validation and for the test.
 pub const PARTS: [[&str; 3]; 2] = [["part1", "part2", "part3"], ["train", "valid", "test"]];
 
 /// The files of a folder in one of the formats that are read.
 #[derive(Debug)]
 pub enum DataFiles {
-    /// The paper's.
+    /// The files of the paper.
     Paper(PaperFiles),
-    /// RecBole's.
+    /// The files of RecBole.
     Atomic(AtomicFiles),
 }
 
 /// The files of the paper.
 #[derive(Debug)]
 pub struct PaperFiles {
-    /// `id2name4Rec.json`.
+    /// The file `id2name4Rec.json`.
     pub titles: PathBuf,
-    /// `train*.csv`: each of them is all that there is to train on.
+    /// The files `train*.csv`, of which one is used.
     training: Vec<PathBuf>,
-    /// `test.csv`, if it is there.
+    /// The file `test.csv`, if there is one.
     pub test: Option<PathBuf>,
 }
 
 /// RecBole's atomic files.
 #[derive(Debug)]
 pub struct AtomicFiles {
-    /// `NAME.item`.
+    /// The file `NAME.item`.
     pub items: PathBuf,
-    /// Who chose what.
+    /// The files `NAME.inter`, or those of the parts.
     pub interactions: Interactions,
 }
 
 /// The files that say who chose what.
 #[derive(Debug)]
 pub enum Interactions {
-    /// `NAME.inter`: each user's last item is for the test, and the one before for validation.
+    /// One file `NAME.inter`: each user's last item is for the test, and the one before for validation.
     Whole(PathBuf),
     /// Benchmark files: to train on, for validation and for the test.
     Parts([PathBuf; 3]),
 }
 
 impl DataFiles {
-    /// The files of a folder.
+    /// Finds the files of a folder.
     pub fn find(folder: &Path) -> Result<Self> {
         let files = visible_files(folder)?;
         let of = |extension: &str| -> Vec<PathBuf> {
@@ -104,7 +104,7 @@ impl PaperFiles {
         }
     }
 
-    /// The file of training rows: the one that is named, or the only one that there is.
+    /// Returns the file of training rows: the one that is named, or the only one.
     pub fn training<'a>(&'a self, named: Option<&'a Path>) -> Result<&'a Path> {
         match (named, &self.training[..]) {
             (Some(named), _) => Ok(named),
@@ -114,7 +114,8 @@ impl PaperFiles {
                 self.titles.display()
             ),
             (None, several) => bail!(
-                "there are several files of training rows, {}: name one with --train",
+                "there are several files of training rows, {}: name one with --train of msl train, or leave one in the \
+                 folder",
                 names(several)
             ),
         }
@@ -146,7 +147,7 @@ impl Interactions {
     }
 }
 
-/// `NAME.PART.inter` with another part.
+/// Replaces the part of a name `NAME.PART.inter`.
 fn in_place_of_part(path: &Path, part: &str) -> PathBuf {
     let mut name = path
         .with_extension("")
@@ -172,7 +173,7 @@ fn names(files: &[PathBuf]) -> String {
     names.join(", ")
 }
 
-/// The files of a folder by name, but for hidden ones: macOS leaves `._NAME` beside `NAME`.
+/// Lists the files of a folder by name, without hidden ones: macOS leaves `._NAME` beside `NAME`.
 fn visible_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let unreadable = || format!("cannot read the folder {}", folder.display());
     let mut files = Vec::new();
@@ -191,7 +192,7 @@ fn visible_files(folder: &Path) -> Result<Vec<PathBuf>> {
 mod tests {
     use super::*;
 
-    /// What is found among empty files of these names.
+    /// Returns what is found among empty files of these names.
     fn find(names: &[&str], training: Option<&Path>) -> Result<Vec<String>> {
         let folder = tempfile::tempdir()?;
         for name in names {

@@ -1,4 +1,4 @@
-//! The files of the paper: `id2name4Rec.json`, `train*.csv` and `test.csv`.
+//! Reads the files of the paper: `id2name4Rec.json`, `train*.csv` and `test.csv`.
 
 use std::{fmt, path::Path};
 
@@ -8,16 +8,18 @@ use serde::{
     de::{MapAccess, Visitor},
 };
 
-use crate::data::{
-    catalogue::{Catalogue, Interaction, Item},
-    summary::DataReport,
-    text_file::open_text,
-    text_table::{Layout, Table},
+use crate::{
+    data::{
+        catalogue::{Catalogue, Interaction, Item},
+        summary::DataReport,
+        text_table::{Layout, Table},
+    },
+    io::text::open_text,
 };
 
 /// The columns that are read.
 const COLUMNS: [&str; 2] = ["user_id", "item_ids"];
-/// As much is shown of a field that is not what was expected.
+/// How many characters an error shows of a field that is not what was expected.
 const SHOWN: usize = 60;
 
 /// The pairs of a JSON object as the file has them: in its order, and with a key that is there twice.
@@ -116,7 +118,7 @@ pub fn read_interactions(
     Ok(interactions)
 }
 
-/// The ids of a list as Python and JSON write it: numbers, whose digits are kept as they are, and texts in quotes.
+/// Parses a list of ids as Python and JSON write it: numbers, whose digits are kept as they are, and texts in quotes.
 fn parse_list(list: &str) -> Result<Vec<String>> {
     let inside = (list.trim().strip_prefix('[')).and_then(|rest| rest.strip_suffix(']'));
     let mut rest = inside.context("there are no brackets around it")?.trim();
@@ -149,7 +151,7 @@ fn parse_list(list: &str) -> Result<Vec<String>> {
     Ok(ids)
 }
 
-/// A text up to its closing quote, and what is behind that.
+/// Parses a text up to its closing quote, and returns it with what follows.
 fn parse_quoted(text: &str, quote: char) -> Result<(String, &str)> {
     let mut id = String::new();
     let mut characters = text.char_indices();
@@ -198,14 +200,6 @@ mod tests {
         Ok((rows, report))
     }
 
-    fn row(user: &str, history: &[u64], target: u64) -> Interaction {
-        Interaction {
-            user: user.into(),
-            history: history.to_vec(),
-            target,
-        }
-    }
-
     #[test]
     fn rows_are_read_whatever_their_ids_look_like() {
         let titles =
@@ -215,7 +209,11 @@ mod tests {
                    a,\"['007', 'B00X']\",99\n\
                    b,\"[\"\"B00X\"\", \"\"it's \\\"\"\\u00e9\\\"\"\"\"]\",99\n";
         let (rows, _) = read(titles, csv, true).unwrap();
-        let expected = [row("07", &[0, 1], 0), row("a", &[1], 2), row("b", &[2], 3)];
+        let expected = [
+            Interaction::of("07", &[0, 1], 0),
+            Interaction::of("a", &[1], 2),
+            Interaction::of("b", &[2], 3),
+        ];
         assert_eq!(rows, expected);
     }
 
@@ -224,7 +222,7 @@ mod tests {
         let titles = r#"{"1": "A", "2": " ", "3": null, "4": "D"}"#;
         let csv = "user_id,item_ids\nu,\"[1, 4]\"\nv,\"[1, 2, 4]\"\nw,\"[99, 4]\"\n";
         let (rows, report) = read(titles, csv, false).unwrap();
-        assert_eq!(rows, [row("u", &[0], 1)]);
+        assert_eq!(rows, [Interaction::of("u", &[0], 1)]);
         assert_eq!(
             (report.items_left_out.count, report.rows_left_out.count),
             (2, 2)

@@ -1,11 +1,15 @@
-//! The words around a history. Training and inference share one text: a model is asked what it was taught.
+//! Words prompts and responses. Training and inference share one text.
 
 use std::fmt::Write;
 
-use clap::ValueEnum;
+use anyhow::{Result, ensure};
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-/// How a history is worded.
+const NOUN: &str = "book";
+const VERB: &str = "read";
+
+/// Wordings of a history.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum PromptStyle {
@@ -16,19 +20,43 @@ pub enum PromptStyle {
     Titles,
 }
 
-/// The wording of prompts and responses for one kind of item.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Options of the wording of prompts and responses.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Prompt {
-    /// How a history is worded.
-    pub style: PromptStyle,
-    /// What an item is called: book, movie, game.
+    /// What an item is called in --prompt alpaca
+    #[arg(long, default_value = NOUN)]
     pub noun: String,
-    /// What a user did with it: read, watched, played.
+
+    /// What users do with an item in --prompt alpaca, in the past participle: read, watched, played
+    #[arg(long, default_value = VERB)]
     pub verb: String,
+
+    /// How a history is worded
+    #[arg(id = "prompt", long = "prompt", value_enum, default_value = "alpaca")]
+    #[serde(rename = "prompt")]
+    pub style: PromptStyle,
 }
 
 impl Prompt {
-    /// Everything that the model reads before it answers.
+    /// Builds the wording of the options' default noun and verb.
+    pub fn new(style: PromptStyle) -> Self {
+        Self {
+            style,
+            noun: NOUN.into(),
+            verb: VERB.into(),
+        }
+    }
+
+    /// Refuses a noun or a verb where the wording has neither.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            self.style == PromptStyle::Alpaca || *self == Self::new(self.style),
+            "--noun and --verb are words of --prompt alpaca: --prompt titles has none"
+        );
+        Ok(())
+    }
+
+    /// Returns the prompt for a history of titles.
     pub fn text<'a>(&self, history: impl IntoIterator<Item = &'a str>) -> String {
         let titles = quoted_list(history);
         let (noun, verb) = (&self.noun, &self.verb);
@@ -47,7 +75,7 @@ impl Prompt {
         }
     }
 
-    /// What the model is taught to answer; the end token follows it.
+    /// Returns the response that names a title. The end token follows it.
     pub fn response(title: &str) -> String {
         format!("\"{title}\"")
     }
@@ -69,11 +97,7 @@ mod tests {
 
     #[test]
     fn the_prompt_is_worded_as_the_paper_words_it() {
-        let prompt = Prompt {
-            style: PromptStyle::Alpaca,
-            noun: "book".into(),
-            verb: "read".into(),
-        };
+        let prompt = Prompt::new(PromptStyle::Alpaca);
         assert_eq!(
             prompt.text(["Emma", "Persuasion"]),
             "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately completes the request. \n\n### Instruction:\nGiven a list of books the user has read before, please recommend a new book that the user likes to the user.\n\n### Input:\nThe user has read the following books before: \"Emma\", \"Persuasion\"\n\n### Response:\n"

@@ -1,5 +1,5 @@
-//! RecBole's atomic files: `NAME.item` names the items, `NAME.inter` says who chose what and when. Fields are separated
-//! by tabs, and the first line names them with their types, as in `item_id:token`.
+//! Reads RecBole's atomic files: `NAME.item` names the items, `NAME.inter` says who chose what and when. Fields are
+//! separated by tabs, and the first line names them with their types, as in `item_id:token`.
 //!
 //! Interactions that somebody has split come as benchmark files (RecBole's `benchmark_filename`): `NAME.part1.inter` to
 //! train on, `NAME.part2.inter` for validation, `NAME.part3.inter` for the test; or `train`, `valid` and `test` in their
@@ -59,7 +59,7 @@ pub fn read_items(
     Catalogue::new(items).with_context(|| path.display().to_string())
 }
 
-/// The column of the titles: exact names come before names that end so, and of these there may be one.
+/// Finds the column of the titles. Exact names come before names that end so, of which there may be one.
 fn find_title_column(table: &Table) -> Result<usize> {
     const NAMES: [&str; 4] = ["title", "name", "item_title", "item_name"];
     if let Some(exact) = NAMES.iter().find_map(|name| table.find_column(name)) {
@@ -106,7 +106,7 @@ pub fn read_interactions(
     Ok(users.rows(history))
 }
 
-/// Whether the rows of a benchmark file have their own histories.
+/// Tells whether the rows of a benchmark file have their own histories.
 fn has_histories(path: &Path) -> Result<bool> {
     let table = Table::open(path, Layout::Atomic)?;
     Ok(table.find_column(HISTORY_COLUMN).is_some())
@@ -151,7 +151,7 @@ fn read_rows(
     Ok(rows)
 }
 
-/// What users chose, in the order in which the users first come up.
+/// The choices of users, in the order in which the users first come up.
 #[derive(Default)]
 struct Users {
     places: HashMap<String, usize>,
@@ -160,7 +160,7 @@ struct Users {
 
 struct Choice {
     moment: f64,
-    /// 0 to train on, 1 for validation, 2 for the test.
+    /// The part that it belongs to: 0 for training, 1 for validation, 2 for the test.
     part: usize,
     item: u64,
 }
@@ -215,8 +215,9 @@ impl Users {
         }
     }
 
-    /// A row for every item but those before which a user has none. Items are in the order of their timestamps, those of
-    /// one moment in the order of the files. A history holds no item of a later part: nothing of the test is trained on.
+    /// Builds a row for every item that a user has chosen others before. Items are in the order of their timestamps,
+    /// those of one moment in the order of the files. A history holds no item of a later part: nothing of the test is
+    /// trained on.
     fn rows(self, history: usize) -> Parts {
         let mut rows = Parts::default();
         for (user, mut chosen) in self.chosen {

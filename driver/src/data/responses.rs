@@ -1,4 +1,4 @@
-//! The catalogue in tokens: what a model may answer, and the trie of all answers.
+//! Tokenizes a catalogue: the responses that a model may give, and the trie of them all.
 
 use std::{
     collections::BTreeSet,
@@ -11,55 +11,52 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::data::{
-    catalogue::{Catalogue, Interaction, Item},
+    catalogue::{Catalogue, Item},
     prompt::Prompt,
     tokenizer::TextTokenizer,
 };
 
-/// So many titles of a run are compared with the trie that it keeps, spread over the catalogue.
+/// How many titles, spread over the catalogue, are compared with the trie of a run.
 const COMPARED_TITLES: usize = 4_096;
 
-/// So many groups of merged titles are shown.
+/// How many groups of merged titles are shown.
 const EXAMPLES: usize = 3;
 
-/// The tokens of every item's response, end token included.
+/// The responses of all items in tokens, with the end token.
 pub struct Responses {
     trie: TokenTrie,
-    /// The leaf of each item: items with one title share it.
+    /// The leaf of each item. Items with one title share a leaf.
     leaves: Vec<u32>,
 }
 
-/// Different titles to which a tokenizer gives the same tokens: to a model they are one.
+/// Different titles that a tokenizer turns into the same tokens. To a model they are one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MergedTitles {
-    /// How many titles have the tokens of another.
+    /// Number of titles that have the tokens of another.
     pub count: usize,
     /// The first groups of titles that have the same tokens.
     pub examples: Vec<Vec<String>>,
 }
 
-/// One row in tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Example {
-    /// What the model reads.
-    pub prompt: Vec<u32>,
-    /// What it should answer, end token included.
-    pub response: Vec<u32>,
-    /// How many tokens of the response there are up to the last that was one of several: what comes after them needs
-    /// no model.
-    pub chosen: usize,
-    /// The item that the response names.
-    pub target: u64,
-}
-
-impl Example {
-    /// How many tokens the model reads, the response among them.
-    pub fn tokens(&self) -> usize {
-        self.prompt.len() + self.response.len()
-    }
-}
-
 impl Responses {
+    /// Takes the titles of a catalogue in tokens, out of the trie of a run where there is one, and warns of those that
+    /// the tokenizer does not tell apart.
+    pub fn open(
+        catalogue: &Catalogue,
+        tokenizer: &TextTokenizer,
+        trie: Option<TokenTrie>,
+    ) -> Result<Self> {
+        let responses = match trie {
+            Some(trie) => Self::of_run(trie, catalogue, tokenizer)?,
+            None => Self::new(catalogue, tokenizer)?,
+        };
+        let merged = responses.merged_titles(catalogue);
+        if merged.count > 0 {
+            eprintln!("warning: {merged}");
+        }
+        Ok(responses)
+    }
+
     /// Tokenizes every title of a catalogue.
     pub fn new(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Self> {
         let items = catalogue.items().par_iter();
@@ -71,9 +68,10 @@ impl Responses {
         Ok(Self { trie, leaves })
     }
 
-    /// Takes the responses from the trie that a run keeps of its catalogue, which spares the tokenizing of a large one:
-    /// some titles are compared. Where these or the number of items differ, all titles are tokenized, to say what
-    /// does.
+    /// Takes the responses from the trie that a run keeps of its catalogue. To tokenize a million titles, or to compare
+    /// them all with the trie, takes some twenty seconds of two processors. So only some titles are compared here: the
+    /// run has compared hashes of the catalogue, the tokenizer and the trie, unless it is from before it kept them. Where
+    /// the number of items or a title differs, all titles are tokenized, to say what does.
     pub fn of_run(
         trie: TokenTrie,
         catalogue: &Catalogue,
@@ -94,7 +92,7 @@ impl Responses {
         Ok(responses)
     }
 
-    /// Whether these are as many items as a catalogue has, some of which have the same tokens.
+    /// Tells whether there are as many items as in a catalogue, with the same tokens where some of them are compared.
     fn has_titles_of(&self, catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<bool> {
         let items = catalogue.items();
         if items.len() != self.leaves.len() {
@@ -111,7 +109,7 @@ impl Responses {
         Ok(true)
     }
 
-    /// The titles of the catalogue that the tokenizer does not tell apart.
+    /// Collects the titles of the catalogue that the tokenizer does not tell apart.
     pub fn merged_titles(&self, catalogue: &Catalogue) -> MergedTitles {
         let mut merged = MergedTitles::default();
         for (_, items) in self.trie.leaves() {
@@ -131,7 +129,7 @@ impl Responses {
         merged
     }
 
-    /// The trie of all responses.
+    /// Returns the trie of all responses.
     pub fn trie(&self) -> &TokenTrie {
         &self.trie
     }
@@ -149,8 +147,8 @@ impl Responses {
         Ok(())
     }
 
-    /// Whether a trie has as many items at the end of the same paths. How it numbers them does not matter: runs from
-    /// before items had numbers of their own have the ids of the data there.
+    /// Tells whether a trie has as many items at the ends of the same paths. Their ids do not matter: runs of earlier
+    /// versions have those of the data.
     fn has_the_paths_of(&self, trie: &TokenTrie) -> bool {
         let ours = &self.trie;
         let counts = |trie: &TokenTrie| -> Vec<(u32, usize)> {
@@ -162,7 +160,7 @@ impl Responses {
             && counts(ours) == counts(trie)
     }
 
-    /// The tokens of an item's response.
+    /// Returns the tokens of an item's response, with the end token.
     pub fn path(&self, item: u64) -> Result<Vec<u32>> {
         let mut node = self.leaf(item)?;
         let mut path = Vec::new();
@@ -177,36 +175,15 @@ impl Responses {
         Ok(path)
     }
 
-    /// The leaf of an item: items with one title share it.
+    /// Returns the leaf of an item. Items with one title share a leaf.
     pub fn leaf(&self, item: u64) -> Result<u32> {
         let leaf = usize::try_from(item).ok();
         let leaf = leaf.and_then(|item| self.leaves.get(item));
         Ok(*leaf.with_context(|| format!("there is no item of number {item}"))?)
     }
-
-    /// One row in tokens.
-    pub fn example(
-        &self,
-        interaction: &Interaction,
-        catalogue: &Catalogue,
-        prompt: &Prompt,
-        tokenizer: &TextTokenizer,
-    ) -> Result<Example> {
-        let titles = interaction
-            .history
-            .iter()
-            .filter_map(|&item| Some(catalogue.item(item)?.title.as_str()));
-        let response = self.path(interaction.target)?;
-        Ok(Example {
-            prompt: tokenizer.encode_prompt(&prompt.text(titles))?,
-            chosen: chosen(&self.trie, &response),
-            response,
-            target: interaction.target,
-        })
-    }
 }
 
-/// The tokens of an item's response.
+/// Returns the tokens of an item's response, with the end token.
 fn tokenize(item: &Item, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
     let mut path = tokenizer.encode(&Prompt::response(&item.title))?;
     ensure!(
@@ -219,7 +196,7 @@ fn tokenize(item: &Item, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
     Ok(path)
 }
 
-/// The leaf of each item, where the items are numbered from 0 and each is in the trie once.
+/// Returns the leaf of each item, if the items are numbered from 0 and each is in the trie once.
 fn leaves(trie: &TokenTrie) -> Option<Vec<u32>> {
     let mut leaves = vec![None; trie.item_count()];
     for (leaf, items) in trie.leaves() {
@@ -233,7 +210,7 @@ fn leaves(trie: &TokenTrie) -> Option<Vec<u32>> {
     leaves.into_iter().collect()
 }
 
-/// An error of a trie, with the items as the data call them.
+/// Names the items of a trie's error by their ids in the data.
 fn named(error: Error, catalogue: &Catalogue) -> anyhow::Error {
     let items = match error {
         Error::PathIsPrefix { item, other, .. } => [item, other].map(|item| catalogue.item(item)),
@@ -269,33 +246,11 @@ impl Display for MergedTitles {
     }
 }
 
-/// How many tokens of a response there are up to the last that was one of several.
-pub fn chosen(trie: &TokenTrie, response: &[u32]) -> usize {
-    let mut node = Some(trie.root());
-    let mut chosen = 0;
-    for (index, &token) in response.iter().enumerate() {
-        let Some(parent) = node else { break };
-        if trie.children(parent).len() > 1 {
-            chosen = index + 1;
-        }
-        node = trie.child(parent, token);
-    }
-    chosen
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn catalogue(titles: &[&str]) -> Catalogue {
-        let items = titles.iter().enumerate().map(|(id, title)| Item {
-            id: id.to_string(),
-            title: (*title).into(),
-        });
-        Catalogue::new(items.collect()).unwrap()
-    }
-
-    /// It knows six letters alone, and takes all others for one.
+    /// Builds a tokenizer that has six letters and takes all others for one.
     fn tokenizer(end: Option<&str>) -> TextTokenizer {
         let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
             "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."},
@@ -310,7 +265,7 @@ mod tests {
         let titles = [
             "Emma", "EMMA", "emma", "日本", "中国", "Sea", "Sea", "Émma", "ßmma",
         ];
-        let catalogue = catalogue(&titles);
+        let catalogue = Catalogue::of_titles(&titles).unwrap();
         let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
         let merged = responses.merged_titles(&catalogue);
         assert_eq!(merged.count, 7);
@@ -334,7 +289,7 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
-        let told_apart = self::catalogue(&["Sea", "Sea", "Emma"]);
+        let told_apart = Catalogue::of_titles(&["Sea", "Sea", "Emma"]).unwrap();
         let responses = Responses::new(&told_apart, &tokenizer(None)).unwrap();
         assert_eq!(
             responses.merged_titles(&told_apart),
@@ -344,11 +299,7 @@ mod tests {
 
     #[test]
     fn a_title_that_goes_on_behind_the_end_token_is_named_by_the_id_of_the_data() {
-        let items = [("B1", "e"), ("007", "e\"ae")].map(|(id, title)| Item {
-            id: id.into(),
-            title: title.into(),
-        });
-        let catalogue = Catalogue::new(items.into()).unwrap();
+        let catalogue = Catalogue::of(&[("B1", "e"), ("007", "e\"ae")]).unwrap();
         let error = Responses::new(&catalogue, &tokenizer(Some("a"))).err();
         let error = error.unwrap().to_string();
         assert!(
@@ -361,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_trie_that_numbers_the_items_otherwise_is_of_the_same_catalogue() {
-        let catalogue = catalogue(&["Emma", "Sea", "Sea"]);
+        let catalogue = Catalogue::of_titles(&["Emma", "Sea", "Sea"]).unwrap();
         let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
         let trie = |numbers: &[u64]| {
             let paths = (0..3).map(|item| responses.path(item).unwrap());
@@ -373,7 +324,7 @@ mod tests {
 
     #[test]
     fn the_trie_that_a_run_keeps_is_used_where_it_is_that_of_the_catalogue() {
-        let catalogue = catalogue(&["Emma", "Sea", "Sea", "Mass"]);
+        let catalogue = Catalogue::of_titles(&["Emma", "Sea", "Sea", "Mass"]).unwrap();
         let tokenizer = tokenizer(None);
         let made = Responses::new(&catalogue, &tokenizer).unwrap();
         let paths: Vec<Vec<u32>> = (0..4).map(|item| made.path(item).unwrap()).collect();
@@ -394,16 +345,8 @@ mod tests {
             assert!(kept.leaf(4).is_err());
         }
         // The tokens of other titles.
-        let other = self::catalogue(&["Emma", "Sea", "Sea", "Mess"]);
+        let other = Catalogue::of_titles(&["Emma", "Sea", "Sea", "Mess"]).unwrap();
         let refused = Responses::of_run(made.trie().clone(), &other, &tokenizer).err();
         assert!(refused.unwrap().to_string().contains("another catalogue"));
-    }
-
-    #[test]
-    fn the_unary_tail_begins_after_the_last_choice() {
-        let trie = TokenTrie::new([(0, vec![1, 2, 3, 9]), (1, vec![1, 4, 5, 9])]).unwrap();
-        assert_eq!(chosen(&trie, &[1, 2, 3, 9]), 2);
-        let single = TokenTrie::new([(0, vec![1, 2, 9])]).unwrap();
-        assert_eq!(chosen(&single, &[1, 2, 9]), 0);
     }
 }

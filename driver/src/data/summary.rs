@@ -1,4 +1,4 @@
-//! What was read of a catalogue and its users, and what of it was left out.
+//! Reports what was read of data files, and what was left out.
 
 use std::{
     collections::HashSet,
@@ -9,27 +9,27 @@ use std::{
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::{commands::console::shown, data::catalogue::Catalogue};
+use crate::{console::shown, data::catalogue::Catalogue};
 
-/// So many of what was left out are shown.
+/// How many of what was left out are shown.
 const EXAMPLES: usize = 3;
 
-/// An account of data files as they are read. What it says of a folder is printed by every command that reads one.
+/// An account of data files as they are read. Every command that reads a folder prints it.
 #[derive(Debug, Default)]
 pub struct DataReport {
     strict: bool,
     files: Vec<String>,
     untitled: HashSet<String>,
-    /// Items without a title.
+    /// Items that were left out because they have no title.
     pub items_left_out: LeftOut,
-    /// Rows that name an item which the catalogue does not have.
+    /// Rows that were left out because they name an item that the catalogue does not have.
     pub rows_left_out: LeftOut,
 }
 
-/// How many there are of something that was left out, and the first of them.
+/// A count of what was left out, with the first examples.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LeftOut {
-    /// How many.
+    /// The number of items or rows.
     pub count: usize,
     /// The first of them: the file, the line and what is wrong.
     pub examples: Vec<String>,
@@ -61,7 +61,7 @@ impl LeftOut {
 }
 
 impl DataReport {
-    /// An account of nothing so far. `strict` makes errors of what would be left out.
+    /// Begins an account. With `strict`, what would be left out is an error.
     pub fn new(strict: bool) -> Self {
         Self {
             strict,
@@ -97,7 +97,7 @@ impl DataReport {
         self.rows_left_out.add(place, why, self.strict)
     }
 
-    /// Why there is nothing left of so many rows of a file.
+    /// Returns the message of a file of whose rows nothing is left.
     pub fn nothing_left(&self, path: &Path, rows: usize) -> String {
         let path = path.display();
         if rows == 0 {
@@ -109,7 +109,7 @@ impl DataReport {
         )
     }
 
-    /// Says on standard error what was read and what was left out, and warns of titles that are no names.
+    /// Says on standard error what was read and what was left out, and warns where most titles are the same.
     pub fn print(&self, catalogue: &Catalogue) {
         let (items, titles) = (catalogue.items().len(), catalogue.distinct_titles());
         eprintln!("{self}: {items} items with {titles} different titles");

@@ -1,4 +1,4 @@
-//! A catalogue with the shape of real ones, and users whose next choice depends on their last ones.
+//! Makes a catalogue with the shape of real ones, and users whose next choice depends on their last ones.
 //!
 //! What `msl inspect` and a count over the rows give for the sets of the paper (10,000 training rows each, a tokenizer
 //! of 4,096 tokens trained on the titles), and for this world (seed 42, as `msl demo` runs it):
@@ -46,13 +46,13 @@ const SERIES_OF_AN_AUTHOR: usize = 2;
 const VOLUMES_OF_A_SERIES: usize = 4;
 const SINGLE_BOOKS_OF_AN_AUTHOR: usize = 4;
 
-/// How probable it is that a user goes on with the series, if there is a next volume; and otherwise stays with the
-/// author, or with the genre.
+/// The probabilities that a user reads on in the series, if there is a next volume, or else stays with the author, or
+/// with the genre.
 const NEXT_VOLUME: f64 = 0.75;
 const SAME_AUTHOR: f64 = 0.55;
 const SAME_GENRE: f64 = 0.85;
 
-/// How probable it is that a test user chooses next among the books that came out after the training rows.
+/// The probability that a test user chooses among the books that came out after the training rows.
 const NEW_BOOK: f64 = 0.5;
 
 /// The fewest and the most items that a user has chosen before the target.
@@ -68,7 +68,7 @@ pub struct World {
     pub test: Vec<Interaction>,
 }
 
-/// What decides who chooses a book next.
+/// A book, with what decides who chooses it.
 #[derive(Default)]
 struct Book {
     title: String,
@@ -77,12 +77,12 @@ struct Book {
     next_volume: Option<usize>,
     /// Whether it came out after the training rows. One book of every author did.
     new: bool,
-    /// How often it is chosen where nothing else decides.
+    /// Its weight where nothing else decides.
     popularity: f64,
 }
 
 impl World {
-    /// The world of a seed.
+    /// Makes the world of a seed, with so many rows.
     pub fn new(seed: u64, training: usize, test: usize) -> Result<Self> {
         let mut random = random(seed, Purpose::Catalogue);
         let books = write_books(&mut random);
@@ -108,7 +108,7 @@ impl World {
     }
 }
 
-/// How an author's titles name the author.
+/// The way in which an author's titles name the author.
 struct Signature {
     name: String,
     in_front: bool,
@@ -212,7 +212,7 @@ fn subject(genre: &Genre, random: &mut Random) -> String {
     )
 }
 
-/// The name of a place or a family.
+/// Returns the name of a place or a family.
 fn compound(random: &mut Random) -> String {
     format!(
         "{}{}",
@@ -221,7 +221,7 @@ fn compound(random: &mut Random) -> String {
     )
 }
 
-/// A text that is not in use yet. The words allow far more than are asked for.
+/// Makes texts until one is not in use yet. The words allow far more than are needed.
 fn fresh(used: &mut HashSet<String>, mut make: impl FnMut() -> String) -> String {
     loop {
         let text = make();
@@ -231,7 +231,7 @@ fn fresh(used: &mut HashSet<String>, mut make: impl FnMut() -> String) -> String
     }
 }
 
-/// A long-tailed popularity.
+/// Draws a long-tailed popularity.
 fn popularity(random: &mut Random) -> f64 {
     (1.5 * random.random::<f64>()).exp().powi(2)
 }
@@ -240,8 +240,8 @@ fn pick(words: &[&'static str], random: &mut Random) -> &'static str {
     words.choose(random).copied().unwrap_or_default()
 }
 
-/// One user: a history of books that had come out by the end of the training rows, and the choice that follows it, which
-/// is a new book with a probability of `new_book`.
+/// Draws a user: a history of books that had come out by the end of the training rows, and the choice that follows it,
+/// which is a new book with probability `new_book`.
 fn read_on(user: usize, books: &[Book], new_book: f64, random: &mut Random) -> Result<Interaction> {
     let length = random.random_range(HISTORY);
     let genre = random.random_range(0..GENRES.len());
@@ -259,7 +259,7 @@ fn read_on(user: usize, books: &[Book], new_book: f64, random: &mut Random) -> R
     })
 }
 
-/// What a user chooses after a history, among the new books or among the others.
+/// Draws what a user chooses after a history, among the new books or among the others.
 fn next_choice(books: &[Book], history: &[usize], new: bool, random: &mut Random) -> Result<usize> {
     let last = &books[*history.last().context("a history is empty")?];
     let eligible = |place: usize, book: &Book| book.new == new && !history.contains(&place);
@@ -283,7 +283,7 @@ fn next_choice(books: &[Book], history: &[usize], new: bool, random: &mut Random
     .context("there is no book left to choose")
 }
 
-/// One of the eligible books, each as probable as it is popular; nothing where there is none.
+/// Draws one of the eligible books by popularity; `None` where there is none.
 fn popular(
     books: &[Book],
     random: &mut Random,

@@ -1,4 +1,4 @@
-//! Which targets occur in training rows. A model that is trained from scratch can know nothing of the others.
+//! Tells targets that occur in training rows from others, of which a model from scratch can know nothing.
 
 use std::collections::HashSet;
 
@@ -6,17 +6,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::data::catalogue::Interaction;
 
-/// Something that is told apart by whether a target occurs in a training row, as its target or in its history.
+/// A pair of values: for targets that occur in a training row, as its target or in its history, and for others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ByOccurrence<T> {
-    /// Of the targets that occur in a training row.
+    /// The value for targets that occur in a training row.
     pub in_training: T,
-    /// Of the targets that occur in none.
+    /// The value for targets that occur in none.
     pub not_in_training: T,
 }
 
 impl<T> ByOccurrence<T> {
-    /// The same function of both.
+    /// Applies a function to both.
     pub fn map<U>(self, function: impl Fn(T) -> U) -> ByOccurrence<U> {
         ByOccurrence {
             in_training: function(self.in_training),
@@ -24,7 +24,7 @@ impl<T> ByOccurrence<T> {
         }
     }
 
-    /// Both, with the names that tables have for them.
+    /// Returns both with their names in tables.
     pub fn named(&self) -> [(&'static str, &T); 2] {
         [
             ("in training", &self.in_training),
@@ -33,7 +33,7 @@ impl<T> ByOccurrence<T> {
     }
 }
 
-/// The targets of rows that are evaluated on.
+/// The targets of the rows of an evaluation.
 pub struct Targets {
     in_training: Vec<bool>,
 }
@@ -51,7 +51,7 @@ impl Targets {
         }
     }
 
-    /// The values of the rows, those of each kind of target by themselves.
+    /// Splits the values of the rows by the kind of their targets.
     pub fn tell_apart<T: Copy>(&self, values: &[T]) -> ByOccurrence<Vec<T>> {
         let of_kind = |kind: bool| {
             let values = values.iter().zip(&self.in_training);
@@ -65,14 +65,14 @@ impl Targets {
         }
     }
 
-    /// How many targets of each kind there are.
+    /// Returns how many targets of each kind there are.
     pub fn counts(&self) -> ByOccurrence<usize> {
         self.tell_apart(&self.in_training).map(|kind| kind.len())
     }
 }
 
 impl ByOccurrence<usize> {
-    /// A sentence on how many targets of each kind there are.
+    /// Returns a sentence on how many targets of each kind there are.
     pub fn sentence(&self) -> String {
         let (known, unknown) = (self.in_training, self.not_in_training);
         let all = self.all();
@@ -83,12 +83,12 @@ impl ByOccurrence<usize> {
         )
     }
 
-    /// The share of targets that occur in no training row, in %.
+    /// Returns the share of targets that occur in no training row, in %.
     pub fn percent_unknown(&self) -> f64 {
         100.0 * self.not_in_training as f64 / self.all().max(1) as f64
     }
 
-    /// A file that is read may have any numbers.
+    /// Returns the number of all targets. Counts from a file may be too large to add.
     fn all(&self) -> usize {
         self.in_training.saturating_add(self.not_in_training)
     }
@@ -99,11 +99,7 @@ mod tests {
     use super::*;
 
     fn row(history: &[u64], target: u64) -> Interaction {
-        Interaction {
-            user: "u".into(),
-            history: history.to_vec(),
-            target,
-        }
+        Interaction::of("u", history, target)
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Tables in text files, read row by row: comma-separated values, and RecBole's atomic files.
+//! Reads tables in text files row by row: comma-separated values, and RecBole's atomic files.
 
 use std::{
     fs::File,
@@ -9,12 +9,12 @@ use std::{
 use anyhow::{Error, Result, anyhow, bail, ensure};
 use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord, Terminator};
 
-use crate::data::text_file::open_text;
+use crate::io::text::open_text;
 
 /// The types that the header of an atomic file may give a field.
 const TYPES: [&str; 4] = ["token", "token_seq", "float", "float_seq"];
 
-/// How the fields of a table are told apart, and what its first line says of them.
+/// Formats of a table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
     /// Commas between fields, which may be in double quotes. The first line names them.
@@ -24,7 +24,7 @@ pub enum Layout {
     Atomic,
 }
 
-/// A table that is being read.
+/// A table while it is read.
 pub struct Table {
     path: PathBuf,
     reader: Reader<Chain<BufReader<File>, &'static [u8]>>,
@@ -78,23 +78,23 @@ impl Table {
         Ok(table)
     }
 
-    /// The names of the columns, in their order.
+    /// Returns the names of the columns, in their order.
     pub fn columns(&self) -> &[String] {
         &self.columns
     }
 
-    /// The place of a column, if there is one of the name.
+    /// Returns the place of a column, if there is one of the name.
     pub fn find_column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| column == name)
     }
 
-    /// The place of a column that has to be there.
+    /// Returns the place of a column that has to be there.
     pub fn column(&self, name: &str) -> Result<usize> {
         self.find_column(name)
             .ok_or_else(|| self.expected(&format!("a column {name}")))
     }
 
-    /// The error of a first line that lacks something.
+    /// Returns the error of a first line that lacks something.
     pub fn expected(&self, what: &str) -> Error {
         anyhow!(
             "{}, line 1: expected {what}, found the columns {}",
@@ -103,7 +103,7 @@ impl Table {
         )
     }
 
-    /// Goes to the next row, and gives the number of its first line; `None` behind the last row.
+    /// Goes to the next row, and returns the number of its first line; `None` after the last row.
     pub fn next_row(&mut self) -> Result<Option<u64>> {
         let line = self.read_row()?;
         if let Some(line) = line {
@@ -119,7 +119,7 @@ impl Table {
         Ok(line)
     }
 
-    /// A field of the row. The end of a line may be that of Windows.
+    /// Returns a field of the row. The end of a line may be that of Windows.
     pub fn field(&self, column: usize) -> &str {
         let field = self.record.get(column).unwrap_or_default();
         match column + 1 == self.record.len() {
@@ -146,7 +146,7 @@ impl Table {
     }
 }
 
-/// The error of a row that cannot be read.
+/// Returns the error of a row that cannot be read.
 fn explained(error: csv::Error, path: &Path, line: u64) -> Error {
     match error.kind() {
         ErrorKind::Utf8 { err, .. } => anyhow!(

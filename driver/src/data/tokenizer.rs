@@ -1,25 +1,16 @@
-//! Text to tokens: a byte-pair tokenizer, read from a file or trained on the catalogue.
+//! Turns text into tokens, with a tokenizer that is read from a file or trained on the catalogue.
+
+pub mod byte_level;
+mod training;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde::de::IgnoredAny;
-use tokenizers::{
-    AddedToken, Encoding, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
-    models::{
-        ModelWrapper,
-        bpe::{BPE, BpeTrainer},
-    },
-    normalizers::NormalizerWrapper,
-    pre_tokenizers::{
-        PreTokenizerWrapper,
-        byte_level::ByteLevel,
-        sequence::Sequence,
-        split::{Split, SplitPattern},
-    },
-};
+use tokenizers::{Encoding, Tokenizer, models::ModelWrapper};
 
-use crate::data::{input::catch_panic, text_file::read_text};
+use crate::io::{binary::catch_panic, text::read_text};
+pub use training::TokenizerArguments;
 
 /// The end token of a tokenizer that is trained here.
 pub const END_TOKEN: &str = "<|endoftext|>";
@@ -33,79 +24,26 @@ const KNOWN_END_TOKENS: [&str; 5] = [
     "</s>",
 ];
 
-/// Llama 3's splitting. It keeps an opening quote with the first letters of a title; where the quote stands alone,
-/// every title begins with the same token, the root of the trie has no fan-out, and the published temperature strategy
-/// is not defined there.
-const WORDS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// The longest piece of a text that merges are learned in, in characters. What a merge costs rises with the square of
-/// the longest word.
-const LONGEST_PIECE: usize = 4_096;
-
 /// The largest id of a token, far beyond those of the largest vocabularies. tokenizers lists all ids below that no token
 /// has, where it writes a file.
 const LARGEST_ID: u32 = 1 << 24;
 
-/// A tokenizer, what it has prompts begin with and the token that ends a response.
+/// A tokenizer with the tokens that begin a prompt and the one that ends a response.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
     begin: Vec<u32>,
     end: u32,
-    /// How many tokens the model has a row for, where that is known.
+    /// Number of tokens that the model has, if it is known.
     rows: Option<usize>,
 }
 
 impl TextTokenizer {
-    /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.
-    pub fn train<'a>(
-        texts: impl Iterator<Item = &'a str> + Clone + Send,
-        vocabulary: usize,
-    ) -> Result<Self> {
-        let smallest = ByteLevel::alphabet().len() + 1;
-        ensure!(
-            vocabulary >= smallest,
-            "--vocabulary is {vocabulary}, expected at least {smallest}: a token for each byte and the one that ends a \
-             response"
-        );
-        // Each merge joins two tokens of a text: there cannot be more than the texts have bytes.
-        let bytes: usize = texts.clone().map(str::len).sum();
-        let largest = smallest + bytes;
-        let words = Split::new(
-            SplitPattern::Regex(WORDS.into()),
-            SplitDelimiterBehavior::Isolated,
-            false,
-        )
-        .map_err(anyhow::Error::from_boxed)?;
-        let bytes = ByteLevel::new(false, true, false);
-        let mut tokenizer = TokenizerBuilder::new()
-            .with_model(BPE::default())
-            .with_normalizer(None::<NormalizerWrapper>)
-            .with_pre_tokenizer(Some(Sequence::new(vec![
-                PreTokenizerWrapper::Split(words),
-                PreTokenizerWrapper::ByteLevel(bytes),
-            ])))
-            .with_post_processor(Some(bytes))
-            .with_decoder(Some(bytes))
-            .build()
-            .map_err(anyhow::Error::from_boxed)?;
-        let mut trainer = BpeTrainer::builder()
-            .vocab_size(vocabulary.min(largest))
-            .show_progress(false)
-            .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
-            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .build();
-        tokenizer
-            .train(&mut trainer, texts.flat_map(pieces))
-            .map_err(anyhow::Error::from_boxed)?;
-        Self::new(tokenizer.into(), None, None)
-    }
-
     /// Reads a `tokenizer.json`. `end_token` names the token that ends a response; without it a known one is looked for.
     pub fn load(path: &Path, end_token: Option<&str>) -> Result<Self> {
         Self::load_for(path, end_token, None)
     }
 
-    /// As [`load`](Self::load), for a model that ends its texts with a token of its own.
+    /// Reads a `tokenizer.json` for a model that ends its texts with the token `end`.
     pub fn load_for(path: &Path, end_token: Option<&str>, end: Option<u32>) -> Result<Self> {
         let cannot = || format!("cannot read the tokenizer {}", path.display());
         let text = read_text(path)?;
@@ -117,8 +55,8 @@ impl TextTokenizer {
         Self::new(tokenizer, end_token, end).with_context(|| path.display().to_string())
     }
 
-    /// A tokenizer with its end token: that of a name, that of an id, or a known one. Texts are neither cut nor padded,
-    /// and no merges drop out, whatever its file says.
+    /// Chooses the end token of a tokenizer: that of a name, that of an id, or a known one. Texts are neither cut nor
+    /// padded, and no merges drop out, whatever its file says.
     pub fn new(
         mut tokenizer: Tokenizer,
         end_token: Option<&str>,
@@ -170,8 +108,7 @@ impl TextTokenizer {
         })
     }
 
-    /// The same for a model that has so many tokens. The tokenizer may have others, which are refused where a text uses
-    /// them.
+    /// Limits the tokens to those of a model. The tokenizer may have others, which are refused where a text uses them.
     pub fn for_rows(mut self, rows: usize) -> Result<Self> {
         self.rows = Some(rows);
         self.check_rows(&[self.end])
@@ -199,7 +136,7 @@ impl TextTokenizer {
             .map_err(|error| anyhow!("cannot write {}: {error}", path.display()))
     }
 
-    /// The tokens of a text, with nothing added before or after.
+    /// Returns the tokens of a text, with nothing added before or after.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         let encoding = encode(&self.tokenizer, text, false)?;
         let tokens = encoding.get_ids();
@@ -208,12 +145,12 @@ impl TextTokenizer {
         Ok(tokens.to_vec())
     }
 
-    /// The tokens of a prompt: those of the text, behind what the tokenizer puts before a text, as Llama's do.
+    /// Returns the tokens of a prompt: first those that the tokenizer puts before any text, as Llama's do.
     pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>> {
         Ok([&self.begin[..], &self.encode(text)?].concat())
     }
 
-    /// The same, with nothing before a prompt.
+    /// Removes the tokens that begin a prompt.
     pub fn without_begin(self) -> Self {
         Self {
             begin: Vec::new(),
@@ -221,17 +158,17 @@ impl TextTokenizer {
         }
     }
 
-    /// The token that ends a response.
+    /// Returns the token that ends a response.
     pub fn end(&self) -> u32 {
         self.end
     }
 
-    /// The text of the token that ends a response.
+    /// Returns the text of the token that ends a response.
     pub fn end_text(&self) -> Option<String> {
         self.tokenizer.id_to_token(self.end)
     }
 
-    /// One more than the largest token: what an embedding must hold.
+    /// Returns the number of rows that an embedding needs: one more than the largest token.
     pub fn vocabulary(&self) -> usize {
         self.tokenizer
             .get_vocab(true)
@@ -241,25 +178,14 @@ impl TextTokenizer {
     }
 }
 
-/// A damaged tokenizer may be found out only when it is used.
+/// Tokenizes a text. A damaged tokenizer may fail only here.
 fn encode(tokenizer: &Tokenizer, text: &str, marks: bool) -> Result<Encoding> {
     catch_panic(|| tokenizer.encode_fast(text, marks))
         .and_then(|encoding| encoding.map_err(anyhow::Error::from_boxed))
         .context("the tokenizer cannot be used")
 }
 
-/// A text in pieces of a bounded length.
-fn pieces(text: &str) -> impl Iterator<Item = &str> {
-    let mut rest = text;
-    std::iter::from_fn(move || {
-        let (end, _) = (rest.char_indices().nth(LONGEST_PIECE)).unwrap_or((rest.len(), ' '));
-        let (piece, after) = rest.split_at(end);
-        rest = after;
-        (!piece.is_empty()).then_some(piece)
-    })
-}
-
-/// The special tokens that a tokenizer puts before any text.
+/// Returns the special tokens that a tokenizer puts before any text.
 fn leading_marks(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
     let encoding = encode(tokenizer, "a", true)?;
     let mut marks = encoding.get_special_tokens_mask().iter();
@@ -268,59 +194,28 @@ fn leading_marks(tokenizer: &Tokenizer) -> Result<Vec<u32>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
 
-    const TITLES: [&str; 3] = [
+    pub(super) const TITLES: [&str; 3] = [
         "\"The Sea\", \"The Sea Wall\"",
         "\"A Sea of Glass\"",
         "\"Glass Walls\"",
     ];
 
-    #[test]
-    fn training_is_repeatable_and_loses_nothing() {
-        let first = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
-        let second = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
-        for text in ["\"The Sea\"", "\"Ünïcode – 本\"\n"] {
-            let tokens = first.encode(text).unwrap();
-            assert_eq!(tokens, second.encode(text).unwrap());
-            assert_eq!(first.tokenizer.decode(&tokens, false).unwrap(), text);
-        }
-        assert!(first.vocabulary() <= 300);
-    }
-
-    #[test]
-    fn titles_begin_with_different_tokens() {
-        let tokenizer = TextTokenizer::train(TITLES.into_iter(), 400).unwrap();
-        let first = |text| tokenizer.encode(text).unwrap()[0];
-        assert_ne!(first("\"The Sea\""), first("\"A Sea of Glass\""));
-    }
-
-    #[test]
-    fn a_long_word_and_a_large_vocabulary_are_bounded_by_what_the_texts_hold() {
-        let long = "x".repeat(200_000);
-        let begun = std::time::Instant::now();
-        let tokenizer = TextTokenizer::train([long.as_str()].into_iter(), usize::MAX).unwrap();
-        assert!(begun.elapsed().as_secs() < 10);
-        assert!(tokenizer.vocabulary() < 1_000);
-        let text = "é".repeat(LONGEST_PIECE + 1);
-        assert_eq!(pieces(&text).collect::<String>(), text);
-        assert_eq!(pieces(&text).count(), 2);
-    }
-
-    /// A tokenizer read from a file whose members of these names were replaced.
+    /// Returns a tokenizer read from a file whose members of these names were replaced.
     fn read(members: &[(&str, Value)]) -> TextTokenizer {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("tokenizer.json");
         let tokenizer = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
         tokenizer.save(&path).unwrap();
-        let mut json: Value = crate::data::json::read_json(&path).unwrap();
+        let mut json: Value = crate::io::json::read_json(&path).unwrap();
         for (name, value) in members {
             json[name] = value.clone();
         }
-        crate::data::json::write_json(&path, &json).unwrap();
+        crate::io::json::write_json(&path, &json).unwrap();
         TextTokenizer::load(&path, None).unwrap()
     }
 

@@ -1,4 +1,4 @@
-//! The baselines that are counted, not trained: what others chose most, and what they chose next.
+//! Computes the baselines, which count choices and train nothing: popularity, and the item graph.
 //!
 //! *Popularity* recommends the same titles to everybody. A title that is the target of n of the N training rows has the
 //! probability p(j) = (n + 1) / (N + L), where L is the number of titles: the one that is added keeps a title that
@@ -24,7 +24,7 @@ use crate::{
     evaluate::{comparison::Line, ranking::UserResult},
 };
 
-/// The ways to recommend that every other is to be measured by.
+/// Evaluates the baselines on test rows: uniform, popularity and the item graph.
 pub fn baselines(
     training: &[Interaction],
     test: &[Interaction],
@@ -49,13 +49,13 @@ pub fn baselines(
     ])
 }
 
-/// What the training rows say of every title. Titles are numbered by their popularity, the most popular one first.
+/// Counts of the training rows. Titles are numbered by their popularity, the most popular one first.
 struct Counts {
     /// The number of a title, by its leaf of the trie.
     places: HashMap<u32, usize>,
-    /// p(j).
+    /// The probability p(j) of each title.
     popularity: Vec<f64>,
-    /// n(i → j).
+    /// The number n(i → j) of users who chose title j directly after title i.
     next: HashMap<usize, HashMap<usize, usize>>,
 }
 
@@ -94,7 +94,7 @@ impl Counts {
         Ok(self.places[&responses.leaf(item)?])
     }
 
-    /// p(j | i) of every title, with i the last item of a history.
+    /// Returns p(j | i) of every title, with i the last item of a history.
     fn after(&self, history: &[u64], responses: &Responses) -> Result<Vec<f64>> {
         let last = history.last().map(|&item| self.place(item, responses));
         let Some(next) = last.transpose()?.and_then(|item| self.next.get(&item)) else {
@@ -114,7 +114,7 @@ impl Counts {
     }
 }
 
-/// What comes of recommending by these probabilities, equal ones by popularity.
+/// Ranks the target by these probabilities, equal ones by popularity.
 fn result(probabilities: &[f64], target: usize) -> UserResult {
     let p = probabilities[target];
     let better = |&(title, &other): &(usize, &f64)| other > p || (other == p && title < target);
@@ -127,32 +127,17 @@ fn result(probabilities: &[f64], target: usize) -> UserResult {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::{
-        catalogue::{Catalogue, Item},
-        tokenizer::TextTokenizer,
-    };
+    use crate::data::{catalogue::Catalogue, tokenizer::TextTokenizer};
 
-    /// Titles A to E for the items of the numbers 0 to 4, and once more E for number 5.
+    /// Returns the titles A to E for the items of the numbers 0 to 4, and E again for number 5.
     fn responses() -> Responses {
-        let items = "ABCDEE".chars().zip(0..).map(|(title, id)| Item {
-            id: id.to_string(),
-            title: title.to_string(),
-        });
-        let catalogue = Catalogue::new(items.collect()).unwrap();
+        let catalogue = Catalogue::of_titles(&["A", "B", "C", "D", "E", "E"]).unwrap();
         let tokenizer =
             TextTokenizer::train(["\"A\" \"B\" \"C\" \"D\" \"E\""].into_iter(), 280).unwrap();
         Responses::new(&catalogue, &tokenizer).unwrap()
     }
 
-    fn row(user: &str, history: &[u64], target: u64) -> Interaction {
-        Interaction {
-            user: user.into(),
-            history: history.to_vec(),
-            target,
-        }
-    }
-
-    /// What each baseline but the uniform one makes of a test row: place and p.
+    /// Returns the place and the probability that popularity and the item graph give the target of a test row.
     fn found(training: &[Interaction], history: &[u64], target: u64) -> [(usize, f64); 2] {
         let responses = responses();
         let counts = Counts::new(training, &responses).unwrap();
@@ -180,10 +165,10 @@ mod tests {
     fn the_item_graph_counts_what_followed_and_backs_off_to_popularity() {
         // A was followed by B twice (u and v) and by C once: n(A) = 3, d(A) = 2. Targets: C, C, B, E.
         let training = [
-            row("u", &[0, 1], 2),
-            row("v", &[0, 1], 2),
-            row("w", &[3], 1),
-            row("w", &[0, 2], 5),
+            Interaction::of("u", &[0, 1], 2),
+            Interaction::of("v", &[0, 1], 2),
+            Interaction::of("w", &[3], 1),
+            Interaction::of("w", &[0, 2], 5),
         ];
         let p = |count: f64| (count + 1.0) / 9.0;
         let after = |followed: f64, count: f64| (followed + 2.0 * p(count)) / 5.0;
@@ -203,10 +188,10 @@ mod tests {
     #[test]
     fn a_pair_in_overlapping_rows_of_one_user_counts_once() {
         let overlapping = [
-            row("u", &[0], 1),
-            row("u", &[0, 1], 2),
-            row("u", &[0, 1, 2], 3),
-            row("v", &[0], 2),
+            Interaction::of("u", &[0], 1),
+            Interaction::of("u", &[0, 1], 2),
+            Interaction::of("u", &[0, 1, 2], 3),
+            Interaction::of("v", &[0], 2),
         ];
         // A was followed by B (u) and C (v), once each: by popularity C, which is a target twice, comes first.
         assert_eq!(found(&overlapping, &[0], 2)[1].0, 0);

@@ -1,11 +1,11 @@
-//! Several ways to recommend, and how well each did.
+//! Compares ways to recommend, in a table or as JSON.
 
 use anyhow::Result;
 use comfy_table::Table;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commands::console::{print, print_json, table},
+    console::{print, print_json, table},
     data::targets::{ByOccurrence, Targets},
     evaluate::{
         decoding::Decoding,
@@ -17,34 +17,40 @@ use crate::{
 /// The file in the folder of a run that keeps its last evaluation: a [`Comparison`].
 pub const EVALUATION_FILE: &str = "evaluation.json";
 
-/// One way to recommend, and how well it did.
+/// Says how to read the numbers of a comparison.
+pub const ERRORS_NOTE: &str = "± is one standard error over the users. Item NLL is the mean −ln p of the item that came \
+                           next, in nats; popularity's p is of its counts plus one, the item graph's of what followed \
+                           the last item, backed off to popularity.";
+
+/// One way to recommend, with its measures.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Line {
-    /// What recommended.
+    /// The name of the way to recommend.
     pub name: String,
-    /// How well, with standard errors.
+    /// Its measures, with standard errors.
     #[serde(flatten)]
     pub measures: Measures,
-    /// The same, by whether the targets occur in training rows; `None` where there is no target of a kind.
+    /// The measures by whether the targets occur in training rows; `None` where there is no target of a kind.
     #[serde(default)]
     pub targets: ByOccurrence<Option<Measures>>,
-    /// What its beam search pruned, where an exact search was made too.
+    /// The targets that its beam search pruned; empty without an exact search to tell.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub pruned: Vec<Pruned>,
-    /// The temperature that it recommends at.
+    /// Temperature of its softmax.
     pub temperature: Option<f64>,
     /// Seconds of training.
     pub seconds: Option<f64>,
-    /// Labelled rows that it was trained on by second.
+    /// Labelled rows per second of training.
     pub rows_per_second: Option<f64>,
-    /// Users that it recommended to by second.
+    /// Users per second of searching.
     pub users_per_second: Option<f64>,
-    /// Tokens that the model read for each of them.
+    /// Mean number of tokens that the model read to search for one user.
     pub model_tokens: Option<f64>,
 }
 
 impl Line {
-    /// A way to recommend, by what came of users whose targets these are. Its lists have at most `length` items.
+    /// Computes the measures of a way to recommend whose lists have at most `length` items. `targets` are those of the
+    /// users.
     pub fn of_users(
         name: impl Into<String>,
         users: &[UserResult],
@@ -60,7 +66,7 @@ impl Line {
         )
     }
 
-    /// Drawing from so many titles at random, which does as well with every target.
+    /// Computes the measures of drawing from so many titles at random, which are the same for every target.
     pub fn uniform(titles: usize, targets: &Targets) -> Self {
         let measures = Measures::uniform(titles);
         let of_some = |users: usize| (users > 0).then(|| measures.clone());
@@ -82,7 +88,7 @@ impl Line {
         }
     }
 
-    /// The same, with what its training was.
+    /// Adds the time and the speed of its training.
     pub fn trained(mut self, trained: &Trained) -> Self {
         self.seconds = Some(trained.seconds);
         self.rows_per_second = Some(trained.rows_per_second);
@@ -90,7 +96,7 @@ impl Line {
     }
 }
 
-/// Several ways to recommend beside each other.
+/// A comparison of ways to recommend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     /// The command.
@@ -99,18 +105,18 @@ pub struct Comparison {
     pub seed: u64,
     /// Users that were evaluated.
     pub users: usize,
-    /// Where they come from: a split of the data, or a file.
+    /// The split of the data, or the file, that they come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub evaluated_on: Option<String>,
-    /// How many of their targets occur in training rows.
+    /// Numbers of their targets, by whether these occur in training rows.
     #[serde(default)]
     pub targets: ByOccurrence<usize>,
-    /// How they were decoded.
+    /// The options of the decoding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decoding: Option<Decoding>,
-    /// The results.
+    /// A line for each way to recommend.
     pub rows: Vec<Line>,
-    /// What a reader should know.
+    /// Sentences that explain the numbers.
     pub notes: Vec<String>,
 }
 
@@ -130,7 +136,7 @@ impl Comparison {
         Ok(())
     }
 
-    /// Everything that is known of all targets together.
+    /// Builds the table of all targets together.
     fn table(&self) -> Table {
         let mut table = self.empty_table();
         let measures = self.rows.iter().map(|line| line.measures.named());
@@ -162,7 +168,7 @@ impl Comparison {
         table
     }
 
-    /// The measures that matter most, of each kind of target by itself.
+    /// Builds the table of the main measures of each kind of target.
     fn table_by_target(&self) -> Table {
         let mut table = self.empty_table();
         let cutoff = common_cutoff(self.rows.iter().map(|line| &line.measures));
@@ -177,17 +183,17 @@ impl Comparison {
         table
     }
 
-    /// A column for each way to recommend.
+    /// Builds a table with a column for each way to recommend.
     fn empty_table(&self) -> Table {
         let names = self.rows.iter().map(|line| line.name.as_str());
         table(&[""].into_iter().chain(names).collect::<Vec<_>>())
     }
 }
 
-/// Where nothing is known.
+/// Stands where a line has no value.
 const NONE: &str = "–";
 
-/// A row for every measure that any line has, in the order of the one that has most.
+/// Adds a row for every measure that any line has, in the order of the line that has most.
 fn add_measures(
     table: &mut Table,
     lines: &[Vec<(String, Estimate)>],

@@ -1,4 +1,4 @@
-//! How a run was decoded for an evaluation: measures of two runs can be compared where it was the same.
+//! Records how a run was decoded for an evaluation. Measures of two runs can be compared where that was the same.
 
 use std::path::{Path, PathBuf};
 
@@ -7,22 +7,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    data::json::read_json,
     evaluate::{
         comparison::{Comparison, EVALUATION_FILE},
         ranks::RANKS_FILE,
         search::SearchSettings,
     },
+    io::json::read_json,
     model::precision::Precision,
-    run::layout::numbered,
 };
 
-/// All that decides what an evaluation of a run finds.
+/// The options that decide the result of an evaluation of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Decoding {
     /// The step of the checkpoint.
     pub step: usize,
-    /// How the catalogue was searched.
+    /// The search of the catalogue.
     #[serde(flatten)]
     pub search: SearchSettings,
     /// The temperature of the softmax.
@@ -31,20 +30,19 @@ pub struct Decoding {
     pub dtype: Precision,
     /// The folder of the data.
     pub data: PathBuf,
-    /// Which of its rows: a split, or a file.
+    /// The split of its rows, or the file of them.
     pub rows: String,
-    /// So many of them, chosen by the seed of training; `None` for all.
+    /// The number of these rows that were used, chosen by the seed of training; `None` for all.
     pub samples: Option<usize>,
 }
 
 impl Decoding {
-    /// Whether measures of two runs can be compared: each has a best step, a place of its data and a temperature of its
-    /// own.
+    /// Tells whether measures of two runs can be compared. Their steps, temperatures and folders of data may differ.
     pub fn is_like(&self, other: &Self) -> bool {
         self.search == other.search && self.rows == other.rows && self.samples == other.samples
     }
 
-    /// What it is called and what it was, for tables.
+    /// Returns the names and the values of the options, for tables.
     pub fn named(&self) -> Vec<(String, String)> {
         let value = serde_json::to_value(self).unwrap_or_default();
         let shown = |value: &Value| match value {
@@ -89,12 +87,28 @@ pub fn keep_earlier(run: &Path, decoding: &Decoding) -> Result<()> {
     Ok(())
 }
 
+/// Returns the name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
+fn numbered(file: &str, number: usize) -> String {
+    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
+    format!("{stem}-{number}.{extension}")
+}
+
+/// Tells whether a name is one that [`numbered`] gives for a file.
+pub fn is_numbered(name: &str, file: &str) -> bool {
+    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
+    let number = name
+        .strip_prefix(stem)
+        .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(extension))
+        .and_then(|rest| rest.strip_suffix('.'));
+    number.is_some_and(|number| number.parse::<usize>().is_ok())
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
 
     use super::*;
-    use crate::data::json::write_json;
+    use crate::io::json::write_json;
 
     #[test]
     fn an_evaluation_takes_the_place_of_one_that_was_decoded_alike_alone() {
@@ -139,5 +153,20 @@ mod tests {
         fs::write(at(EVALUATION_FILE), "{").unwrap();
         evaluate(3.0);
         assert_eq!(ranks("evaluation-3.json").as_deref(), Some("{"));
+    }
+
+    #[test]
+    fn evaluations_that_were_replaced_have_numbers() {
+        assert_eq!(numbered(RANKS_FILE, 2), "ranks-2.csv");
+        assert!(is_numbered("ranks-2.csv", RANKS_FILE));
+        for other in [
+            "ranks.csv",
+            "ranks-.csv",
+            "ranks-a.csv",
+            "ranks-2.csv.old",
+            "my-ranks-2.csv",
+        ] {
+            assert!(!is_numbered(other, RANKS_FILE), "{other}");
+        }
     }
 }

@@ -1,13 +1,13 @@
-//! How well targets were ranked: measures with their standard errors.
+//! Measures how well targets were ranked, with standard errors.
 
 use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error, ser::SerializeMap};
 
-/// The lengths of the lists that are looked at.
+/// The lengths K of the lists that HR@K and NDCG@K are computed for.
 pub const CUTOFFS: [usize; 4] = [1, 5, 10, 20];
 
-/// What came of one user.
+/// The result for one user.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UserResult {
     /// The place of the target in the list, 0 the first; `None` if it was not there.
@@ -17,12 +17,12 @@ pub struct UserResult {
 }
 
 impl UserResult {
-    /// 1 where the target was among the first so many, else 0.
+    /// Returns 1 where the target is among the first `cutoff` items, else 0.
     pub fn hit(&self, cutoff: usize) -> f64 {
         f64::from(self.place.is_some_and(|place| place < cutoff))
     }
 
-    /// The discounted gain of the target's place among the first so many.
+    /// Returns the discounted gain of the target's place among the first `cutoff` items.
     pub fn gain(&self, cutoff: usize) -> f64 {
         self.hit(cutoff) * self.place.map_or(0.0, discounted)
     }
@@ -33,23 +33,23 @@ impl UserResult {
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
-    /// Its standard error; none where the mean is exact.
+    /// Its standard error; `None` where the mean is exact.
     pub error: Option<f64>,
 }
 
 /// The measures of one way to recommend.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Measures {
-    /// The share of users whose target was among the first so many, for lists long enough to tell.
+    /// HR@K: the share of users whose target is among the first K items, for each K.
     pub hit_rate: Vec<(usize, Estimate)>,
-    /// The discounted gain of the target's place among the first so many.
+    /// Returns the discounted gain of the target's place among the first `cutoff` items.
     pub ndcg: Vec<(usize, Estimate)>,
     /// Mean −ln p of the targets, in nats.
     pub item_nll: Estimate,
 }
 
 impl Estimate {
-    /// The mean of a sample, and its standard error from the sample's own spread.
+    /// Computes the mean of a sample, and its standard error from the spread of the sample.
     pub fn of(values: &[f64]) -> Self {
         let count = values.len() as f64;
         let mean = values.iter().sum::<f64>() / count.max(1.0);
@@ -67,7 +67,7 @@ impl Estimate {
 }
 
 impl Measures {
-    /// Of users that got lists of at most `length` items.
+    /// Computes the measures of users whose lists have at most `length` items.
     pub fn of(users: &[UserResult], length: usize) -> Self {
         let estimate = |value: &dyn Fn(&UserResult) -> f64| {
             Estimate::of(&users.iter().map(value).collect::<Vec<_>>())
@@ -84,7 +84,7 @@ impl Measures {
         }
     }
 
-    /// What is to be expected of lists drawn at random from so many titles.
+    /// Computes the expected measures of lists that are drawn at random from so many titles.
     pub fn uniform(titles: usize) -> Self {
         let share = 1.0 / titles.max(1) as f64;
         let each = |gain: &dyn Fn(usize) -> f64| {
@@ -99,7 +99,7 @@ impl Measures {
         }
     }
 
-    /// Every measure by its name. (A list of one has one place, where the discounted gain is the hit rate.)
+    /// Returns every measure with its name. NDCG@1 is left out, because it is HR@1.
     pub fn named(&self) -> Vec<(String, Estimate)> {
         let hit_rate = self.hit_rate.iter();
         let hit_rate = hit_rate.map(|&(cutoff, value)| (hit_rate_name(cutoff), value));
@@ -111,7 +111,7 @@ impl Measures {
 }
 
 impl Measures {
-    /// The hit rate and the discounted gain of lists of one length, and the item NLL, by their names.
+    /// Returns the hit rate and the NDCG of lists of one length, and the item NLL, with their names.
     pub fn at(&self, cutoff: usize) -> Vec<(String, Estimate)> {
         let names = [hit_rate_name(cutoff), ndcg_name(cutoff), ITEM_NLL.into()];
         let mut named = self.named();
@@ -120,7 +120,7 @@ impl Measures {
     }
 }
 
-/// The longest list of at most ten items that all of these can be judged by.
+/// Returns the largest K of at most 10 that all of these have measures for.
 pub fn common_cutoff<'a>(measures: impl IntoIterator<Item = &'a Measures>) -> usize {
     let longest = |measures: &Measures| {
         let told = measures.hit_rate.iter().map(|(cutoff, _)| *cutoff);
@@ -130,19 +130,19 @@ pub fn common_cutoff<'a>(measures: impl IntoIterator<Item = &'a Measures>) -> us
     longest.min().unwrap_or(1)
 }
 
-/// How often beam search lost the target, where the exact search shows that it is among the best items.
+/// Users whose target the exact search puts among the best items and beam search lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pruned {
-    /// So many of the best items are looked at.
+    /// The number K of best items that the target is among.
     pub top: usize,
-    /// Users whose target is truly among them.
+    /// Number of users whose target is among the true top K.
     pub in_top: usize,
-    /// Of these, users to whom beam search did not recommend their target at any place.
+    /// Number of those users whose target is nowhere in the list of beam search.
     pub pruned: usize,
 }
 
 impl Pruned {
-    /// From what the two searches made of the same users.
+    /// Compares the results of the two searches for the same users.
     pub fn of(beam: &[UserResult], exact: &[UserResult], top: usize) -> Self {
         let users = || {
             let users = beam.iter().zip(exact);
@@ -156,12 +156,12 @@ impl Pruned {
     }
 }
 
-/// What tables call the users whose target beam search lost of so many of the best items.
+/// Returns the name of this measure in tables.
 pub fn pruned_name(top: usize) -> String {
     format!("pruned of true top {top}")
 }
 
-/// As `3 of 87 (3.4 %)`.
+/// Writes it as `3 of 87 (3.4 %)`.
 impl fmt::Display for Pruned {
     fn fmt(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
         let Self { in_top, pruned, .. } = *self;
@@ -170,7 +170,7 @@ impl fmt::Display for Pruned {
     }
 }
 
-/// As `hr@10` and `hr@10_error`, and so on.
+/// Writes measures under keys such as `hr@10` and `hr@10_error`.
 impl Serialize for Measures {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
@@ -185,7 +185,7 @@ impl Serialize for Measures {
     }
 }
 
-/// Of what was serialized so, and nothing else.
+/// Reads measures that were serialized by the implementation above.
 impl<'de> Deserialize<'de> for Measures {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         // JSON has no NaN, which a model that diverged scores with: it is written as null.
@@ -225,7 +225,7 @@ fn ndcg_name(cutoff: usize) -> String {
     format!("NDCG@{cutoff}")
 }
 
-/// The name of a measure in JSON.
+/// Returns the name of a measure in JSON.
 fn key(name: &str) -> String {
     name.to_lowercase().replace(' ', "_")
 }

@@ -1,4 +1,4 @@
-//! The file of what came of every user.
+//! Reads and writes the file of each user's rank.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::{
     data::catalogue::{Catalogue, Interaction},
     evaluate::ranking::UserResult,
-    run::output::OutputFile,
+    io::output::OutputFile,
 };
 
 /// The file's name in the folder of a run.
@@ -36,12 +36,12 @@ pub struct RankedUser {
 }
 
 impl RankedUser {
-    /// Whether another line is of the same user and item.
+    /// Tells whether another line is of the same user and item.
     pub fn is_of(&self, other: &Self) -> bool {
         (&self.user_id, &self.item_id) == (&other.user_id, &other.item_id)
     }
 
-    /// The same, as measures are made of it.
+    /// Returns the result that measures are computed from.
     pub fn result(&self) -> UserResult {
         UserResult {
             place: self.rank.and_then(|rank| rank.checked_sub(1)),
@@ -85,16 +85,15 @@ pub fn read_ranks(path: &Path) -> Result<Vec<RankedUser>> {
         .with_context(cannot)
 }
 
-/// Whether a spreadsheet would take a cell of this text for a formula, if the quotes that msl puts before such cells were
-/// not there. A number is none, whatever its sign.
+/// Tells whether a spreadsheet would take a cell of this text for a formula. A number is none, whatever its sign.
 fn is_formula(text: &str) -> bool {
     let is_number =
         text.parse::<f64>().is_ok() && text.contains(|digit: char| digit.is_ascii_digit());
     text.starts_with(['=', '+', '-', '@', '\t', '\r']) && !is_number
 }
 
-/// A text as a cell that spreadsheets show as it is: behind a single quote where it looks like a formula, or like a
-/// formula behind such quotes, which [`text`] takes away again.
+/// Returns a cell that spreadsheets show as this text. A text that looks like a formula, with or without quotes before
+/// it, gets a single quote before it, which [`text`] removes.
 fn cell(text: &str) -> String {
     match is_formula(text.trim_start_matches('\'')) {
         true => format!("'{text}"),
@@ -102,7 +101,7 @@ fn cell(text: &str) -> String {
     }
 }
 
-/// The text of such a cell.
+/// Returns the text of such a cell.
 fn text(cell: String) -> String {
     match cell.strip_prefix('\'') {
         Some(text) if is_formula(text.trim_start_matches('\'')) => text.to_owned(),

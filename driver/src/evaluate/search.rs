@@ -1,4 +1,4 @@
-//! Searches of the catalogue for what a model would recommend.
+//! Searches the catalogue for what a model recommends.
 
 use std::fmt;
 
@@ -11,12 +11,12 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    console::{finite, positive},
     model::{Cache, Llama, Sequence},
-    run::settings::finite,
     train::workers::Workers,
 };
 
-/// How the catalogue is searched.
+/// Kinds of search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum SearchKind {
@@ -35,7 +35,7 @@ impl fmt::Display for SearchKind {
     }
 }
 
-/// What probabilities are normalised over.
+/// Sets of tokens that probabilities are normalised over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NormaliseOver {
@@ -48,16 +48,16 @@ pub enum NormaliseOver {
 /// Options of a search.
 #[derive(Args, Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SearchSettings {
-    /// How the catalogue is searched; exact is set beside beam, and says how often that missed an item of the true top, and
-    /// how often it pruned the item that came next
+    /// The search. exact runs beside beam, and says for how many users beam search missed an item of the true top, and
+    /// for how many it pruned the target
     #[arg(long, value_enum, default_value = "beam")]
     pub search: SearchKind,
 
-    /// Beams of a search, or items of an exact one: lists of more items than this cannot be judged
-    #[arg(long, default_value_t = 20)]
+    /// Beams of the search, or items of an exact one: HR@K and NDCG@K need at least K
+    #[arg(long, default_value_t = 20, value_parser = positive)]
     pub beams: usize,
 
-    /// What the probabilities of a beam search are normalised over
+    /// The tokens over which a beam search normalises probabilities
     #[arg(long, value_enum, default_value = "trie")]
     pub normalise: NormaliseOver,
 
@@ -105,11 +105,12 @@ pub struct Searcher<'a> {
     workers: Workers,
 }
 
-/// What a search found for some users, and what it cost.
+/// The result of a search for some users.
 pub struct Recommended {
-    /// The paths of each user, best first.
+    /// The items that were found for each user, best first.
     pub found: Vec<Vec<SearchResult>>,
-    /// Tokens that the model read: padding left out, and what prompts begin with in common counted once.
+    /// Number of tokens that the model read. Padding does not count, and the longest common prefix of the prompts
+    /// counts once.
     pub model_tokens: usize,
 }
 
@@ -132,8 +133,8 @@ impl<'a> Searcher<'a> {
         })
     }
 
-    /// The best items behind each prompt, those of `left_out` (one list a prompt, or none at all) excepted. The workers
-    /// share the users: it is best if neighbours' prompts are of much the same length.
+    /// Returns the best items for each prompt, except those of `excluded` (one list for each prompt, or no list at
+    /// all). The workers share the users: it is best if neighbours' prompts are of much the same length.
     pub fn recommend(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
         let workers = self.workers.count();
         if workers == 1 || prompts.len() == 1 {
@@ -239,23 +240,23 @@ impl<'a> Searcher<'a> {
     }
 }
 
-/// Every so many of some values, from the `first` on.
+/// Iterates over every `step`-th value, from `first` on.
 fn every<T>(values: &[T], first: usize, step: usize) -> impl Iterator<Item = &T> {
     values.iter().skip(first).step_by(step)
 }
 
-/// A model with what it has read for some users.
+/// A model with its cache for some users.
 struct Reader<'a> {
     model: &'a Llama,
     cache: Cache,
-    /// The hidden state behind each prompt.
+    /// The last hidden state of each prompt, `[users, hidden]`.
     last: Tensor,
-    /// Tokens read so far.
+    /// Number of tokens that were read so far.
     tokens: usize,
 }
 
 impl<'a> Reader<'a> {
-    /// Reads the prompts, each with `lead` behind it.
+    /// Reads the prompts, each followed by the `prefix` that all items share.
     fn new(model: &'a Llama, prompts: &[&[u32]], lead: &[u32]) -> Result<Self> {
         let prompts: Vec<Vec<u32>> = (prompts.iter())
             .map(|prompt| [prompt, lead].concat())
@@ -269,7 +270,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// The hidden states behind the prompts of some users, and what was read for them.
+    /// Returns the last hidden states of the prompts of some users, and their sequences in the cache.
     fn prompts(&self, users: &[u32]) -> Result<(Tensor, Vec<Sequence>)> {
         let prompts = self.cache.prompts();
         let of_user = |&user: &u32| prompts[user as usize].clone();

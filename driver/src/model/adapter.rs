@@ -1,4 +1,4 @@
-//! Adapters on disk, as PEFT keeps them.
+//! Saves and loads adapters in PEFT's format.
 
 mod config;
 
@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, safetensors};
 
 use crate::{
-    data::json::write_json,
+    io::json::write_json,
     model::{
         Llama, Weights,
         precision::Precision,
@@ -21,11 +21,11 @@ use crate::{
 
 pub use config::AdapterConfig;
 
-/// PEFT's name of the file of sizes.
+/// PEFT's name for the file of the configuration.
 pub const CONFIG_FILE: &str = "adapter_config.json";
-/// PEFT's name of the file of weights.
+/// PEFT's name for the file of the weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// What PEFT puts before the names of a model's layers.
+/// The prefix that PEFT gives to the names of a model's layers.
 const PREFIX: &str = "base_model.model.";
 
 /// Writes a model's adapters into a folder. `base` says where the model itself is.
@@ -43,7 +43,7 @@ pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
     )
 }
 
-/// Whether a folder has adapters.
+/// Tells whether a folder has adapters.
 pub fn is_in(folder: &Path) -> bool {
     folder.join(CONFIG_FILE).is_file()
 }
@@ -80,7 +80,7 @@ fn check_rank(config: &AdapterConfig, weights: &SafetensorsWeights) -> Result<()
 
 const DOWN: &str = ".lora_A.weight";
 
-/// Where the model is that a folder's adapters belong to, by their `adapter_config.json`.
+/// Returns the path of the model that a folder's adapters belong to, by their `adapter_config.json`.
 pub fn base(folder: &Path) -> Result<PathBuf> {
     let config = folder.join(CONFIG_FILE);
     let base = AdapterConfig::load(folder)?.base_model_name_or_path;
@@ -96,7 +96,7 @@ pub fn base(folder: &Path) -> Result<PathBuf> {
     Ok(base)
 }
 
-/// The model that a folder's adapters belong to, with them. `end_token` is that of [`Pretrained::open`].
+/// Loads the model that a folder's adapters belong to, with the adapters. `end_token` is that of [`Pretrained::open`].
 pub fn load_with_base(
     folder: &Path,
     end_token: Option<&str>,
@@ -106,7 +106,7 @@ pub fn load_with_base(
     load_onto(folder, &base(folder)?, end_token, precision, device)
 }
 
-/// As [`load_with_base`], with the model at `base`, wherever the folder says that it is.
+/// Loads the model at `base` with the adapters of a folder, whatever model the folder names.
 pub fn load_onto(
     folder: &Path,
     base: &Path,

@@ -1,11 +1,11 @@
-//! Where tensors live.
+//! Opens the device that `--device` names.
 
 use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail};
 use candle_core::Device;
 
-/// What `--device` says.
+/// Values of `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
     /// The first GPU, where there is one that can be used, else the processor.
@@ -18,7 +18,7 @@ pub enum DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device. A GPU that was named and cannot be used is an error.
+    /// Opens the device. A GPU that was named and cannot be used is an error.
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),

@@ -13,7 +13,7 @@ use super::{
     elements::{Element, constant},
     parameters::values,
 };
-use crate::{random::Random, run::settings::finite};
+use crate::{console::finite, random::Random};
 
 /// More than the width of any layer; memory for more is promised by the system and not there.
 const MOST_RANK: usize = 1 << 16;

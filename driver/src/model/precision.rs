@@ -1,11 +1,11 @@
-//! What type a model's weights are in, and so what its layers compute in.
+//! Chooses the type of a model's weights, which is the type that its layers compute in.
 
 use anyhow::Result;
 use candle_core::{DType, Device};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// What `--dtype` says. Sums, norms, softmaxes, adapters and the optimizer are in f32 whatever it is.
+/// Values of `--dtype`. Sums, norms, softmaxes, adapters and the optimizer are always in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -20,12 +20,12 @@ pub enum Precision {
     Stored,
 }
 
-/// Where a checkpoint's model is to be, and in what type.
+/// The device and the type that a model is loaded for.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The device.
     pub device: Device,
-    /// The type; without it, that of training.
+    /// The type; `None` for that of training.
     pub precision: Option<Precision>,
 }
 
@@ -39,7 +39,8 @@ impl From<&Device> for Place {
 }
 
 impl Precision {
-    /// The type, for a model whose files are in `stored`. A device that cannot compute in it is an error.
+    /// Returns the type to compute in, for a model whose files are in `stored`. A device that cannot compute in it is
+    /// an error.
     pub fn dtype(self, stored: DType, device: &Device) -> Result<DType> {
         let dtype = match (self, stored) {
             (Self::F16, _) | (Self::Stored, DType::F16) => DType::F16,

@@ -1,4 +1,4 @@
-//! Language models that others have trained: a Hugging Face folder or a GGUF file.
+//! Opens pretrained language models: Hugging Face folders and GGUF files.
 
 mod folder;
 mod gguf;
@@ -19,17 +19,17 @@ use crate::{
 pub use folder::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, model_name, save};
 pub use safetensors_weights::SafetensorsWeights;
 
-/// A model that is ready to be read.
+/// A pretrained model whose weights have not been read yet.
 pub struct Pretrained {
-    /// Where it is.
+    /// The path of its folder or file.
     path: PathBuf,
-    /// What its files are.
+    /// Its files of weights, in words.
     described: String,
-    /// The sizes.
+    /// The configuration of the model.
     pub config: LlamaConfig,
-    /// The type that its files have it in.
+    /// The type of the weights in its files.
     pub stored: DType,
-    /// The weights, not read yet.
+    /// The weights, which are read when they are taken.
     pub weights: Box<dyn Weights>,
     /// The tokenizer.
     pub tokenizer: TextTokenizer,
@@ -60,7 +60,7 @@ impl Pretrained {
         })
     }
 
-    /// Reads the weights, whatever type they have. They are frozen.
+    /// Reads the weights in the type that `precision` asks for. They are frozen.
     pub fn read(self, precision: Precision, device: &Device) -> Result<(Llama, TextTokenizer)> {
         let dtype = precision.dtype(self.stored, device)?;
         let model = Llama::of(self.config, self.weights, dtype, device, true)
@@ -69,7 +69,7 @@ impl Pretrained {
     }
 }
 
-/// Files of weights in a few words: which, and how many tensors of which types. There is one file at least.
+/// Describes files of weights: their names, and how many tensors of which types they hold.
 fn described<'a>(
     mut files: impl Iterator<Item = &'a Path>,
     kinds: impl Iterator<Item = String>,

@@ -1,22 +1,23 @@
-//! The charts, as SVG that stands in the page.
+//! Draws the charts as SVG.
 
 use std::ops::Range;
 
 use anyhow::Result;
+use maud::{Markup, PreEscaped, html};
 use plotters::{coord::Shift, prelude::*};
 
 use crate::evaluate::ranking::Estimate;
 
-/// In units that become pixels where the page gives a chart so much room.
+/// Width and height of a chart, in the units of its SVG.
 const SIZE: (u32, u32) = (420, 260);
 const FONT: (&str, u32) = ("sans-serif", 17);
 const GRID: RGBColor = RGBColor(0xe4, 0xe4, 0xe4);
 const AXIS: RGBColor = RGBColor(0x88, 0x88, 0x88);
 
-/// The colour of what is only there to compare with.
+/// The colour of baselines.
 pub const BASELINE: RGBColor = RGBColor(0x77, 0x77, 0x77);
 
-/// Colours that those who see few can tell apart (Okabe and Ito's).
+/// Colours that colour-blind readers can tell apart (Okabe and Ito's).
 const COLOURS: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0xd5, 0x5e, 0x00),
@@ -27,7 +28,7 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(0x00, 0x00, 0x00),
 ];
 
-/// A colour for each of so many runs.
+/// Returns a colour for each of so many runs.
 pub fn colours(count: usize) -> Vec<RGBColor> {
     let hue = |index| {
         let (red, green, blue) = HSLColor(index as f64 / count as f64, 0.7, 0.42).rgb();
@@ -39,12 +40,26 @@ pub fn colours(count: usize) -> Vec<RGBColor> {
     }
 }
 
-/// As a style sheet names a colour.
+/// Returns a colour as CSS writes it.
 pub fn css(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02x}{green:02x}{blue:02x}")
 }
 
-/// What one run did over its steps.
+/// Builds a figure of a chart and its title. Without a chart it says that nothing was recorded.
+pub fn figure(title: &str, chart: Option<PreEscaped<String>>) -> Markup {
+    html! {
+        figure {
+            figcaption { (title) }
+            @if let Some(chart) = chart {
+                div role="img" aria-label=(title) { (chart) }
+            } @else {
+                p.missing { "Nothing was recorded." }
+            }
+        }
+    }
+}
+
+/// The values of one run over its steps.
 pub struct Curve {
     /// The run's colour.
     pub colour: RGBColor,
@@ -52,7 +67,7 @@ pub struct Curve {
     pub points: Vec<(f64, f64)>,
 }
 
-/// What one run reached, in several categories.
+/// The values of one run in several categories.
 pub struct Reached {
     /// The run's colour.
     pub colour: RGBColor,
@@ -60,7 +75,7 @@ pub struct Reached {
     pub values: Vec<Option<Estimate>>,
 }
 
-/// Values against steps; `None` where there is nothing to draw. Few points are marked.
+/// Draws values against steps; `None` where there is nothing to draw. Points are marked where there are few.
 pub fn curves(curves: &[Curve]) -> Result<Option<String>> {
     let finite = |curve: &Curve| -> Vec<(f64, f64)> {
         let points = curve.points.iter().copied();
@@ -101,10 +116,11 @@ pub fn curves(curves: &[Curve]) -> Result<Option<String>> {
     Ok(Some(svg))
 }
 
-/// So few points are marked one by one.
+/// The largest number of points that are marked.
 const FEW: usize = 40;
 
-/// Values with one standard error to either side, run beside run in each category. What is not finite is not drawn.
+/// Draws values with one standard error to either side, run beside run in each category. Values that are not finite are
+/// left out.
 pub fn estimates(categories: &[String], runs: &[Reached], from_zero: bool) -> Result<String> {
     let finite = |Estimate { mean, error }: Estimate| {
         mean.is_finite().then(|| Estimate {
@@ -180,14 +196,14 @@ fn builder<'a, 'b>(area: &'a Area<'b>) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
     builder
 }
 
-/// From the least to the greatest.
+/// Returns the least and the greatest value.
 fn span(values: impl Iterator<Item = f64>) -> Option<Range<f64>> {
     values
         .map(|value| value..value)
         .reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
 }
 
-/// With room above and below; values that are all the same are in the middle.
+/// Adds room above and below. Values that are all the same are in the middle.
 fn padded(range: Range<f64>) -> Range<f64> {
     let room = match range.end - range.start {
         0.0 => range.end.abs().max(1.0) * 0.1,
@@ -200,7 +216,7 @@ fn padded(range: Range<f64>) -> Range<f64> {
     start..range.end + room
 }
 
-/// Digits that tell five labels of an axis apart.
+/// Returns how many decimals tell five labels of an axis apart.
 fn decimals(range: &Range<f64>) -> usize {
     let Range { start, end } = padded(range.clone());
     let step = (end - start) / 5.0;

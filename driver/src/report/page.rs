@@ -1,28 +1,20 @@
-//! The page around the sections.
+//! Builds the page around the sections.
 
 use anyhow::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use plotters::style::RGBColor;
 
 use super::{
-    charts::{Curve, colours, css, curves},
+    charts::{Curve, colours, curves, figure},
     recommending::recommending,
-    run::ReportedRun,
+    run::{ReportedRun, Shown, swatch},
     training::training,
 };
 use crate::data::catalogue_shape::{CatalogueShape, Position};
 
 const STYLE: &str = include_str!("page.css");
 
-/// A run in its colour.
-pub struct Shown<'a> {
-    /// The run.
-    pub run: &'a ReportedRun,
-    /// Its colour in all charts.
-    pub colour: RGBColor,
-}
-
-/// One HTML page about runs. It needs no other file and no network.
+/// Builds the HTML page about runs. It needs no other file and no network.
 pub fn page(runs: &[ReportedRun]) -> Result<String> {
     let catalogues = by_catalogue(runs);
     let mut sections = Vec::new();
@@ -56,7 +48,7 @@ pub fn page(runs: &[ReportedRun]) -> Result<String> {
     Ok(page.into_string())
 }
 
-/// The runs on each catalogue, in the order of the first ones.
+/// Groups the runs by catalogue, in the order of the first run of each.
 fn by_catalogue<'a>(runs: &'a [ReportedRun]) -> Vec<Vec<Shown<'a>>> {
     let mut catalogues: Vec<Vec<&ReportedRun>> = Vec::new();
     for run in runs {
@@ -81,28 +73,7 @@ fn joined(runs: &[ReportedRun]) -> String {
     names.join(", ")
 }
 
-/// A run's name beside its colour.
-pub fn swatch(shown: &Shown) -> Markup {
-    html! {
-        span.run { span.swatch style={ "background:" (css(shown.colour)) } {} (shown.run.name) }
-    }
-}
-
-/// A chart under its title, or a word on why there is none.
-pub fn figure(title: &str, chart: Option<PreEscaped<String>>) -> Markup {
-    html! {
-        figure {
-            figcaption { (title) }
-            @if let Some(chart) = chart {
-                div role="img" aria-label=(title) { (chart) }
-            } @else {
-                p.missing { "Nothing was recorded." }
-            }
-        }
-    }
-}
-
-/// What the catalogue looks like to the losses. Runs with other tokenizers see another one.
+/// Builds the section on the catalogue as the losses see it, which depends on the tokenizer of a run.
 fn shapes(runs: &[Shown]) -> Result<Markup> {
     let mut distinct: Vec<(&CatalogueShape, Vec<&Shown>)> = Vec::new();
     for shown in runs {
@@ -160,10 +131,10 @@ fn shape_section(shape: &CatalogueShape, colour: RGBColor) -> Result<Markup> {
     })
 }
 
-/// The first places of a title are drawn.
+/// The number of token positions of a title that are drawn.
 const PLACES: usize = 16;
 
-/// What the runs were told: what differs, then what they share.
+/// Builds the section on the settings: first those that differ, then those that the runs share.
 fn settings(runs: &[ReportedRun]) -> Markup {
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in runs.iter().flat_map(|run| &run.settings) {

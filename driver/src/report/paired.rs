@@ -1,24 +1,24 @@
-//! Two runs on the same users, user by user: what one is easier for the other often is too, so the difference is known
-//! better than either.
+//! Compares two runs user by user. Both find the same users easy, so that the difference has a smaller error than
+//! either run.
 
 use crate::evaluate::{
     ranking::{Estimate, UserResult},
     ranks::RankedUser,
 };
 
-/// How much more one run has than another, with the standard errors of the differences.
+/// The differences between two runs, with their standard errors.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Difference {
-    /// Of the hit rate.
+    /// Difference of the hit rates.
     pub hit_rate: Estimate,
-    /// Of the NDCG.
+    /// Difference of the NDCGs.
     pub ndcg: Estimate,
-    /// Of the item NLL: below 0 is better.
+    /// Difference of the item NLLs: below 0 is better.
     pub item_nll: Estimate,
 }
 
 impl Difference {
-    /// `None` where the users or what they chose are not the same.
+    /// Compares two runs; `None` where the users or their targets are not the same.
     pub fn of(run: &[RankedUser], other: &[RankedUser], cutoff: usize) -> Option<Self> {
         let same = run.len() == other.len()
             && (run.iter().zip(other)).all(|(run, other)| run.is_of(other));

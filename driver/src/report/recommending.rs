@@ -1,4 +1,4 @@
-//! How well the runs recommend, beside each other and user by user.
+//! Builds the section on how well the runs recommend, beside each other and user by user.
 
 use std::collections::BTreeSet;
 
@@ -7,16 +7,16 @@ use maud::{Markup, PreEscaped, html};
 use plotters::style::RGBColor;
 
 use super::{
-    charts::{BASELINE, Reached, estimates},
-    page::{Shown, figure, swatch},
+    charts::{BASELINE, Reached, estimates, figure},
     paired::Difference,
+    run::{Shown, swatch},
 };
 use crate::evaluate::{
     comparison::Line,
     ranking::{Estimate, Measures, common_cutoff, pruned_name},
 };
 
-/// The section on runs of one catalogue.
+/// Builds the section on runs of one catalogue.
 pub fn recommending(runs: &[Shown]) -> Result<Markup> {
     let (evaluated, others): (Vec<&Shown>, Vec<&Shown>) = runs
         .iter()
@@ -39,7 +39,7 @@ pub fn recommending(runs: &[Shown]) -> Result<Markup> {
     })
 }
 
-/// How each run was decoded for its evaluation.
+/// Builds the table of how each run was decoded.
 fn decoded(runs: &[&Shown]) -> Markup {
     let decodings: Vec<_> = runs.iter().map(|shown| shown.run.decoding()).collect();
     let Some(first) = decodings.iter().flatten().next() else {
@@ -67,10 +67,10 @@ fn decoded(runs: &[&Shown]) -> Markup {
     }
 }
 
-/// A list of a measure by the length of the lists.
+/// A function that returns one measure for each length of the lists.
 type ByCutoff = fn(&Measures) -> &[(usize, Estimate)];
 
-/// The charts and the table of runs that were evaluated.
+/// Builds the charts and the tables of runs that were evaluated.
 fn measures(runs: &[&Shown]) -> Result<Markup> {
     let first = runs[0].run;
     let baselines = ["uniform", "popularity", "item graph"].map(|name| first.baseline(name));
@@ -103,7 +103,7 @@ fn measures(runs: &[&Shown]) -> Result<Markup> {
     })
 }
 
-/// Which users the measures are of.
+/// Says which users the measures are of.
 fn evaluated_on(runs: &[&Shown]) -> Markup {
     let evaluations = runs.iter().map(|shown| shown.run.evaluation.as_ref());
     let mut all = evaluations.map(|evaluation| {
@@ -207,7 +207,7 @@ fn table(baselines: &[&Line], runs: &[&Shown]) -> Markup {
     }
 }
 
-/// A cell for each name.
+/// Builds a cell for each name.
 fn estimates_of(measures: &[(String, Estimate)], names: &[String]) -> Markup {
     let value = |name: &String| measures.iter().find(|(found, _)| found == name);
     html! {
@@ -217,7 +217,7 @@ fn estimates_of(measures: &[(String, Estimate)], names: &[String]) -> Markup {
     }
 }
 
-/// The measures of targets that occur in training rows beside those of targets that do not.
+/// Builds the table that compares targets that occur in training rows with those that do not.
 fn by_target(baselines: &[&Line], runs: &[&Shown]) -> Markup {
     let evaluations = runs
         .iter()
@@ -263,7 +263,7 @@ fn by_target(baselines: &[&Line], runs: &[&Shown]) -> Markup {
     }
 }
 
-/// Each run beside the first, on the same users.
+/// Builds the table that compares each run with the first, on the same users.
 fn paired(runs: &[&Shown]) -> Markup {
     let [first, others @ ..] = runs else {
         return html! {};

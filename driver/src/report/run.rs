@@ -1,46 +1,50 @@
-//! What the folder of a run has to show.
+//! Reads what the page shows of a run.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
+use maud::{Markup, html};
+use plotters::style::RGBColor;
 use serde_json::Value;
 
+use super::charts::css;
 use crate::{
-    data::{catalogue_shape::CatalogueShape, json::read_json},
+    data::catalogue_shape::CatalogueShape,
     evaluate::{
         comparison::{Comparison, EVALUATION_FILE, Line},
         decoding::Decoding,
         ranking::Pruned,
         ranks::{RANKS_FILE, RankedUser, read_ranks},
     },
+    io::json::read_json,
     run::folder::RunFolder,
     train::metrics::{StepMetrics, read_metrics},
 };
 
-/// A run with whatever is there of it.
+/// A run as the page shows it.
 pub struct ReportedRun {
     /// Its folder.
     pub path: PathBuf,
-    /// What the page calls it.
+    /// Its name on the page.
     pub name: String,
-    /// What it was told, by names like `loss.temperature`.
+    /// Its settings, by names such as `loss.temperature`.
     pub settings: Vec<(String, String)>,
     /// The folder of its catalogue and users.
     pub data: PathBuf,
-    /// The hash of its titles, where it says what it was made with.
+    /// The hash of its titles; runs of earlier versions do not have it.
     pub titles: Option<String>,
-    /// Its steps; none where it has not begun.
+    /// The metrics of its steps; empty where it has not begun.
     pub steps: Vec<StepMetrics>,
-    /// What `msl evaluate` found, if it was called.
+    /// The result of `msl evaluate`, if it was called.
     pub evaluation: Option<Comparison>,
-    /// What came of every user of that.
+    /// The rank of each user in that evaluation.
     pub ranks: Option<Vec<RankedUser>>,
-    /// Its catalogue.
+    /// The shape of its catalogue.
     pub shape: CatalogueShape,
 }
 
 impl ReportedRun {
-    /// Reads several runs. A folder that is none is an error.
+    /// Reads several runs. A folder that is no run is an error.
     pub fn read_all(paths: &[PathBuf]) -> Result<Vec<Self>> {
         let names = names(paths);
         let runs = paths.iter().zip(names);
@@ -71,7 +75,7 @@ impl ReportedRun {
         })
     }
 
-    /// Whether it was trained on the catalogue of another, wherever that is.
+    /// Tells whether two runs were trained on the same catalogue, wherever its files are.
     pub fn shares_catalogue(&self, other: &Self) -> bool {
         match (&self.titles, &other.titles) {
             (Some(own), Some(others)) => own == others,
@@ -79,17 +83,17 @@ impl ReportedRun {
         }
     }
 
-    /// How it was decoded for its evaluation, if that says so.
+    /// Returns how it was decoded for its evaluation, if the evaluation says so.
     pub fn decoding(&self) -> Option<&Decoding> {
         self.evaluation.as_ref()?.decoding.as_ref()
     }
 
-    /// The line of the evaluation that is this run's own: of two, that of the exact search.
+    /// Returns the run's own line of the evaluation; that of the exact search, where there are two.
     pub fn evaluated(&self) -> Option<&Line> {
         self.evaluation.as_ref()?.rows.last()
     }
 
-    /// What its beam search pruned; nothing where no exact search was made.
+    /// Returns what its beam search pruned; empty without an exact search.
     pub fn pruned(&self) -> &[Pruned] {
         let mut lines = self
             .evaluation
@@ -99,13 +103,13 @@ impl ReportedRun {
         found.map_or(&[], |line| &line.pruned)
     }
 
-    /// A line of the evaluation that others are to be measured by.
+    /// Returns the line of a baseline.
     pub fn baseline(&self, name: &str) -> Option<&Line> {
         let mut lines = self.evaluation.as_ref()?.rows.iter();
         lines.find(|line| line.name == name)
     }
 
-    /// A setting as it is shown.
+    /// Returns the text of a setting.
     pub fn setting(&self, name: &str) -> &str {
         let mut settings = self.settings.iter();
         let found = settings.find(|(found, _)| found == name);
@@ -113,11 +117,26 @@ impl ReportedRun {
     }
 }
 
+/// A run with the colour of its curves.
+pub struct Shown<'a> {
+    /// The run.
+    pub run: &'a ReportedRun,
+    /// Its colour in all charts.
+    pub colour: RGBColor,
+}
+
+/// Builds a run's name beside its colour.
+pub fn swatch(shown: &Shown) -> Markup {
+    html! {
+        span.run { span.swatch style={ "background:" (css(shown.colour)) } {} (shown.run.name) }
+    }
+}
+
 fn if_there<T>(path: &Path, read: impl FnOnce(&Path) -> Result<T>) -> Result<Option<T>> {
     path.exists().then(|| read(path)).transpose()
 }
 
-/// The last part of each path, or the whole where two end alike.
+/// Returns the last part of each path, or the whole path where two have the same last part.
 fn names(paths: &[PathBuf]) -> Vec<String> {
     let last = |path: &PathBuf| path.file_name().map(|name| name.to_owned());
     let name = |path: &PathBuf| {
@@ -130,7 +149,7 @@ fn names(paths: &[PathBuf]) -> Vec<String> {
     paths.iter().map(name).collect()
 }
 
-/// The values of nested objects, by names joined with dots.
+/// Collects the values of nested objects, under names that are joined with dots.
 fn flatten(name: &str, value: &Value, into: &mut Vec<(String, String)>) {
     let shown = |value: &Value| match value {
         Value::Null => "–".to_owned(),

@@ -1,21 +1,21 @@
-//! How the runs were trained: loss, temperature and statistics against step.
+//! Builds the section on the training of the runs: loss, temperature and statistics against step.
 
 use anyhow::Result;
 use maud::{Markup, PreEscaped, html};
 
 use super::{
-    charts::{Curve, curves},
-    page::{Shown, figure, swatch},
+    charts::{Curve, curves, figure},
+    run::{Shown, swatch},
 };
 use crate::train::metrics::StepMetrics;
 
-/// A curve is drawn through so many points, each the mean over some steps.
+/// The most points of a curve. Each is the mean over some steps.
 const POINTS: usize = 120;
 
-/// A number of a step, where it has one.
+/// A function that returns a value of a step, where it has one.
 type Value = fn(&StepMetrics) -> Option<f64>;
 
-/// The section on runs of one catalogue.
+/// Builds the section on runs of one catalogue.
 pub fn training(runs: &[Shown]) -> Result<Markup> {
     let (begun, others): (Vec<&Shown>, Vec<&Shown>) =
         runs.iter().partition(|shown| !shown.run.steps.is_empty());
@@ -61,7 +61,7 @@ pub fn training(runs: &[Shown]) -> Result<Markup> {
     })
 }
 
-/// Means over equal stretches of the steps. What only some steps have is drawn as it is.
+/// Averages the values over stretches of steps.
 fn curve(shown: &Shown, value: Value) -> Curve {
     let steps = shown.run.steps.iter();
     let values: Vec<(f64, f64)> = steps

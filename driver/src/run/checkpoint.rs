@@ -1,5 +1,5 @@
-//! A model at one step of its training, with all that the training needs to go on from there. The folder is one that
-//! Hugging Face's tools read.
+//! Saves and loads checkpoints: a model at one step, with all that its training needs to continue. The folder is one
+//! that Hugging Face's tools read.
 
 use std::{collections::HashMap, path::Path};
 
@@ -9,10 +9,10 @@ use candle_trie::{Temperature, TemperatureState};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    commands::arguments::TokenizerArguments,
-    data::{
+    data::tokenizer::{TextTokenizer, TokenizerArguments},
+    io::{
+        binary,
         json::{read_json, write_json},
-        tokenizer::TextTokenizer,
     },
     model::{
         Llama, LlamaConfig, adapter,
@@ -22,18 +22,18 @@ use crate::{
     train::optimizer::AdamW,
 };
 
-/// The moments of the optimizer.
+/// The file of the optimizer's moments.
 pub const MOMENTS_FILE: &str = "optimizer.safetensors";
-/// Where the training stands.
+/// The file of the state of the training.
 pub const STATE_FILE: &str = "state.json";
 
-/// Where a training stands, besides its weights and the moments of its optimizer. The order of the rows and what drops
-/// out follow from the seed and the step.
+/// The state of a training, besides its weights and the moments of its optimizer. The order of the rows and the dropout
+/// follow from the seed and the step.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainingState {
-    /// Steps taken.
+    /// Number of steps taken.
     pub step: usize,
-    /// The temperature as it stands.
+    /// The temperature after these steps.
     pub temperature: TemperatureState,
     /// Seconds of training.
     pub seconds: f64,
@@ -41,7 +41,7 @@ pub struct TrainingState {
     pub best: Option<Best>,
 }
 
-/// What a checkpoint was chosen for.
+/// The best checkpoint on the validation rows.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
     /// Its step.
@@ -51,7 +51,7 @@ pub struct Best {
 }
 
 impl TrainingState {
-    /// Reads that of a checkpoint's folder.
+    /// Reads the state of a checkpoint's folder.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join(STATE_FILE);
         let state: Self = read_json(&path)?;
@@ -62,13 +62,13 @@ impl TrainingState {
     }
 }
 
-/// A checkpoint that was read.
+/// A checkpoint in memory.
 pub struct Checkpoint {
     /// The model.
     pub model: Llama,
     /// Its tokenizer.
     pub tokenizer: TextTokenizer,
-    /// Where the training stood.
+    /// The state of its training.
     pub state: TrainingState,
 }
 
@@ -94,7 +94,7 @@ pub fn save(
 }
 
 impl Checkpoint {
-    /// Reads a checkpoint; parts that do not fit together are an error. `arguments` say how its tokenizer was used in
+    /// Reads a checkpoint. Parts that do not fit together are an error. `arguments` say how its tokenizer was used in
     /// training, and `base` is where the pretrained model is, if it has adapters.
     pub fn load(
         folder: &Path,
@@ -130,9 +130,10 @@ impl Checkpoint {
     }
 }
 
-/// The moments of the optimizer in a checkpoint's folder.
+/// Reads the moments of the optimizer in a checkpoint's folder.
 pub fn load_moments(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>> {
     let path = folder.join(MOMENTS_FILE);
+    binary::open(&path)?;
     safetensors::load(&path, device).with_context(|| format!("cannot read {}", path.display()))
 }
 

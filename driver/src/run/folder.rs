@@ -1,4 +1,6 @@
-//! The folder of a training run: what it was told, the trie, the metrics, and checkpoints, each whole or not there.
+//! Manages the folder of a run: its settings, trie, metrics and checkpoints. Each of them is written atomically.
+
+mod checks;
 
 use std::{
     fs,
@@ -9,10 +11,9 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_trie::TokenTrie;
 
 use crate::{
-    commands::arguments::RunSettings,
-    data::{
-        catalogue::Catalogue,
-        dataset::DataArguments,
+    data::dataset::DataArguments,
+    io::{
+        binary, entries, file_name,
         json::{read_json, write_json},
     },
     model::precision::Place,
@@ -20,15 +21,16 @@ use crate::{
         checkpoint::{Checkpoint, TrainingState},
         layout::{
             CHECKPOINT, MADE_WITH_FILE, SETTINGS_FILE, TRIE_FILE, check_contained, checkpoint_step,
-            entries, is_left_over,
+            is_left_over,
         },
         lock::Lock,
-        made_with::{MadeWith, hash_model, hash_titles, hash_tokenizer},
-        output::{OutputFolder, PartialFolder, remove_abandoned},
+        made_with::{MadeWith, hash_file, hash_tokenizer},
+        output_folder::{OutputFolder, PartialFolder, remove_abandoned},
+        settings::RunSettings,
     },
 };
 
-/// A run's folder that is there.
+/// The folder of a run.
 pub struct RunFolder {
     path: PathBuf,
     settings: RunSettings,
@@ -36,8 +38,8 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes the folder of a new run, at the place of `output`, and locks it. `save` writes the checkpoint of step 0, so
-    /// that a run can be gone on with from the beginning, and says what the run is made with.
+    /// Creates the folder of a new run at the place of `output`, and locks it. `save` writes the checkpoint of step 0,
+    /// from which the run can be resumed, and returns what the run is made with.
     pub fn create(
         path: &Path,
         output: OutputFolder,
@@ -50,7 +52,10 @@ impl RunFolder {
         trie.save(at(TRIE_FILE))?;
         let first = at(&format!("{CHECKPOINT}0"));
         fs::create_dir(&first).with_context(|| format!("cannot create {}", first.display()))?;
-        let made_with = save(&first)?;
+        let made_with = MadeWith {
+            trie: Some(hash_file(&at(TRIE_FILE))?),
+            ..save(&first)?
+        };
         write_json(&at(MADE_WITH_FILE), &made_with)?;
         let lock = output.finish()?;
         let run = Self {
@@ -61,7 +66,7 @@ impl RunFolder {
         Ok((run, lock))
     }
 
-    /// Whether a folder is that of a run.
+    /// Tells whether a folder is that of a run.
     pub fn is_one(path: &Path) -> bool {
         path.join(SETTINGS_FILE).is_file()
     }
@@ -94,7 +99,7 @@ impl RunFolder {
         })
     }
 
-    /// The same run, whose data or pretrained model are elsewhere now.
+    /// Replaces the paths of the data and of the pretrained model, if they have moved.
     pub fn moved(mut self, data: Option<&Path>, model: Option<&Path>) -> Result<Self> {
         if let Some(folder) = data {
             let arguments = &mut self.settings.data;
@@ -122,22 +127,22 @@ impl RunFolder {
         Ok(self)
     }
 
-    /// The folder.
+    /// Returns the path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the run was told.
+    /// Returns the settings of the run.
     pub fn settings(&self) -> &RunSettings {
         &self.settings
     }
 
-    /// What the run was made with; runs of earlier versions do not say.
+    /// Returns the hashes of what the run was made with; runs of earlier versions do not have them.
     pub fn made_with(&self) -> Option<&MadeWith> {
         self.made_with.as_ref()
     }
 
-    /// Where its rows come from, which is there.
+    /// Returns the options of its data, whose folder exists.
     pub fn data(&self) -> Result<&DataArguments> {
         let data = &self.settings.data;
         ensure!(
@@ -149,81 +154,31 @@ impl RunFolder {
         Ok(data)
     }
 
-    /// Fails where a catalogue is not the one that the run was trained on.
-    pub fn check_titles(&self, catalogue: &Catalogue) -> Result<()> {
-        let Some(made_with) = &self.made_with else {
-            return Ok(());
-        };
-        ensure!(
-            made_with.titles == hash_titles(catalogue),
-            "{} was trained on another catalogue: items or titles of {} have changed since. Give the data as they were \
-             with --data, or train anew",
-            self.path.display(),
-            self.settings.data.data.display()
-        );
-        Ok(())
-    }
-
-    /// Fails where the rows that a training would go on with, by their hash, are not those that it began with.
-    pub fn check_rows(&self, rows: &str) -> Result<()> {
-        let Some(made_with) = &self.made_with else {
-            return Ok(());
-        };
-        ensure!(
-            made_with.rows == rows,
-            "{} was begun with other rows: those of {} have changed since, and it could not end with the bits of a run \
-             that was never interrupted. Give the data as they were with --data, or train anew",
-            self.path.display(),
-            self.settings.data.data.display()
-        );
-        Ok(())
-    }
-
-    /// Fails where the pretrained model is not there, or not the one that the run was trained with.
-    pub fn check_model(&self) -> Result<()> {
-        let Some(model) = &self.settings.pretrained else {
-            return Ok(());
-        };
-        ensure!(
-            model.exists(),
-            "the pretrained model of {} is no longer at {}: say with --model where it is now",
-            self.path.display(),
-            model.display()
-        );
-        let weights = self
-            .made_with
-            .as_ref()
-            .and_then(|made| made.weights.as_ref());
-        if let Some(weights) = weights {
-            ensure!(
-                *weights == hash_model(model)?,
-                "the adapters of {} belong to another model than {}: its weights or its config.json have changed since, \
-                 as they do where the adapters are merged into them. Name the model as it was with --model. (To add the \
-                 adapters to other weights on purpose, copy the folder of a checkpoint out of the run, and merge that)",
-                self.path.display(),
-                model.display()
-            );
-        }
-        Ok(())
-    }
-
-    /// The trie of the catalogue that the run trains on.
+    /// Loads the trie of the run's catalogue.
     pub fn trie(&self) -> Result<TokenTrie> {
         let path = self.path.join(TRIE_FILE);
+        binary::open(&path)?;
+        if let Some(trie) = self.made_with.as_ref().and_then(|made| made.trie.as_ref()) {
+            ensure!(
+                *trie == hash_file(&path)?,
+                "{} is not the trie that the run was trained with",
+                path.display()
+            );
+        }
         Ok(TokenTrie::load(path)?)
     }
 
-    /// The folder of a step's checkpoint.
+    /// Returns the folder of a step's checkpoint.
     pub fn checkpoint_path(&self, step: usize) -> PathBuf {
         self.path.join(format!("{CHECKPOINT}{step}"))
     }
 
-    /// The checkpoint of the latest step.
+    /// Loads the checkpoint of the latest step.
     pub fn latest(&self, place: &Place) -> Result<Checkpoint> {
         self.load(self.latest_step()?, place)
     }
 
-    /// The checkpoint that counts: the best on the validation rows, or the latest where there were none.
+    /// Loads the best checkpoint on the validation rows, or the latest where there were none.
     pub fn best(&self, place: &Place) -> Result<Checkpoint> {
         let latest = self.latest_step()?;
         let best = TrainingState::read(&self.checkpoint_path(latest))?.best;
@@ -235,7 +190,7 @@ impl RunFolder {
             .with_context(|| format!("{}: expected a folder {CHECKPOINT}…", self.path.display()))
     }
 
-    /// The checkpoint of a step, of what the run was made with.
+    /// Loads the checkpoint of a step, and checks that its tokenizer and its model are those of the run.
     pub fn load(&self, step: usize, place: &Place) -> Result<Checkpoint> {
         let path = self.checkpoint_path(step);
         ensure!(
@@ -263,7 +218,7 @@ impl RunFolder {
         )
     }
 
-    /// Puts the checkpoint of a step there, which `save` writes, and then drops all but this one and the best.
+    /// Saves the checkpoint of a step, which `save` writes, and then deletes all but this one and the best.
     pub fn save(
         &self,
         lock: &Lock,
@@ -305,11 +260,11 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Removes what a run that was killed has left half done, within its folder and beside it. Who calls has its lock.
+    /// Removes what a killed process has left in the folder of the run and beside it. The caller holds the lock.
     pub fn clean(&self, _lock: &Lock) -> Result<()> {
         remove_abandoned(&self.path);
         for entry in entries(&self.path)? {
-            let name = entry.file_name().unwrap_or_default().to_string_lossy();
+            let name = file_name(&entry);
             if !is_left_over(&name) {
                 continue;
             }
@@ -326,7 +281,7 @@ impl RunFolder {
         Ok(())
     }
 
-    /// The steps that there are checkpoints of, in order.
+    /// Returns the steps of the checkpoints, in order.
     fn steps(&self) -> Result<Vec<usize>> {
         let step = |path: PathBuf| checkpoint_step(path.file_name()?.to_str()?);
         let mut steps: Vec<usize> = entries(&self.path)?.into_iter().filter_map(step).collect();
@@ -369,6 +324,7 @@ mod tests {
                 titles: hash(),
                 rows: hash(),
                 tokenizer: hash(),
+                trie: None,
                 weights: None,
             })
         };
@@ -387,6 +343,29 @@ mod tests {
         let opened = RunFolder::open(run.path()).unwrap();
         assert_eq!(opened.made_with(), run.made_with());
         assert!(RunFolder::open(folder.path()).is_err());
+    }
+
+    #[test]
+    fn a_trie_that_is_another_or_a_pointer_of_git_lfs_is_named_as_what_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (run, _lock) = run(folder.path());
+        let path = run.path().join(TRIE_FILE);
+        let refusal = || format!("{:#}", run.trie().unwrap_err());
+        fs::write(
+            &path,
+            "version https://git-lfs.github.com/spec/v1\noid sha256:0",
+        )
+        .unwrap();
+        let pointer = refusal();
+        assert!(
+            pointer.contains(TRIE_FILE) && pointer.contains("git-lfs"),
+            "{pointer}"
+        );
+        TokenTrie::new([(1, vec![1, 3])])
+            .unwrap()
+            .save(&path)
+            .unwrap();
+        assert!(refusal().contains("not the trie that the run was trained with"));
     }
 
     #[test]

@@ -1,16 +1,16 @@
-//! What the folders hold that msl writes: those of runs and those of merged models. By this they are told from folders
-//! that are somebody else's.
+//! Lists what msl writes into the folders of runs and merged models, so that it never replaces anything else.
 
 use std::{
     collections::BTreeSet,
-    fs::{self, FileType},
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    evaluate::{comparison::EVALUATION_FILE, ranks::RANKS_FILE},
+    evaluate::{comparison::EVALUATION_FILE, decoding::is_numbered, ranks::RANKS_FILE},
+    io::{entries, file_name, named, output::PARTIAL},
     model::{
         adapter,
         pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
@@ -19,27 +19,25 @@ use crate::{
     train::{events::EVENTS_FILE, metrics::METRICS_FILE},
 };
 
-/// What a run was told.
+/// The file of a run's settings.
 pub const SETTINGS_FILE: &str = "training.json";
-/// What a run was made with, by hash.
+/// The file of the hashes of what a run was made with.
 pub const MADE_WITH_FILE: &str = "made_with.json";
-/// The trie of a run's catalogue.
+/// The file of the trie of a run's catalogue.
 pub const TRIE_FILE: &str = "trie.safetensors";
 /// The file that the process which trains a run has locked.
 pub const LOCK_FILE: &str = "lock";
-/// What the folder of a checkpoint is called, before the number of its step.
+/// The name of a checkpoint's folder, before the number of its step.
 pub const CHECKPOINT: &str = "checkpoint-";
-/// What a model was merged from. Only `msl merge` writes it.
+/// The file of what a model was merged from. Only `msl merge` writes it.
 pub const MERGED_FILE: &str = "merged.json";
 
-/// In the name of what is being written, before random letters.
-pub const PARTIAL: &str = ".partial-";
-/// In the name of what is being replaced, before random letters.
+/// Stands in the name of what is being replaced, before random letters.
 pub const REPLACED: &str = ".replaced-";
-/// What a replaced folder is called until it is deleted.
+/// The name of a replaced folder until it is deleted.
 pub const KEPT: &str = "run";
 
-/// Files that every run has, and those that training writes.
+/// The files that training writes.
 const RUN_FILES: [&str; 6] = [
     SETTINGS_FILE,
     MADE_WITH_FILE,
@@ -49,17 +47,17 @@ const RUN_FILES: [&str; 6] = [
     EVENTS_FILE,
 ];
 
-/// The step of a checkpoint, by the name of its folder.
+/// Returns the step of a checkpoint, by the name of its folder.
 pub fn checkpoint_step(name: &str) -> Option<usize> {
     name.strip_prefix(CHECKPOINT)?.parse().ok()
 }
 
-/// Whether what has this name in a run's folder was left by a process that was killed while it wrote.
+/// Tells whether a name in a run's folder is of something that was left half written.
 pub fn is_left_over(name: &str) -> bool {
     is_unfinished(name, is_written)
 }
 
-/// Whether this is the name of something while it is written or replaced, of which `is_ours` knows the final name.
+/// Tells whether a name is of something that is being written or replaced, whose final name `is_ours` knows.
 fn is_unfinished(name: &str, is_ours: fn(&str) -> bool) -> bool {
     [PARTIAL, REPLACED].iter().any(|mark| {
         name.split_once(mark)
@@ -67,27 +65,12 @@ fn is_unfinished(name: &str, is_ours: fn(&str) -> bool) -> bool {
     })
 }
 
-/// The name of a run's file for an evaluation that a later one has taken the place of: `ranks-2.csv`.
-pub fn numbered(file: &str, number: usize) -> String {
-    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
-    format!("{stem}-{number}.{extension}")
-}
-
-fn is_numbered(name: &str, file: &str) -> bool {
-    let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
-    let number = name
-        .strip_prefix(stem)
-        .and_then(|rest| rest.strip_prefix('-')?.strip_suffix(extension))
-        .and_then(|rest| rest.strip_suffix('.'));
-    number.is_some_and(|number| number.parse::<usize>().is_ok())
-}
-
-/// Files of a run that `msl train` and `msl resume` write, and nobody else may.
+/// Tells whether a name is of a file or folder of a run that `msl train` and `msl resume` write.
 pub fn is_trained(name: &str) -> bool {
     RUN_FILES.contains(&name) || checkpoint_step(name).is_some()
 }
 
-/// Files of a run that training or an evaluation writes.
+/// Tells whether a name is of something in a run that training or an evaluation writes.
 fn is_written(name: &str) -> bool {
     let evaluated = |file| name == file || is_numbered(name, file);
     is_trained(name) || evaluated(EVALUATION_FILE) || evaluated(RANKS_FILE)
@@ -117,7 +100,7 @@ fn is_of_checkpoint(name: &str) -> bool {
     files.contains(&name)
 }
 
-/// Whether a folder of this name is one of a run's: that of a checkpoint, also while it is written or replaced.
+/// Tells whether a name is of a folder in a run: of a checkpoint, also while it is written or replaced.
 fn is_folder_of_run(name: &str) -> bool {
     let is_checkpoint = |name: &str| checkpoint_step(name).is_some();
     is_checkpoint(name.trim_start_matches('.'))
@@ -136,25 +119,25 @@ fn is_of_merged_model(name: &str) -> bool {
     files.contains(&name)
 }
 
-/// The files and folders of a run, of what is in its folder.
+/// Returns the paths in a run's folder that are of the run.
 pub fn run_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut paths = entries(folder)?;
-    paths.retain(|path| is_of_run(&path.file_name().unwrap_or_default().to_string_lossy()));
+    paths.retain(|path| is_of_run(&file_name(path)));
     Ok(paths)
 }
 
-/// A folder that msl wrote.
+/// Kinds of folder that may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Of a run, finished or not.
+    /// The folder of a run, finished or not.
     Run,
-    /// Of a merged model.
+    /// The folder of a merged model.
     MergedModel,
-    /// Of nothing: there is nothing to be lost.
+    /// An empty folder.
     Empty,
 }
 
-/// What a folder is, where msl wrote all that it holds; anything else is an error.
+/// Returns the kind of a folder. One that holds something that msl did not write is an error.
 pub fn replaceable(folder: &Path) -> Result<Kind> {
     let names = names(folder)?;
     let has_checkpoint = names.iter().any(|name| checkpoint_step(name).is_some());
@@ -186,16 +169,17 @@ pub fn replaceable(folder: &Path) -> Result<Kind> {
     Ok(kind)
 }
 
-/// Whether a folder that was being written or replaced holds nothing but what msl writes.
+/// Tells whether a folder that was being written or replaced holds only what msl writes.
 pub fn is_part_of_ours(folder: &Path) -> bool {
     let all = |is_ours| matches!(foreign(folder, is_ours), Ok(None));
     all(is_of_run) || all(is_of_merged_model)
 }
 
-/// Something in a folder, or in those of checkpoints in it, that msl does not write there. `is_ours` knows the names.
+/// Returns something in a folder, or in its folders of checkpoints, that msl does not write there. `is_ours` knows the
+/// names.
 fn foreign(folder: &Path, is_ours: fn(&str) -> bool) -> Result<Option<PathBuf>> {
     for path in entries(folder)? {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file_name(&path);
         let is_folder = path.is_dir() && !path.is_symlink();
         if !is_ours(&name) || is_folder && !is_folder_of_run(&name) {
             return Ok(Some(path));
@@ -229,46 +213,14 @@ pub fn check_contained(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What something in a file system is called.
-pub fn named(kind: FileType) -> &'static str {
-    match kind {
-        kind if kind.is_symlink() => "a symbolic link",
-        kind if kind.is_dir() => "a folder",
-        kind if kind.is_file() => "a file",
-        _ => "a pipe, a socket or a device",
-    }
-}
-
-/// The paths in a folder.
-pub fn entries(folder: &Path) -> Result<Vec<PathBuf>> {
-    fs::read_dir(folder)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
-        .with_context(|| format!("cannot read the folder {}", folder.display()))
-}
-
 fn names(folder: &Path) -> Result<BTreeSet<String>> {
-    let name = |path: PathBuf| Some(path.file_name()?.to_string_lossy().into_owned());
-    Ok(entries(folder)?.into_iter().filter_map(name).collect())
+    let paths = entries(folder)?;
+    Ok(paths.iter().map(|path| file_name(path)).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn evaluations_that_were_replaced_have_numbers() {
-        assert_eq!(numbered(RANKS_FILE, 2), "ranks-2.csv");
-        assert!(is_numbered("ranks-2.csv", RANKS_FILE));
-        for other in [
-            "ranks.csv",
-            "ranks-.csv",
-            "ranks-a.csv",
-            "ranks-2.csv.old",
-            "my-ranks-2.csv",
-        ] {
-            assert!(!is_numbered(other, RANKS_FILE), "{other}");
-        }
-    }
 
     #[test]
     fn only_what_msl_wrote_may_be_replaced() {

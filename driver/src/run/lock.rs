@@ -1,4 +1,4 @@
-//! Locks: only one process at a time writes to a run. A lock ends with its process, however that ends.
+//! Locks folders, so that only one process at a time writes to a run. A lock ends with its process.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -47,7 +47,7 @@ impl Lock {
         Ok(lock.is_in(folder)?.then_some(lock))
     }
 
-    /// Whether a folder is still the one that was locked: neither moved nor deleted nor replaced.
+    /// Tells whether a folder is still the one that was locked: neither moved nor deleted nor replaced.
     pub fn is_in(&self, folder: &Path) -> Result<bool> {
         let own = (self.file.try_clone().and_then(Handle::from_file))
             .with_context(|| format!("cannot look at {}", self.path.display()))?;

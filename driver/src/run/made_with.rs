@@ -1,4 +1,4 @@
-//! What a run was made with, by hash. What has changed since cannot give the same result, and is not taken for the same.
+//! Hashes what a run was made with, so that changed data or models are not taken for the same.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,25 +10,28 @@ use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    data::{catalogue::Catalogue, json::read_json, responses::Example},
+    data::{catalogue::Catalogue, examples::Example},
+    io::{entries, json::read_json},
     model::pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
-    run::layout::entries,
 };
 
 /// The BLAKE3 hashes of what a run was made with, over all bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MadeWith {
-    /// The ids and titles of the catalogue.
+    /// Hash of the ids and titles of the catalogue.
     pub titles: String,
-    /// The rows that are trained on and validated by, in tokens.
+    /// Hash of the training and validation rows, in tokens.
     pub rows: String,
-    /// The tokenizer's file in the checkpoints.
+    /// Hash of the file of the tokenizer in the checkpoints.
     pub tokenizer: String,
-    /// The files of weights and the `config.json` of the pretrained model, where there is one.
+    /// Hash of the file of the trie; runs of earlier versions do not have it.
+    #[serde(default)]
+    pub trie: Option<String>,
+    /// Hash of the files of weights and the `config.json` of the pretrained model, if there is one.
     pub weights: Option<String>,
 }
 
-/// The hash of a catalogue's ids and titles.
+/// Returns the hash of a catalogue's ids and titles.
 pub fn hash_titles(catalogue: &Catalogue) -> String {
     let mut hasher = Hasher::new();
     for item in catalogue.items() {
@@ -38,7 +41,7 @@ pub fn hash_titles(catalogue: &Catalogue) -> String {
     hex(&hasher)
 }
 
-/// The hash of the rows of a training.
+/// Returns the hash of the rows of a training.
 pub fn hash_rows(training: &[Example], validation: &[Example]) -> String {
     let mut hasher = Hasher::new();
     for rows in [training, validation] {
@@ -54,13 +57,13 @@ pub fn hash_rows(training: &[Example], validation: &[Example]) -> String {
     hex(&hasher)
 }
 
-/// The hash of the tokenizer of a checkpoint's folder.
+/// Returns the hash of the tokenizer of a checkpoint's folder.
 pub fn hash_tokenizer(checkpoint: &Path) -> Result<String> {
     hash_file(&checkpoint.join(TOKENIZER_FILE))
 }
 
-/// The hash of a pretrained model: the files of its weights, whatever they are called, and its configuration. It reads
-/// them all, on all cores: they are read to be used anyway, and hashed faster than a disk gives them.
+/// Returns the hash of a pretrained model: the files of its weights, whatever their names, and its configuration. It
+/// reads all of them, on all processors.
 pub fn hash_model(model: &Path) -> Result<String> {
     let mut hasher = Hasher::new();
     for file in model_files(model)? {
@@ -69,7 +72,7 @@ pub fn hash_model(model: &Path) -> Result<String> {
     Ok(hex(&hasher))
 }
 
-/// The files that decide what a model says.
+/// Returns the files that decide what a model computes.
 fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
     #[derive(Deserialize)]
     struct Index {
@@ -100,7 +103,7 @@ fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// A GGUF file, with the others of its model where that was split into files `NAME-00001-of-00003.gguf`.
+/// Returns a GGUF file, with the others if its model is split into files such as `NAME-00001-of-00003.gguf`.
 fn gguf_files(file: &Path) -> Result<Vec<PathBuf>> {
     let parts = |path: &Path| -> Option<(String, String)> {
         let (rest, count) = path.file_name()?.to_str()?.rsplit_once("-of-")?;
@@ -119,14 +122,15 @@ fn gguf_files(file: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn hash_file(path: &Path) -> Result<String> {
+/// Returns the hash of a file.
+pub fn hash_file(path: &Path) -> Result<String> {
     ensure!(path.is_file(), "{} is not a regular file", path.display());
     let mut hasher = Hasher::new();
     (hasher.update_mmap_rayon(path)).with_context(|| format!("cannot read {}", path.display()))?;
     Ok(hex(&hasher))
 }
 
-/// Bytes behind their number, so that no two sequences of them give the same.
+/// Adds bytes after their number, so that no two sequences of them have the same hash.
 fn add(hasher: &mut Hasher, bytes: &[u8]) {
     hasher.update(&(bytes.len() as u64).to_le_bytes());
     hasher.update(bytes);

@@ -1,4 +1,4 @@
-//! TensorBoard's event files: the same numbers as in `metrics.jsonl`, to be watched in a browser.
+//! Writes TensorBoard's event files, with the same numbers as `metrics.jsonl`.
 
 use std::{
     fs::File,
@@ -8,9 +8,9 @@ use std::{
 use anyhow::{Context, Result};
 use syntaxdot_summary::SummaryWriter;
 
-use crate::{run::output::begin_beside, train::metrics::StepMetrics};
+use crate::{io::output::begin_beside, train::metrics::StepMetrics};
 
-/// The file's name in the folder of a run: any with `tfevents` in its name is looked at.
+/// The file's name in the folder of a run. TensorBoard reads files with `tfevents` in their names.
 pub const EVENTS_FILE: &str = "events.out.tfevents.msl";
 
 /// The event file of a run.

@@ -1,4 +1,4 @@
-//! The gradient of everything that is trained, added up over the pieces of a step.
+//! Adds up the gradients of all trained weights over the pieces of a step.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor, Var, backprop::GradStore};
@@ -7,12 +7,12 @@ use candle_core::{DType, Tensor, Var, backprop::GradStore};
 pub struct Gradients<'a> {
     weights: &'a [(String, Var)],
     sums: Vec<Option<Tensor>>,
-    /// How much too long all of them are.
+    /// The factor by which all of them are too long.
     scale: f64,
 }
 
 impl<'a> Gradients<'a> {
-    /// No gradient yet, of a loss that is multiplied by `scale` before it goes back.
+    /// Begins with no gradient. The loss is multiplied by `scale` before it is differentiated.
     pub fn of(weights: &'a [(String, Var)], scale: f64) -> Self {
         Self {
             weights,
@@ -21,17 +21,17 @@ impl<'a> Gradients<'a> {
         }
     }
 
-    /// What the loss is multiplied by.
+    /// Returns the factor of the loss.
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// Divides all of them, those that were added already.
+    /// Divides all gradients that were added so far.
     pub fn divide(&mut self, by: f64) {
         self.scale *= by;
     }
 
-    /// Adds those of one piece. Sums depend on the order in which pieces are added, in their last bits.
+    /// Adds the gradients of one piece. The last bits of the sums depend on the order of the pieces.
     pub fn add(&mut self, piece: &GradStore) -> Result<()> {
         for (sum, (_, weight)) in self.sums.iter_mut().zip(self.weights) {
             if let Some(gradient) = piece.get(weight) {
@@ -44,7 +44,7 @@ impl<'a> Gradients<'a> {
         Ok(())
     }
 
-    /// The sums, shortened together to a norm where they are longer, and the norm that they had.
+    /// Returns the sums, scaled down to the norm `longest` where theirs is larger, and the norm that they had.
     pub fn clipped(self, longest: f64) -> Result<(Vec<Tensor>, f64)> {
         let mut gradients = Vec::with_capacity(self.sums.len());
         let mut squares = 0.0;

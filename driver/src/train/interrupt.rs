@@ -1,4 +1,4 @@
-//! Ctrl-C, and what else asks a program to end: the step in hand is finished and saved.
+//! Listens for Ctrl-C and other signals that end a program, so that the current step is finished and saved.
 
 use std::{
     error::Error,
@@ -15,7 +15,7 @@ use signal_hook::{
     flag,
 };
 
-/// Whether somebody wants the program to end.
+/// A listener for signals that end the program.
 pub struct Interrupt {
     heard: Arc<AtomicBool>,
     signal: Arc<AtomicUsize>,
@@ -39,14 +39,14 @@ impl Interrupt {
         Ok(Self { heard, signal: by })
     }
 
-    /// The signal that was heard.
+    /// Returns the signal that has arrived.
     pub fn heard(&self) -> Option<i32> {
         let heard = self.heard.load(Ordering::SeqCst);
         heard.then(|| self.signal.load(Ordering::SeqCst) as i32)
     }
 }
 
-/// What a shell expects of a program that a signal has ended.
+/// Returns the status that a shell expects of a program that a signal has ended.
 fn status(signal: i32) -> i32 {
     128 + signal
 }
@@ -78,17 +78,17 @@ fn is_ignored(signal: i32) -> bool {
     action.sa_sigaction == libc::SIG_IGN
 }
 
-/// A command that was interrupted and has saved what it had.
+/// The error of a command that was interrupted and has saved its work.
 #[derive(Debug)]
 pub struct Interrupted {
     /// The signal.
     pub signal: i32,
-    /// What was saved, and how to go on.
+    /// A sentence on what was saved and how to continue.
     pub message: String,
 }
 
 impl Interrupted {
-    /// The status to exit with.
+    /// Returns the status to exit with.
     pub fn status(&self) -> u8 {
         u8::try_from(status(self.signal)).unwrap_or(1)
     }

@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object a step.
+//! Writes and reads `metrics.jsonl`, which has one JSON object for each step.
 
 use std::{
     fs::{self, File},
@@ -7,22 +7,23 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use same_file::Handle;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use crate::run::output::begin_beside;
+use crate::io::{output::begin_beside, parent};
 
 /// The file's name in the folder of a run.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-/// What is kept of one optimizer step. A statistic of no row is `null`.
+/// The numbers of one optimizer step. Statistics of no row are `null`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// The step, counted from 1.
     pub step: usize,
-    /// The loss of the batch, in its own convention.
+    /// Loss of the batch, in the convention of its kind.
     #[serde(deserialize_with = "number_or_null")]
     pub loss: f64,
-    /// The temperature that the loss was taken at.
+    /// Temperature of the loss.
     #[serde(deserialize_with = "number_or_null")]
     pub temperature: f64,
     /// μ⁺: the mean logit of the targets, over the rows of the statistics.
@@ -34,24 +35,24 @@ pub struct StepMetrics {
     /// The norm of the gradient of all weights, before it is clipped.
     #[serde(deserialize_with = "number_or_null")]
     pub gradient_norm: f64,
-    /// Labelled rows in the batch.
+    /// Number of labelled rows in the batch.
     pub rows: usize,
-    /// Tokens that the model read, padding left out.
+    /// Number of tokens that the model read, without padding.
     pub tokens: usize,
-    /// Padding that it read with them.
+    /// Number of padding tokens that the model read.
     pub padding: usize,
     /// The learning rate.
     #[serde(deserialize_with = "number_or_null")]
     pub learning_rate: f64,
-    /// Tokens that the model read, by the seconds of the step.
+    /// Tokens per second.
     #[serde(deserialize_with = "number_or_null")]
     pub tokens_per_second: f64,
-    /// The mean item NLL of the validation rows, where it was taken after this step.
+    /// Mean item NLL of the validation rows, where they were evaluated after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_nll: Option<f64>,
 }
 
-/// The file being written. Every step reaches it at once, so that a run can be watched.
+/// The file while it is written. Every step is written at once, so that a run can be watched.
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
@@ -72,8 +73,21 @@ impl MetricsFile {
         Ok(metrics)
     }
 
-    /// Adds a line.
-    pub fn write(&mut self, step: &StepMetrics) -> Result<()> {
+    /// Adds the last of the steps, or all of them where the file was deleted or replaced meanwhile.
+    pub fn write_last(&mut self, steps: &[StepMetrics]) -> Result<()> {
+        let own = Handle::from_file(self.file.try_clone()?)?;
+        if Handle::from_path(&self.path).is_ok_and(|found| found == own) {
+            return steps.last().map_or(Ok(()), |step| self.write(step));
+        }
+        eprintln!(
+            "warning: {} was deleted or replaced while the run was trained, and is written anew",
+            self.path.display()
+        );
+        *self = Self::create(parent(&self.path), steps)?;
+        Ok(())
+    }
+
+    fn write(&mut self, step: &StepMetrics) -> Result<()> {
         let line = serde_json::to_string(step)? + "\n";
         self.file
             .write_all(line.as_bytes())
@@ -81,8 +95,8 @@ impl MetricsFile {
     }
 }
 
-/// The steps of a run's folder up to number `last`. A line that is damaged is left out and said on standard error; one
-/// that was cut off when a run was ends the file, and is nothing to speak of.
+/// Reads the steps of a run's folder up to number `last`. A warning names each damaged line, which is left out. A last
+/// line that is cut off, as an interrupted run leaves it, is left out silently.
 pub fn read_metrics(folder: &Path, last: usize) -> Result<Vec<StepMetrics>> {
     let path = folder.join(METRICS_FILE);
     if !path.exists() {
@@ -105,7 +119,7 @@ pub fn read_metrics(folder: &Path, last: usize) -> Result<Vec<StepMetrics>> {
     Ok(steps)
 }
 
-/// A number that may be NaN or infinite, for which JSON has nothing but `null`.
+/// Reads a number that may be `null`, which is how JSON writes NaN and infinity.
 fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
 }
@@ -148,6 +162,23 @@ mod tests {
                 .unwrap()
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn a_file_that_was_deleted_or_replaced_is_written_anew_with_all_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(METRICS_FILE);
+        let steps: Vec<StepMetrics> = (1..=4).map(step).collect();
+        let mut metrics = MetricsFile::create(folder.path(), &[]).unwrap();
+        metrics.write_last(&steps[..1]).unwrap();
+        fs::remove_file(&path).unwrap();
+        metrics.write_last(&steps[..2]).unwrap();
+        assert_eq!(read_metrics(folder.path(), 9).unwrap(), steps[..2]);
+        fs::rename(&path, folder.path().join("aside")).unwrap();
+        fs::write(&path, "").unwrap();
+        metrics.write_last(&steps[..3]).unwrap();
+        metrics.write_last(&steps).unwrap();
+        assert_eq!(read_metrics(folder.path(), 9).unwrap(), steps);
     }
 
     #[test]

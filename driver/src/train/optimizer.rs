@@ -1,13 +1,13 @@
-//! AdamW whose state can be saved: candle's keeps its moments to itself.
+//! Implements AdamW with a state that can be saved. candle's keeps its moments private.
 
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{Tensor, Var};
 
-/// β₁ and β₂: how much of the past the moments keep in a step.
+/// β₁ and β₂: the decays of the two moments in a step.
 const DECAYS: (f64, f64) = (0.9, 0.999);
-/// Keeps the root of the second moment away from 0.
+/// Added to the root of the second moment, to avoid a division by 0.
 const EPSILON: f64 = 1e-8;
 
 /// Adam with decoupled weight decay, over named weights.
@@ -25,7 +25,7 @@ struct Weight {
 }
 
 impl AdamW {
-    /// An optimizer that has taken no step.
+    /// Builds an optimizer that has taken no step.
     pub fn new(weights: &[(String, Var)], weight_decay: f64) -> Result<Self> {
         let weight = |(name, value): &(String, Var)| {
             Ok(Weight {
@@ -42,12 +42,12 @@ impl AdamW {
         })
     }
 
-    /// Steps taken so far.
+    /// Returns the number of steps taken so far.
     pub fn steps(&self) -> usize {
         self.steps
     }
 
-    /// Moves every weight, given its gradient, in the order of the weights.
+    /// Updates every weight. Gradients are in the order of the weights.
     pub fn step(&mut self, gradients: &[Tensor], learning_rate: f64) -> Result<()> {
         ensure!(
             gradients.len() == self.weights.len(),
@@ -74,7 +74,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// The moments under the names of their weights.
+    /// Returns the moments under the names of their weights.
     pub fn moments(&self) -> HashMap<String, Tensor> {
         let named = |weight: &Weight| {
             [
@@ -91,7 +91,7 @@ impl AdamW {
         self.weights.iter().flat_map(named).collect()
     }
 
-    /// Goes on as if it had taken so many steps and come to these moments.
+    /// Restores the number of steps and the moments of a checkpoint.
     pub fn restore(&mut self, steps: usize, mut moments: HashMap<String, Tensor>) -> Result<()> {
         for weight in &mut self.weights {
             for (moment, which) in [
@@ -140,7 +140,7 @@ mod tests {
             .into()
     }
 
-    /// A gradient that changes from step to step.
+    /// Computes a loss whose gradient changes from step to step.
     fn loss(weights: &[(String, Var)], step: usize) -> Tensor {
         let term = |weight: &Var| {
             let shifted = (weight.as_tensor() - step as f64 * 0.1).unwrap();

@@ -1,16 +1,16 @@
-//! Which examples make up which step.
+//! Chooses the examples of every step.
 
 use rand::seq::SliceRandom;
 
 use crate::{
-    data::responses::Example,
+    data::examples::Example,
     random::{Purpose, random_at},
-    run::settings::TrainingSettings,
+    train::settings::TrainingSettings,
 };
 
-/// The batches of a training, drawn at will: a batch of like lengths would be one of like examples. But a batch is sorted by
-/// length, so that its micro-batches hold like ones. Each epoch's depend on the seed and the epoch alone, so a run can go
-/// on from any step.
+/// The batches of a training. They are drawn at random, because a batch of examples of like lengths would be one of
+/// like examples. Inside a batch examples are sorted by length, so that a micro-batch needs little padding. The batches
+/// of an epoch depend on the seed and the epoch alone, so that a run can continue from any step.
 pub struct Schedule {
     seed: u64,
     epochs: usize,
@@ -19,7 +19,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of these examples.
+    /// Builds the schedule of these examples.
     pub fn new(settings: &TrainingSettings, examples: &[Example]) -> Self {
         Self {
             seed: settings.seed,
@@ -33,17 +33,18 @@ impl Schedule {
         }
     }
 
-    /// Steps of one pass over the examples.
+    /// Returns the number of steps in an epoch.
     pub fn steps_of_an_epoch(&self) -> usize {
         self.lengths.len().div_ceil(self.batch_size)
     }
 
-    /// Steps in all.
+    /// Returns the number of steps of all epochs.
     pub fn steps(&self) -> usize {
         self.epochs.saturating_mul(self.steps_of_an_epoch())
     }
 
-    /// The places of the examples of every step from `first` on, counted from 0; in a batch the longest come first.
+    /// Returns the indices of the examples of every step from `first` on, which counts from 0. In a batch the longest
+    /// come first.
     pub fn batches_from(&self, first: usize) -> impl Iterator<Item = Vec<usize>> + '_ {
         let each = self.steps_of_an_epoch().max(1);
         (first / each..self.epochs)

@@ -1,4 +1,4 @@
-//! A training from its first step, or the one after a checkpoint, to its last.
+//! Runs the steps of a training, from the first or the one after a checkpoint to the last.
 
 use std::{
     ops::ControlFlow,
@@ -9,15 +9,15 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
-    data::responses::Example,
-    run::settings::TrainingSettings,
-    train::{Trainer, metrics::StepMetrics, progress::Progress, schedule::Schedule},
+    console::progress::Progress,
+    data::examples::Example,
+    train::{Trainer, metrics::StepMetrics, schedule::Schedule, settings::TrainingSettings},
 };
 
-/// What came of a training.
+/// A summary of a training.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Trained {
-    /// Optimizer steps.
+    /// Number of optimizer steps.
     pub steps: usize,
     /// Mean loss of the first tenth of the steps.
     pub first_loss: f64,
@@ -25,14 +25,14 @@ pub struct Trained {
     pub last_loss: f64,
     /// The temperature at the end.
     pub temperature: f64,
-    /// How long it took.
+    /// Seconds of training.
     pub seconds: f64,
-    /// Labelled rows by second.
+    /// Labelled rows per second.
     pub rows_per_second: f64,
 }
 
 impl Trained {
-    /// The summary of all steps of a training.
+    /// Builds the summary of all steps of a training.
     pub fn of(metrics: &[StepMetrics], temperature: f64, seconds: f64) -> Self {
         let tenth = metrics.len().div_ceil(10);
         let mean = |steps: &[StepMetrics]| {
@@ -51,7 +51,7 @@ impl Trained {
     }
 }
 
-/// Takes the steps that a trainer has still before it. `after` gets every step, and may end the training.
+/// Runs the steps that a trainer has not taken yet. `after` is called after every step, and may end the training.
 pub fn train(
     label: &str,
     trainer: &mut Trainer,

@@ -1,4 +1,4 @@
-//! Threads that each take whole pieces of work.
+//! Runs whole pieces of work on threads.
 
 use anyhow::{Context, Result, anyhow};
 use candle_core::Device;
@@ -12,8 +12,7 @@ pub struct Workers {
 }
 
 impl Workers {
-    /// As many workers as rayon would use threads; none for a GPU, which works in the order of one thread and does not
-    /// wait for what others asked of it.
+    /// Starts as many workers as rayon would use threads, and none for a GPU, whose stream belongs to one thread.
     pub fn new(device: &Device) -> Result<Self> {
         let count = match device {
             Device::Cpu => rayon::current_num_threads(),
@@ -29,12 +28,12 @@ impl Workers {
         Ok(Self { pools })
     }
 
-    /// How many pieces are worked on at once.
+    /// Returns how many pieces are worked on at once.
     pub fn count(&self) -> usize {
         self.pools.len().max(1)
     }
 
-    /// Does `task` for every index below `count`, and gives the results in their order.
+    /// Calls `task` for every index below `count`, and returns the results in their order.
     pub fn map<R: Send>(
         &self,
         count: usize,

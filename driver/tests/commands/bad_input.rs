@@ -142,6 +142,16 @@ fn options_that_make_no_sense_are_refused() {
     ] {
         assert_says(&refused(folder.path(), options), &[options[0], "at least"]);
     }
+    for (command, option) in [
+        (&["evaluate", "run"][..], "--beams"),
+        (&["evaluate", "run"], "--batch-size"),
+        (&["recommend", "run", "Emma"], "--beams"),
+        (&["recommend", "run", "Emma"], "--top"),
+        (&["demo"], "--epochs"),
+    ] {
+        let said = errors(&msl(folder.path(), &[command, &[option, "0"]].concat()));
+        assert_says(&said, &[option, "at least 1"]);
+    }
 }
 
 #[test]
@@ -385,4 +395,10 @@ fn weights_that_are_no_numbers_are_refused_with_the_run_that_has_them() {
     let output = msl(folder.path(), &["recommend", "run", "The Sea Book 0"]);
     assert!(!output.status.success());
     assert_says(&errors(&output), &["error: run: ", "is NaN"]);
+    let output = msl(folder.path(), &["merge", "run", "--output", "merged"]);
+    assert!(!output.status.success() && !folder.path().join("merged").exists());
+    assert_says(
+        &errors(&output),
+        &["error: run holds", "model.norm.weight is not finite"],
+    );
 }

@@ -98,6 +98,10 @@ fn recommended_titles_have_the_probabilities_of_a_distribution_over_the_catalogu
         .filter(|line| line["items"].as_array().unwrap().len() == 2);
     assert_eq!(twins.count(), 1, "two books have one title");
 
+    // Fewer beams than titles would find as few titles.
+    let few = recommend(&["--top", "10", "--beams", "3"]);
+    assert_eq!(few["recommended"].as_array().unwrap().len(), 10);
+
     let unseen = recommend(&["--top", "38", "--beams", "39", "--unseen"]);
     let unseen = unseen["recommended"].as_array().unwrap();
     let seen = "The Sea Book 0";

@@ -76,9 +76,9 @@ fn a_type_is_refused_for_a_model_from_scratch() {
 
 /// Changes a JSON file.
 fn edit(path: &Path, change: impl FnOnce(&mut serde_json::Value)) {
-    let mut json = msl::data::json::read_json(path).unwrap();
+    let mut json = msl::io::json::read_json(path).unwrap();
     change(&mut json);
-    msl::data::json::write_json(path, &json).unwrap();
+    msl::io::json::write_json(path, &json).unwrap();
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn the_layers_that_get_adapters_are_named_with_spaces_commas_or_one_by_one() {
     ] {
         train(folder, run, &[targets, &["--samples", "4"]].concat());
         let settings: serde_json::Value =
-            msl::data::json::read_json(&folder.join(run).join("training.json")).unwrap();
+            msl::io::json::read_json(&folder.join(run).join("training.json")).unwrap();
         assert_eq!(
             settings["adapter"]["targets"],
             serde_json::json!(["q_proj", "up_proj"]),
@@ -241,7 +241,7 @@ fn a_merged_model_has_the_type_of_its_base_unless_another_is_asked_for() {
             "{options:?}"
         );
         let config: serde_json::Value =
-            msl::data::json::read_json(&folder.join("merged/config.json")).unwrap();
+            msl::io::json::read_json(&folder.join("merged/config.json")).unwrap();
         assert_eq!(config["torch_dtype"], name);
     }
     // Adapters that no run knows the model of are added wherever they are told to be.

@@ -208,6 +208,15 @@ fn an_evaluation_says_how_it_was_decoded_and_keeps_one_that_was_decoded_otherwis
 }
 
 #[test]
+fn a_run_that_goes_on_without_its_metrics_says_how_many_are_missing() {
+    let folder = with_run();
+    let folder = folder.path();
+    fs::remove_file(folder.join("run/metrics.jsonl")).unwrap();
+    let said = errors(&msl(folder, &["resume", "run"]));
+    assert!(said.contains("metrics.jsonl has 0 of the"), "{said}");
+}
+
+#[test]
 fn a_model_that_diverged_in_its_last_step_is_not_saved_and_one_that_was_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
@@ -235,11 +244,11 @@ fn a_model_that_diverged_in_its_last_step_is_not_saved_and_one_that_was_is_repor
     // As earlier versions wrote what they found: JSON has null for NaN.
     json(&msl(folder, &["evaluate", "run", "--json"]));
     let file = folder.join("run/evaluation.json");
-    let mut evaluation: serde_json::Value = msl::data::json::read_json(&file).unwrap();
+    let mut evaluation: serde_json::Value = msl::io::json::read_json(&file).unwrap();
     for name in ["item_nll", "item_nll_error"] {
         evaluation["rows"][2][name] = serde_json::Value::Null;
     }
-    msl::data::json::write_json(&file, &evaluation).unwrap();
+    msl::io::json::write_json(&file, &evaluation).unwrap();
     let reported = msl(folder, &["report", "run", "--output", "page.html"]);
     assert!(reported.status.success(), "{}", errors(&reported));
     let page = fs::read_to_string(folder.join("page.html")).unwrap();

@@ -118,11 +118,11 @@ fn adapters_are_not_added_to_a_model_that_has_changed_since() {
         &expected,
     );
     // On purpose, out of the run.
-    let copied = msl::data::json::read_json::<serde_json::Value>(
+    let copied = msl::io::json::read_json::<serde_json::Value>(
         &last_checkpoint(&folder.join("run")).join("adapter_config.json"),
     );
     fs::create_dir(folder.join("adapters")).unwrap();
-    msl::data::json::write_json(
+    msl::io::json::write_json(
         &folder.join("adapters/adapter_config.json"),
         &copied.unwrap(),
     )

@@ -350,14 +350,14 @@ fn tokens_that_the_model_does_not_have_are_refused_where_a_text_uses_them() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path());
     let path = folder.path().join("tokenizer.json");
-    let mut json: serde_json::Value = msl::data::json::read_json(&path).unwrap();
+    let mut json: serde_json::Value = msl::io::json::read_json(&path).unwrap();
     let rows = tokenizer().vocabulary();
     let pad = serde_json::json!({
         "id": rows, "content": "<pad>", "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": true,
     });
     json["added_tokens"].as_array_mut().unwrap().push(pad);
-    msl::data::json::write_json(&path, &json).unwrap();
+    msl::io::json::write_json(&path, &json).unwrap();
     let tokenizer = Pretrained::open(folder.path(), None).unwrap().tokenizer;
     assert_eq!(tokenizer.vocabulary(), rows + 1);
     assert!(tokenizer.encode("The Sea").is_ok());

@@ -1,10 +1,11 @@
-//! Atomic files as they are read.
+//! Tests the reading of atomic files.
 
 use std::{fs, path::PathBuf};
 
 use super::*;
 use crate::data::files::{DataFiles, PARTS};
 
+/// The catalogue of most tests. The numbers of its items are 0 for item 10, 1 for item 20 and so on.
 const ITEMS: &str =
     "item_id:token\tmovie_title:token_seq\n10\tToy \"Story\"\n20\tBabe\n30\tHeat\n40\tAntz\n";
 const HEADER: &str = "user_id:token\titem_id:token\ttimestamp:float\n";
@@ -37,23 +38,17 @@ fn read(items: &str, files: &[(&str, &str)], history: usize) -> Result<(Parts, D
     Ok((rows, report))
 }
 
-/// Items are named by their numbers: 0 is item 10, 1 is item 20 and so on.
-fn row(user: &str, history: &[u64], target: u64) -> Interaction {
-    Interaction {
-        user: user.into(),
-        history: history.to_vec(),
-        target,
-    }
-}
-
 #[test]
 fn the_last_item_is_for_the_test_the_one_before_for_validation_and_ties_keep_their_order() {
     let rows = "a\t10\t5\nb\t40\t1\na\t20\t2\na\t30\t5\na\t40\t5\nb\t10\t0.5\nc\t10\t1\n";
     let (rows, _) = read(ITEMS, &[("x.inter", &format!("{HEADER}{rows}"))], 2).unwrap();
     let expected = [
-        vec![row("a", &[1], 0)],
-        vec![row("a", &[1, 0], 2)],
-        vec![row("a", &[0, 2], 3), row("b", &[0], 3)],
+        vec![Interaction::of("a", &[1], 0)],
+        vec![Interaction::of("a", &[1, 0], 2)],
+        vec![
+            Interaction::of("a", &[0, 2], 3),
+            Interaction::of("b", &[0], 3),
+        ],
     ];
     assert_eq!(rows, expected);
 }
@@ -68,9 +63,12 @@ fn benchmark_files_are_what_their_names_say_and_no_history_holds_what_a_later_pa
     let texts = parts.map(|rows| format!("{HEADER}{rows}"));
     let expected = [
         // The item of the validation came before the last one of training, which must not know it.
-        vec![row("a", &[0], 1), row("a", &[0, 1], 2)],
-        vec![row("a", &[0, 1], 3)],
-        vec![row("a", &[3, 2], 0)],
+        vec![
+            Interaction::of("a", &[0], 1),
+            Interaction::of("a", &[0, 1], 2),
+        ],
+        vec![Interaction::of("a", &[0, 1], 3)],
+        vec![Interaction::of("a", &[3, 2], 0)],
     ];
     for names in PARTS {
         let names = names.map(|part| format!("x.{part}.inter"));
@@ -99,9 +97,9 @@ fn rows_of_benchmark_files_that_have_a_history_keep_it() {
         .collect();
     let (rows, report) = read(ITEMS, &files, 2).unwrap();
     let expected = [
-        vec![row("a", &[2, 3], 0)],
-        vec![row("a", &[0, 0], 1)],
-        vec![row("a", &[0], 2)],
+        vec![Interaction::of("a", &[2, 3], 0)],
+        vec![Interaction::of("a", &[0, 0], 1)],
+        vec![Interaction::of("a", &[0], 2)],
     ];
     assert_eq!(rows, expected);
     let left_out = report.rows_left_out.examples.join("; ");
@@ -121,8 +119,8 @@ fn ids_and_the_quotes_of_titles_are_kept() {
     assert_eq!(titles(items, None).unwrap(), expected);
     let rows = format!("{HEADER}u\t007\t1\nu\t7\t2\nu\tB00X\t3\nu\t007\t4\n");
     let ([training, _, test], _) = read(items, &[("x.inter", &rows)], 9).unwrap();
-    assert_eq!(training, [row("u", &[2], 1)]);
-    assert_eq!(test, [row("u", &[2, 1, 0], 2)]);
+    assert_eq!(training, [Interaction::of("u", &[2], 1)]);
+    assert_eq!(test, [Interaction::of("u", &[2, 1, 0], 2)]);
 }
 
 #[test]
@@ -161,8 +159,8 @@ fn items_without_a_title_and_rows_of_unknown_items_are_left_out() {
     let items = format!("{ITEMS}50\t \n");
     let rows = format!("{HEADER}a\t10\t1\na\t50\t2\na\t99\t3\na\t20\t4\na\t30\t5\na\t40\t6\n");
     let ([training, _, test], report) = read(&items, &[("x.inter", &rows)], 9).unwrap();
-    assert_eq!(training, [row("a", &[0], 1)]);
-    assert_eq!(test, [row("a", &[0, 1, 2], 3)]);
+    assert_eq!(training, [Interaction::of("a", &[0], 1)]);
+    assert_eq!(test, [Interaction::of("a", &[0, 1, 2], 3)]);
     assert_eq!(
         (report.items_left_out.count, report.rows_left_out.count),
         (1, 2)

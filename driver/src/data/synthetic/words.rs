@@ -1,8 +1,8 @@
-//! The words that synthetic titles are made of.
+//! Lists the words that synthetic titles are made of.
 
-/// A genre: what its titles speak of.
+/// A genre with the words of its titles.
 pub struct Genre {
-    /// What the end of a title calls its books.
+    /// The kind of book, at the end of a title.
     pub kind: &'static str,
     pub adjectives: &'static [&'static str],
     pub nouns: &'static [&'static str],
@@ -112,8 +112,8 @@ pub const FIRST_NAMES: [&str; 12] = [
     "Leona", "Felix",
 ];
 
-/// Places and families are called by one of these and one of the next, as in Northwick: names that share their
-/// beginnings, and that a tokenizer cuts into several tokens.
+/// First halves of names of places and families, as in Northwick. Many names share a beginning, and a tokenizer splits
+/// them into several tokens.
 pub const NAME_BEGINNINGS: [&str; 12] = [
     "Ash", "Black", "Dun", "Gold", "Hart", "Kings", "North", "Oak", "Raven", "Thorn", "White",
     "Wolf",

@@ -1,4 +1,5 @@
-//! `adapter_config.json`: PEFT's keys that are known here, and the values of them that mean plain LoRA.
+//! Reads and writes `adapter_config.json`. Keys of PEFT that are not known, and values that do not mean plain LoRA, are
+//! refused.
 
 use std::path::Path;
 
@@ -9,16 +10,16 @@ use serde_json::{Map, Value};
 
 use super::CONFIG_FILE;
 use crate::{
-    data::json::read_json,
+    io::json::read_json,
     model::{LoraSettings, TARGETS, is_end_of},
 };
 
-/// The settings of `adapter_config.json` that are used.
+/// The keys of `adapter_config.json` that are used.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AdapterConfig {
     /// Always `LORA`.
     pub peft_type: String,
-    /// `CAUSAL_LM`, or nothing.
+    /// Either `CAUSAL_LM` or absent.
     pub task_type: Option<String>,
     /// The path or the name of the model that the adapters belong to.
     pub base_model_name_or_path: Option<String>,
@@ -31,14 +32,14 @@ pub struct AdapterConfig {
     exclude_modules: Option<Modules>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     layers_to_transform: Option<Layers>,
-    /// Whether α is divided by the root of the rank.
+    /// Whether α is divided by the square root of the rank, and not by the rank.
     #[serde(default, skip_serializing_if = "is_false")]
     use_rslora: bool,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
 
-/// Modules of a model.
+/// A choice of modules of a model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Modules {
@@ -59,7 +60,7 @@ fn is_false(value: &bool) -> bool {
     !value
 }
 
-/// Keys that say nothing about what the adapters do to a model that has been trained.
+/// Keys that do not change what trained adapters compute.
 const WITHOUT_EFFECT: [&str; 9] = [
     "auto_mapping",
     "eva_config",
@@ -80,7 +81,7 @@ const PLAIN_BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 const OTHER_MODULES: [&str; 2] = ["lm_head", "model.embed_tokens"];
 
 impl AdapterConfig {
-    /// The configuration of adapters to a model.
+    /// Builds the configuration of adapters to a model.
     pub fn new(settings: &LoraSettings, base: &Path) -> Self {
         Self {
             peft_type: "LORA".into(),
@@ -112,7 +113,7 @@ impl AdapterConfig {
         Ok(config)
     }
 
-    /// Size and place of the adapters in a model that has linear layers at these paths.
+    /// Returns the size and the place of the adapters in a model that has linear layers at these paths.
     pub fn settings(&self, paths: &[String]) -> Result<LoraSettings> {
         let scale = match self.use_rslora {
             true => (self.r as f64).sqrt(),
@@ -128,7 +129,8 @@ impl AdapterConfig {
         Ok(settings)
     }
 
-    /// The layers that get adapters: by their short names where these are meant in every layer, else by their paths.
+    /// Returns the layers that get adapters: by their short names where these are meant in every layer, else by their
+    /// paths.
     fn targets(&self, paths: &[String]) -> Result<Vec<String>> {
         let excluded = self.exclude_modules.as_ref().filter(|it| !it.is_empty());
         let layers: Option<&[usize]> = match &self.layers_to_transform {
@@ -174,7 +176,7 @@ impl AdapterConfig {
     }
 }
 
-/// The number of the layer that a module is in.
+/// Returns the number of the layer that a module is in.
 fn layer_of(path: &str) -> Option<usize> {
     path.strip_prefix("model.layers.")?
         .split('.')
@@ -252,7 +254,7 @@ fn check_values(values: &Map<String, Value>) -> Result<()> {
     Ok(())
 }
 
-/// Whether a value is the one of a key that does nothing.
+/// Tells whether a value turns its key off.
 fn is_off(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

@@ -10,20 +10,18 @@ use serde::Deserialize;
 
 use super::{Pretrained, SafetensorsWeights, gguf};
 use crate::{
-    data::{
-        json::{read_json, write_json},
-        tokenizer::TextTokenizer,
-    },
+    data::tokenizer::TextTokenizer,
+    io::json::{read_json, write_json},
     model::{EMBEDDING, LlamaConfig, NamedTensors, adapter},
 };
 
-/// Hugging Face's name of the file of sizes.
+/// Hugging Face's name for the file of a model's configuration.
 pub const CONFIG_FILE: &str = "config.json";
-/// Hugging Face's name of the tokenizer's file.
+/// Hugging Face's name for the file of the tokenizer.
 pub const TOKENIZER_FILE: &str = "tokenizer.json";
-/// Hugging Face's name of the file of weights, where there is one.
+/// Hugging Face's name for the file of weights, where there is a single one.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
-/// Names the files of weights, where there are many.
+/// Hugging Face's name for the file that lists the files of weights, where there are several.
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// Opens a Hugging Face folder, or the GGUF model of a folder that has no other.
@@ -73,7 +71,8 @@ pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Pretrained> {
     })
 }
 
-/// The name of a tensor in a whole model, for the model alone is saved without this beginning.
+/// Returns the name of a tensor in a model with a head. A model that is saved without its head has names that lack
+/// `model.`.
 pub fn model_name(stored: &str) -> String {
     let parts = ["layers.", "embed_tokens.", "norm."];
     match parts.iter().any(|part| stored.starts_with(part)) {
@@ -82,7 +81,7 @@ pub fn model_name(stored: &str) -> String {
     }
 }
 
-/// The weights in the files that an index names. Files that are not those which it was written for are an error.
+/// Opens the files of weights that an index names. Files that do not hold the tensors that it says are an error.
 fn read_index(folder: &Path, index: &Path) -> Result<SafetensorsWeights> {
     #[derive(Deserialize)]
     struct Index {
@@ -122,7 +121,7 @@ fn read_index(folder: &Path, index: &Path) -> Result<SafetensorsWeights> {
     Ok(weights)
 }
 
-/// The GGUF file in a folder, where there is one alone, or the first of those that one model was split into.
+/// Returns the only GGUF file of a folder, or the first of those that one model is split into.
 fn only_gguf_file(folder: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(folder)
         .with_context(|| format!("cannot read the folder {}", folder.display()))?;

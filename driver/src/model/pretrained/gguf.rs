@@ -40,7 +40,7 @@ pub fn open(path: &Path, end_token: Option<&str>) -> Result<Pretrained> {
     })
 }
 
-/// The files of a model: the one that was named, or all of those that it was split into.
+/// Opens the file that is named, or all files of a model that is split.
 fn open_files(path: &Path) -> Result<Vec<GgufFile>> {
     let named = GgufFile::open(path)?;
     let count = match Metadata(&named.metadata).has(SPLIT_COUNT) {
@@ -91,7 +91,7 @@ fn open_files(path: &Path) -> Result<Vec<GgufFile>> {
 const SPLIT_COUNT: &str = "split.count";
 const SPLIT_NUMBER: &str = "split.no";
 
-/// What Llama 3's rotary frequencies are divided by.
+/// The tensor by which Llama 3's rotary frequencies are divided.
 const ROTARY_FACTORS: &str = "rope_freqs.weight";
 
 fn config(
@@ -176,7 +176,8 @@ fn config(
     }
 }
 
-/// The configuration whose rotary frequencies are the plain ones divided by `factors`: Llama 3's, or none.
+/// Returns the configuration whose rotary frequencies are the plain ones divided by `factors`. Factors other than those
+/// of Llama 3 are an error.
 fn stretched_as(config: LlamaConfig, factors: &[f32]) -> Result<LlamaConfig> {
     let largest = factors
         .iter()
@@ -212,7 +213,7 @@ fn stretched_as(config: LlamaConfig, factors: &[f32]) -> Result<LlamaConfig> {
 const EMBEDDING: &str = "token_embd.weight";
 const HEAD: &str = "output.weight";
 
-/// Weights in GGUF files, made dense when they are taken.
+/// Weights in GGUF files, which are dequantised when they are taken.
 struct GgufWeights {
     files: Vec<GgufFile>,
     /// The tensors that were not taken yet, each with the number of its file.
@@ -245,7 +246,7 @@ impl GgufWeights {
         })
     }
 
-    /// The configuration and the tokenizer that the first file describes.
+    /// Reads the configuration and the tokenizer that the first file describes.
     fn parts(&mut self, end_token: Option<&str>) -> Result<(LlamaConfig, TextTokenizer)> {
         let factors = match self.read(ROTARY_FACTORS)? {
             Some(factors) => Some(factors.to_vec1::<f32>()?),
@@ -265,7 +266,7 @@ impl GgufWeights {
         Ok((config, tokenizer))
     }
 
-    /// A tensor as it is stored, taken out.
+    /// Takes a tensor, by its name in the file.
     fn read(&mut self, stored: &str) -> Result<Option<Tensor>> {
         let Some(file) = self.left.remove(stored) else {
             return Ok(None);
@@ -296,8 +297,8 @@ impl Weights for GgufWeights {
     }
 }
 
-/// llama.cpp turns elements that lie beside each other, Hugging Face those that lie half a head apart: for Llama,
-/// the rows of the queries' and keys' weights are stored in llama.cpp's order.
+/// Puts the rows of the queries' or keys' weight into the order of Hugging Face. llama.cpp rotates elements that lie
+/// beside each other, Hugging Face those that lie half a head apart.
 fn restore_rows(weight: &Tensor, heads: usize) -> Result<Tensor> {
     let (rows, columns) = weight.dims2()?;
     ensure!(
@@ -311,7 +312,7 @@ fn restore_rows(weight: &Tensor, heads: usize) -> Result<Tensor> {
         .reshape((rows, columns))?)
 }
 
-/// llama.cpp's name of what Hugging Face calls `name`.
+/// Returns llama.cpp's name for what Hugging Face calls `name`.
 fn stored_name(name: &str) -> Option<String> {
     match name {
         "model.embed_tokens.weight" => return Some(EMBEDDING.into()),

@@ -1,5 +1,5 @@
-//! The beginning of a GGUF file. Every count and size in it is compared with what the file holds before anything is
-//! allocated, and what cannot be read is named.
+//! Reads the header of a GGUF file. Every count and size in it is compared with the size of the file before memory is
+//! allocated.
 
 use std::{
     collections::HashMap,
@@ -17,28 +17,28 @@ use candle_core::{
     },
 };
 
-use crate::data::input;
+use crate::io::binary;
 
 const MAGIC: [u8; 4] = *b"GGUF";
-/// GGML_MAX_DIMS.
+/// The most dimensions of a tensor: GGML_MAX_DIMS.
 const LARGEST_RANK: u32 = 4;
 const ALIGNMENT: &str = "general.alignment";
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// One GGUF file, open: what it says of itself, and where its tensors lie.
+/// An open GGUF file: its metadata, and where its tensors lie.
 pub struct GgufFile {
     pub path: PathBuf,
     pub metadata: HashMap<String, Value>,
     pub tensors: HashMap<String, TensorInfo>,
     file: BufReader<File>,
-    /// Where the tensors begin, in bytes.
+    /// Offset of the tensors' data in the file, in bytes.
     data: u64,
 }
 
 impl GgufFile {
     /// Opens a file and reads all but its tensors.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = input::open(path)?;
+        let file = binary::open(path)?;
         let length = file.metadata()?.len();
         let mut reader = Reader {
             file: BufReader::new(file),
@@ -59,7 +59,7 @@ impl GgufFile {
         Ok(found)
     }
 
-    /// A tensor, made dense: in the type that it has in the file, or in f32 where that is a quantised one.
+    /// Reads a tensor. A quantised one is dequantised to f32; another keeps its type.
     pub fn read(&mut self, name: &str) -> Result<Tensor> {
         let info = self.tensors.get(name).context("there is none")?;
         let tensor = info.read(&mut self.file, self.data, &Device::Cpu)?;
@@ -104,7 +104,7 @@ fn alignment(metadata: &HashMap<String, Value>) -> Result<u64> {
     }
 }
 
-/// What a GGUF file says of itself.
+/// The metadata of a GGUF file.
 pub struct Metadata<'a>(pub &'a HashMap<String, Value>);
 
 impl Metadata<'_> {
@@ -121,7 +121,7 @@ impl Metadata<'_> {
         Ok(self.get(key)?.to_string().with_context(|| key.to_owned())?)
     }
 
-    /// A number that is not negative. Where it may differ by layer, it is the one that all layers have.
+    /// Returns a number that is not negative. Where a file has one for each layer, they must be the same.
     pub fn whole(&self, key: &str) -> Result<usize> {
         let value = self.get(key)?;
         let layers = match value {
@@ -134,7 +134,7 @@ impl Metadata<'_> {
             .with_context(|| format!("{key} is {value:?}, expected one whole number"))
     }
 
-    /// A truth, or the default where the file does not tell.
+    /// Returns a truth value, or the default where the file has none.
     pub fn flag(&self, key: &str, default: bool) -> Result<bool> {
         match self.0.get(key) {
             Some(value) => value.to_bool().with_context(|| key.to_owned()),
@@ -142,7 +142,7 @@ impl Metadata<'_> {
         }
     }
 
-    /// An f32 as the decimal number that it was: 1e-5, not 9.99999974e-6.
+    /// Returns an f32 as the f64 of the same decimal digits: 1e-5, and not 9.99999974e-6.
     pub fn number(&self, key: &str) -> Result<f64> {
         let value = self.get(key)?.to_f32().with_context(|| key.to_owned())?;
         Ok(value.to_string().parse()?)
@@ -160,7 +160,7 @@ fn whole(value: &Value) -> Option<usize> {
     value.ok()?.try_into().ok()
 }
 
-/// Reads numbers, and knows how much of the file is left.
+/// A reader that knows how many bytes of the file are left.
 struct Reader {
     file: BufReader<File>,
     left: u64,
@@ -251,7 +251,8 @@ impl Reader {
         })
     }
 
-    /// How many parts follow, each of which takes at least so many bytes.
+    /// Reads how many parts follow. Each takes at least `smallest` bytes, so that the rest of the file bounds the
+    /// number.
     fn count(&mut self, what: &str, smallest: u64) -> Result<u64> {
         let count = self.u64()?;
         ensure!(
@@ -292,7 +293,7 @@ impl Reader {
     }
 }
 
-/// The type of a tensor by its number in the format.
+/// Returns the type of a tensor by its number in the format.
 fn tensor_type(number: u32) -> Result<GgmlDType> {
     Ok(match number {
         0 => GgmlDType::F32,
@@ -319,7 +320,7 @@ fn tensor_type(number: u32) -> Result<GgmlDType> {
     })
 }
 
-/// What ggml calls the types that are not read here.
+/// The numbers and names of ggml's types that cannot be read.
 const UNREADABLE: [(u32, &str); 22] = [
     (9, "Q8_1"),
     (15, "Q8_K"),

@@ -1,22 +1,21 @@
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::quantized::gguf_file::Value;
 use tokenizers::{
-    AddedToken, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer, TokenizerBuilder,
+    AddedToken, PreTokenizerWrapper, Tokenizer,
     models::bpe::{BPE, Vocab},
     normalizers::{NormalizerWrapper, unicode::NFC},
-    pre_tokenizers::{
-        byte_level::ByteLevel,
-        digits::Digits,
-        sequence::Sequence,
-        split::{Split, SplitPattern},
-    },
+    pre_tokenizers::{byte_level::ByteLevel, digits::Digits},
     processors::{PostProcessorWrapper, sequence, template::TemplateProcessing},
 };
 
 use super::gguf_header::Metadata;
-use crate::data::tokenizer::TextTokenizer;
+use crate::data::tokenizer::{
+    TextTokenizer,
+    byte_level::{LLAMA_3_DIGITS, byte_level, split_words},
+};
 
-/// The tokenizer that a GGUF file describes: byte-level byte-pair merges behind the splitting that it names.
+/// Builds the tokenizer that a GGUF file describes: byte-level byte-pair merges after the splitting that the file
+/// names.
 pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokenizer> {
     let model = metadata.text("tokenizer.ggml.model")?;
     ensure!(
@@ -54,16 +53,7 @@ pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokeniz
         .ignore_merges(splitting.ignore_merges)
         .build()
         .map_err(anyhow::Error::from_boxed)?;
-    let bytes = ByteLevel::new(false, true, false);
-    let tokenizer = TokenizerBuilder::new()
-        .with_model(merges)
-        .with_normalizer(splitting.normalizer)
-        .with_pre_tokenizer(Some(Sequence::new(splitting.steps)))
-        .with_post_processor(Some(bytes))
-        .with_decoder(Some(bytes))
-        .build()
-        .map_err(anyhow::Error::from_boxed)?;
-    let mut tokenizer: Tokenizer = tokenizer.into();
+    let mut tokenizer = byte_level(merges, splitting.normalizer, splitting.steps)?;
     add_marks(&mut tokenizer, metadata, &tokens)?;
     let end = match metadata.has(END) {
         true => Some(metadata.whole(END)?),
@@ -80,38 +70,23 @@ const END: &str = "tokenizer.ggml.eos_token_id";
 const BEGIN: &str = "tokenizer.ggml.bos_token_id";
 const KINDS: &str = "tokenizer.ggml.token_type";
 
-/// How a text is split before the merges.
+/// The splitting of a text before the merges.
 struct Splitting {
     normalizer: Option<NormalizerWrapper>,
     steps: Vec<PreTokenizerWrapper>,
     ignore_merges: bool,
-    /// Whether texts begin with a token of their own, where the file does not say; llama.cpp's defaults.
+    /// Whether texts begin with a token of their own where the file does not say, by llama.cpp's defaults.
     begins: bool,
 }
 
-/// The expression of Llama 3; Qwen's differs in how many digits go together.
-const WORDS: [&str; 2] = [
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|",
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-];
-
 impl Splitting {
     fn of(name: &str) -> Result<Self> {
-        let words = |digits: &str| -> Result<Vec<PreTokenizerWrapper>> {
-            let pattern = SplitPattern::Regex(WORDS.join(digits));
-            let split = Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
-                .map_err(anyhow::Error::from_boxed)?;
-            Ok(vec![
-                split.into(),
-                ByteLevel::new(false, true, false).into(),
-            ])
-        };
         let gpt2 = ByteLevel::new(false, true, true);
         let (normalizer, steps) = match name {
             "smollm" => (None, vec![Digits::new(true).into(), gpt2.into()]),
             "gpt-2" => (None, vec![gpt2.into()]),
-            "qwen2" => (Some(NFC.into()), words(r"\p{N}")?),
-            "llama-bpe" => (None, words(r"\p{N}{1,3}")?),
+            "qwen2" => (Some(NFC.into()), split_words(r"\p{N}")?),
+            "llama-bpe" => (None, split_words(LLAMA_3_DIGITS)?),
             other => bail!(
                 "tokenizer.ggml.pre is {other:?}, and this driver knows smollm, gpt-2, qwen2 and llama-bpe: take the \
                  model's Hugging Face folder"
@@ -127,11 +102,11 @@ impl Splitting {
     }
 }
 
-/// Kinds of token, of tokenizer.ggml.token_type.
+/// The kinds of token in tokenizer.ggml.token_type that are special.
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
-/// Makes whole tokens of the marks that no text is merged to.
+/// Adds the special tokens, which no merges lead to.
 fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) -> Result<()> {
     if !metadata.has(KINDS) {
         return Ok(());
@@ -157,7 +132,7 @@ fn add_marks(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) ->
     Ok(())
 }
 
-/// Has every text begin with the token that the file names, as Hugging Face's `tokenizer.json` would say it.
+/// Makes every text begin with the token that the file names.
 fn begin_texts(tokenizer: &mut Tokenizer, metadata: &Metadata, tokens: &[&str]) -> Result<()> {
     let id = metadata.whole(BEGIN)?;
     let token = *(tokens.get(id)).with_context(|| format!("{BEGIN} is {id}, which is no token"))?;

@@ -8,31 +8,31 @@ use candle_core::{DType, Device, Tensor, safetensors::MmapedSafetensors};
 use safetensors::Dtype;
 
 use super::described;
-use crate::{data::input, model::Weights};
+use crate::{io::binary, model::Weights};
 
-/// Weights in safetensors files, which are mapped and read weight by weight.
+/// Weights in safetensors files, which are memory-mapped and read when they are taken.
 pub struct SafetensorsWeights {
     files: Vec<(PathBuf, MmapedSafetensors)>,
-    /// What was not taken yet, by the name that a model asks for it by.
+    /// The tensors that were not taken yet, by the names that a model asks for.
     left: BTreeMap<String, Stored>,
 }
 
-/// Where a tensor is.
+/// A tensor that was not taken yet.
 struct Stored {
     file: usize,
-    /// What its file calls it.
+    /// Its name in the file.
     name: String,
     shape: Vec<usize>,
     dtype: Dtype,
 }
 
 impl SafetensorsWeights {
-    /// Maps the files. `name` gives the name that a model asks for a tensor by, from the one that its file has.
+    /// Memory-maps the files. `name` turns the name of a tensor in its file into the one that a model asks for.
     pub fn open(paths: &[PathBuf], name: impl Fn(&str) -> String) -> Result<Self> {
         let mut files = Vec::new();
         let mut left: BTreeMap<String, Stored> = BTreeMap::new();
         for path in paths {
-            input::open(path)?;
+            binary::open(path)?;
             // SAFETY: the files are only read, and copied out of weight by weight while the model is made. A file that
             // another process cuts short meanwhile would end this one, as it would any that maps files.
             let mapped = unsafe { MmapedSafetensors::new(path) }
@@ -62,23 +62,23 @@ impl SafetensorsWeights {
         Ok(Self { files, left })
     }
 
-    /// The type of a tensor, if there is one that candle knows.
+    /// Returns the type of a tensor, if candle has that type.
     pub fn dtype(&self, name: &str) -> Option<DType> {
         self.left.get(name)?.dtype.try_into().ok()
     }
 
-    /// The shapes of the tensors, by the names that a model asks for them by.
+    /// Returns the shapes of the tensors, by the names that a model asks for.
     pub fn shapes(&self) -> impl Iterator<Item = (&str, &[usize])> {
         (self.left.iter()).map(|(name, stored)| (name.as_str(), stored.shape.as_slice()))
     }
 
-    /// The tensors by the names that their files have, each with its file.
+    /// Returns the names of the tensors in their files, each with its file.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Path)> {
         (self.left.values())
             .map(|stored| (stored.name.as_str(), self.files[stored.file].0.as_path()))
     }
 
-    /// What the files are, in a few words.
+    /// Describes the files in a few words.
     pub fn described(&self) -> String {
         let kinds = self
             .left
@@ -88,7 +88,8 @@ impl SafetensorsWeights {
     }
 }
 
-/// Old checkpoints hold the rotary frequencies, which follow from the configuration.
+/// Tells whether a tensor holds the rotary frequencies, which old checkpoints have and which follow from the
+/// configuration.
 fn is_computed(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }

@@ -1,4 +1,7 @@
-//! What a command prints: at its end a table, or one JSON object, on standard output; on its way notes on standard error.
+//! Reads numbers of options, and prints: results on standard output, as a table or one JSON object, and notes on
+//! standard error.
+
+pub mod progress;
 
 use std::{
     error::Error,
@@ -25,15 +28,15 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     print(serde_json::to_string(value)?)
 }
 
-/// Notes lines on standard error, for whoever is there to read them: a training goes on where nobody is. They hold names
-/// of files, which somebody else may have given.
+/// Prints lines on standard error. It does not matter whether anybody can read them. Control characters are escaped,
+/// for names of files may hold some.
 pub fn note(text: fmt::Arguments) {
     let text = text.to_string();
     let lines: Vec<String> = text.split('\n').map(shown).collect();
     let _ = writeln!(io::stderr().lock(), "{}", lines.join("\n"));
 }
 
-/// Whoever read standard output has seen enough, as `head` does. It is no failure.
+/// An error that ends a command whose reader has closed standard output, as `head` does. The command has not failed.
 #[derive(Debug)]
 pub struct OutputClosed;
 
@@ -45,7 +48,7 @@ impl fmt::Display for OutputClosed {
 
 impl Error for OutputClosed {}
 
-/// An empty table whose first column names the rows.
+/// Builds an empty table whose first column names the rows.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_preset(UTF8_BORDERS_ONLY).set_header(header);
@@ -55,7 +58,25 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A text as a terminal may show it: with control characters escaped, and those that take no room or turn the direction
+/// Parses the value of an option that counts something: a whole number above 0.
+pub fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("expected at least 1".into()),
+        Ok(number) => Ok(number),
+        Err(error) => Err(format!("expected a whole number: {error}")),
+    }
+}
+
+/// Parses the value of an option that is a finite number: JSON, in which a run keeps its options, has no other.
+pub fn finite(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(number) if number.is_finite() => Ok(number),
+        Ok(number) => Err(format!("expected a finite number, not {number}")),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// Escapes what a terminal should not be sent: control characters, and those that have no width or turn the direction
 /// of writing.
 pub fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

@@ -1,3 +1,5 @@
+//! Output folders that are written atomically: a run or a merged model is complete or it is not there.
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -7,24 +9,27 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
-use super::{check_apart, parent};
-use crate::run::{
-    layout::{self, KEPT, Kind, LOCK_FILE, PARTIAL, REPLACED, entries, is_part_of_ours, named},
-    lock::Lock,
+use crate::{
+    io::{entries, file_name, named, output::PARTIAL, parent},
+    run::{
+        apart::check_apart,
+        layout::{self, KEPT, Kind, LOCK_FILE, REPLACED, is_part_of_ours},
+        lock::Lock,
+    },
 };
 
-/// A folder without a lock is taken for one that was left after this time: its owner locks it at once.
+/// The age at which a folder without a lock counts as abandoned: its owner would have locked it at once.
 const ABANDONED_AFTER: Duration = Duration::from_secs(60);
 
-/// A folder that is written beside its place and put there when it is complete. Dropped before that, it leaves nothing
-/// behind.
+/// A folder that is written under another name and renamed when it is complete. If it is dropped before, nothing is
+/// left.
 pub struct PartialFolder {
     partial: TempDir,
     target: PathBuf,
 }
 
 impl PartialFolder {
-    /// Begins a folder, and those that it is to be in.
+    /// Creates a folder beside the target, and the folders above it.
     pub fn beside(target: PathBuf) -> Result<Self> {
         let parent = parent(&target);
         fs::create_dir_all(parent)
@@ -35,13 +40,13 @@ impl PartialFolder {
         })
     }
 
-    /// Where to write now.
+    /// Returns the path to write to.
     pub fn path(&self) -> &Path {
         self.partial.path()
     }
 
-    /// Puts the complete folder in its place. It has reached the disk before it is there, and what it replaces stays
-    /// there until then; a process that is killed between the two leaves both beside the place.
+    /// Renames the complete folder to its target, after it has reached the disk. What it replaces is renamed first; a
+    /// process that is killed between the two renames leaves both folders beside the target.
     pub fn publish(self, overwrite: bool) -> Result<()> {
         let target = &self.target;
         let cannot = || format!("cannot move the finished folder to {}", target.display());
@@ -77,20 +82,20 @@ impl PartialFolder {
     }
 }
 
-/// The folder that `--output` names, while it is written.
+/// The folder of `--output`, while it is written.
 pub struct OutputFolder {
     folder: PartialFolder,
-    /// Whether what is at its place may be replaced.
+    /// Whether what is there may be replaced.
     overwrite: bool,
     /// The lock of the run that is there, which nobody may train until it is replaced.
     old: Option<Lock>,
-    /// Its own lock, which it has before anybody can see it.
+    /// Its own lock, which is taken before the folder has its final name.
     lock: Lock,
 }
 
 impl OutputFolder {
-    /// Begins the folder. One that is there already is an error, unless it may be replaced: with `overwrite`, a run that
-    /// nobody trains or a merged model, and neither `inputs` nor what holds them.
+    /// Begins the folder. One that exists is an error, unless `overwrite` is given and it is a run that nobody trains,
+    /// or a merged model, and holds none of the `inputs`.
     pub fn create(target: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
         // Without what stands behind the last name: a link is told from what it names.
         let target: PathBuf = target.components().collect();
@@ -130,12 +135,12 @@ impl OutputFolder {
         })
     }
 
-    /// Where to write now.
+    /// Returns the path to write to.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Puts the complete folder in its place, still locked.
+    /// Renames the complete folder to its target, and returns its lock.
     pub fn finish(self) -> Result<Lock> {
         if let Some(old) = &self.old {
             ensure!(
@@ -149,7 +154,7 @@ impl OutputFolder {
     }
 }
 
-/// The lock of a folder that no other process may have.
+/// Locks a folder. One that another process has locked is an error.
 fn locked(folder: &Path) -> Result<Lock> {
     Lock::take(folder)?.with_context(|| {
         format!(
@@ -159,12 +164,12 @@ fn locked(folder: &Path) -> Result<Lock> {
     })
 }
 
-/// Removes what processes that were killed have left beside a place: what a living one writes is locked, and what does
-/// not look like ours is not touched.
+/// Removes what killed processes have left beside a target. What a living process writes is locked, and what msl did
+/// not write is not touched.
 pub fn remove_abandoned(target: &Path) {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name = file_name(target);
     for path in entries(parent(target)).unwrap_or_default() {
-        let found = path.file_name().unwrap_or_default().to_string_lossy();
+        let found = file_name(&path);
         let is = |mark: &str| found.starts_with(&format!("{name}{mark}"));
         let holder = match () {
             () if path.is_symlink() || !path.is_dir() => continue,
@@ -214,7 +219,7 @@ fn sync(path: &Path) -> io::Result<()> {
     fs::File::open(path)?.sync_all()
 }
 
-/// A new folder of a like name beside a place.
+/// Creates a folder beside a target, with a name that begins with that of the target and a mark.
 fn beside(target: &Path, mark: &str) -> Result<TempDir> {
     let name = target
         .file_name()
@@ -226,8 +231,7 @@ fn beside(target: &Path, mark: &str) -> Result<TempDir> {
         .with_context(|| format!("cannot create a folder in {}", parent.display()))
 }
 
-/// A temporary folder is its owner's alone, and so are files that came to be beside their place; a finished run is like
-/// any other folder.
+/// Gives a path the usual permissions. Temporary files and folders can be read by their owner alone.
 fn readable_by_all(path: &Path) -> io::Result<()> {
     #[cfg(unix)]
     {

@@ -1,3 +1,5 @@
+//! Writes output files atomically: a file is complete or it does not exist.
+
 use std::{
     fs::{self, File, Permissions},
     io::{self, BufWriter, ErrorKind, Write},
@@ -7,24 +9,26 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::{NamedTempFile, TempPath};
 
-use super::parent;
-use crate::run::layout::{PARTIAL, entries, named};
+use super::{entries, file_name, named, parent};
 
-/// Letters that tell the files apart which are being written, more than any other name is likely to end with.
+/// Stands in the name of what is being written, before random letters.
+pub const PARTIAL: &str = ".partial-";
+
+/// Number of random letters in the name of a file that is being written. Other names are unlikely to end with so many.
 const RANDOM_LETTERS: usize = 12;
 
-/// A file that is written beside its place and put there when it is complete. Dropped before that, it leaves nothing
-/// behind. One of the shell's streams, like `/dev/stdout`, is written as it is.
+/// A file that is written under another name and renamed when it is complete. If it is dropped before, nothing is left.
+/// A stream of the shell, such as `/dev/stdout`, is written directly.
 pub struct OutputFile {
     file: BufWriter<File>,
-    /// Where it is written, and where it is to be.
+    /// The temporary path and the target; `None` for a stream.
     aside: Option<(TempPath, PathBuf)>,
-    /// As it was called.
+    /// The path that was asked for.
     path: PathBuf,
 }
 
 impl OutputFile {
-    /// Begins a file. One that is there is replaced at the end, unless it is no regular file.
+    /// Begins a file. An existing regular file is replaced at the end; anything else is an error.
     pub fn create(path: &Path) -> Result<Self> {
         let cannot = || format!("cannot write {}", path.display());
         let (file, aside) = match stream(path) {
@@ -46,12 +50,12 @@ impl OutputFile {
         })
     }
 
-    /// As it was called.
+    /// The path that was asked for.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Puts the complete file in its place, once it has reached the disk.
+    /// Renames the complete file to its target, after it has reached the disk.
     pub fn finish(self) -> Result<()> {
         let Self { file, aside, path } = self;
         let cannot = || format!("cannot write {}", path.display());
@@ -65,7 +69,7 @@ impl OutputFile {
         aside.persist(&target).with_context(cannot)
     }
 
-    /// Writes the whole of a file and puts it in its place.
+    /// Writes a whole file atomically.
     pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         let mut file = Self::create(path)?;
         (file.write_all(content)).with_context(|| format!("cannot write {}", path.display()))?;
@@ -83,10 +87,10 @@ impl Write for OutputFile {
     }
 }
 
-/// A new file beside a place, by a name of its own. It is locked, which tells others that it is being written; a file
-/// system without locks has none to tell.
+/// Creates a file beside a target. It is locked, where the file system has locks, which tells other processes that it
+/// is being written.
 pub fn begin_beside(target: &Path) -> io::Result<NamedTempFile> {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name = file_name(target);
     let prefix = format!("{name}{PARTIAL}");
     let mut beside = tempfile::Builder::new();
     beside.prefix(&prefix).rand_bytes(RANDOM_LETTERS);
@@ -97,7 +101,7 @@ pub fn begin_beside(target: &Path) -> io::Result<NamedTempFile> {
     Ok(file)
 }
 
-/// Where a file is to be, behind all links, and what it may be read by, if it is there.
+/// Returns the target of a path behind all links, and its permissions if it exists.
 fn target(path: &Path) -> Result<(PathBuf, Option<Permissions>)> {
     let folder = parent(path);
     ensure!(
@@ -127,7 +131,7 @@ fn target(path: &Path) -> Result<(PathBuf, Option<Permissions>)> {
     Ok((target, Some(there.permissions())))
 }
 
-/// A stream that a shell has opened, or the one that takes everything: there is nothing in it to be replaced.
+/// Opens a stream of the shell, or `/dev/null`: there is nothing to replace.
 #[cfg(unix)]
 fn stream(path: &Path) -> Option<io::Result<File>> {
     use std::os::fd::AsFd;
@@ -147,12 +151,12 @@ fn stream(_: &Path) -> Option<io::Result<File>> {
     None
 }
 
-/// Removes what processes that were killed have left of a file: what a living one writes is locked.
+/// Removes what killed processes have left of a file. What a living process writes is locked.
 fn remove_abandoned(target: &Path) {
-    let name = target.file_name().unwrap_or_default().to_string_lossy();
+    let name = file_name(target);
     let prefix = format!("{name}{PARTIAL}");
     let is_part = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file_name(path);
         let letters = name.strip_prefix(&prefix);
         path.symlink_metadata().is_ok_and(|there| there.is_file())
             && letters.is_some_and(|letters| letters.len() == RANDOM_LETTERS)

@@ -1,4 +1,4 @@
-//! Text files that others wrote, opened with a look at what they are.
+//! Opens text files that others wrote, and names what they are instead of UTF-8 text.
 
 use std::{
     fs::{self, File},
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What files that are no UTF-8 text begin with, what such a file is, and what to do about it.
+/// The first bytes of files that are no UTF-8 text, what such a file is, and what to do about it.
 const OTHERS: [(&[u8], &str, &str); 7] = [
     (
         b"version https://git-lfs.github.com/spec/",
@@ -29,8 +29,7 @@ const OTHERS: [(&[u8], &str, &str); 7] = [
     (b"PK\x03\x04", "a zip archive", "unpack it"),
 ];
 
-/// Opens a file of UTF-8 text, behind its byte order mark if it has one. An error names the file and says what it is
-/// instead.
+/// Opens a file of UTF-8 text, and skips a byte order mark. An error names the file and says what it is instead.
 pub fn open_text(path: &Path) -> Result<BufReader<File>> {
     let unreadable = || format!("cannot read {}", path.display());
     // Opening a named pipe waits for someone to write to it, so that its kind comes first.
@@ -62,7 +61,7 @@ pub fn open_text(path: &Path) -> Result<BufReader<File>> {
     Ok(reader)
 }
 
-/// The whole text of such a file.
+/// Reads a whole file of UTF-8 text.
 pub fn read_text(path: &Path) -> Result<String> {
     let mut text = String::new();
     (open_text(path)?.read_to_string(&mut text))

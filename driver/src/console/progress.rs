@@ -1,4 +1,4 @@
-//! Progress on standard error: a bar on a terminal, a few plain lines elsewhere.
+//! Shows progress on standard error: a bar on a terminal, a few plain lines elsewhere.
 
 use std::{
     io::{IsTerminal, stderr},
@@ -47,7 +47,7 @@ impl Progress {
         }
     }
 
-    /// The same task, of which so much was done before.
+    /// Sets how much of the task was done before.
     pub fn starting_at(mut self, done: usize) -> Self {
         (self.first, self.done) = (done, done);
         if let Display::Bar(bar) = &self.display {

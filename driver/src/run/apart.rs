@@ -1,3 +1,5 @@
+//! Tells whether an output would replace what a command reads.
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -6,11 +8,10 @@ use std::{
 use anyhow::{Result, ensure};
 use same_file::is_same_file;
 
-use super::parent;
 use crate::{
     data::files::{TEST_FILE, TITLES_FILE},
+    io::{entries, file_name, parent},
     model::pretrained::{CONFIG_FILE, TOKENIZER_FILE},
-    run::layout::entries,
 };
 
 /// Fails where an output that is there already would take the place of something that is read: it is the same file or
@@ -34,28 +35,28 @@ pub fn check_apart(option: &str, output: &Path, inputs: &[&Path]) -> Result<()> 
     Ok(())
 }
 
-/// Whether two paths are of one file or folder. A pipe or a device is none: to look at it is to wait for it.
+/// Tells whether two paths are of one file or folder. Pipes and devices are never the same, because opening one may
+/// wait.
 pub fn is_same(one: &Path, other: &Path) -> bool {
     let is_plain = |path| fs::metadata(path).is_ok_and(|there| there.is_file() || there.is_dir());
     is_plain(one) && is_plain(other) && is_same_file(one, other).unwrap_or(false)
 }
 
-/// Whether a path leads to a file of a folder, which need not be there yet.
+/// Tells whether a path is that of a file in a folder, which need not exist yet.
 pub fn is_place(path: &Path, folder: &Path, name: &str) -> bool {
     let by_name = path.file_name() == Some(name.as_ref()) && is_same(parent(path), folder);
     by_name || is_same(path, &folder.join(name))
 }
 
-/// A path and, where it is that of a folder of data or of a model, the files that are read there. Others may lie beside
-/// them, such as what is written.
+/// Returns a path and, if it is that of a folder of data or of a model, the files that are read there.
 fn with_entries(path: &Path) -> Vec<PathBuf> {
     let is_read = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = file_name(path);
         let ends = |ending: &str| name.ends_with(ending);
         [".inter", ".item", ".safetensors", ".gguf"]
             .into_iter()
             .any(ends)
-            || [TITLES_FILE, TEST_FILE, CONFIG_FILE, TOKENIZER_FILE].contains(&&*name)
+            || [TITLES_FILE, TEST_FILE, CONFIG_FILE, TOKENIZER_FILE].contains(&name.as_str())
             || name.starts_with("train") && ends(".csv")
     };
     let mut paths = vec![path.to_owned()];

@@ -1,11 +1,11 @@
-//! Files of one JSON value.
+//! Reads and writes files of one JSON value.
 
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::data::text_file::read_text;
+use crate::io::text::read_text;
 
 /// Writes a file of one JSON value.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {

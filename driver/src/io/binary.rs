@@ -1,4 +1,4 @@
-//! Binary files that others wrote, and what dependencies make of damaged files. Text has `text_file`.
+//! Opens binary files that others wrote, and turns panics of dependencies on damaged files into errors.
 
 use std::{
     cell::Cell,
@@ -11,10 +11,10 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
-/// What a file begins with that git-lfs puts in the place of a large one.
+/// The first bytes of the pointer that git-lfs puts in the place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
-/// Opens a regular file of bytes. A pipe would have to be waited for, and a device may have no end.
+/// Opens a regular file. Opening a pipe may wait for ever, and a device may have no end.
 pub fn open(path: &Path) -> Result<File> {
     let cannot = || format!("cannot read {}", path.display());
     let kind = fs::metadata(path).with_context(cannot)?;
@@ -35,8 +35,8 @@ thread_local! {
     static EXPECTED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Lets a dependency work on what a file holds. Where the file is damaged in a way that the dependency does not check,
-/// its panic becomes an error.
+/// Calls a dependency on the content of a file. A panic, as on damage that the dependency does not check for, becomes
+/// an error.
 pub fn catch_panic<T>(work: impl FnOnce() -> T) -> Result<T> {
     static QUIET_WHERE_EXPECTED: Once = Once::new();
     QUIET_WHERE_EXPECTED.call_once(|| {

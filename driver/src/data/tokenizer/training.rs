@@ -1,0 +1,159 @@
+//! Trains byte-pair tokenizers on a catalogue, and defines the options that choose a tokenizer.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use serde::{Deserialize, Serialize};
+use tokenizers::{
+    AddedToken,
+    models::{
+        TrainerWrapper,
+        bpe::{BPE, BpeTrainer},
+    },
+    pre_tokenizers::byte_level::ByteLevel,
+};
+
+use super::{
+    END_TOKEN, TextTokenizer,
+    byte_level::{LLAMA_3_DIGITS, byte_level, split_words},
+};
+use crate::data::{catalogue::Catalogue, prompt::Prompt};
+
+/// The longest piece of a text that merges are learned in, in characters. What a merge costs rises with the square of
+/// the longest word.
+const LONGEST_PIECE: usize = 4_096;
+
+/// Options of the tokenizer.
+#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenizerArguments {
+    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
+    #[arg(long, value_name = "FILE")]
+    pub tokenizer: Option<PathBuf>,
+
+    /// The token that ends a response [default: the first of the usual ones that the tokenizer has]
+    #[arg(long, value_name = "TOKEN")]
+    pub end_token: Option<String>,
+
+    /// The largest vocabulary of a tokenizer that is trained on the titles
+    #[arg(
+        long,
+        default_value_t = 4_096,
+        value_name = "TOKENS",
+        conflicts_with = "tokenizer"
+    )]
+    pub vocabulary: usize,
+
+    /// Whether prompts begin with the tokens that the tokenizer puts before a text. In runs of earlier versions they do
+    /// not.
+    #[arg(skip)]
+    #[serde(default)]
+    pub begins: bool,
+}
+
+impl TokenizerArguments {
+    /// Opens the tokenizer that is named, or trains one on the catalogue.
+    pub fn open(&self, catalogue: &Catalogue, prompt: &Prompt) -> Result<TextTokenizer> {
+        match &self.tokenizer {
+            Some(file) => TextTokenizer::load(file, self.end_token.as_deref()),
+            None => {
+                ensure!(
+                    self.end_token.is_none(),
+                    "--end-token names a token of --tokenizer or --model: a tokenizer that is trained here has its own"
+                );
+                TextTokenizer::train_on(catalogue, prompt, self.vocabulary)
+                    .context("cannot train a tokenizer")
+            }
+        }
+    }
+}
+
+impl TextTokenizer {
+    /// Trains a tokenizer on the titles as prompts and responses quote them, and on the words around them.
+    pub fn train_on(catalogue: &Catalogue, prompt: &Prompt, vocabulary: usize) -> Result<Self> {
+        let titles = catalogue.items().iter().map(|item| item.title.as_str());
+        let texts: Vec<String> = titles
+            .flat_map(|title| [prompt.text([title, title]), Prompt::response(title)])
+            .collect();
+        Self::train(texts.iter().map(String::as_str), vocabulary)
+    }
+
+    /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.
+    pub fn train<'a>(
+        texts: impl Iterator<Item = &'a str> + Clone + Send,
+        vocabulary: usize,
+    ) -> Result<Self> {
+        let smallest = ByteLevel::alphabet().len() + 1;
+        ensure!(
+            vocabulary >= smallest,
+            "--vocabulary is {vocabulary}, expected at least {smallest}: a token for each byte and the one that ends a \
+             response"
+        );
+        // Each merge joins two tokens of a text: there cannot be more than the texts have bytes.
+        let bytes: usize = texts.clone().map(str::len).sum();
+        let largest = smallest + bytes;
+        // As Llama 3 splits: it keeps an opening quote with the first letters of a title. Where the quote stands alone,
+        // every title begins with the same token, the root of the trie has no fan-out, and the published temperature
+        // strategy is not defined there.
+        let mut tokenizer = byte_level(BPE::default(), None, split_words(LLAMA_3_DIGITS)?)?;
+        let trainer = BpeTrainer::builder()
+            .vocab_size(vocabulary.min(largest))
+            .show_progress(false)
+            .special_tokens(vec![AddedToken::from(END_TOKEN, true)])
+            .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+            .build();
+        let mut trainer = TrainerWrapper::from(trainer);
+        tokenizer
+            .train(&mut trainer, texts.flat_map(pieces))
+            .map_err(anyhow::Error::from_boxed)?;
+        Self::new(tokenizer, None, None)
+    }
+}
+
+/// Cuts a text into pieces of a bounded length.
+fn pieces(text: &str) -> impl Iterator<Item = &str> {
+    let mut rest = text;
+    std::iter::from_fn(move || {
+        let (end, _) = (rest.char_indices().nth(LONGEST_PIECE)).unwrap_or((rest.len(), ' '));
+        let (piece, after) = rest.split_at(end);
+        rest = after;
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenizer::tests::TITLES;
+
+    #[test]
+    fn training_is_repeatable_and_loses_nothing() {
+        let first = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
+        let second = TextTokenizer::train(TITLES.into_iter(), 300).unwrap();
+        for text in ["\"The Sea\"", "\"Ünïcode – 本\"\n"] {
+            let tokens = first.encode(text).unwrap();
+            assert_eq!(tokens, second.encode(text).unwrap());
+            assert_eq!(first.tokenizer.decode(&tokens, false).unwrap(), text);
+        }
+        assert!(first.vocabulary() <= 300);
+    }
+
+    #[test]
+    fn titles_begin_with_different_tokens() {
+        let tokenizer = TextTokenizer::train(TITLES.into_iter(), 400).unwrap();
+        let first = |text| tokenizer.encode(text).unwrap()[0];
+        assert_ne!(first("\"The Sea\""), first("\"A Sea of Glass\""));
+    }
+
+    #[test]
+    fn a_long_word_and_a_large_vocabulary_are_bounded_by_what_the_texts_hold() {
+        let long = "x".repeat(200_000);
+        let begun = std::time::Instant::now();
+        let tokenizer = TextTokenizer::train([long.as_str()].into_iter(), usize::MAX).unwrap();
+        assert!(begun.elapsed().as_secs() < 10);
+        assert!(tokenizer.vocabulary() < 1_000);
+        let text = "é".repeat(LONGEST_PIECE + 1);
+        assert_eq!(pieces(&text).collect::<String>(), text);
+        assert_eq!(pieces(&text).count(), 2);
+    }
+}

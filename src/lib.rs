@@ -79,7 +79,7 @@
 //!
 //! | Feature | What it adds | What it needs |
 //! |---|---|---|
-//! | none | everything on the CPU | Rust 1.89 |
+//! | none | everything on the CPU | Rust 1.94 |
 //! | `cuda` | the same losses and beam search for CUDA tensors of candle (f32, f16, bf16) | an NVIDIA GPU of compute capability 8.0 or newer; to build, `nvcc` in `PATH` |
 //! | `cust` | the losses over buffers and streams of the crate [cust](https://docs.rs/cust), in the module `cust` | the same; candle's CUDA is not used |
 //!

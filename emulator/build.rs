@@ -5,7 +5,7 @@ use std::process::Command;
 use std::{env, fs};
 
 /// The kernels of the library, and those that the emulator's own tests run.
-const SOURCES: [&str; 2] = ["../kernels", "planted"];
+const SOURCES: [&str; 2] = ["../kernels", "faulty_kernels"];
 
 /// Instrumentation comes before loops become vector code or calls of `memset`, which would hide
 /// accesses; a tail call would hide where it was made.

@@ -29,7 +29,7 @@ struct DenseBatch {
     // BEAR changes their shares.
     DenseRow* rows;
     // The positions at which no row is: their loss and gradient are 0, and nothing reads their logits.
-    const uint32_t* idle;
+    const uint32_t* ignored;
     TokenSetsView sets;
     // Elements between the logits of two positions, and those of one.
     uint64_t row_stride;
@@ -37,7 +37,7 @@ struct DenseBatch {
     uint32_t counting;
     uint32_t first_statistics;
     uint32_t row_count;
-    uint32_t idle_count;
+    uint32_t ignored_count;
 
     // The product passes 2³¹ on real batches.
     template <class T>
@@ -46,9 +46,9 @@ struct DenseBatch {
     }
 };
 static_assert(sizeof(DenseBatch) == 80 && offsetof(DenseBatch, logits) == 0 && offsetof(DenseBatch, rows) == 8 &&
-    offsetof(DenseBatch, idle) == 16 && offsetof(DenseBatch, sets) == 24 && offsetof(DenseBatch, row_stride) == 48 &&
+    offsetof(DenseBatch, ignored) == 16 && offsetof(DenseBatch, sets) == 24 && offsetof(DenseBatch, row_stride) == 48 &&
     offsetof(DenseBatch, width) == 56 && offsetof(DenseBatch, counting) == 64 && offsetof(DenseBatch, first_statistics)
-    == 68 && offsetof(DenseBatch, row_count) == 72 && offsetof(DenseBatch, idle_count) == 76,
+    == 68 && offsetof(DenseBatch, row_count) == 72 && offsetof(DenseBatch, ignored_count) == 76,
     "mirrors launch::DenseBatch");
 
 // The valid logits of a row, in the order of its set: kept on chip, or where they are.
@@ -101,8 +101,8 @@ struct ValidLogits {
         for (uint32_t i = row.first(row.whole_end()) + threadIdx.x; i < size; i += blockDim.x) visit_one(i);
     }
 
-    // Elements of memory that `keep` needs: packets of a stream lie there as they do in memory.
-    __device__ __forceinline__ uint32_t room() const {
+    // Returns how many elements of shared memory `keep` needs: packets of a stream lie there as they do in memory.
+    __device__ __forceinline__ uint32_t kept_elements() const {
         return stream() ? packets().packets() * Packet<T>::size : size;
     }
 

@@ -1,4 +1,4 @@
-// The gradient of the masked softmax loss over logits [N, V], from what the forward pass left. Row t with token set C,
+// The gradient of the masked softmax loss over logits [N, V], from what the forward pass has saved. Row t with token set C,
 // target y, share s of the result and upstream gradient g, at temperature τ, has
 //
 //     gradient_v = g·s/τ·(p_v − [v = y]) for v in C, else 0
@@ -47,12 +47,12 @@ __device__ __forceinline__ void dense_backward(const DenseBackwardParams& params
 
     const uint32_t warps = blockDim.x / reduce::warp_size;
     const uint64_t chunks = (batch.width + 2 * Packet<T>::size - 2) / Packet<T>::size / chunk + 1;
-    const uint64_t count = (static_cast<uint64_t>(batch.row_count) + batch.idle_count) * chunks;
+    const uint64_t count = (static_cast<uint64_t>(batch.row_count) + batch.ignored_count) * chunks;
     const uint64_t step = static_cast<uint64_t>(gridDim.x) * warps;
     for (uint64_t i = static_cast<uint64_t>(blockIdx.x) * warps + threadIdx.x / reduce::warp_size; i < count; i += step) {
         const uint32_t r = static_cast<uint32_t>(i / chunks);
         const DenseRow row = r < batch.row_count ? DenseRow::load(batch.rows + r)
-                                                 : DenseRow{batch.idle[r - batch.row_count], 0, 0, 0.0f};
+                                                 : DenseRow{batch.ignored[r - batch.row_count], 0, 0, 0.0f};
         const GradientRow<T> gradient(static_cast<T*>(params.gradient) + row.position * params.gradient_stride,
                                       static_cast<uint32_t>(batch.width));
         const uint32_t packets = gradient.packets(), begin = static_cast<uint32_t>(i % chunks) * chunk;

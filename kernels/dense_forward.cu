@@ -5,7 +5,7 @@
 //
 // both times τ where the convention says so. The loss is their sum, in the order of the rows, or one number a position.
 //
-//     dense_given_*:     τ is known. The statistics of the batch, if any row enters them, are left for whoever steps the
+//     dense_given_*:     τ is known. The statistics of the batch, if any row enters them, are written for whoever steps the
 //                        temperature.
 //     dense_adaptive_*:  τ is stepped with the statistics of this very batch (temperature.cuh), or rows are weighed by their
 //                        B-th largest logits (BEAR, selection.cuh), or both.
@@ -13,13 +13,13 @@
 // Launch: a block takes every gridDim-th row and one row at a time; then its part of the positions that have none, whose
 // gradient is 0, so that all blocks write about as much. Shared memory holds what `block` needs, a tile for each warp
 // where there is a gradient, and `kept_capacity` logits. `adaptive` is cooperative: first all blocks gather the
-// statistics rows, and keep them; the last to arrive steps τ; all wait for it and then do every row.
+// statistics rows, and keep them; the last block done steps τ; all wait for it and then do every row.
 //
 // The gradient may replace the logits. So one block alone reads the logits of a position, for its statistics and for its
 // loss, and that block writes the position's gradient when it has read them.
 //
-// Bytes moved: each valid logit once where the row fits the room (else once for each look: statistics, softmax,
-// gradient); its token (4, but not for the whole vocabulary) once and, with a gradient, once more; 16 a row;
+// Bytes moved: each valid logit once where the row fits the kept logits (else once for each look:
+// statistics, softmax, gradient); its token (4, but not for the whole vocabulary) once and, with a gradient, once more; 16 a row;
 // 4 a position without a row; each byte of the gradient once, in 16-byte stores; 12 a row for the backward pass.
 
 #include "gradient.cuh"
@@ -45,8 +45,8 @@ struct DenseForwardParams {
     // The temperature so far: on the device, or else as given.
     const double* previous;
     double given;
-    // 0 before and after.
-    uint32_t* arrived;
+    // The block counter, 0 before and after.
+    uint32_t* block_counter;
     TemperatureStep step;
     StatisticsSizes sizes;
     BeamWeights beam_weights;
@@ -65,7 +65,7 @@ static_assert(sizeof(DenseForwardParams) == 320 && offsetof(DenseForwardParams, 
     offsetof(DenseForwardParams, loss) == 112 && offsetof(DenseForwardParams, partials) == 120 &&
     offsetof(DenseForwardParams, statistics) == 128 && offsetof(DenseForwardParams, temperature) == 136 &&
     offsetof(DenseForwardParams, previous) == 144 && offsetof(DenseForwardParams, given) == 152 &&
-    offsetof(DenseForwardParams, arrived) == 160 && offsetof(DenseForwardParams, step) == 168 &&
+    offsetof(DenseForwardParams, block_counter) == 160 && offsetof(DenseForwardParams, step) == 168 &&
     offsetof(DenseForwardParams, sizes) == 208 && offsetof(DenseForwardParams, beam_weights) == 240 &&
     offsetof(DenseForwardParams, targets) == 288 && offsetof(DenseForwardParams, nth_logits) == 296 &&
     offsetof(DenseForwardParams, kept_capacity) == 304 && offsetof(DenseForwardParams, times_temperature) == 308 &&
@@ -90,7 +90,7 @@ public:
             tile = Tile<T>::of_warp(shared);
             shared += blockDim.x / reduce::warp_size * Tile<T>::bytes;
         }
-        room = reinterpret_cast<T*>(shared);
+        kept_logits = reinterpret_cast<T*>(shared);
     }
 
     // Statistics and loss of every row, at a temperature that does not depend on them.
@@ -107,10 +107,10 @@ public:
             __syncthreads();
         }
         write_zeros_of_rows();
-        write_idle();
+        write_ignored();
         const bool measures = batch.first_statistics < batch.row_count;
         totals.publish(measures ? 0 : StatisticsSums::length, BlockSums::length);
-        if (!reduce::is_last_block(params.arrived, gridDim.x)) return;
+        if (!reduce::is_last_block(params.block_counter, gridDim.x)) return;
         // Each as soon as it is there, so that no thread holds all of them.
         if (measures) {
             const Statistics statistics = totals.statistics(params.sizes);
@@ -127,12 +127,12 @@ public:
             if (!is_looked_at_first(r)) continue;
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
-            if (keep(logits)) used += logits.room();
+            if (keep(logits)) used += logits.kept_elements();
             if (r >= batch.first_statistics) add_statistics(row, logits);
             if (weighs() && r < batch.counting) find_nth(r, row, logits);
         }
         totals.publish(0, StatisticsSums::length);
-        if (reduce::is_last_block(params.arrived, gridDim.x)) settle();
+        if (reduce::is_last_block(params.block_counter, gridDim.x)) settle();
         // No block goes on before the last has written the temperature and the shares.
         cooperative_groups::this_grid().sync();
 
@@ -141,10 +141,10 @@ public:
         for (uint32_t r = blockIdx.x; r < batch.counting; r += gridDim.x) {
             const DenseRow row = DenseRow::load(batch.rows + r);
             ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
-            const uint32_t needed = logits.room();
+            const uint32_t needed = logits.kept_elements();
             if (is_looked_at_first(r) && needed <= params.kept_capacity - passed) {
                 // As the first phase decided, row by row.
-                logits.kept_at(room + passed);
+                logits.kept_at(kept_logits + passed);
                 passed += needed;
             } else {
                 keep(logits);
@@ -154,9 +154,9 @@ public:
             __syncthreads();
         }
         write_zeros_of_rows();
-        write_idle();
+        write_ignored();
         totals.publish(StatisticsSums::length, BlockSums::length);
-        if (reduce::is_last_block(params.arrived, gridDim.x)) totals.write_loss(params.loss);
+        if (reduce::is_last_block(params.block_counter, gridDim.x)) totals.write_loss(params.loss);
     }
 
 private:
@@ -165,8 +165,8 @@ private:
     Totals totals;
     unsigned char* scratch;
     Tile<T> tile;
-    // For `kept_capacity` logits, `used` of which are taken.
-    T* room;
+    // Shared memory for `kept_capacity` logits, `used` of which are taken.
+    T* kept_logits;
     uint32_t used = 0;
     double temperature;
 
@@ -207,8 +207,8 @@ private:
     }
 
     __device__ __forceinline__ bool keep(ValidLogits<T>& logits) const {
-        if (logits.room() > params.kept_capacity - used) return false;
-        logits.keep(room + used);
+        if (logits.kept_elements() > params.kept_capacity - used) return false;
+        logits.keep(kept_logits + used);
         // Whoever looks at the logits from here on looks at what any thread has kept.
         __syncthreads();
         return true;
@@ -287,26 +287,26 @@ private:
     }
 
     // What no row writes: zeros.
-    __device__ __forceinline__ void write_idle() const {
+    __device__ __forceinline__ void write_ignored() const {
         if (params.losses) {
-            for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < batch.idle_count; i += gridDim.x * blockDim.x) {
-                params.losses[batch.idle[i]] = 0.0f;
+            for (uint32_t i = blockIdx.x * blockDim.x + threadIdx.x; i < batch.ignored_count; i += gridDim.x * blockDim.x) {
+                params.losses[batch.ignored[i]] = 0.0f;
             }
         }
         if (!params.gradient) return;
         const uint32_t warps = blockDim.x / reduce::warp_size, warp = threadIdx.x / reduce::warp_size;
         const int64_t chunks = (batch.width + 2 * Packet<T>::size - 2) / Packet<T>::size / chunk + 1;
-        const int64_t end = first_idle_chunk(blockIdx.x + 1, chunks);
-        for (int64_t i = first_idle_chunk(blockIdx.x, chunks) + warp; i < end; i += warps) {
-            const GradientRow<T> gradient = gradient_of(batch.idle[i / chunks]);
+        const int64_t end = first_ignored_chunk(blockIdx.x + 1, chunks);
+        for (int64_t i = first_ignored_chunk(blockIdx.x, chunks) + warp; i < end; i += warps) {
+            const GradientRow<T> gradient = gradient_of(batch.ignored[i / chunks]);
             const uint32_t begin = static_cast<uint32_t>(i % chunks) * chunk;
             write_zeros(gradient, begin, smaller(begin + chunk, gradient.packets()));
         }
     }
 
-    // Where a block's part of the idle chunks begins: blocks that had a row less take as many chunks more.
-    __device__ __forceinline__ int64_t first_idle_chunk(int64_t block, int64_t chunks) const {
-        const int64_t rows = batch.row_count, blocks = gridDim.x, all = batch.idle_count * chunks;
+    // Where a block's part of the ignored chunks begins: blocks that had a row less take as many chunks more.
+    __device__ __forceinline__ int64_t first_ignored_chunk(int64_t block, int64_t chunks) const {
+        const int64_t rows = batch.row_count, blocks = gridDim.x, all = batch.ignored_count * chunks;
         const int64_t share = (rows * chunks + all + blocks - 1) / blocks;
         const int64_t rows_before = block * (rows / blocks) + (block < rows % blocks ? block : rows % blocks);
         const int64_t first = block * share - rows_before * chunks;

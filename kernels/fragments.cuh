@@ -1,4 +1,4 @@
-// Products of small matrices in shared memory by a block: C [m, n] += A [m, depth]·B [n, depth]ᵀ.
+// A GEMM of small matrices in shared memory by a block: C [m, n] += A [m, depth]·B [n, depth]ᵀ.
 //
 // f16 and bf16 go through the tensor cores (mma.m16n8k16, summed in f32), f32 through fused multiply-adds in the same
 // layout of C, so that one kernel serves all types. A fragment of C is 16 × 8: lane 4g + t holds C[g + 8i][2t + j] in
@@ -93,13 +93,13 @@ private:
 // C of a block of 256 threads, in the registers of its warps. Warps share out the rows of C, 16 at a time; where C has fewer
 // rows than that, several warps have the same, and each sums over its part of the depth.
 template <class T>
-class BlockProduct {
+class BlockGemm {
 public:
     static constexpr uint32_t warps = 8;
     // Fragments that a warp holds: up to 128 rows of C with 64 columns, 256 with 32, 512 with 16 and 1024 with 8.
     static constexpr uint32_t most = 8;
 
-    __device__ __forceinline__ BlockProduct(uint32_t m, uint32_t n)
+    __device__ __forceinline__ BlockGemm(uint32_t m, uint32_t n)
         : m_tiles((m + 15) / 16), n_tiles((n + 7) / 8), log_n(ceil_log2(n_tiles)) {
         const uint32_t log_m = ceil_log2(smaller(m_tiles, warps)), warp = threadIdx.x / reduce::warp_size;
         m_warps = 1 << log_m;

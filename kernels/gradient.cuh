@@ -73,7 +73,7 @@ struct RowGradient {
           rank(rank),
           exponential(softmax.maximum, inverse_temperature),
           scale(factor * softmax.inverse_sum()),
-          of_target(factor * softmax.target_error()) {}
+          of_target(factor * softmax.target_gradient()) {}
 
     __device__ __forceinline__ T of(uint32_t index, float logit) const {
         return number::narrow<T>(index == rank ? of_target : exponential(logit) * scale);

@@ -1,4 +1,4 @@
-// The gradient of the hidden states [N, H], from what the forward pass left. Row t with share s of the result, unscaled
+// The gradient of the hidden states [N, H], from what the forward pass has saved. Row t with share s of the result, unscaled
 // gradient Σ p_v W_v − W_y and upstream gradient g, at temperature τ, has
 //
 //     gradient_t = g·s/τ·(Σ_{v ∈ C} p_v W_v − W_y)

@@ -10,17 +10,17 @@
 // is to be done with a group into items, the longest first; a block takes one after the other, each the next that no block has.
 //
 //     scores (linear_scores.cuh)     64 tokens × 64 rows: head rows of the tokens, gathered where they lie, times hidden
-//                                    states of the rows, through a pipeline of three stages of asynchronous copies. Leaves
+//                                    states of the rows, through a pipeline of three stages of asynchronous copies. Writes
 //                                    scores in f32 and, of each row, the largest but the target's and moments.
 //     under BEAR (selection.cuh)     a barrier of the grid, and the B-th largest score of each row
-//     the last block to come         adds up the statistics and steps τ (temperature.cuh), where it is adaptive; under BEAR
+//     the last block done            adds up the statistics and steps τ (temperature.cuh), where it is adaptive; under BEAR
 //                                    weighs the rows
 //     a barrier of the grid
 //     gradient (linear_gradient.cuh) some columns × 64 rows: p from the scores, times the same head rows, which the L2 cache
-//                                    has by now. Leaves losses and gradient.
-//     the last block to come         adds up the losses
+//                                    has by now. Writes losses and gradient.
+//     the last block done            adds up the losses
 //
-// An item that would keep its block for long is cut into slices of what is summed over; the block that comes last adds them
+// An item that would keep its block for long is cut into slices of what is summed over; the last block done adds them
 // up in their order. Every sum has an order that depends on the batch and the device alone.
 //
 // Bytes moved: each head row of an item and its hidden states once a phase; 4 a score written, and read once for each piece of
@@ -33,9 +33,9 @@
 namespace {
 
 template <class T>
-class LinearForward : LinearPass<T> {
+class LinearForward : LinearPhase<T> {
 public:
-    using LinearPass<T>::LinearPass;
+    using LinearPhase<T>::LinearPhase;
 
     __device__ __forceinline__ void run() const {
         const LinearScores<T> scores(params);
@@ -52,11 +52,11 @@ public:
     }
 
 private:
-    using LinearPass<T>::params;
-    using LinearPass<T>::batch;
-    using LinearPass<T>::shared;
-    using LinearPass<T>::packet;
-    using LinearPass<T>::warps;
+    using LinearPhase<T>::params;
+    using LinearPhase<T>::batch;
+    using LinearPhase<T>::shared;
+    using LinearPhase<T>::packet;
+    using LinearPhase<T>::warps;
 
     // Takes items, the longest first: each block the one of its own number, and after each whichever no block has taken. What comes
     // of an item does not depend on who takes it.
@@ -80,7 +80,7 @@ private:
 
     __device__ __forceinline__ double previous() const { return params.previous ? *params.previous : params.given; }
 
-    // Leaves the statistics of all rows, the temperature and, under BEAR, the shares of rows: by the last block, or by any
+    // Writes the statistics of all rows, the temperature and, under BEAR, the shares of rows: by the last block, or by any
     // where nothing depends on scores.
     __device__ __forceinline__ void settle() const {
         const bool weighs = params.beam_weights.beams > 0;

@@ -4,39 +4,39 @@
 //     gradient = Σ_{v ≠ y} e_v (W_v − W_y)/(E + e_y)
 //
 // so that nothing must be known of a row but m before its head rows are read once more, neither p_y − 1 nor a small p_v is a
-// difference that loses digits, and no target is so strong that the others' e_v have none in f16. The product is of e_v that
+// difference that loses digits, and no target is so strong that the others' e_v have none in f16. The GEMM is of e_v that
 // are rounded to the type of the head, and W_y is taken as often as these add up to: what all W have in common cancels.
 #pragma once
 
 #include <cfloat>
 
-#include "linear_pass.cuh"
+#include "linear_phase.cuh"
 
 // What the e_v are multiplied by before they are rounded to a type for the tensor cores: in f16 a tail of tokens of 2⁻²⁵ each
 // would be rounded to 0 together.
 template <class T>
-struct ErrorScale {
+struct ExponentialScale {
     static constexpr float up = 1.0f, down = 1.0f;
 };
 template <>
-struct ErrorScale<__half> {
+struct ExponentialScale<__half> {
     static constexpr float up = 0x1p14f, down = 0x1p-14f;
 };
 
 template <class T>
-class LinearGradient : LinearPass<T> {
+class LinearGradient : LinearPhase<T> {
 public:
     __device__ __forceinline__ LinearGradient(const LinearForwardParams& params, double temperature)
-        : LinearPass<T>(params), temperature(temperature), inverse_temperature(static_cast<float>(1.0 / temperature)) {}
+        : LinearPhase<T>(params), temperature(temperature), inverse_temperature(static_cast<float>(1.0 / temperature)) {}
 
-    // Takes an item: columns of the head are the rows of a product and rows its columns, summed over a slice of the tokens.
+    // Takes an item: columns of the head are the rows of a GEMM and rows its columns, summed over a slice of the tokens.
     __device__ __forceinline__ void take(const LinearItem* address) const {
         this->keep(address);
         const LinearItem& item = shared.item;
         keep_maxima_and_tokens();
         const Shape shape(item, params.stage_bytes);
         clear_padding(shape);
-        BlockProduct<T> product(item.count, item.rows);
+        BlockGemm<T> gemm(item.count, item.rows);
         const RowLanes lanes(item.rows, blockDim.x);
         // Of many thousands of terms. And what it is more than the sum of the rounded ones.
         double others = 0.0;
@@ -64,36 +64,36 @@ public:
                             e = exponential(scores[lanes.row * shape.score_pitch + i]);
                         }
                         sum += e;
-                        const T rounded = number::narrow<T>(e * ErrorScale<T>::up);
-                        if (rounds) rest += e - number::widen(rounded) * ErrorScale<T>::down;
-                        errors()[lanes.row * shape.error_pitch + i] = rounded;
+                        const T rounded = number::narrow<T>(e * ExponentialScale<T>::up);
+                        if (rounds) rest += e - number::widen(rounded) * ExponentialScale<T>::down;
+                        exponentials()[lanes.row * shape.exponential_pitch + i] = rounded;
                     }
                     others += sum;
                 }
                 if (item.count == 0) return;
-                // Every warp multiplies by the errors of all rows.
+                // Every warp multiplies by the exponentials of all rows.
                 __syncthreads();
-                product.template add<true>(this->stage(s), shape.head_pitch, errors(), shape.error_pitch, depth);
+                gemm.template add<true>(this->stage(s), shape.head_pitch, exponentials(), shape.exponential_pitch, depth);
             });
-        product.store(this->tile(), item.rows);
+        gemm.store(this->tile(), item.rows);
         others = lanes.reduce(reduce::Sum<double>(), others);
         if (rounds) rest = lanes.reduce(reduce::Sum<float>(), rest);
         // The zeros where they go are another thread's.
         __syncthreads();
         if (lanes.row < item.rows && lanes.lane == 0) {
-            float* behind = this->tile() + (lanes.row + 1) * product.pitch() - 4;
+            float* behind = this->tile() + (lanes.row + 1) * gemm.pitch() - 4;
             behind[0] = static_cast<float>(others);
             behind[1] = static_cast<float>(others - rest);
         }
-        if (this->add_up_tile(product)) leave(product.pitch());
+        if (this->add_up_tile(gemm)) write_rows(gemm.pitch());
     }
 
 private:
-    using LinearPass<T>::params;
-    using LinearPass<T>::batch;
-    using LinearPass<T>::shared;
-    using LinearPass<T>::packet;
-    using LinearPass<T>::warps;
+    using LinearPhase<T>::params;
+    using LinearPhase<T>::batch;
+    using LinearPhase<T>::shared;
+    using LinearPhase<T>::packet;
+    using LinearPhase<T>::warps;
     static constexpr bool rounds = sizeof(T) < sizeof(float);
     double temperature;
     float inverse_temperature;
@@ -103,17 +103,17 @@ private:
         uint32_t tokens;
         uint32_t head_pitch;
         uint32_t score_pitch;
-        uint32_t error_pitch;
+        uint32_t exponential_pitch;
 
         __device__ __forceinline__ Shape(const LinearItem& item, uint32_t stage_bytes) {
             constexpr uint32_t apart = sizeof(Packet<T>);
             const uint32_t of_head = item.count == 0 ? 0 : round_up(item.count, 16) * sizeof(T) + apart;
             const uint32_t by_stage = (stage_bytes - apart * item.rows) / (of_head + sizeof(float) * item.rows);
-            const uint32_t by_errors = (LinearShared::errors_bytes / round_up(item.rows, 8) - apart) / sizeof(T);
-            tokens = smaller(smaller(by_stage, by_errors) / 16 * 16, round_up(item.inner_count, 16));
+            const uint32_t by_exponentials = (LinearShared::exponentials_bytes / round_up(item.rows, 8) - apart) / sizeof(T);
+            tokens = smaller(smaller(by_stage, by_exponentials) / 16 * 16, round_up(item.inner_count, 16));
             head_pitch = of_head / sizeof(T);
             score_pitch = tokens + Packet<float>::size;
-            error_pitch = tokens + packet;
+            exponential_pitch = tokens + packet;
         }
     };
 
@@ -129,9 +129,9 @@ private:
         // Whether the row has a loss.
         bool counts;
     };
-    static_assert(sizeof(RowScale) * LinearShared::most_rows <= LinearShared::errors_bytes, "they lie over the errors");
+    static_assert(sizeof(RowScale) * LinearShared::most_rows <= LinearShared::exponentials_bytes, "they lie over the exponentials");
 
-    __device__ __forceinline__ T* errors() const { return reinterpret_cast<T*>(shared.errors); }
+    __device__ __forceinline__ T* exponentials() const { return reinterpret_cast<T*>(shared.exponentials); }
 
     __device__ __forceinline__ void keep_maxima_and_tokens() const {
         const LinearItem& item = shared.item;
@@ -149,11 +149,11 @@ private:
         __syncthreads();
     }
 
-    // Rows of errors that are no row's, but fill up a fragment.
+    // Clears the exponentials of rows that are no row's, but fill up a fragment.
     __device__ __forceinline__ void clear_padding(const Shape& shape) const {
-        const uint32_t rows = shared.item.rows, packets = shape.error_pitch / packet;
+        const uint32_t rows = shared.item.rows, packets = shape.exponential_pitch / packet;
         for (uint32_t i = rows * packets + threadIdx.x; i < round_up(rows, 8) * packets; i += blockDim.x) {
-            device::store128(errors() + i * packet, uint4{0, 0, 0, 0});
+            device::store128(exponentials() + i * packet, uint4{0, 0, 0, 0});
         }
     }
 
@@ -181,10 +181,10 @@ private:
         });
     }
 
-    // Leaves the loss of rows and their gradient, from the sums in `tile`.
-    __device__ __forceinline__ void leave(uint32_t pitch) const {
+    // Writes the loss of rows and their gradient, from the sums in `tile`.
+    __device__ __forceinline__ void write_rows(uint32_t pitch) const {
         const LinearItem& item = shared.item;
-        RowScale* scales = reinterpret_cast<RowScale*>(shared.errors);
+        RowScale* scales = reinterpret_cast<RowScale*>(shared.exponentials);
         T* direct = static_cast<T*>(params.hidden_gradient);
         for (uint32_t r = threadIdx.x; r < item.rows; r += blockDim.x) {
             const uint32_t index = this->row_index(r);
@@ -192,7 +192,7 @@ private:
             const float* behind = this->tile() + (r + 1) * pitch - 4;
             const float maximum = shared.maximum[r];
             const Softmax softmax = Softmax::of({maximum, behind[0]}, params.targets[index], inverse_temperature);
-            if (item.first == 0) leave(index, row, softmax);
+            if (item.first == 0) write_loss(index, row, softmax);
             float scale = softmax.inverse_sum() * expf((maximum - softmax.maximum) * inverse_temperature);
             if (direct) scale *= row.share * (params.times_temperature ? 1.0f : inverse_temperature);
             scales[r] = {row.position, batch.token(shared.group, row.rank - shared.group.first_rank), behind[1],
@@ -215,8 +215,8 @@ private:
             }
 #pragma unroll
             for (uint32_t k = 0; k < packet; ++k) {
-                const float error = values[k] * ErrorScale<T>::down - row.others * number::widen(of_target.values[k]);
-                values[k] = row.counts ? error * row.scale : 0.0f;
+                const float sum = values[k] * ExponentialScale<T>::down - row.others * number::widen(of_target.values[k]);
+                values[k] = row.counts ? sum * row.scale : 0.0f;
             }
             if (direct) {
                 store(direct + row.position * static_cast<uint64_t>(batch.width), of_width, values);
@@ -241,8 +241,8 @@ private:
         store_packet(row, batch.width, index, rounded);
     }
 
-    // The softmax of a row, for the gradient of the head, and its loss.
-    __device__ __forceinline__ void leave(uint32_t index, const LinearRow& row, const Softmax& softmax) const {
+    // Writes the softmax of a row, for the gradient of the head, and its loss.
+    __device__ __forceinline__ void write_loss(uint32_t index, const LinearRow& row, const Softmax& softmax) const {
         params.softmaxes[index] = softmax;
         const double factor = row.share * (params.times_temperature ? temperature : 1.0);
         const double loss = row.counts() ? factor * softmax.loss() : 0.0;

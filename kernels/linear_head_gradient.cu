@@ -1,5 +1,5 @@
-// The gradient of a head [V, H] and of its bias [V], from the scores and softmaxes that linear_forward.cu left. With e_tv =
-// p_v − [v = y_t], hidden state h_t, share s of the result and upstream gradient g, at temperature τ, token v has
+// The gradient of a head [V, H] and of its bias [V], from the scores and softmaxes that linear_forward.cu has saved. With
+// e_tv = p_v − [v = y_t], hidden state h_t, share s of the result and upstream gradient g, at temperature τ, token v has
 //
 //     Σ_{t: v ∈ C_t} g·s/τ·e_tv·(h_t, 1)
 //
@@ -9,7 +9,7 @@
 //
 // Launch: blocks of 256 threads, each of which takes every gridDim-th tile of 64 tokens × 128 columns. The batch's distinct
 // tokens are sorted, so what a set has in a tile is a stretch of its tokens, a segment. A block goes through the rows of the
-// tile's segments, 16 at a time: their errors and scaled hidden states become two matrices in shared memory, whose product is
+// tile's segments, 16 at a time: the gradients of their logits and their hidden states become two matrices in shared memory, whose product is
 // added to the tile in registers.
 //
 // Bytes moved: for each tile of columns, 4 a score of a row with a loss, and 16 a segment; for each tile of tokens, the hidden
@@ -62,18 +62,18 @@ constexpr uint32_t pitch = tile_rows + 4;
 // A little more than the columns: rows of the tile then begin in different banks.
 constexpr uint32_t sum_pitch = tile_columns + 4;
 
-// Mirrors launch::linear's `HEAD_SHARED_BYTES`.
+// Mirrors `HeadTiles::SHARED_BYTES` of the launch plan.
 struct HeadShared {
     uint32_t tokens[tile_tokens];
     float bias[tile_tokens];
-    alignas(16) float errors[tile_tokens * pitch];
+    alignas(16) float dlogits[tile_tokens * pitch];
     // The scaled hidden states, column by column, and in the end the sums.
     union {
         float hidden[tile_columns * pitch];
         float sums[tile_tokens * sum_pitch];
     };
 };
-static_assert(sizeof(HeadShared) == 39424, "mirrors launch::linear's HEAD_SHARED_BYTES");
+static_assert(sizeof(HeadShared) == 39424, "mirrors HeadTiles::SHARED_BYTES of the launch plan");
 
 template <class T>
 class HeadTile {
@@ -99,14 +99,14 @@ public:
         for (uint32_t i = threadIdx.x; i < tile_tokens; i += blockDim.x) shared.bias[i] = 0.0f;
         const uint32_t warp = threadIdx.x / reduce::warp_size, lane = threadIdx.x % reduce::warp_size;
         using F = Fragments<float>;
-        const float* a_from = shared.errors + warp % 4 * 16 * pitch + F::of_lane_a(lane, pitch);
+        const float* a_from = shared.dlogits + warp % 4 * 16 * pitch + F::of_lane_a(lane, pitch);
         const float* b_from = shared.hidden + warp / 4 * 64 * pitch + F::of_lane_b(lane, pitch);
         float sums[8][4] = {};
         const uint32_t rows = this->rows();
 #pragma unroll 1
         for (uint32_t first = 0; first < rows; first += tile_rows) {
-            for (uint32_t i = threadIdx.x; i < tile_tokens * pitch; i += blockDim.x) shared.errors[i] = 0.0f;
-            // Errors go between the zeros of all threads.
+            for (uint32_t i = threadIdx.x; i < tile_tokens * pitch; i += blockDim.x) shared.dlogits[i] = 0.0f;
+            // Gradients go between the zeros of all threads.
             __syncthreads();
             fill(first, rows);
             // Every warp multiplies what others have filled in.
@@ -123,7 +123,7 @@ public:
                 }
             }
             if (threadIdx.x < tile_tokens) {
-                for (uint32_t k = 0; k < tile_rows; ++k) shared.bias[threadIdx.x] += shared.errors[threadIdx.x * pitch + k];
+                for (uint32_t k = 0; k < tile_rows; ++k) shared.bias[threadIdx.x] += shared.dlogits[threadIdx.x * pitch + k];
             }
             // The next rows go where these are.
             __syncthreads();
@@ -173,13 +173,13 @@ private:
         return segment(low);
     }
 
-    // The rows of all segments from `first` on: 16 threads take the errors of each.
+    // The rows of all segments from `first` on: 16 threads take the gradients of the logits of each.
     __device__ __forceinline__ void fill(uint32_t first, uint32_t rows) const {
         const uint32_t k = threadIdx.x / tile_rows;
         if (first + k < rows) {
             const LinearSegment segment = segment_of(first + k);
             const LinearRow row = row_of(segment, first + k);
-            if (row.counts()) fill_errors(k, segment, first + k - segment.rows_before, row);
+            if (row.counts()) fill_dlogits(k, segment, first + k - segment.rows_before, row);
         }
         fill_hidden(first, rows);
     }
@@ -208,7 +208,7 @@ private:
         return LinearRow::load(batch.rows + batch.groups[segment.group].first_row + row - segment.rows_before);
     }
 
-    __device__ __forceinline__ void fill_errors(uint32_t k, const LinearSegment& segment, uint32_t in_group,
+    __device__ __forceinline__ void fill_dlogits(uint32_t k, const LinearSegment& segment, uint32_t in_group,
                                                 const LinearRow& row) const {
         const LinearGroup group = LinearGroup::load(batch.groups + segment.group);
         const Softmax softmax = params.softmaxes[group.first_row + in_group];
@@ -218,8 +218,8 @@ private:
         for (uint32_t i = threadIdx.x % tile_rows; i < segment.count; i += tile_rows) {
             const uint32_t at = segment.first + i;
             const bool of_target = at == row.rank - group.first_rank;
-            const float error = of_target ? factor * softmax.target_error() : exponential(scores[at]) * scale;
-            shared.errors[place(batch.token(group, at)) * pitch + k] = error;
+            const float dlogit = of_target ? factor * softmax.target_gradient() : exponential(scores[at]) * scale;
+            shared.dlogits[place(batch.token(group, at)) * pitch + k] = dlogit;
         }
     }
 

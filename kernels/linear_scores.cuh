@@ -1,43 +1,43 @@
-// The first phase of linear_forward.cu: the scores of rows × tokens, z = h·W_v + b_v, and what is known of them before τ is.
+// The first phase of linear_forward.cu: the scores of rows × tokens, z = h·W_v + b_v, and their maxima and moments, which τ is computed from.
 #pragma once
 
-#include "linear_pass.cuh"
+#include "linear_phase.cuh"
 
 template <class T>
-class LinearScores : LinearPass<T> {
+class LinearScores : LinearPhase<T> {
 public:
-    using LinearPass<T>::LinearPass;
+    using LinearPhase<T>::LinearPhase;
 
-    // Takes an item: tokens are the rows of a product and rows its columns, summed over a slice of the width.
+    // Takes an item: tokens are the rows of a GEMM and rows its columns, summed over a slice of the width.
     __device__ __forceinline__ void take(const LinearItem* address) const {
         this->keep(address);
         const LinearItem& item = shared.item;
         const Lines lines(item, params.stage_bytes);
         keep_lines(lines);
-        BlockProduct<T> product(item.count, item.rows);
+        BlockGemm<T> gemm(item.count, item.rows);
         const auto length = [&](uint32_t s) { return smaller(item.inner_count - s * lines.depth, lines.depth); };
         this->pipeline(
             (item.inner_count + lines.depth - 1) / lines.depth,
             [&](uint32_t s) { load(lines, this->stage(s), item.inner_first + s * lines.depth, round_up(length(s), step)); },
             [&](uint32_t s) {
                 const T* head = this->stage(s);
-                product.template add<false>(head, lines.pitch, head + lines.tokens * lines.pitch, lines.pitch,
+                gemm.template add<false>(head, lines.pitch, head + lines.tokens * lines.pitch, lines.pitch,
                                             round_up(length(s), Fragments<T>::depth));
             });
-        product.store(this->tile(), item.rows);
-        if (!this->add_up_tile(product)) return;
-        store_scores(product.pitch());
+        gemm.store(this->tile(), item.rows);
+        if (!this->add_up_tile(gemm)) return;
+        store_scores(gemm.pitch());
         // Lanes look at scores that other threads have added the bias to.
         __syncthreads();
-        leave_records(product.pitch());
+        write_records(gemm.pitch());
     }
 
 private:
-    using LinearPass<T>::params;
-    using LinearPass<T>::batch;
-    using LinearPass<T>::shared;
-    using LinearPass<T>::packet;
-    using LinearPass<T>::warps;
+    using LinearPhase<T>::params;
+    using LinearPhase<T>::batch;
+    using LinearPhase<T>::shared;
+    using LinearPhase<T>::packet;
+    using LinearPhase<T>::warps;
     // The elements of 32 bytes: a line is a multiple of them, and 16 bytes more lie between two lines.
     static constexpr uint32_t step = 2 * packet;
 
@@ -51,15 +51,15 @@ private:
         __device__ __forceinline__ Lines(const LinearItem& item, uint32_t stage_bytes) {
             tokens = round_up(item.count, 16);
             count = tokens + round_up(item.rows, 8);
-            const uint32_t room = (stage_bytes / count - sizeof(Packet<T>)) / (step * sizeof(T)) * step;
-            depth = smaller(room, round_up(item.inner_count, step));
+            const uint32_t fits = (stage_bytes / count - sizeof(Packet<T>)) / (step * sizeof(T)) * step;
+            depth = smaller(fits, round_up(item.inner_count, step));
             pitch = depth + packet;
         }
     };
 
-    // Where the row of each line begins: null for those of no token and of no row. In the place of the errors, which are the other
-    // phase's.
-    __device__ __forceinline__ const T** addresses() const { return reinterpret_cast<const T**>(shared.errors); }
+    // Where the row of each line begins: null for those of no token and of no row. They lie in the place of the exponentials, which are the
+    // other phase's.
+    __device__ __forceinline__ const T** addresses() const { return reinterpret_cast<const T**>(shared.exponentials); }
 
     // Keeps the tokens, and where lines come from. Lines that come from nowhere hold zeros throughout.
     __device__ __forceinline__ void keep_lines(const Lines& lines) const {
@@ -96,7 +96,7 @@ private:
         });
     }
 
-    // Adds the bias and leaves the scores, in whole packets: what pads a row of scores is copied along with them.
+    // Adds the bias and writes the scores, in whole packets: what pads a row of scores is copied along with them.
     __device__ __forceinline__ void store_scores(uint32_t pitch) const {
         const LinearItem& item = shared.item;
         const uint64_t stride = shared.group.stride();
@@ -114,8 +114,8 @@ private:
         });
     }
 
-    // Leaves what is known of each row's scores, the target's where it is among these.
-    __device__ __forceinline__ void leave_records(uint32_t pitch) const {
+    // Writes the maximum, the moments and the target's score of each row, as far as these tokens go.
+    __device__ __forceinline__ void write_records(uint32_t pitch) const {
         const LinearItem& item = shared.item;
         const LinearGroup& group = shared.group;
         const RowLanes lanes(item.rows, blockDim.x);

@@ -69,16 +69,16 @@ __device__ __forceinline__ typename Operation::Value block(Operation operation, 
     return value;
 }
 
-// Whether this block is the last of so many to come here, those of the grid or of several launches: it alone sees what
-// all the others wrote before, and can reduce it without anyone waiting. `arrived` is 0 at first, and 0 again when the
-// last has come.
-__device__ __forceinline__ bool is_last_block(uint32_t* arrived, uint32_t blocks) {
+// Returns whether this block is the last of so many to come here, those of the grid or of several launches: it alone sees
+// what all the others wrote before, and can reduce it without anyone waiting. The block counter is 0 at first, and 0 again
+// when the last block is done.
+__device__ __forceinline__ bool is_last_block(uint32_t* counter, uint32_t blocks) {
     // The fence below is one thread's: it covers what the others have written by now.
     __syncthreads();
     bool last = false;
     if (threadIdx.x == 0) {
         __threadfence();
-        last = atomicInc(arrived, blocks - 1) == blocks - 1;
+        last = atomicInc(counter, blocks - 1) == blocks - 1;
         // What the last block reads from here on is what the others wrote before they counted themselves.
         __threadfence();
     }

@@ -94,6 +94,6 @@ struct Softmax {
     __device__ __forceinline__ float inverse_sum() const { return 1.0f / (others + expf(target)); }
 
     // p_y − 1
-    __device__ __forceinline__ float target_error() const { return -others * inverse_sum(); }
+    __device__ __forceinline__ float target_gradient() const { return -others * inverse_sum(); }
 };
 static_assert(sizeof(Softmax) == 12, "the host makes room for three f32 a row");

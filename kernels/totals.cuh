@@ -1,5 +1,5 @@
-// What the blocks of one launch or of several add up over their rows: the statistics and the loss. Each block publishes
-// its sums in a column of its own, and the last to come adds up those of all, in the order of the columns.
+// The sums of the blocks of one launch or of several over their rows: the statistics and the loss. Each block publishes
+// its sums in a column of its own, and the last block done adds up those of all, in the order of the columns.
 #pragma once
 
 #include "softmax.cuh"

@@ -45,11 +45,3 @@ __device__ __forceinline__ void store_packet(T* row, uint32_t width, uint32_t in
         if (first + k < width) row[first + k] = packet.values[k];
     }
 }
-
-// Adds Σ a_k·b_k to a sum.
-template <class T>
-__device__ __forceinline__ float add_products(float sum, const Packet<T>& a, const Packet<T>& b) {
-#pragma unroll
-    for (uint32_t k = 0; k < Packet<T>::size; ++k) sum += number::widen(a.values[k]) * number::widen(b.values[k]);
-    return sum;
-}

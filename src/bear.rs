@@ -36,12 +36,12 @@ use crate::{Error, Result};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bear {
-    /// B: the number of beams that the model will be decoded with, at least 1.
+    /// The number B of beams that the model will be decoded with, at least 1. By default 10.
     pub beams: u32,
-    /// λ: by how much the weight of a target far above the B-th token exceeds that of one far below it. From 0, where
-    /// every weight is 1, to 2¹²⁶.
+    /// The difference λ between the weight of a target far above the B-th token and that of one far below it. From 0,
+    /// where every weight is 1, to 2¹²⁶. By default 0.25.
     pub lambda: f64,
-    /// ξ: over how many nats of ln p_y − ln q_B the weight rises. Positive, from 2⁻¹²⁶ to 2¹²⁶.
+    /// The width ξ of the rise of the weight, in nats of ln p_y − ln q_B. Positive, from 2⁻¹²⁶ to 2¹²⁶. By default 2.75.
     pub xi: f64,
 }
 
@@ -56,7 +56,7 @@ impl Default for Bear {
 }
 
 impl Bear {
-    /// The weight of a row, given the target's score and the B-th largest.
+    /// Computes the weight of a row, given the target's score and the B-th largest.
     ///
     /// The probabilities share their normaliser, so that ln p_y − ln q_B = (z_y − z_(B))/τ. Scores whose difference
     /// is not a number (of ∞ and ∞, or of NaN) count as equal: such a row's loss says what is wrong with it, and its
@@ -69,7 +69,7 @@ impl Bear {
         1.0 + self.lambda / (1.0 + (-margin).exp())
     }
 
-    /// The weight of a row whose target has the B-th largest score, as that of every unary row has.
+    /// Returns the weight of a row whose target has the B-th largest score, as that of every unary row has.
     pub(crate) fn weight_of_a_tie(&self) -> f64 {
         1.0 + self.lambda / 2.0
     }

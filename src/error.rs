@@ -1,6 +1,6 @@
 use std::convert::Infallible;
 
-/// Everything that can go wrong in this crate, with the numbers that say where.
+/// An error of this crate, with the numbers that say where it is.
 ///
 /// It converts into [`candle_core::Error`] and from it, so `?` works on either side.
 #[derive(Debug, thiserror::Error)]
@@ -11,14 +11,13 @@ pub enum Error {
     EmptyCatalogue,
 
     /// An item's path holds no token.
-    #[error("item {item} has an empty token path")]
+    #[error("item {item} has an empty token path: every item needs at least one token")]
     EmptyPath {
         /// The item's id.
         item: u64,
     },
 
-    /// One item's path is the beginning of another's, so that the shorter could never be told from
-    /// the longer while it is being written.
+    /// The path of an item is a prefix of another's, so that decoding could not tell the two apart.
     #[error(
         "the path of item {item} ({length} tokens) is a prefix of the path of item {other} \
          ({other_length} tokens): append an end token to every path"
@@ -34,10 +33,10 @@ pub enum Error {
         other_length: usize,
     },
 
-    /// Offsets and arrays that are to describe one thing do not fit together.
+    /// Arrays that describe one thing do not fit together.
     #[error("{what}: {detail}")]
     Malformed {
-        /// What was being read or built.
+        /// The thing that was being read or built.
         what: &'static str,
         /// The first thing found wrong, with its numbers.
         detail: String,
@@ -57,7 +56,7 @@ pub enum Error {
     /// A size exceeds what an index of this crate can address.
     #[error("{what}: {size} exceeds the limit of {limit}")]
     TooLarge {
-        /// What is too large.
+        /// The thing that is too large.
         what: &'static str,
         /// Its size.
         size: u64,
@@ -79,12 +78,15 @@ pub enum Error {
         token: u32,
         /// The tokens of the response before it.
         prefix: Vec<u32>,
-        /// How many tokens would have continued the prefix.
+        /// The number of tokens that would have continued the prefix.
         choices: usize,
     },
 
     /// A label is neither a token id nor one of the values that mean "ignore".
-    #[error("batch row {batch_row}, position {position}: {label} is neither a token id nor -100")]
+    #[error(
+        "batch row {batch_row}, position {position}: label {label} is neither a token id nor one that is \
+         ignored (-100 or 4294967295)"
+    )]
     InvalidLabel {
         /// The row of the label matrix.
         batch_row: usize,
@@ -105,20 +107,20 @@ pub enum Error {
         position: u32,
         /// The target token.
         target: u32,
-        /// The token set.
+        /// The number of the token set.
         set: u32,
-        /// How many tokens the set has.
+        /// The number of tokens in the set.
         size: usize,
     },
 
     /// A row names a token set that does not exist.
-    #[error("row {row}: set {set} does not exist, there are {sets}")]
+    #[error("row {row}: token set {set} does not exist, there are {sets} sets, counted from 0")]
     UnknownSet {
         /// The index of the row in its `Rows`.
         row: usize,
-        /// The set it names.
+        /// The number of the set that it names.
         set: u32,
-        /// How many sets there are.
+        /// The number of sets.
         sets: usize,
     },
 
@@ -130,7 +132,7 @@ pub enum Error {
     TokenOutsideVocabulary {
         /// The token id.
         token: u32,
-        /// The vocabulary's size.
+        /// The size of the vocabulary, in tokens.
         vocabulary: usize,
     },
 
@@ -139,9 +141,9 @@ pub enum Error {
         "the rows were made for {rows} positions, but the tensor of shape {shape:?} has {positions}"
     )]
     PositionMismatch {
-        /// The positions the rows cover.
+        /// The number of positions that the rows were made for.
         rows: usize,
-        /// The positions the tensor has: the product of all its dimensions but the last.
+        /// The number of positions that the tensor has: the product of all its dimensions but the last.
         positions: usize,
         /// The tensor's shape.
         shape: Vec<usize>,
@@ -150,7 +152,7 @@ pub enum Error {
     /// Two things that must have the same length do not.
     #[error("{what}: expected {expected}, got {actual}")]
     LengthMismatch {
-        /// What was counted.
+        /// The thing whose length it is.
         what: &'static str,
         /// The length that was needed.
         expected: usize,
@@ -161,11 +163,11 @@ pub enum Error {
     /// A tensor has a shape, a layout, a dtype or a device that the operation does not take.
     #[error("{what}: expected {expected}, got {actual}")]
     Unsupported {
-        /// Which argument.
+        /// The argument that is not supported.
         what: &'static str,
-        /// What it may be.
+        /// The form that it may have.
         expected: String,
-        /// What it was.
+        /// The form that it has.
         actual: String,
     },
 
@@ -176,7 +178,7 @@ pub enum Error {
         name: &'static str,
         /// Its value.
         value: f64,
-        /// The range in words.
+        /// The range that it must lie in, in words.
         expected: &'static str,
     },
 
@@ -202,20 +204,21 @@ pub enum Error {
     UnequalFanOut {
         /// The scope's name.
         scope: &'static str,
-        /// How many statistics rows there are.
+        /// The number of statistics rows.
         rows: u64,
-        /// How many tokens their sets have, those of each row counted.
+        /// The number of tokens in their sets, those of each row counted.
         tokens: u64,
     },
 
-    /// A valid logit is infinite or NaN (found in the checked mode).
+    /// A valid logit is infinite or NaN, as found by
+    /// [`check_finite`](crate::MaskedSoftmaxLoss::check_finite) or by a search.
     #[error("row {row} (position {position}): the logit of token {token} is {value}")]
     NonFinite {
         /// The index of the row in its `Rows`.
         row: usize,
-        /// The flattened position.
+        /// The flattened position that the row predicts from.
         position: u32,
-        /// The token.
+        /// The token whose logit it is.
         token: u32,
         /// The logit.
         value: f64,
@@ -224,13 +227,13 @@ pub enum Error {
     /// The file could not be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// The path of the file.
         path: std::path::PathBuf,
         /// The system's error.
         source: std::io::Error,
     },
 
-    /// candle failed.
+    /// An operation of candle failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),
 }
@@ -247,7 +250,7 @@ fn in_few_digits(value: f64) -> String {
     value.to_string()
 }
 
-/// Refuses more than 32 bits number.
+/// Refuses a size that 32 bits cannot count.
 pub(crate) fn check_numbered(what: &'static str, size: usize) -> Result<()> {
     if u32::try_from(size).is_ok() {
         return Ok(());
@@ -259,7 +262,7 @@ pub(crate) fn check_numbered(what: &'static str, size: usize) -> Result<()> {
     })
 }
 
-/// Advice that only a fan-out of more than one token can follow, η being a probability.
+/// Returns an advice that only a fan-out of more than one token can follow, η being a probability.
 fn higher_eta(fan_out: u32) -> String {
     match fan_out {
         0 | 1 => String::new(),

@@ -3,16 +3,16 @@
 //! of [arXiv 2504.04178](https://arxiv.org/abs/2504.04178).
 //!
 //! A model that recommends by writing an item's title has, at every token, only a few tokens that
-//! continue some item of the catalogue. MSL puts those tokens alone into the softmax:
+//! continue some item of the catalogue. MSL restricts the softmax to those tokens:
 //!
-//! * [`TokenTrie`] holds the catalogue, and [`TokenSets`] the tokens that may follow each of its nodes.
-//! * [`Rows`] says which positions of a batch have a loss, and at which node of the trie each stands.
-//! * [`MaskedSoftmaxLoss`] is the loss. It is differentiable, and takes logits, or hidden states and a head, whose logits are
-//!   then never materialised (see [`Scores`]).
-//! * [`Temperature`] is fixed or adaptive, and [`Statistics`] are what an adaptive one is computed from.
+//! * [`TokenTrie`] has the catalogue's token paths, and [`TokenSets`] the tokens that may follow each of its nodes.
+//! * [`Rows`] has the labelled positions of a batch, each with its node of the trie and its target.
+//! * [`MaskedSoftmaxLoss`] is the loss. It is differentiable, and takes logits, or hidden states and a head without
+//!   materialising the logits (see [`Scores`]).
+//! * [`Temperature`] is fixed or adaptive. An adaptive one is computed from [`Statistics`].
 //! * [`Bear`] weights rows by whether beam search would keep their targets.
-//! * [`BeamSearch`] and [`ExactSearch`] recommend: they find the most probable items.
-//! * [`reference`](mod@reference) is the definition in f64.
+//! * [`BeamSearch`] and [`ExactSearch`] find the most probable items.
+//! * [`reference`](mod@reference) is the definition in f64, which other implementations are checked against.
 //!
 //! # Training
 //!
@@ -22,7 +22,7 @@
 //! use candle_core::{DType, Device, Tensor, Var};
 //! use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Rows, Scope, TokenTrie};
 //!
-//! // A catalogue of three titles; token 9 ends each.
+//! // A catalogue of three titles. Token 9 ends each.
 //! let trie = TokenTrie::new([(0, vec![1, 2, 9]), (1, vec![1, 3, 9]), (2, vec![4, 9])])?;
 //! let strategy = AdaptiveStrategy { scope: Scope::Branching, ..Default::default() };
 //! let mut loss = MaskedSoftmaxLoss::new(&trie, strategy)?;
@@ -80,6 +80,7 @@
 //! | Feature | What it adds | What it needs |
 //! |---|---|---|
 //! | none | everything on the CPU | Rust 1.94 |
+//! | `x86-v4` (default) | AVX-512 in gemm, and so in candle's own matmuls, whose last bits change | an x86-64 CPU that has it, else nothing changes |
 //! | `cuda` | the same losses and beam search for CUDA tensors of candle (f32, f16, bf16) | an NVIDIA GPU of compute capability 8.0 or newer; to build, `nvcc` in `PATH` |
 //! | `cust` | the losses over buffers and streams of the crate [cust](https://docs.rs/cust), in the module `cust` | the same; candle's CUDA is not used |
 //!

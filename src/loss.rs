@@ -7,35 +7,30 @@ use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::{check_positive, check_temperature};
 use crate::{Bear, Error, Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
+mod call;
 mod convention;
 #[cfg(feature = "cust")]
 pub mod cust;
 mod dense;
 #[cfg(feature = "cuda")]
-mod device;
+pub(crate) mod device;
+mod device_sets;
 mod head;
 mod labels;
 mod linear;
 mod output;
-mod pass;
 pub mod reference;
-mod residence;
 mod scores;
 mod temperature;
 mod tensor;
 pub(crate) mod valid_logits;
-
-#[cfg(feature = "cuda")]
-pub(crate) use dense::cuda::view as device_logits;
-#[cfg(feature = "cuda")]
-pub(crate) use device::cuda as cuda_storage;
 
 pub use convention::{Convention, Reduction};
 pub use head::{FrozenHead, Head};
 pub use output::LossOutput;
 pub use scores::{GradientTarget, Scores};
 
-use residence::Residence;
+use device_sets::DeviceSetCache;
 use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 
 /// The masked softmax loss (MSL) of arXiv 2504.04178, with a fixed or an adaptive temperature.
@@ -44,7 +39,8 @@ use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 ///
 /// loss = ln Σ_{v ∈ C(u)} exp(z_v/τ) − z_y/τ,  ∂loss/∂z_v = (p_v − \[v = y\])/τ for v in C(u), else 0
 ///
-/// (equations 5 and 6). A unary row, whose C(u) has one token, has loss 0 and gradient 0. Over
+/// (equations 5 and 6), where C(u) has the tokens that continue some item at u, and p is the softmax of z/τ over them. A
+/// unary row, whose C(u) has one token, has loss 0 and gradient 0. Over
 /// [`TokenSets::whole_vocabulary`] it is the plain language-model loss.
 ///
 /// Logits may be f32, f16 or bf16 (computed in f32) or f64 (computed in f64). The convention follows
@@ -64,8 +60,8 @@ use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 /// let output = loss.forward(&logits, &rows)?;
 /// let gradients = output.loss.backward()?;
 /// let gradient = gradients.get(&logits).unwrap().to_vec3::<f32>()?;
-/// assert_eq!(gradient[0][0][4], 0.25); // 4 could have been written at the root: (1/2 − 0) / 2 rows
-/// assert_eq!(gradient[0][0][5], 0.0); // 5 could not
+/// assert_eq!(gradient[0][0][4], 0.25); // token 4 begins an item too: (1/2 − 0) / 2 rows
+/// assert_eq!(gradient[0][0][5], 0.0); // token 5 begins none
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -75,14 +71,15 @@ pub struct MaskedSoftmaxLoss {
     convention: Convention,
     bear: Option<Bear>,
     checked: bool,
-    residence: Residence,
+    device_sets: DeviceSetCache,
 }
 
 impl MaskedSoftmaxLoss {
-    /// A loss over these token sets (`&trie`, or sets from elsewhere) at this temperature.
+    /// Makes a loss over these token sets (`&trie`, or [`TokenSets`]) at this temperature (a number, a [`Temperature`], or
+    /// an [`AdaptiveStrategy`](crate::AdaptiveStrategy)).
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a setting out of range; [`Error::DegenerateScope`] for the root
+    /// [`Error::OutOfRange`] for a setting out of range, and [`Error::DegenerateScope`] for the root
     /// scope of a catalogue with η·n ≤ 1, for which ATS is not defined.
     pub fn new(sets: impl Into<TokenSets>, temperature: impl Into<Temperature>) -> Result<Self> {
         let (sets, temperature) = (sets.into(), temperature.into());
@@ -97,7 +94,7 @@ impl MaskedSoftmaxLoss {
             convention,
             bear: None,
             checked: false,
-            residence: Residence::default(),
+            device_sets: DeviceSetCache::default(),
         })
     }
 
@@ -132,7 +129,7 @@ impl MaskedSoftmaxLoss {
         self.with_reduction(convention.reduction)
     }
 
-    /// The same loss with BEAR's row weights: every branching row's loss and gradient are multiplied by its weight w
+    /// Returns the loss with BEAR's row weights: every branching row's loss and gradient are multiplied by its weight w
     /// (see [`Bear`]) and by the weight that the caller gave the row, if any.
     ///
     /// Sets the reduction to [`Reduction::MeanOverBranching`], under which the loss is BEAR's: the sum over the branching
@@ -162,34 +159,34 @@ impl MaskedSoftmaxLoss {
         self
     }
 
-    /// The token sets.
+    /// Returns the token sets.
     pub fn sets(&self) -> &TokenSets {
         &self.sets
     }
 
-    /// The convention.
+    /// Returns the convention.
     pub fn convention(&self) -> Convention {
         self.convention
     }
 
-    /// The settings of the row weights, where there are some.
+    /// Returns the settings of the row weights, if there are some.
     pub fn bear(&self) -> Option<Bear> {
         self.bear
     }
 
-    /// The temperature as it stands. After a step on a CUDA device the first call waits for it.
+    /// Returns the temperature as it stands. After a step on a CUDA device the first call waits for the device.
     ///
     /// # Errors
-    /// What candle reports of the transfer from a CUDA device.
+    /// Those that candle reports of the transfer from a CUDA device.
     pub fn temperature(&self) -> Result<&Temperature> {
         self.temperature.get()
     }
 
-    /// The temperature, to be stepped or restored by the caller. The convention was chosen for the
+    /// Returns the temperature, to be stepped or restored by the caller. The convention was chosen for the
     /// temperature that the loss was made with, and stays.
     ///
     /// # Errors
-    /// As [`temperature`](Self::temperature).
+    /// Those of [`temperature`](Self::temperature).
     pub fn temperature_mut(&mut self) -> Result<&mut Temperature> {
         self.temperature.get_mut()
     }
@@ -273,9 +270,9 @@ impl MaskedSoftmaxLoss {
     pub fn statistics<'a>(&self, scores: impl Into<Scores<'a>>, rows: &Rows) -> Result<Statistics> {
         let batch = self.batch(rows)?;
         match scores.into() {
-            Scores::Logits(logits) => dense::statistics(logits, batch, &self.residence),
+            Scores::Logits(logits) => dense::statistics(logits, batch, &self.device_sets),
             Scores::Hidden(hidden, head) => {
-                linear::statistics(hidden, head, batch, &self.residence)
+                linear::statistics(hidden, head, batch, &self.device_sets)
             }
         }
     }
@@ -321,7 +318,7 @@ impl MaskedSoftmaxLoss {
         Ok((output, gradient))
     }
 
-    /// The rows as the kernels over logits take them.
+    /// Returns the rows as the kernels over logits take them.
     ///
     /// # Errors
     /// Rows that do not fit the token sets.
@@ -330,7 +327,7 @@ impl MaskedSoftmaxLoss {
         Ok(DenseRows::new(&self.batch(rows)?))
     }
 
-    /// The rows as the kernels over hidden states and a head take them.
+    /// Returns the rows as the kernels over hidden states and a head take them.
     ///
     /// # Errors
     /// Rows that do not fit the token sets.
@@ -346,9 +343,9 @@ impl MaskedSoftmaxLoss {
         source: TemperatureSource,
     ) -> Result<(LossOutput, Option<Stepped>)> {
         match scores {
-            Scores::Logits(logits) => dense::forward(logits, batch, source, &self.residence),
+            Scores::Logits(logits) => dense::forward(logits, batch, source, &self.device_sets),
             Scores::Hidden(hidden, head) => {
-                linear::forward(hidden, head, batch, source, &self.residence)
+                linear::forward(hidden, head, batch, source, &self.device_sets)
             }
         }
     }
@@ -360,23 +357,23 @@ impl MaskedSoftmaxLoss {
         source: TemperatureSource,
         target: GradientTarget,
     ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
-        let residence = &self.residence;
+        let device_sets = &self.device_sets;
         match (scores, target) {
             (Scores::Logits(logits), GradientTarget::New) => {
-                dense::value_and_gradient(logits, batch, source, residence)
+                dense::value_and_gradient(logits, batch, source, device_sets)
             }
             (Scores::Logits(logits), GradientTarget::Into(gradient)) => {
                 let (output, stepped) =
-                    dense::value_and_gradient_into(logits, batch, source, residence, gradient)?;
+                    dense::value_and_gradient_into(logits, batch, source, device_sets, gradient)?;
                 Ok((output, gradient.clone(), stepped))
             }
             (Scores::Logits(logits), GradientTarget::InPlace) => {
                 let (output, stepped) =
-                    dense::value_and_gradient_over(logits, batch, source, residence)?;
+                    dense::value_and_gradient_over(logits, batch, source, device_sets)?;
                 Ok((output, logits.clone(), stepped))
             }
             (Scores::Hidden(hidden, head), GradientTarget::New) => {
-                linear::value_and_gradient(hidden, head, batch, source, residence)
+                linear::value_and_gradient(hidden, head, batch, source, device_sets)
             }
             (Scores::Hidden(..), GradientTarget::Into(_) | GradientTarget::InPlace) => {
                 Err(Error::Unsupported {

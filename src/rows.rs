@@ -36,7 +36,7 @@ pub struct Row {
 /// let rows = Rows::from_unshifted(&trie, &labels)?;
 /// assert_eq!(rows.positions(), 2 * 5);
 /// assert_eq!(rows.len(), 6);
-/// assert_eq!(rows.as_slice()[0].position, 1); // token 5 stands at 2 and is predicted at 1
+/// assert_eq!(rows.as_slice()[0].position, 1); // token 5 is at position 2 and is predicted at 1
 /// assert_eq!(rows.as_slice()[0].set, trie.root());
 /// # Ok::<(), candle_trie::Error>(())
 /// ```
@@ -139,7 +139,7 @@ impl Rows {
         }
     }
 
-    /// Marks the statistics rows for [`Scope::Marked`](crate::Scope::Marked), one flag a row.
+    /// Marks the statistics rows for [`Scope::Marked`](crate::Scope::Marked), with one flag for each row.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] where there are not as many flags as rows.
@@ -149,7 +149,7 @@ impl Rows {
         Ok(self)
     }
 
-    /// Gives every row a weight: a row's loss is multiplied by it, and means divide by the sum of
+    /// Gives every row a weight, which is 1 by default. A row's loss is multiplied by it, and means divide by the sum of
     /// the weights. Statistics ignore weights.
     ///
     /// # Errors
@@ -350,24 +350,6 @@ mod tests {
     }
 
     #[test]
-    fn labels_that_are_no_tokens_are_errors_and_both_idioms_of_ignore_are_not() {
-        let error = Labels::new(&[5, -1], 2).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::InvalidLabel {
-                position: 1,
-                label: -1,
-                ..
-            }
-        ));
-        assert!(Labels::new(&[1 << 40], 1).is_err());
-        let labels = Labels::new(&[-100, i64::from(u32::MAX), 5], 3).unwrap();
-        assert_eq!(labels.tokens, [None, None, Some(5)]);
-        assert!(Labels::new(&[1, 2, 3], 2).is_err());
-        assert!(Labels::new(&[1], 0).is_err());
-    }
-
-    #[test]
     fn shifted_labels_stand_where_they_are_predicted() {
         let labels = Labels::new(&[7, -100, 5, 6, 4, 3], 3).unwrap().shifted();
         let rows = Rows::unconstrained(labels).unwrap();
@@ -387,13 +369,6 @@ mod tests {
         let labels = Labels::new(&[5, 7, 5, 6], 2).unwrap();
         assert_eq!(Rows::from_shifted(&trie, &labels).unwrap(), expected);
         assert_eq!(Rows::from_shifted(&trie, labels).unwrap(), expected);
-    }
-
-    #[test]
-    fn ragged_labels_are_padded_at_their_end() {
-        let labels = Labels::try_from(&vec![vec![5u32], vec![], vec![5, 6]]).unwrap();
-        let expected = [Some(5), None, None, None, Some(5), Some(6)];
-        assert_eq!((labels.length, &labels.tokens[..]), (2, &expected[..]));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Which tokens may come next: the sets that a softmax is restricted to.
+//! The sets of tokens that a softmax is restricted to.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -7,12 +7,12 @@ use rayon::prelude::*;
 
 use crate::{Error, Result};
 
-/// A family of token sets, numbered from 0: for each, the tokens that a row's softmax ranges over.
+/// Token sets, numbered from 0, each with the tokens that a row's softmax ranges over.
 ///
-/// Stored in compressed sparse rows (`offsets[s]..offsets[s + 1]` index `tokens`, strictly rising
-/// inside a set), or as "the whole vocabulary", which is not stored and answers to every set number.
-/// A [`TokenTrie`](crate::TokenTrie) is one maker of token sets (the set of a node is the set of
-/// its children); masks from anywhere else come in through [`TokenSets::from_raw`].
+/// They are stored as compressed sparse rows (`offsets[s]..offsets[s + 1]` index `tokens`, strictly rising
+/// inside a set), or as the whole vocabulary, which is not stored and is the set of every number.
+/// A [`TokenTrie`](crate::TokenTrie) has a token set for each node, with the tokens of its children. Custom masks are made
+/// by [`TokenSets::from_raw`].
 ///
 /// Cloning is cheap: the arrays are shared.
 ///
@@ -41,7 +41,7 @@ struct Listed {
     offsets: Vec<u32>,
     tokens: Vec<u32>,
     max_token: u32,
-    /// Computed when it is first asked for.
+    /// The fingerprint of the arrays, computed when it is first asked for.
     fingerprint: OnceLock<Fingerprint>,
 }
 
@@ -53,7 +53,7 @@ impl PartialEq for Listed {
 
 impl Eq for Listed {}
 
-/// Tells listed token sets from others: equal for equal sets, however they were made.
+/// A fingerprint that tells listed token sets from others. Equal sets have equal fingerprints, however they were made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
     sets: usize,
@@ -62,11 +62,11 @@ pub(crate) struct Fingerprint {
 }
 
 impl Fingerprint {
-    /// Words that one thread hashes at a time.
+    /// The number of values that one thread hashes at a time.
     const CHUNK: usize = 1 << 16;
 
     fn of(sets: &Listed) -> Self {
-        let [offsets, tokens] = [&sets.offsets, &sets.tokens].map(|words| Self::hash(words));
+        let [offsets, tokens] = [&sets.offsets, &sets.tokens].map(|values| Self::hash(values));
         Self {
             sets: sets.offsets.len() - 1,
             tokens: sets.tokens.len(),
@@ -74,18 +74,18 @@ impl Fingerprint {
         }
     }
 
-    /// A hash of each chunk, and a hash of those: the same for any number of threads.
-    fn hash(words: &[u32]) -> u64 {
+    /// Hashes each chunk, and then the hashes, so that the result is the same for any number of threads.
+    fn hash(values: &[u32]) -> u64 {
         let of_chunk =
-            |chunk: &[u32]| (chunk.iter()).fold(0, |hash, &word| Self::step(hash, word.into()));
-        let chunks: Vec<u64> = words.par_chunks(Self::CHUNK).map(of_chunk).collect();
-        chunks.into_iter().fold(words.len() as u64, Self::step)
+            |chunk: &[u32]| (chunk.iter()).fold(0, |hash, &value| Self::step(hash, value.into()));
+        let chunks: Vec<u64> = values.par_chunks(Self::CHUNK).map(of_chunk).collect();
+        chunks.into_iter().fold(values.len() as u64, Self::step)
     }
 
-    /// One to one in the word, so that no change of one word is lost; the shift brings the product's high
-    /// bits, which depend on all others, down to the low ones. Never stuck at 0.
-    fn step(hash: u64, word: u64) -> u64 {
-        let mixed = (hash ^ word)
+    /// Mixes a value into a hash. The result is one to one in the value, so that no change of one value is lost. The shift
+    /// brings the product's high bits, which depend on all others, down to the low ones. A hash of 0 does not stay 0.
+    fn step(hash: u64, value: u64) -> u64 {
+        let mixed = (hash ^ value)
             .wrapping_add(0x9e37_79b9_7f4a_7c15)
             .wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed ^ (mixed >> 29)
@@ -103,7 +103,7 @@ impl fmt::Display for Fingerprint {
 }
 
 impl TokenSets {
-    /// Sets from their raw parts: `offsets` starts at 0, never falls and ends at `tokens.len()`;
+    /// Makes sets from their raw parts. `offsets` starts at 0, never falls and ends at `tokens.len()`, and
     /// the tokens of a set rise strictly.
     ///
     /// # Errors
@@ -123,10 +123,10 @@ impl TokenSets {
         Ok(Self::from_checked(offsets, tokens, max_token))
     }
 
-    /// The set of all tokens `0..size`, without storing it: the plain language-model loss.
+    /// Makes the set of all tokens `0..size`, which the plain language-model loss has, without storing it.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when `size` does not fit 32 bits; [`Error::OutOfRange`] when it is 0.
+    /// [`Error::TooLarge`] when `size` does not fit 32 bits, and [`Error::OutOfRange`] when it is 0.
     pub fn whole_vocabulary(size: usize) -> Result<Self> {
         if size == 0 {
             return Err(Error::OutOfRange {
@@ -143,7 +143,7 @@ impl TokenSets {
         Ok(Self(Kind::WholeVocabulary { size }))
     }
 
-    /// Sets whose parts the caller has checked, or has built so that they need no check, with the
+    /// Makes sets whose parts the caller has checked, or has built so that they need no check, given the
     /// largest token in them.
     pub(crate) fn from_checked(offsets: Vec<u32>, tokens: Vec<u32>, max_token: u32) -> Self {
         Self(Kind::Listed(Arc::new(Listed {
@@ -154,7 +154,7 @@ impl TokenSets {
         })))
     }
 
-    /// The tokens of set `set`, or `None` where there is no such set.
+    /// Returns the tokens of set `set`, or `None` where there is no such set.
     pub fn get(&self, set: u32) -> Option<TokenSet<'_>> {
         match &self.0 {
             Kind::Listed(listed) => {
@@ -166,7 +166,7 @@ impl TokenSets {
         }
     }
 
-    /// How many sets there are; `None` when every number means the whole vocabulary.
+    /// Returns the number of sets, or `None` when every number means the whole vocabulary.
     pub fn count(&self) -> Option<usize> {
         match &self.0 {
             Kind::Listed(listed) => Some(listed.offsets.len() - 1),
@@ -174,7 +174,7 @@ impl TokenSets {
         }
     }
 
-    /// The largest token in any set (0 where all sets are empty).
+    /// Returns the largest token in any set, or 0 where all sets are empty.
     pub fn max_token(&self) -> u32 {
         match &self.0 {
             Kind::Listed(listed) => listed.max_token,
@@ -182,7 +182,7 @@ impl TokenSets {
         }
     }
 
-    /// The arrays `(offsets, tokens)`, or `None` for the whole vocabulary.
+    /// Returns the arrays `(offsets, tokens)`, or `None` for the whole vocabulary.
     pub fn as_raw(&self) -> Option<(&[u32], &[u32])> {
         match &self.0 {
             Kind::Listed(listed) => Some((&listed.offsets, &listed.tokens)),
@@ -190,7 +190,7 @@ impl TokenSets {
         }
     }
 
-    /// What tells these sets from others, or `None` for the whole vocabulary, whose set has every number.
+    /// Returns what tells these sets from others, or `None` for the whole vocabulary, whose set has every number.
     pub(crate) fn fingerprint(&self) -> Option<Fingerprint> {
         match &self.0 {
             Kind::Listed(listed) => {
@@ -207,20 +207,20 @@ impl From<&TokenSets> for TokenSets {
     }
 }
 
-/// One token set: a sorted list, or all tokens below a size.
+/// A token set: a sorted list, or all tokens below a size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenSet<'a> {
-    /// These tokens, strictly rising.
+    /// The set has these tokens, which rise strictly.
     Listed(&'a [u32]),
-    /// The tokens `0..size`.
+    /// The set has the tokens `0..size`.
     All {
-        /// The vocabulary's size.
+        /// The size of the vocabulary, in tokens.
         size: u32,
     },
 }
 
 impl<'a> TokenSet<'a> {
-    /// How many tokens the set has.
+    /// Returns the number of tokens in the set.
     pub fn len(self) -> usize {
         match self {
             Self::Listed(tokens) => tokens.len(),
@@ -228,12 +228,12 @@ impl<'a> TokenSet<'a> {
         }
     }
 
-    /// Whether the set has no token.
+    /// Returns whether the set has no token.
     pub fn is_empty(self) -> bool {
         self.len() == 0
     }
 
-    /// The rank of `token` in the set, or `None` where it is not in it.
+    /// Returns the rank of `token` in the set, counted from 0, or `None` where the set does not have it.
     pub fn position(self, token: u32) -> Option<usize> {
         match self {
             Self::Listed(tokens) => tokens.binary_search(&token).ok(),
@@ -241,7 +241,7 @@ impl<'a> TokenSet<'a> {
         }
     }
 
-    /// The tokens in rising order.
+    /// Iterates over the tokens in rising order.
     pub fn iter(self) -> impl Iterator<Item = u32> + 'a {
         let (listed, all) = match self {
             Self::Listed(tokens) => (tokens, 0..0),

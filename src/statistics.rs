@@ -1,15 +1,15 @@
-//! What the adaptive temperature is computed from: sums that merge exactly.
+//! The statistics that the adaptive temperature is computed from: sums that merge exactly.
 
 use bytemuck::{Pod, Zeroable};
 
 /// Statistics of the valid logits of some rows, in f64.
 ///
-/// A value of this type stands for any number of rows, and two of them [`merge`](Self::merge) into
-/// the statistics of both, exactly up to rounding: over micro-batches, devices and processes. The
-/// default stands for no row.
+/// A value is of any number of rows. Two values [`merge`](Self::merge) into the statistics of the rows of both,
+/// exactly up to rounding, so that micro-batches, devices and processes can each compute their part. The default is
+/// that of no row.
 ///
-/// It keeps what both forms of ATS need: pooled moments (as published, arXiv 2504.04178 section
-/// 4.2) and sums of row-centred quantities (the branching scope).
+/// The value has what both forms of ATS need: pooled moments (as published, arXiv 2504.04178 section
+/// 4.2) and sums of row-centred quantities (for the branching scope).
 ///
 /// ```
 /// use candle_trie::Statistics;
@@ -26,10 +26,10 @@ pub struct Statistics {
     rows: f64,
     tokens: f64,
     mean: f64,
-    /// Sum of squared deviations from `mean`.
+    /// The sum of squared deviations from `mean`.
     deviations: f64,
     target_mean: f64,
-    /// The set size that all rows share; 0 for no row, [`MIXED`] where they differ.
+    /// The set size that all rows share, which is 0 for no row and [`MIXED`] where they differ.
     fan_out: f64,
     centred_targets: f64,
     variances: f64,
@@ -39,10 +39,10 @@ pub struct Statistics {
 const MIXED: f64 = -1.0;
 
 impl Statistics {
-    /// How many f64 a value takes as a tensor.
+    /// The number of f64 fields of a value, which is the length of [`LossOutput::statistics`](crate::LossOutput::statistics).
     pub const LENGTH: usize = size_of::<Self>() / size_of::<f64>();
 
-    /// The statistics of one row with these valid logits, of which the one at index `target` is the
+    /// Computes the statistics of one row with these valid logits, of which the one at index `target` is the
     /// target's. An index out of range or an empty row gives the statistics of no row.
     pub fn of_row(logits: &[f64], target: usize) -> Self {
         let Some(&target) = logits.get(target) else {
@@ -53,8 +53,8 @@ impl Statistics {
         Self::of_moments(logits.len(), mean, deviations, target)
     }
 
-    /// The statistics of one row of `size` valid logits with this mean and this sum of squared
-    /// deviations from it.
+    /// Makes the statistics of one row of `size` valid logits, given their mean, the sum of their squared
+    /// deviations from it, and the logit of the target.
     pub fn of_moments(size: usize, mean: f64, deviations: f64, target: f64) -> Self {
         let size = size as f64;
         Self {
@@ -70,7 +70,7 @@ impl Statistics {
         }
     }
 
-    /// The statistics of the rows of both.
+    /// Returns the statistics of the rows of both values.
     #[must_use]
     pub fn merge(&self, other: &Self) -> Self {
         if self.rows == 0.0 {
@@ -100,52 +100,52 @@ impl Statistics {
         }
     }
 
-    /// How many rows.
+    /// Returns the number of rows.
     pub fn rows(&self) -> u64 {
         self.rows as u64
     }
 
-    /// How many valid logits in all rows, the targets' included.
+    /// Returns the number of valid logits in all rows, those of the targets included.
     pub fn tokens(&self) -> u64 {
         self.tokens as u64
     }
 
-    /// μ: the mean of all valid logits (0 for no row).
+    /// Returns μ, the mean of all valid logits (0 for no row).
     pub fn mean(&self) -> f64 {
         self.mean
     }
 
-    /// σ²: the unbiased variance of all valid logits (NaN for fewer than two).
+    /// Returns σ², the unbiased variance of all valid logits (NaN for fewer than two).
     pub fn variance(&self) -> f64 {
         self.deviations / (self.tokens - 1.0).max(0.0)
     }
 
-    /// The sum of squared deviations of all valid logits from their mean.
+    /// Returns the sum of squared deviations of all valid logits from their mean.
     pub fn deviations(&self) -> f64 {
         self.deviations
     }
 
-    /// μ⁺: the mean of the targets' logits (0 for no row).
+    /// Returns μ⁺, the mean of the logits of the targets (0 for no row).
     pub fn target_mean(&self) -> f64 {
         self.target_mean
     }
 
-    /// n: the set size that all rows share, if they do.
+    /// Returns n, the number of tokens in the set of each row, or `None` where rows differ or there is none.
     pub fn fan_out(&self) -> Option<u32> {
         (self.fan_out > 0.0).then_some(self.fan_out as u32)
     }
 
-    /// Mean over rows of the target's logit less the row's mean (NaN for no row).
+    /// Returns the mean over rows of the target's logit minus the row's mean (NaN for no row).
     pub fn centred_target_mean(&self) -> f64 {
         self.centred_targets / self.rows
     }
 
-    /// Mean over rows of the unbiased variance inside a row (NaN for no row).
+    /// Returns the mean over rows of the unbiased variance inside a row (NaN for no row).
     pub fn mean_row_variance(&self) -> f64 {
         self.variances / self.rows
     }
 
-    /// Mean over rows of ln n, with n the size of the row's set (NaN for no row).
+    /// Returns the mean over rows of ln n, with n the size of the row's set (NaN for no row).
     pub fn mean_log_size(&self) -> f64 {
         self.log_sizes / self.rows
     }

@@ -24,7 +24,7 @@ use crate::{Error, Result, Statistics};
 ///     ..AdaptiveStrategy::default()
 /// });
 /// assert_eq!(temperature.value(), 1.5);
-/// // Statistics of several micro-batches merge; one step is taken for all of them.
+/// // Statistics of several micro-batches merge, and one step is taken for all of them.
 /// let statistics = Statistics::of_row(&[9.0, 0.5, -0.5, 1.0, -1.0, 0.0], 0);
 /// temperature.step(&statistics, 0)?;
 /// # Ok::<(), candle_trie::Error>(())
@@ -70,10 +70,10 @@ impl Temperature {
     /// temperature stays.
     ///
     /// Steps are counted from 0. The number only decides whether the step belongs to the warm-up, whose steps are
-    /// `0..warm_up`. [`MaskedSoftmaxLoss::forward`](crate::MaskedSoftmaxLoss::forward) and its kin count by
-    /// themselves, from [`TemperatureState::step`]; after a call with `step` they go on with `step + 1`.
+    /// `0..warm_up`. [`MaskedSoftmaxLoss::forward`](crate::MaskedSoftmaxLoss::forward) and `value_and_gradient` count
+    /// by themselves, from [`TemperatureState::step`]. After a call with `step` they continue with `step + 1`.
     ///
-    /// Without statistics (no row, or a variance that is not a number) τ stays as it was; during the
+    /// Without statistics (no row, or a variance that is not a number) τ stays as it was. During the
     /// warm-up it is τ₀ in any case.
     ///
     /// # Errors

@@ -69,11 +69,7 @@ impl TokenTrie {
     /// [`Error::EmptyCatalogue`], [`Error::EmptyPath`], [`Error::PathIsPrefix`] (naming the items)
     /// and [`Error::TooLarge`] (2³² nodes or paths, or the token `u32::MAX`).
     pub fn new<P: AsRef<[u32]>>(items: impl IntoIterator<Item = (u64, P)>) -> Result<Self> {
-        let items = items.into_iter();
-        let mut ids = Vec::with_capacity(items.size_hint().0);
-        let mut offsets = Vec::with_capacity(items.size_hint().0 + 1);
-        let mut tokens = Vec::new();
-        offsets.push(0);
+        let (mut ids, mut offsets, mut tokens) = (Vec::new(), vec![0], Vec::new());
         for (id, path) in items {
             ids.push(id);
             tokens.extend_from_slice(path.as_ref());

@@ -3,14 +3,12 @@
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Device, Result, Storage, Tensor};
-use candle_trie::cuda::{Buffers, Executor};
-use candle_trie::launch::{
-    DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
-    GradientView, TemperaturePlan, TokenSetsView,
-};
-use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Statistics, Temperature, TokenSets};
+use candle_trie::cuda::Executor;
+use candle_trie::launch::{DensePlan, DenseTensors, DeviceMatrix};
+use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Scope, Temperature, TokenSets};
 use half::{bf16, f16};
 
+use super::launches::Launches;
 use super::number::Number;
 use super::timer::{Moved, Timer};
 use crate::support::{SMOLLM2, Shape, uniform};
@@ -70,27 +68,22 @@ struct Batch<'a, T> {
     device: &'a CudaDevice,
     executor: Executor,
     shape: &'a Shape,
-    sets: Option<[CudaSlice<u32>; 2]>,
     logits: Vec<CudaSlice<T>>,
+    /// One for all copies.
+    gradient: CudaSlice<T>,
 }
 
 impl<'a, T: Number> Batch<'a, T> {
     fn new(timer: &'a Timer, shape: &'a Shape) -> Result<Self> {
         let device = &timer.device;
-        let sets = match shape.sets.as_raw() {
-            Some((offsets, tokens)) => {
-                Some([device.clone_htod(offsets)?, device.clone_htod(tokens)?])
-            }
-            None => None,
-        };
+        let elements = shape.rows.positions() * WIDTH;
         let mut batch = Self {
             device,
             executor: Executor::new(device)?,
             shape,
-            sets,
             logits: Vec::new(),
+            gradient: device.alloc_zeros(elements)?,
         };
-        let elements = shape.rows.positions() * WIDTH;
         let logits = Tensor::from_vec(uniform(elements, 6.0, 1), elements, &Device::Cpu)?;
         let logits = logits.to_device(&Device::Cuda(device.clone()))?;
         let logits = logits.to_dtype(T::DTYPE)?;
@@ -111,7 +104,7 @@ impl<'a, T: Number> Batch<'a, T> {
         let (shape, bytes) = (self.shape, size_of::<T>());
         let logits = shape.branching_logits();
         let all = shape.rows.positions() * WIDTH * bytes;
-        let tokens = match self.sets {
+        let tokens = match shape.sets.as_raw() {
             Some(_) => size_of::<u32>() * used_tokens(shape),
             None => 0,
         };
@@ -130,15 +123,55 @@ impl<'a, T: Number> Batch<'a, T> {
         temperature: &Temperature,
         makes: Makes,
     ) -> Result<()> {
+        let launches = (0..self.logits.len())
+            .map(|copy| self.launches(temperature, makes, copy))
+            .collect::<Result<Vec<_>>>()?;
+        launches.iter().try_for_each(Launches::issue)?;
+        let kernel = match makes {
+            Makes::Gradient => "dense_backward",
+            _ => "dense_",
+        };
+        timer.print(name, &self.moved(makes), |copy| {
+            launches[copy].issue_kernel(kernel)
+        })
+    }
+
+    /// Returns the launches over one copy of the logits.
+    fn launches(
+        &self,
+        temperature: &Temperature,
+        makes: Makes,
+        copy: usize,
+    ) -> Result<Launches<'_>> {
+        let mut launches = Launches::new(self.device, &self.executor);
         let loss = MaskedSoftmaxLoss::new(&self.shape.sets, temperature.clone())?;
         let rows = loss.dense_rows(&self.shape.rows)?;
-        let temperature = rows.next(temperature)?;
-        let mut pass = Pass::new(self, &rows, temperature, makes == Makes::LossAndGradient)?;
-        pass.forward(0)?;
-        timer.print(name, &self.moved(makes), |copy| match makes {
-            Makes::Gradient => pass.backward(copy),
-            _ => pass.forward(copy),
-        })
+        let plan = DensePlan::new(rows, T::ELEMENT, WIDTH, self.executor.limits())?;
+        let totals = &plan.rows().totals;
+        let matrix = |address| DeviceMatrix {
+            address,
+            row_stride: WIDTH as u64,
+        };
+        let tensors = DenseTensors {
+            logits: matrix(self.executor.address(&self.logits[copy])),
+            sets: launches.sets(&self.shape.sets)?,
+            previous: None,
+        };
+        let gradient = matrix(self.executor.address(&self.gradient));
+        let fused = (makes == Makes::LossAndGradient).then_some(gradient);
+        let results = launches.results(totals.losses())?;
+        let upstream = launches.upstream(totals.losses(), &results)?;
+        let temperature = totals.next(temperature)?;
+        // SAFETY: the rows are those of the sets, whose tokens the logits have; what is recorded is issued while the
+        // memory of `launches` and the logits are there.
+        unsafe {
+            let saved =
+                plan.issue_forward(&mut launches, &tensors, temperature, fused, &results)?;
+            if makes == Makes::Gradient {
+                plan.issue_backward(&mut launches, &saved, &upstream, gradient)?;
+            }
+        }
+        Ok(launches)
     }
 }
 
@@ -149,122 +182,4 @@ fn used_tokens(shape: &Shape) -> usize {
     used.dedup();
     let sizes = used.iter().map(|&set| shape.set_size(set));
     sizes.filter(|&size| size > 1).sum()
-}
-
-/// One way to run the batch, and the memory that it needs.
-struct Pass<'a, T> {
-    batch: &'a Batch<'a, T>,
-    rows: &'a DenseRows,
-    forward: DenseForward<'a>,
-    backward: DenseBackward<'a>,
-    with_gradient: bool,
-    /// The rows, and behind them the idle positions.
-    words: CudaSlice<u32>,
-    gradient: CudaSlice<T>,
-    softmaxes: CudaSlice<u8>,
-    loss: CudaSlice<f32>,
-    partials: CudaSlice<f64>,
-    statistics: CudaSlice<f64>,
-    temperature: CudaSlice<f64>,
-    arrived: CudaSlice<u32>,
-    upstream: CudaSlice<f32>,
-}
-
-impl<'a, T: Number> Pass<'a, T> {
-    fn new(
-        batch: &'a Batch<'a, T>,
-        rows: &'a DenseRows,
-        temperature: TemperaturePlan,
-        with_gradient: bool,
-    ) -> Result<Self> {
-        let (device, limits) = (batch.device, batch.executor.limits());
-        let forward =
-            DenseForward::new(rows, T::ELEMENT, WIDTH, temperature, with_gradient, limits)?;
-        let backward = DenseBackward::new(rows, T::ELEMENT, WIDTH, limits)?;
-        let words = [bytemuck::cast_slice(&rows.rows), &rows.idle].concat();
-        Ok(Self {
-            batch,
-            rows,
-            backward: backward.expect("positions"),
-            with_gradient,
-            words: device.clone_htod(&words)?,
-            gradient: device.alloc_zeros(batch.logits[0].len())?,
-            softmaxes: device.alloc_zeros(rows.counting() * DenseRows::SOFTMAX_BYTES)?,
-            loss: device.alloc_zeros(rows.losses())?,
-            partials: device.alloc_zeros(forward.partials())?,
-            statistics: device.alloc_zeros(Statistics::LENGTH)?,
-            temperature: device.alloc_zeros(1)?,
-            arrived: device.alloc_zeros(1)?,
-            upstream: device.clone_htod(&[1.0])?,
-            forward,
-        })
-    }
-
-    fn forward(&mut self, copy: usize) -> Result<()> {
-        let executor = &self.batch.executor;
-        let mut buffers = Buffers::new();
-        let inputs = inputs(self.batch, self.rows, &self.words, copy, &mut buffers);
-        let gradient = (self.with_gradient).then(|| GradientView {
-            address: buffers.write(executor, &mut self.gradient),
-            row_stride: WIDTH as u64,
-        });
-        let outputs = DenseForwardBuffers {
-            gradient,
-            softmaxes: buffers.write(executor, &mut self.softmaxes),
-            loss: buffers.write(executor, &mut self.loss),
-            partials: buffers.write(executor, &mut self.partials),
-            statistics: buffers.write(executor, &mut self.statistics),
-            temperature: buffers.write(executor, &mut self.temperature),
-            previous: None,
-            arrived: buffers.write(executor, &mut self.arrived),
-        };
-        let launch = self.forward.launch(&inputs, &outputs);
-        // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for.
-        unsafe { executor.launch(&launch, buffers) }?;
-        Ok(())
-    }
-
-    fn backward(&mut self, copy: usize) -> Result<()> {
-        let executor = &self.batch.executor;
-        let mut buffers = Buffers::new();
-        let inputs = inputs(self.batch, self.rows, &self.words, copy, &mut buffers);
-        let outputs = DenseBackwardBuffers {
-            gradient: GradientView {
-                address: buffers.write(executor, &mut self.gradient),
-                row_stride: WIDTH as u64,
-            },
-            softmaxes: buffers.read(executor, &self.softmaxes),
-            temperature: buffers.read(executor, &self.temperature),
-            upstream: buffers.read(executor, &self.upstream),
-        };
-        let launch = self.backward.launch(&inputs, &outputs);
-        // SAFETY: as in `forward`.
-        unsafe { executor.launch(&launch, buffers) }?;
-        Ok(())
-    }
-}
-
-fn inputs<'b, T: Number>(
-    batch: &'b Batch<T>,
-    rows: &DenseRows,
-    words: &'b CudaSlice<u32>,
-    copy: usize,
-    buffers: &mut Buffers<'b>,
-) -> DenseInputs {
-    let executor = &batch.executor;
-    let words = buffers.read(executor, words);
-    let mut sets =
-        |index: usize| (batch.sets.as_ref()).and_then(|sets| buffers.read(executor, &sets[index]));
-    let sets = TokenSetsView {
-        offsets: sets(0),
-        tokens: sets(1),
-        vocabulary: u64::from(batch.shape.sets.max_token()) + 1,
-    };
-    DenseInputs {
-        logits: buffers.read(executor, &batch.logits[copy]),
-        row_stride: WIDTH as u64,
-        rows: words,
-        idle: words.map(|words| words.offset(size_of_val(&rows.rows[..]) as u64)),
-        sets,
-    }
 }

@@ -1,19 +1,19 @@
-//! The launches of a pass over hidden states and a head, kept to be issued again: all together, or each by
-//! itself.
+//! The launches of a plan, kept to be issued again: all together, or each by itself.
 
 use bytemuck::Pod;
 use candle_core::cuda_backend::cudarc::driver::CudaSlice;
 use candle_core::{CudaDevice, Result, Storage, Tensor};
-use candle_trie::cuda::{Buffers, Executor};
+use candle_trie::Statistics;
+use candle_trie::TokenSets;
+use candle_trie::cuda::Executor;
 use candle_trie::launch::{
-    DevicePtr, Launch, Lifetime, LinearGradients, LinearPass, LinearResults, LinearRows,
-    LinearTensors, LinearUpstream, Queue, TemperaturePlan,
+    DeviceMatrix, DevicePtr, ForwardResults, Launch, Lifetime, LinearGradients, LinearPlan,
+    LinearRows, LinearTensors, Stream, TemperaturePlan, TokenSetsView, Upstream,
 };
-use candle_trie::{Statistics, TokenSets};
 
 use super::number::Number;
 
-/// What a pass is planned and issued with.
+/// What the loss over hidden states is planned and issued with.
 pub struct Inputs<'a> {
     pub device: &'a CudaDevice,
     pub executor: &'a Executor,
@@ -24,70 +24,101 @@ pub struct Inputs<'a> {
     pub head: &'a Tensor,
 }
 
+/// A stream that keeps what is launched, and the memory that the launches use.
 pub struct Launches<'a> {
-    inputs: &'a Inputs<'a>,
+    device: &'a CudaDevice,
+    executor: &'a Executor,
     recorded: Vec<(&'static str, Issue<'a>)>,
-    /// What addresses in the launches are of. The hidden gradient comes first.
+    /// The memory that addresses in the launches are of. Of the loss over hidden states, the hidden gradient comes first.
     held: Vec<CudaSlice<u8>>,
 }
 
 type Issue<'a> = Box<dyn Fn() -> candle_trie::Result<()> + 'a>;
 
 impl<'a> Launches<'a> {
-    /// Those that a pass with these gradients issues, in that order: its own, and those that make the gradients of hidden states
-    /// and head for an upstream gradient of 1.
-    pub fn new<T: Number>(
-        inputs: &'a Inputs<'a>,
+    pub fn new(device: &'a CudaDevice, executor: &'a Executor) -> Self {
+        Self {
+            device,
+            executor,
+            recorded: Vec::new(),
+            held: Vec::new(),
+        }
+    }
+
+    /// Returns the launches of the loss over hidden states with these gradients, in their order: the forward pass, and those that
+    /// compute the gradients of hidden states and head for an upstream gradient of 1.
+    pub fn linear<T: Number>(
+        inputs: &Inputs<'a>,
         rows: LinearRows,
         temperature: TemperaturePlan,
         gradients: LinearGradients,
     ) -> Result<Self> {
-        let mut launches = Self {
-            inputs,
-            recorded: Vec::new(),
-            held: Vec::new(),
-        };
+        let mut launches = Self::new(inputs.device, inputs.executor);
         let (width, element) = (inputs.hidden.dim(1)?, size_of::<T>());
-        let hidden_gradient = launches.zeros(rows.positions() * width * element)?;
+        let hidden_gradient = launches.zeros(rows.totals.positions() * width * element)?;
+        let matrix = |address| DeviceMatrix {
+            address: Some(address),
+            row_stride: width as u64,
+        };
         let tensors = LinearTensors {
-            hidden: Some(launches.address_of::<T>(inputs.hidden)?),
-            hidden_stride: width as u64,
-            head: launches.address_of::<T>(inputs.head)?,
-            head_stride: width as u64,
+            hidden: matrix(launches.address_of::<T>(inputs.hidden)?),
+            head: matrix(launches.address_of::<T>(inputs.head)?),
             bias: None,
-            tokens: match inputs.sets.as_raw() {
-                Some((_, tokens)) => launches.uploaded(tokens)?,
-                None => None,
-            },
+            sets: launches.sets(inputs.sets)?,
             previous: None,
         };
-        let results = LinearResults {
-            loss: launches.zeros(rows.losses() * size_of::<f32>())?,
-            statistics: launches.zeros(Statistics::LENGTH * size_of::<f64>())?,
-            temperature: launches.zeros(size_of::<f64>())?,
-            hidden_gradient: (gradients == LinearGradients::Direct).then_some(hidden_gradient),
-        };
-        let ones = vec![1f32.to_bits(); rows.losses()];
-        let upstream = LinearUpstream {
-            loss: launches.uploaded(&ones)?.expect("a loss"),
-            temperature: results.temperature,
-        };
-        let (limits, most_scores) = (inputs.executor.limits(), LinearPass::MOST_SCORES);
-        let pass = LinearPass::new(rows, T::ELEMENT, width, gradients, limits, most_scores)?;
+        let losses = rows.totals.losses();
+        let results = launches.results(losses)?;
+        let upstream = launches.upstream(losses, &results)?;
+        let (limits, most_scores) = (inputs.executor.limits(), LinearPlan::MOST_SCORES);
+        let plan = LinearPlan::new(rows, T::ELEMENT, width, gradients, limits, most_scores)?;
+        let direct = (gradients == LinearGradients::Direct).then_some(hidden_gradient);
         // SAFETY: the rows are those of the sets, whose tokens the head has; what is recorded is issued while
         // `held` and the tensors of `inputs` are there.
         unsafe {
-            let forwarded = pass.forward(&mut launches, &tensors, temperature, &results)?;
+            let saved =
+                plan.issue_forward(&mut launches, &tensors, temperature, direct, &results)?;
             let of_hidden = matches!(gradients, LinearGradients::Hidden | LinearGradients::All(_));
             if of_hidden {
-                pass.hidden_gradient(&mut launches, &forwarded, upstream, hidden_gradient)?;
+                plan.issue_hidden_gradient(&mut launches, &saved, &upstream, hidden_gradient)?;
             }
             if let LinearGradients::All(_) = gradients {
                 let of_head = Some(launches.zeros(inputs.head.elem_count() * element)?);
-                pass.head_gradient(&mut launches, &forwarded, upstream, [of_head, None])?;
+                plan.issue_head_gradient(&mut launches, &saved, &upstream, [of_head, None])?;
             }
         }
         Ok(launches)
+    }
+
+    /// Uploads token sets.
+    pub fn sets(&mut self, sets: &TokenSets) -> Result<TokenSetsView> {
+        let (offsets, tokens) = match sets.as_raw() {
+            Some((offsets, tokens)) => (self.uploaded(offsets)?, self.uploaded(tokens)?),
+            None => (None, None),
+        };
+        Ok(TokenSetsView {
+            offsets,
+            tokens,
+            vocabulary: u64::from(sets.max_token()) + 1,
+        })
+    }
+
+    /// Allocates the results of a forward pass.
+    pub fn results(&mut self, losses: usize) -> Result<ForwardResults> {
+        Ok(ForwardResults {
+            loss: self.zeros(losses * size_of::<f32>())?,
+            statistics: self.zeros((Statistics::LENGTH + 1) * size_of::<f64>())?,
+            temperature: self.zeros(size_of::<f64>())?,
+        })
+    }
+
+    /// Uploads an upstream gradient of 1.
+    pub fn upstream(&mut self, losses: usize, results: &ForwardResults) -> Result<Upstream> {
+        let ones = vec![1f32.to_bits(); losses];
+        Ok(Upstream {
+            loss: self.uploaded(&ones)?.expect("a loss"),
+            temperature: results.temperature,
+        })
     }
 
     pub fn issue(&self) -> Result<()> {
@@ -102,13 +133,13 @@ impl<'a> Launches<'a> {
 
     /// The hidden gradient `[N·H]`.
     pub fn hidden_gradient<T: Number>(&self) -> Result<Vec<T>> {
-        let bytes: Vec<u8> = self.inputs.device.clone_dtoh(&self.held[0])?;
+        let bytes: Vec<u8> = self.device.clone_dtoh(&self.held[0])?;
         Ok(bytemuck::pod_collect_to_vec(&bytes))
     }
 
-    fn zeros(&mut self, bytes: usize) -> candle_trie::Result<DevicePtr> {
+    pub fn zeros(&mut self, bytes: usize) -> candle_trie::Result<DevicePtr> {
         // A device has no buffer without elements.
-        let zeros = self.inputs.device.alloc_zeros::<u8>(bytes.max(1))?;
+        let zeros = self.device.alloc_zeros::<u8>(bytes.max(1))?;
         Ok(self.hold(zeros))
     }
 
@@ -117,12 +148,12 @@ impl<'a> Launches<'a> {
             return Ok(None);
         }
         let bytes: &[u8] = bytemuck::cast_slice(words);
-        let uploaded = self.inputs.device.clone_htod(bytes)?;
+        let uploaded = self.device.clone_htod(bytes)?;
         Ok(Some(self.hold(uploaded)))
     }
 
     fn hold(&mut self, slice: CudaSlice<u8>) -> DevicePtr {
-        let address = Buffers::new().read(self.inputs.executor, &slice);
+        let address = self.executor.address(&slice);
         self.held.push(slice);
         address.expect("a buffer with elements")
     }
@@ -136,13 +167,12 @@ impl<'a> Launches<'a> {
             candle_core::bail!("a contiguous tensor is needed");
         };
         let elements = storage.as_cuda_slice::<T>()?.slice(start..end);
-        let address = Buffers::new().read(self.inputs.executor, &elements);
+        let address = self.executor.address(&elements);
         address.ok_or_else(|| candle_core::Error::msg("a tensor without elements"))
     }
 }
 
-/// Keeps what is launched.
-impl Queue for Launches<'_> {
+impl Stream for Launches<'_> {
     type Error = candle_trie::Error;
 
     fn allocate<const N: usize>(
@@ -171,13 +201,13 @@ impl Queue for Launches<'_> {
     }
 
     fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> candle_trie::Result<Option<u32>> {
-        self.inputs.executor.resident_blocks(launch).map(Some)
+        self.executor.resident_blocks(launch).map(Some)
     }
 
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> candle_trie::Result<()> {
-        let (executor, launch) = (self.inputs.executor, *launch);
+        let (executor, launch) = (self.executor, *launch);
         // SAFETY: the caller's promise, which `Launches` keeps.
-        let issue = move || unsafe { executor.launch(&launch, Buffers::new()) };
+        let issue = move || unsafe { executor.launch(&launch) };
         self.recorded.push((launch.kernel, Box::new(issue)));
         Ok(())
     }

@@ -207,8 +207,8 @@ impl Benchmark<'_> {
     ) -> Result<Launches<'_>> {
         let loss = MaskedSoftmaxLoss::new(&self.shape.sets, temperature.clone())?;
         let rows: LinearRows = loss.linear_rows(&self.shape.rows)?;
-        let temperature = rows.next(temperature)?;
-        Launches::new::<T>(self.inputs, rows, temperature, gradients)
+        let temperature = rows.totals.next(temperature)?;
+        Launches::linear::<T>(self.inputs, rows, temperature, gradients)
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod baselines;
 pub mod comparison;
 pub mod decoding;
+pub mod earlier;
 pub mod ranking;
 pub mod ranks;
 pub mod search;
@@ -45,7 +46,7 @@ pub struct Evaluation {
 pub struct Evaluator<'a> {
     /// The trie of all responses.
     pub trie: &'a TokenTrie,
-    /// How the catalogue is searched.
+    /// Options of the search.
     pub search: SearchSettings,
     /// Number of users that are evaluated together.
     pub batch_size: usize,

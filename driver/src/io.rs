@@ -44,3 +44,13 @@ pub fn named(kind: FileType) -> &'static str {
         _ => "a pipe, a socket or a device",
     }
 }
+
+/// Makes a temporary folder of files with these names and contents.
+#[cfg(test)]
+pub fn folder_of(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, content) in files {
+        fs::write(folder.path().join(name), content).unwrap();
+    }
+    folder
+}

@@ -18,6 +18,7 @@ pub mod data;
 pub mod evaluate;
 pub mod io;
 pub mod model;
+pub mod ops;
 pub mod random;
 pub mod report;
 pub mod run;

@@ -27,8 +27,8 @@ pub fn random(seed: u64, purpose: Purpose) -> Random {
     random_at(seed, purpose, 0)
 }
 
-/// Returns the stream of a seed for one purpose at one moment (an epoch, a step). A run that goes on from there needs
-/// nothing of what came before.
+/// Returns the stream of a seed for one purpose at one moment (an epoch, a step). A run that continues from there
+/// needs no random numbers from before.
 pub fn random_at(seed: u64, purpose: Purpose, moment: u64) -> Random {
     let mut random = Random::seed_from_u64(seed);
     random.set_stream((moment << 8) | purpose as u64);

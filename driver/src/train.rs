@@ -5,6 +5,7 @@ pub mod gradients;
 pub mod interrupt;
 pub mod loss_settings;
 pub mod metrics;
+mod micro_batch;
 pub mod optimizer;
 pub mod schedule;
 pub mod settings;
@@ -22,21 +23,19 @@ use candle_trie::{
 use rand::RngCore;
 
 use crate::{
-    data::{
-        batch::{Batch, Reading, longest_response, response_rows},
-        examples::Example,
-    },
+    data::{batch::Reading, examples::Example},
     model::Llama,
     random::{Purpose, random_at},
     train::{
-        gradients::Gradients, loss_settings::LossSettings, metrics::StepMetrics, optimizer::AdamW,
-        settings::TrainingSettings, workers::Workers,
+        gradients::Gradients,
+        loss_settings::LossSettings,
+        metrics::StepMetrics,
+        micro_batch::{MicroBatch, Shard, shard_size},
+        optimizer::AdamW,
+        settings::TrainingSettings,
+        workers::Workers,
     },
 };
-
-/// The most rows that go through the model together: few enough for the caches. Shards are the units of work for the
-/// threads; their size depends on the settings alone, so that a run does not depend on how many threads there are.
-const LARGEST_SHARD: usize = 16;
 
 /// A training: the model, the loss and the optimizer, with their state.
 pub struct Trainer<'a> {
@@ -45,26 +44,13 @@ pub struct Trainer<'a> {
     settings: &'a TrainingSettings,
     loss: MaskedSoftmaxLoss,
     convention: Convention,
-    /// Computes the statistics that are reported where the loss has none.
+    /// A loss over the trie for the statistics that are reported where the loss itself has none.
     observer: MaskedSoftmaxLoss,
     /// The head with its gathered rows, where it is not trained and the trie masks the loss.
     frozen_head: Option<FrozenHead>,
     optimizer: AdamW,
     workers: Workers,
     reading: Reading,
-}
-
-/// Rows of a step that are in memory together.
-struct MicroBatch {
-    shards: Vec<Shard>,
-    rows: Rows,
-}
-
-/// Rows that go through the model together.
-struct Shard {
-    batch: Batch,
-    /// The seed of each row's dropout.
-    seeds: Vec<u64>,
 }
 
 /// Sums over the micro-batches of a step.
@@ -125,7 +111,7 @@ impl<'a> Trainer<'a> {
     /// Returns the present temperature.
     ///
     /// # Errors
-    /// What candle reports of its transfer from the device.
+    /// Fails where candle cannot read it from the device.
     pub fn temperature(&self) -> Result<TemperatureState> {
         Ok(self.loss.temperature()?.state())
     }
@@ -133,7 +119,7 @@ impl<'a> Trainer<'a> {
     /// Tells whether all trained weights and their squares are finite: norms and attention add up the squares.
     ///
     /// # Errors
-    /// What candle reports of its transfer from the device.
+    /// Fails where candle cannot read it from the device.
     pub fn weights_are_finite(&self) -> Result<bool> {
         for (_, weight) in self.model.parameters() {
             let squares = weight.to_dtype(DType::F32)?.sqr()?.sum_all()?;
@@ -164,7 +150,7 @@ impl<'a> Trainer<'a> {
     /// Takes one step with a batch of examples, at a learning rate.
     pub fn step(&mut self, examples: &[&Example], learning_rate: f64) -> Result<StepMetrics> {
         let begun = Instant::now();
-        let pieces = self.micro_batches(&self.seeded(examples))?;
+        let pieces = self.micro_batches(examples)?;
         let rows = self.average_over(&pieces)?;
         let mut gradients = Gradients::of(self.model.parameters(), self.gradient_scale(rows));
         let mut sums = Sums::default();
@@ -228,46 +214,18 @@ impl<'a> Trainer<'a> {
         }
     }
 
-    /// Gives each example of a step the seed of its dropout, which depends on the run's seed, the step and the
-    /// example's place alone.
-    fn seeded<'e>(&self, examples: &[&'e Example]) -> Vec<(&'e Example, u64)> {
+    fn micro_batches(&self, examples: &[&Example]) -> Result<Vec<MicroBatch>> {
         let step = self.optimizer.steps() as u64;
         let mut random = random_at(self.settings.seed, Purpose::Dropout, step);
         let seeded = examples.iter().map(|&example| (example, random.next_u64()));
-        seeded.collect()
-    }
-
-    fn micro_batches(&self, examples: &[(&Example, u64)]) -> Result<Vec<MicroBatch>> {
         let device = self.model.head().device();
-        let shard_size = self.shard_size();
-        let micro_batch = |seeded: &[(&Example, u64)]| {
-            let (examples, seeds): (Vec<&Example>, Vec<u64>) = seeded.iter().copied().unzip();
-            let longest = longest_response(&examples);
-            let shards = examples.chunks(shard_size).zip(seeds.chunks(shard_size));
-            let shard = |(examples, seeds): (&[&Example], &[u64])| {
-                Ok(Shard {
-                    batch: Batch::new(examples, longest, self.reading, device)?,
-                    seeds: seeds.to_vec(),
-                })
-            };
-            Ok(MicroBatch {
-                shards: shards.map(shard).collect::<Result<_>>()?,
-                rows: response_rows(&examples, self.trie)?,
-            })
-        };
-        examples
+        (seeded.collect::<Vec<_>>())
             .chunks(self.settings.micro_batch_size())
-            .map(micro_batch)
+            .map(|examples| {
+                let shard_size = shard_size(self.settings.micro_batch_size(), device);
+                MicroBatch::new(examples, shard_size, self.reading, self.trie, device)
+            })
             .collect()
-    }
-
-    /// Returns how many rows a shard has: on the processor there are at least two shards, so that two threads have
-    /// something to do.
-    fn shard_size(&self) -> usize {
-        if !self.model.head().device().is_cpu() {
-            return self.settings.micro_batch_size();
-        }
-        (self.settings.micro_batch_size().div_ceil(2)).min(LARGEST_SHARD)
     }
 
     /// Makes the losses of the pieces add up to the mean over all of them, but for BEAR's weights, and gives the rows

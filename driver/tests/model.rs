@@ -59,11 +59,6 @@ fn adapted(architecture: &str, dropout: f64, targets: &[&str]) -> Llama {
     model
 }
 
-/// A model in both forms.
-fn forms(model: impl Fn() -> Llama) -> [(&'static str, Llama); 2] {
-    [("fused", model()), ("composed", model().composed())]
-}
-
 fn tokens() -> Tensor {
     Tensor::new(&[[1u32, 4, 9, 2, 7], [3, 3, 10, 5, 8]], &Device::Cpu).unwrap()
 }
@@ -87,10 +82,9 @@ fn every_parameter_has_its_true_gradient() {
             "qwen2" => (12, 3),
             _ => (11, 2),
         };
-        for (form, model) in forms(|| model(architecture)) {
-            assert_eq!(model.parameters().len(), 2 * layers + others);
-            assert_true_gradients(&model, &format!("{architecture}, {form}"));
-        }
+        let model = model(architecture);
+        assert_eq!(model.parameters().len(), 2 * layers + others);
+        assert_true_gradients(&model, architecture);
     }
 }
 
@@ -103,15 +97,10 @@ fn every_adapter_has_its_true_gradient() {
             &["k_proj", "down_proj"],
         ] {
             for dropout in [0.0, 0.3] {
-                for (form, model) in forms(|| adapted(architecture, dropout, targets)) {
-                    // Once for each architecture: the forms are compared below.
-                    if form == "composed" && (targets.len() < TARGETS.len() || dropout == 0.0) {
-                        continue;
-                    }
-                    assert_eq!(model.parameters().len(), 2 * 2 * targets.len());
-                    let what = format!("{architecture}, {form}, {targets:?}, dropout {dropout}");
-                    assert_true_gradients(&model, &what);
-                }
+                let model = adapted(architecture, dropout, targets);
+                assert_eq!(model.parameters().len(), 2 * 2 * targets.len());
+                let what = format!("{architecture}, {targets:?}, dropout {dropout}");
+                assert_true_gradients(&model, &what);
             }
         }
     }
@@ -120,35 +109,13 @@ fn every_adapter_has_its_true_gradient() {
 #[test]
 fn nothing_frozen_gets_a_gradient() {
     for architecture in ARCHITECTURES {
-        for (form, model) in forms(|| adapted(architecture, 0.0, &["q_proj", "v_proj"])) {
-            let hidden = model.hidden(&tokens()).unwrap();
-            let gradients = hidden.sum_all().unwrap().backward().unwrap();
-            // The store also keeps what was given to a tensor that nothing trained leads to.
-            assert_eq!(
-                gradients.get_ids().count(),
-                model.parameters().len(),
-                "{form}"
-            );
-            for (name, weight) in model.parameters() {
-                assert!(gradients.get(weight).is_some(), "{form}: {name}");
-            }
-        }
-    }
-}
-
-#[test]
-fn both_forms_are_the_same_model_with_the_same_gradients_and_drop_out_the_same() {
-    for architecture in ARCHITECTURES {
-        let plain = forms(|| model(architecture));
-        let adapted = forms(|| adapted(architecture, 0.3, &TARGETS));
-        for [(_, fused), (_, composed)] in [plain, adapted] {
-            let (a, b) = (objective(&fused), objective(&composed));
-            assert!(difference(&a, &b) < 1e-12, "{architecture}: {a} and {b}");
-            let (of_a, of_b) = (a.backward().unwrap(), b.backward().unwrap());
-            for ((name, a), (_, b)) in fused.parameters().iter().zip(composed.parameters()) {
-                let (a, b) = (of_a.get(a).unwrap(), of_b.get(b).unwrap());
-                assert!(difference(a, b) < 1e-10, "{architecture}: {name}");
-            }
+        let model = adapted(architecture, 0.0, &["q_proj", "v_proj"]);
+        let hidden = model.hidden(&tokens()).unwrap();
+        let gradients = hidden.sum_all().unwrap().backward().unwrap();
+        // The store also keeps what was given to a tensor that nothing trained leads to.
+        assert_eq!(gradients.get_ids().count(), model.parameters().len());
+        for (name, weight) in model.parameters() {
+            assert!(gradients.get(weight).is_some(), "{name}");
         }
     }
 }
@@ -202,12 +169,8 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 #[test]
 fn decoding_gives_the_hidden_states_of_the_forward_pass() {
     for architecture in ARCHITECTURES {
-        for (_, model) in forms(|| model(architecture)) {
-            assert_decoding_agrees(&model);
-        }
-        for (_, model) in forms(|| adapted(architecture, 0.3, &TARGETS)) {
-            assert_decoding_agrees(&model);
-        }
+        assert_decoding_agrees(&model(architecture));
+        assert_decoding_agrees(&adapted(architecture, 0.3, &TARGETS));
     }
 }
 
@@ -260,10 +223,8 @@ fn prompts_that_begin_alike_are_read_and_continued_as_each_alone() {
     let equal: &[&[u32]] = &[&[1, 4, 9], &[1, 4, 9]];
     // Of each: what is read, what they share once.
     for (prompts, read) in [(alike, 2 + 15), (equal, 2 + 2), (&alike[..1], 5)] {
-        for (form, model) in ARCHITECTURES
-            .into_iter()
-            .flat_map(|architecture| forms(|| adapted(architecture, 0.0, &TARGETS)))
-        {
+        for architecture in ARCHITECTURES {
+            let model = adapted(architecture, 0.0, &TARGETS);
             let mut whole: Vec<Vec<u32>> = prompts.iter().map(|prompt| prompt.to_vec()).collect();
             let (last, mut cache) = model.read_prompts(&whole).unwrap();
             assert_eq!(cache.prompt_tokens(), read);
@@ -275,12 +236,12 @@ fn prompts_that_begin_alike_are_read_and_continued_as_each_alone() {
             for (user, whole) in whole.iter_mut().enumerate() {
                 assert!(
                     difference(&last.get(user).unwrap(), &alone(&model, whole)) < 1e-12,
-                    "{form}: {whole:?}"
+                    "{architecture}: {whole:?}"
                 );
                 whole.extend(&fed[user]);
                 assert!(
                     difference(&next.get(user).unwrap(), &alone(&model, whole)) < 1e-12,
-                    "{form}: {whole:?}"
+                    "{architecture}: {whole:?}"
                 );
             }
         }

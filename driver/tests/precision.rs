@@ -165,8 +165,13 @@ fn adapters_get_the_gradients_of_f32_within_a_few_roundings_and_in_f32() {
 }
 
 #[test]
-fn decoding_agrees_with_the_forward_pass_within_a_few_roundings() {
+fn decoding_is_as_close_to_f32_as_the_forward_pass() {
+    let last_token = |model: &Llama| {
+        let hidden = model.hidden(&tokens(model.head().device())).unwrap();
+        hidden.narrow(1, 23, 1).unwrap().squeeze(1).unwrap()
+    };
     for architecture in ARCHITECTURES {
+        let expected = last_token(&adapted(architecture, &Place::processor()));
         for place in places() {
             let model = adapted(architecture, &place);
             let tokens = tokens(&place.device);
@@ -175,10 +180,14 @@ fn decoding_agrees_with_the_forward_pass_within_a_few_roundings() {
             let rest: Vec<Vec<u32>> = tokens.narrow(1, 20, 4).unwrap().to_vec2().unwrap();
             let mut sequences = cache.prompts();
             let last = model.step(&mut sequences, &rest, &mut cache).unwrap();
-            let expected = model.hidden(&tokens).unwrap();
-            let expected = expected.narrow(1, 23, 1).unwrap().squeeze(1).unwrap();
-            let error = error(&last, &expected) / place.rounding;
-            assert!(error < 8.0, "{architecture}, {place}: {error} roundings");
+            let error = |found: &Tensor| error(found, &expected) / place.rounding;
+            let (decoded, forward) = (error(&last), error(&last_token(&model)));
+            println!("{architecture}, {place}: {decoded:.2} roundings, {forward:.2} forward");
+            // A token whose attention is sharp may be some twenty roundings off in either.
+            assert!(
+                decoded < (2.0 * forward).max(4.0),
+                "{architecture}, {place}: {decoded} roundings"
+            );
         }
     }
 }

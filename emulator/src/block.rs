@@ -1,16 +1,15 @@
-//! Blocks that are alive, and their threads.
+//! Blocks whose threads have begun and not all returned.
 
 use std::collections::VecDeque;
 use std::fmt;
 
-use crate::copies::AsyncCopy;
 use crate::fiber::{Fiber, Stacks};
 use crate::memory::Region;
 use crate::order::{Order, WARP};
 use crate::site::Site;
 use crate::traffic::Event;
 
-/// What a warp does together.
+/// An operation that the lanes of a warp do together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WarpOperation {
     Barrier,
@@ -44,13 +43,13 @@ impl fmt::Display for WarpOperation {
 }
 
 impl WarpOperation {
-    /// Whether all lanes must be at the same instruction (`.aligned`, in PTX).
+    /// Returns whether all lanes must be at the same instruction (`.aligned`, in PTX).
     pub(crate) fn is_aligned(self) -> bool {
         matches!(self, Self::LoadMatrices { .. } | Self::Multiply { .. })
     }
 }
 
-/// Works on what the lanes of a whole warp have handed in: changes it to what each of them gets.
+/// A function that replaces the parts of the lanes of a whole warp by their results.
 pub(crate) type Together = unsafe extern "C" fn(parts: *const u64);
 
 /// A lane's part in a warp operation.
@@ -58,9 +57,9 @@ pub(crate) type Together = unsafe extern "C" fn(parts: *const u64);
 pub(crate) struct WarpArrival {
     pub(crate) operation: WarpOperation,
     pub(crate) mask: u32,
-    /// What a shuffle hands out, or a vote, or where the lane's part in a matrix operation is.
+    /// The value of a shuffle or a vote, or the address of the lane's part in a matrix operation.
     pub(crate) value: u64,
-    /// Which lane's value a shuffle asks for, or where in shared memory the row is that a lane names for
+    /// The lane whose value a shuffle asks for, or the offset in shared memory of the row that a lane names for
     /// `ldmatrix`.
     pub(crate) source: u32,
     /// The matrix operation itself.
@@ -87,7 +86,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// Where a thread waits.
+    /// Returns where a thread waits.
     pub(crate) fn site(&self) -> Option<Site> {
         match self {
             Self::AtWarp(arrival) => Some(arrival.site),
@@ -98,13 +97,26 @@ impl State {
     }
 }
 
+/// The bytes of an asynchronous copy.
+pub(crate) const COPY_BYTES: usize = 16;
+
+/// An asynchronous copy under way, between two addresses.
+#[derive(Clone, Copy)]
+pub(crate) struct AsyncCopy {
+    pub(crate) source: usize,
+    pub(crate) destination: usize,
+    /// The bytes of the source when the copy began.
+    pub(crate) found: [u8; COPY_BYTES],
+    pub(crate) site: Site,
+}
+
 pub(crate) struct Thread {
     pub(crate) fiber: Fiber,
     pub(crate) state: State,
     pub(crate) order: Order,
-    /// What the operation that it waited for gave it.
+    /// The result of the operation that it waited for.
     pub(crate) result: u64,
-    /// That it has begun and not awaited.
+    /// The copies that it has begun and not awaited.
     pub(crate) copies: Vec<AsyncCopy>,
     /// How many of these belong to each group that it has committed and not awaited, oldest first.
     /// What is left over belongs to none.
@@ -117,9 +129,9 @@ pub(crate) struct Thread {
 /// Lanes of a warp, as bits. The masks of warp operations that lanes wait in never overlap.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Warp {
-    /// In a warp operation.
+    /// The lanes that wait in a warp operation.
     pub(crate) waiting: u32,
-    /// Named by the masks of those operations.
+    /// The lanes that the masks of those operations name.
     pub(crate) expected: u32,
     pub(crate) returned: u32,
 }

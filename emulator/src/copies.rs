@@ -4,22 +4,11 @@
 //! thread awaits it. Until then nobody may touch the destination, that thread neither, nor change
 //! the source.
 
+use crate::block::{AsyncCopy, COPY_BYTES as BYTES};
 use crate::fault::Fault;
 use crate::machine::Machine;
 use crate::shadow::{Access, Objection};
 use crate::site::Site;
-
-const BYTES: usize = 16;
-
-/// A copy under way, between two addresses.
-#[derive(Clone, Copy)]
-pub(crate) struct AsyncCopy {
-    source: usize,
-    destination: usize,
-    /// What the source held when the copy began.
-    found: [u8; BYTES],
-    site: Site,
-}
 
 impl Machine<'_> {
     pub(crate) fn begin_copy(
@@ -59,7 +48,7 @@ impl Machine<'_> {
         thread.commits += 1;
     }
 
-    /// All copies of the current thread arrive.
+    /// Makes all copies of the current thread arrive.
     pub(crate) fn await_copies(&mut self) -> Result<(), Fault> {
         let thread = self.thread_mut();
         thread.copy_groups.clear();
@@ -75,7 +64,7 @@ impl Machine<'_> {
         self.oldest_arrive(count)
     }
 
-    /// As if the current thread loaded and stored the bytes of its oldest copies now.
+    /// Loads and stores the bytes of the current thread's oldest copies.
     fn oldest_arrive(&mut self, count: usize) -> Result<(), Fault> {
         let mut copies = std::mem::take(&mut self.thread_mut().copies);
         let mut awaited = copies.drain(..count);

@@ -8,13 +8,13 @@ use crate::site::Site;
 /// A thread, by its place in the launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thread {
-    /// Of its block, in the grid (x fastest).
+    /// The index of its block in the grid (x fastest).
     pub block: u32,
-    /// In its block (x fastest).
+    /// Its index in its block (x fastest).
     pub thread: u32,
 }
 
-/// What a kernel did wrong, or its launch. Places are lines of its source.
+/// An error of a kernel or of its launch. Places are lines of its source.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Fault {
@@ -239,7 +239,7 @@ fn word(access: Access) -> &'static str {
     }
 }
 
-/// In words too, as this is what a failing test shows.
+/// Prints the message too, as this is what a failing test shows.
 impl fmt::Debug for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{self}")

@@ -12,7 +12,7 @@ use crate::random::Random;
 use crate::site::Site;
 use crate::traffic::Traffic;
 
-/// What a device allows.
+/// The limits of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Shared memory of one block.
@@ -35,7 +35,7 @@ impl Default for Limits {
 /// A kernel and the shape it is launched in.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// By the name that its source gives it.
+    /// The name that the source of the kernel gives it.
     pub kernel: &'a str,
     /// Blocks.
     pub grid: [u32; 3],
@@ -49,14 +49,14 @@ pub struct Launch<'a> {
     pub params: &'a [u8],
 }
 
-/// How launches are run.
+/// The settings by which launches are run.
 #[derive(Clone, Copy, Debug)]
 pub struct Emulator {
-    /// What the order of the threads is drawn from.
+    /// The seed that the order of the threads is drawn from.
     pub seed: u64,
     /// Whether sectors and bank conflicts are counted, which takes time and memory.
     pub traced: bool,
-    /// What the device allows.
+    /// The limits of the device.
     pub limits: Limits,
     /// After how many steps a launch counts as endless.
     pub step_limit: u64,
@@ -73,31 +73,31 @@ impl Default for Emulator {
     }
 }
 
-/// What a launch did.
+/// A report of what a launch did.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
     /// Loads, stores, barriers and warp operations of all threads.
     pub steps: u64,
-    /// Of the blocks' shared memory.
+    /// The traffic of the blocks' shared memory.
     pub shared: Traffic,
     buffers: Vec<(String, Traffic)>,
-    /// By place in the source and buffer; behind the last of these, shared memory.
+    /// The traffic by place in the source and buffer; behind the last buffer, shared memory.
     by_site: HashMap<(Site, usize), Traffic>,
 }
 
-/// What one line of a kernel's source moved, in a traced launch.
+/// The traffic of one line of a kernel's source, in a traced launch.
 #[derive(Clone, Debug)]
 pub struct LineTraffic {
     /// `file:line`, followed by the lines that it is inlined at, innermost first.
     pub lines: Vec<String>,
     /// The buffer, or `None` for shared memory.
     pub buffer: Option<String>,
-    /// What was moved there.
+    /// The traffic of the line.
     pub traffic: Traffic,
 }
 
 impl Report {
-    /// What was moved to and from the buffer of this name.
+    /// Returns the traffic of the buffer of this name.
     pub fn traffic(&self, buffer: &str) -> Traffic {
         self.buffers.iter().filter(|(name, _)| name == buffer).fold(
             Traffic::default(),
@@ -108,7 +108,7 @@ impl Report {
         )
     }
 
-    /// What each line moved to and from each buffer and shared memory, in a traced launch.
+    /// Returns what each line moved to and from each buffer and shared memory, in a traced launch.
     pub fn by_line(&self) -> Vec<LineTraffic> {
         let mut by_line = BTreeMap::<_, Traffic>::new();
         for (&(site, index), &traffic) in &self.by_site {

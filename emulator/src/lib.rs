@@ -45,6 +45,7 @@
 //! # Ok::<(), candle_trie_emulator::Fault>(())
 //! ```
 
+mod accesses;
 mod barriers;
 mod block;
 mod copies;

@@ -9,15 +9,15 @@ use bytemuck::Pod;
 use crate::fault::Fault;
 use crate::shadow::Shadow;
 
-/// What lies on either side of a buffer. Untouched, it costs no memory.
+/// The bytes on either side of a buffer. Untouched, they cost no memory.
 const RED_ZONE: usize = 1 << 20;
-/// As strict as `cudaMalloc`.
+/// The alignment of `cudaMalloc`, in bytes.
 const ALIGNMENT: usize = 256;
 
 /// The memory of an emulated device.
 #[derive(Default)]
 pub struct Memory {
-    /// By address.
+    /// The buffers by address.
     buffers: Vec<Region>,
     freed: Vec<Region>,
     last_found: usize,
@@ -32,7 +32,7 @@ pub struct Buffer<T> {
 }
 
 impl<T> Buffer<T> {
-    /// What a kernel gets as its pointer.
+    /// Returns the address that a kernel gets as its pointer.
     pub fn address(&self) -> u64 {
         self.address as u64
     }
@@ -44,12 +44,12 @@ impl<T> Buffer<T> {
             .wrapping_sub(first.wrapping_mul(size_of::<T>() as u64))
     }
 
-    /// How many elements.
+    /// Returns how many elements it has.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it has no element.
+    /// Returns whether it has no element.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -149,7 +149,7 @@ impl Memory {
         self.last_found = 0;
     }
 
-    /// What a buffer holds. An element that no kernel has written is a fault.
+    /// Reads what a buffer holds. An element that no kernel has written is a fault.
     pub fn download<T: Pod>(&mut self, buffer: Buffer<T>) -> Result<Vec<T>, Fault> {
         let region = self.region_at(buffer.address);
         if let Some(byte) = region.shadow.never_written() {
@@ -256,7 +256,7 @@ impl Memory {
         }
     }
 
-    /// Where an address lies that is in no buffer, for people.
+    /// Describes where an address lies that is in no buffer.
     pub(crate) fn describe(&self, address: usize) -> String {
         let distance = |region: &&Region| {
             if address < region.start {

@@ -43,7 +43,7 @@ impl Mark {
         self.clock & !(Self::ATOMIC | Self::UNDER_WAY)
     }
 
-    /// Of a copy that has begun and not arrived.
+    /// Whether it is of a copy that has begun and not arrived.
     pub(crate) fn under_way(self) -> Self {
         Self {
             clock: self.clock | Self::UNDER_WAY,
@@ -122,7 +122,7 @@ impl Observer<'_> {
         start..start + self.threads_per_block
     }
 
-    /// Whether what `mark` stands for happened before what this thread does now.
+    /// Returns whether what `mark` stands for happened before what this thread does now.
     #[inline]
     pub(crate) fn knows(&self, mark: Mark) -> bool {
         if mark.thread == self.thread || mark.thread >= Mark::HOST.thread {
@@ -149,14 +149,14 @@ impl Observer<'_> {
                 .is_some_and(|learnt| self.has_learnt(learnt, mark))
     }
 
-    /// Whether a barrier of the block, which all its threads have passed, lies between what `mark` stands
+    /// Returns whether a barrier of the block, which all its threads have passed, lies between what `mark` stands
     /// for, which is of the same block, and now.
     #[inline]
     pub(crate) fn knows_by_barrier(&self, mark: Mark) -> bool {
         mark.thread == Mark::HOST.thread || mark.clock() < self.order.clock / BARRIER * BARRIER
     }
 
-    /// How far apart two threads are: of one warp, of one block, or of two.
+    /// Returns how far apart two threads are: of one warp, of one block, or of two.
     pub(crate) fn distance(&self, a: u32, b: u32) -> u32 {
         let size = self.threads_per_block;
         if a / size != b / size {
@@ -205,7 +205,7 @@ impl Observer<'_> {
 }
 
 impl Order {
-    /// How many barriers of its block, or of the grid, the thread has passed.
+    /// Returns how many barriers of its block, or of the grid, the thread has passed.
     pub(crate) fn barriers(&self) -> u32 {
         (self.clock / BARRIER) as u32
     }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::order::{Mark, Observer, WARP};
 use crate::site::Site;
 
-/// How memory is touched.
+/// A kind of access to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
     /// A load.
@@ -66,7 +66,7 @@ impl Shadow {
         }
     }
 
-    /// As if nothing had been written.
+    /// Forgets everything, as if nothing had been written.
     pub(crate) fn forget(&mut self) {
         if self.changed {
             self.cells.fill(Cell::new(Mark::NONE));
@@ -98,7 +98,7 @@ impl Shadow {
         (first < self.bytes).then_some(first)
     }
 
-    /// Whether somebody has written all of these bytes.
+    /// Returns whether somebody has written all of these bytes.
     pub(crate) fn is_written(&self, range: &Range<usize>) -> bool {
         let cells = range.start / self.cell_bytes..range.end.div_ceil(self.cell_bytes);
         self.cells[cells]

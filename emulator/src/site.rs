@@ -21,7 +21,7 @@ impl Site {
         Self((address - 1).wrapping_sub(anchor()) as u32)
     }
 
-    /// Whether two places are of one line of the source. A compiler may have made several
+    /// Returns whether two places are of one line of the source. A compiler may have made several
     /// instructions of it, or have inlined it at several lines, which then count too.
     pub(crate) fn same_line(self, other: Self) -> bool {
         self == other || self.lines() == other.lines()
@@ -46,7 +46,7 @@ impl Site {
     }
 }
 
-/// The kernels are compiled in the emulator's folder, as `../kernels/…` and as `planted/…`.
+/// The kernels are compiled in the emulator's folder, as `../kernels/…` and as `faulty_kernels/…`.
 fn in_repository(file: &str) -> String {
     match file.strip_prefix(env!("CARGO_MANIFEST_DIR")) {
         Some(inside) => inside

@@ -14,7 +14,7 @@ const BANK_BYTES: u64 = 4;
 /// not.
 const SHARED_BYTES_AT_ONCE: u64 = 128;
 
-/// What was loaded and stored. An atomic counts as both.
+/// The bytes that were loaded and stored. An atomic counts as both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
     /// Bytes loaded.
@@ -54,14 +54,14 @@ impl AddAssign for Traffic {
     }
 }
 
-/// Where bytes are.
+/// A place in memory: a buffer, or shared memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Place {
     Shared,
     Buffer(usize),
 }
 
-/// One access of one thread.
+/// An access of one thread.
 #[derive(Clone, Copy)]
 pub(crate) struct Event {
     pub(crate) site: Site,

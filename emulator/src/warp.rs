@@ -158,7 +158,7 @@ impl Machine<'_> {
     }
 }
 
-/// Whether two lanes do the same.
+/// Returns whether two lanes do the same.
 fn agree(a: &WarpArrival, b: &WarpArrival) -> bool {
     (a.mask, a.operation) == (b.mask, b.operation)
         && (!a.operation.is_aligned() || a.site.same_line(b.site))

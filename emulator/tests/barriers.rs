@@ -1,18 +1,18 @@
 //! Barriers and warp operations: an error with the line, never a hang.
 
-mod planted;
+mod faulty_kernels;
 
 use candle_trie_emulator::Fault;
-use planted::{Planted, assert_sound, faults, marked};
+use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 fn barriers_that_all_reach_are_sound() {
-    let mut planted = assert_sound("barrier_sound", || Planted::new(1, 64)).unwrap();
-    assert_eq!(planted.output().unwrap(), [32.0 * 100.0 + 10.0 + 1.0; 64]);
+    let mut launch = assert_sound("barrier_sound", || TestLaunch::new(1, 64)).unwrap();
+    assert_eq!(launch.output().unwrap(), [32.0 * 100.0 + 10.0 + 1.0; 64]);
 }
 
 fn warp_operations_are_cudas() {
-    let mut planted = assert_sound("warp_sound", || Planted::new(1, 96)).unwrap();
-    assert_eq!(planted.output().unwrap(), [1.0; 96]);
+    let mut launch = assert_sound("warp_sound", || TestLaunch::new(1, 96)).unwrap();
+    assert_eq!(launch.output().unwrap(), [1.0; 96]);
 }
 
 fn a_barrier_that_not_all_reach_is_caught() {
@@ -26,12 +26,12 @@ fn a_barrier_that_not_all_reach_is_caught() {
         (
             "barrier_at_two_lines",
             "lines",
-            "waits at another: emulator/planted/barriers.cu:",
+            "waits at another: emulator/faulty_kernels/barriers.cu:",
         ),
         ("barrier_fewer_turns", "turns", "has returned"),
         ("barrier_of_grid_alone", "grid", "not cooperative"),
     ] {
-        for fault in faults(kernel, || Planted::new(1, 64)) {
+        for fault in faults(kernel, || TestLaunch::new(1, 64)) {
             assert_fault!(fault, Fault::Barrier { .. });
             assert_eq!(fault.line().unwrap(), marked("barriers.cu", mark));
             assert!(fault.to_string().contains(what), "{fault}");
@@ -41,7 +41,7 @@ fn a_barrier_that_not_all_reach_is_caught() {
 
 fn a_grid_barrier_that_a_block_skips_is_caught() {
     for fault in faults("barrier_grid_early_return", || {
-        Planted::new(3, 32).cooperative()
+        TestLaunch::new(3, 32).cooperative()
     }) {
         assert_fault!(fault, Fault::Barrier { .. });
         assert_eq!(fault.line().unwrap(), marked("barriers.cu", "gridreturn"));
@@ -58,22 +58,22 @@ fn lanes_that_do_not_agree_are_caught() {
         ("warp_masks_differ", "masks"),
         ("warp_source_outside", "source"),
     ] {
-        for fault in faults(kernel, || Planted::new(1, 32)) {
+        for fault in faults(kernel, || TestLaunch::new(1, 32)) {
             assert_fault!(fault, Fault::Warp { .. });
             assert_eq!(fault.line().unwrap(), marked("barriers.cu", mark));
         }
     }
-    for fault in faults("warp_operations_differ", || Planted::new(1, 32)) {
+    for fault in faults("warp_operations_differ", || TestLaunch::new(1, 32)) {
         assert_fault!(fault, Fault::Warp { .. });
     }
 }
 
 fn a_lane_that_never_comes_is_caught() {
-    for fault in faults("warp_lane_returned", || Planted::new(1, 32)) {
+    for fault in faults("warp_lane_returned", || TestLaunch::new(1, 32)) {
         assert_fault!(fault, Fault::Warp { .. });
         assert_eq!(fault.line().unwrap(), marked("barriers.cu", "returned"));
     }
-    for fault in faults("warp_lane_elsewhere", || Planted::new(1, 32)) {
+    for fault in faults("warp_lane_elsewhere", || TestLaunch::new(1, 32)) {
         assert_fault!(fault, Fault::Barrier { .. });
         assert!(
             fault.to_string().contains("thread 0 of block 0 waits at"),
@@ -83,7 +83,7 @@ fn a_lane_that_never_comes_is_caught() {
 }
 
 fn a_partial_warp_cannot_use_the_whole_mask() {
-    for fault in faults("warp_sound", || Planted::new(1, 40)) {
+    for fault in faults("warp_sound", || TestLaunch::new(1, 40)) {
         assert_fault!(fault, Fault::Warp { .. });
         assert!(
             fault.to_string().contains("which the block does not have"),
@@ -93,7 +93,7 @@ fn a_partial_warp_cannot_use_the_whole_mask() {
 }
 
 fn a_wait_without_end_is_caught() {
-    for fault in faults("endless_wait", || Planted::new(1, 32)) {
+    for fault in faults("endless_wait", || TestLaunch::new(1, 32)) {
         assert_fault!(fault, Fault::Endless { .. });
     }
 }

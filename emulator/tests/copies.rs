@@ -1,16 +1,16 @@
 //! Asynchronous copies: they arrive when they are awaited, and no sooner.
 
-mod planted;
+mod faulty_kernels;
 
 use candle_trie_emulator::{Access, Fault, Report};
-use planted::{Planted, assert_sound, faults, marked};
+use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 /// A packet of four numbers for each of 64 threads, and room for two.
-fn packets() -> Planted {
-    Planted {
+fn packets() -> TestLaunch {
+    TestLaunch {
         threads: 64,
         shared_bytes: 64 * 32,
-        ..Planted::new(1, 256)
+        ..TestLaunch::new(1, 256)
     }
 }
 
@@ -32,34 +32,34 @@ fn assert_races(kernel: &str, buffer: &str) {
 }
 
 fn an_awaited_copy_is_there_and_behind_a_barrier_for_others_too() {
-    let mut planted = assert_sound("copy_sound", packets).unwrap();
-    let output = planted.output().unwrap();
+    let mut launch = assert_sound("copy_sound", packets).unwrap();
+    let output = launch.output().unwrap();
     assert_eq!((output[0], output[251], output[255]), (4.0, 255.0, 3.0));
 }
 
 fn copies_may_be_under_way_across_barriers() {
-    let mut planted = assert_sound("copy_sound_ahead", || Planted {
+    let mut launch = assert_sound("copy_sound_ahead", || TestLaunch {
         threads: 64,
-        ..Planted::new(1, 512)
+        ..TestLaunch::new(1, 512)
     })
     .unwrap();
-    let output = planted.output().unwrap();
+    let output = launch.output().unwrap();
     assert_eq!((output[0], output[255]), (4.0, 3.0));
     assert_eq!((output[256], output[511]), (260.0, 259.0));
 }
 
 fn groups_are_awaited_one_by_one() {
-    let mut planted = assert_sound("copy_sound_groups", || Planted {
+    let mut launch = assert_sound("copy_sound_groups", || TestLaunch {
         threads: 64,
-        ..Planted::new(1, 512)
+        ..TestLaunch::new(1, 512)
     })
     .unwrap();
-    let output = planted.output().unwrap();
+    let output = launch.output().unwrap();
     assert_eq!((output[0], output[255]), (4.0, 3.0));
     assert_eq!((output[256], output[511]), (260.0, 259.0));
-    assert_sound("copy_sound_all", || Planted {
+    assert_sound("copy_sound_all", || TestLaunch {
         threads: 64,
-        ..Planted::new(1, 768)
+        ..TestLaunch::new(1, 768)
     });
 }
 
@@ -162,14 +162,14 @@ fn a_copy_is_a_load_of_what_somebody_has_written() {
 
 fn a_copy_counts_as_a_load_and_a_store() {
     let traced = |kernel, count| -> Report {
-        let mut planted = Planted {
+        let mut launch = TestLaunch {
             threads: 64,
             shared_bytes: 64 << 10,
             count,
-            ..Planted::new(1, 64 * 4 * 8)
+            ..TestLaunch::new(1, 64 * 4 * 8)
         };
-        planted.emulator = planted.emulator.traced();
-        planted.run(kernel).unwrap()
+        launch.emulator = launch.emulator.traced();
+        launch.run(kernel).unwrap()
     };
     for (count, sectors, conflicts) in [(1, 32, 0), (2, 64, 2 * 4), (8, 64, 2 * 4 * 7)] {
         let report = traced("copy_stride", count);

@@ -1,24 +1,24 @@
 //! Matrix operations of a warp: `ldmatrix` is a load, by all lanes, of each row that one of them names,
 //! and all lanes take part in the same operation.
 
-mod planted;
+mod faulty_kernels;
 
 use candle_trie_emulator::{Access, Fault, Report};
-use planted::{Planted, assert_sound, faults, marked};
+use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 /// A row of sixteen bytes of shared memory for each of 64 threads.
-fn rows() -> Planted {
-    Planted {
+fn rows() -> TestLaunch {
+    TestLaunch {
         shared_bytes: 64 * 16,
-        ..Planted::new(1, 64)
+        ..TestLaunch::new(1, 64)
     }
 }
 
 /// One warp.
-fn one_warp() -> Planted {
-    Planted {
+fn one_warp() -> TestLaunch {
+    TestLaunch {
         shared_bytes: 32 * 16,
-        ..Planted::new(1, 32)
+        ..TestLaunch::new(1, 32)
     }
 }
 
@@ -31,9 +31,9 @@ fn assert_at(fault: &Fault, mark: &str) {
 }
 
 fn rows_that_are_there_are_loaded() {
-    let mut planted = assert_sound("matrix_sound", rows).unwrap();
+    let mut launch = assert_sound("matrix_sound", rows).unwrap();
     // 16 products of ones, twice, onto 1 + 2 + 3 + 4.
-    assert_eq!(planted.output().unwrap(), [4.0 * 32.0 + 10.0; 64]);
+    assert_eq!(launch.output().unwrap(), [4.0 * 32.0 + 10.0; 64]);
     for kernel in [
         "matrix_sound_warp",
         "matrix_sound_copy",
@@ -149,9 +149,9 @@ fn a_lane_that_never_comes_is_caught() {
         assert_fault!(fault, Fault::Barrier { .. });
         assert!(fault.to_string().contains("thread 3"), "{fault}");
     }
-    for fault in faults("matrix_sound", || Planted {
+    for fault in faults("matrix_sound", || TestLaunch {
         shared_bytes: 40 * 16,
-        ..Planted::new(1, 40)
+        ..TestLaunch::new(1, 40)
     }) {
         assert_fault!(fault, Fault::Warp { .. });
         let words = "which the block does not have";
@@ -180,13 +180,13 @@ fn lanes_that_do_not_agree_are_caught() {
 
 fn rows_count_as_loads_of_sixteen_bytes() {
     let traced = |kernel, count| -> Report {
-        let mut planted = Planted {
+        let mut launch = TestLaunch {
             shared_bytes: 64 << 10,
             count,
-            ..Planted::new(1, 64)
+            ..TestLaunch::new(1, 64)
         };
-        planted.emulator = planted.emulator.traced();
-        planted.run(kernel).unwrap()
+        launch.emulator = launch.emulator.traced();
+        launch.run(kernel).unwrap()
     };
     // A matrix is eight rows: 128 bytes, so all banks once if no two rows are in the same. Of the
     // stores each quarter of a warp waits as long as the matrix of its rows does.

@@ -1,7 +1,7 @@
 //! Which element of a matrix is in which register of which lane: the tables of the PTX ISA for
 //! `ldmatrix` (.m8n8.b16) and `mma.m16n8k16` (.f16, .bf16), written down here once more.
 
-mod planted;
+mod faulty_kernels;
 
 use bytemuck::{Pod, Zeroable};
 use candle_trie_emulator::{Emulator, Launch, Memory};
@@ -9,7 +9,7 @@ use half::{bf16, f16};
 
 const LANES: usize = 32;
 
-/// Mirrors `LayoutParams` of planted/matrix_layouts.cu.
+/// Mirrors `LayoutParams` of faulty_kernels/matrix_layouts.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct LayoutParams {

@@ -1,23 +1,23 @@
 //! Memory: bounds, alignment, initialisation.
 
-mod planted;
+mod faulty_kernels;
 
 use candle_trie_emulator::{Access, Fault, LaunchBounds, launch_bounds};
-use planted::{Planted, assert_sound, faults, marked};
+use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 fn a_kernel_that_stays_inside_is_sound() {
-    let mut planted = assert_sound("memory_sound", || Planted {
+    let mut launch = assert_sound("memory_sound", || TestLaunch {
         count: 64,
-        ..Planted::new(1, 64)
+        ..TestLaunch::new(1, 64)
     })
     .unwrap();
-    assert_eq!(planted.output().unwrap()[63], 63.0);
+    assert_eq!(launch.output().unwrap()[63], 63.0);
 }
 
 fn a_load_past_the_end_is_caught() {
-    for fault in faults("memory_load_past_end", || Planted {
+    for fault in faults("memory_load_past_end", || TestLaunch {
         blocks: 2,
-        ..Planted::new(1, 64)
+        ..TestLaunch::new(1, 64)
     }) {
         assert_fault!(
             fault,
@@ -38,7 +38,7 @@ fn a_load_past_the_end_is_caught() {
 }
 
 fn a_store_before_the_start_is_caught() {
-    for fault in faults("memory_store_before_start", || Planted::new(1, 32)) {
+    for fault in faults("memory_store_before_start", || TestLaunch::new(1, 32)) {
         assert_fault!(
             fault,
             Fault::OutOfBounds {
@@ -57,15 +57,15 @@ fn a_store_before_the_start_is_caught() {
 }
 
 fn what_was_given_back_may_not_be_touched() {
-    let freed = |address: fn(&Planted) -> u64| {
-        let mut planted = Planted::new(1, 64);
-        let address = address(&planted);
-        planted.memory.free(address);
+    let freed = |address: fn(&TestLaunch) -> u64| {
+        let mut launch = TestLaunch::new(1, 64);
+        let address = address(&launch);
+        launch.memory.free(address);
         // Where a device might put another.
-        planted.memory.upload("another", &[0f32; 64]);
-        planted
+        launch.memory.upload("another", &[0f32; 64]);
+        launch
     };
-    for fault in faults("memory_sound", || freed(|planted| planted.input.address())) {
+    for fault in faults("memory_sound", || freed(|launch| launch.input.address())) {
         assert_fault!(
             fault,
             Fault::OutOfBounds {
@@ -74,7 +74,7 @@ fn what_was_given_back_may_not_be_touched() {
             }
         );
     }
-    for fault in faults("memory_sound", || freed(|planted| planted.output_address)) {
+    for fault in faults("memory_sound", || freed(|launch| launch.output_address)) {
         assert_fault!(
             fault,
             Fault::OutOfBounds {
@@ -86,7 +86,7 @@ fn what_was_given_back_may_not_be_touched() {
 }
 
 fn shared_memory_has_an_end() {
-    for fault in faults("memory_shared_past_end", || Planted::new(1, 32)) {
+    for fault in faults("memory_shared_past_end", || TestLaunch::new(1, 32)) {
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "shared"));
         assert!(
             fault
@@ -98,7 +98,7 @@ fn shared_memory_has_an_end() {
 }
 
 fn a_thread_has_no_part_in_the_stack_of_another() {
-    for fault in faults("memory_stack_of_another", || Planted::new(1, 32)) {
+    for fault in faults("memory_stack_of_another", || TestLaunch::new(1, 32)) {
         assert_fault!(
             fault,
             Fault::OutOfBounds {
@@ -114,12 +114,12 @@ fn a_window_of_a_larger_buffer_is_as_strict() {
     // As if the 32 numbers were the part of a buffer that begins at element 2³³ of `output`.
     let first = 1u64 << 33;
     let windowed = |at| {
-        let mut planted = Planted {
+        let mut launch = TestLaunch {
             count: at,
-            ..Planted::new(1, 32)
+            ..TestLaunch::new(1, 32)
         };
-        planted.output_address = planted.output.address_as_window(first);
-        planted
+        launch.output_address = launch.output.address_as_window(first);
+        launch
     };
     assert_sound("memory_far_away", || windowed(first));
     for fault in faults("memory_far_away", || windowed(first + 1)) {
@@ -137,12 +137,12 @@ fn a_window_of_a_larger_buffer_is_as_strict() {
 }
 
 fn aligned_accesses_are_sound() {
-    let planted = || Planted {
+    let launch = || TestLaunch {
         threads: 16,
-        ..Planted::new(1, 64)
+        ..TestLaunch::new(1, 64)
     };
     assert_eq!(
-        assert_sound("alignment_sound", planted)
+        assert_sound("alignment_sound", launch)
             .unwrap()
             .output()
             .unwrap()[63],
@@ -151,9 +151,9 @@ fn aligned_accesses_are_sound() {
 }
 
 fn misaligned_accesses_are_caught() {
-    for fault in faults("alignment_of_packet", || Planted {
+    for fault in faults("alignment_of_packet", || TestLaunch {
         threads: 8,
-        ..Planted::new(1, 64)
+        ..TestLaunch::new(1, 64)
     }) {
         assert_fault!(fault, Fault::Misaligned { bytes: 16, .. });
         assert!(
@@ -161,15 +161,15 @@ fn misaligned_accesses_are_caught() {
             "{fault}"
         );
     }
-    for fault in faults("alignment_of_number", || Planted::new(1, 32)) {
+    for fault in faults("alignment_of_number", || TestLaunch::new(1, 32)) {
         assert_fault!(fault, Fault::Misaligned { bytes: 4, .. });
         assert_eq!(fault.line().unwrap(), marked("memory.cu", "number"));
     }
 }
 
 fn what_is_written_may_be_read() {
-    let mut planted = assert_sound("initialisation_sound", || Planted::new(1, 32)).unwrap();
-    assert_eq!(planted.output().unwrap()[31], 0.0);
+    let mut launch = assert_sound("initialisation_sound", || TestLaunch::new(1, 32)).unwrap();
+    assert_eq!(launch.output().unwrap()[31], 0.0);
 }
 
 fn reading_what_nobody_has_written_is_caught() {
@@ -178,7 +178,7 @@ fn reading_what_nobody_has_written_is_caught() {
         ("initialisation_of_shared", 1, "shared"),
         ("initialisation_by_block_before", 4, "before"),
     ] {
-        for fault in faults(kernel, || Planted::new(blocks, 32)) {
+        for fault in faults(kernel, || TestLaunch::new(blocks, 32)) {
             assert_fault!(fault, Fault::NeverWritten { .. });
             assert_eq!(fault.line().unwrap(), marked("initialisation.cu", mark));
         }
@@ -186,50 +186,50 @@ fn reading_what_nobody_has_written_is_caught() {
 }
 
 fn an_output_with_a_gap_is_caught() {
-    let mut planted = assert_sound("initialisation_of_output", || Planted::new(1, 32)).unwrap();
+    let mut launch = assert_sound("initialisation_of_output", || TestLaunch::new(1, 32)).unwrap();
     assert_fault!(
-        planted.output().unwrap_err(),
+        launch.output().unwrap_err(),
         Fault::OutputNeverWritten { element: 5, .. }
     );
 }
 
 fn a_launch_beyond_the_device_is_refused() {
     let refusals = [
-        ("no_such_kernel", Planted::new(1, 32)),
+        ("no_such_kernel", TestLaunch::new(1, 32)),
         (
             "memory_sound",
-            Planted {
+            TestLaunch {
                 blocks: 0,
-                ..Planted::new(1, 32)
+                ..TestLaunch::new(1, 32)
             },
         ),
         (
             "memory_sound",
-            Planted {
+            TestLaunch {
                 threads: 2048,
-                ..Planted::new(1, 32)
+                ..TestLaunch::new(1, 32)
             },
         ),
         (
             "memory_sound",
-            Planted {
+            TestLaunch {
                 shared_bytes: 1 << 20,
-                ..Planted::new(1, 32)
+                ..TestLaunch::new(1, 32)
             },
         ),
         (
             "memory_sound",
-            Planted {
+            TestLaunch {
                 blocks: 65,
-                ..Planted::new(1, 32)
+                ..TestLaunch::new(1, 32)
             }
             .cooperative(),
         ),
         // Its parameters are of another size.
-        ("numbers", Planted::new(1, 32)),
+        ("numbers", TestLaunch::new(1, 32)),
     ];
-    for (kernel, mut planted) in refusals {
-        let fault = planted.run(kernel).unwrap_err();
+    for (kernel, mut launch) in refusals {
+        let fault = launch.run(kernel).unwrap_err();
         println!("{fault}");
         assert_fault!(fault, Fault::Launch(_));
     }

@@ -1,7 +1,7 @@
 //! The shims' conversions against the crate `half`, for every half and for floats on and beside
 //! every border.
 
-mod planted;
+mod faulty_kernels;
 
 use bytemuck::{Pod, Zeroable};
 use candle_trie_emulator::{Emulator, Launch, Memory};

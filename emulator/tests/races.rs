@@ -1,11 +1,11 @@
 //! Races: caught in every schedule, and never invented.
 
-mod planted;
+mod faulty_kernels;
 
 use candle_trie_emulator::Fault;
-use planted::{Planted, assert_sound, faults};
+use faulty_kernels::{TestLaunch, assert_sound, faults};
 
-fn assert_races(kernel: &str, buffer: &str, make: impl Fn() -> Planted) {
+fn assert_races(kernel: &str, buffer: &str, make: impl Fn() -> TestLaunch) {
     for fault in faults(kernel, make) {
         let Fault::Race {
             buffer: raced,
@@ -20,7 +20,7 @@ fn assert_races(kernel: &str, buffer: &str, make: impl Fn() -> Planted) {
         assert_ne!(earlier.0, later.0);
         for (_, site) in [earlier, later] {
             assert!(
-                site.lines()[0].starts_with("emulator/planted/races.cu:"),
+                site.lines()[0].starts_with("emulator/faulty_kernels/races.cu:"),
                 "{fault}"
             );
         }
@@ -28,63 +28,65 @@ fn assert_races(kernel: &str, buffer: &str, make: impl Fn() -> Planted) {
 }
 
 fn ordered_accesses_are_sound() {
-    assert_sound("race_sound_barrier", || Planted::new(3, 96));
-    assert_sound("race_sound_halves", || Planted::new(1, 64));
-    assert_sound("race_sound_warp", || Planted::new(1, 32));
-    assert_sound("race_sound_half_a_warp", || Planted::new(1, 32));
-    assert_sound("race_sound_grid", || Planted::new(4, 64).cooperative());
-    assert_sound("race_sound_last_block", || Planted::new(5, 64));
+    assert_sound("race_sound_barrier", || TestLaunch::new(3, 96));
+    assert_sound("race_sound_halves", || TestLaunch::new(1, 64));
+    assert_sound("race_sound_warp", || TestLaunch::new(1, 32));
+    assert_sound("race_sound_half_a_warp", || TestLaunch::new(1, 32));
+    assert_sound("race_sound_grid", || TestLaunch::new(4, 64).cooperative());
+    assert_sound("race_sound_last_block", || TestLaunch::new(5, 64));
     assert_sound("race_sound_last_block", || {
-        Planted::new(5, 64).cooperative()
+        TestLaunch::new(5, 64).cooperative()
     });
-    assert_sound("race_sound_atomics", || Planted::new(4, 64));
+    assert_sound("race_sound_atomics", || TestLaunch::new(4, 64));
 }
 
 fn races_in_shared_memory_are_caught() {
     assert_races("race_load_after_store", "shared memory", || {
-        Planted::new(1, 64)
+        TestLaunch::new(1, 64)
     });
     assert_races("race_store_after_load", "shared memory", || {
-        Planted::new(1, 64)
+        TestLaunch::new(1, 64)
     });
 }
 
 fn races_in_global_memory_are_caught() {
-    assert_races("race_two_stores", "output", || Planted::new(1, 32));
+    assert_races("race_two_stores", "output", || TestLaunch::new(1, 32));
     assert_races("race_between_blocks", "output", || {
-        Planted::new(2, 32).with_output()
+        TestLaunch::new(2, 32).with_output()
     });
     assert_races("race_between_blocks", "output", || {
-        Planted::new(2, 32).with_output().cooperative()
+        TestLaunch::new(2, 32).with_output().cooperative()
     });
-    assert_races("race_reader_writes", "input", || Planted::new(4, 64));
+    assert_races("race_reader_writes", "input", || TestLaunch::new(4, 64));
 }
 
 fn a_warp_is_not_in_lockstep() {
     assert_races("race_warp_in_lockstep", "shared memory", || {
-        Planted::new(1, 32)
+        TestLaunch::new(1, 32)
     });
     assert_races("race_shuffle_for_barrier", "shared memory", || {
-        Planted::new(1, 32)
+        TestLaunch::new(1, 32)
     });
-    assert_races("race_half_a_warp", "shared memory", || Planted::new(1, 32));
+    assert_races("race_half_a_warp", "shared memory", || {
+        TestLaunch::new(1, 32)
+    });
 }
 
 fn an_atomic_without_fences_orders_nothing() {
     assert_races("race_last_block_without_fence", "output", || {
-        Planted::new(5, 64)
+        TestLaunch::new(5, 64)
     });
-    assert_races("race_atomic_and_load", "counter", || Planted::new(1, 64));
+    assert_races("race_atomic_and_load", "counter", || TestLaunch::new(1, 64));
 }
 
 fn what_a_launch_did_is_known_to_the_next() {
-    let mut planted = Planted::new(1, 64);
+    let mut launch = TestLaunch::new(1, 64);
     for kernel in [
         "race_sound_barrier",
         "race_sound_last_block",
         "race_sound_barrier",
     ] {
-        planted.run(kernel).unwrap();
+        launch.run(kernel).unwrap();
     }
 }
 

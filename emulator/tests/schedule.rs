@@ -1,33 +1,33 @@
 //! Orders of threads: drawn from a seed, and without influence on results.
 
-mod planted;
+mod faulty_kernels;
 
 use candle_trie_emulator::{Emulator, Fault, same_for_every_schedule};
-use planted::Planted;
+use faulty_kernels::TestLaunch;
 
 fn results(
     kernel: &str,
-    read: impl Fn(&mut Planted) -> Result<Vec<f32>, Fault>,
+    read: impl Fn(&mut TestLaunch) -> Result<Vec<f32>, Fault>,
 ) -> Result<Vec<f32>, Fault> {
     same_for_every_schedule(0..8, |emulator: Emulator| {
-        let mut planted = Planted {
+        let mut launch = TestLaunch {
             emulator,
-            ..Planted::new(1, 64)
+            ..TestLaunch::new(1, 64)
         };
         // Numbers whose sum depends on the order, and zeros to add them to.
         let numbers: Vec<f32> = (1..=64).map(|number| 1.0 / number as f32).collect();
-        planted.input = planted.memory.upload("numbers", &numbers);
-        let mut planted = planted.with_output();
-        planted.run(kernel)?;
-        read(&mut planted)
+        launch.input = launch.memory.upload("numbers", &numbers);
+        let mut launch = launch.with_output();
+        launch.run(kernel)?;
+        read(&mut launch)
     })
 }
 
 fn results_without_order_are_the_same() {
-    let counters = results("schedule_sound", |planted| {
-        Ok(planted
+    let counters = results("schedule_sound", |launch| {
+        Ok(launch
             .memory
-            .download(planted.counter)?
+            .download(launch.counter)?
             .into_iter()
             .map(|count| count as f32)
             .collect())
@@ -37,7 +37,7 @@ fn results_without_order_are_the_same() {
 
 fn results_that_depend_on_the_order_are_caught() {
     for kernel in ["schedule_float_sum", "schedule_first_come"] {
-        let fault = results(kernel, Planted::output).unwrap_err();
+        let fault = results(kernel, TestLaunch::output).unwrap_err();
         println!("{kernel}: {fault}");
         assert_fault!(fault, Fault::ScheduleDependent { seeds: (0, _), .. });
     }
@@ -45,12 +45,12 @@ fn results_that_depend_on_the_order_are_caught() {
 
 fn a_seed_gives_the_same_order_again() {
     let run = |seed| {
-        let mut planted = Planted {
+        let mut launch = TestLaunch {
             emulator: Emulator::with_seed(seed),
-            ..Planted::new(2, 64)
+            ..TestLaunch::new(2, 64)
         };
-        planted.run("schedule_first_come").unwrap();
-        planted.output().unwrap()
+        launch.run("schedule_first_come").unwrap();
+        launch.output().unwrap()
     };
     assert_eq!(run(3), run(3));
     assert_ne!(run(3), run(4));

@@ -1,12 +1,12 @@
 //! How fast kernels run: two thousand blocks of a reduction, or as many warps of matrix products, are
 //! a matter of seconds.
 
-mod planted;
+mod faulty_kernels;
 
 use std::time::{Duration, Instant};
 
 use candle_trie_emulator::{Emulator, Launch, Memory};
-use planted::Planted;
+use faulty_kernels::TestLaunch;
 
 fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
     const BLOCKS: u32 = 2000;
@@ -50,17 +50,17 @@ fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
 
 fn two_thousand_warps_of_products_finish_in_seconds() {
     const TURNS: u64 = 32;
-    let mut planted = Planted {
+    let mut launch = TestLaunch {
         shared_bytes: 4 * 24 * 48,
         count: TURNS,
-        ..Planted::new(500, 128)
+        ..TestLaunch::new(500, 128)
     };
-    planted.emulator.step_limit = u64::MAX;
+    launch.emulator.step_limit = u64::MAX;
     let start = Instant::now();
-    planted.run("speed_of_products").unwrap();
+    launch.run("speed_of_products").unwrap();
     let elapsed = start.elapsed();
     assert_eq!(
-        planted.output().unwrap(),
+        launch.output().unwrap(),
         vec![16.0 * TURNS as f32; 500 * 128]
     );
     let products = 2000 * TURNS as u32;

@@ -1,19 +1,19 @@
 //! Counts, where they are known.
 
-mod planted;
+mod faulty_kernels;
 
 use candle_trie_emulator::Report;
-use planted::Planted;
+use faulty_kernels::TestLaunch;
 
 fn traced(kernel: &str, count: u64, threads: u32) -> Report {
-    let mut planted = Planted {
+    let mut launch = TestLaunch {
         threads,
         shared_bytes: 64 << 10,
         count,
-        ..Planted::new(1, 1024)
+        ..TestLaunch::new(1, 1024)
     };
-    planted.emulator = planted.emulator.traced();
-    planted.run(kernel).unwrap()
+    launch.emulator = launch.emulator.traced();
+    launch.run(kernel).unwrap()
 }
 
 fn neighbours_share_sectors() {
@@ -104,7 +104,7 @@ fn lines_are_told_apart() {
     for line in lines {
         let buffer = line.buffer.as_deref().unwrap();
         assert_eq!(line.traffic, report.traffic(buffer));
-        assert!(line.lines[0].starts_with("emulator/planted/traffic.cu:"));
+        assert!(line.lines[0].starts_with("emulator/faulty_kernels/traffic.cu:"));
     }
 }
 

@@ -3,7 +3,7 @@
 use candle_trie::launch::{Element, LinearGradients};
 
 use crate::moved::CARDS;
-use crate::recorder::issue;
+use crate::recorder::issue_linear;
 use crate::resources;
 use crate::support::{Model, Shape, kernel_models};
 
@@ -59,6 +59,6 @@ fn launched(shape: &Shape, width: usize) -> (usize, usize) {
     let card = resources::CARDS.iter().find(|card| card.name == "H100");
     let limits = &card.expect("a card of that name").limits;
     let hidden = LinearGradients::Hidden;
-    let issued = issue(shape, width, Element::Bf16, hidden, limits).expect("a plan");
+    let issued = issue_linear(shape, width, Element::Bf16, hidden, limits).expect("a plan");
     (issued.launches.len(), issued.uploaded_bytes)
 }

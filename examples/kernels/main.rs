@@ -18,6 +18,7 @@ mod ptxas;
 mod support;
 
 mod linear;
+mod model;
 mod moved;
 mod recorder;
 mod resources;

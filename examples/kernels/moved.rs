@@ -104,14 +104,9 @@ fn table<T: Number>(title: &str, sets: &TokenSets, rows: &Rows, few: &Rows) {
             limits: LIMITS,
             ..Case::new(sets, few, WIDTH, &logits)
         };
-        let emulator = Emulator {
-            limits: candle_trie_emulator::Limits {
-                resident_blocks: 1024,
-                ..Default::default()
-            },
-            ..Emulator::default()
-        };
-        let outcome = case.run(&emulator.traced()).expect("a sound launch");
+        let outcome = case
+            .run(&Emulator::default().traced())
+            .expect("a sound launch");
         let report = match mode.gradient {
             Gradient::Backward => &outcome.backward,
             _ => &outcome.forward,
@@ -165,13 +160,13 @@ impl Least {
             "tokens",
             "offsets",
             "rows",
-            "idle",
+            "ignored",
             "softmaxes",
             "loss",
             "partials",
             "statistics",
             "temperature",
-            "arrived",
+            "block counter",
             "upstream",
         ]
         .iter()

@@ -1,12 +1,11 @@
 //! Registers, shared memory, occupancy and code size of every kernel on every target.
 
-use candle_trie::launch::{
-    Decode, DenseBackward, DenseForward, DeviceLimits, Element, LinearGradients, TemperaturePlan,
-};
-use candle_trie::{AdaptiveStrategy, BeamSearch, MaskedSoftmaxLoss, Scope, TokenTrie};
+use candle_trie::launch::{DecodePlan, DecodeResults, DeviceLimits, Element, LinearGradients};
+use candle_trie::{AdaptiveStrategy, BeamSearch, Result, Scope, Temperature, TokenTrie};
 
+use crate::emulated::Recorder;
 use crate::ptxas::{Usage, usages};
-use crate::recorder::issue;
+use crate::recorder::{issue_dense, issue_linear};
 use crate::support::{SMOLLM2, Shape};
 
 /// A card of each architecture that the kernels are compiled for.
@@ -98,55 +97,60 @@ impl Card {
         )
     }
 
-    /// Threads and shared memory of a block.
+    /// Returns the threads and the shared memory of a block.
     fn shape(&self, kernel: &str) -> [u32; 2] {
-        if kernel.starts_with("decode_") {
-            return self.decode_shape(kernel);
-        }
-        let shape = Shape::books();
-        let strategy = AdaptiveStrategy {
-            scope: Scope::Branching,
-            ..AdaptiveStrategy::default()
-        };
-        let loss = MaskedSoftmaxLoss::new(&shape.sets, strategy).expect("a loss");
-        let rows = loss.dense_rows(&shape.rows).expect("rows");
-        let temperature = match kernel.starts_with("dense_adaptive") {
-            true => rows.next(&strategy.into()).expect("a step"),
-            false => TemperaturePlan::at(1.5),
-        };
+        let issued = self.issued(kernel).expect("a plan");
+        let mut launches = issued.launches.iter();
+        let launch = launches.find(|launch| launch.kernel == kernel);
+        let launch = launch.expect("a launch of every kernel");
+        [launch.threads, launch.shared_bytes]
+    }
+
+    /// Issues a plan that this kernel is part of.
+    fn issued(&self, kernel: &str) -> Result<Recorder> {
         let element = match kernel.rsplit('_').next() {
             Some("f32") => Element::F32,
             Some("f16") => Element::F16,
             _ => Element::Bf16,
         };
+        if kernel.starts_with("decode_") {
+            return self.issue_decode(element);
+        }
+        let shape = Shape::books();
         if kernel.starts_with("linear_") {
-            let (width, all) = (SMOLLM2.hidden, LinearGradients::All(&shape.sets));
-            let issued = issue(&shape, width, element, all, &self.limits).expect("a plan");
-            let launch = (issued.launches.iter()).find(|launch| launch.kernel == kernel);
-            let launch = launch.expect("a launch of every kernel");
-            return [launch.threads, launch.shared_bytes];
+            let all = LinearGradients::All(&shape.sets);
+            return issue_linear(&shape, SMOLLM2.hidden, element, all, &self.limits);
         }
-        let (width, limits) = (SMOLLM2.vocabulary, &self.limits);
-        if kernel.starts_with("dense_backward") {
-            let plan = DenseBackward::new(&rows, element, width, limits);
-            return plan.expect("a width").expect("positions").block_shape();
-        }
-        let plan = DenseForward::new(&rows, element, width, temperature, true, limits);
-        plan.expect("a width").block_shape()
+        let temperature = match kernel.starts_with("dense_adaptive") {
+            true => Temperature::from(AdaptiveStrategy {
+                scope: Scope::Branching,
+                ..AdaptiveStrategy::default()
+            }),
+            false => Temperature::fixed(1.5),
+        };
+        issue_dense(
+            &shape,
+            SMOLLM2.vocabulary,
+            element,
+            &temperature,
+            &self.limits,
+        )
     }
 
-    /// That of the widest step of the Books catalogue, whose largest set has 1,104 tokens.
-    fn decode_shape(&self, kernel: &str) -> [u32; 2] {
+    /// Issues the widest step of the Books catalogue, whose largest set has 1,104 tokens.
+    fn issue_decode(&self, element: Element) -> Result<Recorder> {
         let items = (0..1104u32).map(|token| (u64::from(token), [token + 1, 0]));
-        let trie = TokenTrie::new(items).expect("a catalogue");
-        let search = BeamSearch::new(&trie, 32, 10, 1.5).expect("a search");
-        let beams = search.decode_beams().expect("few candidates");
-        let plan = Decode::new(&beams, Element::Bf16, SMOLLM2.vocabulary, &self.limits);
-        let plan = plan.expect("a width").expect("a beam");
-        match kernel {
-            "decode_choices" => plan.choice_shape(),
-            _ => plan.score_shape(),
-        }
+        let trie = TokenTrie::new(items)?;
+        let beams = BeamSearch::new(&trie, 32, 10, 1.5)?.decode_beams()?;
+        let plan = DecodePlan::new(&beams, element, SMOLLM2.vocabulary, &self.limits)?;
+        let results = DecodeResults {
+            choices: Recorder::ANYWHERE,
+            faults: Recorder::ANYWHERE,
+        };
+        let (mut recorder, logits) = (Recorder::default(), Recorder::matrix(SMOLLM2.vocabulary));
+        // SAFETY: nothing is launched, so no address is used.
+        unsafe { plan.expect("a beam").issue(&mut recorder, logits, &results) }?;
+        Ok(recorder)
     }
 
     fn resident_threads(&self, registers: u32, threads: u32, shared: u32) -> u32 {

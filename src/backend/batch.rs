@@ -13,16 +13,17 @@ pub(crate) struct Batch {
     pub rows: Vec<BatchRow>,
     /// Whether the loss is multiplied by τ.
     pub times_temperature: bool,
-    /// Whether infinite and NaN logits are looked for.
+    /// Whether infinite and NaN logits are an error.
     pub checked: bool,
     /// Whether the result is one number, or one for each position.
     pub reduced: bool,
-    /// How many rows were labelled, and how many of them branch.
+    /// How many rows were labelled.
     pub labelled_rows: usize,
+    /// How many of them branch.
     pub branching_rows: usize,
-    /// What the weights of the rows were divided by to give their shares.
+    /// The number that the weights of the rows were divided by to give their shares.
     pub denominator: f64,
-    /// Under a mean, the share of all unary rows that it counts; `None` under another reduction.
+    /// The share of all unary rows in the mean; `None` under another reduction.
     pub unary_share_of_mean: Option<f64>,
     /// The weights of BEAR, by which a row's share is multiplied once its scores are known.
     pub bear: Option<Bear>,
@@ -44,14 +45,14 @@ pub(crate) struct BatchRow {
 }
 
 impl BatchRow {
-    /// Whether the row has a loss and a gradient. Where it has none its logits may be anything, NaN
+    /// Returns whether the row has a loss and a gradient. Where it has none its logits may be anything, NaN
     /// too, and must not reach the result.
     pub fn counts(&self) -> bool {
         self.share != 0.0
     }
 }
 
-/// What a mean divides by.
+/// The denominator of a mean.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Denominator {
     LabelledWeight,
@@ -73,7 +74,7 @@ pub(crate) fn check_marks(scope: Scope, rows: &Rows) -> Result<()> {
 }
 
 impl Batch {
-    /// `scope` is that of an adaptive temperature, `None` where no statistics are wanted.
+    /// Resolves rows against their sets. `scope` is that of an adaptive temperature, `None` where no statistics are wanted.
     pub fn new(
         sets: &TokenSets,
         rows: &Rows,
@@ -159,7 +160,7 @@ impl Batch {
         self.sets.get(row.set).unwrap_or(TokenSet::Listed(&[]))
     }
 
-    /// The vocabulary's size, where every row ranges over all of it.
+    /// Returns the vocabulary's size, where every row ranges over all of it.
     pub fn whole_vocabulary(&self) -> Option<usize> {
         match self.sets.get(0) {
             Some(TokenSet::All { size }) => Some(size as usize),
@@ -167,7 +168,7 @@ impl Batch {
         }
     }
 
-    /// The tokens of a row whose set is listed; none for the whole vocabulary.
+    /// Returns the tokens of a row whose set is listed, and none for the whole vocabulary.
     pub fn listed(&self, row: &BatchRow) -> &[u32] {
         match self.set(row) {
             TokenSet::Listed(tokens) => tokens,
@@ -175,12 +176,12 @@ impl Batch {
         }
     }
 
-    /// How many tokens the row's softmax ranges over.
+    /// Returns how many tokens the row's softmax ranges over.
     pub fn size(&self, row: &BatchRow) -> usize {
         self.set(row).len()
     }
 
-    /// The positions that are no row's, rising: neither loss nor statistics need what is there.
+    /// Returns the positions without a row, rising: neither loss nor statistics read what is there.
     pub fn ignored(&self) -> Vec<u32> {
         let mut found = self.rows.iter().peekable();
         (0..self.positions as u32)
@@ -188,14 +189,14 @@ impl Batch {
             .collect()
     }
 
-    /// The statistics as far as they do not depend on logits.
+    /// Returns the statistics as far as they do not depend on logits.
     pub fn statistics_sizes(&self) -> Statistics {
         (self.rows.iter().filter(|row| row.in_statistics))
             .map(|row| Statistics::of_moments(self.size(row), 0.0, 0.0, 0.0))
             .fold(Statistics::default(), |sum, row| sum.merge(&row))
     }
 
-    /// What a row's loss is multiplied by in the result, besides its weight by BEAR.
+    /// Returns what a row's loss is multiplied by in the result, besides its weight by BEAR.
     pub fn loss_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
         let factor = if self.times_temperature {
             temperature
@@ -205,7 +206,7 @@ impl Batch {
         row.share * factor
     }
 
-    /// What p − [v = y] is multiplied by to give the gradient of the result, besides the row's weight by
+    /// Returns what p − [v = y] is multiplied by to give the gradient of the result, besides the row's weight by
     /// BEAR: τ cancels the 1/τ of the chain rule where the loss is multiplied by it.
     pub fn gradient_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
         let factor = if self.times_temperature {

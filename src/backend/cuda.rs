@@ -1,18 +1,17 @@
 //! Runs launch plans on a CUDA device, through candle's stream.
 
-pub(crate) mod decode;
-pub(crate) mod dense;
 mod kernels;
+pub(crate) mod sets;
 mod staging;
-pub(crate) mod work;
+pub(crate) mod stream;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::Pod;
 use candle_core::CudaDevice;
 use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError,
-    LaunchConfig, PushKernelArg, SyncOnDrop,
+    CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig,
+    PushKernelArg,
 };
 
 use super::launch::{self, DeviceLimits, Launch};
@@ -26,51 +25,11 @@ use staging::Staging;
 /// the host: make and use an executor on the thread that issues candle's work.
 #[derive(Clone)]
 pub struct Executor {
+    device: CudaDevice,
     stream: Arc<CudaStream>,
     kernels: Kernels,
     staging: Arc<Mutex<Staging>>,
     limits: DeviceLimits,
-}
-
-/// Buffers that a launch reads and writes, as the addresses that its parameters carry.
-///
-/// cudarc orders the launch after the work of other streams on these buffers when they are added,
-/// and the others' later work after the launch when the list is dropped: [`Executor::launch`] takes
-/// it and drops it once the launch is issued.
-#[derive(Default)]
-pub struct Buffers<'a> {
-    held: Vec<SyncOnDrop<'a>>,
-}
-
-impl<'a> Buffers<'a> {
-    /// No buffer yet.
-    #[must_use]
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// The address of a buffer that the launch reads.
-    pub fn read<T>(
-        &mut self,
-        executor: &'a Executor,
-        buffer: &'a impl DevicePtr<T>,
-    ) -> Option<launch::DevicePtr> {
-        self.hold(buffer.device_ptr(&executor.stream))
-    }
-
-    /// The address of a buffer that the launch writes.
-    pub fn write<T>(
-        &mut self,
-        executor: &'a Executor,
-        buffer: &'a mut impl DevicePtrMut<T>,
-    ) -> Option<launch::DevicePtr> {
-        self.hold(buffer.device_ptr_mut(&executor.stream))
-    }
-
-    fn hold(&mut self, (address, held): (u64, SyncOnDrop<'a>)) -> Option<launch::DevicePtr> {
-        self.held.push(held);
-        launch::DevicePtr::new(address)
-    }
 }
 
 /// A parameter struct on its way to a kernel.
@@ -81,7 +40,7 @@ struct ByValue<P>(P);
 unsafe impl<P: Pod> DeviceRepr for ByValue<P> {}
 
 impl Executor {
-    /// An executor on candle's device and stream. The first one of a context loads the kernels.
+    /// Makes an executor on candle's device and stream. The first one of a context loads the kernels.
     ///
     /// # Errors
     /// What the driver says, when it cannot load code for this device.
@@ -90,6 +49,7 @@ impl Executor {
         let context = stream.context();
         let (kernels, staging) = kernels_of(context)?;
         Ok(Self {
+            device: device.clone(),
             kernels,
             staging,
             limits: limits_of(context).map_err(driver_error)?,
@@ -97,31 +57,40 @@ impl Executor {
         })
     }
 
-    /// What plans must know of the device.
+    /// Returns the limits of the device, which plans depend on.
     #[must_use]
     pub fn limits(&self) -> &DeviceLimits {
         &self.limits
     }
 
+    /// Returns candle's device.
+    pub(crate) fn device(&self) -> &CudaDevice {
+        &self.device
+    }
+
+    /// Returns the address of a buffer of this stream, which nothing orders against other streams.
+    pub fn address<T>(&self, buffer: &impl DevicePtr<T>) -> Option<launch::DevicePtr> {
+        launch::DevicePtr::new(buffer.device_ptr(&self.stream).0)
+    }
+
     /// Issues a launch.
     ///
     /// # Safety
-    /// The parameters must be those of the kernel, and their addresses must be of device buffers in
-    /// `buffers` that are as large as the kernel's source says.
+    /// The parameters must be those of the kernel. Their addresses must be of device buffers that are as large as the
+    /// kernel's source says, and that nobody else reads or writes until the launch is done.
     ///
     /// # Errors
     /// What the driver says, when it refuses the launch.
-    pub unsafe fn launch<P: Pod>(&self, launch: &Launch<P>, buffers: Buffers<'_>) -> Result<()> {
-        let function = self.kernel(launch.kernel)?;
+    pub unsafe fn launch<P: Pod>(&self, launch: &Launch<P>) -> Result<()> {
         let shape = LaunchConfig {
             grid_dim: launch.grid.into(),
             block_dim: launch.block.into(),
             shared_mem_bytes: launch.shared_bytes,
         };
         let params = ByValue(launch.params);
-        let mut issue = self.stream.launch_builder(function);
+        let mut issue = self.stream.launch_builder(self.kernel(launch.kernel)?);
         issue.arg(&params);
-        // SAFETY: the caller's promise about the parameters; the buffers are held until after this.
+        // SAFETY: the caller's promise about the parameters and their buffers.
         let issued = unsafe {
             if launch.cooperative {
                 issue.launch_cooperative(shape)
@@ -129,20 +98,17 @@ impl Executor {
                 issue.launch(shape)
             }
         };
-        drop(buffers);
-        issued.map_err(driver_error)?;
-        Ok(())
+        issued.map(drop).map_err(driver_error)
     }
 
-    /// Issues one copy of these words, one part behind the other, to the beginning of `to`.
-    pub(crate) fn upload(&self, parts: &[&[u32]], to: &mut CudaSlice<u32>) -> Result<()> {
+    /// Issues one copy of these tables, one behind the other, to the beginning of `to`.
+    fn upload(&self, tables: &[&[u32]], to: &mut CudaSlice<u32>) -> Result<()> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let issued = staging.upload(&self.stream, parts, to);
+        let issued = staging.upload(&self.stream, tables, to);
         issued.map_err(driver_error)
     }
 
-    /// How many blocks of this shape are resident together, as the driver counts them: for a benchmark's own
-    /// [`Queue`](crate::launch::Queue).
+    /// Returns how many blocks of this shape are resident together, as the driver counts them.
     ///
     /// # Errors
     /// What the driver says.

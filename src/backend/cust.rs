@@ -1,9 +1,7 @@
 //! Runs launch plans on a CUDA device, through the crate cust.
 
-pub(crate) mod dense;
-pub(crate) mod linear;
 pub(crate) mod memory;
-mod work;
+pub(crate) mod stream;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -31,7 +29,7 @@ use crate::{Error, Result};
 pub struct Executor {
     kernels: HashMap<&'static str, sys::CUfunction>,
     limits: DeviceLimits,
-    /// What the kernels are parts of.
+    /// The modules that the kernels are parts of.
     _modules: Vec<Module>,
 }
 
@@ -60,7 +58,7 @@ impl Executor {
         })
     }
 
-    /// What plans must know of the device.
+    /// Returns the limits of the device, which plans depend on.
     #[doc(hidden)]
     #[must_use]
     pub fn limits(&self) -> &DeviceLimits {
@@ -118,7 +116,7 @@ impl Executor {
         })
     }
 
-    /// How many blocks of this shape are resident together, as the driver counts them.
+    /// Returns how many blocks of this shape are resident together, as the driver counts them.
     pub(crate) fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
         let function = self.kernel(launch.kernel)?;
         let mut each = 0;
@@ -157,7 +155,7 @@ impl fmt::Debug for Executor {
 /// A type of logits, hidden states and heads that kernels are compiled for: f32, [`F16`] or [`Bf16`],
 /// and no other, as kernels trust it with the sizes of buffers.
 pub trait Logit: DeviceCopy + Pod + sealed::Sealed {
-    /// What the kernels call it.
+    /// The kernels' name of the type.
     #[doc(hidden)]
     const ELEMENT: Element;
 }
@@ -196,7 +194,7 @@ impl Logit for Bf16 {
     const ELEMENT: Element = Element::Bf16;
 }
 
-/// A kernel that may have more shared memory than the 48 KiB that every device allows unasked.
+/// Finds a kernel and lets it have more shared memory than the 48 KiB that every device allows unasked.
 fn kernel(module: &Module, name: &str, shared_bytes: u32) -> Result<sys::CUfunction> {
     let function = module.get_function(name).map_err(driver_error)?.to_raw();
     let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;

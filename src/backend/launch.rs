@@ -1,5 +1,5 @@
-//! Launch plans: which kernel, in which shape, with which parameters. They are made without a
-//! device, so whatever runs them (a GPU, or the emulator of the tests) runs the same.
+//! Launch plans: which kernel, in which shape, with which parameters. They are made without a device and issued to a
+//! [`Stream`]: candle's, cust's, or the emulator of the tests, which so run the same.
 
 mod beam_weights;
 mod decode;
@@ -7,34 +7,30 @@ mod dense;
 mod device_ptr;
 mod kernel_params;
 mod linear;
-mod queue;
+mod results;
+mod stream;
 mod temperature;
 
 use beam_weights::BeamWeights;
-pub use decode::{Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs};
+pub use decode::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults};
 pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
-pub use dense::{
-    DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
-    GradientView,
-};
-pub use device_ptr::DevicePtr;
+pub use dense::{DensePlan, DenseRows, DenseSaved, DenseTensors};
+pub use device_ptr::{DeviceMatrix, DevicePtr};
 use kernel_params::{Kernel, kernel_params};
-pub use linear::{
-    LinearForwarded, LinearGradients, LinearPass, LinearResults, LinearRows, LinearTensors,
-    LinearUpstream, LinearWork,
-};
+pub use linear::{LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors, LinearWork};
+pub use results::{BatchTotals, ForwardResults, Upstream};
 #[cfg(feature = "cuda")]
-pub(crate) use queue::bytes_of_parts;
+pub(crate) use stream::bytes_of_parts;
 #[cfg(any(feature = "cuda", feature = "cust"))]
-pub(crate) use queue::places_of_parts;
-pub use queue::{Lifetime, Queue};
+pub(crate) use stream::places_of_parts;
+pub use stream::{Lifetime, Stream};
 pub use temperature::TemperaturePlan;
 use temperature::{StatisticsSizes, TemperatureStep};
 
-/// Threads that run together.
+/// The threads of a warp.
 const WARP: u32 = 32;
 
-/// Shared memory that a block reduction of `kernels/reduce.cuh` needs for values of so many bytes.
+/// Returns how much shared memory a block reduction of `kernels/reduce.cuh` needs for values of so many bytes.
 const fn reduction_bytes(value_bytes: u32) -> u32 {
     1024 / WARP * value_bytes
 }
@@ -44,11 +40,11 @@ const fn reduction_bytes(value_bytes: u32) -> u32 {
 pub struct Launch<P> {
     /// The kernel's name in its source.
     pub kernel: &'static str,
-    /// Blocks.
+    /// How many blocks there are, in each dimension.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// How many threads a block has, in each dimension.
     pub block: [u32; 3],
-    /// Dynamic shared memory of a block.
+    /// The dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
     /// Whether all blocks must be resident together, because they wait for each other.
     pub cooperative: bool,
@@ -56,14 +52,14 @@ pub struct Launch<P> {
     pub params: P,
 }
 
-/// What plans must know of a device.
+/// The limits of a device that launch plans depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLimits {
-    /// Multiprocessors.
+    /// How many multiprocessors there are.
     pub multiprocessors: u32,
-    /// Shared memory that one block may ask for.
+    /// The shared memory that one block may ask for, in bytes.
     pub shared_bytes_per_block: u32,
-    /// Shared memory of a multiprocessor, for all its blocks.
+    /// The shared memory of a multiprocessor for all its blocks, in bytes.
     pub shared_bytes_per_multiprocessor: u32,
 }
 
@@ -75,8 +71,8 @@ impl DeviceLimits {
     /// The fewest that any supported architecture holds (the RTX 30 series).
     const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
 
-    /// How many blocks of this shape are sure to be resident together: the most that a cooperative
-    /// launch may have. 0 where not even one fits.
+    /// Returns how many blocks of this shape are sure to be resident together: the most that a cooperative
+    /// launch may have. Returns 0 where not even one fits.
     fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared_bytes: u32) -> u32 {
         if threads > kernel.threads || shared_bytes > self.shared_bytes_per_block {
             return 0;
@@ -90,7 +86,7 @@ impl DeviceLimits {
         self.multiprocessors * blocks.min(by_shared_memory)
     }
 
-    /// The shared memory that each of so many blocks of a multiprocessor can have.
+    /// Returns the shared memory that each of so many blocks of a multiprocessor can have, in bytes.
     fn shared_bytes_of_each(&self, blocks: u32) -> u32 {
         let share = self.shared_bytes_per_multiprocessor / blocks.max(1);
         let units = share.saturating_sub(Self::RESERVED_SHARED_BYTES) / Self::SHARED_UNIT_BYTES;
@@ -110,7 +106,7 @@ pub enum Element {
 }
 
 impl Element {
-    /// The size of one.
+    /// Returns the size of one element, in bytes.
     #[must_use]
     pub fn bytes(self) -> u32 {
         match self {

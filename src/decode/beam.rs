@@ -3,10 +3,13 @@
 use candle_core::Tensor;
 use rayon::prelude::*;
 
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::path::{check_logits, log_softmax};
 use super::rules::{Beams, Candidate, Rules};
-use super::{Excluded, Path, SearchResult, cuda};
+use super::{Excluded, Path, SearchResult};
 use crate::error::check_numbered;
+#[cfg(feature = "cuda")]
 use crate::launch::DecodeBeams;
 use crate::loss::{Head, Scores, valid_logits};
 use crate::temperature::check_temperature;
@@ -14,9 +17,11 @@ use crate::{Error, Result, TokenSets, TokenTrie};
 
 /// A beam search for the most probable items of many users at once, constrained by a trie.
 ///
-/// The caller owns the model; the search says what to feed it. Logits (or hidden states) come one row
-/// a active beam: first one beam a user (but see [`beam_users`](Self::beam_users)), after its prompt and the
-/// tokens of [`lead`](Self::common_prefix); then those of the last [`BeamStep`], in its order.
+/// The caller owns the model, and the search says which tokens to feed it. Each [`step`](Self::step) takes one row of
+/// logits or hidden states for each active beam. Before the first step there is one beam for each user (but see
+/// [`beam_users`](Self::beam_users)), which has read its prompt and the tokens of
+/// [`common_prefix`](Self::common_prefix). Before each other step the beams are those of the last [`BeamStep`], in its
+/// order.
 ///
 /// A beam from which only one item can be reached is finished, without the steps to its end, and
 /// takes no place from the active ones.
@@ -30,48 +35,48 @@ use crate::{Error, Result, TokenSets, TokenTrie};
 /// let model = |beams: usize| Tensor::new(vec![row.to_vec(); beams], &Device::Cpu);
 ///
 /// let mut search = BeamSearch::new(&trie, 1, 2, 1.0)?;
-/// assert!(search.common_prefix().is_empty()); // not all items begin alike
+/// assert!(search.common_prefix().is_empty()); // not all items begin with the same token
 /// let mut logits = model(1)?;
 /// while let Some(step) = search.step(&logits)? {
 ///     // A real model continues beam `step.parents[i]` with the tokens `step.tokens[i]` here.
 ///     logits = model(step.tokens.len())?;
 /// }
-/// let found = search.results(0);
-/// assert_eq!(found[0].items, [12]); // 1/2, against 1/2 · 3/4 for item 10
-/// assert_eq!(found[1].items, [10]);
-/// assert!((found[1].log_probability - (3f64 / 8.0).ln()).abs() < 1e-6);
+/// let results = search.results(0);
+/// assert_eq!(results[0].items, [12]); // 1/2, against 1/2 · 3/4 for item 10
+/// assert_eq!(results[1].items, [10]);
+/// assert!((results[1].log_probability - (3f64 / 8.0).ln()).abs() < 1e-6);
 /// # Ok::<(), candle_trie::Error>(())
 /// ```
 #[derive(Debug, Clone)]
 pub struct BeamSearch {
     pub(super) rules: Rules,
-    lead: Vec<u32>,
+    common_prefix: Vec<u32>,
     pub(super) users: Vec<Beams>,
 }
 
-/// What the probabilities of a step are normalised over.
+/// The tokens that the probabilities of a step are normalised over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Normalisation {
-    /// The tokens of the node: the probabilities of items, which sum to 1 over the catalogue.
+    /// Probabilities are normalised over the tokens of the node. They are those of items, and sum to 1 over the catalogue.
     #[default]
     Trie,
-    /// The whole vocabulary, and masked afterwards: what Hugging Face's `generate` with
-    /// `prefix_allowed_tokens_fn` does, whose beams this mode keeps. Every token costs a step.
+    /// Probabilities are normalised over the whole vocabulary and masked afterwards. The beams are those of Hugging Face's
+    /// `generate` with `prefix_allowed_tokens_fn`. Every token takes a step.
     Vocabulary,
 }
 
-/// What to feed a model before the next step: one entry a active beam, those of one user together.
+/// The tokens to feed a model before the next step: one entry for each active beam, those of one user side by side.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct BeamStep {
-    /// The row of the last logits that each beam continues.
+    /// The row of the last scores that each beam continues, counted from 0.
     pub parents: Vec<u32>,
-    /// The tokens that continue it, one at the least: the one that was chosen, and those after it
+    /// The tokens that continue it, at least one: the token that was chosen, and those after it
     /// that leave no choice.
     pub tokens: Vec<Vec<u32>>,
 }
 
 impl BeamSearch {
-    /// A search that keeps the `width` best paths of each user, at the temperature of training.
+    /// Makes a search that keeps the `width` best paths of each user. `temperature` should be that of training.
     ///
     /// # Errors
     /// [`Error::OutOfRange`] for a width of 0, or a temperature that is not from 2⁻¹²⁶ to 2¹²⁶, and
@@ -88,14 +93,14 @@ impl BeamSearch {
                 normalise: Normalisation::Trie,
                 length_penalty: 0.0,
             },
-            lead: Vec::new(),
+            common_prefix: Vec::new(),
             users: vec![Beams::default(); users],
         };
         search.begin();
         Ok(search)
     }
 
-    /// Normalises the probabilities otherwise. To be called before the first step.
+    /// Returns the search with another normalisation of the probabilities, at its beginning.
     #[must_use]
     pub fn with_normalisation(mut self, normalise: Normalisation) -> Self {
         self.rules.normalise = normalise;
@@ -103,9 +108,10 @@ impl BeamSearch {
         self
     }
 
-    /// Ranks whole paths by log-probability ÷ length^`penalty`, the length in tokens, end token
-    /// included: above 0 it favours longer titles. 0, the default, ranks by probability. As in Hugging
-    /// Face's `generate`, a user's search then ends where the best active beam, at its present length,
+    /// Ranks whole paths by log-probability ÷ length^`penalty`, at the beginning of the search.
+    ///
+    /// The length is in tokens, end token included. A penalty above 0 favours longer titles, and 0, the default, ranks by
+    /// probability. As in Hugging Face's `generate`, a user's search then ends where the best active beam, at its present length,
     /// no longer beats the worst of `width` finished ones.
     ///
     /// # Errors
@@ -123,11 +129,11 @@ impl BeamSearch {
         Ok(self)
     }
 
-    /// Leaves out items, one list a user: already seen, or not to be had. The probabilities of the
-    /// others stay what they are. Items that the trie does not have are passed over.
+    /// Excludes items from the results, one list for each user, at the beginning of the search: for example those that
+    /// the user has seen. The probabilities of the others stay what they are. Ids that the trie does not have are ignored.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`] where there is not one list a user.
+    /// [`Error::LengthMismatch`] where there is not one list for each user.
     pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
         for (user, excluded) in
@@ -139,18 +145,18 @@ impl BeamSearch {
         Ok(self)
     }
 
-    /// The tokens that every path begins with: to be fed behind each prompt, before the first step.
+    /// Returns the tokens that every path begins with. They are to be fed after each prompt, before the first step.
     pub fn common_prefix(&self) -> &[u32] {
-        &self.lead
+        &self.common_prefix
     }
 
-    /// The user of each active beam.
+    /// Returns the user of each active beam, counted from 0.
     pub fn beam_users(&self) -> Vec<u32> {
         let of_user = |(user, beams): (u32, &Beams)| vec![user; beams.active.len()];
         (0..).zip(&self.users).flat_map(of_user).collect()
     }
 
-    /// How many beams live: the rows that the next logits must have.
+    /// Returns the number of active beams, which is that of rows that the next scores must have.
     pub fn active_beams(&self) -> usize {
         self.users.iter().map(|user| user.active.len()).sum()
     }
@@ -187,7 +193,7 @@ impl BeamSearch {
         }
     }
 
-    /// The paths found for a user, best first, equal ones by their smallest item id.
+    /// Returns the results for a user, best first, those of equal score by their smallest item id.
     pub fn results(&self, user: usize) -> Vec<SearchResult> {
         let Some(user) = self.users.get(user) else {
             return Vec::new();
@@ -198,8 +204,10 @@ impl BeamSearch {
     }
 
     fn step_over_logits(&mut self, logits: &Tensor) -> Result<Option<BeamStep>> {
+        #[cfg(feature = "cuda")]
         if logits.device().is_cuda() {
-            return self.step_on_cuda(logits);
+            valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
+            return self.step_by_kernels(logits, &self.decode_beams()?);
         }
         let nodes = self.nodes();
         let valid = valid_logits::of_logits(logits, self.sets(), &nodes)?;
@@ -213,6 +221,7 @@ impl BeamSearch {
         if self.rules.normalise == Normalisation::Vocabulary {
             return self.step_over_logits(&head.logits(hidden)?);
         }
+        #[cfg(feature = "cuda")]
         if hidden.device().is_cuda() {
             let mut beams = self.decode_beams()?;
             let logits = valid_logits::in_columns(hidden, head, self.sets(), beams.gather())?;
@@ -252,11 +261,7 @@ impl BeamSearch {
         }))
     }
 
-    fn step_on_cuda(&mut self, logits: &Tensor) -> Result<Option<BeamStep>> {
-        valid_logits::check_vocabulary(logits.dims().last(), self.sets())?;
-        self.step_by_kernels(logits, &self.decode_beams()?)
-    }
-
+    #[cfg(feature = "cuda")]
     fn step_by_kernels(
         &mut self,
         logits: &Tensor,
@@ -267,7 +272,7 @@ impl BeamSearch {
         self.apply_choices(beams, &choices, &faults)
     }
 
-    /// The nodes of the active beams.
+    /// Returns the nodes of the active beams.
     fn nodes(&self) -> Vec<u32> {
         let active = self.users.iter().flat_map(|user| &user.active);
         active.map(|path| path.node).collect()
@@ -281,8 +286,8 @@ impl BeamSearch {
     fn begin(&mut self) {
         let rules = &self.rules;
         let root = Path::root(&rules.trie);
-        let (start, lead) = rules.ride(root);
-        self.lead = lead;
+        let (start, common_prefix) = rules.follow_unary(root);
+        self.common_prefix = common_prefix;
         for user in &mut self.users {
             (user.active, user.finished) = (Vec::new(), Vec::new());
             if user.excluded.holds(&root) {
@@ -296,8 +301,8 @@ impl BeamSearch {
         }
     }
 
-    /// Lets every user's beams go on with the best of their candidates; `candidates_of` gives those of a
-    /// user, by its number, its beams and the row of the first of them.
+    /// Continues every user's beams with the best of their candidates. `candidates_of` returns those of a
+    /// user, given its number, its beams and the row of the first of them.
     pub(super) fn advance(
         &mut self,
         candidates_of: impl Fn(usize, &Beams, usize) -> Vec<Candidate> + Sync,
@@ -318,7 +323,7 @@ impl BeamSearch {
         (!all.tokens.is_empty()).then_some(all)
     }
 
-    /// The row of each user's first active beam.
+    /// Returns the row of each user's first active beam.
     pub(super) fn first_rows(&self) -> Vec<usize> {
         let mut active = 0;
         let first_row = |user: &Beams| {
@@ -341,7 +346,7 @@ pub(super) fn check_count(name: &'static str, count: usize) -> Result<()> {
     })
 }
 
-/// Refuses scores with another number of rows than a search waits for.
+/// Refuses scores with another number of rows than a search has beams or prefixes.
 pub(super) fn check_rows(what: &'static str, scores: &Scores, expected: usize) -> Result<()> {
     let actual = match scores.tensor().dims().split_last() {
         Some((_, leading)) => leading.iter().product(),
@@ -357,13 +362,13 @@ pub(super) fn check_rows(what: &'static str, scores: &Scores, expected: usize) -
     })
 }
 
-/// Refuses lists that are not one a user.
+/// Refuses another number of lists than one for each user.
 pub(super) fn check_users(expected: usize, actual: usize) -> Result<()> {
     if expected == actual {
         return Ok(());
     }
     Err(Error::LengthMismatch {
-        what: "lists of items left out, one a user",
+        what: "lists of excluded items, one for each user",
         expected,
         actual,
     })

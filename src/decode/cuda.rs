@@ -1,33 +1,47 @@
-//! A step of beam search on CUDA: from candle's storage to the backend's launches.
+//! A step of beam search on CUDA: a `launch::DecodePlan` over candle's storage.
 
-use candle_core::{DType, Tensor};
-use half::{bf16, f16};
+use bytemuck::cast_slice;
+use candle_core::Tensor;
 
-use crate::backend::cuda::decode::{Decoded, decode as launch};
-use crate::backend::cuda::dense::DeviceElement;
-use crate::launch::DecodeBeams;
-use crate::loss::{cuda_storage, device_logits};
-use crate::{Error, Result};
+use crate::Result;
+use crate::backend::cuda::Executor;
+use crate::backend::cuda::stream::{CandleStream, uninitialised};
+use crate::launch::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults};
+use crate::loss::device::{cuda, element, read_matrix, there};
 
-pub(super) fn decode(logits: &Tensor, beams: &DecodeBeams) -> Result<Decoded> {
-    match logits.dtype() {
-        DType::F32 => decode_as::<f32>(logits, beams),
-        DType::F16 => decode_as::<f16>(logits, beams),
-        DType::BF16 => decode_as::<bf16>(logits, beams),
-        other => Err(Error::Unsupported {
-            what: "logits",
-            expected: "dtype f32, f16 or bf16 on CUDA".into(),
-            actual: format!("{other:?}"),
-        }),
-    }
-}
+const LOGITS: &str = "logits";
 
-fn decode_as<T: DeviceElement>(logits: &Tensor, beams: &DecodeBeams) -> Result<Decoded> {
+/// Returns the chosen candidates, and what is wrong with the logits of each beam. Waits for the device: what a model reads
+/// next depends on the choices.
+pub(super) fn decode(
+    logits: &Tensor,
+    beams: &DecodeBeams,
+) -> Result<(Vec<DecodeChoice>, Vec<DecodeFault>)> {
     let (storage, layout) = logits.storage_and_layout();
-    let storage = cuda_storage("logits", &storage)?;
-    launch(
-        &storage.device,
-        &device_logits::<T>(storage, layout)?,
-        beams,
-    )
+    let storage = cuda(LOGITS, &storage)?;
+    let (device, executor) = (&storage.device, Executor::new(&storage.device)?);
+    let width = logits.dims().last().copied().unwrap_or(0);
+    let element = element(LOGITS, logits.dtype())?;
+    let Some(plan) = DecodePlan::new(beams, element, width, executor.limits())? else {
+        return Ok((Vec::new(), Vec::new()));
+    };
+    let choice_words = beams.choices() * size_of::<DecodeChoice>() / size_of::<u32>();
+    let fault_words = beams.beams().len() * size_of::<DecodeFault>() / size_of::<u32>();
+    let mut answer = uninitialised::<u32>(device, choice_words + fault_words)?;
+
+    let mut stream = CandleStream::new(&executor);
+    let logits = read_matrix(&mut stream, LOGITS, (storage, layout))?;
+    let choices = there(stream.write(&mut answer))?;
+    let results = DecodeResults {
+        choices,
+        faults: choices.offset((choice_words * size_of::<u32>()) as u64),
+    };
+    // SAFETY: the tokens were checked against the width, and the results have the sizes that are asked for. The stream
+    // holds all of candle's until after the launches; what it allocates it frees behind them.
+    unsafe { plan.issue(&mut stream, logits, &results) }?;
+    drop(stream);
+
+    let answer = device.clone_dtoh(&answer)?;
+    let (choices, faults) = answer.split_at(choice_words.min(answer.len()));
+    Ok((cast_slice(choices).to_vec(), cast_slice(faults).to_vec()))
 }

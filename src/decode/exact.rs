@@ -13,15 +13,16 @@ use crate::loss::{Scores, valid_logits};
 use crate::temperature::check_temperature;
 use crate::{Result, TokenTrie};
 
-/// A search for the truly most probable items of many users at once.
+/// An exact search for the most probable items of many users at once.
 ///
-/// Path probabilities only fall along the trie. So the most probable prefix that was not yet read
-/// bounds all that is left, and the search ends when the `k` best items found are no worse: nothing is
-/// missed, where a beam search may have dropped the beginning of a good title.
+/// Path probabilities only fall along the trie. So the most probable prefix that was not yet expanded
+/// bounds all that is left, and the search ends when the `k` best items found are no worse. It misses nothing,
+/// where a beam search may have dropped the beginning of a good title.
 ///
-/// The caller owns the model. Logits (or hidden states) come one row an entry of
-/// [`next_expansion`](Self::next_expansion), after the prompt, the tokens of [`lead`](Self::common_prefix) and those of the
-/// entry. [`exact_top_k`] is the short way, for a model that keeps nothing of what it has read.
+/// The caller owns the model. Each [`step`](Self::step) takes one row of logits or hidden states for each entry of
+/// [`next_expansion`](Self::next_expansion), for which the model has read the prompt, the tokens of
+/// [`common_prefix`](Self::common_prefix) and those of the entry. [`exact_top_k`] is the short way, for a model without
+/// a cache.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -30,7 +31,7 @@ use crate::{Result, TokenTrie};
 /// let trie = TokenTrie::new([(0, vec![1, 1, 0]), (1, vec![1, 2, 0]), (2, vec![2, 0])])?;
 /// let mut search = ExactSearch::new(&trie, 1, 1, 1.0)?;
 /// while let Some(expansion) = search.next_expansion() {
-///     // A real model continues what it read for row `parents[i]` with the tokens `tokens[i]` here.
+///     // A real model continues the cache of row `parents[i]` with the tokens `tokens[i]` here.
 ///     let row = |parent: &Option<u32>| match parent {
 ///         None => vec![0.0, 0.55f32.ln(), 0.45f32.ln()],
 ///         Some(_) => vec![0.0; 3],
@@ -38,9 +39,9 @@ use crate::{Result, TokenTrie};
 ///     let logits: Vec<_> = expansion.parents.iter().map(row).collect();
 ///     search.step(&Tensor::new(logits, &Device::Cpu)?)?;
 /// }
-/// let found = search.results(0);
-/// assert_eq!(found[0].items, [2]); // a beam of one would have kept token 1 alone
-/// assert!(search.bound(0) <= found[0].log_probability); // the proof
+/// let results = search.results(0);
+/// assert_eq!(results[0].items, [2]); // a beam of one would have kept token 1 alone
+/// assert!(search.bound(0) <= results[0].log_probability); // the proof
 /// # Ok::<(), candle_trie::Error>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -49,29 +50,29 @@ pub struct ExactSearch {
     k: usize,
     temperature: f64,
     at_once: usize,
-    lead: Vec<u32>,
-    /// Rows that were asked about, before those that are.
+    common_prefix: Vec<u32>,
+    /// The number of rows of all expansions before the next one.
     rows: u32,
     users: Vec<Frontier>,
 }
 
-/// The prefixes whose next tokens a search must know, those of one user together.
+/// The prefixes that a search expands next, those of one user side by side.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Expansion {
-    /// The user of each.
+    /// The user of each prefix, counted from 0.
     pub users: Vec<u32>,
-    /// The row that each continues, counted from 0 over all expansions so far; `None` for the prompt
-    /// and [`ExactSearch::common_prefix`] alone.
+    /// The row of the scores that each prefix continues, counted from 0 over all expansions so far, or `None` for the
+    /// prompt with [`ExactSearch::common_prefix`] alone.
     pub parents: Vec<Option<u32>>,
-    /// The tokens that continue it: one at the least, but none behind the prompt.
+    /// The tokens that continue that row: at least one, but none after the prompt.
     pub tokens: Vec<Vec<u32>>,
 }
 
-/// How far one user's search has come.
+/// The state of one user's search.
 #[derive(Debug, Clone, Default)]
 struct Frontier {
     open: BinaryHeap<Open>,
-    /// Those of the open prefixes that the caller is asked about.
+    /// The open prefixes that are expanded next.
     asked: Vec<Open>,
     /// The best whole paths, best first.
     found: Vec<Path>,
@@ -87,11 +88,11 @@ struct Open {
 }
 
 impl ExactSearch {
-    /// Prefixes of a user that are read together: each saves a call of the model, and may turn out to
-    /// be one too many.
+    /// The default number of prefixes of a user that are expanded in one step. With more, the model is called less often
+    /// and reads more prefixes that turn out not to matter.
     pub const DEFAULT_PREFIXES_PER_STEP: usize = 4;
 
-    /// A search for the `k` most probable paths of each user, at the temperature of training.
+    /// Makes a search for the `k` most probable paths of each user. `temperature` should be that of training.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a `k` of 0, or a temperature that is not
@@ -105,7 +106,7 @@ impl ExactSearch {
             k,
             temperature,
             at_once: Self::DEFAULT_PREFIXES_PER_STEP,
-            lead: Vec::new(),
+            common_prefix: Vec::new(),
             rows: 0,
             users: vec![Frontier::default(); users],
         };
@@ -113,7 +114,7 @@ impl ExactSearch {
         Ok(search)
     }
 
-    /// Asks about as many prefixes of a user at once.
+    /// Expands up to `at_once` prefixes of a user in one step.
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) for 0.
@@ -123,10 +124,10 @@ impl ExactSearch {
         Ok(self)
     }
 
-    /// Leaves out items, as [`BeamSearch::exclude_items`](crate::BeamSearch::exclude_items) does.
+    /// Excludes items from the results, as [`BeamSearch::exclude_items`](crate::BeamSearch::exclude_items) does.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) where there is not one list a user.
+    /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) where there is not one list for each user.
     pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
         for (user, excluded) in (self.users.iter_mut()).zip(Excluded::of_users(&self.trie, items)) {
@@ -136,12 +137,12 @@ impl ExactSearch {
         Ok(self)
     }
 
-    /// The tokens that every path begins with: to be fed behind each prompt.
+    /// Returns the tokens that every path begins with. They are to be fed after each prompt.
     pub fn common_prefix(&self) -> &[u32] {
-        &self.lead
+        &self.common_prefix
     }
 
-    /// What the next logits must be of. `None` when every user's search has ended.
+    /// Returns the prefixes that the next scores must be of, or `None` when every user's search has ended.
     pub fn next_expansion(&self) -> Option<Expansion> {
         let mut wanted = Expansion::default();
         for (user, frontier) in self.users.iter().enumerate() {
@@ -154,8 +155,8 @@ impl ExactSearch {
         (!wanted.users.is_empty()).then_some(wanted)
     }
 
-    /// Takes the scores of what was [`next_expansion`](Self::next_expansion): logits `[prefixes, V]`, or hidden states `[prefixes, H]`
-    /// with a head `[V, H]`, of which only the rows of valid tokens are read.
+    /// Takes the scores of the prefixes of [`next_expansion`](Self::next_expansion), one row for each: logits
+    /// `[prefixes, V]`, or hidden states `[prefixes, H]` with a head `[V, H]`, of which only the rows of valid tokens are read.
     ///
     /// # Errors
     /// Those of [`BeamSearch::step`](crate::BeamSearch::step).
@@ -174,8 +175,8 @@ impl ExactSearch {
         self.expand(&nodes, &valid)
     }
 
-    /// The paths found for a user, best first, equal ones by their smallest item id. When the search
-    /// has ended these are the true top: `k` of them, or all that there are.
+    /// Returns the results for a user, best first, those of equal score by their smallest item id. When the search
+    /// has ended they are the most probable paths of the catalogue: `k` of them, or all that there are.
     pub fn results(&self, user: usize) -> Vec<SearchResult> {
         let Some(user) = self.users.get(user) else {
             return Vec::new();
@@ -185,8 +186,8 @@ impl ExactSearch {
             .collect()
     }
 
-    /// The proof: no path of this user but those found has a higher log-probability than this. −∞
-    /// where there is none.
+    /// Returns the proof of the results: no other path of this user has a higher log-probability than this bound, in
+    /// nats. It is −∞ where there is no other path.
     pub fn bound(&self, user: usize) -> f64 {
         let Some(user) = self.users.get(user) else {
             return f64::NEG_INFINITY;
@@ -199,8 +200,8 @@ impl ExactSearch {
     /// Puts every user at the root.
     fn begin(&mut self) {
         let root = Path::root(&self.trie);
-        let (path, lead) = root.ride(&self.trie);
-        self.lead = lead;
+        let (path, common_prefix) = root.follow_unary(&self.trie);
+        self.common_prefix = common_prefix;
         for user in &mut self.users {
             (user.asked, user.found) = (Vec::new(), Vec::new());
             if user.excluded.holds(&root) {
@@ -240,7 +241,7 @@ impl ExactSearch {
 }
 
 impl Frontier {
-    /// Adds what the prefix of a row can become.
+    /// Adds the continuations of the prefix of a row.
     fn follow(
         &mut self,
         trie: &TokenTrie,
@@ -253,14 +254,14 @@ impl Frontier {
             if self.excluded.holds(&path) || path.log_probability < self.least(k) {
                 continue;
             }
-            let (path, rode) = path.ride(trie);
+            let (path, unary) = path.follow_unary(trie);
             if path.is_whole(trie) {
                 self.find(trie, path, k);
             } else {
                 self.open.push(Open {
                     path,
                     parent: Some(row),
-                    tokens: [&[token], &rode[..]].concat(),
+                    tokens: [&[token], &unary[..]].concat(),
                 });
             }
         }
@@ -278,7 +279,7 @@ impl Frontier {
         }
     }
 
-    /// The log-probability that a path must have to be among the top `k`.
+    /// Returns the log-probability that a path must have to be among the top `k`.
     fn least(&self, k: usize) -> f64 {
         (self.found.get(k - 1)).map_or(f64::NEG_INFINITY, |path| path.log_probability)
     }
@@ -297,7 +298,7 @@ impl Frontier {
 }
 
 impl Ord for Open {
-    /// By probability; of equal ones the earlier node is the greater, and so comes first.
+    /// Compares by probability. Of equal ones the earlier node is the greater, and so comes first.
     fn cmp(&self, other: &Self) -> Ordering {
         (self
             .path
@@ -321,7 +322,7 @@ impl PartialEq for Open {
 
 impl Eq for Open {}
 
-/// The `k` most probable items of one user, as [`ExactSearch`] finds them. `model` gives the logits
+/// Returns the `k` most probable items of one user, as [`ExactSearch`] finds them. `model` computes the logits
 /// `[prefixes, V]` that follow some prefixes of a response.
 ///
 /// ```
@@ -331,8 +332,8 @@ impl Eq for Open {}
 /// let model = |prefixes: &[Vec<u32>]| {
 ///     Ok(Tensor::new(&[0f32, 1.0, 3.0, 2.0], &Device::Cpu)?.repeat((prefixes.len(), 1))?)
 /// };
-/// let found = exact_top_k(&trie, 2, 1.0, model)?;
-/// assert_eq!((found[0].items[0], found[1].items[0]), (8, 9));
+/// let results = exact_top_k(&trie, 2, 1.0, model)?;
+/// assert_eq!((results[0].items[0], results[1].items[0]), (8, 9));
 /// # Ok::<(), candle_trie::Error>(())
 /// ```
 ///

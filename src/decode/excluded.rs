@@ -1,20 +1,20 @@
-//! Items that a user's search leaves out: already seen, or not to be had.
+//! The items that are excluded from a user's search.
 
 use std::collections::{HashMap, HashSet};
 
 use super::{Path, SearchResult};
 use crate::TokenTrie;
 
-/// What one user's search leaves out. Probabilities stay what they are.
+/// The items that are excluded from one user's search.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Excluded {
     items: HashSet<u64>,
-    /// The nodes below which every item is left out.
+    /// The nodes below which every item is excluded.
     nodes: HashSet<u32>,
 }
 
 impl Excluded {
-    /// For one list of items a user. Items that the trie does not have are passed over.
+    /// Makes one value for each user's list of items. Ids that the trie does not have are ignored.
     pub fn of_users<I: AsRef<[u64]>>(trie: &TokenTrie, users: &[I]) -> Vec<Self> {
         let wanted: HashSet<u64> = users
             .iter()
@@ -36,7 +36,7 @@ impl Excluded {
     /// an item twice is there twice.
     fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, Vec<(u32, usize)>>) -> Self {
         let mut excluded = Self::default();
-        // Of each node, how many of its children (or items, at a leaf) are left out.
+        // Of each node, how many of its children (or items, at a leaf) are excluded.
         let mut counts: HashMap<u32, usize> = HashMap::new();
         for item in items {
             let Some(leaves) = leaves.get(item) else {
@@ -52,7 +52,7 @@ impl Excluded {
         excluded
     }
 
-    /// Counts an item of a leaf, which has `items`, as left out, and the nodes that this empties.
+    /// Excludes an item of a leaf, which has `items`, and the nodes that this empties.
     fn exclude(
         &mut self,
         trie: &TokenTrie,
@@ -75,22 +75,22 @@ impl Excluded {
         }
     }
 
-    /// Whether nothing is left out.
+    /// Returns whether nothing is excluded.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
 
-    /// Whether nothing that the path can become is wanted.
+    /// Returns whether every item that begins with the path is excluded.
     pub fn holds(&self, path: &Path) -> bool {
         self.holds_node(path.node)
     }
 
-    /// Whether nothing below a node is wanted.
+    /// Returns whether every item below a node is excluded.
     pub fn holds_node(&self, node: u32) -> bool {
         self.nodes.contains(&node)
     }
 
-    /// A whole path's result, with the items that are wanted.
+    /// Returns the result for a whole path, with the items that are not excluded.
     pub fn found(&self, trie: &TokenTrie, path: &Path, score: f64) -> SearchResult {
         let items = trie.items(path.node).iter().copied();
         SearchResult {

@@ -9,9 +9,9 @@ use crate::launch::{DecodeBeams, DecodeChoice, DecodeEdge, DecodeFault, DecodeSe
 use crate::{BeamSearch, BeamStep, Error, Result};
 
 impl BeamSearch {
-    /// The active beams as the kernels over logits take them.
+    /// Returns the active beams as the kernels over logits take them.
     ///
-    /// What is left out and the length penalty are settled here: the kernels see edges that are no
+    /// Excluded items and the length penalty are resolved here: the kernels get edges that are no
     /// candidates, and a number that a whole path's log-probability is divided by.
     ///
     /// # Errors
@@ -21,7 +21,7 @@ impl BeamSearch {
         let rules = &self.rules;
         let over_vocabulary = rules.normalise == Normalisation::Vocabulary;
         let mut beams = DecodeBeams::new(rules.width, rules.temperature, over_vocabulary);
-        // Beams of all users that stand at one node share its edges, but for those left out.
+        // Beams of all users that are at one node share its edges, but for excluded ones.
         let mut shared: HashMap<u32, DecodeSet> = HashMap::new();
         let nothing = Excluded::default();
         for user in &self.users {
@@ -103,7 +103,7 @@ impl Rules {
         let (mut whole, mut not_wanted) = (Vec::new(), Vec::new());
         let none = self.trie.children(path.node).iter().map(|_| 0.0);
         for (token, next) in path.continued(&self.trie, none) {
-            let end = self.ride(next).0;
+            let end = self.follow_unary(next).0;
             if excluded.holds(&next) {
                 not_wanted.push((token, next.node, self.edge(&next, false)));
             } else if end.is_whole(&self.trie) {
@@ -120,7 +120,7 @@ impl Rules {
         set
     }
 
-    /// What a path is ranked by among those of its kind, as [`keep`](Self::keep) does it.
+    /// Returns what a path is ranked by among those of its kind, as in [`keep`](Self::keep).
     fn edge(&self, path: &Path, whole: bool) -> DecodeEdge {
         // Over the vocabulary those are finished that are among the most probable of their step.
         if !whole || self.normalise == Normalisation::Vocabulary {
@@ -136,7 +136,7 @@ impl Rules {
     }
 }
 
-/// The candidates of a user that were chosen, in the order in which a search looks at them.
+/// Returns the candidates of a user that were chosen, in the order in which a search takes them.
 fn chosen(
     user: &Beams,
     first_row: usize,

@@ -1,10 +1,10 @@
-//! How paths go on: from a node and the logits of its tokens to the nodes that can follow.
+//! The continuation of paths: from a node and the logits of its tokens to the nodes that can follow.
 
 use super::Path;
 use crate::{Error, Result, TokenTrie};
 
 impl Path {
-    /// The empty path.
+    /// Makes the empty path.
     pub fn root(trie: &TokenTrie) -> Self {
         Self {
             node: trie.root(),
@@ -13,8 +13,8 @@ impl Path {
         }
     }
 
-    /// The paths that are one token longer, each with that token; `log_probabilities` has one entry
-    /// a token of the node.
+    /// Iterates over the paths that are one token longer, each with that token. `log_probabilities` has one entry
+    /// for each token of the node.
     pub fn continued(
         self,
         trie: &TokenTrie,
@@ -33,8 +33,8 @@ impl Path {
             })
     }
 
-    /// The path followed as far as there is no choice, and the tokens that it takes on the way.
-    pub fn ride(mut self, trie: &TokenTrie) -> (Self, Vec<u32>) {
+    /// Follows the path as far as there is no choice, and returns it with the tokens that this appends.
+    pub fn follow_unary(mut self, trie: &TokenTrie) -> (Self, Vec<u32>) {
         let mut tokens = Vec::new();
         while let (&[token], Some(child)) = (trie.children(self.node), trie.first_child(self.node))
         {
@@ -45,13 +45,13 @@ impl Path {
         (self, tokens)
     }
 
-    /// Whether it is an item's.
+    /// Returns whether the path is that of an item.
     pub fn is_whole(&self, trie: &TokenTrie) -> bool {
         trie.children(self.node).is_empty()
     }
 }
 
-/// ln p of each token of a node, from their logits.
+/// Computes ln p of each token of a node from their logits.
 pub(super) fn log_softmax(logits: &[f64], temperature: f64) -> impl Iterator<Item = f64> {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     // A set whose every logit is −∞ says nothing: its tokens are equally probable.

@@ -1,9 +1,9 @@
-//! How a beam search goes on: which paths it keeps, and which it has finished.
+//! The rules of a beam search: which paths it keeps, and which it has finished.
 
 use super::{BeamStep, Excluded, Normalisation, Path};
 use crate::TokenTrie;
 
-/// What holds for every user's search.
+/// The settings of a search, which are those of every user.
 #[derive(Debug, Clone)]
 pub(super) struct Rules {
     pub trie: TokenTrie,
@@ -22,7 +22,7 @@ pub(super) struct Beams {
     pub excluded: Excluded,
 }
 
-/// A path one token further, and the row that it continues.
+/// A path that is one token longer, and the row of the scores that it continues.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Candidate {
     pub row: usize,
@@ -30,14 +30,14 @@ pub(super) struct Candidate {
     pub path: Path,
 }
 
-/// A path one choice further: the row it continues, and the tokens that do so.
+/// A path that is one choice longer, the row of the scores that it continues, and the tokens appended.
 struct Active {
     path: Path,
     row: u32,
     tokens: Vec<u32>,
 }
 
-/// Most probable first; equal ones in the order of their nodes, so that a search is repeatable.
+/// Sorts the most probable first, and equal ones in the order of their nodes, so that a search is repeatable.
 pub(super) fn sort(candidates: &mut [Candidate]) {
     candidates.sort_unstable_by(|Candidate { path: a, .. }, Candidate { path: b, .. }| {
         (b.log_probability.total_cmp(&a.log_probability)).then_with(|| a.node.cmp(&b.node))
@@ -45,7 +45,7 @@ pub(super) fn sort(candidates: &mut [Candidate]) {
 }
 
 impl Rules {
-    /// All that a user's active beams can become, sorted.
+    /// Returns all continuations of a user's active beams, sorted.
     pub fn candidates<P: Iterator<Item = f64>>(
         &self,
         user: &Beams,
@@ -62,17 +62,17 @@ impl Rules {
         candidates
     }
 
-    /// Keeps the best whole paths, and the best of the others alive.
+    /// Keeps the best whole paths as finished ones, and the best of the others as active beams.
     pub fn keep(&self, user: &mut Beams, candidates: Vec<Candidate>) -> BeamStep {
         let mut active: Vec<Active> = Vec::with_capacity(self.width.min(candidates.len()));
         for (rank, Candidate { row, token, path }) in candidates.into_iter().enumerate() {
             if active.len() == self.width && self.is_beaten(user, rank, &path) {
                 break;
             }
-            let (path, rode) = self.ride(path);
+            let (path, unary) = self.follow_unary(path);
             if !path.is_whole(&self.trie) {
                 if active.len() < self.width {
-                    let tokens = [&[token], &rode[..]].concat();
+                    let tokens = [&[token], &unary[..]].concat();
                     let row = row as u32;
                     active.push(Active { path, row, tokens });
                 }
@@ -88,7 +88,7 @@ impl Rules {
         BeamStep { parents, tokens }
     }
 
-    /// Whether no candidate from this one on can be among the best whole paths.
+    /// Returns whether no candidate from this one on can be among the best whole paths.
     fn is_beaten(&self, user: &Beams, rank: usize, path: &Path) -> bool {
         match self.normalise {
             // `generate` finishes those alone that are among the best of their step.
@@ -99,7 +99,7 @@ impl Rules {
         }
     }
 
-    /// Lets go of the active beams that cannot become better than what is finished.
+    /// Drops the active beams that cannot become better than the finished ones.
     fn end(&self, user: &Beams, active: &mut Vec<Active>) {
         let worst = self.worst_score(user);
         if self.length_penalty == 0.0 {
@@ -109,7 +109,7 @@ impl Rules {
         }
     }
 
-    /// The score that a whole path must beat: that of the last of `width` finished ones.
+    /// Returns the score that a whole path must beat: that of the last of `width` finished ones.
     fn worst_score(&self, user: &Beams) -> f64 {
         (user.finished.get(self.width - 1)).map_or(f64::NEG_INFINITY, |&(_, score)| score)
     }
@@ -128,9 +128,9 @@ impl Rules {
         user.finished.truncate(self.width);
     }
 
-    pub fn ride(&self, path: Path) -> (Path, Vec<u32>) {
+    pub fn follow_unary(&self, path: Path) -> (Path, Vec<u32>) {
         match self.normalise {
-            Normalisation::Trie => path.ride(&self.trie),
+            Normalisation::Trie => path.follow_unary(&self.trie),
             Normalisation::Vocabulary => (path, Vec::new()),
         }
     }
@@ -139,7 +139,7 @@ impl Rules {
         path.log_probability / self.divisor(path)
     }
 
-    /// What the log-probability of a path is divided by to be its score.
+    /// Returns the number that the log-probability of a path is divided by to be its score.
     pub fn divisor(&self, path: &Path) -> f64 {
         if self.length_penalty == 0.0 {
             return 1.0;

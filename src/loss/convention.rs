@@ -45,9 +45,10 @@ pub enum Reduction {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Convention {
-    /// The reduction of the rows' losses.
+    /// The reduction of the rows' losses. By default [`Reduction::MeanOverLabelled`] at a fixed temperature and
+    /// [`Reduction::MeanOverBranching`] at an adaptive one.
     pub reduction: Reduction,
-    /// Whether the result is multiplied by τ.
+    /// Whether the result is multiplied by τ. By default it is at an adaptive temperature only.
     pub times_temperature: bool,
 }
 

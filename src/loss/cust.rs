@@ -51,8 +51,7 @@ mod device_loss;
 mod linear;
 mod output;
 
-pub use crate::backend::cust::linear::{LinearGradients, LinearInput};
 pub use crate::backend::cust::{Bf16, Executor, F16, Logit};
 pub use dense::DenseLoss;
-pub use linear::LinearLoss;
+pub use linear::{LinearGradients, LinearInput, LinearLoss};
 pub use output::LossOutput;

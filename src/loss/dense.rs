@@ -1,19 +1,19 @@
 //! The loss over logits as a candle custom op.
 
 mod cpu;
-#[cfg_attr(not(feature = "cuda"), path = "dense/no_cuda.rs")]
+#[cfg(feature = "cuda")]
 pub(super) mod cuda;
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
-use candle_core::{
-    CpuStorage, CudaStorage, CustomOp1, Device, InplaceOp1, InplaceOp2, Layout, Shape, Tensor,
-};
+use candle_core::{CpuStorage, CustomOp1, Device, InplaceOp1, InplaceOp2, Layout, Shape, Tensor};
 
 use super::LossOutput;
-use super::pass::{Forward, Passed, loss_shape, loss_values, output, storage_of};
-use super::residence::Residence;
+use super::call::{CpuForward, LossCall, Saved, loss_shape, loss_values, output, storage_of};
+use super::device_sets::DeviceSetCache;
 use super::temperature::{Stepped, TemperatureSource};
 use super::tensor::{check_loss_device, check_positions, matrix_shape};
 use crate::backend::batch::Batch;
@@ -26,30 +26,30 @@ pub(super) fn forward(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
     let op = Arc::new(DenseLoss {
-        batch,
-        source,
-        residence: residence.clone(),
-        passed: Passed::default(),
+        call: LossCall::new(batch, source, device_sets),
+        saved: Saved::default(),
     });
-    let applied = logits.apply_op1(SharedLoss(op.clone()));
-    let loss = op.passed.unwrapped(applied)?;
-    let left = op.passed.forward()?;
-    Ok((left.output(loss, &op.batch)?, left.stepped()))
+    let loss = (op.saved).unwrapped(logits.apply_op1(SharedLoss(op.clone())))?;
+    op.saved.forward()?.output(loss, &op.call.batch)
 }
 
 pub(super) fn statistics(
     logits: &Tensor,
     batch: Batch,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<Statistics> {
     check(logits, &batch)?;
     match logits.device() {
-        Device::Cuda(_) => cuda::statistics(logits, &batch, residence),
-        _ => cpu::statistics(logits, &batch),
+        Device::Cpu => cpu::statistics(logits, &batch),
+        _ => {
+            let at_any = TemperatureSource::Given(1.0);
+            let (output, _) = forward(&logits.detach(), batch, at_any, device_sets)?;
+            output.read_statistics()
+        }
     }
 }
 
@@ -57,105 +57,87 @@ pub(super) fn value_and_gradient(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
     check(logits, &batch)?;
-    match logits.device() {
-        Device::Cuda(_) => cuda::value_and_gradient(logits, &batch, &source, residence),
-        _ => {
-            let (forward, gradient) = cpu::value_and_gradient(logits, &batch, &source)?;
-            let output = cpu::detached_output(logits.dims(), logits.dtype(), &batch, &forward)?;
-            Ok((output, gradient, forward.stepped.map(Stepped::OnHost)))
-        }
-    }
+    let call = LossCall::new(batch, source, device_sets);
+    let (output, stepped, gradient) = match logits.device() {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => cuda::value_and_gradient(logits, &call)?,
+        _ => cpu::value_and_gradient(logits, &call)?,
+    };
+    Ok((output, gradient, stepped))
 }
 
 pub(super) fn value_and_gradient_into(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
     gradient: &Tensor,
 ) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
     check_gradient(gradient, logits)?;
     if logits.elem_count() == 0 {
-        return value_of_nothing(logits, batch, source, residence);
+        return value_of_nothing(logits, batch, source, device_sets);
     }
-    let op = GradientInto {
-        batch: &batch,
-        source: &source,
-        residence,
-        passed: Passed::default(),
-    };
-    op.passed.unwrapped(gradient.inplace_op2(logits, &op))?;
-    op.passed.forward().cloned()
+    let op = GradientInto::new(batch, source, device_sets);
+    op.saved.unwrapped(gradient.inplace_op2(logits, &op))?;
+    op.saved.forward().cloned()
 }
 
 pub(super) fn value_and_gradient_over(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
     check_rows_apart(logits)?;
     if logits.elem_count() == 0 {
-        return value_of_nothing(logits, batch, source, residence);
+        return value_of_nothing(logits, batch, source, device_sets);
     }
-    let op = GradientInto {
-        batch: &batch,
-        source: &source,
-        residence,
-        passed: Passed::default(),
-    };
-    op.passed.unwrapped(logits.inplace_op1(&op))?;
-    op.passed.forward().cloned()
+    let op = GradientInto::new(batch, source, device_sets);
+    op.saved.unwrapped(logits.inplace_op1(&op))?;
+    op.saved.forward().cloned()
 }
 
-/// The loss of logits without an element, whose gradient there is nothing to write over: candle sees strides of 0 in
-/// some of their shapes, and refuses to write where elements might lie on one another.
+/// Returns the loss of logits without an element, for which no gradient is written: candle sees strides of 0 in some of
+/// their shapes, and refuses to write where elements might overlap.
 fn value_of_nothing(
     logits: &Tensor,
     batch: Batch,
     source: TemperatureSource,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<(LossOutput, Option<Stepped>)> {
-    let (output, _, stepped) = value_and_gradient(logits, batch, source, residence)?;
+    let (output, _, stepped) = value_and_gradient(logits, batch, source, device_sets)?;
     Ok((output, stepped))
 }
 
-/// What a forward pass left, for the caller and for the backward pass.
-enum Left {
-    OnCpu(Forward),
-    OnCuda(Box<cuda::Left>),
+/// What a forward pass saves for the backward pass.
+enum SavedForward {
+    OnCpu(CpuForward),
+    #[cfg(feature = "cuda")]
+    OnCuda(Box<cuda::SavedForward>),
 }
 
-impl Left {
-    fn output(&self, loss: Tensor, batch: &Batch) -> Result<LossOutput> {
+impl SavedForward {
+    fn output(&self, loss: Tensor, batch: &Batch) -> Result<(LossOutput, Option<Stepped>)> {
         match self {
             Self::OnCpu(forward) => output(loss, batch, forward),
-            Self::OnCuda(left) => left.output(loss, batch),
-        }
-    }
-
-    fn stepped(&self) -> Option<Stepped> {
-        match self {
-            Self::OnCpu(forward) => forward.stepped.clone().map(Stepped::OnHost),
-            Self::OnCuda(left) => left.stepped(),
+            #[cfg(feature = "cuda")]
+            Self::OnCuda(forward) => forward.output(loss, batch),
         }
     }
 }
 
 /// The custom op from logits `[.., V]` to the loss of one batch.
 struct DenseLoss {
-    batch: Batch,
-    source: TemperatureSource,
-    residence: Residence,
-    passed: Passed<Left>,
+    call: LossCall,
+    saved: Saved<SavedForward>,
 }
 
-/// The op as candle's graph holds it, while [`forward`] reads what it left.
+/// The op as candle's graph holds it, while [`forward`] reads what it has saved.
 struct SharedLoss(Arc<DenseLoss>);
 
 impl CustomOp1 for SharedLoss {
@@ -168,25 +150,26 @@ impl CustomOp1 for SharedLoss {
         storage: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let op = &*self.0;
-        let forward = cpu::forward(storage, layout, &op.batch, &op.source);
-        let forward = op.passed.noted(forward)?;
-        let loss = loss_values(&op.batch, &forward);
-        op.passed.keep(Ok(Left::OnCpu(forward)))?;
-        let shape = loss_shape(&op.batch, layout.dims());
-        Ok((storage_of(loss, storage.dtype()), shape))
+        let call = &self.0.call;
+        let forward = cpu::forward(storage, layout, call).map(|forward| {
+            let loss = storage_of(loss_values(&call.batch, &forward), storage.dtype());
+            (SavedForward::OnCpu(forward), loss)
+        });
+        let loss = self.0.saved.save(forward)?;
+        Ok((loss, loss_shape(&call.batch, layout.dims())))
     }
 
+    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         storage: &CudaStorage,
         layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
-        let op = &*self.0;
-        let forward = cuda::forward(storage, layout, &op.batch, &op.source, &op.residence);
-        let (left, loss) = op.passed.noted(forward)?;
-        op.passed.keep(Ok(Left::OnCuda(Box::new(left))))?;
-        Ok((loss, loss_shape(&op.batch, layout.dims())))
+        let call = &self.0.call;
+        let forward = cuda::forward((storage, layout), call);
+        let forward = forward.map(|(forward, loss)| (SavedForward::OnCuda(forward.into()), loss));
+        let loss = self.0.saved.save(forward)?;
+        Ok((loss, loss_shape(&call.batch, layout.dims())))
     }
 
     fn bwd(
@@ -196,24 +179,38 @@ impl CustomOp1 for SharedLoss {
         upstream: &Tensor,
     ) -> candle_core::Result<Option<Tensor>> {
         let op = &*self.0;
-        let gradient = match op.passed.forward()? {
-            Left::OnCpu(forward) => cpu::backward(logits, &op.batch, forward, upstream),
-            Left::OnCuda(left) => cuda::backward(logits, left, upstream),
+        let gradient = match op.saved.forward()? {
+            SavedForward::OnCpu(forward) => {
+                cpu::backward(logits, &op.call.batch, forward, upstream)
+            }
+            #[cfg(feature = "cuda")]
+            SavedForward::OnCuda(forward) => cuda::backward(logits, forward, upstream),
         };
         Ok(Some(gradient?))
     }
 }
 
-/// Loss and gradient in one pass, the gradient written over a tensor that the caller keeps, or over
-/// the logits.
-struct GradientInto<'a> {
-    batch: &'a Batch,
-    source: &'a TemperatureSource,
-    residence: &'a Residence,
-    passed: Passed<(LossOutput, Option<Stepped>)>,
+/// The op that computes loss and gradient in one pass, and writes the gradient over a tensor that the caller keeps
+/// ([`InplaceOp2`]) or over the logits ([`InplaceOp1`]).
+struct GradientInto {
+    call: LossCall,
+    saved: Saved<(LossOutput, Option<Stepped>)>,
 }
 
-impl InplaceOp2 for GradientInto<'_> {
+impl GradientInto {
+    fn new(batch: Batch, source: TemperatureSource, device_sets: &DeviceSetCache) -> Self {
+        Self {
+            call: LossCall::new(batch, source, device_sets),
+            saved: Saved::default(),
+        }
+    }
+
+    fn save(&self, result: Result<(LossOutput, Option<Stepped>)>) -> candle_core::Result<()> {
+        self.saved.save(result.map(|output| (output, ())))
+    }
+}
+
+impl InplaceOp2 for GradientInto {
     fn name(&self) -> &'static str {
         "masked-softmax-loss-gradient"
     }
@@ -225,16 +222,11 @@ impl InplaceOp2 for GradientInto<'_> {
         logits: &CpuStorage,
         layout: &Layout,
     ) -> candle_core::Result<()> {
-        let (batch, dtype) = (self.batch, logits.dtype());
-        let logits = (logits, layout);
-        let forward = cpu::forward_into(gradient, gradient_layout, logits, batch, self.source);
-        let left = forward.and_then(|forward| {
-            let output = cpu::detached_output(layout.dims(), dtype, batch, &forward)?;
-            Ok((output, forward.stepped.map(Stepped::OnHost)))
-        });
-        self.passed.keep(left).map(|_| ())
+        let gradient = (gradient, gradient_layout);
+        self.save(cpu::forward_into(gradient, (logits, layout), &self.call))
     }
 
+    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         gradient: &mut CudaStorage,
@@ -243,39 +235,26 @@ impl InplaceOp2 for GradientInto<'_> {
         layout: &Layout,
     ) -> candle_core::Result<()> {
         let gradient = (gradient, gradient_layout);
-        let left = cuda::forward_into(
-            gradient,
-            (logits, layout),
-            self.batch,
-            self.source,
-            self.residence,
-        );
-        self.passed.keep(left).map(|_| ())
+        self.save(cuda::forward_into(gradient, (logits, layout), &self.call))
     }
 }
 
-impl InplaceOp1 for GradientInto<'_> {
+impl InplaceOp1 for GradientInto {
     fn name(&self) -> &'static str {
         "masked-softmax-loss-gradient-over-logits"
     }
 
     fn cpu_fwd(&self, logits: &mut CpuStorage, layout: &Layout) -> candle_core::Result<()> {
-        let (batch, dtype) = (self.batch, logits.dtype());
-        let forward = cpu::forward_over(logits, layout, batch, self.source);
-        let left = forward.and_then(|forward| {
-            let output = cpu::detached_output(layout.dims(), dtype, batch, &forward)?;
-            Ok((output, forward.stepped.map(Stepped::OnHost)))
-        });
-        self.passed.keep(left).map(|_| ())
+        self.save(cpu::forward_over(logits, layout, &self.call))
     }
 
+    #[cfg(feature = "cuda")]
     fn cuda_fwd(&self, logits: &mut CudaStorage, layout: &Layout) -> candle_core::Result<()> {
-        let left = cuda::forward_over(logits, layout, self.batch, self.source, self.residence);
-        self.passed.keep(left).map(|_| ())
+        self.save(cuda::forward_over(logits, layout, &self.call))
     }
 }
 
-/// Everything that the backends rely on, refused in words before any work.
+/// Refuses logits that do not fit the batch, before any work: the backends rely on all of it.
 fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     check_loss_device(LOGITS, logits)?;
     check_positions(logits, batch.positions)?;
@@ -284,10 +263,7 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     if token as usize >= vocabulary {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
-    if logits.device().is_cpu() {
-        return Ok(());
-    }
-    if batch.checked {
+    if batch.checked && !logits.device().is_cpu() {
         // To name the first logit that is not finite is worth a copy to those who ask for it.
         cpu::statistics(&logits.to_device(&Device::Cpu)?, batch)?;
     }

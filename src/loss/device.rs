@@ -1,106 +1,228 @@
-//! From candle's CUDA storage to the views that the backend takes, and back.
+//! From candle's CUDA storage to the addresses that launch plans take, and back. Nothing here waits for the device.
 
+use std::ops::Deref;
+use std::sync::Arc;
+
+use candle_core::backend::{BackendDevice, BackendStorage};
+use candle_core::cuda_backend::{CudaDType, CudaStorageSlice as Slice};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, Layout, Shape, Storage, Tensor};
-use cudarc::driver::{CudaSlice, CudaView};
+use candle_core::{CudaDevice, CudaStorage, DType, Layout, Shape, Storage, Tensor};
+use cudarc::driver::CudaSlice;
 
 use super::LossOutput;
+use super::call::LossCall;
 use super::temperature::{Stepped, TemperatureSource};
+use super::tensor::{matrix_shape, unsupported_dtype};
 use crate::backend::batch::Batch;
-use crate::backend::cuda::dense::PassTemperature;
-use crate::backend::launch::TemperaturePlan;
+use crate::backend::cuda::Executor;
+use crate::backend::cuda::sets::DeviceSets;
+use crate::backend::cuda::stream::{CandleStream, uninitialised};
+use crate::backend::launch::{
+    BatchTotals, DeviceMatrix, DevicePtr, Element, ForwardResults, TemperaturePlan, TokenSetsView,
+    Upstream,
+};
 use crate::{Error, Result, Statistics, Temperature};
 
-/// Runs `$body` with `$T` bound to the element type of `$dtype`.
-macro_rules! with_device_element {
-    ($dtype:expr, $what:expr, $T:ident => $body:expr) => {
-        match $dtype {
-            candle_core::DType::F32 => {
-                type $T = f32;
-                $body
-            }
-            candle_core::DType::F16 => {
-                type $T = half::f16;
-                $body
-            }
-            candle_core::DType::BF16 => {
-                type $T = half::bf16;
-                $body
-            }
-            other => Err($crate::loss::tensor::unsupported_dtype($what, other)),
-        }
-    };
-}
-pub(super) use with_device_element;
+/// A tensor as candle hands it to a custom op.
+pub(crate) type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
-/// Launches a pass at the temperature that its source says.
-pub(super) fn at_temperature<L>(
-    source: &TemperatureSource,
-    next: impl Fn(&Temperature) -> Result<TemperaturePlan>,
-    launch: impl FnOnce(&PassTemperature) -> Result<L>,
-) -> Result<L> {
-    let (plan, previous) = match source {
+/// The inputs of a forward pass besides its tensors.
+pub(super) struct ForwardInputs {
+    pub sets: TokenSetsView,
+    pub temperature: TemperaturePlan,
+    /// One f64: the temperature so far, where it is on the device.
+    pub previous: Option<DevicePtr>,
+}
+
+/// What a forward pass saves for the caller and for the backward pass.
+pub(super) struct SavedForward<S> {
+    pub executor: Executor,
+    sets: Arc<DeviceSets>,
+    /// The plan of the pass and what it has saved.
+    pub saved: S,
+    /// The memory of `saved`.
+    kept: Vec<CudaSlice<u32>>,
+    temperature: Tensor,
+    /// The statistics and, under BEAR, the sum of the rows' weights.
+    statistics: Tensor,
+    /// Whether the temperature has taken a step.
+    stepped: bool,
+    /// The gradient, where the forward pass has computed it.
+    pub gradient: Option<Tensor>,
+}
+
+/// Issues a forward pass with `issue` to a stream that has the tensors of the caller, and returns what it saves and the
+/// loss.
+pub(super) fn issue_forward<S>(
+    stream: CandleStream,
+    call: &LossCall,
+    totals: &BatchTotals,
+    issue: impl FnOnce(&mut CandleStream, &ForwardInputs, &ForwardResults) -> Result<S>,
+) -> Result<(SavedForward<S>, CudaStorage)> {
+    let executor = stream.executor();
+    let device = executor.device();
+    let sets = call.device_sets.on(device, &call.batch.sets)?;
+    let (temperature, previous) = match &call.source {
         TemperatureSource::Given(value) => (TemperaturePlan::at(*value), None),
         TemperatureSource::Stepping(temperature, previous) => {
-            (next(temperature)?, previous.as_ref())
+            (totals.next(temperature)?, previous.as_ref())
         }
     };
-    let storage = previous.map(Tensor::storage_and_layout);
-    let previous = match &storage {
-        Some((storage, layout)) => {
-            Some(part(cuda("temperature", storage)?.as_cuda_slice()?, layout))
-        }
-        None => None,
+    let previous = previous.map(Tensor::storage_and_layout);
+    let mut loss = uninitialised::<f32>(device, totals.losses())?;
+    let mut used = uninitialised::<f64>(device, 1)?;
+    let mut statistics = uninitialised::<f64>(device, Statistics::LENGTH + 1)?;
+    // What is added here lives less long than what came with the stream.
+    let mut stream: CandleStream = stream;
+    let inputs = ForwardInputs {
+        sets: sets.view(&mut stream),
+        temperature,
+        previous: match &previous {
+            Some(previous) => read_locked(&mut stream, "temperature", previous)?,
+            None => None,
+        },
     };
-    launch(&PassTemperature { plan, previous })
+    let results = ForwardResults {
+        loss: there(stream.write(&mut loss))?,
+        statistics: there(stream.write(&mut statistics))?,
+        temperature: there(stream.write(&mut used))?,
+    };
+    let saved = issue(&mut stream, &inputs, &results)?;
+    let kept = stream.into_kept();
+    let saved = SavedForward {
+        executor: executor.clone(),
+        sets,
+        saved,
+        kept,
+        temperature: tensor(device, used, ()),
+        statistics: tensor(device, statistics, Statistics::LENGTH + 1),
+        stepped: matches!(
+            call.source,
+            TemperatureSource::Stepping(Temperature::Adaptive(_), _)
+        ),
+        gradient: None,
+    };
+    Ok((saved, CudaStorage::wrap_cuda_slice(loss, device.clone())))
 }
 
-/// What a pass found out of a batch, on its device.
-pub(super) struct Measured {
-    pub temperature: Tensor,
-    /// The statistics and, under BEAR, the sum of the rows' weights.
-    measured: Tensor,
-    takes_step: bool,
-}
-
-impl Measured {
-    pub fn new(
-        device: &CudaDevice,
-        temperature: CudaSlice<f64>,
-        statistics: CudaSlice<f64>,
-        source: &TemperatureSource,
-    ) -> Self {
-        Self {
-            temperature: tensor(device, temperature, ()),
-            measured: tensor(device, statistics, Statistics::LENGTH + 1),
-            takes_step: matches!(
-                source,
-                TemperatureSource::Stepping(Temperature::Adaptive(_), _)
-            ),
-        }
-    }
-
-    pub fn output(&self, loss: Tensor, batch: &Batch) -> Result<LossOutput> {
-        Ok(LossOutput {
+impl<S> SavedForward<S> {
+    pub fn output(&self, loss: Tensor, batch: &Batch) -> Result<(LossOutput, Option<Stepped>)> {
+        let output = LossOutput {
             loss,
             temperature: self.temperature.clone(),
-            statistics: self.measured.narrow(0, 0, Statistics::LENGTH)?,
+            statistics: self.statistics.narrow(0, 0, Statistics::LENGTH)?,
             bear_weight: (batch.bear)
-                .map(|_| self.measured.get(Statistics::LENGTH))
+                .map(|_| self.statistics.get(Statistics::LENGTH))
                 .transpose()?,
             labelled_rows: batch.labelled_rows,
             branching_rows: batch.branching_rows,
-        })
+        };
+        let stepped = (self.stepped).then(|| Stepped::OnDevice(self.temperature.clone()));
+        Ok((output, stepped))
     }
 
-    pub fn stepped(&self) -> Option<Stepped> {
-        (self.takes_step).then(|| Stepped::OnDevice(self.temperature.clone()))
+    /// Calls `issue` with a stream to which everything is added that the forward pass has saved, and with where the
+    /// upstream gradient is.
+    pub fn issue_backward<'a>(
+        &'a self,
+        stream: CandleStream<'a>,
+        upstream: &Tensor,
+        issue: impl FnOnce(&mut CandleStream, &Upstream) -> Result<()>,
+    ) -> Result<()> {
+        let upstream = upstream.to_dtype(DType::F32)?.contiguous()?;
+        let [upstream, temperature] =
+            [&upstream, &self.temperature].map(Tensor::storage_and_layout);
+        let mut stream: CandleStream = stream;
+        for memory in &self.kept {
+            stream.read(memory);
+        }
+        self.sets.view(&mut stream);
+        let upstream = Upstream {
+            loss: there(read_locked(&mut stream, "upstream gradient", &upstream)?)?,
+            temperature: there(read_locked(&mut stream, "temperature", &temperature)?)?,
+        };
+        issue(&mut stream, &upstream)
     }
 }
 
-/// What of a storage is a tensor's, from its first element on.
-pub(super) fn part<'a, T>(slice: &'a CudaSlice<T>, layout: &Layout) -> CudaView<'a, T> {
-    slice.slice(layout.start_offset().min(slice.len())..)
+/// Returns the kernels' name of a dtype.
+pub(crate) fn element(what: &'static str, dtype: DType) -> Result<Element> {
+    match dtype {
+        DType::F32 => Ok(Element::F32),
+        DType::F16 => Ok(Element::F16),
+        DType::BF16 => Ok(Element::Bf16),
+        other => Err(Error::Unsupported {
+            what,
+            expected: "dtype f32, f16 or bf16 on CUDA".into(),
+            actual: format!("{other:?}"),
+        }),
+    }
+}
+
+/// Adds a tensor that launches read, and returns the matrix that it is once its leading dimensions are flattened.
+pub(crate) fn read_matrix<'a>(
+    stream: &mut CandleStream<'a>,
+    what: &'static str,
+    tensor: Stored<'a>,
+) -> Result<DeviceMatrix> {
+    Ok(DeviceMatrix {
+        address: read(stream, what, tensor)?,
+        row_stride: matrix_shape(what, tensor.1)?.0 as u64,
+    })
+}
+
+/// Adds a tensor that launches read, and returns the address of its first element.
+pub(super) fn read<'a>(
+    stream: &mut CandleStream<'a>,
+    what: &'static str,
+    (storage, layout): Stored<'a>,
+) -> Result<Option<DevicePtr>> {
+    let first = match &storage.slice {
+        Slice::F32(slice) => stream.read(slice),
+        Slice::F16(slice) => stream.read(slice),
+        Slice::BF16(slice) => stream.read(slice),
+        Slice::F64(slice) => stream.read(slice),
+        _ => return Err(unsupported_dtype(what, storage.dtype())),
+    };
+    Ok(element_of(first, storage.dtype(), layout.start_offset()))
+}
+
+/// Adds a storage that launches write, and returns the address of its element `start`.
+pub(super) fn write<'a>(
+    stream: &mut CandleStream<'a>,
+    what: &'static str,
+    storage: &'a mut CudaStorage,
+    start: usize,
+) -> Result<Option<DevicePtr>> {
+    let dtype = storage.dtype();
+    let first = match &mut storage.slice {
+        Slice::F32(slice) => stream.write(slice),
+        Slice::F16(slice) => stream.write(slice),
+        Slice::BF16(slice) => stream.write(slice),
+        _ => return Err(unsupported_dtype(what, dtype)),
+    };
+    Ok(element_of(first, dtype, start))
+}
+
+fn element_of(first: Option<DevicePtr>, dtype: DType, index: usize) -> Option<DevicePtr> {
+    first.map(|first| first.offset((index * dtype.size_in_bytes()) as u64))
+}
+
+/// Does the same for a tensor whose storage is locked.
+fn read_locked<'a>(
+    stream: &mut CandleStream<'a>,
+    what: &'static str,
+    (storage, layout): &'a (impl Deref<Target = Storage>, &Layout),
+) -> Result<Option<DevicePtr>> {
+    read(stream, what, (cuda(what, storage)?, layout))
+}
+
+/// Returns an address that every buffer with elements has.
+pub(crate) fn there(address: Option<DevicePtr>) -> Result<DevicePtr> {
+    address.ok_or_else(|| Error::Malformed {
+        what: "buffer",
+        detail: "it has no address on the device".into(),
+    })
 }
 
 pub(crate) fn cuda<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CudaStorage> {
@@ -114,7 +236,17 @@ pub(crate) fn cuda<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a C
     }
 }
 
-pub(super) fn tensor<T: candle_core::cuda_backend::CudaDType>(
+/// Allocates memory for a tensor of `like`'s shape and dtype, for a kernel to write all of.
+pub(super) fn uninitialised_like(
+    device: &CudaDevice,
+    (storage, layout): Stored,
+) -> Result<CudaStorage> {
+    let elements = Shape::from(layout.shape().elem_count().max(1));
+    // SAFETY: a kernel writes the memory before anyone reads it. A device has no buffer without elements.
+    Ok(unsafe { device.alloc_uninit(&elements, storage.dtype()) }?)
+}
+
+fn tensor<T: CudaDType>(
     device: &CudaDevice,
     values: CudaSlice<T>,
     shape: impl Into<Shape>,

@@ -1,18 +1,17 @@
-//! The head of a language model, as the loss over hidden states takes it.
+//! The head of a language model.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
-use crate::backend::cpu::linear::{self, HeadRows};
+use super::tensor::{Gathered, check_loss_device, cpu, matrix, with_element};
+use crate::backend::cpu::linear;
 use crate::{Error, Result, TokenSet, TokenSets};
 
 pub(super) const HEAD: &str = "head";
 pub(super) const BIAS: &str = "head bias";
-/// Fewer hidden states than this are multiplied by a whole head the other way round.
+/// Fewer hidden states than this are multiplied by a whole head in the other order.
 const MANY_ROWS: usize = 128;
 
 /// A head of a language model: a matrix `[V, H]` that hidden states are multiplied by, with an optional bias `[V]`.
@@ -24,12 +23,12 @@ pub struct Head<'a> {
     pub(super) weight: &'a Tensor,
     pub(super) bias: Option<&'a Tensor>,
     pub(super) gathered: Option<&'a Arc<Gathered>>,
-    /// The token sets that `gathered` is of.
+    /// The token sets whose rows `gathered` has.
     pub(super) gathered_sets: Option<&'a TokenSets>,
 }
 
 impl<'a> Head<'a> {
-    /// A head with a bias.
+    /// Makes a head with a bias `[V]`.
     pub fn with_bias(weight: &'a Tensor, bias: &'a Tensor) -> Self {
         Self {
             weight,
@@ -39,7 +38,7 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// The same with its tensors replaced by others of the same values.
+    /// Returns the same head with its tensors replaced by others of the same values.
     pub(super) fn with<'b>(self, weight: &'b Tensor, bias: Option<&'b Tensor>) -> Head<'b>
     where
         'a: 'b,
@@ -51,10 +50,10 @@ impl<'a> Head<'a> {
         }
     }
 
-    /// All logits `[rows, V]` of hidden states `[rows, H]`.
+    /// Computes all logits `[rows, V]` of hidden states `[rows, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        // candle's product on the processor first copies the left one of two such matrices into an order
-        // of its own. Copying a head costs as much as a product with some forty rows: few rows take its place.
+        // candle's GEMM on the CPU first copies the left one of two such matrices into an order
+        // of its own. Copying a head costs as much as a GEMM with some forty rows: few rows take its place.
         let logits = match hidden.device() {
             Device::Cpu if hidden.dim(0)? < MANY_ROWS => {
                 self.weight.matmul(&hidden.t()?)?.t()?.contiguous()?
@@ -96,13 +95,13 @@ impl<'a> From<&'a FrozenHead> for Head<'a> {
     }
 }
 
-/// A head that will not change: it keeps the gathered rows of the largest token sets, which every
-/// batch uses again.
+/// A head that is not trained. It keeps the gathered rows of the largest token sets, which every batch uses again, and
+/// takes no gradient.
 ///
-/// Make it anew when the head changes. On the CPU each use compares one element of every gathered row that the
+/// Make a new one when the head changes. On the CPU each use compares one element of every gathered row that the
 /// batch multiplies by with the head as it is, and refuses a head that differs there, as it does after any
-/// step of an optimizer. A change that happens to spare all these elements goes unnoticed, as does every
-/// change on a GPU. It takes no gradient.
+/// step of an optimizer. A change that leaves all these elements as they were goes unnoticed, as does every
+/// change on a GPU.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -121,20 +120,11 @@ pub struct FrozenHead {
     gathered: Arc<Gathered>,
 }
 
-/// Gathered head rows by token set, in the type they are computed in.
-#[derive(Debug)]
-pub(super) enum Gathered {
-    F32(HashMap<u32, HeadRows<f32>>),
-    F64(HashMap<u32, HeadRows<f64>>),
-    /// A device reads them where they lie.
-    OnDevice,
-}
-
 impl FrozenHead {
-    /// What [`new`](Self::new) lets the gathered rows take.
+    /// The memory that [`new`](Self::new) lets the gathered rows take, in bytes: 64 MiB.
     pub const DEFAULT_LIMIT: usize = 64 << 20;
 
-    /// Sets smaller than this are seldom worth a matrix product, and are read where they lie.
+    /// The least size of a set whose rows are gathered. Smaller ones are seldom worth a GEMM.
     const LEAST_TOKENS: usize = 32;
 
     /// Gathers the rows of `head` `[V, H]` for the largest of `sets`, within
@@ -147,10 +137,10 @@ impl FrozenHead {
         Self::with_limit(head, None, sets, Self::DEFAULT_LIMIT)
     }
 
-    /// The same with a bias `[V]`, if there is one, and within a given number of bytes.
+    /// Gathers the rows like [`new`](Self::new), with an optional bias `[V]`, and within a given number of bytes.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// Those of [`new`](Self::new), and for a bias that does not fit.
     pub fn with_limit(
         head: &Tensor,
         bias: Option<&Tensor>,
@@ -162,7 +152,7 @@ impl FrozenHead {
         check_head(&weight, bias.as_ref(), &sets)?;
         let gathered = match weight.device() {
             Device::Cpu => gather_on_cpu(&weight, &sets, bytes)?,
-            _ => Gathered::OnDevice,
+            _ => Gathered::ON_DEVICE,
         };
         Ok(Self {
             weight,
@@ -172,13 +162,9 @@ impl FrozenHead {
         })
     }
 
-    /// How many sets have their rows gathered.
+    /// Returns the number of sets whose rows are gathered, which is 0 on a GPU.
     pub fn gathered_sets(&self) -> usize {
-        match &*self.gathered {
-            Gathered::F32(sets) => sets.len(),
-            Gathered::F64(sets) => sets.len(),
-            Gathered::OnDevice => 0,
-        }
+        self.gathered.sets
     }
 }
 
@@ -196,11 +182,11 @@ fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gath
         let gathered = (largest_sets(sets, head.row_bytes(), bytes).into_iter())
             .map(|(set, tokens)| (set, head.gather(tokens.iter().copied())))
             .collect();
-        Ok(<T as Scalar>::wrap(gathered))
+        Ok(Gathered::new(gathered))
     })
 }
 
-/// The largest sets whose rows, `row_bytes` each, stay within `bytes` in all.
+/// Returns the largest sets whose rows, `row_bytes` each, stay within `bytes` in all.
 fn largest_sets(sets: &TokenSets, row_bytes: usize, bytes: usize) -> Vec<(u32, &[u32])> {
     let count = sets.count().unwrap_or(0) as u32;
     let mut candidates: Vec<(u32, &[u32])> = (0..count)

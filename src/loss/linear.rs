@@ -1,26 +1,30 @@
 //! The loss over hidden states × head as a candle custom op.
 
-#[cfg_attr(not(feature = "cuda"), path = "linear/no_cuda.rs")]
+#[cfg(feature = "cuda")]
 mod cuda;
 mod inputs;
 
 use std::sync::Arc;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, CudaStorage, CustomOp3, Device, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Shape, Tensor};
 
-use inputs::{bias_or_none, check, head_view, hidden_view, viewed};
+use inputs::{CheckedInputs, head_view, hidden_view};
 
 use super::LossOutput;
-use super::head::{BIAS, Gathered, HEAD, Head};
-use super::pass::{Forward, Passed, Upstream, loss_shape, loss_values, output, storage_of};
-use super::residence::Residence;
+use super::call::{
+    CpuForward, LossCall, Saved, Upstream, loss_shape, loss_values, output, storage_of,
+};
+use super::device_sets::DeviceSetCache;
+use super::head::{BIAS, HEAD, Head};
 use super::temperature::{Stepped, TemperatureSource};
-use super::tensor::{Scalar, cpu, with_element};
+use super::tensor::{Gathered, Scalar, cpu, with_element};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{
-    self, HeadGradient, Hidden, Softened, Wanted, WholeVocabulary, head_gradient, hidden_gradient,
-    score, soften, whole_vocabulary_head_gradient,
+    self, HeadGradient, Hidden, SavedGradient, Wanted, WholeVocabulary, head_gradient,
+    hidden_gradient, score, softmax, whole_vocabulary_head_gradient,
 };
 use crate::{Result, Statistics};
 
@@ -31,49 +35,34 @@ pub(super) fn forward(
     head: Head,
     batch: Batch,
     source: TemperatureSource,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<(LossOutput, Option<Stepped>)> {
-    check_inputs(hidden, &head, &batch)?;
-    with_element!(hidden.dtype(), HIDDEN, T => {
-        forward_of::<T>(hidden, head, batch, source, residence)
-    })
+    let inputs = CheckedInputs::new(hidden, &head, &batch)?;
+    forward_of_checked(inputs, LossCall::new(batch, source, device_sets))
 }
 
 pub(super) fn statistics(
     hidden: &Tensor,
     head: Head,
     batch: Batch,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<Statistics> {
-    check_inputs(hidden, &head, &batch)?;
-    if !hidden.device().is_cpu() {
-        let (weight, bias) = (head.weight.detach(), head.bias.map(Tensor::detach));
-        let head = head.with(&weight, bias.as_ref());
-        let at_any = TemperatureSource::Given(1.0);
-        let (output, _) = forward(&hidden.detach(), head, batch, at_any, residence)?;
-        return output.read_statistics();
+    let inputs = CheckedInputs::new(hidden, &head, &batch)?;
+    if hidden.device().is_cpu() {
+        return statistics_on_cpu(&inputs, &batch);
     }
-    statistics_on_cpu(hidden, &head, &batch)
+    let at_any = TemperatureSource::Given(1.0);
+    let call = LossCall::new(batch, at_any, device_sets);
+    forward_of_checked(inputs.detached()?, call)?
+        .0
+        .read_statistics()
 }
 
-fn statistics_on_cpu(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Statistics> {
-    with_element!(hidden.dtype(), HIDDEN, T => {
-        viewed::<T, _>(hidden, head, |hidden, head| {
-            match WholeVocabulary::new(hidden, head, batch) {
-                Some(rows) => rows.statistics(),
-                None => Ok(score(hidden, head, batch)?.statistics),
-            }
-        })
-    })
-}
-
-/// The logits of every row's tokens, for sets that are listed.
+/// Returns the logits of every row's tokens, for sets that are listed.
 pub(super) fn valid_logits(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Vec<Vec<f64>>> {
-    check_inputs(hidden, head, batch)?;
+    let inputs = CheckedInputs::new(hidden, head, batch)?;
     with_element!(hidden.dtype(), HIDDEN, T => {
-        viewed::<T, _>(hidden, head, |hidden, head| {
-            Ok(score(hidden, head, batch)?.in_batch_order())
-        })
+        inputs.viewed::<T, _>(|hidden, head| Ok(score(hidden, head, batch)?.in_batch_order()))
     })
 }
 
@@ -82,21 +71,14 @@ pub(super) fn value_and_gradient(
     head: Head,
     batch: Batch,
     source: TemperatureSource,
-    residence: &Residence,
+    device_sets: &DeviceSetCache,
 ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
-    check_inputs(hidden, &head, &batch)?;
-    let hidden = &hidden.detach();
+    let inputs = CheckedInputs::new(hidden, &head, &batch)?.detached()?;
+    let call = LossCall::new(batch, source, device_sets);
     with_element!(hidden.dtype(), HIDDEN, T => {
         let wanted = Wanted { hidden: true, head: false };
-        let applied = Applied::<T>::new(hidden, head, batch, source, residence, wanted, true)?;
-        let gradient = match applied.op.passed.forward()? {
-            Left::OnCpu(passed) => {
-                let upstream = Upstream::ones(&applied.op.batch);
-                let [gradient, ..] = applied.op.gradients(passed, applied.tensors(hidden), &upstream)?;
-                gradient
-            }
-            Left::OnCuda(left) => left.gradient(),
-        };
+        let applied = Applied::<T>::new(inputs, call, wanted, true)?;
+        let gradient = applied.hidden_gradient()?;
         let (output, stepped) = applied.output()?;
         // A pass with gradient has one.
         let gradient = gradient.map_or_else(|| hidden.zeros_like(), Ok)?;
@@ -104,191 +86,162 @@ pub(super) fn value_and_gradient(
     })
 }
 
-fn forward_of<T: Scalar>(
-    hidden: &Tensor,
-    head: Head,
-    batch: Batch,
-    source: TemperatureSource,
-    residence: &Residence,
+fn forward_of_checked(
+    inputs: CheckedInputs,
+    call: LossCall,
 ) -> Result<(LossOutput, Option<Stepped>)> {
-    let tracked = |tensor: &Tensor| tensor.track_op();
     let wanted = Wanted {
-        hidden: tracked(hidden),
-        head: tracked(head.weight) || head.bias.is_some_and(tracked),
+        hidden: inputs.hidden.track_op(),
+        head: inputs.weight.track_op() || inputs.bias.track_op(),
     };
-    Applied::<T>::new(hidden, head, batch, source, residence, wanted, false)?.output()
+    with_element!(inputs.hidden.dtype(), HIDDEN, T => {
+        Applied::<T>::new(inputs, call, wanted, false)?.output()
+    })
+}
+
+fn statistics_on_cpu(inputs: &CheckedInputs, batch: &Batch) -> Result<Statistics> {
+    with_element!(inputs.hidden.dtype(), HIDDEN, T => {
+        inputs.viewed::<T, _>(|hidden, head| match WholeVocabulary::new(hidden, head, batch) {
+            Some(rows) => rows.statistics(),
+            None => Ok(score(hidden, head, batch)?.statistics),
+        })
+    })
 }
 
 /// The op, applied to its tensors.
 struct Applied<T: Scalar> {
     op: Arc<LinearLoss<T>>,
-    weight: Tensor,
-    bias: Tensor,
+    inputs: CheckedInputs,
     loss: Tensor,
 }
 
 impl<T: Scalar> Applied<T> {
-    fn new(
-        hidden: &Tensor,
-        head: Head,
-        batch: Batch,
-        source: TemperatureSource,
-        residence: &Residence,
-        wanted: Wanted,
-        direct: bool,
-    ) -> Result<Self> {
-        let bias = bias_or_none(&head)?;
-        let weight = head.weight.clone();
+    fn new(inputs: CheckedInputs, call: LossCall, wanted: Wanted, direct: bool) -> Result<Self> {
         let op = Arc::new(LinearLoss::<T> {
-            batch,
-            source,
-            residence: residence.clone(),
-            has_bias: head.bias.is_some(),
-            gathered: head.gathered.cloned(),
+            call,
+            has_bias: inputs.has_bias,
+            gathered: inputs.gathered.clone(),
             wanted,
             direct,
-            passed: Passed::default(),
+            saved: Saved::default(),
         });
-        let applied = hidden.apply_op3(&weight, &bias, SharedLoss(op.clone()));
-        let loss = op.passed.unwrapped(applied)?;
-        Ok(Self {
-            op,
-            weight,
-            bias,
-            loss,
-        })
+        let (hidden, shared) = (&inputs.hidden, SharedLoss(op.clone()));
+        let applied = hidden.apply_op3(&inputs.weight, &inputs.bias, shared);
+        let loss = op.saved.unwrapped(applied)?;
+        Ok(Self { op, inputs, loss })
     }
 
-    fn tensors<'a>(&'a self, hidden: &'a Tensor) -> [&'a Tensor; 3] {
-        [hidden, &self.weight, &self.bias]
+    /// Returns the gradient of the hidden states for an upstream gradient of 1, of a pass that was made for it.
+    fn hidden_gradient(&self) -> Result<Option<Tensor>> {
+        let CheckedInputs {
+            hidden,
+            weight,
+            bias,
+            ..
+        } = &self.inputs;
+        match self.op.saved.forward()? {
+            SavedForward::OnCpu(saved) => {
+                let upstream = Upstream::ones(&self.op.call.batch);
+                let [gradient, ..] =
+                    (self.op).gradients(saved, [hidden, weight, bias], &upstream)?;
+                Ok(gradient)
+            }
+            #[cfg(feature = "cuda")]
+            SavedForward::OnCuda(forward) => Ok(forward.gradient.clone()),
+        }
     }
 
     fn output(self) -> Result<(LossOutput, Option<Stepped>)> {
-        let (op, loss) = (&self.op, self.loss);
-        Ok(match op.passed.forward()? {
-            Left::OnCpu(passed) => {
-                let (forward, _) = &**passed;
-                let stepped = forward.stepped.clone().map(Stepped::OnHost);
-                (output(loss, &op.batch, forward)?, stepped)
-            }
-            Left::OnCuda(left) => (left.output(loss, &op.batch)?, left.stepped()),
-        })
+        let batch = &self.op.call.batch;
+        match self.op.saved.forward()? {
+            SavedForward::OnCpu(saved) => output(self.loss, batch, &saved.0),
+            #[cfg(feature = "cuda")]
+            SavedForward::OnCuda(forward) => forward.output(self.loss, batch),
+        }
     }
-}
-
-/// Refuses what a pass cannot take, before any work.
-fn check_inputs(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
-    check(hidden, head, batch)?;
-    match hidden.device() {
-        Device::Cpu => Ok(()),
-        _ => check_on_cpu(hidden, head, batch),
-    }
-}
-
-/// In checked mode, looks at the logits on the CPU: to name the first that is not finite is worth a copy
-/// to those who ask for it.
-fn check_on_cpu(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
-    if !batch.checked {
-        return Ok(());
-    }
-    let to_cpu = |tensor: &Tensor| tensor.to_device(&Device::Cpu);
-    let (weight, bias) = (to_cpu(head.weight)?, head.bias.map(to_cpu).transpose()?);
-    let copied = Head {
-        weight: &weight,
-        bias: bias.as_ref(),
-        gathered: None,
-        gathered_sets: None,
-    };
-    statistics_on_cpu(&to_cpu(hidden)?, &copied, batch).map(|_| ())
 }
 
 /// The custom op from hidden states `[.., H]`, head `[V, H]` and bias to the loss of one batch.
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 struct LinearLoss<T: Scalar> {
-    batch: Batch,
-    source: TemperatureSource,
-    residence: Residence,
+    call: LossCall,
     has_bias: bool,
     gathered: Option<Arc<Gathered>>,
+    /// The gradients that the backward pass will compute.
     wanted: Wanted,
-    /// Whether a device makes the gradient of the hidden states in the forward pass.
+    /// Whether a device computes the gradient of the hidden states in the forward pass.
     direct: bool,
-    passed: Passed<Left<T>>,
+    saved: Saved<SavedForward<T>>,
 }
 
-/// What a pass is made with besides its tensors, on a device.
-#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
-struct Pass<'a> {
-    batch: &'a Batch,
-    source: &'a TemperatureSource,
-    residence: &'a Residence,
-    wanted: Wanted,
-    direct: bool,
+/// What a forward pass saves for the backward pass.
+enum SavedForward<T: Scalar> {
+    OnCpu(Box<(CpuForward, SavedGradient<T::Real>)>),
+    #[cfg(feature = "cuda")]
+    OnCuda(Box<cuda::SavedForward>),
 }
 
-/// What a forward pass left, for the caller and for the backward pass.
-enum Left<T: Scalar> {
-    OnCpu(Box<(Forward, Softened<T::Real>)>),
-    OnCuda(Box<cuda::Left>),
-}
-
-/// The op as candle's graph holds it, while [`forward_of`] reads what it left.
+/// The op as candle's graph holds it, while [`Applied`] reads what it has saved.
 struct SharedLoss<T: Scalar>(Arc<LinearLoss<T>>);
 
 impl<T: Scalar> LinearLoss<T> {
-    fn pass(
+    fn run(
         &self,
         hidden: Hidden<T>,
         head: &linear::Head<T>,
-    ) -> Result<(Forward, Softened<T::Real>)> {
-        let (batch, wanted) = (&self.batch, self.wanted);
-        let (statistics, temperature, softened);
+    ) -> Result<(CpuForward, SavedGradient<T::Real>)> {
+        let (LossCall { batch, source, .. }, wanted) = (&self.call, self.wanted);
+        let (statistics, temperature, gradient);
         match WholeVocabulary::new(hidden, head, batch) {
             Some(rows) => {
                 statistics = rows.statistics()?;
-                temperature = self.source.resolve(&statistics)?;
-                softened = rows.soften(temperature.0, wanted);
+                temperature = source.resolve(&statistics)?;
+                gradient = rows.softmax(temperature.0, wanted);
             }
             None => {
                 let scores = score(hidden, head, batch)?;
                 statistics = scores.statistics;
-                temperature = self.source.resolve(&statistics)?;
-                softened = soften(scores, batch, temperature.0, wanted);
+                temperature = source.resolve(&statistics)?;
+                gradient = softmax(scores, batch, temperature.0, wanted);
             }
         }
-        let (softmaxes, softened) = softened;
-        let forward = Forward::new(batch, softmaxes, statistics, temperature);
-        Ok((forward, softened))
+        let (softmaxes, gradient) = gradient;
+        let forward = CpuForward::new(batch, softmaxes, statistics, temperature);
+        Ok((forward, gradient))
     }
 
-    /// The gradients of hidden states, head and bias, where each is wanted.
+    /// Returns the gradients of hidden states, head and bias, where each is wanted.
     fn gradients(
         &self,
-        passed: &(Forward, Softened<T::Real>),
+        saved: &(CpuForward, SavedGradient<T::Real>),
         [hidden, head, bias]: [&Tensor; 3],
         upstream: &Upstream,
     ) -> Result<[Option<Tensor>; 3]> {
-        let (batch, wanted, (forward, softened)) = (&self.batch, self.wanted, passed);
+        let (batch, wanted, (forward, gradient)) = (&self.call.batch, self.wanted, saved);
         let factor = |index| upstream.factor(batch, forward, index);
         let gathered = self.gathered.as_ref();
         let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
         let [of_hidden, of_head, of_bias] = &storages;
         let hidden_view = hidden_view::<T>(cpu(HIDDEN, &of_hidden.0)?, of_hidden.1)?;
-        let (head_cpu, bias_cpu) = (cpu(HEAD, &of_head.0)?, cpu(BIAS, &of_bias.0)?);
-        let head_view = head_view::<T>(head_cpu, of_head.1, bias_cpu, of_bias.1, gathered)?;
+        let head_view = head_view::<T>(
+            (cpu(HEAD, &of_head.0)?, of_head.1),
+            (cpu(BIAS, &of_bias.0)?, of_bias.1),
+            gathered,
+        )?;
         let like = |tensor: &Tensor, values: Vec<T>| {
             Tensor::from_vec(values, tensor.shape(), &Device::Cpu)
         };
 
         let mut gradients = [None, None, None];
         if wanted.hidden {
-            softened.check_frozen(&head_view, batch)?;
+            gradient.check_frozen(&head_view, batch)?;
             let length = hidden.elem_count();
-            let values = hidden_gradient(softened, &head_view, batch, factor, length);
+            let values = hidden_gradient(gradient, &head_view, batch, factor, length);
             gradients[0] = Some(like(hidden, values)?);
         }
         if wanted.head {
             let lengths = [head, bias].map(Tensor::elem_count);
-            let values = self.head_gradients(passed, hidden_view, &head_view, factor, lengths);
+            let values = self.head_gradients(saved, hidden_view, &head_view, factor, lengths);
             for ((gradient, tensor), values) in
                 gradients[1..].iter_mut().zip([head, bias]).zip(values)
             {
@@ -300,32 +253,32 @@ impl<T: Scalar> LinearLoss<T> {
         Ok(gradients)
     }
 
-    /// The gradients of the head and its bias.
+    /// Returns the gradients of the head and its bias.
     fn head_gradients(
         &self,
-        (forward, softened): &(Forward, Softened<T::Real>),
+        (forward, gradient): &(CpuForward, SavedGradient<T::Real>),
         hidden: Hidden<T>,
         head: &linear::Head<T>,
         factor: impl Fn(usize) -> f64 + Sync,
         lengths: [usize; 2],
     ) -> [Vec<T>; 2] {
         let [mut of_head, mut of_bias] = lengths.map(bytemuck::zeroed_vec);
-        let gradient = HeadGradient {
+        let to = HeadGradient {
             head: &mut of_head,
             bias: &mut of_bias,
             width: head.width,
         };
-        let batch = &self.batch;
-        match softened {
-            Softened::Errors(errors) => head_gradient(errors, hidden, batch, factor, gradient),
-            Softened::Unscaled(_) => whole_vocabulary_head_gradient(
+        let batch = &self.call.batch;
+        match gradient {
+            SavedGradient::Logits(dlogits) => head_gradient(dlogits, hidden, batch, factor, to),
+            SavedGradient::Hidden(_) => whole_vocabulary_head_gradient(
                 &forward.softmaxes,
                 hidden,
                 head,
                 batch,
                 forward.temperature,
                 factor,
-                gradient,
+                to,
             ),
         }
         [of_head, of_bias]
@@ -346,17 +299,19 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
-        let op = &*self.0;
+        let (op, batch) = (&*self.0, &self.0.call.batch);
         let gathered = op.gathered.as_ref();
-        let pass = head_view::<T>(head, head_layout, bias, bias_layout, gathered)
-            .and_then(|head| op.pass(hidden_view(hidden, hidden_layout)?, &head));
-        let passed = op.passed.noted(pass)?;
-        let loss = loss_values(&op.batch, &passed.0);
-        op.passed.keep(Ok(Left::OnCpu(Box::new(passed))))?;
-        let shape = loss_shape(&op.batch, hidden_layout.dims());
-        Ok((storage_of(loss, hidden.dtype()), shape))
+        let forward = head_view::<T>((head, head_layout), (bias, bias_layout), gathered)
+            .and_then(|head| op.run(hidden_view(hidden, hidden_layout)?, &head))
+            .map(|saved| {
+                let loss = storage_of(loss_values(batch, &saved.0), hidden.dtype());
+                (SavedForward::OnCpu(Box::new(saved)), loss)
+            });
+        let loss = op.saved.save(forward)?;
+        Ok((loss, loss_shape(batch, hidden_layout.dims())))
     }
 
+    #[cfg(feature = "cuda")]
     fn cuda_fwd(
         &self,
         hidden: &CudaStorage,
@@ -367,18 +322,15 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         bias_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
         let op = &*self.0;
-        let pass = Pass {
-            batch: &op.batch,
-            source: &op.source,
-            residence: &op.residence,
-            wanted: op.wanted,
-            direct: op.direct,
+        let inputs = cuda::Inputs {
+            hidden: (hidden, hidden_layout),
+            head: (head, head_layout),
+            bias: op.has_bias.then_some((bias, bias_layout)),
         };
-        let bias = op.has_bias.then_some((bias, bias_layout));
-        let passed = cuda::forward((hidden, hidden_layout), (head, head_layout), bias, &pass);
-        let (left, loss) = op.passed.noted(passed)?;
-        op.passed.keep(Ok(Left::OnCuda(Box::new(left))))?;
-        Ok((loss, loss_shape(&op.batch, hidden_layout.dims())))
+        let forward = cuda::forward(&inputs, &op.call, op.wanted, op.direct);
+        let forward = forward.map(|(forward, loss)| (SavedForward::OnCuda(forward.into()), loss));
+        let loss = op.saved.save(forward)?;
+        Ok((loss, loss_shape(&op.call.batch, hidden_layout.dims())))
     }
 
     fn bwd(
@@ -391,9 +343,14 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let op = &*self.0;
         let tensors = [hidden, head, bias];
-        let [of_hidden, of_head, of_bias] = match op.passed.forward()? {
-            Left::OnCpu(passed) => op.gradients(passed, tensors, &Upstream::new(upstream)?)?,
-            Left::OnCuda(left) => cuda::backward(tensors, op.has_bias, op.wanted, left, upstream)?,
+        let [of_hidden, of_head, of_bias] = match op.saved.forward()? {
+            SavedForward::OnCpu(saved) => {
+                op.gradients(saved, tensors, &Upstream::new(upstream)?)?
+            }
+            #[cfg(feature = "cuda")]
+            SavedForward::OnCuda(forward) => {
+                cuda::backward(tensors, op.has_bias, op.wanted, forward, upstream)?
+            }
         };
         Ok((of_hidden, of_head, of_bias))
     }

@@ -1,4 +1,4 @@
-//! What a loss gives back.
+//! The result of a loss.
 
 use candle_core::{DType, Device, Tensor};
 
@@ -6,51 +6,50 @@ use crate::{Error, Result, Statistics};
 
 /// The loss of a batch, with the temperature and the statistics it was computed with.
 ///
-/// Everything is a tensor on the device of the logits: reading one waits for the device, and is the
-/// caller's choice.
+/// The tensors are on the device of the scores. Reading one waits for the device, which is left to the
+/// caller: a training loop may read them a step later.
 #[derive(Debug, Clone)]
 pub struct LossOutput {
-    /// The loss: a scalar (the leading dimensions of the logits under
-    /// [`Reduction::None`](crate::Reduction::None)), f32, or f64 for f64 logits. `backward()` works
-    /// on it.
+    /// The loss, which `backward()` works on. It is a scalar, or has the leading dimensions of the scores under
+    /// [`Reduction::None`](crate::Reduction::None), and its dtype is f32, or f64 for f64 scores.
     pub loss: Tensor,
-    /// τ: a scalar, f64.
+    /// The temperature τ that the loss was computed with, a scalar of f64.
     pub temperature: Tensor,
-    /// The statistics that an adaptive temperature looks at, as the f64 fields of [`Statistics`];
-    /// those of no row for a fixed one.
+    /// The statistics that an adaptive temperature is computed from, as the f64 fields of [`Statistics`]
+    /// (`[Statistics::LENGTH]`). For a fixed temperature they are those of no row.
     pub statistics: Tensor,
-    /// Under [`Bear`](crate::Bear), Σ w over the branching rows, each times the weight that the caller gave it:
-    /// a scalar, f64. Losses under [`Reduction::Sum`](crate::Reduction::Sum) of several micro-batches, added up and
-    /// divided by the sum of this, are the mean over all of them. `None` without BEAR.
+    /// The sum of BEAR's weights over the branching rows, each times the weight that the caller gave the row: a scalar of
+    /// f64, or `None` without [`Bear`](crate::Bear). Losses under [`Reduction::Sum`](crate::Reduction::Sum) of several micro-batches, added up and
+    /// divided by the sum of this, are the mean over all of them.
     pub bear_weight: Option<Tensor>,
-    /// How many rows were labelled.
+    /// The number of labelled rows, unary ones included.
     pub labelled_rows: usize,
-    /// How many of them had more than one token to choose from.
+    /// The number of branching rows, whose sets have more than one token.
     pub branching_rows: usize,
 }
 
 impl LossOutput {
-    /// Reads the temperature.
+    /// Reads the temperature, and waits for its device.
     ///
     /// # Errors
-    /// What candle reports of the transfer.
+    /// Those that candle reports of the transfer.
     pub fn read_temperature(&self) -> Result<f64> {
         Ok(self.temperature.to_scalar()?)
     }
 
-    /// Reads the sum of the weights of [`Bear`](crate::Bear).
+    /// Reads the sum of BEAR's weights, and waits for its device. Returns `None` without [`Bear`](crate::Bear).
     ///
     /// # Errors
-    /// What candle reports of the transfer.
+    /// Those that candle reports of the transfer.
     pub fn read_bear_weight(&self) -> Result<Option<f64>> {
         let weight = self.bear_weight.as_ref().map(Tensor::to_scalar);
         Ok(weight.transpose()?)
     }
 
-    /// Reads the statistics.
+    /// Reads the statistics, and waits for their device.
     ///
     /// # Errors
-    /// What candle reports of the transfer.
+    /// Those that candle reports of the transfer.
     pub fn read_statistics(&self) -> Result<Statistics> {
         let fields = self.statistics.to_vec1::<f64>()?;
         let fields = <[f64; Statistics::LENGTH]>::try_from(fields.as_slice());
@@ -64,18 +63,18 @@ impl LossOutput {
     }
 }
 
-/// The statistics as a tensor.
+/// Makes a tensor of the fields of statistics.
 pub(super) fn statistics_tensor(statistics: &Statistics, device: &Device) -> Result<Tensor> {
     let fields: &[f64] = bytemuck::cast_slice(std::slice::from_ref(statistics));
     Ok(Tensor::from_slice(fields, fields.len(), device)?)
 }
 
-/// A number as a scalar tensor of f64.
+/// Makes a scalar tensor of f64.
 pub(super) fn scalar(value: f64, device: &Device) -> Result<Tensor> {
     Ok(Tensor::new(value, device)?)
 }
 
-/// The dtype of the loss for these logits.
+/// Returns the dtype of the loss for scores of this dtype.
 pub(super) fn loss_dtype(logits: DType) -> DType {
     match logits {
         DType::F64 => DType::F64,

@@ -23,25 +23,25 @@ use crate::loss::{Convention, Reduction};
 use crate::temperature::check_positive;
 use crate::{Bear, Error, Result, Row, Rows, Scope, Statistics, Temperature, TokenSets};
 
-/// What the definition gives.
+/// The result of the definition.
 #[derive(Debug, Clone)]
 pub struct Reference {
-    /// The reduced loss; under [`Reduction::None`] the sum of `losses`.
+    /// The reduced loss, which under [`Reduction::None`] is the sum of `losses`.
     pub loss: f64,
     /// The loss of each row of the `Rows`, weighted (by BEAR too), and times τ where the convention says so.
     pub losses: Vec<f64>,
-    /// The weight w that BEAR gives each row of the `Rows`, unary ones included; 1 without BEAR.
+    /// The weight w that BEAR gives each row of the `Rows`, unary ones included, or 1 without BEAR.
     pub bear_weights: Vec<f64>,
-    /// ∂loss/∂logits, `[N, V]` in row-major order.
+    /// The gradient of the loss by the logits, `[N, V]` in row-major order.
     pub gradient: Vec<f64>,
-    /// The statistics that an adaptive temperature looked at.
+    /// The statistics that an adaptive temperature is computed from.
     pub statistics: Statistics,
-    /// The temperature used.
+    /// The temperature τ that the loss was computed with.
     pub temperature: f64,
 }
 
-/// The loss of `logits` (`[N, vocabulary]` in row-major order), stepping an adaptive temperature
-/// with the statistics of these rows first.
+/// Computes the loss of `logits` (`[N, vocabulary]` in row-major order), after a step of an adaptive temperature
+/// with the statistics of these rows.
 ///
 /// # Errors
 /// Rows made with another trie, a row whose set does not exist or does not hold its target, a token outside the vocabulary,
@@ -66,11 +66,11 @@ pub fn loss(
     )
 }
 
-/// The same with BEAR's row weights where `bear` is given, as
+/// Computes the loss with BEAR's row weights where `bear` is given, as
 /// [`MaskedSoftmaxLoss::with_bear`](crate::MaskedSoftmaxLoss::with_bear) describes them. The reduction is that of `convention`.
 ///
 /// # Errors
-/// As [`loss`], and for settings of BEAR out of range.
+/// Those of [`loss`], and for settings of BEAR out of range.
 pub fn loss_with_bear(
     logits: &[f64],
     vocabulary: usize,

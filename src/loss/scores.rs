@@ -82,16 +82,16 @@ impl<'a, H: Into<Head<'a>>> From<(&'a Var, H)> for Scores<'a> {
     }
 }
 
-/// Where [`value_and_gradient`](crate::MaskedSoftmaxLoss::value_and_gradient) writes the gradient.
+/// The memory that [`value_and_gradient`](crate::MaskedSoftmaxLoss::value_and_gradient) writes the gradient to.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum GradientTarget<'a> {
-    /// A new tensor. For hidden states this is the only choice.
+    /// The gradient is a new tensor. For hidden states this is the only choice.
     #[default]
     New,
-    /// This contiguous tensor, which has the shape and dtype of the logits and is overwritten: memory that is kept
-    /// from step to step. It must not share its memory with the logits.
+    /// The gradient overwrites this contiguous tensor, which has the shape and dtype of the logits, and can be kept from
+    /// step to step. It must not share its memory with the logits.
     Into(&'a Tensor),
-    /// The logits themselves, which are overwritten. Nothing else may need them any more: an operation that keeps its
+    /// The gradient overwrites the logits. Nothing else may need them any more: an operation that keeps its
     /// result for its own backward pass would read the gradient instead. On CUDA this saves the memory of a second
     /// `[N, V]`.
     InPlace,

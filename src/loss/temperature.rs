@@ -7,21 +7,21 @@ use std::thread::ThreadId;
 use candle_core::{Device, Tensor};
 
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::dense::is_another;
+use crate::backend::cuda::sets::is_another;
 use crate::{Result, Statistics, Temperature};
 
-/// Where the temperature of one pass comes from.
+/// The source of the temperature of one pass.
 #[derive(Debug, Clone)]
 pub(super) enum TemperatureSource {
-    /// It is this.
+    /// The caller gives the temperature.
     Given(f64),
-    /// It takes a step with the statistics of the pass, from where the host or else a device holds it.
+    /// The temperature takes a step with the statistics of the pass. It is on the host, or else on a device.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     Stepping(Temperature, Option<Tensor>),
 }
 
 impl TemperatureSource {
-    /// τ for a pass on the host with these statistics and, where it took a step, where it went.
+    /// Returns τ for a pass on the host with these statistics and, where it took a step, the new temperature.
     pub fn resolve(&self, statistics: &Statistics) -> Result<(f64, Option<Temperature>)> {
         match self {
             Self::Given(value) => Ok((*value, None)),
@@ -34,7 +34,7 @@ impl TemperatureSource {
     }
 }
 
-/// Where a step went.
+/// A temperature that took a step.
 #[derive(Debug, Clone)]
 pub(super) enum Stepped {
     OnHost(Temperature),
@@ -43,8 +43,8 @@ pub(super) enum Stepped {
     OnDevice(Tensor),
 }
 
-/// The temperature as it stands. A step on a device leaves its τ there: the host reads it, and waits
-/// for the device, only when someone asks.
+/// The temperature as it stands. A step on a device leaves its τ there, and the host reads it, and waits
+/// for the device, only when it is asked for.
 #[derive(Debug, Clone)]
 pub(super) struct CurrentTemperature {
     host: Temperature,
@@ -65,7 +65,7 @@ struct Ahead {
 }
 
 impl Ahead {
-    /// Whether the device's stream, as this thread sees it, is the one that the kernel is in.
+    /// Returns whether the device's stream, as this thread sees it, is the one that the kernel is in.
     fn is_in_order(&self) -> bool {
         match self.value.device() {
             #[cfg(feature = "cuda")]
@@ -102,10 +102,10 @@ impl From<Temperature> for CurrentTemperature {
 }
 
 impl CurrentTemperature {
-    /// The temperature as it stands, which the first call after a step on a device waits for.
+    /// Returns the temperature as it stands. The first call after a step on a device waits for the device.
     ///
     /// # Errors
-    /// What candle reports of the transfer. The temperature stays where it is, to be read again.
+    /// Those that candle reports of the transfer. The temperature stays where it is, to be read again.
     pub fn get(&self) -> Result<&Temperature> {
         let Some(ahead) = &self.ahead else {
             return Ok(&self.host);
@@ -118,10 +118,10 @@ impl CurrentTemperature {
         Ok(ahead.read.get_or_init(|| self.host.at(value)))
     }
 
-    /// The same, to be changed.
+    /// Returns the temperature as it stands, to be changed.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// Those of [`get`](Self::get).
     pub fn get_mut(&mut self) -> Result<&mut Temperature> {
         if self.ahead.is_some() {
             self.host = self.get()?.clone();
@@ -130,12 +130,12 @@ impl CurrentTemperature {
         Ok(&mut self.host)
     }
 
-    /// The strategy and the number of the step, which the host always knows.
+    /// Returns the strategy and the number of the step, which the host always knows.
     pub fn known(&self) -> &Temperature {
         &self.host
     }
 
-    /// A step from here in a pass on this device.
+    /// Returns the source of the temperature for a pass on this device that takes a step.
     pub fn stepping(&self, device: &Device) -> Result<TemperatureSource> {
         match (&self.ahead, device) {
             (Some(ahead), Device::Cuda(_)) if ahead.is_in_order() => {

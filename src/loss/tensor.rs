@@ -1,51 +1,59 @@
 //! From candle's storage and layouts to the slices that the backend takes.
 
+use std::any::Any;
 use std::collections::HashMap;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor, WithDType};
 
-use super::head::Gathered;
-use crate::backend::cpu::element::Element;
+use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::linear::HeadRows;
 use crate::{Error, Result};
 
 /// A type that both candle and the CPU backend know.
-pub(super) trait Scalar: Element + WithDType {
-    /// The values of a storage of this type, to be written.
-    fn storage_as_mut_slice(storage: &mut CpuStorage) -> Option<&mut [Self]>;
+pub(super) trait Scalar: Element + WithDType {}
 
-    /// Head rows gathered for this type, kept among those of all types and found again.
-    fn wrap(gathered: HashMap<u32, HeadRows<Self::Real>>) -> Gathered;
-    fn unwrap(gathered: &Gathered) -> Option<&HashMap<u32, HeadRows<Self::Real>>>;
-}
+impl<T: Element + WithDType> Scalar for T {}
 
-macro_rules! scalar {
-    ($T:ty, $variant:ident, $computed:ident) => {
-        impl Scalar for $T {
-            fn storage_as_mut_slice(storage: &mut CpuStorage) -> Option<&mut [Self]> {
-                match storage {
-                    CpuStorage::$variant(values) => Some(values),
-                    _ => None,
-                }
-            }
-
-            fn wrap(gathered: HashMap<u32, HeadRows<Self::Real>>) -> Gathered {
-                Gathered::$computed(gathered)
-            }
-
-            fn unwrap(gathered: &Gathered) -> Option<&HashMap<u32, HeadRows<Self::Real>>> {
-                match gathered {
-                    Gathered::$computed(gathered) => Some(gathered),
-                    _ => None,
-                }
-            }
-        }
+/// Returns the values of a storage of type `T`, to be written, and `None` for another type.
+pub(super) fn values_mut<T: Scalar>(storage: &mut CpuStorage) -> Option<&mut [T]> {
+    let values: &mut dyn Any = match storage {
+        CpuStorage::F32(values) => values,
+        CpuStorage::F64(values) => values,
+        CpuStorage::F16(values) => values,
+        CpuStorage::BF16(values) => values,
+        _ => return None,
     };
+    values.downcast_mut::<Vec<T>>().map(Vec::as_mut_slice)
 }
-scalar!(f32, F32, F32);
-scalar!(f64, F64, F64);
-scalar!(half::f16, F16, F32);
-scalar!(half::bf16, BF16, F32);
+
+/// Gathered head rows by token set, in the type they are computed in.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    /// How many sets have their rows gathered.
+    pub sets: usize,
+    /// A `HashMap<u32, HeadRows<R>>` for the R of the head's dtype; `None` for a head on a device, which reads its rows where
+    /// they lie.
+    rows: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Gathered {
+    pub const ON_DEVICE: Self = Self {
+        sets: 0,
+        rows: None,
+    };
+
+    pub fn new<R: Real>(rows: HashMap<u32, HeadRows<R>>) -> Self {
+        Self {
+            sets: rows.len(),
+            rows: Some(Box::new(rows)),
+        }
+    }
+
+    /// Returns the rows, where they are computed in this type.
+    pub fn rows<R: Real>(&self) -> Option<&HashMap<u32, HeadRows<R>>> {
+        self.rows.as_ref()?.downcast_ref()
+    }
+}
 
 /// Runs `$body` with `$T` bound to the element type of `$dtype`.
 macro_rules! with_element {
@@ -73,7 +81,7 @@ macro_rules! with_element {
 }
 pub(super) use with_element;
 
-/// A matrix in memory: rows of `width` elements, `stride` apart.
+/// A matrix in memory: rows of `width` elements, `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a, T> {
     pub values: &'a [T],
@@ -81,7 +89,7 @@ pub(super) struct Matrix<'a, T> {
     pub width: usize,
 }
 
-/// The matrix that a tensor `[.., width]` is once its leading dimensions are flattened.
+/// Returns the matrix that a tensor `[.., width]` is once its leading dimensions are flattened.
 pub(super) fn matrix<'a, T>(
     what: &'static str,
     values: &'a [T],
@@ -95,7 +103,7 @@ pub(super) fn matrix<'a, T>(
     })
 }
 
-/// How many elements a row of that matrix is from the next, and how many it has.
+/// Returns the row stride of that matrix and its width, in elements.
 pub(super) fn matrix_shape(what: &'static str, layout: &Layout) -> Result<(usize, usize)> {
     let unsupported = || Error::Unsupported {
         what,
@@ -168,7 +176,7 @@ pub(super) fn check_loss_device(what: &'static str, tensor: &Tensor) -> Result<(
     })
 }
 
-/// The storage of a tensor on the CPU.
+/// Returns the storage of a tensor on the CPU.
 pub(super) fn cpu<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a CpuStorage> {
     match storage {
         Storage::Cpu(storage) => Ok(storage),

@@ -1,11 +1,13 @@
-//! The logits of the tokens that may follow: what decoding looks at.
+//! The logits of the valid tokens, which decoding is computed from.
 
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
 
 use super::head::Head;
 use super::linear;
-use super::tensor::{Scalar, check_loss_device, cpu, matrix, with_element};
+#[cfg(feature = "cuda")]
+use super::tensor::check_loss_device;
+use super::tensor::{Scalar, cpu, matrix, with_element};
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::cpu::element::Element;
 use crate::backend::cpu::softmax;
@@ -13,7 +15,7 @@ use crate::{Error, Result, Row, Rows, TokenSets};
 
 const LOGITS: &str = "logits";
 
-/// The logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
+/// Returns the logits of the tokens of `sets[row]`, for every row of `logits` `[rows, V]`.
 pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Result<Vec<Vec<f64>>> {
     check_vocabulary(logits.dims().last(), all)?;
     if !logits.device().is_cpu() {
@@ -31,7 +33,7 @@ pub(crate) fn of_logits(logits: &Tensor, all: &TokenSets, sets: &[u32]) -> Resul
     }))
 }
 
-/// The same from hidden states `[rows, H]` and the head rows of these tokens alone. Every set must
+/// Computes the same logits from hidden states `[rows, H]` and the head rows of these tokens alone. Every set must
 /// have more than one token.
 pub(crate) fn of_hidden(
     hidden: &Tensor,
@@ -59,7 +61,7 @@ pub(crate) fn of_hidden(
     linear::valid_logits(hidden, &head, &batch)
 }
 
-/// The tokens of all of these sets, rising.
+/// Returns the tokens of all of these sets, in rising order.
 fn tokens_of(all: &TokenSets, sets: &[u32]) -> Vec<u32> {
     let mut sets = sets.to_vec();
     sets.sort_unstable();
@@ -70,7 +72,7 @@ fn tokens_of(all: &TokenSets, sets: &[u32]) -> Vec<u32> {
     of_all
 }
 
-/// The logits of `sets[row]` out of a device's `[rows, columns]`, which come to the host: few tokens for few
+/// Returns the logits of `sets[row]` out of a device's `[rows, columns]`, which are copied to the host: few tokens for few
 /// rows.
 fn from_columns(
     logits: &Tensor,
@@ -85,7 +87,7 @@ fn from_columns(
     }))
 }
 
-/// The logits `[rows, columns]` of these tokens alone, from hidden states `[rows, H]`.
+/// Computes the logits `[rows, columns]` of these tokens alone, from hidden states `[rows, H]`.
 pub(crate) fn in_columns(
     hidden: &Tensor,
     head: Head,
@@ -103,7 +105,7 @@ pub(crate) fn in_columns(
     }
 }
 
-/// ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`; `None` where all are −∞. Refuses
+/// Computes ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`; `None` where all are −∞. Refuses
 /// those that are NaN or +∞.
 pub(crate) fn log_sums(logits: &Tensor, temperature: f64) -> Result<Vec<Option<f64>>> {
     let log_sums = with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
@@ -132,7 +134,7 @@ fn log_sum<T: Element>(row: usize, logits: &[T], temperature: f64) -> Result<Opt
     }
 }
 
-/// What `of_row` makes of each row, in parallel.
+/// Calls `of_row` with each row, in parallel, and returns the results.
 fn rows_of<T: Scalar, R: Send>(
     logits: &Tensor,
     of_row: impl Fn(usize, &[T]) -> R + Sync,
@@ -158,6 +160,7 @@ fn pick<T: Element>(logits: &[T], columns: impl Iterator<Item = u32>) -> Vec<f64
 }
 
 /// Refuses logits of a device or dtype that there are no kernels for.
+#[cfg(feature = "cuda")]
 pub(crate) fn check_for_kernels(logits: &Tensor) -> Result<()> {
     check_loss_device(LOGITS, logits)
 }

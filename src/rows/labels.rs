@@ -114,3 +114,33 @@ impl From<&Labels> for Labels {
         labels.clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_that_are_no_tokens_are_errors_and_both_idioms_of_ignore_are_not() {
+        let error = Labels::new(&[5, -1], 2).unwrap_err();
+        assert!(matches!(
+            error,
+            Error::InvalidLabel {
+                position: 1,
+                label: -1,
+                ..
+            }
+        ));
+        assert!(Labels::new(&[1 << 40], 1).is_err());
+        let labels = Labels::new(&[-100, i64::from(u32::MAX), 5], 3).unwrap();
+        assert_eq!(labels.tokens, [None, None, Some(5)]);
+        assert!(Labels::new(&[1, 2, 3], 2).is_err());
+        assert!(Labels::new(&[1], 0).is_err());
+    }
+
+    #[test]
+    fn ragged_labels_are_padded_at_their_end() {
+        let labels = Labels::try_from(&vec![vec![5u32], vec![], vec![5, 6]]).unwrap();
+        let expected = [Some(5), None, None, None, Some(5), Some(6)];
+        assert_eq!((labels.length, &labels.tokens[..]), (2, &expected[..]));
+    }
+}

@@ -1,5 +1,5 @@
-//! Building: sort the paths, find what each shares with the one before, then write the nodes and the
-//! leaves level by level. Every stage runs in parallel.
+//! The construction of a trie: it sorts the paths, finds the longest common prefix of neighbours, and writes the nodes
+//! and the leaves level by level. Every stage runs in parallel.
 
 use std::ops::{AddAssign, Range};
 use std::slice::IterMut;
@@ -7,15 +7,13 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::packing::chunks;
 use super::sort::{Paths, SortedPath};
 use super::{Leaves, TokenTrie, too_large};
 use crate::sets::TokenSets;
 use crate::{Error, Result};
 
-/// Fewer paths than this are not worth a second thread.
-const PATHS_PER_CHUNK: usize = 4096;
-
-/// A path adds an edge at each depth beyond what it shares with the path before, so counts by depth
+/// Builds the trie. A path adds an edge at each depth beyond what it shares with the path before, so that counts by depth
 /// and chunk say where every chunk writes.
 pub(super) fn build(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<TokenTrie> {
     let paths = Paths::new(ids, offsets, tokens)?;
@@ -58,18 +56,7 @@ pub(super) fn build(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<To
     })
 }
 
-/// The paths in stretches, a few for each thread.
-pub(super) fn chunks(paths: usize) -> Vec<Range<usize>> {
-    let length = paths
-        .div_ceil(4 * rayon::current_num_threads())
-        .max(PATHS_PER_CHUNK);
-    (0..paths)
-        .step_by(length)
-        .map(|start| start..(start + length).min(paths))
-        .collect()
-}
-
-/// What some paths, neighbours in the sorted order, add at one depth.
+/// The numbers of what some paths, neighbours in the sorted order, add at one depth.
 #[derive(Clone, Copy, Default)]
 struct Counts {
     edges: usize,
@@ -86,8 +73,8 @@ impl AddAssign for Counts {
     }
 }
 
-/// What the chunk adds at depth 0, 1, … and, nothing, at one more than its longest path has: few paths
-/// may be much longer than the others, and only their chunks pay for it. Refuses a path that begins
+/// Counts what the chunk adds at depth 0, 1, … and, nothing, at one more than its longest path has: few paths
+/// may be much longer than the others, and only their chunks pay for it. Refuses a path that is a prefix of
 /// another: in the sorted order such two, or paths equal to them, are neighbours.
 fn count(paths: &Paths, sorted: &[SortedPath], chunk: Range<usize>) -> Result<Vec<Counts>> {
     let mut levels = Vec::new();
@@ -128,7 +115,7 @@ struct Share<'a> {
     next_edge: u32,
     next_item: u32,
     tokens: IterMut<'a, u32>,
-    /// Where the children of the nodes that these edges lead to begin.
+    /// The first edges of the nodes that these edges lead to.
     offsets: IterMut<'a, u32>,
     leaf_nodes: IterMut<'a, u32>,
     leaf_offsets: IterMut<'a, u32>,
@@ -136,7 +123,7 @@ struct Share<'a> {
 }
 
 impl<'a> Share<'a> {
-    /// Every chunk's share of every level that its paths reach: a level's shares lie side by side.
+    /// Returns every chunk's share of every level that its paths reach. The shares of a level are side by side.
     fn split(mut self, counts: &[Vec<Counts>]) -> Vec<Vec<Self>> {
         let mut shares: Vec<Vec<_>> = (counts.iter())
             .map(|levels| Vec::with_capacity(levels.len()))
@@ -167,7 +154,7 @@ impl<'a> Share<'a> {
         share
     }
 
-    /// Writes an edge and gives its number.
+    /// Writes an edge and returns its number.
     fn push_edge(&mut self, token: u32, first_child_edge: u32) -> u32 {
         push(&mut self.tokens, token);
         push(&mut self.offsets, first_child_edge);
@@ -175,7 +162,7 @@ impl<'a> Share<'a> {
         self.next_edge - 1
     }
 
-    /// The node that the last edge leads to is a leaf.
+    /// Records that the node which the last edge leads to is a leaf.
     fn push_leaf(&mut self) {
         push(&mut self.leaf_nodes, self.next_edge);
         push(&mut self.leaf_offsets, self.next_item);
@@ -187,7 +174,7 @@ impl<'a> Share<'a> {
     }
 }
 
-/// Takes the first `length` places off.
+/// Splits the first `length` places off.
 fn first<'a, T>(places: &mut IterMut<'a, T>, length: usize) -> IterMut<'a, T> {
     let (first, rest) = std::mem::take(places).into_slice().split_at_mut(length);
     *places = rest.iter_mut();

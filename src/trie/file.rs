@@ -1,4 +1,4 @@
-//! One safetensors file holds a trie. What is read from it is checked before it is believed.
+//! A trie as one safetensors file, which is checked whole when it is read.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 const WHAT: &str = "trie file";
 const FORMAT: &str = "candle-trie";
-/// Raised whenever an older reader would misread what a newer writer wrote.
+/// The version of the format. It is raised whenever an older reader would misread what a newer writer wrote.
 const VERSION: &str = "1";
 
 impl TokenTrie {
@@ -38,7 +38,7 @@ impl TokenTrie {
                 u32::to_le_bytes,
             ),
         ];
-        // Written aside and renamed, so that an interrupted save leaves the file that was there.
+        // An atomic write: an interrupted save leaves the file that was there.
         let mut aside = path.as_ref().as_os_str().to_owned();
         aside.push(".partial");
         write(aside.as_ref(), &arrays)
@@ -113,8 +113,8 @@ impl Array {
     }
 }
 
-/// Writes a safetensors file. The format's own crate takes the metadata as a hash map and writes them in its random order,
-/// and the same trie is to give the same bytes.
+/// Writes a safetensors file whose bytes depend on the trie alone. The format's own crate takes the metadata as a hash map
+/// and writes them in its random order.
 fn write(path: &Path, arrays: &[Array]) -> io::Result<()> {
     let mut header = format!(r#"{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}"}}"#);
     let mut begin = 0;
@@ -189,8 +189,8 @@ fn check_metadata(bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Nodes are the edges plus the root, and a child comes after its parent: so every node is reached
-/// from the root by exactly one path, and no walk can go round.
+/// Checks that every node is reached from the root by exactly one path, and that no walk can go round: nodes are the
+/// edges plus the root, and a child comes after its parent.
 fn check_nodes(offsets: &[u32], tokens: &[u32]) -> Result<()> {
     if tokens.is_empty() {
         return Err(malformed("it has no edge".into()));

@@ -1,33 +1,45 @@
-//! The first tokens of a path in one number, so that comparing numbers compares paths.
+//! Sort keys: the first tokens of a path in one number, so that comparing numbers compares paths.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::build::chunks;
+/// Fewer paths than this are not worth a second thread.
+const PATHS_PER_CHUNK: usize = 4096;
 
-/// How tokens are packed into a key: one after the other from the highest bit down, each as wide as
+/// Cuts so many paths into stretches, a few for each thread.
+pub(super) fn chunks(paths: usize) -> Vec<Range<usize>> {
+    let length = paths
+        .div_ceil(4 * rayon::current_num_threads())
+        .max(PATHS_PER_CHUNK);
+    (0..paths)
+        .step_by(length)
+        .map(|start| start..(start + length).min(paths))
+        .collect()
+}
+
+/// The layout of a key: tokens one after the other from the highest bit down, each as wide as
 /// the depth with the widest span needs, counted from the lowest token of its depth. Where a path may
-/// have ended a zero says that it has, and sorts first.
+/// have ended, a zero says that it has, and sorts first.
 pub(super) struct Packing {
-    /// The width of a token, 1 to 32.
+    /// The width of a token in bits, 1 to 32.
     bits: u32,
     /// The token that is packed as a zero, for every depth that a key holds: where paths may have
     /// ended, the one below the lowest.
     zeros: Vec<u32>,
 }
 
-/// What the paths are like.
+/// The ranges of the lengths and tokens of the paths.
 pub(super) struct Survey {
     /// The length of the shortest path.
     pub shortest: usize,
     /// The lowest token of every depth that a path reaches.
     pub lowest: Vec<u32>,
-    /// The highest.
+    /// The highest token of every depth that a path reaches.
     pub highest: Vec<u32>,
 }
 
-/// Looks at every token; or gives the first path that is none, for its offsets do not rise or leave
+/// Surveys every token. The error is the index of the first path that is none, for its offsets do not rise or exceed
 /// the tokens.
 pub(super) fn survey(offsets: &[usize], tokens: &[u32]) -> Result<Survey, usize> {
     let of_chunk = |chunk: Range<usize>| {
@@ -78,13 +90,13 @@ impl Survey {
 }
 
 impl Packing {
-    /// As many leading tokens as 128 bits hold.
+    /// Makes the layout of as many leading tokens as 128 bits hold.
     pub fn new(survey: &Survey) -> Self {
         let spans = survey.lowest.iter().zip(&survey.highest).enumerate();
         let (zeros, widths): (Vec<_>, Vec<_>) = spans
             .map(|(depth, (lowest, &highest))| {
                 let zero = lowest.wrapping_sub(u32::from(depth >= survey.shortest));
-                // Tokens are below u32::MAX, so one more value has room.
+                // Tokens are below u32::MAX, so one more value fits.
                 (zero, u32::BITS - highest.wrapping_sub(zero).leading_zeros())
             })
             .unzip();
@@ -96,7 +108,7 @@ impl Packing {
         }
     }
 
-    /// How many leading tokens a key holds.
+    /// Returns the number of leading tokens that a key holds.
     pub fn tokens(&self) -> usize {
         self.zeros.len()
     }
@@ -114,19 +126,19 @@ impl Packing {
         key << left
     }
 
-    /// How many leading tokens, at most, the highest `bits` of a key are made of.
+    /// Returns the largest number of leading tokens that the highest `bits` of a key are made of.
     pub fn tokens_in(&self, bits: u32) -> usize {
         bits.div_ceil(self.bits) as usize
     }
 
-    /// The token at `depth`, which must be below [`tokens`](Self::tokens) and the path's length.
+    /// Returns the token at `depth`, which must be below [`tokens`](Self::tokens) and the path's length.
     pub fn token(&self, key: u128, depth: usize) -> u32 {
         let above = self.bits * depth as u32;
         let highest = ((key << above) >> u64::BITS) as u64;
         ((highest >> (u64::BITS - self.bits)) as u32).wrapping_add(self.zeros[depth])
     }
 
-    /// How many leading tokens two keys share.
+    /// Returns the number of leading tokens that two keys share.
     pub fn shared(&self, a: u128, b: u128) -> usize {
         let bits = (a ^ b).leading_zeros();
         ((bits / self.bits) as usize).min(self.tokens())

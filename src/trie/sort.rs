@@ -6,14 +6,13 @@ use std::ops::Range;
 use bytemuck::Zeroable;
 use rayon::prelude::*;
 
-use super::build::chunks;
-use super::packing::{Packing, survey};
+use super::packing::{Packing, chunks, survey};
 use super::too_large;
 use crate::{Error, Result};
 
-/// How many parts are sorted apart. Ten million paths make parts of 300 KiB.
+/// The number of parts that are sorted by themselves. Ten million paths make parts of 300 KiB.
 const PARTS: usize = 1024;
-/// From here on a part is worth more than one thread.
+/// A part of at least this many paths is worth more than one thread.
 const PATHS_PER_PART: usize = 1 << 16;
 
 /// The input, checked, with the packing of its tokens into sort keys.
@@ -82,7 +81,7 @@ impl<'a> Paths<'a> {
         &self.tokens[self.offsets[path as usize]..self.offsets[path as usize + 1]]
     }
 
-    /// The tokens of `path` from `depth` on, beyond what a key holds.
+    /// Returns the tokens of `path` beyond those that a key holds.
     fn beyond_key(&self, path: &SortedPath) -> &'a [u32] {
         self.path(path.path)
             .get(self.packing.tokens()..)
@@ -97,7 +96,7 @@ impl<'a> Paths<'a> {
         }
     }
 
-    /// The paths in lexicographic order, equal ones by item id.
+    /// Returns the paths in lexicographic order, equal ones by item id.
     pub fn sort(&self) -> Vec<SortedPath> {
         let (mut sorted, parts) = self.partition();
         (split(&mut sorted, &parts).into_par_iter()).for_each_init(Vec::new, |unsorted, part| {
@@ -111,8 +110,8 @@ impl<'a> Paths<'a> {
         sorted
     }
 
-    /// The paths by the highest bits of their keys, and how many have the same: what is left to sort
-    /// fits a core's cache.
+    /// Returns the paths ordered by the highest bits of their keys, and how many have the same. The parts that remain to be
+    /// sorted fit a core's cache.
     fn partition(&self) -> (Vec<SortedPath>, Vec<usize>) {
         let count = self.ids.len();
         let part = |key: u128| (key >> (u128::BITS - PARTS.ilog2())) as usize;
@@ -152,8 +151,8 @@ impl<'a> Paths<'a> {
         (sorted, sizes.collect())
     }
 
-    /// Distributes the part by the key's next bits, as many as leave few paths alike in them; these
-    /// are then compared. All of it stays in a core's cache.
+    /// Distributes the part by the key's next bits, as many as leave few paths alike in them, and then compares these.
+    /// All of it stays in a core's cache.
     fn sort_part(&self, part: &mut [SortedPath], unsorted: &mut Vec<SortedPath>) {
         let bits = part.len().max(2).ilog2();
         let stripe = |path: &SortedPath| {
@@ -191,14 +190,14 @@ impl<'a> Paths<'a> {
         }
     }
 
-    /// Apart, so that the sort's inner loop stays small.
+    /// Compares paths whose keys are equal. It is not inlined, so that the inner loop of the sort stays small.
     #[cold]
     #[inline(never)]
     fn compare_beyond_key(&self, a: &SortedPath, b: &SortedPath) -> Ordering {
         (self.beyond_key(a).cmp(self.beyond_key(b))).then_with(|| a.id.cmp(&b.id))
     }
 
-    /// Some paths of the sorted order, each with how many leading tokens it shares with the one
+    /// Iterates over some paths of the sorted order, each with the number of leading tokens that it shares with the one
     /// before it.
     pub fn with_shared<'s>(
         &self,
@@ -212,7 +211,7 @@ impl<'a> Paths<'a> {
         })
     }
 
-    /// The length of the longest common prefix of two paths.
+    /// Returns the length of the longest common prefix of two paths.
     fn shared(&self, a: &SortedPath, b: &SortedPath) -> u32 {
         let shortest = a.length.min(b.length) as usize;
         let mut shared = self.packing.shared(a.key, b.key);
@@ -226,7 +225,7 @@ impl<'a> Paths<'a> {
 }
 
 /// Cuts `values` into part after part, and each part into one share for each chunk, as long as
-/// `counts[chunk][part]` says; gives the shares chunk by chunk.
+/// `counts[chunk][part]` says, and returns the shares chunk by chunk.
 fn shares<'a, T>(
     counts: &[Vec<usize>],
     parts: usize,
@@ -254,7 +253,7 @@ fn split<'a, T>(mut values: &'a mut [T], lengths: &[usize]) -> Vec<&'a mut [T]> 
         .collect()
 }
 
-/// Why the tokens between a path's offsets are no path.
+/// Makes the error that says why the tokens between a path's offsets are no path.
 fn no_path(ids: &[u64], offsets: &[usize], tokens: &[u32], path: usize) -> Error {
     let (item, start, end) = (ids[path], offsets[path], offsets[path + 1]);
     if start == end {

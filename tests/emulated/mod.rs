@@ -1,9 +1,15 @@
-//! Runs launch plans in the emulator.
-#![allow(dead_code)] // Each test binary uses its part.
+//! Launch plans without a device: run in the emulator, or recorded.
+#![allow(dead_code, unused_imports)] // Each test binary uses its part.
 
-use bytemuck::Pod;
-use candle_trie::launch::{DeviceLimits, DevicePtr, Launch};
-use candle_trie_emulator::{Buffer, Emulator, Fault, Limits, Memory, Report, launch_bounds};
+mod recorder;
+mod stream;
+
+use candle_trie::TokenSets;
+use candle_trie::launch::{DeviceLimits, DevicePtr, TokenSetsView};
+use candle_trie_emulator::{Buffer, Memory};
+
+pub use recorder::{Issued, Recorder, Table};
+pub use stream::{EmulatedStream, Failure};
 
 /// The smallest device that the kernels are for, with few multiprocessors, as each thread of a
 /// resident block is a stack.
@@ -27,58 +33,23 @@ pub fn schedules() -> std::ops::Range<u64> {
     0..if sweeps_in_full() { 4 } else { 2 }
 }
 
-/// Where a buffer is, as plans take it.
-pub fn pointer<T>(buffer: Buffer<T>) -> Option<DevicePtr> {
-    DevicePtr::new(buffer.address())
+/// Returns where a buffer is, as plans take it.
+pub fn pointer<T>(buffer: Buffer<T>) -> DevicePtr {
+    DevicePtr::new(buffer.address()).expect("no buffer lies at 0")
 }
 
-pub fn run<P: Pod>(
-    emulator: &Emulator,
-    launch: &Launch<P>,
-    memory: &mut Memory,
-) -> Result<Report, Fault> {
-    let launch = candle_trie_emulator::Launch {
-        kernel: launch.kernel,
-        grid: launch.grid,
-        block: launch.block,
-        shared_bytes: launch.shared_bytes,
-        cooperative: launch.cooperative,
-        params: bytemuck::bytes_of(&launch.params),
+/// Uploads token sets.
+pub fn upload_sets(memory: &mut Memory, sets: &TokenSets) -> TokenSetsView {
+    let mut upload = |name, words: &[u32]| Some(pointer(memory.upload(name, words)));
+    let (offsets, tokens) = match sets.as_raw() {
+        Some((offsets, tokens)) => (upload("offsets", offsets), upload("tokens", tokens)),
+        None => (None, None),
     };
-    emulator.run(&launch, memory)
-}
-
-/// How many blocks of a launch a device holds together, as its driver would say: as many as find
-/// registers, which the kernel's launch bounds promise, and shared memory, of which each block costs
-/// 1 KiB more than it asks for, in units of 128 bytes.
-pub fn resident_blocks<P>(device: &DeviceLimits, launch: &Launch<P>) -> u32 {
-    let threads: u32 = launch.block.iter().product();
-    let by_registers =
-        launch_bounds(launch.kernel).map_or(0, |bounds| bounds.threads * bounds.blocks / threads);
-    let held = launch.shared_bytes.next_multiple_of(128) + (1 << 10);
-    let by_shared_memory = device.shared_bytes_per_multiprocessor / held;
-    device.multiprocessors * by_registers.min(by_shared_memory)
-}
-
-/// Runs a launch on a device with these limits.
-pub fn run_on<P: Pod>(
-    device: &DeviceLimits,
-    emulator: &Emulator,
-    launch: &Launch<P>,
-    memory: &mut Memory,
-) -> Result<Report, Fault> {
-    let limits = Limits {
-        shared_bytes: device.shared_bytes_per_block,
-        resident_blocks: resident_blocks(device, launch),
-    };
-    run(
-        &Emulator {
-            limits,
-            ..*emulator
-        },
-        launch,
-        memory,
-    )
+    TokenSetsView {
+        offsets,
+        tokens,
+        vocabulary: u64::from(sets.max_token()) + 1,
+    }
 }
 
 /// Numbers that look random and are the same every time, in (−1, 1).

@@ -41,7 +41,7 @@ fn a_valid_logit_is_loaded_once() {
         let report = &answer.scores;
         assert_eq!(report.traffic("logits").loaded, (USERS * 300 * 2) as u64);
         assert_eq!(report.traffic("edges").loaded, 16 * candidates as u64);
-        let log_probabilities = report.traffic("log_probabilities");
+        let log_probabilities = report.traffic("log-probabilities");
         assert_eq!(log_probabilities.loaded, 4 * candidates as u64);
         assert_eq!(log_probabilities.stored, 8 * candidates as u64);
         let ranks = report.traffic("ranks");
@@ -56,7 +56,7 @@ fn a_whole_vocabulary_streams() {
     assert_eq!(logits.loaded, 2 * (USERS * width + candidates) as u64);
     let waste = logits.load_sectors as f64 / logits.least_load_sectors as f64;
     assert!(waste <= 1.1, "{waste}");
-    let log_probabilities = answer.scores.traffic("log_probabilities");
+    let log_probabilities = answer.scores.traffic("log-probabilities");
     assert_eq!(log_probabilities.stored, 4 * candidates as u64);
     assert_eq!(log_probabilities.loaded, 0);
 }
@@ -71,7 +71,7 @@ fn a_choice_costs_one_thread_a_second_look() {
     let chosen = (USERS * 2 * 10) as u64;
     assert_eq!(answer.choosing.traffic("choices").stored, 8 * chosen);
     assert_eq!(
-        answer.choosing.traffic("log_probabilities").loaded,
+        answer.choosing.traffic("log-probabilities").loaded,
         4 * chosen
     );
 }

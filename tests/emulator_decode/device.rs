@@ -3,12 +3,12 @@
 use bytemuck::cast_slice;
 use candle_core::{Device, Tensor};
 use candle_trie::launch::{
-    Decode, DecodeBeams, DecodeBuffers, DecodeChoice, DecodeFault, DecodeInputs,
+    DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults, DeviceMatrix,
 };
 use candle_trie::{BeamSearch, BeamStep, Result, SearchResult};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
-use crate::emulated::{LIMITS, pointer, run, schedules};
+use crate::emulated::{EmulatedStream, Failure, LIMITS, pointer, schedules};
 use crate::number::Number;
 
 /// Logits `[rows, width]` whose rows lie `row_stride` apart.
@@ -81,32 +81,35 @@ pub fn decode<T: Number>(
     beams: &DecodeBeams,
     logits: &Logits<T>,
 ) -> Result<Answer, Fault> {
-    let plan = Decode::new(beams, T::ELEMENT, logits.width, &LIMITS).unwrap();
+    issue(emulator, beams, logits).map_err(|failure| failure.0)
+}
+
+fn issue<T: Number>(
+    emulator: &Emulator,
+    beams: &DecodeBeams,
+    logits: &Logits<T>,
+) -> Result<Answer, Failure> {
+    let plan = DecodePlan::new(beams, T::ELEMENT, logits.width, &LIMITS).unwrap();
     let plan = plan.expect("a living beam");
-    let mut memory = Memory::new();
-    let inputs = DecodeInputs {
-        logits: pointer(memory.upload("logits", &logits.values)),
+    let mut stream = EmulatedStream::new(emulator, Memory::new(), LIMITS, u32::MAX);
+    let memory = &mut stream.memory;
+    let matrix = DeviceMatrix {
+        address: Some(pointer(memory.upload("logits", &logits.values))),
         row_stride: logits.row_stride as u64,
-        beams: pointer(memory.upload("beams", beams.beams())),
-        edges: pointer(memory.upload("edges", beams.edges())),
-        tokens: pointer(memory.upload("tokens", beams.tokens())),
-        segments: pointer(memory.upload("segments", beams.segments())),
     };
-    let log_probabilities = memory.allocate::<f32>("log_probabilities", beams.candidates());
-    let ranks = beams.candidates() * DecodeBeams::RANK_BYTES;
     let choices = memory.allocate::<DecodeChoice>("choices", beams.choices());
     let faults = memory.allocate::<DecodeFault>("faults", beams.beams().len());
-    let buffers = DecodeBuffers {
-        log_probabilities: pointer(log_probabilities),
-        ranks: pointer(memory.allocate::<u8>("ranks", ranks)),
+    let results = DecodeResults {
         choices: pointer(choices),
         faults: pointer(faults),
     };
+    // SAFETY: the emulator looks at every address.
+    unsafe { plan.issue(&mut stream, matrix, &results) }?;
     Ok(Answer {
-        scores: run(emulator, &plan.scores(&inputs, &buffers), &mut memory)?,
-        choosing: run(emulator, &plan.choices(&inputs, &buffers), &mut memory)?,
-        choices: memory.download(choices)?,
-        faults: memory.download(faults)?,
+        scores: stream.report("decode_scores"),
+        choosing: stream.report("decode_choices"),
+        choices: stream.memory.download(choices)?,
+        faults: stream.memory.download(faults)?,
     })
 }
 

@@ -196,7 +196,7 @@ fn no_user_and_one_item_need_no_kernel() {
         (BeamSearch::new(&one_item, 1, 3, 1.0).unwrap(), 1),
     ] {
         let beams = search.decode_beams().unwrap();
-        let plan = candle_trie::launch::Decode::new(
+        let plan = candle_trie::launch::DecodePlan::new(
             &beams,
             candle_trie::launch::Element::F32,
             3,

@@ -1,14 +1,14 @@
 //! Runs the dense operation in the emulator.
 
 use candle_trie::launch::{
-    DenseBackward, DenseBackwardBuffers, DenseForward, DenseForwardBuffers, DenseInputs, DenseRows,
-    DeviceLimits, DevicePtr, GradientView, TokenSetsView,
+    DensePlan, DenseRows, DenseTensors, DeviceLimits, DeviceMatrix, DevicePtr, ForwardResults,
+    Upstream,
 };
 use candle_trie::reference::{self, Reference};
 use candle_trie::{Bear, Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
 use candle_trie_emulator::{Buffer, Emulator, Fault, Memory, Report, same_for_every_schedule};
 
-use crate::emulated::{LIMITS, pointer, run, schedules};
+use crate::emulated::{EmulatedStream, Failure, LIMITS, pointer, schedules, upload_sets};
 use crate::number::Number;
 
 /// How the gradient comes about.
@@ -115,7 +115,7 @@ impl<'a, T: Number> Case<'a, T> {
         for row in &mut dense.rows {
             row.position += self.first_position;
         }
-        for position in &mut dense.idle {
+        for position in &mut dense.ignored {
             *position += self.first_position;
         }
         dense
@@ -131,120 +131,85 @@ impl<'a, T: Number> Case<'a, T> {
     pub fn run_on(
         &self,
         emulator: &Emulator,
-        mut memory: Memory,
+        memory: Memory,
         logits: Buffer<T>,
-        address: Option<DevicePtr>,
+        address: DevicePtr,
     ) -> Result<Outcome, Fault> {
-        let rows = self.dense_rows();
-        let inputs = self.upload(&mut memory, &rows, address);
-        let temperature = rows.next(&self.temperature).unwrap();
+        let mut stream = EmulatedStream::new(emulator, memory, self.limits, u32::MAX);
+        let matrix = DeviceMatrix {
+            address: Some(address),
+            row_stride: self.row_stride as u64,
+        };
+        (self.issue(&mut stream, logits, matrix)).map_err(|failure| failure.0)
+    }
+
+    fn issue(
+        &self,
+        stream: &mut EmulatedStream,
+        logits: Buffer<T>,
+        matrix: DeviceMatrix,
+    ) -> Result<Outcome, Failure> {
+        let plan = DensePlan::new(self.dense_rows(), T::ELEMENT, self.width, &self.limits).unwrap();
+        let totals = &plan.rows().totals;
+        let temperature = totals.next(&self.temperature).unwrap();
         let fused = matches!(self.gradient, Gradient::Fused | Gradient::FusedOverLogits);
-        let plan = DenseForward::new(
-            &rows,
-            T::ELEMENT,
-            self.width,
-            temperature,
-            fused,
-            &self.limits,
-        )
-        .unwrap();
+        let memory = &mut stream.memory;
         let previous = memory.upload("previous", &[2.0 * self.temperature.value()]);
-        let partials = memory.allocate::<f64>("partials", plan.partials());
-        let softmaxes =
-            memory.allocate::<u8>("softmaxes", rows.counting() * DenseRows::SOFTMAX_BYTES);
-        let loss = memory.allocate::<f32>("loss", rows.losses());
+        let loss = memory.allocate::<f32>("loss", totals.losses());
         let statistics = memory.allocate::<f64>("statistics", Statistics::LENGTH + 1);
         let tau = memory.allocate::<f64>("temperature", 1);
-        let arrived = memory.upload("arrived", &[0u32]);
-        let (gradient, view) = self.gradient_buffer(&mut memory, logits, address);
-
-        let launch = plan.launch(
-            &inputs,
-            &DenseForwardBuffers {
-                gradient: fused.then_some(view),
-                softmaxes: pointer(softmaxes),
-                loss: pointer(loss),
-                partials: pointer(partials),
-                statistics: pointer(statistics),
-                temperature: pointer(tau),
-                previous: pointer(previous).filter(|_| self.resident),
-                arrived: pointer(arrived),
-            },
-        );
-        let forward = run(emulator, &launch, &mut memory)?;
-        assert_eq!(memory.download(arrived)?, [0]);
-
-        let mut backward = Report::default();
+        let tensors = DenseTensors {
+            logits: matrix,
+            sets: upload_sets(memory, self.sets),
+            previous: self.resident.then_some(pointer(previous)),
+        };
+        let results = ForwardResults {
+            loss: pointer(loss),
+            statistics: pointer(statistics),
+            temperature: pointer(tau),
+        };
+        let (gradient, to) = self.gradient_buffer(memory, logits, matrix);
+        let direct = fused.then_some(to);
+        // SAFETY: the emulator looks at every address.
+        let saved = unsafe { plan.issue_forward(stream, &tensors, temperature, direct, &results) }?;
+        stream.assert_counted()?;
+        stream.free_scratch();
         if matches!(
             self.gradient,
             Gradient::Backward | Gradient::BackwardOverLogits
-        ) && let Some(plan) =
-            DenseBackward::new(&rows, T::ELEMENT, self.width, &self.limits).unwrap()
-        {
-            let upstream: Vec<f32> = (0..rows.losses())
-                .map(|index| upstream(index) as f32)
-                .collect();
-            let launch = plan.launch(
-                &inputs,
-                &DenseBackwardBuffers {
-                    gradient: view,
-                    softmaxes: pointer(softmaxes),
-                    temperature: pointer(tau),
-                    upstream: pointer(memory.upload("upstream", &upstream)),
-                },
-            );
-            backward = run(emulator, &launch, &mut memory)?;
+        ) {
+            let upstream: Vec<f32> = (0..totals.losses()).map(|i| upstream(i) as f32).collect();
+            let upstream = Upstream {
+                loss: pointer(stream.memory.upload("upstream", &upstream)),
+                temperature: pointer(tau),
+            };
+            // SAFETY: the emulator looks at every address.
+            unsafe { plan.issue_backward(stream, &saved, &upstream, to) }?;
         }
+        let blocks = stream.launches[0].blocks;
+        let forward = stream.report(stream.launches[0].kernel);
+        let backward = stream.report("dense_backward");
+        let memory = &mut stream.memory;
         let fields = memory.read::<f64>(statistics.address(), Statistics::LENGTH)?;
         let statistics: [f64; Statistics::LENGTH] = fields.try_into().unwrap();
         Ok(Outcome {
             loss: memory.download(loss)?,
             statistics: bytemuck::cast(statistics),
             temperature: memory.download(tau)?[0],
-            gradient: self.read(&mut memory, gradient)?,
-            blocks: launch.grid[0],
+            gradient: self.read(memory, gradient)?,
+            blocks,
             forward,
             backward,
-            keeps_all: plan.keeps_all(),
+            keeps_all: plan.keeps_all(temperature, fused),
         })
-    }
-
-    fn upload(
-        &self,
-        memory: &mut Memory,
-        rows: &DenseRows,
-        logits: Option<DevicePtr>,
-    ) -> DenseInputs {
-        let (offsets, tokens) = self
-            .sets
-            .as_raw()
-            .map_or((None, None), |(offsets, tokens)| {
-                let offsets = memory.upload("offsets", offsets);
-                (pointer(offsets), pointer(memory.upload("tokens", tokens)))
-            });
-        DenseInputs {
-            logits,
-            row_stride: self.row_stride as u64,
-            rows: pointer(memory.upload("rows", &rows.rows[..])),
-            idle: pointer(memory.upload("idle", &rows.idle)),
-            sets: TokenSetsView {
-                offsets,
-                tokens,
-                vocabulary: u64::from(self.sets.max_token()) + 1,
-            },
-        }
     }
 
     fn gradient_buffer(
         &self,
         memory: &mut Memory,
         logits: Buffer<T>,
-        address: Option<DevicePtr>,
-    ) -> (Option<Buffer<T>>, GradientView) {
-        let over_logits = GradientView {
-            address,
-            row_stride: self.row_stride as u64,
-        };
+        over_logits: DeviceMatrix,
+    ) -> (Option<Buffer<T>>, DeviceMatrix) {
         match self.gradient {
             Gradient::None => (None, over_logits),
             Gradient::FusedOverLogits | Gradient::BackwardOverLogits => (Some(logits), over_logits),
@@ -257,11 +222,11 @@ impl<'a, T: Number> Case<'a, T> {
                     }
                 };
                 let before = (self.gradient_offset * size_of::<T>()) as u64;
-                let view = GradientView {
-                    address: pointer(buffer).map(|address| address.offset(before)),
+                let to = DeviceMatrix {
+                    address: Some(pointer(buffer).offset(before)),
                     row_stride: self.width as u64,
                 };
-                (Some(buffer), view)
+                (Some(buffer), to)
             }
         }
     }
@@ -350,7 +315,7 @@ impl<'a, T: Number> Case<'a, T> {
             );
         }
 
-        let mut losses = vec![0.0; rows.losses()];
+        let mut losses = vec![0.0; rows.totals.losses()];
         if losses.len() == 1 && self.convention.reduction != candle_trie::Reduction::None {
             losses[0] = expected.loss;
         } else {

@@ -285,7 +285,7 @@ fn offsets_pass_two_to_the_thirty_one() {
         let window = memory.upload("logits", &case.logits);
         let base = DevicePtr::new(window.address_as_window(first * width as u64));
         let far = case
-            .run_on(&Emulator::default(), memory, window, base)
+            .run_on(&Emulator::default(), memory, window, base.unwrap())
             .unwrap();
         assert_eq!((far.loss, far.gradient), (near.loss, near.gradient));
     }

@@ -120,7 +120,7 @@ fn results_are_of_the_plan_and_not_of_how_many_blocks_there_are() {
         for items in [scores, gradient] {
             assert!(items.iter().any(|item| item.slices > 2));
         }
-        assert!(outcome.launches[0].grid <= most_blocks);
+        assert!(outcome.launches[0].blocks <= most_blocks);
         let mut bits = outcome.loss;
         bits.push(outcome.temperature);
         bits.extend(outcome.gradient);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPass};
+use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPlan};
 use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, Row, Rows, Scope, Temperature, TokenSets};
 use candle_trie_emulator::{Emulator, Traffic};
 use half::bf16;
@@ -282,8 +282,8 @@ fn the_books_batches_take_a_launch_forward_and_a_launch_backward() {
         for temperature in [Temperature::fixed(1.3), adaptive.into()] {
             let loss = MaskedSoftmaxLoss::new(shape.sets.clone(), temperature.clone()).unwrap();
             let rows = loss.linear_rows(&shape.rows).unwrap();
-            let (gradients, most) = (LinearGradients::Hidden, LinearPass::MOST_SCORES);
-            let pass = LinearPass::new(rows, Element::Bf16, 4096, gradients, &H100, most).unwrap();
+            let (gradients, most) = (LinearGradients::Hidden, LinearPlan::MOST_SCORES);
+            let pass = LinearPlan::new(rows, Element::Bf16, 4096, gradients, &H100, most).unwrap();
             let adapts = matches!(temperature, Temperature::Adaptive(_));
             // The backward pass is one more.
             assert_eq!(pass.forward_launches_count(adapts), 1);

@@ -2,20 +2,15 @@
 
 use candle_trie::Statistics;
 use candle_trie::launch::{
-    DeviceLimits, DevicePtr, LinearForwarded, LinearGradients, LinearPass, LinearResults,
-    LinearRows, LinearTensors, LinearUpstream,
+    DeviceLimits, DeviceMatrix, ForwardResults, LinearGradients, LinearPlan, LinearRows,
+    LinearSaved, LinearTensors, Upstream,
 };
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
 use crate::batch::{Batch, Options, assert_close};
-use crate::emulated::{LIMITS, schedules};
+use crate::emulated::{EmulatedStream, Failure, Issued, LIMITS, pointer, schedules, upload_sets};
 use crate::number::Number;
-use crate::plan::{Issued, Item, Tables};
-use crate::queue::{EmulatorQueue, Failure};
-
-fn pointer(address: u64) -> DevicePtr {
-    DevicePtr::new(address).unwrap()
-}
+use crate::plan::{Item, Tables, item_counts};
 
 /// A batch and all that it is computed with.
 #[derive(Clone, Copy)]
@@ -74,7 +69,7 @@ pub struct Outcome {
 impl Outcome {
     /// The items of the scores and of the gradient, of one forward launch.
     pub fn phases(&self) -> (&[Item], &[Item]) {
-        self.tables.items.split_at(self.launches[0].items.0)
+        self.tables.items.split_at(item_counts(&self.launches[0]).0)
     }
 }
 
@@ -92,7 +87,7 @@ impl<'a> Case<'a> {
             apart: 0,
             limits: LIMITS,
             most_blocks: u32::MAX,
-            most_scores: LinearPass::MOST_SCORES,
+            most_scores: LinearPlan::MOST_SCORES,
         }
     }
 
@@ -106,12 +101,13 @@ impl<'a> Case<'a> {
     }
 
     fn issue<T: Number>(&self, emulator: &Emulator) -> Result<Outcome, Failure> {
-        let mut queue = EmulatorQueue::new(emulator, self.limits, self.most_blocks);
+        let mut stream =
+            EmulatedStream::new(emulator, Memory::new(), self.limits, self.most_blocks);
         let (width, rows, positions) = (self.batch.width, self.rows(), self.batch.positions);
-        let memory = &mut queue.memory;
+        let memory = &mut stream.memory;
         let tensors = self.upload::<T>(memory);
-        let temperature = rows.next(&self.options.temperature).unwrap();
-        let losses = rows.losses();
+        let temperature = rows.totals.next(&self.options.temperature).unwrap();
+        let losses = rows.totals.losses();
         let sets = self.batch.sets(self.options);
         let gradients = match self.gradients {
             Gradients::None => LinearGradients::None,
@@ -119,7 +115,7 @@ impl<'a> Case<'a> {
             Gradients::Hidden => LinearGradients::Hidden,
             Gradients::All => LinearGradients::All(&sets),
         };
-        let pass = LinearPass::new(
+        let plan = LinearPlan::new(
             rows,
             T::ELEMENT,
             width,
@@ -133,49 +129,54 @@ impl<'a> Case<'a> {
         let tau = memory.allocate::<f64>("temperature", 1);
         let direct = memory.allocate::<T>("gradient", positions * width);
         let is_direct = self.gradients == Gradients::Direct;
-        let results = LinearResults {
-            loss: pointer(loss.address()),
-            statistics: pointer(statistics.address()),
-            temperature: pointer(tau.address()),
-            hidden_gradient: DevicePtr::new(direct.address()).filter(|_| is_direct),
+        let results = ForwardResults {
+            loss: pointer(loss),
+            statistics: pointer(statistics),
+            temperature: pointer(tau),
         };
+        let to = is_direct.then_some(pointer(direct));
         // SAFETY: the emulator looks at every address.
-        let forwarded = unsafe { pass.forward(&mut queue, &tensors, temperature, &results) }?;
-        queue.assert_counted()?;
-        queue.free_scratch();
+        let saved =
+            unsafe { plan.issue_forward(&mut stream, &tensors, temperature, to, &results) }?;
+        stream.assert_counted()?;
+        stream.free_scratch();
         let mut made = Default::default();
         if is_direct {
-            let values: Vec<T> = queue.memory.download(direct)?;
+            let values: Vec<T> = stream.memory.download(direct)?;
             made = [values.into_iter().map(T::to_f64).collect(), vec![], vec![]];
         }
         let backward = matches!(self.gradients, Gradients::Hidden | Gradients::All);
         for _ in 0..if backward { self.backward_passes } else { 0 } {
-            let upstream = self.upstream(&mut queue.memory, losses, tau.address());
-            made = self.backward::<T>(&mut queue, &pass, &forwarded, upstream)?;
-            queue.free_scratch();
+            let loss: Vec<f32> = (0..losses).map(|i| self.upstream_of(i) as f32).collect();
+            let upstream = Upstream {
+                loss: pointer(stream.memory.upload("upstream", &loss)),
+                temperature: pointer(tau),
+            };
+            made = self.backward::<T>(&mut stream, &plan, &saved, &upstream)?;
+            stream.free_scratch();
         }
         let [gradient, head_gradient, bias_gradient] = made;
-        queue.assert_counted()?;
-        let losses = queue.memory.download(loss)?;
+        stream.assert_counted()?;
+        let losses = stream.memory.download(loss)?;
         let behind = statistics.address() + (Statistics::LENGTH * size_of::<f64>()) as u64;
         let bear_weight = match self.options.bear {
-            Some(_) => queue.memory.read::<f64>(behind, 1)?[0],
+            Some(_) => stream.memory.read::<f64>(behind, 1)?[0],
             None => 0.0,
         };
-        let statistics = (queue.memory).read::<f64>(statistics.address(), Statistics::LENGTH)?;
+        let statistics = (stream.memory).read::<f64>(statistics.address(), Statistics::LENGTH)?;
         Ok(Outcome {
             loss: losses.into_iter().map(f64::from).collect(),
             statistics: bytemuck::cast(<[f64; Statistics::LENGTH]>::try_from(statistics).unwrap()),
-            temperature: queue.memory.download(tau)?[0],
+            temperature: stream.memory.download(tau)?[0],
             bear_weight,
             gradient,
             head_gradient,
             bias_gradient,
-            tables: queue.tables.clone(),
-            launches: queue.launches.clone(),
-            forward: queue.report("linear_forward"),
-            backward: queue.report("linear_backward"),
-            head_sums: queue.report("linear_head_gradient"),
+            tables: Tables::new(&stream.tables),
+            launches: stream.launches.clone(),
+            forward: stream.report("linear_forward"),
+            backward: stream.report("linear_backward"),
+            head_sums: stream.report("linear_head_gradient"),
         })
     }
 
@@ -187,41 +188,32 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn upstream(&self, memory: &mut Memory, losses: usize, temperature: u64) -> LinearUpstream {
-        let loss: Vec<f32> = (0..losses).map(|i| self.upstream_of(i) as f32).collect();
-        LinearUpstream {
-            loss: pointer(memory.upload("upstream", &loss).address()),
-            temperature: pointer(temperature),
-        }
-    }
-
     /// Of hidden states, head and bias.
     fn backward<T: Number>(
         &self,
-        queue: &mut EmulatorQueue,
-        pass: &LinearPass,
-        forwarded: &LinearForwarded,
-        upstream: LinearUpstream,
+        stream: &mut EmulatedStream,
+        plan: &LinearPlan,
+        saved: &LinearSaved,
+        upstream: &Upstream,
     ) -> Result<[Vec<f64>; 3], Failure> {
         let (width, vocabulary) = (self.batch.width, self.batch.vocabulary);
-        let memory = &mut queue.memory;
+        let memory = &mut stream.memory;
         let hidden = memory.allocate::<T>("gradient", self.batch.positions * width);
         let head = memory.upload("head gradient", &vec![T::zeroed(); vocabulary * width]);
         let bias = memory.upload("bias gradient", &vec![T::zeroed(); vocabulary]);
         let wanted = [
-            DevicePtr::new(head.address()).filter(|_| self.with_head_gradient),
-            DevicePtr::new(bias.address()).filter(|_| self.options.bias),
+            self.with_head_gradient.then_some(pointer(head)),
+            self.options.bias.then_some(pointer(bias)),
         ];
-        let address = pointer(hidden.address());
         // SAFETY: the emulator looks at every address.
         unsafe {
-            pass.hidden_gradient(queue, forwarded, upstream, address)?;
+            plan.issue_hidden_gradient(stream, saved, upstream, pointer(hidden))?;
             if self.gradients == Gradients::All {
-                pass.head_gradient(queue, forwarded, upstream, wanted)?;
+                plan.issue_head_gradient(stream, saved, upstream, wanted)?;
             }
         }
         let mut f64s = |buffer| -> Result<Vec<f64>, Fault> {
-            let values: Vec<T> = queue.memory.download(buffer)?;
+            let values: Vec<T> = stream.memory.download(buffer)?;
             Ok(values.into_iter().map(T::to_f64).collect())
         };
         Ok([f64s(hidden)?, f64s(head)?, f64s(bias)?])
@@ -229,30 +221,28 @@ impl<'a> Case<'a> {
 
     fn upload<T: Number>(&self, memory: &mut Memory) -> LinearTensors {
         let batch = self.batch;
-        let sets = batch.sets(self.options);
         let mut matrix = |name: &str, values: &[f64]| {
             let apart = vec![T::from_f64(f64::NAN); self.apart];
             let rows = values.chunks(batch.width).flat_map(|row| {
                 (apart.iter().copied()).chain(row.iter().map(|&value| T::from_f64(value)))
             });
             let buffer = memory.upload(name, &rows.collect::<Vec<T>>());
-            pointer(buffer.address()).offset((self.apart * size_of::<T>()) as u64)
+            DeviceMatrix {
+                address: Some(pointer(buffer).offset((self.apart * size_of::<T>()) as u64)),
+                row_stride: (batch.width + self.apart) as u64,
+            }
         };
-        let stride = (batch.width + self.apart) as u64;
         let (hidden, head) = (matrix("hidden", &batch.hidden), matrix("head", &batch.head));
         let bias: Vec<T> = batch.bias.iter().map(|&value| T::from_f64(value)).collect();
-        let bias = pointer(memory.upload("bias", &bias).address());
+        let bias = pointer(memory.upload("bias", &bias));
         let previous = 2.0 * self.options.temperature.value();
-        let previous = pointer(memory.upload("previous", &[previous]).address());
+        let previous = pointer(memory.upload("previous", &[previous]));
         LinearTensors {
-            hidden: Some(hidden),
-            hidden_stride: stride,
+            hidden,
             head,
-            head_stride: stride,
             bias: self.options.bias.then_some(bias),
+            sets: upload_sets(memory, &batch.sets(self.options)),
             previous: self.resident.then_some(previous),
-            tokens: (sets.as_raw())
-                .map(|(_, tokens)| pointer(memory.upload("tokens", tokens).address())),
         }
     }
 

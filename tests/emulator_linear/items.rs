@@ -165,7 +165,7 @@ fn check(rows: &LinearRows, (tokens, count): (u32, u32), width: usize) {
         devices().flat_map(|limits| [Element::F32, Element::Bf16].map(|element| (limits, element)))
     {
         for gradients in [LinearGradients::Hidden, LinearGradients::None] {
-            let temperature = rows.next(&Temperature::fixed(1.0)).unwrap();
+            let temperature = rows.totals.next(&Temperature::fixed(1.0)).unwrap();
             let plan = Plan::new(
                 rows.clone(),
                 element,
@@ -179,7 +179,11 @@ fn check(rows: &LinearRows, (tokens, count): (u32, u32), width: usize) {
             );
             let (scores, gradient) = plan.phases();
             let bytes = |wanted| {
-                let mut named = plan.allocated.iter().filter(|(name, _)| *name == wanted);
+                let mut named = plan
+                    .recorder
+                    .allocated
+                    .iter()
+                    .filter(|(name, _)| *name == wanted);
                 named.next().map_or(0, |&(_, bytes)| bytes)
             };
             let (partials, counters) = (bytes("partials") / 16, plan.tables.counters);
@@ -212,7 +216,7 @@ fn check(rows: &LinearRows, (tokens, count): (u32, u32), width: usize) {
                 ..of_scores
             };
             of_gradient.assert_covered(gradient);
-            let stage_bytes = (plan.launches[0].shared_bytes - 18_288) / 3;
+            let stage_bytes = (plan.recorder.launches[0].shared_bytes - 18_288) / 3;
             assert_stages(scores, gradient, stage_bytes, element);
             // No more than a few slices a block.
             let blocks = 2 * limits.multiprocessors as usize;

@@ -1,11 +1,11 @@
-//! What a pass issues, looked at without running it.
+//! What a plan issues, looked at without running it.
 
 use bytemuck::{Pod, Zeroable};
 use candle_trie::launch::{
-    DeviceLimits, DevicePtr, Element, Launch, Lifetime, LinearGradients, LinearPass, LinearResults,
-    LinearRows, LinearTensors, LinearUpstream, Queue, TemperaturePlan,
+    DeviceLimits, Element, LinearGradients, LinearPlan, LinearRows, LinearTensors, TemperaturePlan,
 };
-use candle_trie::{Error, Result};
+
+use crate::emulated::{Issued, Recorder, Table};
 
 /// Mirrors `LinearGroup` of kernels/linear.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -21,7 +21,7 @@ pub struct Group {
     unused: [u32; 3],
 }
 
-/// Mirrors `LinearItem` of kernels/linear_pass.cuh.
+/// Mirrors `LinearItem` of kernels/linear_phase.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Item {
@@ -39,7 +39,7 @@ pub struct Item {
     unused: u32,
 }
 
-/// The tables that a pass uploads.
+/// The tables that a plan uploads.
 #[derive(Debug, Clone, Default)]
 pub struct Tables {
     pub groups: Vec<Group>,
@@ -50,11 +50,10 @@ pub struct Tables {
 }
 
 impl Tables {
-    /// What [`Queue::upload`] is given.
-    pub fn new(parts: &[(&'static str, &[u32])]) -> Self {
+    pub fn new(tables: &[Table]) -> Self {
         let part = |wanted| {
-            let mut found = parts.iter().filter(|(name, _)| *name == wanted);
-            found.next().map_or(&[][..], |(_, words)| words)
+            let mut found = tables.iter().filter(|(name, _)| *name == wanted);
+            found.next().map_or(&[][..], |(_, table)| table)
         };
         Self {
             groups: bytemuck::pod_collect_to_vec(part("groups")),
@@ -64,75 +63,22 @@ impl Tables {
     }
 }
 
-/// A launch, without its parameters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Issued {
-    pub kernel: &'static str,
-    pub grid: u32,
-    pub cooperative: bool,
-    pub shared_bytes: u32,
-    /// Of a forward launch: how many items each phase has.
-    pub items: (usize, usize),
-}
-
-/// Counts what is issued to it.
-#[derive(Debug, Default)]
-pub struct Plan {
-    pub uploads: usize,
-    pub tables: Tables,
-    pub launches: Vec<Issued>,
-    /// By name, in bytes.
-    pub allocated: Vec<(&'static str, usize)>,
-}
-
-impl Queue for Plan {
-    type Error = Error;
-
-    fn allocate<const N: usize>(
-        &mut self,
-        _: Lifetime,
-        parts: [(&'static str, usize); N],
-    ) -> Result<[Option<DevicePtr>; N]> {
-        self.allocated.extend(parts);
-        Ok(parts.map(|(_, bytes)| DevicePtr::new(1 << 20).filter(|_| bytes > 0)))
-    }
-
-    fn upload<const N: usize>(
-        &mut self,
-        parts: [(&'static str, &[u32]); N],
-    ) -> Result<[Option<DevicePtr>; N]> {
-        self.uploads += 1;
-        self.tables = Tables::new(&parts);
-        Ok(parts.map(|(_, words)| DevicePtr::new(1 << 20).filter(|_| !words.is_empty())))
-    }
-
-    unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<()> {
-        self.launches.push(issued(launch));
-        Ok(())
-    }
-}
-
-/// Of any launch of a pass.
-pub fn issued<P: Pod>(launch: &Launch<P>) -> Issued {
-    let bytes = bytemuck::bytes_of(&launch.params);
+/// Returns how many items each phase of a forward launch has.
+pub fn item_counts(launch: &Issued) -> (usize, usize) {
+    assert!(launch.kernel.starts_with("linear_forward"));
     // `score_count` and `gradient_count` of `LinearForwardParams`.
-    let count = |at: usize| bytemuck::pod_read_unaligned::<u32>(&bytes[at..at + 4]) as usize;
-    let is_forward = launch.kernel.starts_with("linear_forward");
-    Issued {
-        kernel: launch.kernel,
-        grid: launch.grid[0],
-        cooperative: launch.cooperative,
-        shared_bytes: launch.shared_bytes,
-        items: if is_forward {
-            (count(368), count(372))
-        } else {
-            (0, 0)
-        },
-    }
+    let count = |at: usize| bytemuck::pod_read_unaligned::<u32>(&launch.params[at..at + 4]);
+    (count(368) as usize, count(372) as usize)
+}
+
+/// What a plan has issued.
+pub struct Plan {
+    pub tables: Tables,
+    pub recorder: Recorder,
 }
 
 impl Plan {
-    /// Of a pass with everything that `gradients` ask for.
+    /// Issues everything that `gradients` ask for.
     pub fn new(
         rows: LinearRows,
         element: Element,
@@ -141,49 +87,39 @@ impl Plan {
         limits: &DeviceLimits,
         temperature: TemperaturePlan,
     ) -> Self {
-        let most = LinearPass::MOST_SCORES;
-        let pass = LinearPass::new(rows, element, width, gradients, limits, most).unwrap();
-        let mut plan = Self::default();
-        let somewhere = DevicePtr::new(1 << 20).unwrap();
+        let most = LinearPlan::MOST_SCORES;
+        let plan = LinearPlan::new(rows, element, width, gradients, limits, most).unwrap();
         let tensors = LinearTensors {
-            hidden: Some(somewhere),
-            hidden_stride: width as u64,
-            head: somewhere,
-            head_stride: width as u64,
+            hidden: Recorder::matrix(width),
+            head: Recorder::matrix(width),
             bias: None,
-            tokens: Some(somewhere),
+            sets: Recorder::SETS,
             previous: None,
         };
-        let results = LinearResults {
-            loss: somewhere,
-            statistics: somewhere,
-            temperature: somewhere,
-            hidden_gradient: None,
-        };
-        let upstream = LinearUpstream {
-            loss: somewhere,
-            temperature: somewhere,
-        };
+        let (mut recorder, upstream) = (Recorder::default(), Recorder::UPSTREAM);
         // SAFETY: nothing is run.
         unsafe {
-            let forwarded = pass.forward(&mut plan, &tensors, temperature, &results);
-            let forwarded = forwarded.unwrap();
+            let results = &Recorder::RESULTS;
+            let saved = plan.issue_forward(&mut recorder, &tensors, temperature, None, results);
+            let saved = saved.unwrap();
             if gradients != LinearGradients::None && gradients != LinearGradients::Direct {
-                pass.hidden_gradient(&mut plan, &forwarded, upstream, somewhere)
-                    .unwrap();
+                let to = Recorder::ANYWHERE;
+                (plan.issue_hidden_gradient(&mut recorder, &saved, &upstream, to)).unwrap();
             }
             if matches!(gradients, LinearGradients::All(_)) {
-                let wanted = [Some(somewhere), None];
-                pass.head_gradient(&mut plan, &forwarded, upstream, wanted)
-                    .unwrap();
+                let wanted = [Some(Recorder::ANYWHERE), None];
+                (plan.issue_head_gradient(&mut recorder, &saved, &upstream, wanted)).unwrap();
             }
         }
-        plan
+        Self {
+            tables: Tables::new(&recorder.tables),
+            recorder,
+        }
     }
 
     /// The items of the scores and of the gradient, of one forward launch.
     pub fn phases(&self) -> (&[Item], &[Item]) {
-        let (scores, gradients) = self.launches[0].items;
+        let (scores, gradients) = item_counts(&self.recorder.launches[0]);
         assert_eq!(scores + gradients, self.tables.items.len());
         self.tables.items.split_at(scores)
     }

@@ -1,6 +1,6 @@
 //! Sizes and layouts: odd, empty, one, long, apart.
 
-use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPass};
+use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPlan};
 use candle_trie::{
     AdaptiveStrategy, Convention, Error, Row, Rows, Scope, Temperature, TokenSets, TokenTrie,
 };
@@ -190,8 +190,8 @@ fn a_chip_that_is_too_small_is_refused() {
     let batch = batch(8, 20, &[(2, 3)]);
     let rows = Case::new(&batch, &options(Temperature::fixed(1.3))).rows();
     let plan = |limits: &DeviceLimits| {
-        let (rows, most) = (rows.clone(), LinearPass::MOST_SCORES);
-        LinearPass::new(rows, Element::F32, 8, LinearGradients::Hidden, limits, most)
+        let (rows, most) = (rows.clone(), LinearPlan::MOST_SCORES);
+        LinearPlan::new(rows, Element::F32, 8, LinearGradients::Hidden, limits, most)
     };
     assert!(plan(&device(2, LEAST)).is_ok());
     for limits in [device(2, LEAST - 1), device(0, 99 << 10)] {
@@ -355,8 +355,8 @@ fn a_width_that_no_kernel_takes_is_refused_by_what_is_wrong_with_it() {
     let fixed = options(Temperature::fixed(1.3));
     let rows = Case::new(&batch, &fixed).rows();
     let of_width = |width| {
-        let (rows, most) = (rows.clone(), LinearPass::MOST_SCORES);
-        let pass = LinearPass::new(
+        let (rows, most) = (rows.clone(), LinearPlan::MOST_SCORES);
+        let pass = LinearPlan::new(
             rows,
             Element::F32,
             width,

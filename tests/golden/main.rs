@@ -73,7 +73,7 @@ fn losses_temperatures_and_statistics_of_ats_are_the_published_ones() {
 }
 
 /// What one run gives: the loss and the dense gradient of the logits, each through autograd, through
-/// `value_and_gradient` and through `forward_linear` (the logits as hidden states, times the identity),
+/// `value_and_gradient` and through `forward` over hidden states (the logits, times the identity as head),
 /// the temperature and the statistics.
 struct Outcome {
     losses: [f64; 3],

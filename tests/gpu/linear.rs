@@ -4,7 +4,7 @@ use std::slice;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_trie::cuda::Executor;
-use candle_trie::launch::{Element, LinearGradients, LinearPass};
+use candle_trie::launch::{Element, LinearGradients, LinearPlan};
 use candle_trie::{FrozenHead, GradientTarget, Head, Row, Rows, Temperature, TokenSets};
 
 use crate::batch::noise;
@@ -197,13 +197,13 @@ fn a_large_whole_vocabulary_gives_in_chunks_what_it_gives_on_the_cpu() {
         .unwrap();
     let executor = Executor::new(cuda().as_cuda_device().unwrap()).unwrap();
     let rows = (batch.loss(&options)).linear_rows(&batch.rows(&options));
-    let pass = LinearPass::new(
+    let pass = LinearPlan::new(
         rows.unwrap(),
         Element::F32,
         width,
         LinearGradients::Hidden,
         executor.limits(),
-        LinearPass::MOST_SCORES,
+        LinearPlan::MOST_SCORES,
     );
     assert_eq!(pass.unwrap().forward_launches_count(false), 2);
     for number in [F32, BF16] {

@@ -3,6 +3,7 @@
 mod calls;
 mod catalogue;
 mod loss;
+mod odd_arguments;
 mod rows;
 mod statistics;
 mod trie;

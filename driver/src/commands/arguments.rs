@@ -96,7 +96,7 @@ pub struct TrainArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is a merged model, or a run that nobody trains
+    /// Replace the output folder if it is a merged model, or a run that is not being trained
     #[arg(long)]
     pub overwrite: bool,
 
@@ -232,7 +232,7 @@ pub struct MergeArguments {
     #[arg(long, value_name = "FOLDER")]
     pub output: PathBuf,
 
-    /// Replace the output folder if it is a merged model, or a run that nobody trains
+    /// Replace the output folder if it is a merged model, or a run that is not being trained
     #[arg(long)]
     pub overwrite: bool,
 }
@@ -280,7 +280,7 @@ pub struct EvaluateArguments {
     pub search: SearchSettings,
 
     /// Users in a batch
-    #[arg(long, default_value_t = 32, value_parser = positive)]
+    #[arg(long, default_value_t = 32, value_name = "USERS", value_parser = positive)]
     pub batch_size: usize,
 
     /// The temperature of the softmax [default: that of the training]

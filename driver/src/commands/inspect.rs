@@ -88,7 +88,7 @@ impl Report<'_> {
                 self.items_left_out.count.to_string(),
             ),
             ("different titles", self.different_titles.to_string()),
-            ("told apart in tokens", shape.titles.to_string()),
+            ("different in tokens", shape.titles.to_string()),
             ("rows to train on", self.training_rows.to_string()),
             ("to validate by", self.validation_rows.to_string()),
             (TARGETS, both(self.validation_targets)),
@@ -116,7 +116,7 @@ impl Report<'_> {
         if self.merged_titles.count > 0 {
             print(shown(&self.merged_titles.to_string()))?;
         }
-        let mut places = table(&["token of a title", "rows", "tokens to choose from", "unary"]);
+        let mut places = table(&["token of a title", "rows", "valid tokens", "unary"]);
         for (place, position) in (1..).zip(&shape.positions).take(PLACES) {
             places.add_row([
                 format!("{place}"),

@@ -42,7 +42,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     warn_of_long_rows([prompt.len()].into_iter(), positions);
     let numbered = (0..).zip(catalogue.items());
     let seen = numbered.filter(|(_, item)| arguments.unseen && history.contains(&item.title));
-    let left_out: Vec<u64> = seen.map(|(number, _)| number).collect();
+    let excluded: Vec<u64> = seen.map(|(number, _)| number).collect();
     let temperature = run.temperature(arguments.temperature);
     let search = SearchSettings {
         search: arguments.search,
@@ -55,7 +55,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
         search,
         temperature,
     )?;
-    let found = (searcher.recommend(&[&prompt], &[left_out]))
+    let found = (searcher.recommend(&[&prompt], &[excluded]))
         .with_context(|| arguments.run.display().to_string())?
         .found;
     let titled = found.iter().flatten().filter_map(|found| {

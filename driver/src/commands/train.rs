@@ -14,7 +14,7 @@ use crate::{
         folder::RunFolder,
         made_with::{MadeWith, hash_model, hash_titles, hash_tokenizer},
         output_folder::OutputFolder,
-        rows::Rows,
+        rows::RunRows,
         settings::RunSettings,
         training::Training,
     },
@@ -41,16 +41,16 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
     settings.training.check()?;
     settings.check_written()?;
     let output = OutputFolder::create(&arguments.output, arguments.overwrite, &settings.inputs())?;
-    let data = Rows::read(&settings)?;
+    let rows = RunRows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
         Some(base) => adapted_model(&settings, base, device)?,
-        None => data.new_model(&settings, device)?,
+        None => rows.new_model(&settings, device)?,
     };
     settings.tokenizer.end_token = tokenizer.end_text();
     settings.tokenizer.begins = true;
-    let task = data.tokenize(&tokenizer, None)?;
-    task.warn_of_long_rows(&model);
-    let trainer = task.trainer(&model, &settings)?;
+    let rows = rows.tokenize(&tokenizer, None)?;
+    rows.warn_of_long_rows(&model);
+    let trainer = rows.trainer(&model, &settings)?;
     let state = TrainingState {
         step: 0,
         temperature: trainer.temperature()?,
@@ -62,13 +62,13 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
         &arguments.output,
         output,
         &settings,
-        task.responses.trie(),
+        rows.responses.trie(),
         |folder| {
             let optimizer = trainer.optimizer();
             checkpoint::save(folder, &model, base, &tokenizer, optimizer, &state)?;
             Ok(MadeWith {
-                titles: hash_titles(&task.catalogue),
-                rows: task.hash(),
+                titles: hash_titles(&rows.catalogue),
+                rows: rows.hash(),
                 tokenizer: hash_tokenizer(folder)?,
                 trie: None,
                 weights: base.map(hash_model).transpose()?,
@@ -80,11 +80,11 @@ pub fn train(arguments: &TrainArguments, device: &Device) -> Result<()> {
         lock: &lock,
         model: &model,
         tokenizer: &tokenizer,
-        task: &task,
+        rows: &rows,
         metrics: Vec::new(),
         state,
     };
-    let (trained, best) = training.go_on(trainer)?;
+    let (trained, best) = training.train_to_end(trainer)?;
     report(run.path(), &trained, best, arguments.json)
 }
 
@@ -95,19 +95,19 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
     run.clean(&lock)?;
     let settings = run.settings();
     run.data()?;
-    let rows = Rows::read(settings)?;
+    let rows = RunRows::read(settings)?;
     run.check_titles(rows.catalogue())?;
     let checkpoint::Checkpoint {
         model,
         tokenizer,
         state,
     } = run.latest(&device.into())?;
-    let task = rows
+    let rows = rows
         .tokenize(&tokenizer, Some(run.trie()?))
         .with_context(|| arguments.run.display().to_string())?;
-    run.check_rows(&task.hash())?;
-    task.warn_of_long_rows(&model);
-    let mut trainer = task.trainer(&model, settings)?;
+    run.check_rows(&rows.hash())?;
+    rows.warn_of_long_rows(&model);
+    let mut trainer = rows.trainer(&model, settings)?;
     let folder = run.checkpoint_path(state.step);
     let moments = checkpoint::load_moments(&folder, model.head().device())?;
     trainer
@@ -127,11 +127,11 @@ pub fn resume(arguments: &ResumeArguments, device: &Device) -> Result<()> {
         lock: &lock,
         model: &model,
         tokenizer: &tokenizer,
-        task: &task,
+        rows: &rows,
         metrics,
         state,
     };
-    let (trained, best) = training.go_on(trainer)?;
+    let (trained, best) = training.train_to_end(trainer)?;
     report(run.path(), &trained, best, arguments.json)
 }
 

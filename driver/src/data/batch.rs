@@ -118,7 +118,7 @@ mod tests {
             (chosen.tokens.dims(), chosen.token_count),
             (&[2, 8][..], 4 + 8)
         );
-        // A response with nothing to choose: its prompt is read all the same.
+        // The prompt of a response that is all unary is still read.
         let single = example(3, 2, 0);
         let batch = Batch::new(&[&single], 2, Reading::Chosen, &Device::Cpu).unwrap();
         assert_eq!(batch.tokens.dims(), [1, 3]);

@@ -55,7 +55,7 @@ impl Catalogue {
         for (number, item) in items.iter().enumerate() {
             if let Some(first) = numbers.insert(item.id.clone(), number as u64) {
                 bail!(
-                    "item {:?} is there twice: {:?} and {:?}",
+                    "item {:?} occurs twice: {:?} and {:?}",
                     item.id,
                     items[first as usize].title,
                     item.title
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn two_items_of_one_id_are_refused() {
         let error = Catalogue::of(&[("7", "Emma"), ("7", "Persuasion")]).unwrap_err();
-        assert!(error.to_string().contains("item \"7\" is there twice"));
+        assert!(error.to_string().contains("item \"7\" occurs twice"));
         assert!(Catalogue::of(&[]).is_err());
     }
 }

@@ -173,7 +173,7 @@ impl AdaptiveVerdict {
         } else if self.root_at_clamp {
             format!(
                 "The root scope of ats is defined, but η·n = {eta} × {n:.0} = {root_odds:.2} is so close to 1 that \
-                 the temperature will sit at its upper clamp."
+                 the temperature will stay at its upper bound."
             )
         } else {
             format!("The root scope of ats is defined: η·n = {eta} × {n:.0} = {root_odds:.2} > 1.")
@@ -182,13 +182,13 @@ impl AdaptiveVerdict {
             self.root_defined && !self.root_at_clamp,
             self.branching_defined,
         ) {
-            (true, _) => "The default, --scope root, will do.".to_owned(),
+            (true, _) => "Use the default, --scope root.".to_owned(),
             (false, true) => format!(
-                "Use --scope branching: over all rows with a choice η·n is {:.2} on (geometric) average.",
+                "Use --scope branching: over all branching rows η·n is {:.2} on (geometric) average.",
                 self.branching_odds
             ),
             (false, false) => format!(
-                "Over all rows with a choice η·n is {:.2} on (geometric) average, so --scope branching would not move \
+                "Over all branching rows η·n is {:.2} on (geometric) average, so --scope branching would not move \
                  the temperature either: raise --eta, or train with --loss msl at a fixed temperature.",
                 self.branching_odds
             ),
@@ -253,7 +253,7 @@ mod tests {
             "{undefined}"
         );
         assert!(undefined.contains("--scope branching"), "{undefined}");
-        assert!(advice(5, 4.0).contains("clamp"), "{}", advice(5, 4.0));
+        assert!(advice(5, 4.0).contains("upper bound"), "{}", advice(5, 4.0));
         assert!(advice(64, 4.0).contains("--scope root"));
         assert!(advice(4, 1.0).contains("--eta"), "{}", advice(4, 1.0));
     }

@@ -144,8 +144,7 @@ pub struct Dataset {
     pub catalogue: Catalogue,
     /// Rows to train on.
     pub training: Vec<Interaction>,
-    /// Validation rows, by which the best checkpoint is chosen: some of RecBole's validation rows, or held out of the
-    /// paper's training rows. With 0 the last checkpoint is used
+    /// Rows to choose a checkpoint by.
     pub validation: Vec<Interaction>,
     /// Rows to report on.
     pub test: Vec<Interaction>,
@@ -274,24 +273,14 @@ fn draw(
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-    use crate::data::files::TITLES_FILE;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            fs::write(folder.path().join(name), content).unwrap();
-        }
-        folder
-    }
+    use crate::{data::files::TITLES_FILE, io::folder_of};
 
     fn paper() -> tempfile::TempDir {
         let rows: String = (0..20)
             .map(|user| format!("{user},\"[1, 2]\",9\n"))
             .collect();
-        folder(&[
+        folder_of(&[
             (TITLES_FILE, r#"{"1": "A", "2": "B"}"#),
             ("train.csv", &format!("user_id,item_ids,timestamp\n{rows}")),
         ])
@@ -299,7 +288,7 @@ mod tests {
 
     #[test]
     fn the_folder_decides_the_format() {
-        let recbole = folder(&[
+        let recbole = folder_of(&[
             ("x.item", "item_id:token\ttitle:token_seq\n1\tA\n2\tB\n"),
             (
                 "x.inter",
@@ -312,7 +301,7 @@ mod tests {
         let dataset = Dataset::read(&DataArguments::of(paper().path()), 1).unwrap();
         let sizes = [&dataset.training, &dataset.validation, &dataset.test].map(Vec::len);
         assert_eq!(sizes, [20, 0, 0]);
-        let neither = folder(&[("x.item", "")]);
+        let neither = folder_of(&[("x.item", "")]);
         let error = Dataset::read(&DataArguments::of(neither.path()), 1)
             .err()
             .unwrap();

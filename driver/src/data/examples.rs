@@ -87,7 +87,7 @@ pub fn warn_of_long_rows(lengths: impl Iterator<Item = usize>, positions: usize)
     if long > 0 {
         eprintln!(
             "warning: {long} of {all} rows are longer than the {positions} tokens that the model was made for \
-             (max_position_embeddings of its configuration), up to {longest}: what it answers to them may make no sense. \
+             (max_position_embeddings of its configuration), up to {longest}: its answers to them may be meaningless. \
              Shorten the histories, take --prompt titles, or take a model of a longer context"
         );
     }

@@ -1,11 +1,10 @@
 //! Finds the files of a catalogue and its users in a folder. An ambiguous folder is an error that names the candidates.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
+
+use crate::io::{entries, file_name};
 
 /// The paper's file that names the items.
 pub const TITLES_FILE: &str = "id2name4Rec.json";
@@ -93,7 +92,7 @@ impl DataFiles {
 impl PaperFiles {
     fn among(titles: PathBuf, files: Vec<PathBuf>) -> Self {
         let is_training = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = file_name(path);
             name.starts_with("train") && name.ends_with(".csv")
         };
         let test = titles.with_file_name(TEST_FILE);
@@ -175,27 +174,22 @@ fn names(files: &[PathBuf]) -> String {
 
 /// Lists the files of a folder by name, without hidden ones: macOS leaves `._NAME` beside `NAME`.
 fn visible_files(folder: &Path) -> Result<Vec<PathBuf>> {
-    let unreadable = || format!("cannot read the folder {}", folder.display());
-    let mut files = Vec::new();
-    for entry in fs::read_dir(folder).with_context(unreadable)? {
-        let entry = entry.with_context(unreadable)?;
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        if !hidden && !entry.path().is_dir() {
-            files.push(entry.path());
-        }
-    }
+    let mut files = entries(folder)?;
+    files.retain(|path| !file_name(path).starts_with('.') && !path.is_dir());
     files.sort_unstable();
     Ok(files)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// Returns what is found among empty files of these names.
-    fn find(names: &[&str], training: Option<&Path>) -> Result<Vec<String>> {
+    fn find(names: &str, training: Option<&Path>) -> Result<Vec<String>> {
         let folder = tempfile::tempdir()?;
-        for name in names {
+        for name in names.split(' ') {
             fs::write(folder.path().join(name), "")?;
         }
         fs::create_dir(folder.path().join("old.inter"))?;
@@ -212,7 +206,7 @@ mod tests {
                 Interactions::Parts(parts) => [&[files.items], &parts[..]].concat(),
             },
         };
-        let name = |path: PathBuf| path.file_name().unwrap().display().to_string();
+        let name = |path: PathBuf| file_name(&path);
         Ok(files.into_iter().map(name).collect())
     }
 
@@ -220,99 +214,61 @@ mod tests {
     fn the_files_of_either_format_are_found_among_hidden_and_other_ones() {
         for (files, expected) in [
             (
-                &[
-                    "._x.item",
-                    "._x.inter",
-                    "x.item",
-                    "x.inter",
-                    "._id2name4Rec.json",
-                    "x.user",
-                ][..],
-                &["x.item", "x.inter"][..],
+                "._x.item ._x.inter x.item x.inter ._id2name4Rec.json x.user",
+                "x.item x.inter",
             ),
             (
-                &[
-                    "x.item",
-                    "x.part2.inter",
-                    "x.part1.inter",
-                    "x.part3.inter",
-                    "._x.part1.inter",
-                ],
-                &["x.item", "x.part1.inter", "x.part2.inter", "x.part3.inter"],
+                "x.item x.part2.inter x.part1.inter x.part3.inter ._x.part1.inter",
+                "x.item x.part1.inter x.part2.inter x.part3.inter",
             ),
             (
-                &[
-                    "x.y.test.inter",
-                    "x.y.train.inter",
-                    "x.y.item",
-                    "x.y.valid.inter",
-                ],
-                &[
-                    "x.y.item",
-                    "x.y.train.inter",
-                    "x.y.valid.inter",
-                    "x.y.test.inter",
-                ],
+                "x.y.test.inter x.y.train.inter x.y.item x.y.valid.inter",
+                "x.y.item x.y.train.inter x.y.valid.inter x.y.test.inter",
             ),
             (
-                &[
-                    "id2name4Rec.json",
-                    "train_10.csv",
-                    "._train_9.csv",
-                    "test.csv",
-                    "x.item",
-                ],
-                &["id2name4Rec.json", "train_10.csv", "test.csv"],
+                "id2name4Rec.json train_10.csv ._train_9.csv test.csv x.item",
+                "id2name4Rec.json train_10.csv test.csv",
             ),
         ] {
-            assert_eq!(find(files, None).unwrap(), expected);
+            assert_eq!(find(files, None).unwrap().join(" "), expected);
         }
-        let several = ["id2name4Rec.json", "train_1.csv", "train_2.csv"];
-        let named = find(&several, Some(Path::new("elsewhere/rows.csv"))).unwrap();
+        let several = "id2name4Rec.json train_1.csv train_2.csv";
+        let named = find(several, Some(Path::new("elsewhere/rows.csv"))).unwrap();
         assert_eq!(named, ["id2name4Rec.json", "rows.csv"]);
     }
 
     #[test]
     fn files_that_cannot_be_told_apart_are_named() {
         for (files, expected) in [
+            ("x.item y.item x.inter", &["x.item", "y.item"][..]),
+            ("x.item x.inter y.inter", &["x.inter", "y.inter"]),
             (
-                &["x.item", "y.item", "x.inter"][..],
-                &["x.item", "y.item"][..],
-            ),
-            (&["x.item", "x.inter", "y.inter"], &["x.inter", "y.inter"]),
-            (
-                &["x.item", "x.part1.inter"],
+                "x.item x.part1.inter",
                 &["x.part1.inter", "NAME.part2.inter"],
             ),
             (
-                &[
-                    "x.item",
-                    "x.inter",
-                    "x.part1.inter",
-                    "x.part2.inter",
-                    "x.part3.inter",
-                ],
+                "x.item x.inter x.part1.inter x.part2.inter x.part3.inter",
                 &["x.part3.inter", "x.inter", "no .inter file beside them"],
             ),
             (
-                &["x.item", "x.train.inter", "x.part2.inter", "x.test.inter"],
+                "x.item x.train.inter x.part2.inter x.test.inter",
                 &["x.train.inter", "x.part2.inter"],
             ),
             (
-                &["x.item", "x.part1.inter", "x.part2.inter", "y.part3.inter"],
+                "x.item x.part1.inter x.part2.inter y.part3.inter",
                 &["x.part1.inter", "y.part3.inter"],
             ),
             (
-                &["id2name4Rec.json", "train_1.csv", "train_2.csv"],
+                "id2name4Rec.json train_1.csv train_2.csv",
                 &["train_1.csv", "train_2.csv", "--train"],
             ),
             (
-                &["id2name4Rec.json", "train.csv", "x.item", "x.inter"],
+                "id2name4Rec.json train.csv x.item x.inter",
                 &["both id2name4Rec.json", ".item"],
             ),
-            (&["id2name4Rec.json"], &["expected a file train*.csv"]),
-            (&["x.item"], &["found only", "x.item"]),
-            (&["notes.txt"], &["found none of them"]),
+            ("id2name4Rec.json", &["expected a file train*.csv"]),
+            ("x.item", &["found only", "x.item"]),
+            ("notes.txt", &["found none of them"]),
         ] {
             let error = format!("{:#}", find(files, None).unwrap_err());
             for part in expected {

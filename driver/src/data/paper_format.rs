@@ -22,7 +22,7 @@ const COLUMNS: [&str; 2] = ["user_id", "item_ids"];
 /// How many characters an error shows of a field that is not what was expected.
 const SHOWN: usize = 60;
 
-/// The pairs of a JSON object as the file has them: in its order, and with a key that is there twice.
+/// The pairs of a JSON object as the file has them: in its order, and with a key that occurs twice.
 struct Titles(Vec<(String, Option<String>)>);
 
 impl<'de> Deserialize<'de> for Titles {
@@ -178,21 +178,11 @@ fn parse_quoted(text: &str, quote: char) -> Result<(String, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
-    use crate::data::files::TITLES_FILE;
-
-    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for (name, content) in files {
-            fs::write(folder.path().join(name), content).unwrap();
-        }
-        folder
-    }
+    use crate::{data::files::TITLES_FILE, io::folder_of};
 
     fn read(titles: &str, csv: &str, strict: bool) -> Result<(Vec<Interaction>, DataReport)> {
-        let folder = folder(&[(TITLES_FILE, titles), ("train.csv", csv)]);
+        let folder = folder_of(&[(TITLES_FILE, titles), ("train.csv", csv)]);
         let mut report = DataReport::new(strict);
         let catalogue = read_catalogue(&folder.path().join(TITLES_FILE), true, &mut report)?;
         let file = folder.path().join("train.csv");
@@ -294,10 +284,7 @@ mod tests {
         for (titles, expected) in [
             ("{\"1\": \"A\",\n \"2\": 7}", "line 2: invalid type"),
             ("[1]", "line 1: invalid type: sequence, expected an object"),
-            (
-                "{\"1\": \"A\",\n \"1\": \"B\"}",
-                "item \"1\" is there twice",
-            ),
+            ("{\"1\": \"A\",\n \"1\": \"B\"}", "item \"1\" occurs twice"),
         ] {
             let text = format!("{:#}", read(titles, "", false).unwrap_err());
             assert!(

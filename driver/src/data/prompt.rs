@@ -16,7 +16,7 @@ pub enum PromptStyle {
     /// The instruction format of the paper.
     #[default]
     Alpaca,
-    /// The quoted titles alone: a model trained from scratch needs no instruction, and the tokens are saved.
+    /// The quoted titles alone, which take fewer tokens and are enough for a model from scratch.
     Titles,
 }
 
@@ -31,8 +31,14 @@ pub struct Prompt {
     #[arg(long, default_value = VERB)]
     pub verb: String,
 
-    /// How a history is worded
-    #[arg(id = "prompt", long = "prompt", value_enum, default_value = "alpaca")]
+    /// The wording of a prompt
+    #[arg(
+        id = "prompt",
+        long = "prompt",
+        value_enum,
+        default_value = "alpaca",
+        value_name = "STYLE"
+    )]
     #[serde(rename = "prompt")]
     pub style: PromptStyle,
 }

@@ -222,8 +222,8 @@ fn named(error: Error, catalogue: &Catalogue) -> anyhow::Error {
         })
     });
     anyhow!(
-        "the title of item {} goes on where that of item {} ends: it holds the end token, or the tokenizer drops what \
-         tells them apart",
+        "the title of item {} continues where that of item {} ends: it contains the end token, or the tokenizer \
+         drops what distinguishes them",
         names[1],
         names[0]
     )
@@ -304,7 +304,7 @@ mod tests {
         let error = error.unwrap().to_string();
         assert!(
             error.starts_with(
-                "the title of item \"007\" (\"e\\\"ae\") goes on where that of item \"B1\""
+                "the title of item \"007\" (\"e\\\"ae\") continues where that of item \"B1\""
             ),
             "{error}"
         );

@@ -1,6 +1,6 @@
 //! Makes a catalogue with the shape of real ones, and users whose next choice depends on their last ones.
 //!
-//! What `msl inspect` and a count over the rows give for the sets of the paper (10,000 training rows each, a tokenizer
+//! The table has what `msl inspect` and a count over the rows give for the paper's sets (10,000 training rows, a tokenizer
 //! of 4,096 tokens trained on the titles), and for this world (seed 42, as `msl demo` runs it):
 //!
 //! | | Books | Clothing | Office | here |
@@ -127,7 +127,7 @@ impl Signature {
     fn article(&self, random: &mut Random) -> &'static str {
         match self.in_front {
             true => "",
-            false => pick(&["", "The "], random),
+            false => ["", "The "].choose(random).copied().unwrap_or_default(),
         }
     }
 }
@@ -141,7 +141,7 @@ fn write_books(random: &mut Random) -> Vec<Book> {
             let author = names.len();
             let signature = Signature {
                 name: fresh(&mut names, || {
-                    format!("{} {}", pick(&FIRST_NAMES, random), compound(random))
+                    format!("{} {}", pick(FIRST_NAMES, random), compound(random))
                 }),
                 in_front: (author / 2).is_multiple_of(2),
                 kind: words.kind,
@@ -216,8 +216,8 @@ fn subject(genre: &Genre, random: &mut Random) -> String {
 fn compound(random: &mut Random) -> String {
     format!(
         "{}{}",
-        pick(&NAME_BEGINNINGS, random),
-        pick(&NAME_ENDS, random)
+        pick(NAME_BEGINNINGS, random),
+        pick(NAME_ENDS, random)
     )
 }
 
@@ -236,7 +236,9 @@ fn popularity(random: &mut Random) -> f64 {
     (1.5 * random.random::<f64>()).exp().powi(2)
 }
 
-fn pick(words: &[&'static str], random: &mut Random) -> &'static str {
+/// Draws one of the words of a text.
+fn pick(words: &'static str, random: &mut Random) -> &'static str {
+    let words: Vec<&str> = words.split(' ').collect();
     words.choose(random).copied().unwrap_or_default()
 }
 

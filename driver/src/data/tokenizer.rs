@@ -38,7 +38,8 @@ pub struct TextTokenizer {
 }
 
 impl TextTokenizer {
-    /// Reads a `tokenizer.json`. `end_token` names the token that ends a response; without it a known one is looked for.
+    /// Reads a `tokenizer.json`. `end_token` names the token that ends a response; without it, it is the first
+    /// of the known ones that the tokenizer has.
     pub fn load(path: &Path, end_token: Option<&str>) -> Result<Self> {
         Self::load_for(path, end_token, None)
     }

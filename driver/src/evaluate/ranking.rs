@@ -42,7 +42,7 @@ pub struct Estimate {
 pub struct Measures {
     /// HR@K: the share of users whose target is among the first K items, for each K.
     pub hit_rate: Vec<(usize, Estimate)>,
-    /// Returns the discounted gain of the target's place among the first `cutoff` items.
+    /// NDCG@K: the mean discounted gain of the target's place among the first K items, for each K.
     pub ndcg: Vec<(usize, Estimate)>,
     /// Mean −ln p of the targets, in nats.
     pub item_nll: Estimate,

@@ -20,9 +20,9 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum SearchKind {
-    /// Beam search, which may drop the beginning of a good title.
+    /// Beam search, which may prune a good title.
     Beam,
-    /// Best-first search, which proves that it did not.
+    /// Best-first search, which finds the true top.
     Exact,
 }
 
@@ -89,7 +89,7 @@ impl SearchSettings {
         let by_probability = self.normalise == NormaliseOver::Trie && self.length_penalty == 0.0;
         ensure!(
             self.search == SearchKind::Beam || by_probability,
-            "--search exact ranks by the probability over the trie: leave out --normalise and --length-penalty"
+            "--search exact ranks by the probability over the trie: remove --normalise and --length-penalty"
         );
         Ok(())
     }
@@ -135,15 +135,15 @@ impl<'a> Searcher<'a> {
 
     /// Returns the best items for each prompt, except those of `excluded` (one list for each prompt, or no list at
     /// all). The workers share the users: it is best if neighbours' prompts are of much the same length.
-    pub fn recommend(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    pub fn recommend(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         let workers = self.workers.count();
         if workers == 1 || prompts.len() == 1 {
-            return self.search(prompts, left_out);
+            return self.search(prompts, excluded);
         }
         let shares = self.workers.map(workers.min(prompts.len()), |worker| {
             let prompts: Vec<_> = every(prompts, worker, workers).copied().collect();
-            let left_out: Vec<_> = every(left_out, worker, workers).cloned().collect();
-            self.search(&prompts, &left_out)
+            let excluded: Vec<_> = every(excluded, worker, workers).cloned().collect();
+            self.search(&prompts, &excluded)
         })?;
         let model_tokens = shares.iter().map(|share| share.model_tokens).sum();
         let mut found: Vec<_> = shares
@@ -158,14 +158,14 @@ impl<'a> Searcher<'a> {
         })
     }
 
-    fn search(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    fn search(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         match self.settings.search {
-            SearchKind::Beam => self.beam(prompts, left_out),
-            SearchKind::Exact => self.exact(prompts, left_out),
+            SearchKind::Beam => self.beam(prompts, excluded),
+            SearchKind::Exact => self.exact(prompts, excluded),
         }
     }
 
-    fn beam(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    fn beam(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         let normalise = match self.settings.normalise {
             NormaliseOver::Trie => Normalisation::Trie,
             NormaliseOver::Vocabulary => Normalisation::Vocabulary,
@@ -178,8 +178,8 @@ impl<'a> Searcher<'a> {
         )?
         .with_normalisation(normalise)
         .with_length_penalty(self.settings.length_penalty)?;
-        if !left_out.is_empty() {
-            search = search.exclude_items(left_out)?;
+        if !excluded.is_empty() {
+            search = search.exclude_items(excluded)?;
         }
         let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
         let (mut hidden, mut sequences) = reader.prompts(&search.beam_users())?;
@@ -197,15 +197,15 @@ impl<'a> Searcher<'a> {
         })
     }
 
-    fn exact(&self, prompts: &[&[u32]], left_out: &[Vec<u64>]) -> Result<Recommended> {
+    fn exact(&self, prompts: &[&[u32]], excluded: &[Vec<u64>]) -> Result<Recommended> {
         let mut search = ExactSearch::new(
             self.trie,
             prompts.len(),
             self.settings.beams,
             self.temperature,
         )?;
-        if !left_out.is_empty() {
-            search = search.exclude_items(left_out)?;
+        if !excluded.is_empty() {
+            search = search.exclude_items(excluded)?;
         }
         let mut reader = Reader::new(self.model, prompts, search.common_prefix())?;
         let mut read: Vec<Sequence> = Vec::new();
@@ -257,9 +257,9 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// Reads the prompts, each followed by the `prefix` that all items share.
-    fn new(model: &'a Llama, prompts: &[&[u32]], lead: &[u32]) -> Result<Self> {
+    fn new(model: &'a Llama, prompts: &[&[u32]], prefix: &[u32]) -> Result<Self> {
         let prompts: Vec<Vec<u32>> = (prompts.iter())
-            .map(|prompt| [prompt, lead].concat())
+            .map(|prompt| [prompt, prefix].concat())
             .collect();
         let (last, cache) = model.read_prompts(&prompts)?;
         Ok(Self {
@@ -310,7 +310,7 @@ mod tests {
             .map(|user| [&[3, 4][..], &vec![user; 1 + user as usize % 4]].concat())
             .collect();
         let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-        let left_out: Vec<Vec<u64>> = (0..7).map(|user| (user..40).step_by(3).collect()).collect();
+        let excluded: Vec<Vec<u64>> = (0..7).map(|user| (user..40).step_by(3).collect()).collect();
         for (search, normalise) in [
             (SearchKind::Beam, NormaliseOver::Trie),
             (SearchKind::Beam, NormaliseOver::Vocabulary),
@@ -323,10 +323,10 @@ mod tests {
                 ..SearchSettings::default()
             };
             let searcher = Searcher::new(&trie, &model, settings, 1.0).unwrap();
-            let together = searcher.recommend(&prompts, &left_out).unwrap().found;
+            let together = searcher.recommend(&prompts, &excluded).unwrap().found;
             assert_eq!(together.len(), prompts.len());
             for (user, together) in together.iter().enumerate() {
-                let alone = searcher.recommend(&prompts[user..=user], &left_out[user..=user]);
+                let alone = searcher.recommend(&prompts[user..=user], &excluded[user..=user]);
                 let alone = &alone.unwrap().found[0];
                 assert_eq!(together.len(), alone.len());
                 for (together, alone) in together.iter().zip(alone) {

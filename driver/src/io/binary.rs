@@ -11,6 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
+use super::named;
+
 /// The first bytes of the pointer that git-lfs puts in the place of a large file.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 
@@ -18,7 +20,12 @@ const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
 pub fn open(path: &Path) -> Result<File> {
     let cannot = || format!("cannot read {}", path.display());
     let kind = fs::metadata(path).with_context(cannot)?;
-    ensure!(kind.is_file(), "{} is not a regular file", path.display());
+    ensure!(
+        kind.is_file(),
+        "{} is {}: expected a regular file",
+        path.display(),
+        named(kind.file_type())
+    );
     let mut file = File::open(path).with_context(cannot)?;
     let mut beginning = [0; LFS_POINTER.len()];
     if file.read_exact(&mut beginning).is_ok() && beginning == LFS_POINTER {
@@ -69,7 +76,7 @@ mod tests {
         assert!(refusal(&path).contains("model.gguf"));
         fs::write(&path, b"version https://git-lfs.github.com/spec/v1\noid").unwrap();
         assert!(refusal(&path).contains("git-lfs"));
-        assert!(refusal(folder.path()).contains("not a regular file"));
+        assert!(refusal(folder.path()).contains("is a folder: expected a regular file"));
         fs::write(&path, b"GGUF").unwrap();
         assert_eq!(open(&path).unwrap().stream_position().unwrap(), 0);
     }

@@ -50,7 +50,7 @@ impl OutputFile {
         })
     }
 
-    /// The path that was asked for.
+    /// Returns the path that was asked for.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,22 +1,19 @@
 //! Opens text files that others wrote, and names what they are instead of UTF-8 text.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{BufRead, BufReader, Read},
     path::Path,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::binary;
+
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// The first bytes of files that are no UTF-8 text, what such a file is, and what to do about it.
-const OTHERS: [(&[u8], &str, &str); 7] = [
-    (
-        b"version https://git-lfs.github.com/spec/",
-        "a pointer of git-lfs, not the file that it stands for",
-        "fetch that with git lfs pull",
-    ),
+const OTHERS: [(&[u8], &str, &str); 6] = [
     (b"\xff\xfe", "UTF-16 text", "save it as UTF-8"),
     (b"\xfe\xff", "UTF-16 text", "save it as UTF-8"),
     (
@@ -32,18 +29,7 @@ const OTHERS: [(&[u8], &str, &str); 7] = [
 /// Opens a file of UTF-8 text, and skips a byte order mark. An error names the file and says what it is instead.
 pub fn open_text(path: &Path) -> Result<BufReader<File>> {
     let unreadable = || format!("cannot read {}", path.display());
-    // Opening a named pipe waits for someone to write to it, so that its kind comes first.
-    let metadata = fs::metadata(path).with_context(unreadable)?;
-    ensure!(
-        metadata.is_file(),
-        "{} is {}: expected a regular file",
-        path.display(),
-        match metadata.is_dir() {
-            true => "a folder",
-            false => "a named pipe, a socket or a device",
-        }
-    );
-    let mut reader = BufReader::new(File::open(path).with_context(unreadable)?);
+    let mut reader = BufReader::new(binary::open(path)?);
     let beginning = reader.fill_buf().with_context(unreadable)?;
     for (first, what, advice) in OTHERS {
         if beginning.starts_with(first) {
@@ -71,6 +57,8 @@ pub fn read_text(path: &Path) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn open(bytes: &[u8]) -> Result<String> {
@@ -119,7 +107,7 @@ mod tests {
         assert!(made.unwrap().success());
         for (path, expected) in [
             (folder.path(), "a folder"),
-            (&pipe, "a named pipe"),
+            (&pipe, "a pipe"),
             (Path::new("/dev/zero"), "a device"),
         ] {
             let error = open_text(path).unwrap_err().to_string();

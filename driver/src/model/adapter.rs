@@ -19,10 +19,9 @@ use crate::{
     },
 };
 
+pub use super::pretrained::ADAPTER_FILE as CONFIG_FILE;
 pub use config::AdapterConfig;
 
-/// PEFT's name for the file of the configuration.
-pub const CONFIG_FILE: &str = "adapter_config.json";
 /// PEFT's name for the file of the weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 /// The prefix that PEFT gives to the names of a model's layers.
@@ -41,11 +40,6 @@ pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
         &folder.join(CONFIG_FILE),
         &AdapterConfig::new(settings, base),
     )
-}
-
-/// Tells whether a folder has adapters.
-pub fn is_in(folder: &Path) -> bool {
-    folder.join(CONFIG_FILE).is_file()
 }
 
 /// Gives a model the adapters of a folder, and says on standard error which file these are in.
@@ -89,21 +83,11 @@ pub fn base(folder: &Path) -> Result<PathBuf> {
     // PEFT writes the name by which the model was asked for, which need not be that of a folder.
     ensure!(
         base.exists(),
-        "{} says that the model is {}, and nothing is there: say with --model where it is",
+        "{} names the model {}, which does not exist: give its path with --model",
         config.display(),
         base.display()
     );
     Ok(base)
-}
-
-/// Loads the model that a folder's adapters belong to, with the adapters. `end_token` is that of [`Pretrained::open`].
-pub fn load_with_base(
-    folder: &Path,
-    end_token: Option<&str>,
-    precision: Precision,
-    device: &Device,
-) -> Result<Llama> {
-    load_onto(folder, &base(folder)?, end_token, precision, device)
 }
 
 /// Loads the model at `base` with the adapters of a folder, whatever model the folder names.

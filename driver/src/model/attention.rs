@@ -1,48 +1,18 @@
-//! Causal attention with grouped queries.
+//! Causal attention with grouped queries, and the linear layers around it.
 
-use anyhow::Result;
-use candle_core::Tensor;
+use std::sync::Arc;
+
+use candle_core::{Result, Tensor};
 
 use super::{
     LlamaConfig, Parameters,
-    cache::{Feed, LayerCache},
-    causal_attention::causal_attention,
+    cache::LayerCache,
     config::Architecture,
+    forward::{Decoding, Sequences},
     linear::Linear,
     norm::Norm,
-    pass::Pass,
 };
-
-/// What tokens leave for later ones to see in one layer.
-pub struct KeysValues {
-    /// `[batch, tokens, heads, width]`.
-    pub keys: Tensor,
-    /// Of the same shape.
-    pub values: Tensor,
-}
-
-impl KeysValues {
-    /// How many tokens each sequence has.
-    pub fn tokens(&self) -> usize {
-        self.keys.dims()[1]
-    }
-
-    /// Each sequence behind the only one of `beginning`.
-    fn behind(self, beginning: Option<&Self>) -> candle_core::Result<Self> {
-        let Some(beginning) = beginning else {
-            return Ok(self);
-        };
-        let join = |beginning: &Tensor, own: &Tensor| {
-            let (batch, _, heads, width) = own.dims4()?;
-            let shape = (batch, beginning.dim(1)?, heads, width);
-            Tensor::cat(&[&beginning.broadcast_as(shape)?.contiguous()?, own], 1)
-        };
-        Ok(Self {
-            keys: join(&beginning.keys, &self.keys)?,
-            values: join(&beginning.values, &self.values)?,
-        })
-    }
-}
+use crate::ops::{self, KeysValues, RotaryAngles};
 
 /// The attention of one layer.
 pub struct Attention {
@@ -50,17 +20,25 @@ pub struct Attention {
     pub key: Linear,
     pub value: Linear,
     pub output: Linear,
-    /// Qwen 3 norms each head of the queries and of the keys.
+    /// The norms of Qwen 3, over each head of the queries and of the keys.
     norms: Option<(Norm, Norm)>,
+    /// Query heads.
     heads: usize,
-    key_value_heads: usize,
+    /// Key and value heads.
+    key_heads: usize,
+    /// Width of a head.
     width: usize,
 }
 
 impl Attention {
-    pub fn new(config: &LlamaConfig, parameters: &mut Parameters, prefix: &str) -> Result<Self> {
+    /// Takes the weights whose names begin with `prefix`.
+    pub fn new(
+        config: &LlamaConfig,
+        parameters: &mut Parameters,
+        prefix: &str,
+    ) -> anyhow::Result<Self> {
         let width = config.head_width();
-        let (heads, key_value_heads) = (config.num_attention_heads, config.key_value_heads());
+        let (heads, key_heads) = (config.num_attention_heads, config.key_value_heads());
         let architecture = config.architecture()?;
         let mut projection = |name: &str, heads: usize| {
             let name = format!("{prefix}.self_attn.{name}");
@@ -75,16 +53,16 @@ impl Attention {
             anyhow::Ok(Linear::new(weight, bias))
         };
         let query = projection("q_proj", heads)?;
-        let key = projection("k_proj", key_value_heads)?;
-        let value = projection("v_proj", key_value_heads)?;
+        let key = projection("k_proj", key_heads)?;
+        let value = projection("v_proj", key_heads)?;
         let output = parameters.matrix(
             format!("{prefix}.self_attn.o_proj.weight"),
             config.hidden_size,
             heads * width,
         )?;
         let mut norm = |name: &str| {
-            let weight = parameters.scale(format!("{prefix}.self_attn.{name}.weight"), width)?;
-            anyhow::Ok(Norm::new(weight, config.rms_norm_eps))
+            let name = format!("{prefix}.self_attn.{name}.weight");
+            Norm::new(config, parameters, name, width)
         };
         Ok(Self {
             query,
@@ -96,12 +74,12 @@ impl Attention {
                 _ => None,
             },
             heads,
-            key_value_heads,
+            key_heads,
             width,
         })
     }
 
-    /// Trains the norms no further.
+    /// Stops training the norms.
     pub fn freeze_norms(&mut self) {
         if let Some((query, key)) = &mut self.norms {
             query.freeze();
@@ -109,55 +87,59 @@ impl Attention {
         }
     }
 
-    /// Attention over whole sequences, behind what all of them begin with; also all that they see.
+    /// Computes attention over whole sequences `x [batch, tokens, hidden]`, behind the keys and values of what all of them
+    /// begin with. Also returns the keys and values that the sequences see.
     pub fn forward(
         &self,
         x: &Tensor,
         beginning: Option<&KeysValues>,
-        pass: &Pass,
-    ) -> candle_core::Result<(Tensor, KeysValues)> {
-        let (batch, tokens, _) = x.dims3()?;
-        let (queries, keys, values) = self.project(x, pass)?;
-        let seen = KeysValues { keys, values }.behind(beginning)?;
-        let mixed = causal_attention(&queries, &seen.keys, &seen.values, pass)?;
-        let mixed = mixed.reshape((batch, tokens, self.heads * self.width))?;
-        Ok((self.output.forward(&mixed, pass)?, seen))
+        sequences: &Sequences,
+    ) -> Result<(Tensor, KeysValues)> {
+        let seeds = sequences.dropout_seeds.as_ref();
+        let (queries, new) = self.project(x, &sequences.angles, seeds)?;
+        let seen = match beginning {
+            Some(beginning) => new.behind(beginning)?,
+            None => new,
+        };
+        let mixed = ops::attention(&queries, &seen.keys, &seen.values, &sequences.mask)?;
+        Ok((self.output.forward(&mixed.flatten_from(2)?, seeds)?, seen))
     }
 
-    /// Attention of tokens that are fed, `[tokens, 1, hidden]`, which join the cache.
-    pub fn step(
+    /// Computes attention of the new tokens of a decoding step, `x [new tokens, 1, hidden]`, whose keys and values join the
+    /// cache.
+    pub fn decode(&self, x: &Tensor, cache: &mut LayerCache, step: &Decoding) -> Result<Tensor> {
+        let (queries, KeysValues { keys, values }) = self.project(x, &step.angles, None)?;
+        let new = KeysValues {
+            keys: keys.squeeze(1)?,
+            values: values.squeeze(1)?,
+        };
+        let mixed = cache.attend(&queries.squeeze(1)?, new, &step.seen)?;
+        let mixed = mixed.flatten_from(1)?.unsqueeze(1)?;
+        self.output.forward(&mixed, None)
+    }
+
+    /// Computes queries, keys and values `[batch, tokens, heads, head width]`, rotated to where they stand.
+    fn project(
         &self,
         x: &Tensor,
-        layer: &mut LayerCache,
-        feed: &Feed,
-        pass: &Pass,
-    ) -> candle_core::Result<Tensor> {
-        let (tokens, _, _) = x.dims3()?;
-        let (queries, keys, values) = self.project(x, pass)?;
-        layer.push(&keys, &values)?;
-        let mixed = layer.attend(&queries, feed, pass)?;
-        self.output
-            .forward(&mixed.reshape((tokens, 1, self.heads * self.width))?, pass)
-    }
-
-    /// Queries, keys and values `[batch, tokens, heads, width]`, where they stand.
-    fn project(&self, x: &Tensor, pass: &Pass) -> candle_core::Result<(Tensor, Tensor, Tensor)> {
+        angles: &RotaryAngles,
+        dropout_seeds: Option<&Arc<[u64]>>,
+    ) -> Result<(Tensor, KeysValues)> {
         let (batch, tokens, _) = x.dims3()?;
         let project = |linear: &Linear, heads| {
-            linear
-                .forward(x, pass)?
-                .reshape((batch, tokens, heads, self.width))
+            let rows = linear.forward(x, dropout_seeds)?;
+            rows.reshape((batch, tokens, heads, self.width))
         };
         let mut queries = project(&self.query, self.heads)?;
-        let mut keys = project(&self.key, self.key_value_heads)?;
+        let mut keys = project(&self.key, self.key_heads)?;
         if let Some((query_norm, key_norm)) = &self.norms {
-            queries = query_norm.forward(&queries, pass.form)?;
-            keys = key_norm.forward(&keys, pass.form)?;
+            queries = query_norm.forward(&queries)?;
+            keys = key_norm.forward(&keys)?;
         }
-        Ok((
-            pass.turns.rotate(&queries)?,
-            pass.turns.rotate(&keys)?,
-            project(&self.value, self.key_value_heads)?,
-        ))
+        let new = KeysValues {
+            keys: angles.rotate(&keys)?,
+            values: project(&self.value, self.key_heads)?,
+        };
+        Ok((angles.rotate(&queries)?, new))
     }
 }

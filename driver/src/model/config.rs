@@ -3,43 +3,44 @@ use candle_core::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// The kinds of model that this driver knows: all are Llama's, with additions.
+/// The kinds of model that this driver knows: Llama's, and those that add to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
-    /// Llama 2 and 3, TinyLlama, SmolLM2.
+    /// Llama 2 and 3, TinyLlama and SmolLM2.
     Llama,
-    /// Qwen 2 and 2.5: the projections of queries, keys and values have biases.
+    /// Qwen 2 and 2.5, where the projections of queries, keys and values have biases.
     Qwen2,
-    /// Qwen 3: queries and keys are normed head by head, and a head has a width of its own.
+    /// Qwen 3, where queries and keys are normed head by head, and a head has a width of its own.
     Qwen3,
 }
 
-/// The sizes of a model, under the keys of a Hugging Face `config.json`. Keys that are not needed here are kept and
-/// written again.
+/// The configuration of a model, under the keys of a Hugging Face `config.json`. Keys that are not needed here are kept
+/// and written again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LlamaConfig {
-    /// Such as `["LlamaForCausalLM"]`.
+    /// Class names of transformers, such as `["LlamaForCausalLM"]`.
     #[serde(default)]
     pub architectures: Vec<String>,
-    /// `llama`, `qwen2` or `qwen3`.
+    /// The kind of model: `llama`, `qwen2` or `qwen3`.
     pub model_type: String,
-    /// Tokens.
+    /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width inside the feed-forward block.
     pub intermediate_size: usize,
-    /// Layers.
+    /// Number of layers.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads, each of which serves the same number of query heads; without it, as many as query heads.
+    /// Number of key and value heads, each of which serves the same number of query heads. `None` means as many as query
+    /// heads.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_key_value_heads: Option<usize>,
-    /// Width of one head; without it, the hidden size divided among the query heads (and 128 in Qwen 3).
+    /// Width of one head. `None` means the hidden size divided by the number of query heads (128 in Qwen 3).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head_dim: Option<usize>,
-    /// Activation of the feed-forward gate; always `silu`.
+    /// Activation of the feed-forward gate. Only `silu` is supported.
     #[serde(default = "silu")]
     pub hidden_act: String,
     /// What is added to the mean square before its root is taken.
@@ -48,13 +49,13 @@ pub struct LlamaConfig {
     /// The base of the rotary wavelengths, where `rope_parameters` does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
-    /// How the rotary wavelengths are stretched, as transformers before version 5 writes it.
+    /// The scaling of the rotary wavelengths, as transformers before version 5 writes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeParameters>,
-    /// The base and the stretching, as transformers writes them from version 5 on.
+    /// The base and the scaling of the rotary wavelengths, as transformers writes them from version 5 on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_parameters: Option<RopeParameters>,
-    /// The longest sequence the model is meant for.
+    /// The longest sequence that the model is meant for, in tokens.
     pub max_position_embeddings: usize,
     /// Whether the head is the embedding.
     #[serde(default)]
@@ -62,52 +63,52 @@ pub struct LlamaConfig {
     /// The token or tokens that end a response.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eos_token_id: Option<EndTokens>,
-    /// Whether Llama's attention has biases; never, here.
+    /// Whether Llama's attention has biases, which is not supported.
     #[serde(default, skip_serializing_if = "is_false")]
     pub attention_bias: bool,
-    /// Whether Llama's feed-forward block has biases; never, here.
+    /// Whether Llama's feed-forward block has biases, which is not supported.
     #[serde(default, skip_serializing_if = "is_false")]
     pub mlp_bias: bool,
-    /// Whether Qwen's attention sees only the last tokens; never, here.
+    /// Whether Qwen's attention sees only the last tokens, which is not supported.
     #[serde(default, skip_serializing_if = "is_false")]
     pub use_sliding_window: bool,
-    /// All other keys.
+    /// All other keys, with their values.
     #[serde(flatten)]
     pub others: Map<String, Value>,
 }
 
-/// End tokens: one, or several of which the first is written.
+/// End tokens: one, or several, of which the first is written.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum EndTokens {
-    /// One.
+    /// One end token.
     One(u32),
-    /// Several.
+    /// Several end tokens.
     Several(Vec<u32>),
 }
 
-/// The rotary wavelengths.
+/// The base and the scaling of the rotary wavelengths.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RopeParameters {
-    /// `default`, `linear` or `llama3`.
+    /// The kind of scaling: `default` (none), `linear` or `llama3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_type: Option<String>,
-    /// The older name of `rope_type`; some files have both.
+    /// The older name of `rope_type`. Some files have both, and `rope_type` counts then.
     #[serde(default, rename = "type", skip_serializing_if = "Option::is_none")]
     pub older_type: Option<String>,
-    /// The base.
+    /// The base of the wavelengths.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_theta: Option<f64>,
-    /// How much longer the wavelengths become.
+    /// The factor by which wavelengths become longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub factor: Option<f64>,
-    /// llama3: wavelengths above the original length divided by this become longer.
+    /// The ratio of the original length to a wavelength below which `llama3` makes the wavelength longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub low_freq_factor: Option<f64>,
-    /// llama3: wavelengths below the original length divided by this stay.
+    /// The ratio of the original length to a wavelength above which `llama3` keeps the wavelength.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub high_freq_factor: Option<f64>,
-    /// llama3: the length that the model was first trained for.
+    /// The length, in tokens, that a `llama3` model was first trained for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_max_position_embeddings: Option<f64>,
 }
@@ -116,7 +117,7 @@ fn silu() -> String {
     "silu".into()
 }
 
-/// What transformers takes for all three kinds of model where config.json does not say.
+/// Returns what transformers takes for all three kinds of model where config.json does not say.
 fn default_epsilon() -> f64 {
     1e-6
 }
@@ -126,17 +127,17 @@ fn is_false(value: &bool) -> bool {
 }
 
 const DEFAULT_THETA: f64 = 10_000.0;
-/// The share of a head's elements that turn with the position.
+/// The key of the share of a head's elements that are rotated.
 const PARTIAL_ROTARY: &str = "partial_rotary_factor";
-/// Products of two sizes fit in 64 bits.
+/// The largest of all sizes: products of two of them fit in 64 bits.
 const LARGEST_SIZE: usize = 1 << 31;
-/// More layers than any model has; their memory is asked for layer by layer, which a machine may not survive.
+/// More layers than any model has. Their memory is allocated layer by layer, which a machine may not survive.
 const MOST_LAYERS: usize = 4_096;
-/// Width of a head of Qwen 3 where config.json does not say.
+/// The width of a head of Qwen 3 where config.json does not say.
 const QWEN3_HEAD_WIDTH: usize = 128;
 
 impl Default for LlamaConfig {
-    /// Llama's settings, with sizes of a model that learns a little on a processor.
+    /// Returns Llama's settings, with sizes of a model that learns a little on a CPU.
     fn default() -> Self {
         Self {
             architectures: vec!["LlamaForCausalLM".into()],
@@ -165,7 +166,7 @@ impl Default for LlamaConfig {
 }
 
 impl LlamaConfig {
-    /// The kind of model; one that is not known is an error.
+    /// Returns the kind of model, or an error for one that is not known.
     pub fn architecture(&self) -> Result<Architecture> {
         match self.model_type.as_str() {
             "llama" => Ok(Architecture::Llama),
@@ -175,7 +176,7 @@ impl LlamaConfig {
         }
     }
 
-    /// Width of one head.
+    /// Returns the width of one head.
     pub fn head_width(&self) -> usize {
         match self.head_dim {
             Some(width) => width,
@@ -184,12 +185,12 @@ impl LlamaConfig {
         }
     }
 
-    /// Key and value heads.
+    /// Returns the number of key and value heads.
     pub fn key_value_heads(&self) -> usize {
         self.num_key_value_heads.unwrap_or(self.num_attention_heads)
     }
 
-    /// The end tokens, the one to write first.
+    /// Returns the end tokens, the one to write first.
     pub fn end_tokens(&self) -> &[u32] {
         match &self.eos_token_id {
             None => &[],
@@ -202,7 +203,7 @@ impl LlamaConfig {
         self.rope_parameters.as_ref().or(self.rope_scaling.as_ref())
     }
 
-    /// Radians by which each pair of a head's elements turns from one position to the next.
+    /// Returns the radians by which each pair of a head's elements turns from one position to the next.
     pub fn rotary_frequencies(&self) -> Result<Vec<f64>> {
         let scaling = self.rotary_scaling();
         let theta = scaling
@@ -214,7 +215,7 @@ impl LlamaConfig {
             .map(|pair| theta.powf(-(pair as f64) / pairs as f64))
             .collect();
         if let Some(scaling) = scaling {
-            scaling.stretch(&mut frequencies)?;
+            scaling.scale(&mut frequencies)?;
         }
         Ok(frequencies)
     }
@@ -278,12 +279,12 @@ impl LlamaConfig {
             turned.unwrap_or(&Value::Null)
         );
         match self.rotary_scaling() {
-            Some(scaling) => scaling.stretch(&mut []),
+            Some(scaling) => scaling.scale(&mut []),
             None => Ok(()),
         }
     }
 
-    /// The same, with the type that its weights are written in.
+    /// Returns the same configuration, with the type in which its weights are written.
     pub fn of_dtype(mut self, dtype: DType) -> Self {
         let name = match dtype {
             DType::F16 => "float16",
@@ -302,7 +303,7 @@ impl LlamaConfig {
 }
 
 impl RopeParameters {
-    fn stretch(&self, frequencies: &mut [f64]) -> Result<()> {
+    fn scale(&self, frequencies: &mut [f64]) -> Result<()> {
         let positive = |name: &str, value: Option<f64>| match value {
             Some(value) if value > 0.0 && value.is_finite() => Ok(value),
             Some(value) => {
@@ -361,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kind_of_a_stretching_is_read_under_either_name_and_both() {
+    fn the_kind_of_scaling_is_read_under_either_name_and_both() {
         for (written, expected) in [
             (r#"{"type": "linear", "factor": 4.0}"#, 0.25),
             (r#"{"rope_type": "linear", "factor": 4.0}"#, 0.25),
@@ -376,7 +377,7 @@ mod tests {
         ] {
             let scaling: RopeParameters = serde_json::from_str(written).unwrap();
             let mut frequencies = [1.0];
-            scaling.stretch(&mut frequencies).unwrap();
+            scaling.scale(&mut frequencies).unwrap();
             assert_eq!(frequencies, [expected], "{written}");
             let again = serde_json::to_string(&scaling).unwrap();
             assert_eq!(

@@ -1,20 +1,19 @@
-//! One layer: attention and a gated feed-forward block, each behind a norm and beside a residual stream.
+//! One layer: attention and a feed-forward block, each behind a norm and added to a residual stream.
+
+use std::sync::Arc;
 
 use anyhow::Result;
 use candle_core::Tensor;
 
 use super::{
     LlamaConfig, Parameters,
-    attention::{Attention, KeysValues},
-    cache::{Feed, LayerCache},
-    feed_forward::gated,
-    form::Form,
-    frozen_feed_forward::FrozenFeedForward,
+    attention::Attention,
+    cache::LayerCache,
+    forward::{Decoding, Sequences},
     linear::Linear,
     norm::Norm,
-    pass::Pass,
-    residual::residual,
 };
+use crate::ops::{self, FeedForwardWeights, KeysValues};
 
 /// One layer.
 pub struct Layer {
@@ -27,11 +26,16 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// Takes the weights whose names begin with `prefix`.
     pub fn new(config: &LlamaConfig, parameters: &mut Parameters, prefix: &str) -> Result<Self> {
         let (hidden, intermediate) = (config.hidden_size, config.intermediate_size);
         let norm = |parameters: &mut Parameters, name: &str| {
-            let weight = parameters.scale(format!("{prefix}.{name}.weight"), hidden)?;
-            anyhow::Ok(Norm::new(weight, config.rms_norm_eps))
+            Norm::new(
+                config,
+                parameters,
+                format!("{prefix}.{name}.weight"),
+                hidden,
+            )
         };
         let linear = |parameters: &mut Parameters, name: &str, out, width| {
             let weight = parameters.matrix(format!("{prefix}.mlp.{name}.weight"), out, width)?;
@@ -47,7 +51,7 @@ impl Layer {
         })
     }
 
-    /// The linear layers, by their names inside the layer.
+    /// Returns the linear layers with their names inside the layer.
     pub fn linears(&mut self) -> [(&'static str, &mut Linear); 7] {
         [
             ("self_attn.q_proj", &mut self.attention.query),
@@ -60,7 +64,7 @@ impl Layer {
         ]
     }
 
-    /// Trains none of the weights further.
+    /// Stops training all weights.
     pub fn freeze(&mut self) {
         self.attention_norm.freeze();
         self.feed_forward_norm.freeze();
@@ -70,49 +74,59 @@ impl Layer {
         }
     }
 
-    /// The layer's output for whole sequences, behind what all of them begin with; also all that they see.
+    /// Computes the layer's output `[batch, tokens, hidden]` for whole sequences `x` of the same shape, behind the keys
+    /// and values of what all of them begin with. Also returns the keys and values that the sequences see.
     pub fn forward(
         &self,
         x: &Tensor,
         beginning: Option<&KeysValues>,
-        pass: &Pass,
+        sequences: &Sequences,
     ) -> candle_core::Result<(Tensor, KeysValues)> {
-        let normed = self.attention_norm.forward(x, pass.form)?;
-        let (attended, seen) = self.attention.forward(&normed, beginning, pass)?;
-        Ok((self.feed_forward(&residual(x, &attended)?, pass)?, seen))
+        let normed = self.attention_norm.forward(x)?;
+        let (attended, seen) = self.attention.forward(&normed, beginning, sequences)?;
+        let output =
+            self.feed_forward(&ops::add(x, &attended)?, sequences.dropout_seeds.as_ref())?;
+        Ok((output, seen))
     }
 
-    /// The layer's output for tokens that are fed, `[tokens, 1, hidden]`.
-    pub fn step(
+    /// Computes the layer's output for the new tokens of a decoding step, `x [new tokens, 1, hidden]`, whose keys and
+    /// values join the cache.
+    pub fn decode(
         &self,
         x: &Tensor,
-        cached: &mut LayerCache,
-        feed: &Feed,
-        pass: &Pass,
+        cache: &mut LayerCache,
+        step: &Decoding,
     ) -> candle_core::Result<Tensor> {
-        let normed = self.attention_norm.forward(x, pass.form)?;
-        let attended = self.attention.step(&normed, cached, feed, pass)?;
-        self.feed_forward(&residual(x, &attended)?, pass)
+        let normed = self.attention_norm.forward(x)?;
+        let attended = self.attention.decode(&normed, cache, step)?;
+        self.feed_forward(&ops::add(x, &attended)?, None)
     }
 
-    fn feed_forward(&self, x: &Tensor, pass: &Pass) -> candle_core::Result<Tensor> {
-        let norm = &self.feed_forward_norm;
-        let frozen = (self.gate.frozen_weight())
-            .zip(self.up.frozen_weight())
-            .zip(self.down.frozen_weight());
-        if let Some(((gate, up), down)) = frozen
-            && pass.form == Form::Fused
-            && !norm.weight.track_op()
-        {
-            let weights = [gate, up, down];
-            return FrozenFeedForward::new(&norm.weight, norm.epsilon, weights).forward(x);
+    fn feed_forward(
+        &self,
+        x: &Tensor,
+        dropout_seeds: Option<&Arc<[u64]>>,
+    ) -> candle_core::Result<Tensor> {
+        if let Some(weights) = self.frozen_feed_forward() {
+            return ops::frozen_feed_forward(x, weights);
         }
-        let normalised = norm.forward(x, pass.form)?;
-        let inner = gated(
-            &self.gate.forward(&normalised, pass)?,
-            &self.up.forward(&normalised, pass)?,
-            pass.form,
-        )?;
-        residual(x, &self.down.forward(&inner, pass)?)
+        let normed = self.feed_forward_norm.forward(x)?;
+        let gate = self.gate.forward(&normed, dropout_seeds)?;
+        let up = self.up.forward(&normed, dropout_seeds)?;
+        let inner = ops::swiglu(&gate, &up)?;
+        ops::add(x, &self.down.forward(&inner, dropout_seeds)?)
+    }
+
+    /// Returns the weights of the feed-forward block, where none is trained or has an adapter.
+    fn frozen_feed_forward(&self) -> Option<FeedForwardWeights> {
+        let norm = &self.feed_forward_norm;
+        (!norm.weight.track_op()).then_some(())?;
+        Some(FeedForwardWeights {
+            norm: norm.weight.clone(),
+            epsilon: norm.epsilon,
+            gate: self.gate.frozen_weight()?.clone(),
+            up: self.up.frozen_weight()?.clone(),
+            down: self.down.frozen_weight()?.clone(),
+        })
     }
 }

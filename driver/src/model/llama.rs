@@ -1,3 +1,5 @@
+//! The whole model.
+
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
@@ -5,43 +7,48 @@ use candle_core::{DType, Device, Tensor, Var, safetensors};
 
 use super::{
     Cache, LlamaConfig, Parameters,
-    attention::KeysValues,
-    cache::{Feed, LayerCache, Sequence},
-    form::Form,
+    cache::{LayerCache, Sequence},
+    forward::Sequences,
     layer::Layer,
     lora::{Adapter, LoraSettings},
     norm::Norm,
     parameters::{NamedTensors, NamedVariables, Weights, cast},
-    pass::Pass,
-    rotary::Turns,
 };
-use crate::random::{Purpose, random};
+use crate::{
+    ops::KeysValues,
+    random::{Purpose, random},
+};
 
 /// A Llama-style model: RMSNorm, rotary positions, grouped-query attention and gated feed-forward blocks.
 pub struct Llama {
     config: LlamaConfig,
-    form: Form,
+    /// `[vocabulary, hidden]`.
     embedding: Tensor,
+    /// Radians by which each pair of a head's elements turns from one position to the next.
     frequencies: Vec<f64>,
     layers: Vec<Layer>,
+    /// The norm behind the last layer.
     norm: Norm,
-    /// Nothing where the embedding is the head.
+    /// `[vocabulary, hidden]`; `None` where the embedding is the head.
     head: Option<Tensor>,
+    /// All weights, without adapters.
     weights: NamedTensors,
-    /// The type that each of the weights was stored in.
+    /// The type in which each of the weights was stored.
     stored: Vec<DType>,
+    /// What is trained.
     parameters: NamedVariables,
     adapters: Option<LoraSettings>,
 }
 
 impl Llama {
-    /// A model with random weights, to be trained.
+    /// Makes a model with random weights, to be trained.
     pub fn random(config: LlamaConfig, seed: u64, dtype: DType, device: &Device) -> Result<Self> {
         let random = random(seed, Purpose::Weights);
         Self::new(config, Parameters::random(random, dtype, device))
     }
 
-    /// A model that was trained before; with `frozen`, nothing of it can be trained until it gets adapters.
+    /// Makes a model of weights that were trained before. With `frozen`, nothing of it can be trained until it gets
+    /// adapters.
     pub fn of(
         config: LlamaConfig,
         weights: Box<dyn Weights>,
@@ -67,10 +74,7 @@ impl Llama {
         let layers = (0..config.num_hidden_layers)
             .map(|layer| Layer::new(&config, &mut parameters, &layer_name(layer)))
             .collect::<Result<_>>()?;
-        let norm = Norm::new(
-            parameters.scale("model.norm.weight", hidden)?,
-            config.rms_norm_eps,
-        );
+        let norm = Norm::new(&config, &mut parameters, "model.norm.weight".into(), hidden)?;
         // As transformers from version 5 on: what the files hold counts more than whether they are to be tied.
         let head = match parameters.given(HEAD, &shape)? {
             Some(given) if config.tie_word_embeddings => {
@@ -93,7 +97,6 @@ impl Llama {
         };
         let kept = parameters.finish()?;
         Ok(Self {
-            form: Form::of(embedding.device(), embedding.dtype()),
             frequencies: config.rotary_frequencies()?,
             config,
             embedding,
@@ -107,17 +110,8 @@ impl Llama {
         })
     }
 
-    /// The same model with its layers composed of candle's operations, as they are on a GPU and in f16 and bf16: to
-    /// compare.
-    pub fn composed(self) -> Self {
-        Self {
-            form: Form::Composed,
-            ..self
-        }
-    }
-
-    /// Freezes the model and gives the layers of these names adapters, which are all that is trained then. An adapter
-    /// changes nothing until it is trained.
+    /// Freezes the model and gives adapters to the layers that the settings name. Only the adapters are trained then. A new
+    /// adapter changes no result.
     pub fn adapt(&mut self, settings: &LoraSettings, seed: u64) -> Result<()> {
         settings.check()?;
         self.adapters = Some(settings.clone());
@@ -144,7 +138,7 @@ impl Llama {
         Ok(())
     }
 
-    /// All weights under Hugging Face's names, the adapters added to those that they stand beside.
+    /// Returns all weights under Hugging Face's names, with each adapter added to the weight that it stands beside.
     pub fn merged_weights(&mut self) -> Result<NamedTensors> {
         let mut merged = self.weights.clone();
         for (index, layer) in self.layers.iter_mut().enumerate() {
@@ -158,7 +152,7 @@ impl Llama {
         Ok(merged)
     }
 
-    /// The same in one type, or each in the type that it was stored in.
+    /// Returns the [merged weights](Self::merged_weights) in one type, or each in the type in which it was stored.
     pub fn merged_weights_in(&mut self, dtype: Option<DType>) -> Result<NamedTensors> {
         let merged = self.merged_weights()?.into_iter().zip(&self.stored);
         merged
@@ -169,7 +163,7 @@ impl Llama {
             .collect()
     }
 
-    /// The paths of all linear layers that an adapter can stand beside.
+    /// Returns the paths of all linear layers that an adapter can stand beside.
     pub fn linear_paths(&mut self) -> Vec<String> {
         let layers = self.layers.iter_mut().enumerate();
         layers
@@ -187,66 +181,62 @@ impl Llama {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// The sizes.
+    /// Returns the configuration.
     pub fn config(&self) -> &LlamaConfig {
         &self.config
     }
 
-    /// Size and place of the adapters, if it has any.
+    /// Returns the settings of the adapters, if it has any.
     pub fn adapters(&self) -> Option<&LoraSettings> {
         self.adapters.as_ref()
     }
 
-    /// What is trained, with its names: all weights, or the adapters.
+    /// Returns what is trained, with its names: all weights, or the adapters.
     pub fn parameters(&self) -> &[(String, Var)] {
         &self.parameters
     }
 
-    /// The head `[vocabulary, hidden]`.
+    /// Returns the head `[vocabulary, hidden]`.
     pub fn head(&self) -> &Tensor {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Hidden states `[batch, tokens, hidden]` of whole sequences, differentiable. Padding goes on the right, where no
-    /// real token sees it.
+    /// Computes hidden states `[batch, tokens, hidden]` of whole sequences `tokens [batch, tokens]`, differentiable. Padding
+    /// goes on the right, where no real token sees it.
     pub fn hidden(&self, tokens: &Tensor) -> Result<Tensor> {
-        self.pass(tokens, None)
+        self.forward(tokens, None)
     }
 
-    /// As [`hidden`](Self::hidden), with what drops out in training, for which each sequence has a seed.
-    pub fn hidden_in_training(&self, tokens: &Tensor, seeds: &[u64]) -> Result<Tensor> {
-        self.pass(tokens, Some(seeds.into()))
+    /// Computes hidden states as [`hidden`](Self::hidden) does, with the adapters' dropout, for which each sequence has a
+    /// seed. The same seed drops out the same elements.
+    pub fn hidden_in_training(&self, tokens: &Tensor, dropout_seeds: &[u64]) -> Result<Tensor> {
+        self.forward(tokens, Some(dropout_seeds.into()))
     }
 
-    fn pass(&self, tokens: &Tensor, seeds: Option<Arc<[u64]>>) -> Result<Tensor> {
+    fn forward(&self, tokens: &Tensor, dropout_seeds: Option<Arc<[u64]>>) -> Result<Tensor> {
         let mut x = self.embed(tokens)?;
-        let pass = self.over_sequences(tokens, 0, seeds)?;
+        let sequences = self.sequences(tokens, 0, dropout_seeds)?;
         for layer in &self.layers {
-            x = layer.forward(&x, None, &pass)?.0;
+            x = layer.forward(&x, None, &sequences)?.0;
         }
-        Ok(self.norm.forward(&x, self.form)?)
+        Ok(self.norm.forward(&x)?)
     }
 
-    fn over_sequences(
+    /// Prepares a pass over `tokens [batch, tokens]`, each row behind `past` other tokens.
+    fn sequences(
         &self,
         tokens: &Tensor,
         past: usize,
-        seeds: Option<Arc<[u64]>>,
-    ) -> Result<Pass> {
-        let (form, like) = (self.form, &self.embedding);
+        dropout_seeds: Option<Arc<[u64]>>,
+    ) -> candle_core::Result<Sequences> {
         let (batch, tokens) = tokens.dims2()?;
-        Ok(Pass::over_sequences(
-            form,
-            (batch, past, tokens),
-            seeds,
-            &self.frequencies,
-            like,
-        )?)
+        let sizes = (batch, past, tokens);
+        Sequences::new(sizes, dropout_seeds, &self.frequencies, &self.embedding)
     }
 
-    /// Reads prompts: the hidden state `[users, hidden]` of each prompt's last token, and the cache. What all of them
-    /// begin with is read once, and the rest a few prompts at a time, which are padded to the longest of them alone:
-    /// neighbours should be of much the same length.
+    /// Reads prompts, and returns the hidden state `[users, hidden]` of each prompt's last token and the cache. What all
+    /// prompts begin with is read once. The rest is read a few prompts at a time, which are padded to the longest of these
+    /// few, so neighbours should be of about the same length.
     pub fn read_prompts(&self, prompts: &[Vec<u32>]) -> Result<(Tensor, Cache)> {
         ensure!(
             !prompts.is_empty() && prompts.iter().all(|prompt| !prompt.is_empty()),
@@ -272,15 +262,15 @@ impl Llama {
         let cache = Cache {
             lengths: prompts.iter().map(|prompt| prompt.len() as u32).collect(),
             shared: shared as u32,
-            fed: 0,
+            decoded: 0,
             layers: layers.collect::<candle_core::Result<_>>()?,
         };
         Ok((Tensor::cat(&last, 0)?, cache))
     }
 
-    /// Reads sequences behind what all of them begin with: the hidden states `[sequences, hidden]` of their last tokens,
-    /// and what each layer has to be seen of them. They are padded to the longest on the right, where no real token
-    /// sees it.
+    /// Reads sequences behind the keys and values of what all of them begin with. Returns the hidden states
+    /// `[sequences, hidden]` of their last tokens, and each layer's keys and values. The sequences are padded to the longest
+    /// on the right, where no real token sees it.
     fn read(
         &self,
         sequences: &[&[u32]],
@@ -300,8 +290,11 @@ impl Llama {
         }
         let device = self.embedding.device();
         let tokens = Tensor::from_vec(tokens, (sequences.len(), longest), device)?;
-        let past = beginning.first().map_or(0, KeysValues::tokens);
-        let pass = self.over_sequences(&tokens, past, None)?;
+        let past = match beginning.first() {
+            Some(layer) => layer.keys.dim(1)?,
+            None => 0,
+        };
+        let pass = self.sequences(&tokens, past, None)?;
         let mut x = self.embed(&tokens)?;
         let mut layers = Vec::with_capacity(self.layers.len());
         for (index, layer) in self.layers.iter().enumerate() {
@@ -312,11 +305,12 @@ impl Llama {
         let x = x
             .flatten_to(1)?
             .index_select(&Tensor::new(last, device)?, 0)?;
-        let x = self.norm.forward(&x.unsqueeze(1)?, self.form)?;
+        let x = self.norm.forward(&x.unsqueeze(1)?)?;
         Ok((x.squeeze(1)?.detach(), layers))
     }
 
-    /// Feeds tokens behind sequences, at least one behind each: the hidden states `[sequences, hidden]` of the last.
+    /// Decodes one step: reads `tokens[s]`, at least one, behind `sequences[s]`, which become so much longer. Returns the
+    /// hidden states `[sequences, hidden]` of the last tokens.
     pub fn step(
         &self,
         sequences: &mut [Sequence],
@@ -329,12 +323,11 @@ impl Llama {
             tokens.len(),
             sequences.len()
         );
-        let mut feed = cache.feed(sequences, tokens);
-        let pass = self.over_feed(&mut feed, cache)?;
+        let step = cache.append(sequences, tokens, &self.frequencies, &self.embedding)?;
         let device = self.embedding.device();
         let mut x = self.embed(&Tensor::new(tokens.concat(), device)?.unsqueeze(1)?)?;
         for (layer, cached) in self.layers.iter().zip(&mut cache.layers) {
-            x = layer.step(&x, cached, &feed, &pass)?.detach();
+            x = layer.decode(&x, cached, &step)?.detach();
         }
         let ends = tokens.iter().scan(0, |end, tokens| {
             *end += tokens.len() as u32;
@@ -342,22 +335,10 @@ impl Llama {
         });
         let last = Tensor::new(ends.collect::<Vec<u32>>(), device)?;
         let x = x.index_select(&last, 0)?;
-        Ok(self.norm.forward(&x, self.form)?.squeeze(1)?.detach())
+        Ok(self.norm.forward(&x)?.squeeze(1)?.detach())
     }
 
-    fn over_feed(&self, feed: &mut Feed, cache: &Cache) -> Result<Pass> {
-        let (form, like) = (self.form, &self.embedding);
-        Ok(Pass {
-            form,
-            seeds: None,
-            turns: Turns::new(form, &feed.positions, 1, &self.frequencies, like)?,
-            mask: match form {
-                Form::Fused => None,
-                Form::Composed => Some(feed.place(cache.padded(), like)?),
-            },
-        })
-    }
-
+    /// Looks up the embeddings `[batch, tokens, hidden]` of `tokens [batch, tokens]`.
     fn embed(&self, tokens: &Tensor) -> candle_core::Result<Tensor> {
         let (batch, length) = tokens.dims2()?;
         self.embedding
@@ -366,15 +347,15 @@ impl Llama {
     }
 }
 
-/// Hugging Face's name of the embedding.
+/// The name of the embedding in Hugging Face's models.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// Prompts that are read side by side: enough for matrix products to be as fast as they get.
+/// The number of prompts that are read side by side: enough for matrix products to reach their full speed.
 const PROMPTS_AT_ONCE: usize = 4;
 
-/// How many tokens all prompts begin with, where there are several. The last of a prompt is not among them: there is
-/// always one to be read behind them.
+/// Returns the length of the longest common prefix of several prompts, or 0 for a single one. The last token of a prompt is
+/// never part of it, so that every prompt has a token to be read behind the prefix.
 fn shared_tokens(prompts: &[Vec<u32>]) -> usize {
     let Some((first, others)) = prompts.split_first() else {
         return 0;
@@ -386,7 +367,7 @@ fn shared_tokens(prompts: &[Vec<u32>]) -> usize {
     others.iter().map(shared_with).min().unwrap_or(0)
 }
 
-/// Whether two tensors hold the same numbers.
+/// Tells whether two tensors hold the same numbers.
 fn same(one: &Tensor, other: &Tensor) -> Result<bool> {
     let wide = |tensor: &Tensor| tensor.to_dtype(DType::F32);
     let largest: f32 = (wide(one)? - wide(other)?)?.abs()?.max_all()?.to_scalar()?;

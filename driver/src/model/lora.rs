@@ -5,20 +5,20 @@ use std::sync::Arc;
 use anyhow::{Result, ensure};
 use candle_core::{Tensor, Var};
 use clap::Args;
-use rand::{Rng, RngCore, SeedableRng};
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::{
-    composed::wide_dtype,
-    elements::{Element, constant},
-    parameters::values,
+use super::parameters::values;
+use crate::{
+    console::finite,
+    ops::{Dropout, LowRank, accumulator_dtype},
+    random::Random,
 };
-use crate::{console::finite, random::Random};
 
-/// More than the width of any layer; memory for more is promised by the system and not there.
+/// The largest rank: more than the width of any layer. The system would promise memory for more without having it.
 const MOST_RANK: usize = 1 << 16;
 
-/// The linear layers that an adapter can stand beside, by their Hugging Face names.
+/// The Hugging Face names of the linear layers that an adapter can stand beside.
 pub const TARGETS: [&str; 7] = [
     "q_proj",
     "k_proj",
@@ -29,7 +29,7 @@ pub const TARGETS: [&str; 7] = [
     "down_proj",
 ];
 
-/// Size and place of the adapters.
+/// The settings of the adapters: their size, and the layers that have them.
 #[derive(Args, Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LoraSettings {
     /// Rank of the adapters of a pretrained model
@@ -85,12 +85,13 @@ impl Default for LoraSettings {
 }
 
 impl LoraSettings {
-    /// What an adapter's output is multiplied by.
+    /// Returns the factor of an adapter's output.
     pub fn scale(&self) -> f64 {
         self.alpha / self.rank as f64
     }
 
-    /// The same, with every name of a layer by itself where several were written as one, as in `q_proj,v_proj`.
+    /// Returns the same settings with every layer's name by itself, where several were written as one, as in
+    /// `q_proj,v_proj`.
     pub fn with_separate_targets(mut self) -> Self {
         let mut targets = Vec::new();
         for name in (self.targets.iter()).flat_map(|names| names.split([',', ' '])) {
@@ -102,7 +103,7 @@ impl LoraSettings {
         self
     }
 
-    /// Whether a layer gets an adapter: PEFT's rule, by which a target is a whole path or its end.
+    /// Tells whether a layer gets an adapter, by PEFT's rule: a target is a layer's whole path or the end of it.
     pub fn wants(&self, path: &str) -> bool {
         self.targets.iter().any(|target| is_end_of(target, path))
     }
@@ -138,26 +139,29 @@ impl LoraSettings {
     }
 }
 
-/// Whether a name is a path of modules, or its last parts.
+/// Tells whether a name is a path of modules, or the last parts of it.
 pub fn is_end_of(name: &str, path: &str) -> bool {
     (path.strip_suffix(name)).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
-/// One adapter: `scale · x · downᵀ · upᵀ` is added to what its linear layer gives.
+/// An adapter: it adds `scale · x · downᵀ · upᵀ` to the output of its linear layer.
 pub struct Adapter {
     /// `[rank, in]`, PEFT's `lora_A`.
     pub down: Var,
     /// `[out, rank]`, PEFT's `lora_B`.
     pub up: Var,
+    /// The factor of what is added.
     pub scale: f64,
+    /// The share of the elements of `x` that drops out in training, below 1.
     dropout: f64,
-    /// Tells this adapter's noise from the others'.
+    /// The number of the adapter, which tells its random numbers from those of others.
     stream: u64,
 }
 
 impl Adapter {
-    /// An adapter that changes nothing yet: PEFT's first weights. It is in f32 also where `like`, a weight of the
-    /// model, has fewer digits: small steps would be lost in them.
+    /// Makes an adapter for a layer of the shape `[out, in]` that changes nothing yet, with PEFT's initial weights. `like` is
+    /// a weight of the model. The adapter is in f32 also beside weights in f16 or bf16, where small steps would be lost to
+    /// rounding.
     pub fn new(
         settings: &LoraSettings,
         like: &Tensor,
@@ -169,7 +173,7 @@ impl Adapter {
         let shape = [settings.rank, width];
         let down = values("an adapter", &shape, || random.random_range(-bound..bound))?;
         let down = Tensor::from_vec(down, &shape, like.device())?;
-        let dtype = wide_dtype(like.dtype());
+        let dtype = accumulator_dtype(like.dtype());
         Ok(Self {
             down: Var::from_tensor(&down.to_dtype(dtype)?)?,
             up: Var::zeros((out, settings.rank), dtype, like.device())?,
@@ -179,93 +183,13 @@ impl Adapter {
         })
     }
 
-    /// Returns what drops out where the sequences of a batch have these seeds.
-    pub fn dropout(&self, seeds: &Arc<[u64]>) -> Option<Dropout> {
-        let dropped = (self.dropout * f64::from(DROPOUT_STEPS)).round() as u16;
-        (dropped > 0).then_some(Dropout {
-            dropped,
-            seeds: seeds.clone(),
-            stream: self.stream,
-        })
-    }
-}
-
-/// The share that drops out is a multiple of one over this.
-const DROPOUT_STEPS: u32 = 1 << 16;
-
-/// Which elements drop out: the same whenever it is asked, so that nothing need be kept for the way back.
-pub struct Dropout {
-    dropped: u16,
-    /// One for each sequence, so that what drops out of it does not depend on what is in the batch beside it.
-    seeds: Arc<[u64]>,
-    stream: u64,
-}
-
-impl Dropout {
-    /// The values, those that stay enlarged so that the mean stays.
-    pub fn apply<T: Element>(&self, values: &[T]) -> Vec<T> {
-        let mut output = values.to_vec();
-        self.apply_in_place(&mut output);
-        output
-    }
-
-    /// As [`apply`](Self::apply).
-    pub fn apply_in_place<T: Element>(&self, values: &mut [T]) {
-        let share = f64::from(self.dropped) / f64::from(DROPOUT_STEPS);
-        let enlarged = constant::<T>((1.0 - share).recip());
-        let sequence = values.len() / self.seeds.len().max(1);
-        let sequences = values.chunks_mut(sequence.max(1));
-        for (sequence, &seed) in sequences.zip(&*self.seeds) {
-            let mut random = Random::seed_from_u64(seed);
-            random.set_stream(self.stream);
-            for pair in sequence.chunks_mut(2) {
-                let bits = random.next_u32();
-                for (value, bits) in pair.iter_mut().zip([bits as u16, (bits >> 16) as u16]) {
-                    let stays = bits >= self.dropped;
-                    *value = if stays { *value * enlarged } else { T::zero() };
-                }
-            }
+    /// Returns what is computed beside the layer's weight. With a seed for each sequence, its input has dropout.
+    pub fn low_rank(&self, dropout_seeds: Option<&Arc<[u64]>>) -> LowRank<'_> {
+        LowRank {
+            down: &self.down,
+            up: &self.up,
+            scale: self.scale,
+            dropout: dropout_seeds.and_then(|seeds| Dropout::new(self.dropout, seeds, self.stream)),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dropout_is_repeatable_keeps_the_mean_and_differs_by_seed_and_adapter() {
-        let dropout = |seed, stream| Dropout {
-            dropped: 13_107,
-            seeds: [seed].into(),
-            stream,
-        }; // a fifth
-        let ones = vec![1f64; 100_001];
-        let kept = dropout(1, 2).apply(&ones);
-        assert_eq!(kept, dropout(1, 2).apply(&ones));
-        assert_ne!(kept, dropout(2, 2).apply(&ones));
-        assert_ne!(kept, dropout(1, 3).apply(&ones));
-        let share = kept.iter().filter(|&&value| value == 0.0).count() as f64 / ones.len() as f64;
-        let mean = kept.iter().sum::<f64>() / ones.len() as f64;
-        assert!((share - 0.2).abs() < 5e-3, "{share} dropped out");
-        assert!((mean - 1.0).abs() < 7e-3, "the mean is {mean}");
-    }
-
-    #[test]
-    fn what_drops_out_of_a_sequence_does_not_depend_on_its_batch_or_its_padding() {
-        let dropped = |seeds: &[u64], values: &[f64]| {
-            let seeds = seeds.into();
-            let dropout = Dropout {
-                dropped: 13_107,
-                seeds,
-                stream: 3,
-            };
-            dropout.apply(values)
-        };
-        let alone = dropped(&[7], &[1.0; 50]);
-        let padded = dropped(&[5, 7], &[1.0; 160]);
-        assert_eq!(alone, padded[80..130]);
-        assert_ne!(padded[..80], padded[80..]);
-        assert!(dropped(&[], &[]).is_empty());
     }
 }

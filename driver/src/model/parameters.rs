@@ -1,4 +1,4 @@
-//! The named weights of a model.
+//! Hands a model its named weights: random ones, or those of files.
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
@@ -6,12 +6,12 @@ use rand_distr::{Distribution, Normal};
 
 use crate::random::Random;
 
-/// Where the weights of a pretrained model lie, under their Hugging Face names.
+/// A source of the weights of a pretrained model, under their Hugging Face names.
 pub trait Weights {
-    /// A weight, taken out; nothing where there is none of that name.
+    /// Takes out a weight. Returns `None` where there is none of that name.
     fn take(&mut self, name: &str) -> Result<Option<Tensor>>;
 
-    /// The names of weights that nobody took.
+    /// Returns the names of the weights that nobody took.
     fn left(&self) -> Vec<String>;
 }
 
@@ -31,16 +31,16 @@ enum Source {
     Weights(Box<dyn Weights>),
 }
 
-/// Standard deviation of the first weights, as Llama's.
+/// The standard deviation of random weights, as Llama's.
 const DEVIATION: f64 = 0.02;
 
 impl Parameters {
-    /// First weights from a random stream, to be trained.
+    /// Draws weights from a random stream, to be trained.
     pub fn random(random: Random, dtype: DType, device: &Device) -> Self {
         Self::new(Source::Random(Box::new(random)), dtype, device, false)
     }
 
-    /// The weights of a trained model, to be trained further or `frozen`.
+    /// Takes the weights of a trained model, to be trained further or `frozen`.
     pub fn of(weights: Box<dyn Weights>, dtype: DType, device: &Device, frozen: bool) -> Self {
         Self::new(Source::Weights(weights), dtype, device, frozen)
     }
@@ -57,7 +57,7 @@ impl Parameters {
         }
     }
 
-    /// A matrix: normally distributed, or as the source has it.
+    /// Returns a matrix `[rows, columns]`: normally distributed, or as the source has it.
     pub fn matrix(
         &mut self,
         name: impl Into<String>,
@@ -69,17 +69,17 @@ impl Parameters {
         self.take(name.into(), &shape, |random| normal.sample(random))
     }
 
-    /// The weight of a norm: ones, or as the source has it.
+    /// Returns the weight `[width]` of a norm: ones, or as the source has it.
     pub fn scale(&mut self, name: impl Into<String>, width: usize) -> Result<Tensor> {
         self.take(name.into(), &[width], |_| 1.0)
     }
 
-    /// A bias: zeros, or as the source has it.
+    /// Returns a bias `[width]`: zeros, or as the source has it.
     pub fn bias(&mut self, name: impl Into<String>, width: usize) -> Result<Tensor> {
         self.take(name.into(), &[width], |_| 0.0)
     }
 
-    /// A weight of the source, if it has one of this name; not kept yet.
+    /// Returns a weight of the source, if it has one of this name, without keeping it.
     pub fn given(&mut self, name: &str, shape: &[usize]) -> Result<Option<Given>> {
         let Source::Weights(weights) = &mut self.source else {
             return Ok(None);
@@ -98,7 +98,7 @@ impl Parameters {
         }))
     }
 
-    /// Keeps a weight under a name.
+    /// Keeps a weight under a name, and returns it as it is trained or used.
     pub fn keep(&mut self, name: impl Into<String>, given: Given) -> Result<Tensor> {
         let name = name.into();
         let mut tensor = given.tensor.contiguous()?;
@@ -135,7 +135,7 @@ impl Parameters {
         self.keep(name, given)
     }
 
-    /// What was kept; a tensor of the source that the model did not ask for is an error.
+    /// Returns what was kept. A tensor of the source that the model did not ask for is an error.
     pub fn finish(self) -> Result<Kept> {
         if let Source::Weights(weights) = &self.source {
             let left = weights.left();
@@ -157,7 +157,7 @@ impl Parameters {
     }
 }
 
-/// A weight that the source had, in the type that the model computes in.
+/// A weight of the source, in the type in which the model computes.
 pub struct Given {
     pub tensor: Tensor,
     stored: DType,
@@ -165,18 +165,18 @@ pub struct Given {
 
 /// The weights of a model.
 pub struct Kept {
-    /// All of them.
+    /// All weights, in the order in which the model asked for them.
     pub weights: NamedTensors,
-    /// The type that each of them was stored in.
+    /// The type in which each of them was stored.
     pub stored: Vec<DType>,
-    /// Those that are trained.
+    /// The weights that are trained.
     pub trained: NamedVariables,
 }
 
-/// What f16 can hold no longer, since 65504 is its largest number.
+/// The smallest number that f16 rounds to infinity: its largest is 65504.
 const TOO_LARGE_FOR_F16: f32 = 65_520.0;
 
-/// A tensor in another type, where all of its values can be had in it.
+/// Converts a tensor to another type. Values beyond the range of f16 are an error.
 pub fn cast(name: &str, tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     if dtype == DType::F16 && tensor.dtype() != DType::F16 {
         let magnitudes = tensor.to_dtype(DType::F32)?.abs()?;
@@ -189,7 +189,7 @@ pub fn cast(name: &str, tensor: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(tensor.to_dtype(dtype)?)
 }
 
-/// First values of a tensor, where there is memory for them.
+/// Returns initial values of a tensor, or an error where there is no memory for them.
 pub fn values(name: &str, shape: &[usize], mut value: impl FnMut() -> f64) -> Result<Vec<f64>> {
     let count = (shape.iter()).try_fold(1usize, |product, &size| product.checked_mul(size));
     let mut values = Vec::new();
@@ -199,7 +199,7 @@ pub fn values(name: &str, shape: &[usize], mut value: impl FnMut() -> f64) -> Re
     Ok(values)
 }
 
-/// Tensors with their names.
+/// Tensors under their names.
 pub type NamedTensors = Vec<(String, Tensor)>;
-/// Variables with their names.
+/// Variables under their names.
 pub type NamedVariables = Vec<(String, Var)>;

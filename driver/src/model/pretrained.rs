@@ -16,7 +16,10 @@ use crate::{
     model::{Llama, LlamaConfig, Weights, precision::Precision},
 };
 
-pub use folder::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE, model_name, save};
+pub use folder::{
+    ADAPTER_FILE, CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, model_name, save,
+    weight_map,
+};
 pub use safetensors_weights::SafetensorsWeights;
 
 /// A pretrained model whose weights have not been read yet.

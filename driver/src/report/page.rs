@@ -123,10 +123,10 @@ fn shape_section(shape: &CatalogueShape, colour: RGBColor) -> Result<Markup> {
                 tr { th { "longest title, tokens" } td { (shape.depth) } }
                 tr { th { "tokens that a title begins with" } td { (shape.root_fan_out) } }
                 tr { th { "largest fan-outs" } td { (largest.join(", ")) } }
-                tr { th { "tokens of titles without a choice" } td { (format!("{:.1} %", 100.0 * shape.unary_share)) } }
+                tr { th { "unary tokens of titles" } td { (format!("{:.1} %", 100.0 * shape.unary_share)) } }
             } } }
-            (figure("Tokens to choose from, by place in the title (mean over the titles)", by_place(|position| position.mean_fan_out)?))
-            (figure("Titles without a choice there, in %", by_place(|position| 100.0 * position.unary_share)?))
+            (figure("Valid tokens, by position in the title (mean over the titles)", by_place(|position| position.mean_fan_out)?))
+            (figure("Titles that are unary there, in %", by_place(|position| 100.0 * position.unary_share)?))
         }
     })
 }

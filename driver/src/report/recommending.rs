@@ -243,7 +243,7 @@ fn by_target(baselines: &[&Line], runs: &[&Shown]) -> Markup {
         h3 { "By whether the next item occurs in training rows" }
         p {
             @if differ {
-                "The runs were not trained and evaluated on the same rows, or some were evaluated before this was told apart."
+                "The runs were not trained and evaluated on the same rows, or an earlier version evaluated some of them."
             } @else {
                 (first.sentence())
             }
@@ -289,8 +289,8 @@ fn paired(runs: &[&Shown]) -> Markup {
     html! {
         h3 { "User by user, beside " (swatch(first)) }
         p {
-            "The mean of the differences of each user, with its standard error: two runs that find the same users easy "
-            "are told apart better than by the errors above. Bold is more than two standard errors from 0."
+            "The mean of the differences of each user, with its standard error. Runs mostly find the same users easy, so "
+            "that these errors are smaller than those above. Bold is more than two standard errors from 0."
         }
         div.wide { table {
             thead { tr {

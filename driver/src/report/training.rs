@@ -37,7 +37,7 @@ pub fn training(runs: &[Shown]) -> Result<Markup> {
                 "All against the step of the optimizer."
                 @if width > 1 { " A point is the mean over up to " (width) " steps." }
                 " Each kind of loss has its own convention (ats and bear-ats multiply by the temperature, and they and "
-                "bear leave rows without a choice out): compare their shapes, not their heights."
+                "bear leave out unary rows): compare their shapes, not their heights."
             }
             div.charts {
                 (chart("Loss", |step| Some(step.loss))?)
@@ -127,7 +127,7 @@ fn table(runs: &[&Shown]) -> Markup {
             tbody { @for shown in runs { (row(shown)) } }
         } }
         @if runs.iter().all(|shown| shown.run.steps.iter().all(|step| step.validation_nll.is_none())) {
-            p.missing { "No run looked at validation rows on its way: the last checkpoint is the one that counts." }
+            p.missing { "No run was evaluated on validation rows during training: the last checkpoint is used." }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
-    evaluate::{comparison::EVALUATION_FILE, decoding::is_numbered, ranks::RANKS_FILE},
+    evaluate::{comparison::EVALUATION_FILE, earlier::is_numbered, ranks::RANKS_FILE},
     io::{entries, file_name, named, output::PARTIAL},
     model::{
         adapter,

@@ -50,7 +50,7 @@ impl Lock {
     /// Tells whether a folder is still the one that was locked: neither moved nor deleted nor replaced.
     pub fn is_in(&self, folder: &Path) -> Result<bool> {
         let own = (self.file.try_clone().and_then(Handle::from_file))
-            .with_context(|| format!("cannot look at {}", self.path.display()))?;
+            .with_context(|| format!("cannot identify {}", self.path.display()))?;
         let path = folder.join(LOCK_FILE);
         let is_file = fs::symlink_metadata(&path).is_ok_and(|there| there.is_file());
         Ok(is_file && Handle::from_path(path).is_ok_and(|found| found == own))

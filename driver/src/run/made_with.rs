@@ -1,7 +1,7 @@
-//! Hashes what a run was made with, so that changed data or models are not taken for the same.
+//! Hashes what a run was made with, so that changed data and models are recognised.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     path::{Path, PathBuf},
 };
 
@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     data::{catalogue::Catalogue, examples::Example},
-    io::{entries, json::read_json},
-    model::pretrained::{CONFIG_FILE, TOKENIZER_FILE, WEIGHTS_FILE},
+    io::{entries, parent},
+    model::pretrained::{CONFIG_FILE, INDEX_FILE, TOKENIZER_FILE, WEIGHTS_FILE, weight_map},
 };
 
 /// The BLAKE3 hashes of what a run was made with, over all bytes.
@@ -74,23 +74,15 @@ pub fn hash_model(model: &Path) -> Result<String> {
 
 /// Returns the files that decide what a model computes.
 fn model_files(model: &Path) -> Result<Vec<PathBuf>> {
-    #[derive(Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
     if !model.is_dir() {
         return gguf_files(model);
     }
-    let (index, single) = (
-        model.join(format!("{WEIGHTS_FILE}.index.json")),
-        model.join(WEIGHTS_FILE),
-    );
+    let (index, single) = (model.join(INDEX_FILE), model.join(WEIGHTS_FILE));
     // In the order in which the model itself is looked for.
     let mut files: Vec<PathBuf> = if single.exists() {
         vec![single]
     } else if index.exists() {
-        let index: Index = read_json(&index)?;
-        let names: BTreeSet<String> = index.weight_map.into_values().collect();
+        let names: BTreeSet<String> = weight_map(&index)?.into_values().collect();
         names.iter().map(|name| model.join(name)).collect()
     } else {
         let mut files = entries(model)?;
@@ -112,11 +104,7 @@ fn gguf_files(file: &Path) -> Result<Vec<PathBuf>> {
     let Some(own) = parts(file) else {
         return Ok(vec![file.to_owned()]);
     };
-    let folder = match file.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut files = entries(folder)?;
+    let mut files = entries(parent(file))?;
     files.retain(|other| parts(other).as_ref() == Some(&own));
     files.sort();
     Ok(files)

@@ -1,4 +1,4 @@
-//! Output folders that are written atomically: a run or a merged model is complete or it is not there.
+//! Writes output folders atomically: a run or a merged model is complete or it does not exist.
 
 use std::{
     fs, io,
@@ -59,7 +59,7 @@ impl PartialFolder {
             }
             false => None,
         };
-        // A folder that has come to be there since is not replaced, unless it is empty.
+        // A folder that was created there in the meantime is not replaced, unless it is empty.
         if let Err(error) = fs::rename(self.partial.path(), target) {
             if let Some(replaced) = replaced
                 && fs::rename(replaced.path().join(KEPT), target).is_err()
@@ -71,7 +71,7 @@ impl PartialFolder {
             }
             ensure!(
                 !target.exists(),
-                "another process has made {} meanwhile: name another --output",
+                "another process has created {} in the meantime: name another --output",
                 target.display()
             );
             return Err(error).with_context(cannot);
@@ -94,17 +94,17 @@ pub struct OutputFolder {
 }
 
 impl OutputFolder {
-    /// Begins the folder. One that exists is an error, unless `overwrite` is given and it is a run that nobody trains,
+    /// Begins the folder. One that exists is an error, unless `overwrite` is given and it is a run that is not being trained,
     /// or a merged model, and holds none of the `inputs`.
     pub fn create(target: &Path, overwrite: bool, inputs: &[&Path]) -> Result<Self> {
-        // Without what stands behind the last name: a link is told from what it names.
+        // Without a slash at the end, which would follow a link.
         let target: PathBuf = target.components().collect();
         let Ok(there) = fs::symlink_metadata(&target) else {
             return Self::begin(target, false, None);
         };
         ensure!(
             overwrite,
-            "{} is there already: name another --output, or give --overwrite",
+            "{} already exists: name another --output, or give --overwrite",
             target.display()
         );
         ensure!(
@@ -145,7 +145,7 @@ impl OutputFolder {
         if let Some(old) = &self.old {
             ensure!(
                 old.is_in(&self.folder.target)?,
-                "{} is no longer the run that was to be replaced: it was moved or deleted meanwhile",
+                "{} is no longer the run that was to be replaced: it was moved or deleted in the meantime",
                 self.folder.target.display()
             );
         }
@@ -181,7 +181,7 @@ pub fn remove_abandoned(target: &Path) {
         let only_kept = holder == path || entries(&path).is_ok_and(|inside| inside.len() <= 1);
         if only_kept && is_part_of_ours(&holder) && is_abandoned(&holder) {
             eprintln!(
-                "removing {}, which a process that was killed has left",
+                "removing {}, which a killed process has left",
                 path.display()
             );
             let _ = fs::remove_dir_all(path);

@@ -20,13 +20,13 @@ use crate::{
 };
 
 /// The training and validation rows of a run, and the wording of their prompts.
-pub struct Rows {
+pub struct RunRows {
     dataset: Dataset,
     prompt: Prompt,
 }
 
 /// The rows of a run in tokens.
-pub struct Task {
+pub struct TokenizedRows {
     /// The items.
     pub catalogue: Catalogue,
     /// The titles of the items in tokens, and their trie.
@@ -37,7 +37,7 @@ pub struct Task {
     pub validation: Vec<Example>,
 }
 
-impl Rows {
+impl RunRows {
     /// Reads the rows that the settings ask for, and says on standard error what they are.
     pub fn read(settings: &RunSettings) -> Result<Self> {
         let seed = settings.training.seed;
@@ -89,10 +89,14 @@ impl Rows {
     }
 
     /// Tokenizes the rows, with the trie that a run keeps of its catalogue where there is one.
-    pub fn tokenize(self, tokenizer: &TextTokenizer, trie: Option<TokenTrie>) -> Result<Task> {
+    pub fn tokenize(
+        self,
+        tokenizer: &TextTokenizer,
+        trie: Option<TokenTrie>,
+    ) -> Result<TokenizedRows> {
         let responses = Responses::open(self.catalogue(), tokenizer, trie)?;
         let tokenize = |rows| examples(rows, self.catalogue(), &self.prompt, tokenizer, &responses);
-        Ok(Task {
+        Ok(TokenizedRows {
             training: tokenize(&self.dataset.training)?,
             validation: tokenize(&self.dataset.validation)?,
             responses,
@@ -106,7 +110,7 @@ impl Rows {
     }
 }
 
-impl Task {
+impl TokenizedRows {
     /// Warns of rows that are longer than the model was made for.
     pub fn warn_of_long_rows(&self, model: &Llama) {
         let rows = self.training.iter().chain(&self.validation);

@@ -93,7 +93,7 @@ impl RunSettings {
         );
         ensure!(
             self.checkpoints.patience.is_none() || self.data.validation > 0,
-            "--patience looks at validation rows: say how many with --validation"
+            "--patience needs validation rows: give their number with --validation"
         );
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::{
         checkpoint::{self, Best, TrainingState},
         folder::RunFolder,
         lock::Lock,
-        rows::Task,
+        rows::TokenizedRows,
     },
     train::{
         Trainer,
@@ -38,7 +38,7 @@ pub struct Training<'a> {
     /// The tokenizer of the model.
     pub tokenizer: &'a TextTokenizer,
     /// The rows of the run.
-    pub task: &'a Task,
+    pub rows: &'a TokenizedRows,
     /// The steps that were taken so far.
     pub metrics: Vec<StepMetrics>,
     /// The state of the training after the last of these steps.
@@ -46,21 +46,21 @@ pub struct Training<'a> {
 }
 
 impl Training<'_> {
-    /// Trains from where the run stands to its end, and returns what came of it. A signal ends it earlier, with an
+    /// Trains a run from its present step to its end, and returns a summary. A signal ends it earlier, with an
     /// [`Interrupted`] error.
-    pub fn go_on(mut self, mut trainer: Trainer) -> Result<(Trained, Option<Best>)> {
+    pub fn train_to_end(mut self, mut trainer: Trainer) -> Result<(Trained, Option<Best>)> {
         let settings = self.run.settings();
         let interrupt = Interrupt::listen()?;
         let mut metrics = MetricsFile::create(self.run.path(), &self.metrics)?;
         let mut events = EventsFile::create(self.run.path(), &self.metrics)?;
         let earlier = self.state.seconds;
-        let schedule = Schedule::new(&settings.training, &self.task.training);
+        let schedule = Schedule::new(&settings.training, &self.rows.training);
         let steps = schedule.steps();
         let save_every = settings.checkpoints.save_every;
         let save_every = save_every.unwrap_or(schedule.steps_of_an_epoch()).max(1);
         let mut interrupted = None;
         if !self.has_ended(save_every) {
-            let examples = &self.task.training;
+            let examples = &self.rows.training;
             let after = |trainer: &Trainer, mut step: StepMetrics, elapsed: Duration| {
                 let due = step.step.is_multiple_of(save_every) || step.step == steps;
                 self.state.step = step.step;
@@ -95,7 +95,7 @@ impl Training<'_> {
             && !self.has_ended(save_every)
         {
             let message = format!(
-                "interrupted after step {} of {steps}, which is saved: go on with msl resume {}",
+                "interrupted after step {} of {steps}, which is saved: continue with msl resume {}",
                 self.state.step,
                 self.run.path().display()
             );
@@ -108,10 +108,10 @@ impl Training<'_> {
 
     /// Computes the item NLL of the validation rows, if there are any. The lowest makes the best checkpoint.
     fn validate(&mut self) -> Result<Option<f64>> {
-        if self.task.validation.is_empty() {
+        if self.rows.validation.is_empty() {
             return Ok(None);
         }
-        let item_nll = self.item_nll(&self.task.validation)?;
+        let item_nll = self.item_nll(&self.rows.validation)?;
         ensure!(
             item_nll.is_finite(),
             "the item NLL of the validation rows after step {} is {item_nll}: try a lower --learning-rate",
@@ -128,7 +128,7 @@ impl Training<'_> {
 
     fn item_nll(&self, examples: &[Example]) -> Result<f64> {
         let evaluator = Evaluator {
-            trie: self.task.responses.trie(),
+            trie: self.rows.responses.trie(),
             search: SearchSettings::default(),
             batch_size: VALIDATION_BATCH,
             temperature: self.state.temperature.value,
@@ -150,15 +150,15 @@ impl Training<'_> {
     /// step along it too long. That shows in the weights, or in the scores of the validation rows if they were
     /// `validated`, and else of the first training rows.
     fn save(&self, trainer: &Trainer, validated: bool) -> Result<()> {
-        let rows = match validated && !self.task.validation.is_empty() {
+        let rows = match validated && !self.rows.validation.is_empty() {
             true => 0,
-            false => self.task.training.len().min(VALIDATION_BATCH),
+            false => self.rows.training.len().min(VALIDATION_BATCH),
         };
-        let item_nll = self.item_nll(&self.task.training[..rows])?;
+        let item_nll = self.item_nll(&self.rows.training[..rows])?;
         ensure!(
             item_nll.is_finite() && trainer.weights_are_finite()?,
-            "the model has diverged by step {}: its weights or its scores are not finite any more. Try a lower \
-             --learning-rate; the checkpoint before it is left in {}",
+            "the model has diverged by step {}: its weights or its scores are no longer finite. Try a lower \
+             --learning-rate. The checkpoint before it is in {}",
             self.state.step,
             self.run.path().display()
         );

@@ -30,7 +30,7 @@ impl Interrupt {
             Arc::new(AtomicUsize::new(0)),
         );
         for signal in signals() {
-            // In this order the first signal finds nothing heard yet, and the second one something.
+            // In this order the first signal finds the flag unset, and the second one finds it set.
             flag::register_conditional_shutdown(signal, status(signal), heard.clone())
                 .and_then(|_| flag::register_usize(signal, by.clone(), signal as usize))
                 .and_then(|_| flag::register(signal, heard.clone()))
@@ -54,7 +54,7 @@ fn status(signal: i32) -> i32 {
 #[cfg(unix)]
 fn signals() -> Vec<i32> {
     use signal_hook::consts::SIGHUP;
-    // A run that was started with nohup goes on when its terminal is closed.
+    // A run that was started with nohup continues when its terminal is closed.
     match is_ignored(SIGHUP) {
         true => vec![SIGINT, SIGTERM],
         false => vec![SIGINT, SIGTERM, SIGHUP],

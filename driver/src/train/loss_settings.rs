@@ -207,7 +207,7 @@ impl LossSettings {
         let odds = strategy.eta * fan_out as f64;
         if self.scope == StatisticsScope::Root && odds > 1.0 && odds < 2.0 {
             eprintln!(
-                "warning: η·n = {} × {fan_out} = {odds}, so close to 1 that the temperature will sit at a clamp; \
+                "warning: η·n = {} × {fan_out} = {odds}, so close to 1 that the temperature will stay at its upper bound; \
                  consider --scope branching",
                 strategy.eta
             );

@@ -73,7 +73,7 @@ impl MetricsFile {
         Ok(metrics)
     }
 
-    /// Adds the last of the steps, or all of them where the file was deleted or replaced meanwhile.
+    /// Adds the last of the steps, or all of them where the file was deleted or replaced.
     pub fn write_last(&mut self, steps: &[StepMetrics]) -> Result<()> {
         let own = Handle::from_file(self.file.try_clone()?)?;
         if Handle::from_path(&self.path).is_ok_and(|found| found == own) {

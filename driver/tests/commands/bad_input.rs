@@ -294,10 +294,7 @@ fn a_run_is_not_written_over_unasked() {
     fs::write(folder.path().join("run/file"), "old").unwrap();
     let options = ["train", "--data", ".", "--output", "run", "--loss", "msl"];
     let train = |more: &[&str]| msl(folder.path(), &[&options[..], &SMALL, more].concat());
-    assert_says(
-        &errors(&train(&[])),
-        &["run is there already", "--overwrite"],
-    );
+    assert_says(&errors(&train(&[])), &["run already exists", "--overwrite"]);
     // Asked for, but it is no run.
     assert_says(
         &errors(&train(&["--overwrite"])),

@@ -90,7 +90,7 @@ fn a_run_with_missing_parts_gives_a_page_that_says_so() {
     train(folder, "lml", &["--loss", "lml"]);
     let page_of_one = page(folder, &["lml"]);
     assert!(page_of_one.contains("has not been evaluated yet"));
-    assert!(page_of_one.contains("No run looked at validation rows"));
+    assert!(page_of_one.contains("No run was evaluated on validation rows"));
     assert!(
         page_of_one.contains("Nothing was recorded"),
         "a chart of no validation"

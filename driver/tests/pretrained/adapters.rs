@@ -26,7 +26,8 @@ fn adapted(folder: &Path, settings: &LoraSettings) -> (Llama, PathBuf) {
 }
 
 fn load(adapters: &Path) -> Result<Llama, String> {
-    adapter::load_with_base(adapters, None, Precision::F32, &Device::Cpu)
+    adapter::base(adapters)
+        .and_then(|base| adapter::load_onto(adapters, &base, None, Precision::F32, &Device::Cpu))
         .map_err(|error| format!("{error:#}"))
 }
 

@@ -25,23 +25,23 @@ pub(crate) struct Logits<'a, T> {
     pub vocabulary: usize,
 }
 
-/// Where the gradient `[N, V]` (contiguous) goes.
+/// Where the gradient `[N, V]` (contiguous) is written.
 pub(crate) struct Gradient<'a, T> {
     pub values: &'a mut [T],
     /// Whether it is known to hold zeros, so that only the valid entries need writing.
     pub zeroed: bool,
 }
 
-/// A stretch of rows, and what the first phase kept of it.
+/// A stretch of rows, and the logits of them that the first phase kept.
 struct Stretch<R> {
     rows: Range<usize>,
     kept: Vec<R>,
-    /// Those of each row: merged in the order of the rows, so that the result does not depend on
+    /// The statistics of each row, merged in the order of the rows, so that the result does not depend on
     /// where the stretches begin.
     statistics: Vec<Statistics>,
 }
 
-/// What the first phase leaves: the statistics, and the gathered rows they were computed from.
+/// The result of the first phase: the statistics, and the gathered rows they were computed from.
 pub(crate) struct Gathered<R> {
     stretches: Vec<Stretch<R>>,
     pub statistics: Statistics,
@@ -54,7 +54,7 @@ impl<T: Element> Logits<'_, T> {
     }
 }
 
-/// Phase one: the statistics. `zeroing` says whether the second phase will have a gradient to zero.
+/// Phase one: gathers the statistics. `zeroing` says whether the second phase will have a gradient to zero.
 pub(crate) fn gather_statistics<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
@@ -110,8 +110,8 @@ fn is_kept(batch: &Batch, row: &BatchRow) -> bool {
     row.in_statistics && batch.size(row) <= KEPT_TOKENS
 }
 
-/// Phase two: the softmax of every row, and the gradient where one is asked for. Not under BEAR, whose
-/// weights are normalised once all are known: there [`backward`] makes it.
+/// Phase two: computes the softmax of every row, and the gradient where one is asked for. Not under BEAR, whose
+/// weights are normalised once all are known: there [`backward`] computes it.
 pub(crate) fn softmax_rows<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
@@ -161,8 +161,8 @@ pub(crate) fn softmax_rows<T: Element>(
     softmaxes.concat()
 }
 
-/// The gradient from what [`softmax_rows`] left behind; `factor` is what p − [v = y] of a row of the
-/// batch is multiplied by, given the row's index.
+/// Computes the gradient from what [`softmax_rows`] has returned. `factor` gives what p − [v = y] of a row of the
+/// batch is multiplied by, by the row's index.
 pub(crate) fn backward<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
@@ -199,7 +199,7 @@ pub(crate) fn backward<T: Element>(
     });
 }
 
-/// One stretch's share of the gradient: the positions from its first row up to the next stretch's.
+/// The part of the gradient that one stretch writes: the positions from its first row up to the next stretch's.
 struct GradientShare<'a, T> {
     values: &'a mut [T],
     first_position: usize,

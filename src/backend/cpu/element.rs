@@ -1,20 +1,22 @@
 //! The types logits come in, and the type each is computed in.
 
+use std::ops::{Add, AddAssign, Mul, Sub};
+
 use bytemuck::Zeroable;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::vector::{self, Real};
+use super::vectorized;
 
-/// A type of logits, hidden states or head.
+/// A type that logits, hidden states and heads come in.
 pub(crate) trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
-    /// What it is computed in: f64 for f64, f32 for the rest.
+    /// The type that it is computed in: f64 for f64, f32 for the rest.
     type Real: Real;
 
     fn widen(self) -> Self::Real;
     fn narrow(value: Self::Real) -> Self;
 
-    /// The values as they are, where they need no widening.
+    /// Returns the values as they are, where they need no widening.
     fn as_real(_values: &[Self]) -> Option<&[Self::Real]> {
         None
     }
@@ -23,11 +25,11 @@ pub(crate) trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
     fn widen_into(values: &[Self], widened: &mut Vec<Self::Real>) {
         match Self::as_real(values) {
             Some(values) => widened.extend_from_slice(values),
-            None => vector::widen(values, widened),
+            None => widen(values, widened),
         }
     }
 
-    /// The values as they are, or widened into `scratch`.
+    /// Returns the values as they are, or widened into `scratch`.
     fn widened<'a>(values: &'a [Self], scratch: &'a mut Vec<Self::Real>) -> &'a [Self::Real] {
         match Self::as_real(values) {
             Some(values) => values,
@@ -37,6 +39,102 @@ pub(crate) trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
                 scratch
             }
         }
+    }
+}
+
+/// Copies `source` into `target`, widened.
+pub(super) fn widen<T: Element>(source: &[T], target: &mut Vec<T::Real>) {
+    vectorized(
+        #[inline(always)]
+        || target.extend(source.iter().map(|value| value.widen())),
+    );
+}
+
+/// A type that a row is computed in: f32 or f64.
+pub(crate) trait Real:
+    Copy
+    + Send
+    + Sync
+    + 'static
+    + PartialOrd
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + AddAssign
+    + Element<Real = Self>
+    + Into<f64>
+{
+    const ZERO: Self;
+    const NEG_INFINITY: Self;
+    const INFINITY: Self;
+
+    fn from_f64(value: f64) -> Self;
+
+    /// Returns eˣ for x ≤ 0 to within 2 ulp; results below the smallest normal number may be 0; NaN for NaN.
+    fn exponential(self) -> Self;
+}
+
+impl Real for f32 {
+    const ZERO: Self = 0.0;
+    const NEG_INFINITY: Self = f32::NEG_INFINITY;
+    const INFINITY: Self = f32::INFINITY;
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+
+    /// Cephes' expf: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial for eʳ, and 2ⁿ put into the
+    /// exponent bits. std's does not vectorise.
+    #[inline(always)]
+    fn exponential(self) -> Self {
+        const LOWEST: f32 = -87.3;
+        // Adding 1.5·2²³ leaves the nearest integer in the low bits of the mantissa.
+        const ROUND: f32 = 12_582_912.0;
+        // ln 2 in two parts: n times the first is exact.
+        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
+        let x = self;
+        let shifted = x * std::f32::consts::LOG2_E + ROUND;
+        let n = shifted - ROUND;
+        let r = x - n * LN_2[0] - n * LN_2[1];
+        let mut polynomial = 1.987_569_1e-4;
+        for coefficient in [
+            1.398_2e-3,
+            8.333_452e-3,
+            4.166_579_6e-2,
+            1.666_666_5e-1,
+            0.5,
+        ] {
+            polynomial = polynomial * r + coefficient;
+        }
+        let mantissa = polynomial * r * r + r + 1.0;
+        let exponent = shifted.to_bits().wrapping_shl(23);
+        let scaled = f32::from_bits(mantissa.to_bits().wrapping_add(exponent));
+        // A comparison with NaN is false, and so NaN comes through as mantissa's payload; an
+        // integer addition could hide it, so it is asked for by name.
+        if x < LOWEST {
+            0.0
+        } else if x.is_nan() {
+            x
+        } else {
+            scaled
+        }
+    }
+}
+
+impl Real for f64 {
+    const ZERO: Self = 0.0;
+    const NEG_INFINITY: Self = f64::NEG_INFINITY;
+    const INFINITY: Self = f64::INFINITY;
+
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+
+    #[inline(always)]
+    fn exponential(self) -> Self {
+        self.exp()
     }
 }
 

@@ -1,24 +1,24 @@
-//! Matrices in memory and their product, which is gemm's, the crate that candle multiplies with.
+//! Matrices in memory and their products (GEMM), which the crate gemm computes, as it does for candle.
 
 use std::ops::Range;
 
 use gemm::Parallelism;
 use rayon::prelude::*;
 
-use super::element::Element;
-use super::vector::{self, Real};
+use super::element::{Element, Real};
+use super::vector;
 
-/// What is added to the length of a gathered row: rows a power of two apart would fall into the same
+/// The elements that are added to a gathered row: rows a power of two apart would fall into the same
 /// few sets of the cache, and packing them costs a sixth of the product (measured at H = 2,048).
 const PADDING: usize = 16;
 
-/// How far apart gathered rows of this width are kept.
+/// Returns the distance between two gathered rows of this width, in elements.
 pub(crate) fn padded(width: usize) -> usize {
     width + PADDING
 }
 
-/// What one thread multiplies at a time. gemm shares a product out by itself too, but a thin one's
-/// head rows it then turns round on one thread while the others wait (2.4 times as long for 28 rows × 707
+/// The tile that one thread computes at a time. gemm shares out a GEMM by itself too, but transposes the
+/// head rows of a thin one on one thread while the others wait (2.4 times as long for 28 rows × 707
 /// tokens on two threads).
 const TILE_COLUMNS: usize = 64;
 const TILE_ROWS: usize = 144;
@@ -55,7 +55,7 @@ impl<'a, R: Real> Matrix<'a, R> {
         }
     }
 
-    /// Some of its rows, which it must have.
+    /// Returns some of its rows, which it must have.
     fn rows(self, rows: Range<usize>) -> Self {
         Self {
             values: self
@@ -74,27 +74,27 @@ impl<'a, R: Real> Matrix<'a, R> {
     }
 }
 
-/// A matrix product to be made: `result` (+)= `left · right`, contiguous in row-major order.
-pub(crate) struct Product<'a, R> {
+/// A GEMM to be computed: `result` (+)= `left · right`, contiguous in row-major order.
+pub(crate) struct Gemm<'a, R> {
     pub left: Matrix<'a, R>,
     pub right: Matrix<'a, R>,
     pub result: &'a mut [R],
 }
 
-/// Where a row of a product goes: multiplied by `factor` and rounded.
+/// Where a row of a GEMM's result is written, multiplied by `factor` and rounded.
 pub(crate) struct ScaledRow<'a, T> {
     pub factor: f64,
     pub values: &'a mut [T],
 }
 
-/// A matrix product to be made, `left · right`, and where each of its rows goes, if anywhere.
-pub(crate) struct ScaledProduct<'a, T: Element> {
+/// A GEMM to be computed, `left · right`, and where each of its rows is written; `None` for a row that is dropped.
+pub(crate) struct ScaledGemm<'a, T: Element> {
     pub left: Matrix<'a, T::Real>,
     pub right: Matrix<'a, T::Real>,
     pub rows: Vec<Option<ScaledRow<'a, T>>>,
 }
 
-/// A rectangle of a product's result, and what it is the product of: one thread's work.
+/// A tile of a GEMM's result with its operands: one thread's work.
 struct Tile<'a, R> {
     left: Matrix<'a, R>,
     right: Matrix<'a, R>,
@@ -103,15 +103,15 @@ struct Tile<'a, R> {
 }
 
 // SAFETY: the pointer stands for the rectangle's elements, borrowed mutably for as long as the tile
-// lives and by no other tile (see `Product::tiles`), and `R` may be sent.
+// lives and by no other tile (see `Gemm::tiles`), and `R` may be sent.
 unsafe impl<R: Real> Send for Tile<'_, R> {}
 
-/// `result` (+)= `left · right`, over all threads.
+/// Computes `result` (+)= `left · right` with all threads.
 ///
 /// Nothing is written where the shapes do not fit together; callers make them fit.
 pub(crate) fn multiply<R: Real>(left: Matrix<R>, right: Matrix<R>, result: &mut [R], add: bool) {
     multiply_all(
-        [Product {
+        [Gemm {
             left,
             right,
             result,
@@ -120,29 +120,21 @@ pub(crate) fn multiply<R: Real>(left: Matrix<R>, right: Matrix<R>, result: &mut 
     );
 }
 
-/// All of the products at once, over all threads: tiles of different products fill each other's gaps.
-pub(crate) fn multiply_all<'a, R: Real>(
-    products: impl IntoIterator<Item = Product<'a, R>>,
-    add: bool,
-) {
-    let tiles: Vec<Tile<R>> = products.into_iter().flat_map(Product::tiles).collect();
+/// Computes all of the GEMMs at once with all threads: tiles of different GEMMs fill each other's gaps.
+pub(crate) fn multiply_all<'a, R: Real>(gemms: impl IntoIterator<Item = Gemm<'a, R>>, add: bool) {
+    let tiles: Vec<Tile<R>> = gemms.into_iter().flat_map(Gemm::tiles).collect();
     (tiles.into_par_iter().with_max_len(1)).for_each(|tile| tile.multiply(add));
 }
 
-/// All of the products at once, over all threads. No thread holds more than a tile of a product before it
+/// Computes all of the GEMMs at once with all threads. No thread holds more than a tile of a result before it
 /// is scaled.
-pub(crate) fn multiply_scaled<'a, T: Element>(
-    products: impl IntoIterator<Item = ScaledProduct<'a, T>>,
-) {
-    let tiles: Vec<ScaledProduct<T>> = products
-        .into_iter()
-        .flat_map(ScaledProduct::tiles)
-        .collect();
-    (tiles.into_par_iter().with_max_len(1)).for_each(ScaledProduct::multiply);
+pub(crate) fn multiply_scaled<'a, T: Element>(gemms: impl IntoIterator<Item = ScaledGemm<'a, T>>) {
+    let tiles: Vec<ScaledGemm<T>> = gemms.into_iter().flat_map(ScaledGemm::tiles).collect();
+    (tiles.into_par_iter().with_max_len(1)).for_each(ScaledGemm::multiply);
 }
 
-impl<'a, T: Element> ScaledProduct<'a, T> {
-    /// The product in smaller ones that share no element.
+impl<'a, T: Element> ScaledGemm<'a, T> {
+    /// Cuts the GEMM into smaller ones that share no element.
     fn tiles(mut self) -> Vec<Self> {
         let (rows, columns) = (self.left.rows, self.right.columns);
         let fit = self.left.columns == self.right.rows
@@ -192,7 +184,7 @@ impl<'a, T: Element> ScaledProduct<'a, T> {
 }
 
 impl<'a, T> ScaledRow<'a, T> {
-    /// Takes away its first elements.
+    /// Splits off its first elements.
     fn split_off(&mut self, length: usize) -> Option<Self> {
         let values = self.values.split_off_mut(..length)?;
         Some(Self {
@@ -202,8 +194,8 @@ impl<'a, T> ScaledRow<'a, T> {
     }
 }
 
-impl<'a, R: Real> Product<'a, R> {
-    /// The result in rectangles that share no element; none where the shapes do not fit together.
+impl<'a, R: Real> Gemm<'a, R> {
+    /// Cuts the result into tiles that share no element. Returns none where the shapes do not fit together.
     fn tiles(self) -> Vec<Tile<'a, R>> {
         let (left, right) = (self.left, self.right);
         let (rows, columns) = (left.rows, right.columns);
@@ -230,7 +222,7 @@ impl<'a, R: Real> Product<'a, R> {
     }
 }
 
-/// `0..length` in parts of at most `longest`.
+/// Cuts `0..length` into parts of at most `longest`.
 fn parts(length: usize, longest: usize) -> impl Iterator<Item = Range<usize>> {
     (0..length)
         .step_by(longest)
@@ -313,15 +305,13 @@ mod tests {
     fn products_of_many_shapes_made_at_once_agree_with_the_definition() {
         let factors = SHAPES.map(factors);
         let mut results = SHAPES.map(|[rows, _, columns]| vec![1.0; rows * columns]);
-        let products = SHAPES.iter().zip(&factors).zip(&mut results);
-        let products = products.map(
-            |((&[rows, inner, columns], [left, right]), result)| Product {
-                left: Matrix::new(left, rows, inner, padded(inner)),
-                right: Matrix::new(right, columns, inner, padded(inner)).transposed(),
-                result,
-            },
-        );
-        multiply_all(products, true);
+        let gemms = SHAPES.iter().zip(&factors).zip(&mut results);
+        let gemms = gemms.map(|((&[rows, inner, columns], [left, right]), result)| Gemm {
+            left: Matrix::new(left, rows, inner, padded(inner)),
+            right: Matrix::new(right, columns, inner, padded(inner)).transposed(),
+            result,
+        });
+        multiply_all(gemms, true);
         for ((shape, factors), result) in SHAPES.into_iter().zip(&factors).zip(&results) {
             check(shape, factors, result);
         }
@@ -332,21 +322,21 @@ mod tests {
         let goes = |row: usize| row % 3 != 1;
         let factors = SHAPES.map(factors);
         let mut results = SHAPES.map(|[rows, _, columns]| vec![7.0; rows * columns]);
-        let products = SHAPES.iter().zip(&factors).zip(&mut results);
-        let products = products.map(|((&[rows, inner, columns], [left, right]), result)| {
+        let gemms = SHAPES.iter().zip(&factors).zip(&mut results);
+        let gemms = gemms.map(|((&[rows, inner, columns], [left, right]), result)| {
             let mut rest = &mut result[..];
             let target = |row| {
                 let values = rest.split_off_mut(..columns)?;
                 let factor = row as f64;
                 goes(row).then_some(ScaledRow { factor, values })
             };
-            ScaledProduct {
+            ScaledGemm {
                 left: Matrix::new(left, rows, inner, padded(inner)),
                 right: Matrix::new(right, columns, inner, padded(inner)).transposed(),
                 rows: (0..rows).map(target).collect(),
             }
         });
-        multiply_scaled(products);
+        multiply_scaled(gemms);
         for ((&[rows, inner, columns], [left, right]), result) in
             SHAPES.iter().zip(&factors).zip(&results)
         {

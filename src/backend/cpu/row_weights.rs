@@ -1,7 +1,8 @@
 //! BEAR's weights of rows, from their scores as these come.
 
+use super::element::Real;
 use super::softmax::RowSoftmax;
-use super::vector::{self, Real};
+use super::vector;
 use crate::Bear;
 use crate::backend::batch::{Batch, BatchRow};
 
@@ -53,13 +54,13 @@ pub(crate) fn normalise(batch: &Batch, softmaxes: &mut [RowSoftmax]) -> Option<f
 
 /// The largest of a row's scores, which may come in pieces.
 pub(super) struct Largest<R> {
-    /// How many are asked for: at most as many as there are.
+    /// How many scores are asked for: at most as many as there are.
     count: usize,
-    /// Whether all are, so that the last is the smallest.
+    /// Whether all scores are asked for, so that the last is the smallest.
     all: bool,
-    /// Those so far, and others. Nothing not above −∞: of that there is enough where these are too few.
+    /// The largest scores so far, and others. Scores of −∞ are not kept: where too few are kept, they make up the rest.
     kept: Vec<R>,
-    /// No score up to this one is among them. The smallest so far where all are asked for.
+    /// A bound that the largest scores lie above; the smallest score so far where all are asked for.
     bound: R,
 }
 
@@ -142,7 +143,7 @@ impl<R: Real> Largest<R> {
 mod tests {
     use super::*;
 
-    /// By the definition.
+    /// Returns the expected score by the definition.
     fn expected(scores: &[f32], beams: u32) -> f32 {
         let mut sorted = scores.to_vec();
         sorted.sort_by(|a, b| b.total_cmp(a));

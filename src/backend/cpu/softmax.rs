@@ -1,12 +1,11 @@
 //! The softmax of one row whose valid logits lie gathered in one place.
 
-use super::element::Element;
-use super::vector::{self, Real};
+use super::element::{self, Element, Real};
+use super::vector;
 use crate::backend::batch::BatchRow;
 use crate::{Error, Result, Statistics, TokenSet};
 
-/// What the softmax of one row leaves behind: enough for its loss and, with the logits, its
-/// gradient. The target is kept apart from the others, so that neither a small loss nor 1 − p_y is
+/// The softmax of one row in a form that suffices for its loss and, with the logits, its gradient. The target is kept apart from the others, so that neither a small loss nor 1 − p_y is
 /// the difference of two numbers near 1.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowSoftmax {
@@ -33,7 +32,7 @@ impl RowSoftmax {
         }
     }
 
-    /// From the largest logit of the tokens other than the target, the sum of their exponentials
+    /// Makes a softmax from the largest logit of the tokens other than the target, the sum of their exponentials
     /// relative to it, and the target's logit.
     pub fn from_parts(others_maximum: f64, others: f64, target: f64, temperature: f64) -> Self {
         let maximum = if target > others_maximum {
@@ -51,12 +50,12 @@ impl RowSoftmax {
         softmax
     }
 
-    /// The same, of a row that weighs so much by BEAR.
+    /// Returns the softmax of a row that weighs so much by BEAR.
     pub fn weighing(self, weight: f64) -> Self {
         Self { weight, ..self }
     }
 
-    /// What the row weighs by BEAR: what its loss and gradient are multiplied by besides its share.
+    /// Returns what the row weighs by BEAR: what its loss and gradient are multiplied by besides its share.
     pub fn weight(&self) -> f64 {
         self.weight
     }
@@ -66,7 +65,7 @@ impl RowSoftmax {
         self.weight /= by;
     }
 
-    /// What exponentials relative to another maximum are multiplied by to be relative to this one.
+    /// Returns what exponentials relative to another maximum are multiplied by to be relative to this one.
     pub fn relative_to(&self, maximum: f64, temperature: f64) -> f64 {
         if maximum == self.maximum {
             return 1.0;
@@ -74,21 +73,21 @@ impl RowSoftmax {
         ((maximum - self.maximum) / temperature).exp()
     }
 
-    /// The same replacement of the logits by exponentials, when the rest is known.
+    /// Replaces the gathered logits by their exponentials again, where the softmax is known.
     pub fn exponentials<R: Real>(&self, scores: &mut [R], rank: usize, temperature: f64) {
         scores[rank] = R::NEG_INFINITY;
         vector::exponentials(scores, self.maximum, temperature.recip());
     }
 
-    /// Replaces the exponentials that [`new`](Self::new) left by p_v − \[v = y\].
-    pub fn errors<R: Real>(&self, scores: &mut [R], rank: usize) {
+    /// Replaces the exponentials that [`new`](Self::new) has written by p_v − \[v = y\].
+    pub fn gradient<R: Real>(&self, scores: &mut [R], rank: usize) {
         vector::scale(scores, self.inverse_sum());
         scores[rank] = R::from_f64(self.target_gradient());
     }
 
     /// Replaces some of the row's logits, the target's at `rank` if it is among them, by
     /// `factor·(p_v − \[v = y\])`.
-    pub fn chunk_errors<R: Real>(
+    pub fn gradient_of_chunk<R: Real>(
         &self,
         logits: &mut [R],
         rank: Option<usize>,
@@ -102,7 +101,7 @@ impl RowSoftmax {
         }
     }
 
-    /// −ln p_y.
+    /// Returns −ln p_y.
     pub fn loss(&self) -> f64 {
         if self.target == 0.0 {
             self.others.ln_1p()
@@ -111,37 +110,37 @@ impl RowSoftmax {
         }
     }
 
-    /// 1/Σ: what an exponential is multiplied by to be a probability.
+    /// Returns 1/Σ, what an exponential is multiplied by to be a probability.
     pub fn inverse_sum(&self) -> f64 {
         (self.others + self.target.exp()).recip()
     }
 
-    /// p_y − 1.
+    /// Returns p_y − 1.
     pub fn target_gradient(&self) -> f64 {
         -self.others * self.inverse_sum()
     }
 }
 
-/// The valid logits of a row, gathered and widened into `scores`.
+/// Gathers the valid logits of a row, widened, into `scores`.
 pub(super) fn gather<T: Element>(logits: &[T], set: TokenSet, scores: &mut Vec<T::Real>) {
     match set {
         TokenSet::Listed(tokens) => {
             scores.extend(tokens.iter().map(|&token| logits[token as usize].widen()));
         }
-        TokenSet::All { size } => vector::widen(&logits[..size as usize], scores),
+        TokenSet::All { size } => element::widen(&logits[..size as usize], scores),
     }
 }
 
-/// ln Σ exp(z/τ) over a row of logits.
+/// Returns ln Σ exp(z/τ) over a row of logits.
 pub(crate) fn log_sum<T: Element>(logits: &[T], temperature: f64) -> f64 {
     let mut values = Vec::with_capacity(logits.len());
-    vector::widen(logits, &mut values);
+    element::widen(logits, &mut values);
     let maximum: f64 = vector::maximum(&values).into();
     vector::exponentials(&mut values, maximum, temperature.recip()).ln() + maximum / temperature
 }
 
 /// Writes `factor·(p_v − [v = y])` at the tokens of the set, from the exponentials that
-/// [`RowSoftmax`] left in `scores`.
+/// [`RowSoftmax`] has written to `scores`.
 pub(super) fn write_gradient<T: Element>(
     softmax: &RowSoftmax,
     scores: &[T::Real],
@@ -187,7 +186,7 @@ pub(super) fn check_finite<R: Real>(
     Ok(())
 }
 
-/// The statistics of a row's gathered logits.
+/// Computes the statistics of a row's gathered logits.
 pub(super) fn statistics<R: Real>(scores: &[R], rank: usize) -> Statistics {
     let (mean, deviations) = vector::moments(scores);
     Statistics::of_moments(scores.len(), mean, deviations, scores[rank].into())

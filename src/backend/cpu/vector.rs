@@ -1,135 +1,14 @@
 //! Loops over one row, written so that the compiler vectorises them for the instruction set that
 //! the machine turns out to have.
 
-use std::ops::{Add, AddAssign, Mul, Sub};
+use super::element::{Element, Real};
+use super::vectorized;
 
-use pulp::{Arch, Simd, WithSimd};
-
-use super::element::Element;
-
-/// Independent partial results a loop: enough to fill the widest registers and hide the latency of
+/// The number of independent partial results of a loop: enough to fill the widest registers and hide the latency of
 /// their additions. Fixed, so that results do not depend on the machine's width.
 const LANES: usize = 16;
 
-/// The type that a row is computed in.
-pub(crate) trait Real:
-    Copy
-    + Send
-    + Sync
-    + 'static
-    + PartialOrd
-    + Add<Output = Self>
-    + Sub<Output = Self>
-    + Mul<Output = Self>
-    + AddAssign
-    + Element<Real = Self>
-    + Into<f64>
-{
-    const ZERO: Self;
-    const NEG_INFINITY: Self;
-    const INFINITY: Self;
-
-    fn from_f64(value: f64) -> Self;
-
-    /// eˣ for x ≤ 0 to within 2 ulp; results below the smallest normal number may be 0; NaN for NaN.
-    fn exponential(self) -> Self;
-}
-
-impl Real for f32 {
-    const ZERO: Self = 0.0;
-    const NEG_INFINITY: Self = f32::NEG_INFINITY;
-    const INFINITY: Self = f32::INFINITY;
-
-    #[inline(always)]
-    fn from_f64(value: f64) -> Self {
-        value as f32
-    }
-
-    /// Cephes' expf: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial for eʳ, and 2ⁿ put into the
-    /// exponent bits. std's does not vectorise.
-    #[inline(always)]
-    fn exponential(self) -> Self {
-        const LOWEST: f32 = -87.3;
-        // Adding 1.5·2²³ leaves the nearest integer in the low bits of the mantissa.
-        const ROUND: f32 = 12_582_912.0;
-        // ln 2 in two parts: n times the first is exact.
-        const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-        let x = self;
-        let shifted = x * std::f32::consts::LOG2_E + ROUND;
-        let n = shifted - ROUND;
-        let r = x - n * LN_2[0] - n * LN_2[1];
-        let mut polynomial = 1.987_569_1e-4;
-        for coefficient in [
-            1.398_2e-3,
-            8.333_452e-3,
-            4.166_579_6e-2,
-            1.666_666_5e-1,
-            0.5,
-        ] {
-            polynomial = polynomial * r + coefficient;
-        }
-        let mantissa = polynomial * r * r + r + 1.0;
-        let exponent = shifted.to_bits().wrapping_shl(23);
-        let scaled = f32::from_bits(mantissa.to_bits().wrapping_add(exponent));
-        // A comparison with NaN is false, and so NaN comes through as mantissa's payload; an
-        // integer addition could hide it, so it is asked for by name.
-        if x < LOWEST {
-            0.0
-        } else if x.is_nan() {
-            x
-        } else {
-            scaled
-        }
-    }
-}
-
-impl Real for f64 {
-    const ZERO: Self = 0.0;
-    const NEG_INFINITY: Self = f64::NEG_INFINITY;
-    const INFINITY: Self = f64::INFINITY;
-
-    #[inline(always)]
-    fn from_f64(value: f64) -> Self {
-        value
-    }
-
-    #[inline(always)]
-    fn exponential(self) -> Self {
-        self.exp()
-    }
-}
-
-/// A loop to be compiled once for every instruction set.
-///
-/// Not handed to pulp as the closure that it is: pulp would call it as an `FnOnce`, and of a closure
-/// that could be called again that is a function of its own, which the compiler leaves outside of
-/// the vectorized one and compiles for the oldest machine.
-struct Loop<F>(F);
-
-impl<R, F: FnMut() -> R> WithSimd for Loop<F> {
-    type Output = R;
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(mut self, _: S) -> R {
-        (self.0)()
-    }
-}
-
-/// What the loop returns, run with the instructions that this machine has.
-#[inline(always)]
-fn vectorized<R>(body: impl FnMut() -> R) -> R {
-    Arch::new().dispatch(Loop(body))
-}
-
-/// Copies `source` into `target`, widened.
-pub(super) fn widen<T: Element>(source: &[T], target: &mut Vec<T::Real>) {
-    vectorized(
-        #[inline(always)]
-        || target.extend(source.iter().map(|value| value.widen())),
-    );
-}
-
-/// The largest value; NaN values are passed over (they come back in the exponentials). −∞ for none.
+/// Returns the largest value, and −∞ for none. NaN values are passed over: they come back in the exponentials.
 pub(super) fn maximum<R: Real>(values: &[R]) -> R {
     vectorized(
         #[inline(always)]
@@ -142,7 +21,7 @@ pub(super) fn maximum<R: Real>(values: &[R]) -> R {
     )
 }
 
-/// The smallest of the values and `start`; NaN values are passed over.
+/// Returns the smallest of the values and `start`. NaN values are passed over.
 pub(super) fn minimum<R: Real>(values: &[R], start: R) -> R {
     vectorized(
         #[inline(always)]
@@ -153,7 +32,7 @@ pub(super) fn minimum<R: Real>(values: &[R], start: R) -> R {
     )
 }
 
-/// Whether a value is above `bound`; no NaN is.
+/// Returns whether a value is above `bound`, which no NaN is.
 pub(super) fn any_above<R: Real>(values: &[R], bound: R) -> bool {
     vectorized(
         #[inline(always)]
@@ -250,7 +129,7 @@ pub(super) fn scale<R: Real>(values: &mut [R], factor: f64) {
     );
 }
 
-/// Σ a·b over two rows of one length.
+/// Returns Σ a·b over two rows of one length.
 pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     vectorized(
         #[inline(always)]

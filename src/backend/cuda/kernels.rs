@@ -1,4 +1,4 @@
-//! The compiled kernels, loaded once a context, and what plans must know of a device.
+//! The compiled kernels, loaded once for each context, and the limits of its device.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -18,8 +18,8 @@ use crate::backend::modules::MODULES;
 pub(super) type Kernels = Arc<HashMap<&'static str, CudaFunction>>;
 type OfContext = (Kernels, Arc<Mutex<Staging>>);
 
-/// The kernels of a context, loaded once, and its page-locked memory. A loaded kernel keeps its context alive, so an address
-/// never comes to stand for another.
+/// Returns the kernels of a context, which are loaded once, and its page-locked memory. A loaded kernel keeps its context
+/// alive, so the address of a context never comes to mean another.
 pub(super) fn kernels_of(context: &Arc<CudaContext>) -> Result<OfContext> {
     static LOADED: OnceLock<Mutex<HashMap<usize, OfContext>>> = OnceLock::new();
     let mut loaded = LOADED

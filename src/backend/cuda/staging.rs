@@ -1,4 +1,4 @@
-//! Uploads from page-locked memory, which a copy leaves without the host waiting for it.
+//! Uploads from page-locked memory, for which the host does not wait.
 
 use std::sync::Arc;
 
@@ -14,34 +14,34 @@ pub(super) struct Staging {
 
 struct Buffer {
     words: PinnedHostSlice<u32>,
-    /// Behind the last copy out of the buffer.
+    /// The event behind the last copy out of the buffer.
     copied: CudaEvent,
 }
 
 impl Staging {
-    /// So many copies may be under way before the host waits for the oldest.
+    /// How many copies may be under way before the host waits for the oldest.
     const BUFFERS: usize = 8;
     const LEAST_WORDS: usize = 1 << 16;
 
-    /// Issues one copy of these parts, one behind the other, to the beginning of `to`.
+    /// Issues one copy of these tables, one behind the other, to the beginning of `to`.
     pub fn upload(
         &mut self,
         stream: &Arc<CudaStream>,
-        parts: &[&[u32]],
+        tables: &[&[u32]],
         to: &mut CudaSlice<u32>,
     ) -> Result<(), DriverError> {
-        let length = parts
+        let length = tables
             .iter()
-            .map(|part| part.len())
+            .map(|table| table.len())
             .sum::<usize>()
             .min(to.len());
         let buffer = self.buffer(stream.context(), length)?;
         buffer.copied.synchronize()?;
         let words = buffer.words.as_mut_slice()?;
         let mut end = 0;
-        for part in parts {
-            words[end..end + part.len()].copy_from_slice(part);
-            end += part.len();
+        for table in tables {
+            words[end..end + table.len()].copy_from_slice(table);
+            end += table.len();
         }
         let (address, _written) = to.device_ptr_mut(stream);
         // SAFETY: `to` has as many words, and the buffer is not written again before `copied`.
@@ -49,7 +49,7 @@ impl Staging {
         buffer.copied.record(stream)
     }
 
-    /// The next buffer, of at least so many words.
+    /// Returns the next buffer, of at least so many words.
     fn buffer(
         &mut self,
         context: &Arc<CudaContext>,

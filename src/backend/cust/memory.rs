@@ -1,14 +1,14 @@
-//! What operations keep in the memory of a device.
+//! Token sets and other buffers in the memory of a device.
 
 use cust::memory::{DeviceBuffer, DeviceCopy, DeviceSlice};
 
 use super::driver_error;
-use crate::backend::launch::{DevicePtr, TemperaturePlan, TokenSetsView};
-use crate::{Result, Statistics, TokenSets};
+use crate::backend::launch::{DevicePtr, TokenSetsView};
+use crate::{Error, Result, TokenSets};
 
-/// Token sets.
+/// Token sets in the memory of a device.
 pub(crate) struct DeviceSets {
-    /// Offsets and tokens; `None` for the whole vocabulary.
+    /// The offsets and the tokens; `None` for the whole vocabulary.
     listed: Option<[DeviceBuffer<u32>; 2]>,
     vocabulary: u64,
 }
@@ -36,41 +36,21 @@ impl DeviceSets {
     }
 }
 
-/// The temperature of a pass, and where it goes on from if that is on the device.
-pub(crate) struct PassTemperature<'a> {
-    pub plan: TemperaturePlan,
-    pub previous: Option<&'a DeviceBuffer<f64>>,
-}
-
-/// What a forward pass leaves.
-pub(crate) struct Forwarded {
-    /// One number, or one a position.
-    pub loss: DeviceBuffer<f32>,
-    pub temperature: DeviceBuffer<f64>,
-    /// The fields of [`Statistics`].
-    pub statistics: DeviceBuffer<f64>,
-    /// What its launches alone need. To free it waits for the device, so it lives as long as the rest.
-    pub scratch: Vec<DeviceBuffer<u8>>,
-}
-
-impl Forwarded {
-    /// Room for a pass with so many losses.
-    pub fn room(losses: usize) -> Result<Self> {
-        Ok(Self {
-            loss: uninitialised(losses)?,
-            temperature: uninitialised(1)?,
-            statistics: uninitialised(Statistics::LENGTH + 1)?,
-            scratch: Vec::new(),
-        })
-    }
-}
-
-pub(super) fn address<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Option<DevicePtr> {
+/// Returns the address of a slice, and `None` for a slice without elements.
+pub(crate) fn address<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Option<DevicePtr> {
     DevicePtr::new(slice.as_device_ptr().as_raw())
 }
 
-/// Memory for `length` elements, for a kernel to write all of.
-pub(super) fn uninitialised<T: DeviceCopy>(length: usize) -> Result<DeviceBuffer<T>> {
+/// Returns the address of a slice that has elements.
+pub(crate) fn there<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Result<DevicePtr> {
+    address(slice).ok_or_else(|| Error::Malformed {
+        what: "slice",
+        detail: "it has no address on the device".into(),
+    })
+}
+
+/// Allocates memory for `length` elements, for a kernel to write all of.
+pub(crate) fn uninitialised<T: DeviceCopy>(length: usize) -> Result<DeviceBuffer<T>> {
     // SAFETY: whoever asks for the memory writes it before anyone reads it. A device has no buffer
     // without elements.
     unsafe { DeviceBuffer::uninitialized(length.max(1)) }.map_err(driver_error)

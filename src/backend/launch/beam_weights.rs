@@ -7,7 +7,7 @@ use crate::Statistics;
 use crate::backend::batch::Batch;
 
 kernel_params! {
-    /// How a pass weighs its rows.
+    /// The settings by which a pass weighs its rows.
     pub struct BeamWeights in "selection.cuh" {
         lambda: f64, xi: f64, others: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
         normalises: u32,
@@ -30,7 +30,7 @@ impl BeamWeights {
         }
     }
 
-    /// The same, with their sum written behind the statistics.
+    /// Returns the same settings, with the sum of the weights to be written behind the statistics.
     pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
         let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
         Self {
@@ -39,7 +39,7 @@ impl BeamWeights {
         }
     }
 
-    /// Whether rows have weights that wait for the logits of all.
+    /// Returns whether rows have weights that wait for the logits of all.
     pub(super) fn weighs(&self) -> bool {
         self.beams > 0
     }

@@ -1,4 +1,4 @@
-//! Plans for `kernels/decode_scores.cu` and `kernels/decode_choices.cu`: a step of beam search.
+//! The plan of a step of beam search: `kernels/decode_scores.cu` and `kernels/decode_choices.cu`.
 
 mod beams;
 
@@ -6,13 +6,18 @@ pub use beams::DecodeBeams;
 pub(crate) use beams::{DecodeEdge, DecodeSet, NewBeam};
 
 use super::{
-    DeviceLimits, DevicePtr, Element, Launch, WARP, dense::check_width, kernel_params,
-    reduction_bytes,
+    DeviceLimits, DeviceMatrix, DevicePtr, Element, Launch, Lifetime, Stream, WARP,
+    dense::check_width, kernel_params, reduction_bytes,
 };
+use bytemuck::cast_slice;
+
 use crate::Result;
 
+/// Mirrors `Rank` of `kernels/decode.cuh`.
+const RANK_BYTES: usize = 16;
+
 kernel_params! {
-    /// What `kernels/decode_scores.cu` is given.
+    /// The parameters of `kernels/decode_scores.cu`.
     pub struct DecodeScoresParams in "decode_scores.cu" for KERNEL = "decode_scores"(256, 4) {
         logits: Option<DevicePtr>, row_stride: u64, beams: Option<DevicePtr>,
         edges: Option<DevicePtr>, tokens: Option<DevicePtr>, log_probabilities: Option<DevicePtr>,
@@ -22,7 +27,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// What `kernels/decode_choices.cu` is given.
+    /// The parameters of `kernels/decode_choices.cu`.
     pub struct DecodeChoicesParams in "decode_choices.cu" {
         log_probabilities: Option<DevicePtr>, ranks: Option<DevicePtr>, segments: Option<DevicePtr>,
         choices: Option<DevicePtr>, width: u64,
@@ -34,13 +39,13 @@ kernel_params! {
     pub struct DecodeChoice in "decode_choices.cu" {
         /// Its number among all candidates, or [`DecodeChoice::NONE`].
         candidate: u32,
-        /// Of its last token.
+        /// The log-probability of its last token.
         log_probability: f32,
     }
 }
 
 impl DecodeChoice {
-    /// Where there are fewer candidates than choices.
+    /// The candidate of a choice where there are fewer candidates than choices.
     pub const NONE: u32 = u32::MAX;
 }
 
@@ -55,54 +60,34 @@ kernel_params! {
 }
 
 impl DecodeFault {
-    /// Where the beam's logits are sound.
+    /// The token of a beam whose logits are sound.
     pub const NONE: u32 = u32::MAX;
 }
 
-/// One step of a beam search over logits: first every candidate's score, then each user's best.
+/// A plan for one step of a beam search over logits, which scores every candidate and then chooses each user's best. It is
+/// issued to a [`Stream`].
 #[derive(Debug, Clone, Copy)]
-pub struct Decode<'a> {
+pub struct DecodePlan<'a> {
     beams: &'a DecodeBeams,
     element: Element,
     width: u32,
     blocks: u32,
 }
 
-/// Where a step's inputs are in device memory: `None` for those without elements.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DecodeInputs {
-    /// The logits `[beams, V]`.
-    pub logits: Option<DevicePtr>,
-    /// How many elements lie between the beginnings of two rows.
-    pub row_stride: u64,
-    /// [`DecodeBeams::beams`].
-    pub beams: Option<DevicePtr>,
-    /// [`DecodeBeams::edges`].
-    pub edges: Option<DevicePtr>,
-    /// [`DecodeBeams::tokens`].
-    pub tokens: Option<DevicePtr>,
-    /// [`DecodeBeams::segments`].
-    pub segments: Option<DevicePtr>,
-}
-
-/// What a step writes, in device memory: `None` for what has no elements.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DecodeBuffers {
-    /// One f32 for each of [`DecodeBeams::candidates`].
-    pub log_probabilities: Option<DevicePtr>,
-    /// [`DecodeBeams::RANK_BYTES`] for each of them.
-    pub ranks: Option<DevicePtr>,
+/// Where a step writes its results in device memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeResults {
     /// [`DecodeBeams::choices`] of [`DecodeChoice`].
-    pub choices: Option<DevicePtr>,
-    /// One [`DecodeFault`] a beam.
-    pub faults: Option<DevicePtr>,
+    pub choices: DevicePtr,
+    /// One [`DecodeFault`] for each beam.
+    pub faults: DevicePtr,
 }
 
-impl<'a> Decode<'a> {
+impl<'a> DecodePlan<'a> {
     /// Threads of a block of the scores where the longest row that is looked at has up to so many
     /// logits: many short rows under way make up for the waits of each.
     const SCORE_THREADS: [(u32, u32); 4] = [(32, 32), (256, 64), (2048, 128), (u32::MAX, 256)];
-    /// The same for the choices, by the candidates of the longest segment.
+    /// Threads of a block of the choices, by the candidates of the longest segment.
     const CHOICE_THREADS: [(u32, u32); 4] =
         [(64, 32), (1024, 128), (16_384, 512), (u32::MAX, 1024)];
     /// Mirrors `Exponentials::Value` of `kernels/softmax.cuh`.
@@ -110,7 +95,7 @@ impl<'a> Decode<'a> {
     /// Mirrors `Ranked` of `kernels/decode_choices.cu`.
     const CHOICE_SHARED_BYTES: u32 = reduction_bytes(24);
 
-    /// A step over logits of `width` elements a row. `None` where no beam lives.
+    /// Plans a step over logits of `width` elements a row. Returns `None` where no beam lives.
     ///
     /// # Errors
     /// [`Error::TooLarge`](crate::Error::TooLarge) for a vocabulary beyond 32 bits.
@@ -127,23 +112,11 @@ impl<'a> Decode<'a> {
             width,
             blocks: 0,
         };
-        let [threads, shared_bytes] = plan.score_shape();
-        let resident = limits.resident_blocks(&DecodeScoresParams::KERNEL, threads, shared_bytes);
+        let (kernel, threads) = (DecodeScoresParams::KERNEL, plan.score_threads());
+        let resident = limits.resident_blocks(&kernel, threads, Self::SCORE_SHARED_BYTES);
         // Blocks that wait for their turn cost little, and even out what rows differ in.
         let blocks = (beams.beams.len() as u32).min(resident.max(1).saturating_mul(4));
         Ok((blocks > 0).then_some(Self { blocks, ..plan }))
-    }
-
-    /// Threads and bytes of shared memory of a block that scores.
-    #[must_use]
-    pub fn score_shape(&self) -> [u32; 2] {
-        [self.score_threads(), Self::SCORE_SHARED_BYTES]
-    }
-
-    /// Threads and bytes of shared memory of a block that chooses.
-    #[must_use]
-    pub fn choice_shape(&self) -> [u32; 2] {
-        [self.choice_threads(), Self::CHOICE_SHARED_BYTES]
     }
 
     fn choice_threads(&self) -> u32 {
@@ -158,56 +131,75 @@ impl<'a> Decode<'a> {
         threads(Self::SCORE_THREADS, longest)
     }
 
-    /// The launch that scores every candidate.
-    #[must_use]
-    pub fn scores(
+    /// Issues the step over `logits` `[beams, V]`.
+    ///
+    /// # Safety
+    /// The tokens of the beams must be below the width. The addresses must be of buffers of the sizes that are said there,
+    /// on the device of `stream`, and live until what is issued is done, unread and unwritten by others.
+    ///
+    /// # Errors
+    /// What `stream` says.
+    pub unsafe fn issue<S: Stream>(
         &self,
-        inputs: &DecodeInputs,
-        buffers: &DecodeBuffers,
-    ) -> Launch<DecodeScoresParams> {
-        Launch {
+        stream: &mut S,
+        logits: DeviceMatrix,
+        results: &DecodeResults,
+    ) -> Result<(), S::Error> {
+        let candidates = self.beams.candidates();
+        // Those with 64-bit fields first: each table begins where another ends.
+        let [beams, edges, tokens, segments] = stream.upload([
+            ("beams", cast_slice(&self.beams.beams)),
+            ("edges", cast_slice(&self.beams.edges)),
+            ("tokens", &self.beams.tokens),
+            ("segments", &self.beams.segments),
+        ])?;
+        let [log_probabilities, ranks] = stream.allocate(
+            Lifetime::Scratch,
+            [
+                ("log-probabilities", candidates * size_of::<f32>()),
+                ("ranks", candidates * RANK_BYTES),
+            ],
+        )?;
+        let scores = Launch {
             kernel: DecodeScoresParams::KERNEL.name(self.element),
             grid: [self.blocks, 1, 1],
             block: [self.score_threads(), 1, 1],
             shared_bytes: Self::SCORE_SHARED_BYTES,
             cooperative: false,
             params: DecodeScoresParams {
-                logits: inputs.logits,
-                row_stride: inputs.row_stride,
-                beams: inputs.beams,
-                edges: inputs.edges,
-                tokens: inputs.tokens,
-                log_probabilities: buffers.log_probabilities,
-                ranks: buffers.ranks,
-                faults: buffers.faults,
+                logits: logits.address,
+                row_stride: logits.row_stride,
+                beams,
+                edges,
+                tokens,
+                log_probabilities,
+                ranks,
+                faults: Some(results.faults),
                 width: self.width,
                 beam_count: self.beams.beams.len() as u32,
                 inverse_temperature: self.beams.temperature.recip() as f32,
                 over_vocabulary: self.beams.over_vocabulary.into(),
             },
-        }
-    }
-
-    /// The launch that then chooses each user's best.
-    #[must_use]
-    pub fn choices(
-        &self,
-        inputs: &DecodeInputs,
-        buffers: &DecodeBuffers,
-    ) -> Launch<DecodeChoicesParams> {
-        Launch {
+        };
+        let choices = Launch {
             kernel: "decode_choices",
             grid: [(self.beams.segments.len() as u32).saturating_sub(1), 1, 1],
             block: [self.choice_threads(), 1, 1],
             shared_bytes: Self::CHOICE_SHARED_BYTES,
             cooperative: false,
             params: DecodeChoicesParams {
-                log_probabilities: buffers.log_probabilities,
-                ranks: buffers.ranks,
-                segments: inputs.segments,
-                choices: buffers.choices,
+                log_probabilities,
+                ranks,
+                segments,
+                choices: Some(results.choices),
                 width: self.beams.width() as u64,
             },
+        };
+        // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for those of the caller,
+        // the caller answers.
+        unsafe {
+            stream.launch(&scores)?;
+            stream.launch(&choices)
         }
     }
 }

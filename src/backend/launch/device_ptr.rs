@@ -1,4 +1,4 @@
-//! Addresses in device memory.
+//! Addresses in device memory, and matrices that lie there.
 
 use std::num::NonZeroU64;
 
@@ -15,7 +15,7 @@ unsafe impl ZeroableInOption for DevicePtr {}
 unsafe impl PodInOption for DevicePtr {}
 
 impl DevicePtr {
-    /// The pointer to an address; `None` for the address 0, where no buffer lies.
+    /// Returns the pointer to an address, and `None` for the address 0, where no buffer lies.
     #[must_use]
     pub const fn new(address: u64) -> Option<Self> {
         match NonZeroU64::new(address) {
@@ -24,15 +24,24 @@ impl DevicePtr {
         }
     }
 
-    /// The address.
+    /// Returns the address.
     #[must_use]
     pub const fn address(self) -> u64 {
         self.0.get()
     }
 
-    /// The pointer so many bytes further on.
+    /// Returns the pointer so many bytes further on.
     #[must_use]
     pub fn offset(self, bytes: u64) -> Self {
         Self(self.0.saturating_add(bytes))
     }
+}
+
+/// A matrix in device memory, each of whose rows is contiguous.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMatrix {
+    /// The first element; `None` for a matrix without elements.
+    pub address: Option<DevicePtr>,
+    /// The distance between the first elements of two rows, in elements.
+    pub row_stride: u64,
 }

@@ -1,11 +1,8 @@
-//! Plans for `kernels/linear_*.cu`: the loss over hidden states and a head.
+//! The plan of the loss over hidden states and a head: `kernels/linear_*.cu`.
 //!
-//! A forward pass is one launch, a backward pass another, the head's gradient, where it is wanted, a third.
-//! Rows over the whole vocabulary (the plain language-model loss) come in chunks, so that their scores
-//! take a bounded amount of memory.
-//!
-//! [`LinearPass`] issues all of it in order to whatever is a [`Queue`](super::Queue): a stream of candle's or of cust's,
-//! or the emulator.
+//! A forward pass is one launch, a backward pass another, and the gradient of the head, where it is wanted, a third. Rows
+//! over the whole vocabulary (the plain language-model loss) come in chunks, so that their scores take a bounded amount of
+//! memory.
 
 mod backward;
 mod forward;
@@ -19,108 +16,85 @@ use items::{BlockShape, Items};
 use params::LinearForwardParams;
 pub use rows::LinearRows;
 
-use super::{DeviceLimits, DevicePtr, Element};
+use super::{DeviceLimits, DeviceMatrix, DevicePtr, Element, TokenSetsView};
 use crate::{Error, Result, TokenSets};
 
-/// Which gradients a pass prepares or makes.
+/// The gradients that a forward pass computes or prepares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearGradients<'a> {
-    /// None.
+    /// No gradient.
     None,
-    /// That of the hidden states, by the forward pass itself, for an upstream gradient of 1.
+    /// The gradient of the hidden states, by the forward pass itself, for an upstream gradient of 1.
     Direct,
-    /// That of the hidden states, by a backward pass.
+    /// The gradient of the hidden states, by a backward pass.
     Hidden,
-    /// Those of hidden states, head and bias, by backward passes. The token sets are those that the rows
-    /// were made with.
+    /// The gradients of hidden states, head and bias, by backward passes. The token sets are those that the rows were made
+    /// with.
     All(&'a TokenSets),
 }
 
-/// A batch over hidden states and a head, whose passes are issued to a [`Queue`](super::Queue).
+/// A plan for the loss over one batch of hidden states `[N, H]` and a head `[V, H]`, whose passes are issued to a
+/// [`Stream`](super::Stream).
 #[derive(Debug, Clone)]
-pub struct LinearPass {
+pub struct LinearPlan {
     rows: LinearRows,
     element: Element,
     width: u32,
     limits: DeviceLimits,
     shape: BlockShape,
     items: Items,
-    /// Whether the forward pass leaves the hidden gradient, unscaled.
+    /// Whether the forward pass saves the gradient of the hidden states, unscaled.
     unscaled: bool,
-    /// For the head's gradient over listed sets, which uses the scores of the forward pass.
+    /// The index for the gradient of the head over listed sets, which is computed from the scores of the forward pass.
     head_tiles: Option<HeadTiles>,
-    /// For that over the whole vocabulary, whose scores are made once more, some tokens at a time.
+    /// The work for that gradient over the whole vocabulary, whose scores are computed again, some tokens at a time.
     head_items: Option<Items>,
 }
 
-/// What the caller has in device memory. Strides are elements between the beginnings of two rows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The inputs of a forward pass in device memory.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LinearTensors {
-    /// The hidden states `[N, H]`; `None` where N is 0.
-    pub hidden: Option<DevicePtr>,
-    /// Of the hidden states.
-    pub hidden_stride: u64,
+    /// The hidden states `[N, H]`.
+    pub hidden: DeviceMatrix,
     /// The head `[V, H]`.
-    pub head: DevicePtr,
-    /// Of the head.
-    pub head_stride: u64,
-    /// The bias `[V]`.
+    pub head: DeviceMatrix,
+    /// The bias `[V]`; `None` where there is none.
     pub bias: Option<DevicePtr>,
-    /// The u32 tokens of all token sets; `None` for the whole vocabulary.
-    pub tokens: Option<DevicePtr>,
-    /// One f64: the temperature so far, where it is on the device.
+    /// The token sets that the rows name.
+    pub sets: TokenSetsView,
+    /// One f64: the temperature so far; `None` where it is not on the device.
     pub previous: Option<DevicePtr>,
 }
 
-/// What a forward pass writes for the caller, in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinearResults {
-    /// [`LinearRows::losses`] f32.
-    pub loss: DevicePtr,
-    /// The f64 fields of [`Statistics`](crate::Statistics) and, under BEAR, behind them the sum of the rows' weights.
-    pub statistics: DevicePtr,
-    /// One f64: the temperature that was used.
-    pub temperature: DevicePtr,
-    /// The gradient of the hidden states `[N, H]`, under [`LinearGradients::Direct`].
-    pub hidden_gradient: Option<DevicePtr>,
-}
-
-/// What a gradient goes on from, in device memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LinearUpstream {
-    /// What the loss's gradient is, as many f32 as the loss has.
-    pub loss: DevicePtr,
-    /// As the forward pass wrote it.
-    pub temperature: DevicePtr,
-}
-
-/// A forward pass that has been issued: where its queue keeps what gradients need.
+/// What a forward pass has saved for the gradients, in kept memory of its stream.
 #[derive(Debug, Clone, Copy)]
-pub struct LinearForwarded {
+pub struct LinearSaved {
     params: LinearForwardParams,
     /// Groups and items of the whole vocabulary; segments, their starts and tokens of listed sets.
     head_tables: [Option<DevicePtr>; 5],
 }
 
-/// A piece of work of a forward pass, of which a block takes one after the other: what figures are computed from.
+/// A piece of work of a forward pass, of which a block takes one after the other. Figures in docs/kernels.md are computed
+/// from them.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinearWork {
-    /// Rows, all of one token set.
+    /// How many rows it has, all of one token set.
     pub rows: u32,
-    /// Tokens whose scores are made, or columns of the gradient.
+    /// How many tokens it scores, or how many columns of the gradient it computes.
     pub columns: u32,
-    /// What each of them is a sum over: elements of a hidden state, or tokens.
+    /// How many terms each result is a sum of: elements of a hidden state, or tokens.
     pub terms: u32,
-    /// Which of how many parts of the sum it is.
+    /// Which slice of the sum it is, counted from 0.
     pub slice: u32,
+    /// How many slices the sum has.
     pub slices: u32,
 }
 
 /// Threads of a block, in every launch.
 const THREADS: u32 = 256;
 
-/// The kernels count the elements of a row in 32 bits, packets in fewer.
+/// Refuses a width that is too large: the kernels count the elements of a row in 32 bits, packets in fewer.
 fn check_width(width: usize) -> Result<u32> {
     let limit = 1 << 24;
     match u32::try_from(width) {
@@ -138,8 +112,8 @@ fn check_width(width: usize) -> Result<u32> {
     }
 }
 
-impl LinearPass {
-    /// Scores over the whole vocabulary that are in memory at a time: 128 MiB of f32.
+impl LinearPlan {
+    /// How many scores over the whole vocabulary are in memory at a time: 128 MiB of f32.
     pub const MOST_SCORES: usize = 1 << 25;
 
     /// Plans passes over hidden states of `width` elements, with `most_scores` over the whole vocabulary
@@ -178,14 +152,14 @@ impl LinearPass {
         })
     }
 
-    /// The rows of the batch.
+    /// Returns the rows of the batch.
     #[must_use]
     pub fn rows(&self) -> &LinearRows {
         &self.rows
     }
 
-    /// The pieces of work of a chunk of rows, in the order in which blocks take them: those that make scores, and those that make the
-    /// gradient.
+    /// Returns the pieces of work of a chunk of rows, in the order in which blocks take them: those that compute scores, and
+    /// those that compute the gradient.
     #[doc(hidden)]
     #[must_use]
     pub fn work(&self, chunk: usize) -> [Vec<LinearWork>; 2] {
@@ -203,7 +177,7 @@ impl LinearPass {
         })
     }
 
-    /// How many launches a forward pass takes at a temperature that is known, or that waits for statistics.
+    /// Returns how many launches a forward pass takes at a temperature that is given, or that waits for statistics.
     #[must_use]
     pub fn forward_launches_count(&self, adapts: bool) -> usize {
         let chunks = self.items.chunks.len();
@@ -214,7 +188,7 @@ impl LinearPass {
         }
     }
 
-    /// How far apart the unscaled gradients of rows are, in f32: whole packets of every type.
+    /// Returns the distance between the unscaled gradients of two rows, in f32: whole packets of every type.
     fn gradient_stride(&self) -> u64 {
         u64::from(self.width).next_multiple_of(8)
     }

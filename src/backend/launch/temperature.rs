@@ -1,4 +1,4 @@
-//! The step of an adaptive temperature, as far as it does not depend on logits.
+//! The step of an adaptive temperature, as far as it does not depend on logits: what kernels are given of it.
 
 use super::kernel_params;
 use crate::temperature::{AdaptiveTemperature, Course, check_temperature};
@@ -31,19 +31,19 @@ impl StatisticsSizes {
     }
 }
 
-/// Where the temperature of a forward pass comes from.
+/// A plan for the temperature of a forward pass: given, or stepped with the statistics of the pass.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TemperaturePlan {
-    /// The temperature so far, for whoever does not hold it on the device.
+    /// The temperature so far, where it is not on the device.
     pub(super) given: f64,
     /// Whether a temperature on the device counts instead of the given one.
     pub(super) continues: bool,
-    /// The step that is taken with the statistics of the pass: none where it is known without them.
+    /// The step that is taken with the statistics of the pass; `None` where the temperature is known without them.
     pub(super) step: Option<TemperatureStep>,
 }
 
 impl TemperaturePlan {
-    /// This one, whatever the statistics are.
+    /// Plans a temperature that does not depend on statistics.
     #[must_use]
     pub fn at(temperature: f64) -> Self {
         Self {
@@ -53,7 +53,7 @@ impl TemperaturePlan {
         }
     }
 
-    /// The next one: a step of `temperature` with statistics of these sizes.
+    /// Plans a step of `temperature` with statistics of these sizes.
     pub(super) fn next(temperature: &Temperature, sizes: &Statistics) -> Result<Self> {
         match temperature {
             Temperature::Fixed(value) => {
@@ -87,7 +87,7 @@ impl TemperaturePlan {
         })
     }
 
-    /// Whether all rows must wait for the statistics.
+    /// Returns whether all rows must wait for the statistics.
     pub(super) fn adapts(&self) -> bool {
         self.step.is_some()
     }

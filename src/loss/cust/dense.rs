@@ -1,14 +1,13 @@
-//! The loss over logits.
+//! The loss over logits in cust's buffers.
 
 use ::cust::memory::DeviceSlice;
 use ::cust::stream::Stream;
 
-use super::device_loss::{DeviceLoss, check_length, given};
+use super::device_loss::{DeviceLoss, PassTemperature, check_length, given};
 use super::output::LossOutput;
-use crate::backend::cust::dense::DenseOperation;
-use crate::backend::cust::memory::PassTemperature;
+use crate::backend::cust::memory::address;
 use crate::backend::cust::{Executor, Logit};
-use crate::backend::launch::DenseRows;
+use crate::backend::launch::{DensePlan, DenseRows, DenseTensors, DeviceMatrix};
 use crate::loss::MaskedSoftmaxLoss;
 use crate::{Result, Rows, Temperature};
 
@@ -17,7 +16,7 @@ use crate::{Result, Rows, Temperature};
 pub struct DenseLoss<'e>(DeviceLoss<'e>);
 
 impl<'e> DenseLoss<'e> {
-    /// A loss over logits of a vocabulary of so many tokens, with the sets, the temperature and the
+    /// Makes a loss over logits of a vocabulary of so many tokens, with the sets, the temperature and the
     /// convention of `loss`. Uploads the sets.
     ///
     /// # Errors
@@ -26,7 +25,7 @@ impl<'e> DenseLoss<'e> {
         DeviceLoss::new(executor, loss, vocabulary).map(Self)
     }
 
-    /// The loss of `logits` `[N, V]`. An adaptive temperature takes a step with the statistics of
+    /// Returns the loss of `logits` `[N, V]`. An adaptive temperature takes a step with the statistics of
     /// these rows first, on the device, and the new τ is used.
     ///
     /// # Errors
@@ -41,10 +40,10 @@ impl<'e> DenseLoss<'e> {
         self.stepping(stream, logits, rows, None)
     }
 
-    /// The loss at a given temperature; takes no step.
+    /// Returns the loss at a given temperature, and takes no step.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for
+    /// Those of [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for
     /// `temperature`.
     pub fn forward_at<T: Logit>(
         &self,
@@ -54,16 +53,20 @@ impl<'e> DenseLoss<'e> {
         temperature: f64,
     ) -> Result<LossOutput> {
         let temperature = given(temperature)?;
-        let dense = self.0.loss.dense_rows(rows)?;
-        self.pass(stream, logits, (rows, &dense), &temperature, None)
+        self.run(
+            stream,
+            logits,
+            self.0.loss.dense_rows(rows)?,
+            &temperature,
+            None,
+        )
     }
 
-    /// The loss, and the gradient of the logits (of the loss's sum where the reduction is none),
-    /// written over all of `gradient` `[N, V]`. Steps the temperature as [`forward`](Self::forward)
-    /// does.
+    /// Returns the loss, and writes the gradient of the logits (of the loss's sum where the reduction is none) over all of
+    /// `gradient` `[N, V]`. Steps the temperature as [`forward`](Self::forward) does.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and for a gradient of another length than the logits.
+    /// Those of [`forward`](Self::forward), and for a gradient of another length than the logits.
     pub fn value_and_gradient<T: Logit>(
         &mut self,
         stream: &Stream,
@@ -74,7 +77,7 @@ impl<'e> DenseLoss<'e> {
         self.stepping(stream, logits, rows, Some(gradient))
     }
 
-    /// The temperature as it stands. After a step this waits for the device.
+    /// Returns the temperature as it stands. After a step this waits for the device.
     ///
     /// # Errors
     /// What the driver says.
@@ -90,36 +93,46 @@ impl<'e> DenseLoss<'e> {
         gradient: Option<&mut DeviceSlice<T>>,
     ) -> Result<LossOutput> {
         let dense = self.0.loss.dense_rows(rows)?;
-        let temperature = (self.0).next(|known| dense.next(known))?;
-        let output = self.pass(stream, logits, (rows, &dense), &temperature, gradient)?;
+        let temperature = self.0.next(&dense.totals)?;
+        let output = self.run(stream, logits, dense, &temperature, gradient)?;
         self.0.take_step(&output);
         Ok(output)
     }
 
-    fn pass<T: Logit>(
+    fn run<T: Logit>(
         &self,
         stream: &Stream,
         logits: &DeviceSlice<T>,
-        (rows, dense): (&Rows, &DenseRows),
+        rows: DenseRows,
         temperature: &PassTemperature,
         gradient: Option<&mut DeviceSlice<T>>,
     ) -> Result<LossOutput> {
-        let shape = [rows.positions(), self.0.vocabulary];
+        let shape @ [_, width] = [rows.totals.positions(), self.0.vocabulary];
         check_length("logits", logits, shape)?;
         if let Some(gradient) = &gradient {
             check_length("gradient", gradient, shape)?;
         }
-        let operation = DenseOperation {
-            executor: self.0.executor,
-            stream,
-            sets: &self.0.sets,
-            rows: dense,
-            width: self.0.vocabulary,
+        let plan = DensePlan::new(rows, T::ELEMENT, width, self.0.executor.limits())?;
+        let matrix = |slice: &DeviceSlice<T>| DeviceMatrix {
+            address: address(slice),
+            row_stride: width as u64,
         };
-        // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` has compared
-        // with the vocabulary; the lengths have been compared just now; and whoever works on these
-        // buffers in another stream answers for the order (see the module).
-        let left = unsafe { operation.run(logits, temperature, gradient) }?;
-        Ok(LossOutput::new(left, dense.losses()))
+        let tensors = DenseTensors {
+            logits: matrix(logits),
+            sets: self.0.sets.view(),
+            previous: temperature.previous_address(),
+        };
+        let gradient = gradient.map(|gradient| matrix(gradient));
+        let losses = plan.rows().totals.losses();
+        LossOutput::of(self.0.executor, stream, losses, |stream, results| {
+            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` has compared with the
+            // vocabulary; the lengths have been compared just now, and the results have the sizes that are asked for;
+            // what `stream` holds is freed by `cuMemFree`, which waits for the device; and whoever works on these buffers
+            // in another stream answers for the order (see the module).
+            let saved = unsafe {
+                plan.issue_forward(stream, &tensors, temperature.plan, gradient, results)
+            };
+            saved.map(drop)
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! What losses over logits and over hidden states have in common.
+//! The state that losses over logits and over hidden states have in common.
 
 use std::fmt;
 use std::rc::Rc;
@@ -7,8 +7,8 @@ use ::cust::memory::{DeviceBuffer, DeviceSlice};
 
 use super::output::{LossOutput, read};
 use crate::backend::cust::Executor;
-use crate::backend::cust::memory::{DeviceSets, PassTemperature};
-use crate::backend::launch::TemperaturePlan;
+use crate::backend::cust::memory::{DeviceSets, address};
+use crate::backend::launch::{BatchTotals, DevicePtr, TemperaturePlan};
 use crate::loss::MaskedSoftmaxLoss;
 use crate::loss::temperature::Stepped;
 use crate::temperature::check_temperature;
@@ -19,9 +19,9 @@ pub(super) struct DeviceLoss<'e> {
     pub executor: &'e Executor,
     pub loss: MaskedSoftmaxLoss,
     pub sets: DeviceSets,
-    /// V.
+    /// V, the number of tokens in the vocabulary.
     pub vocabulary: usize,
-    /// τ after the last step.
+    /// One number, τ after the last step; `None` before the first.
     stepped: Option<Rc<DeviceBuffer<f64>>>,
 }
 
@@ -53,18 +53,15 @@ impl<'e> DeviceLoss<'e> {
         })
     }
 
-    /// The temperature of a pass that takes a step. `next` plans it.
-    pub fn next(
-        &self,
-        next: impl FnOnce(&Temperature) -> Result<TemperaturePlan>,
-    ) -> Result<PassTemperature<'_>> {
+    /// Returns the temperature of a pass that takes a step with the statistics of this batch.
+    pub fn next(&self, totals: &BatchTotals) -> Result<PassTemperature<'_>> {
         Ok(PassTemperature {
-            plan: next(self.loss.temperature.known())?,
+            plan: totals.next(self.loss.temperature.known())?,
             previous: self.stepped.as_deref(),
         })
     }
 
-    /// A pass that has taken a step has been issued.
+    /// Notes that a pass that takes a step has been issued.
     pub fn take_step(&mut self, output: &LossOutput) {
         let mut known = self.loss.temperature.known().clone();
         if let Temperature::Adaptive(_) = known {
@@ -74,7 +71,7 @@ impl<'e> DeviceLoss<'e> {
         }
     }
 
-    /// The temperature as it stands.
+    /// Returns the temperature as it stands.
     pub fn temperature(&self) -> Result<Temperature> {
         let known = self.loss.temperature.known();
         match &self.stepped {
@@ -94,7 +91,19 @@ impl fmt::Debug for DeviceLoss<'_> {
     }
 }
 
-/// The temperature of a pass that takes no step.
+/// The temperature of a pass, and the number that it goes on from where that is on the device.
+pub(super) struct PassTemperature<'a> {
+    pub plan: TemperaturePlan,
+    previous: Option<&'a DeviceBuffer<f64>>,
+}
+
+impl PassTemperature<'_> {
+    pub fn previous_address(&self) -> Option<DevicePtr> {
+        self.previous.and_then(|previous| address(previous))
+    }
+}
+
+/// Returns the temperature of a pass that takes no step.
 pub(super) fn given(temperature: f64) -> Result<PassTemperature<'static>> {
     check_temperature("temperature", temperature)?;
     Ok(PassTemperature {
@@ -103,7 +112,7 @@ pub(super) fn given(temperature: f64) -> Result<PassTemperature<'static>> {
     })
 }
 
-/// That a slice holds a matrix, a vector being a matrix of one column.
+/// Refuses a slice that does not hold a matrix of this shape. A vector is a matrix of one column.
 pub(super) fn check_length<T: ::cust::memory::DeviceCopy>(
     what: &'static str,
     slice: &DeviceSlice<T>,

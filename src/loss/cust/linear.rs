@@ -1,27 +1,52 @@
-//! The loss over hidden states × head.
+//! The loss over hidden states × head in cust's buffers.
 
+use ::cust::memory::DeviceSlice;
 use ::cust::stream::Stream;
 
-use super::device_loss::{DeviceLoss, check_length, given};
+use super::device_loss::{DeviceLoss, PassTemperature, check_length, given};
 use super::output::LossOutput;
-use crate::backend::cust::linear::{LinearGradients, LinearInput, LinearOperation};
-use crate::backend::cust::memory::PassTemperature;
-use crate::backend::cust::{Executor, Logit};
-use crate::backend::launch::LinearRows;
+use crate::backend::cust::memory::{address, there};
+use crate::backend::cust::stream::CustStream;
+use crate::backend::cust::{Executor, Logit, driver_error};
+use crate::backend::launch::{
+    self, DeviceMatrix, DevicePtr, LinearPlan, LinearRows, LinearTensors, Upstream,
+};
 use crate::loss::MaskedSoftmaxLoss;
 use crate::{Result, Rows, Temperature};
 
-/// A [`MaskedSoftmaxLoss`] over hidden states `[N, H]` × head `[V, H]` in device memory, without ever
-/// making the logits: only the head rows of valid tokens are touched.
+/// Hidden states, and the head that they are multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearInput<'a, T: Logit> {
+    /// The hidden states `[N, H]`.
+    pub hidden: &'a DeviceSlice<T>,
+    /// The head `[V, H]`.
+    pub head: &'a DeviceSlice<T>,
+    /// The bias `[V]`; `None` where there is none.
+    pub bias: Option<&'a DeviceSlice<T>>,
+}
+
+/// The slices that gradients are written to, each of which is overwritten whole.
+#[derive(Debug)]
+pub struct LinearGradients<'a, T: Logit> {
+    /// The gradient of the hidden states `[N, H]`.
+    pub hidden: &'a mut DeviceSlice<T>,
+    /// The gradient of the head `[V, H]`; `None` where it is not wanted.
+    pub head: Option<&'a mut DeviceSlice<T>>,
+    /// The gradient of the bias `[V]`; `None` where it is not wanted.
+    pub bias: Option<&'a mut DeviceSlice<T>>,
+}
+
+/// A [`MaskedSoftmaxLoss`] over hidden states `[N, H]` × head `[V, H]` in device memory, which does not materialise the
+/// logits: only the head rows of valid tokens are read.
 #[derive(Debug)]
 pub struct LinearLoss<'e> {
     on_device: DeviceLoss<'e>,
-    /// H.
+    /// H, the width of the hidden states.
     width: usize,
 }
 
 impl<'e> LinearLoss<'e> {
-    /// A loss over hidden states of `width` elements and a head of `vocabulary` rows, with the sets, the
+    /// Makes a loss over hidden states of `width` elements and a head of `vocabulary` rows, with the sets, the
     /// temperature and the convention of `loss`. Uploads the sets.
     ///
     /// # Errors
@@ -39,7 +64,7 @@ impl<'e> LinearLoss<'e> {
         })
     }
 
-    /// The loss. An adaptive temperature takes a step with the statistics of these rows first, on the
+    /// Returns the loss. An adaptive temperature takes a step with the statistics of these rows first, on the
     /// device, and the new τ is used.
     ///
     /// # Errors
@@ -55,10 +80,10 @@ impl<'e> LinearLoss<'e> {
         self.stepping(stream, input, rows, None)
     }
 
-    /// The loss at a given temperature; takes no step.
+    /// Returns the loss at a given temperature, and takes no step.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for
+    /// Those of [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for
     /// `temperature`.
     pub fn forward_at<T: Logit>(
         &self,
@@ -68,16 +93,15 @@ impl<'e> LinearLoss<'e> {
         temperature: f64,
     ) -> Result<LossOutput> {
         let temperature = given(temperature)?;
-        let linear = self.rows(rows)?;
-        self.pass(stream, input, linear, &temperature, None)
+        let linear = self.on_device.loss.linear_rows(rows)?;
+        self.run(stream, input, linear, &temperature, None)
     }
 
-    /// The loss, and the gradients of the hidden states and, where they are wanted, of head and bias (of
-    /// the loss's sum where the reduction is none), each written over all of its slice. Steps the
-    /// temperature as [`forward`](Self::forward) does.
+    /// Returns the loss, and writes the gradients of the hidden states and, where they are wanted, of head and bias (of the
+    /// loss's sum where the reduction is none). Steps the temperature as [`forward`](Self::forward) does.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward).
+    /// Those of [`forward`](Self::forward).
     pub fn value_and_gradients<T: Logit>(
         &mut self,
         stream: &Stream,
@@ -88,16 +112,12 @@ impl<'e> LinearLoss<'e> {
         self.stepping(stream, input, rows, Some(gradients))
     }
 
-    /// The temperature as it stands. After a step this waits for the device.
+    /// Returns the temperature as it stands. After a step this waits for the device.
     ///
     /// # Errors
     /// What the driver says.
     pub fn temperature(&self) -> Result<Temperature> {
         self.on_device.temperature()
-    }
-
-    fn rows(&self, rows: &Rows) -> Result<LinearRows> {
-        self.on_device.loss.linear_rows(rows)
     }
 
     fn stepping<T: Logit>(
@@ -107,14 +127,14 @@ impl<'e> LinearLoss<'e> {
         rows: &Rows,
         gradients: Option<LinearGradients<T>>,
     ) -> Result<LossOutput> {
-        let linear = self.rows(rows)?;
-        let temperature = self.on_device.next(|known| linear.next(known))?;
-        let output = self.pass(stream, input, linear, &temperature, gradients)?;
+        let linear = self.on_device.loss.linear_rows(rows)?;
+        let temperature = self.on_device.next(&linear.totals)?;
+        let output = self.run(stream, input, linear, &temperature, gradients)?;
         self.on_device.take_step(&output);
         Ok(output)
     }
 
-    fn pass<T: Logit>(
+    fn run<T: Logit>(
         &self,
         stream: &Stream,
         input: LinearInput<T>,
@@ -122,21 +142,62 @@ impl<'e> LinearLoss<'e> {
         temperature: &PassTemperature,
         gradients: Option<LinearGradients<T>>,
     ) -> Result<LossOutput> {
-        self.check(&input, gradients.as_ref(), rows.positions())?;
-        let losses = rows.losses();
-        let operation = LinearOperation {
-            executor: self.on_device.executor,
-            stream,
-            sets: &self.on_device.loss.sets,
-            device_sets: &self.on_device.sets,
-            rows,
-            width: self.width,
+        let DeviceLoss {
+            executor,
+            loss,
+            sets,
+            ..
+        } = &self.on_device;
+        self.check(&input, gradients.as_ref(), rows.totals.positions())?;
+        let planned = match &gradients {
+            None => launch::LinearGradients::None,
+            Some(of) if of.head.is_some() || of.bias.is_some() => {
+                launch::LinearGradients::All(&loss.sets)
+            }
+            Some(_) => launch::LinearGradients::Direct,
         };
-        // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` has compared
-        // with the vocabulary; the lengths have been compared just now; and whoever works on these
-        // buffers in another stream answers for the order (see the module).
-        let left = unsafe { operation.run(&input, temperature, gradients) }?;
-        Ok(LossOutput::new(left, losses))
+        let (width, limits, most) = (self.width, executor.limits(), LinearPlan::MOST_SCORES);
+        let plan = LinearPlan::new(rows, T::ELEMENT, width, planned, limits, most)?;
+        let matrix = |slice: &DeviceSlice<T>| DeviceMatrix {
+            address: address(slice),
+            row_stride: width as u64,
+        };
+        let tensors = LinearTensors {
+            hidden: matrix(input.hidden),
+            head: matrix(input.head),
+            bias: input.bias.and_then(|bias| address(bias)),
+            sets: sets.view(),
+            previous: temperature.previous_address(),
+        };
+        let to_hidden = gradients.as_ref().and_then(|of| address(of.hidden));
+        let direct = to_hidden.filter(|_| planned == launch::LinearGradients::Direct);
+        let losses = plan.rows().totals.losses();
+        LossOutput::of(executor, stream, losses, |stream, results| {
+            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` has compared with the
+            // vocabulary; the lengths have been compared just now, and the results have the sizes that are asked for;
+            // what `stream` holds is freed by `cuMemFree`, which waits for the device; and whoever works on these buffers
+            // in another stream answers for the order (see the module).
+            unsafe {
+                // Before any launch, for which a copy would wait.
+                let ones = vec![1f32; losses];
+                let [ones] =
+                    launch::Stream::upload(stream, [("upstream", bytemuck::cast_slice(&ones))])?;
+                let saved =
+                    plan.issue_forward(stream, &tensors, temperature.plan, direct, results)?;
+                let (Some(of), launch::LinearGradients::All(_), Some(loss), Some(to_hidden)) =
+                    (gradients, planned, ones, to_hidden)
+                else {
+                    return Ok(());
+                };
+                let upstream = Upstream {
+                    loss,
+                    temperature: results.temperature,
+                };
+                plan.issue_hidden_gradient(stream, &saved, &upstream, to_hidden)?;
+                let of_head = [zeroed(stream, of.head)?, zeroed(stream, of.bias)?];
+                plan.issue_head_gradient(stream, &saved, &upstream, of_head)
+            }
+        })
     }
 
     fn check<T: Logit>(
@@ -164,4 +225,20 @@ impl<'e> LinearLoss<'e> {
         }
         Ok(())
     }
+}
+
+/// Sets a gradient that is wanted to zeros, and returns its address.
+///
+/// # Safety
+/// No work of other streams may read or write the gradient until the stream has come past this.
+unsafe fn zeroed<T: Logit>(
+    stream: &CustStream,
+    gradient: Option<&mut DeviceSlice<T>>,
+) -> Result<Option<DevicePtr>> {
+    let Some(gradient) = gradient else {
+        return Ok(None);
+    };
+    // SAFETY: the caller's promise; zeros are set in the order of the stream.
+    unsafe { gradient.set_zero_async(stream.cust_stream()) }.map_err(driver_error)?;
+    there(gradient).map(Some)
 }

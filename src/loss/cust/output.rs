@@ -1,16 +1,19 @@
-//! What a pass leaves in device memory.
+//! The results of a pass in device memory.
 
 use std::fmt;
 use std::rc::Rc;
 
 use ::cust::memory::{DeviceBuffer, DeviceCopy, DeviceSlice};
+use ::cust::stream::Stream;
 
-use crate::backend::cust::driver_error;
-use crate::backend::cust::memory::Forwarded;
+use crate::backend::cust::memory::{there, uninitialised};
+use crate::backend::cust::stream::CustStream;
+use crate::backend::cust::{Executor, driver_error};
+use crate::backend::launch::ForwardResults;
 use crate::{Result, Statistics};
 
-/// What a pass leaves in device memory, to be read or used there. Reading waits for the device, and
-/// so does dropping it: what the launches used goes with it.
+/// The results of a pass in device memory, to be read or used there. Reading them waits for the device, and so does
+/// dropping them, as the memory that the launches used is freed with them.
 pub struct LossOutput {
     loss: DeviceBuffer<f32>,
     losses: usize,
@@ -20,45 +23,61 @@ pub struct LossOutput {
 }
 
 impl LossOutput {
-    pub(super) fn new(left: Forwarded, losses: usize) -> Self {
-        Self {
-            loss: left.loss,
+    /// Issues a pass with `issue`, for a loss of so many numbers.
+    pub(super) fn of(
+        executor: &Executor,
+        stream: &Stream,
+        losses: usize,
+        issue: impl FnOnce(&mut CustStream, &ForwardResults) -> Result<()>,
+    ) -> Result<Self> {
+        let mut output = Self {
+            loss: uninitialised(losses)?,
             losses,
-            temperature: left.temperature.into(),
-            statistics: left.statistics,
-            _scratch: left.scratch,
-        }
+            temperature: Rc::new(uninitialised(1)?),
+            // Behind the statistics is the sum of BEAR's weights.
+            statistics: uninitialised(Statistics::LENGTH + 1)?,
+            _scratch: Vec::new(),
+        };
+        let results = ForwardResults {
+            loss: there(&output.loss)?,
+            statistics: there(&output.statistics)?,
+            temperature: there(&output.temperature)?,
+        };
+        let mut stream = CustStream::new(executor, stream);
+        issue(&mut stream, &results)?;
+        output._scratch = stream.into_held();
+        Ok(output)
     }
 
-    /// The loss on the device, as [`read_loss`](Self::read_loss) has it; a buffer of one element
+    /// Returns the loss on the device, as [`read_loss`](Self::read_loss) has it; a buffer of one element
     /// where there is no position.
     #[must_use]
     pub fn loss(&self) -> &DeviceSlice<f32> {
         &self.loss
     }
 
-    /// The loss: one number, or one a position where the reduction is none.
+    /// Reads the loss: one number, or one for each position where the reduction is none.
     ///
     /// # Errors
-    /// What the driver says, of the work before too.
+    /// What the driver says of this and of the work before.
     pub fn read_loss(&self) -> Result<Vec<f32>> {
         let mut loss = read(&self.loss)?;
         loss.truncate(self.losses);
         Ok(loss)
     }
 
-    /// τ as the pass used it.
+    /// Reads the τ that the pass used.
     ///
     /// # Errors
-    /// As [`read_loss`](Self::read_loss).
+    /// Those of [`read_loss`](Self::read_loss).
     pub fn read_temperature(&self) -> Result<f64> {
         Ok(read(&self.temperature)?[0])
     }
 
-    /// The statistics of the rows.
+    /// Reads the statistics of the rows.
     ///
     /// # Errors
-    /// As [`read_loss`](Self::read_loss).
+    /// Those of [`read_loss`](Self::read_loss).
     pub fn read_statistics(&self) -> Result<Statistics> {
         let mut fields = [0.0; Statistics::LENGTH];
         // Behind them is what BEAR writes.

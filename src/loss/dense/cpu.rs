@@ -1,4 +1,4 @@
-//! The dense loss on the CPU: from candle's storage to the backend's slices.
+//! The loss over logits on the CPU: from candle's storage to the backend's slices.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, DType, Device, Layout, Tensor};
@@ -7,10 +7,10 @@ use super::{LOGITS, not_contiguous};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::dense::{self, Gradient, Logits, gather_statistics, softmax_rows};
 use crate::loss::LossOutput;
+use crate::loss::call::{CpuForward, LossCall, Upstream, loss_shape, loss_values, output};
 use crate::loss::output::loss_dtype;
-use crate::loss::pass::{Forward, Upstream, loss_shape, loss_values, output};
-use crate::loss::temperature::TemperatureSource;
-use crate::loss::tensor::{Scalar, cpu, matrix, matrix_shape, with_element};
+use crate::loss::temperature::Stepped;
+use crate::loss::tensor::{Scalar, cpu, matrix, matrix_shape, values_mut, with_element};
 use crate::{Result, Statistics};
 
 pub(super) fn statistics(logits: &Tensor, batch: &Batch) -> Result<Statistics> {
@@ -23,35 +23,31 @@ pub(super) fn statistics(logits: &Tensor, batch: &Batch) -> Result<Statistics> {
 
 pub(super) fn value_and_gradient(
     logits: &Tensor,
-    batch: &Batch,
-    source: &TemperatureSource,
-) -> Result<(Forward, Tensor)> {
+    call: &LossCall,
+) -> Result<(LossOutput, Option<Stepped>, Tensor)> {
     with_element!(logits.dtype(), LOGITS, T => {
         let (storage, layout) = logits.storage_and_layout();
         let view = view::<T>(cpu(LOGITS, &storage)?, layout)?;
         let mut values = bytemuck::zeroed_vec(logits.elem_count());
         let gradient = Gradient { values: &mut values, zeroed: true };
-        let forward = pass(view, batch, source, Some(gradient))?;
-        let gradient = Tensor::from_vec(values, logits.shape(), logits.device())?;
-        Ok((forward, gradient))
+        let forward = run(view, call, Some(gradient))?;
+        let (output, stepped) = detached_output(logits.dims(), logits.dtype(), call, &forward)?;
+        Ok((output, stepped, Tensor::from_vec(values, logits.shape(), logits.device())?))
     })
 }
 
 pub(super) fn forward(
     storage: &CpuStorage,
     layout: &Layout,
-    batch: &Batch,
-    source: &TemperatureSource,
-) -> Result<Forward> {
-    with_element!(storage.dtype(), LOGITS, T => {
-        pass(view::<T>(storage, layout)?, batch, source, None)
-    })
+    call: &LossCall,
+) -> Result<CpuForward> {
+    with_element!(storage.dtype(), LOGITS, T => run(view::<T>(storage, layout)?, call, None))
 }
 
 pub(super) fn backward(
     logits: &Tensor,
     batch: &Batch,
-    forward: &Forward,
+    forward: &CpuForward,
     upstream: &Tensor,
 ) -> Result<Tensor> {
     let upstream = Upstream::new(upstream)?;
@@ -70,53 +66,51 @@ pub(super) fn backward(
     })
 }
 
-/// Loss and gradient in one pass, the gradient written over a storage that holds anything.
+/// Computes loss and gradient in one pass, and writes the gradient over whatever `gradient` holds.
 pub(super) fn forward_into(
-    gradient: &mut CpuStorage,
-    gradient_layout: &Layout,
+    (gradient, gradient_layout): (&mut CpuStorage, &Layout),
     (logits, layout): (&CpuStorage, &Layout),
-    batch: &Batch,
-    source: &TemperatureSource,
-) -> Result<Forward> {
+    call: &LossCall,
+) -> Result<(LossOutput, Option<Stepped>)> {
     let range = gradient_layout.contiguous_offsets();
-    with_element!(logits.dtype(), LOGITS, T => {
-        let view = view::<T>(logits, layout)?;
-        let values = (T::storage_as_mut_slice(gradient).zip(range))
+    let forward = with_element!(logits.dtype(), LOGITS, T => {
+        let values = (values_mut::<T>(gradient).zip(range))
             .and_then(|(values, (start, end))| values.get_mut(start..end));
         let values = values.ok_or_else(|| not_contiguous(gradient_layout))?;
-        pass(view, batch, source, Some(Gradient { values, zeroed: false }))
-    })
+        let gradient = Gradient { values, zeroed: false };
+        run(view::<T>(logits, layout)?, call, Some(gradient))
+    })?;
+    detached_output(layout.dims(), logits.dtype(), call, &forward)
 }
 
-/// The same, written over the logits. A gradient of its own comes first, as nothing is gained by
-/// doing without on the CPU.
+/// Computes loss and gradient in one pass, and writes the gradient over the logits. It is first computed in memory of its
+/// own, as nothing is gained by doing without on the CPU.
 pub(super) fn forward_over(
     storage: &mut CpuStorage,
     layout: &Layout,
-    batch: &Batch,
-    source: &TemperatureSource,
-) -> Result<Forward> {
+    call: &LossCall,
+) -> Result<(LossOutput, Option<Stepped>)> {
     let (stride, width) = matrix_shape(LOGITS, layout)?;
-    with_element!(storage.dtype(), LOGITS, T => {
+    let forward = with_element!(storage.dtype(), LOGITS, T => {
         let mut values = bytemuck::zeroed_vec::<T>(layout.shape().elem_count());
         let gradient = Gradient { values: &mut values, zeroed: true };
-        let forward = pass(view::<T>(storage, layout)?, batch, source, Some(gradient))?;
-        let logits = T::storage_as_mut_slice(storage)
+        let forward = run(view::<T>(storage, layout)?, call, Some(gradient))?;
+        let logits = values_mut::<T>(storage)
             .and_then(|logits| logits.get_mut(layout.start_offset()..))
             .unwrap_or_default();
         let rows = logits.chunks_mut(stride.max(1)).zip(values.chunks(width.max(1)));
         rows.for_each(|(logits, gradient)| logits[..width].copy_from_slice(gradient));
         Ok(forward)
-    })
+    })?;
+    detached_output(layout.dims(), storage.dtype(), call, &forward)
 }
 
-/// The pass itself: statistics, temperature, softmax and, where asked for, the gradient.
-fn pass<T: Scalar>(
+/// Computes statistics, temperature, softmax and, where asked for, the gradient.
+fn run<T: Scalar>(
     logits: Logits<T>,
-    batch: &Batch,
-    source: &TemperatureSource,
+    LossCall { batch, source, .. }: &LossCall,
     gradient: Option<Gradient<T>>,
-) -> Result<Forward> {
+) -> Result<CpuForward> {
     // BEAR normalises the weights of all rows before any has a gradient.
     let (along, after) = match batch.bear {
         None => (gradient, None),
@@ -127,7 +121,7 @@ fn pass<T: Scalar>(
     let statistics = gathered.statistics;
     let temperature = source.resolve(&statistics)?;
     let softmaxes = softmax_rows(logits, batch, gathered, temperature.0, along);
-    let forward = Forward::new(batch, softmaxes, statistics, temperature);
+    let forward = CpuForward::new(batch, softmaxes, statistics, temperature);
     if let Some(gradient) = after {
         dense::backward(
             logits,
@@ -141,16 +135,16 @@ fn pass<T: Scalar>(
     Ok(forward)
 }
 
-/// The output of a pass over logits of this shape that autograd does not see.
-pub(super) fn detached_output(
+/// Returns the output of a pass over logits of this shape that autograd does not see.
+fn detached_output(
     shape: &[usize],
     dtype: DType,
-    batch: &Batch,
-    forward: &Forward,
-) -> Result<LossOutput> {
-    let values = loss_values(batch, forward);
-    let loss = Tensor::from_vec(values, loss_shape(batch, shape), &Device::Cpu)?;
-    output(loss.to_dtype(loss_dtype(dtype))?, batch, forward)
+    call: &LossCall,
+    forward: &CpuForward,
+) -> Result<(LossOutput, Option<Stepped>)> {
+    let values = loss_values(&call.batch, forward);
+    let loss = Tensor::from_vec(values, loss_shape(&call.batch, shape), &Device::Cpu)?;
+    output(loss.to_dtype(loss_dtype(dtype))?, &call.batch, forward)
 }
 
 fn view<'a, T: Scalar>(storage: &'a CpuStorage, layout: &Layout) -> Result<Logits<'a, T>> {

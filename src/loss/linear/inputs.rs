@@ -1,19 +1,97 @@
-//! What the linear loss is given: hidden states, head and bias, looked over once and then seen as the
-//! backend's slices.
+//! The inputs of the loss over hidden states: hidden states, head and bias, checked once and then viewed as the slices of
+//! the backend.
 
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, Layout, Tensor};
+use candle_core::{CpuStorage, Device, Layout, Tensor};
 
-use super::HIDDEN;
+use super::{HIDDEN, statistics_on_cpu};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{self, Hidden};
-use crate::loss::head::{BIAS, Gathered, HEAD, Head, check_dtype, check_head};
-use crate::loss::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix};
+use crate::loss::head::{BIAS, HEAD, Head, check_dtype, check_head};
+use crate::loss::tensor::{Gathered, Scalar, check_loss_device, check_positions, cpu, matrix};
 use crate::{Error, Result, TokenSets};
 
-/// Everything that the slices of the backend rely on, refused in words before any work.
-pub(super) fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
+/// Hidden states and a head that fit each other and a batch: [`new`](Self::new) has checked everything that the backends
+/// rely on.
+pub(super) struct CheckedInputs {
+    /// The hidden states `[.., H]`.
+    pub hidden: Tensor,
+    /// The head `[V, H]`.
+    pub weight: Tensor,
+    /// The bias `[V]`. Without a bias it is empty, as candle's op takes three tensors, or of one element on a device, which has no
+    /// buffer without elements.
+    pub bias: Tensor,
+    pub has_bias: bool,
+    /// Gathered rows of the head, where it is frozen.
+    pub gathered: Option<Arc<Gathered>>,
+}
+
+impl CheckedInputs {
+    /// Refuses inputs that do not fit each other or the batch, before any work.
+    pub fn new(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<Self> {
+        check(hidden, head, batch)?;
+        let bias = match head.bias {
+            Some(bias) => bias.clone(),
+            None => {
+                let device = head.weight.device();
+                let length = usize::from(!device.is_cpu());
+                Tensor::zeros(length, head.weight.dtype(), device)?
+            }
+        };
+        let inputs = Self {
+            hidden: hidden.clone(),
+            weight: head.weight.clone(),
+            bias,
+            has_bias: head.bias.is_some(),
+            gathered: head.gathered.cloned(),
+        };
+        if batch.checked && !hidden.device().is_cpu() {
+            // To name the first score that is not finite is worth a copy to those who ask for it.
+            let copied = inputs.map(|tensor| tensor.to_device(&Device::Cpu))?;
+            statistics_on_cpu(
+                &Self {
+                    gathered: None,
+                    ..copied
+                },
+                batch,
+            )?;
+        }
+        Ok(inputs)
+    }
+
+    /// Returns the same inputs, which autograd does not see.
+    pub fn detached(&self) -> Result<Self> {
+        self.map(|tensor| Ok(tensor.detach()))
+    }
+
+    fn map(&self, of: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            hidden: of(&self.hidden)?,
+            weight: of(&self.weight)?,
+            bias: of(&self.bias)?,
+            has_bias: self.has_bias,
+            gathered: self.gathered.clone(),
+        })
+    }
+
+    /// Calls `look` with the slices of hidden states and head.
+    pub fn viewed<T: Scalar, R>(
+        &self,
+        look: impl FnOnce(Hidden<T>, &linear::Head<T>) -> Result<R>,
+    ) -> Result<R> {
+        let [hidden, weight, bias] =
+            [&self.hidden, &self.weight, &self.bias].map(Tensor::storage_and_layout);
+        let head = head_view::<T>(
+            (cpu(HEAD, &weight.0)?, weight.1),
+            (cpu(BIAS, &bias.0)?, bias.1),
+            self.gathered.as_ref(),
+        )?;
+        look(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &head)
+    }
+}
+
+fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_loss_device(HIDDEN, hidden)?;
     check_same_device(hidden, head)?;
     check_positions(hidden, batch.positions)?;
@@ -54,7 +132,7 @@ fn check_width(hidden: &Tensor, head: &Tensor) -> Result<()> {
     }
 }
 
-/// How many sets there are, and how many tokens.
+/// Describes token sets by how many there are, and how many tokens they have.
 fn sizes(sets: &TokenSets) -> String {
     match sets.as_raw() {
         Some((offsets, tokens)) => format!("sets: {}, tokens: {}", offsets.len() - 1, tokens.len()),
@@ -79,41 +157,6 @@ fn check_same_device(hidden: &Tensor, head: &Head) -> Result<()> {
     }
 }
 
-/// What `look` sees in hidden states and a head.
-pub(super) fn viewed<T: Scalar, R>(
-    hidden: &Tensor,
-    head: &Head,
-    look: impl FnOnce(Hidden<T>, &linear::Head<T>) -> Result<R>,
-) -> Result<R> {
-    let bias = bias_or_none(head)?;
-    let (hidden, weight) = (
-        hidden.storage_and_layout(),
-        head.weight.storage_and_layout(),
-    );
-    let bias = bias.storage_and_layout();
-    let view = head_view::<T>(
-        cpu(HEAD, &weight.0)?,
-        weight.1,
-        cpu(BIAS, &bias.0)?,
-        bias.1,
-        head.gathered,
-    )?;
-    look(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &view)
-}
-
-/// candle's op takes three tensors; an empty one stands for no bias. (A device has no buffer without
-/// elements.)
-pub(super) fn bias_or_none(head: &Head) -> Result<Tensor> {
-    match head.bias {
-        Some(bias) => Ok(bias.clone()),
-        None => {
-            let device = head.weight.device();
-            let length = usize::from(!device.is_cpu());
-            Ok(Tensor::zeros(length, head.weight.dtype(), device)?)
-        }
-    }
-}
-
 pub(super) fn hidden_view<'a, T: Scalar>(
     storage: &'a CpuStorage,
     layout: &Layout,
@@ -127,10 +170,8 @@ pub(super) fn hidden_view<'a, T: Scalar>(
 }
 
 pub(super) fn head_view<'a, T: Scalar>(
-    head: &'a CpuStorage,
-    head_layout: &Layout,
-    bias: &'a CpuStorage,
-    bias_layout: &Layout,
+    (head, head_layout): (&'a CpuStorage, &Layout),
+    (bias, bias_layout): (&'a CpuStorage, &Layout),
     gathered: Option<&'a Arc<Gathered>>,
 ) -> Result<linear::Head<'a, T>> {
     let matrix = matrix(HEAD, T::cpu_storage_as_slice(head)?, head_layout)?;
@@ -141,6 +182,6 @@ pub(super) fn head_view<'a, T: Scalar>(
         stride: matrix.stride,
         width: matrix.width,
         bias: bias.get(start..end).unwrap_or(&[]),
-        frozen: gathered.and_then(|gathered| T::unwrap(gathered)),
+        frozen: gathered.and_then(|gathered| gathered.rows()),
     })
 }

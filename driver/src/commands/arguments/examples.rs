@@ -1,6 +1,6 @@
 //! Holds the examples that `--help` shows after the options.
 
-/// Of `msl`.
+/// Examples of `msl`.
 pub const EXAMPLES: &str = "\
 A first run, with nothing but this program:
   msl demo
@@ -11,7 +11,7 @@ On real data, which two scripts of the repository fetch and `msl inspect` descri
   msl train --data data/ml-100k --prompt titles --output runs/scratch
   msl evaluate runs/scratch";
 
-/// Of `msl demo`.
+/// Examples of `msl demo`.
 pub const DEMO_EXAMPLES: &str = "\
 The catalogue holds 2,016 books of 168 authors, in series and single; every title names its author. Its shape
 is that of the Amazon data sets of the paper: 1.6 training rows per item, titles of some 14 tokens of which
@@ -29,7 +29,7 @@ Examples:
   msl demo
   msl demo --training-rows 500 --pretraining-epochs 2 --epochs 1    takes a few seconds";
 
-/// Of `msl train`.
+/// Examples of `msl train`.
 pub const TRAIN_EXAMPLES: &str = "\
 Examples:
   A small model from scratch, on films. A title needs no instruction around it, and the best of the
@@ -48,20 +48,20 @@ Examples:
   Ctrl-C finishes and saves the current step; msl resume continues from there.
   Watch a run with tensorboard --logdir runs, or read its metrics.jsonl.";
 
-/// Of `msl resume`.
+/// Examples of `msl resume`.
 pub const RESUME_EXAMPLES: &str = "\
 Examples:
   msl resume runs/scratch
 All other options are in the run's training.json. The result is bit-identical to that of an uninterrupted run.";
 
-/// Of `msl inspect`.
+/// Examples of `msl inspect`.
 pub const INSPECT_EXAMPLES: &str = "\
 Examples:
   msl inspect data/ml-100k    with a tokenizer trained on the titles
   msl inspect data/ml-100k --model data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 The last lines say which --scope of ats to give to msl train.";
 
-/// Of `msl evaluate`.
+/// Examples of `msl evaluate`.
 pub const EVALUATE_EXAMPLES: &str = "\
 Examples:
   msl evaluate runs/scratch                       all test users, at the temperature of training
@@ -70,13 +70,13 @@ Examples:
                                                   all of them, of which --validation may have used some
 A run that has no lower item NLL than uniform and popularity has not learned.";
 
-/// Of `msl recommend`.
+/// Examples of `msl recommend`.
 pub const RECOMMEND_EXAMPLES: &str = "\
 Examples:
   msl recommend runs/scratch \"Toy Story\" \"Babe\"
   msl recommend runs/scratch \"Toy Story\" --top 5 --unseen";
 
-/// Of `msl report`.
+/// Examples of `msl report`.
 pub const REPORT_EXAMPLES: &str = "\
 Examples:
   msl report runs/scratch

@@ -1,35 +1,27 @@
 //! Tests the reading of atomic files.
 
-use std::{fs, path::PathBuf};
-
 use super::*;
-use crate::data::files::{DataFiles, PARTS};
+use crate::{
+    data::files::{DataFiles, PARTS},
+    io::folder_of,
+};
 
 /// The catalogue of most tests. The numbers of its items are 0 for item 10, 1 for item 20 and so on.
 const ITEMS: &str =
     "item_id:token\tmovie_title:token_seq\n10\tToy \"Story\"\n20\tBabe\n30\tHeat\n40\tAntz\n";
 const HEADER: &str = "user_id:token\titem_id:token\ttimestamp:float\n";
 
-fn write(folder: &tempfile::TempDir, name: &str, content: &str) -> PathBuf {
-    let path = folder.path().join(name);
-    fs::write(&path, content).unwrap();
-    path
-}
-
 fn titles(items: &str, column: Option<&str>) -> Result<Vec<(String, String)>> {
-    let folder = tempfile::tempdir()?;
-    let path = write(&folder, "x.item", items);
+    let folder = folder_of(&[("x.item", items)]);
+    let path = folder.path().join("x.item");
     let catalogue = read_items(&path, column, &mut DataReport::new(false))?;
     let items = catalogue.items().iter().cloned();
     Ok(items.map(|item| (item.id, item.title)).collect())
 }
 
 fn read(items: &str, files: &[(&str, &str)], history: usize) -> Result<(Parts, DataReport)> {
-    let folder = tempfile::tempdir()?;
+    let folder = folder_of(&[&[("x.item", items)], files].concat());
     let mut report = DataReport::new(false);
-    for (name, text) in [&[("x.item", items)], files].concat() {
-        write(&folder, name, text);
-    }
     let DataFiles::Atomic(files) = DataFiles::find(folder.path())? else {
         bail!("these are no atomic files");
     };

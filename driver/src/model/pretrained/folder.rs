@@ -1,6 +1,5 @@
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
     path::{Component, Path, PathBuf},
 };
 
@@ -11,8 +10,11 @@ use serde::Deserialize;
 use super::{Pretrained, SafetensorsWeights, gguf};
 use crate::{
     data::tokenizer::TextTokenizer,
-    io::json::{read_json, write_json},
-    model::{EMBEDDING, LlamaConfig, NamedTensors, adapter},
+    io::{
+        entries, file_name,
+        json::{read_json, write_json},
+    },
+    model::{EMBEDDING, LlamaConfig, NamedTensors},
 };
 
 /// Hugging Face's name for the file of a model's configuration.
@@ -22,15 +24,18 @@ pub const TOKENIZER_FILE: &str = "tokenizer.json";
 /// Hugging Face's name for the file of weights, where there is a single one.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Hugging Face's name for the file that lists the files of weights, where there are several.
-const INDEX_FILE: &str = "model.safetensors.index.json";
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// PEFT's name for the file of the configuration of adapters.
+pub const ADAPTER_FILE: &str = "adapter_config.json";
 
 /// Opens a Hugging Face folder, or the GGUF model of a folder that has no other.
 pub fn open(folder: &Path, end_token: Option<&str>) -> Result<Pretrained> {
     ensure!(
-        !adapter::is_in(folder),
+        !folder.join(ADAPTER_FILE).is_file(),
         "{} holds adapters, by its {}: add them to their model with msl merge, and name the folder that comes out",
         folder.display(),
-        adapter::CONFIG_FILE
+        ADAPTER_FILE
     );
     let path = folder.join(WEIGHTS_FILE);
     let index = folder.join(INDEX_FILE);
@@ -81,13 +86,18 @@ pub fn model_name(stored: &str) -> String {
     }
 }
 
-/// Opens the files of weights that an index names. Files that do not hold the tensors that it says are an error.
-fn read_index(folder: &Path, index: &Path) -> Result<SafetensorsWeights> {
+/// Reads an index: the names of tensors and those of the files that hold them.
+pub fn weight_map(index: &Path) -> Result<BTreeMap<String, String>> {
     #[derive(Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let Index { weight_map } = read_json(index)?;
+    Ok(read_json::<Index>(index)?.weight_map)
+}
+
+/// Opens the files of weights that an index names. Files that do not hold the tensors that it says are an error.
+fn read_index(folder: &Path, index: &Path) -> Result<SafetensorsWeights> {
+    let weight_map = weight_map(index)?;
     let mut files: Vec<&String> = weight_map.values().collect();
     files.sort();
     files.dedup();
@@ -123,12 +133,8 @@ fn read_index(folder: &Path, index: &Path) -> Result<SafetensorsWeights> {
 
 /// Returns the only GGUF file of a folder, or the first of those that one model is split into.
 fn only_gguf_file(folder: &Path) -> Result<PathBuf> {
-    let entries = fs::read_dir(folder)
-        .with_context(|| format!("cannot read the folder {}", folder.display()))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry?.file_name().to_string_lossy().into_owned());
-    }
+    let paths = entries(folder)?;
+    let mut names: Vec<String> = paths.iter().map(|path| file_name(path)).collect();
     names.sort();
     let with = |ending: &'static str| names.iter().filter(move |name| name.ends_with(ending));
     let later_part = |name: &&String| name.contains("-of-") && !name.contains("-00001-of-");

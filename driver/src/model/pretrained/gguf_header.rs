@@ -190,7 +190,7 @@ impl Reader {
             let value = self.value(kind).with_context(|| key.clone())?;
             ensure!(
                 metadata.insert(key.clone(), value).is_none(),
-                "{key} is there twice"
+                "{key} occurs twice"
             );
         }
         let mut infos = HashMap::new();
@@ -201,7 +201,7 @@ impl Reader {
                 .with_context(|| format!("the tensor {name}"))?;
             ensure!(
                 infos.insert(name.clone(), info).is_none(),
-                "the tensor {name} is there twice"
+                "the tensor {name} occurs twice"
             );
         }
         Ok((metadata, infos))

@@ -35,7 +35,7 @@ pub fn build(metadata: &Metadata, end_token: Option<&str>) -> Result<TextTokeniz
         .collect();
     ensure!(
         vocab.len() == tokens.len(),
-        "{} of the file's {} tokens are there twice",
+        "{} of the file's {} tokens occur twice",
         tokens.len() - vocab.len(),
         tokens.len()
     );

@@ -24,15 +24,15 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Fails where the rows that a training would go on with, by their hash, are not those that it began with.
+    /// Fails where the rows that a training would continue with, by their hash, are not those that it began with.
     pub fn check_rows(&self, rows: &str) -> Result<()> {
         let Some(made_with) = &self.made_with else {
             return Ok(());
         };
         ensure!(
             made_with.rows == rows,
-            "{} was begun with other rows: those of {} have changed since, and it could not end with the bits of a run \
-             that was never interrupted. Give the data as they were with --data, or train anew",
+            "{} was begun with other rows: those of {} have changed since, and its result would not be \
+             bit-identical to that of an uninterrupted run. Give the data as they were with --data, or train anew",
             self.path.display(),
             self.settings.data.data.display()
         );
@@ -46,7 +46,7 @@ impl RunFolder {
         };
         ensure!(
             model.exists(),
-            "the pretrained model of {} is no longer at {}: say with --model where it is now",
+            "the pretrained model of {} is no longer at {}: give its new path with --model",
             self.path.display(),
             model.display()
         );

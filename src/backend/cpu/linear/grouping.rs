@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::plan::Plan;
-use super::scores::{score_as_planned, soften};
+use super::scores::{score_as_planned, softmax};
 use super::{Head, Hidden, Wanted, hidden_gradient};
 use crate::backend::batch::{Batch, Denominator};
 use crate::{Row, Rows, TokenSets};
@@ -31,7 +31,7 @@ fn grouping() {
     }
 }
 
-/// How many times longer a pass over ragged rows takes than one in matrix products, gathering of the
+/// How many times longer a pass over ragged rows takes than one in GEMMs, gathering of the
 /// head rows included.
 fn ragged_to_grouped(rows: usize, tokens: usize, width: usize) -> f64 {
     let offsets = (0..=SETS).map(|set| (set * tokens) as u32).collect();
@@ -69,8 +69,8 @@ fn ragged_to_grouped(rows: usize, tokens: usize, width: usize) -> f64 {
         let start = Instant::now();
         let plan = Plan::grouping(&batch, |_, _| grouped);
         let scores = score_as_planned(plan, hidden, &head, &batch).unwrap();
-        let (_, softened) = soften(scores, &batch, 1.0, wanted);
-        hidden_gradient(&softened, &head, &batch, |_| 1.0, SETS * rows * width);
+        let (_, saved) = softmax(scores, &batch, 1.0, wanted);
+        hidden_gradient(&saved, &head, &batch, |_| 1.0, SETS * rows * width);
         start.elapsed()
     };
     let mut shortest = [Duration::MAX; 2];

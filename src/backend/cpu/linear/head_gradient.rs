@@ -4,61 +4,60 @@
 use rayon::prelude::*;
 
 use super::plan::Plan;
-use super::{Errors, Hidden, counting_position, gather_hidden};
+use super::{Hidden, LogitGradients, counting_position, gather_hidden};
 use crate::backend::batch::Batch;
-use crate::backend::cpu::element::Element;
+use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
-use crate::backend::cpu::vector::{self, Real};
+use crate::backend::cpu::vector;
 
-/// Where the gradient of the head `[V, H]` and of its bias `[V]` (empty for none) go; both hold
-/// zeros.
+/// Where the gradients of the head `[V, H]` and of its bias `[V]` (empty for none) are written; both hold zeros.
 pub(crate) struct HeadGradient<'a, T> {
     pub head: &'a mut [T],
     pub bias: &'a mut [T],
     pub width: usize,
 }
 
-/// The sums of the tokens that occur, in the type they are computed in.
+/// The sums for the tokens that occur in the batch, in the type they are computed in.
 struct TokenSums<R> {
-    /// Rising.
+    /// The distinct tokens, rising.
     tokens: Vec<u32>,
-    /// `[tokens, H]`.
+    /// The sums of the head rows `[tokens, H]`.
     head: Vec<R>,
     bias: Vec<R>,
     width: usize,
 }
 
-/// A ragged slot's share in the sum of a token.
-struct Share<R> {
+/// An entry of the inverted index: a ragged slot, and its gradient of the logit of a token.
+struct IndexEntry<R> {
     rank: u32,
     slot: u32,
-    error: R,
+    dlogit: R,
 }
 
 pub(crate) fn head_gradient<T: Element>(
-    errors: &Errors<T::Real>,
+    dlogits: &LogitGradients<T::Real>,
     hidden: Hidden<T>,
     batch: &Batch,
     factor: impl Fn(usize) -> f64,
     gradient: HeadGradient<T>,
 ) {
-    let plan = &errors.plan;
-    let errors = scaled_errors(errors, factor);
+    let plan = &dlogits.plan;
+    let dlogits = scaled_gradients(dlogits, factor);
     let positions = (plan.rows.iter()).map(|&row| counting_position(&batch.rows[row as usize]));
     let hidden = gather_hidden(hidden, positions);
     let mut sums = TokenSums::new(batch, gradient.width);
-    sums.add_groups(plan, batch, &hidden, &errors);
-    sums.add_ragged(plan, batch, &hidden, &errors);
+    sums.add_groups(plan, batch, &hidden, &dlogits);
+    sums.add_ragged(plan, batch, &hidden, &dlogits);
     sums.write(gradient);
 }
 
-fn scaled_errors<R: Real>(errors: &Errors<R>, factor: impl Fn(usize) -> f64) -> Vec<R> {
-    let plan = &errors.plan;
-    let mut scaled = Vec::with_capacity(errors.values.len());
+fn scaled_gradients<R: Real>(dlogits: &LogitGradients<R>, factor: impl Fn(usize) -> f64) -> Vec<R> {
+    let plan = &dlogits.plan;
+    let mut scaled = Vec::with_capacity(dlogits.values.len());
     for (slot, &row) in plan.rows.iter().enumerate() {
         let factor = R::from_f64(factor(row as usize));
-        let errors = &errors.values[plan.starts[slot]..plan.starts[slot + 1]];
-        scaled.extend(errors.iter().map(|&error| error * factor));
+        let dlogits = &dlogits.values[plan.starts[slot]..plan.starts[slot + 1]];
+        scaled.extend(dlogits.iter().map(|&dlogit| dlogit * factor));
     }
     scaled
 }
@@ -81,18 +80,18 @@ impl<R: Real> TokenSums<R> {
         }
     }
 
-    /// Where a token's sum is kept: every token asked for is one of a set of the batch.
+    /// Returns where the sum of a token is kept, which must be one of a set of the batch.
     fn rank(&self, token: u32) -> usize {
         self.tokens.partition_point(|&other| other < token)
     }
 
-    fn add_groups(&mut self, plan: &Plan, batch: &Batch, hidden: &[R], errors: &[R]) {
+    fn add_groups(&mut self, plan: &Plan, batch: &Batch, hidden: &[R], dlogits: &[R]) {
         let width = self.width;
         let stride = padded(width);
         for group in &plan.groups {
             let set = batch.listed(plan.row(batch, group.start));
-            let errors = &errors[plan.scores(group)];
-            let left = Matrix::new(errors, group.len(), set.len(), set.len());
+            let dlogits = &dlogits[plan.scores(group)];
+            let left = Matrix::new(dlogits, group.len(), set.len(), set.len());
             let hidden = &hidden[group.start * stride..group.end * stride];
             let right = Matrix::new(hidden, group.len(), width, stride);
             let mut products = vec![R::ZERO; set.len() * width];
@@ -101,32 +100,37 @@ impl<R: Real> TokenSums<R> {
                 let rank = self.rank(token);
                 let sum = &mut self.head[rank * width..][..width];
                 vector::add_scaled(sum, R::from_f64(1.0), &products[index * width..][..width]);
-                for errors in errors.chunks(set.len()) {
-                    self.bias[rank] += errors[index];
+                for dlogits in dlogits.chunks(set.len()) {
+                    self.bias[rank] += dlogits[index];
                 }
             }
         }
     }
 
-    /// The ragged slots, turned round: token by token, each in the order of the slots.
-    fn add_ragged(&mut self, plan: &Plan, batch: &Batch, hidden: &[R], errors: &[R]) {
+    /// Adds the ragged slots through an inverted index: token by token, each in the order of the slots.
+    fn add_ragged(&mut self, plan: &Plan, batch: &Batch, hidden: &[R], dlogits: &[R]) {
         let width = self.width;
         let stride = padded(width);
-        let mut shares = Vec::new();
+        let mut index = Vec::new();
         for slot in plan.ragged() {
             let tokens = batch.listed(plan.row(batch, slot));
-            let errors = &errors[plan.starts[slot]..plan.starts[slot + 1]];
-            shares.extend(tokens.iter().zip(errors).map(|(&token, &error)| Share {
-                rank: self.rank(token) as u32,
-                slot: slot as u32,
-                error,
-            }));
+            let dlogits = &dlogits[plan.starts[slot]..plan.starts[slot + 1]];
+            index.extend(
+                tokens
+                    .iter()
+                    .zip(dlogits)
+                    .map(|(&token, &dlogit)| IndexEntry {
+                        rank: self.rank(token) as u32,
+                        slot: slot as u32,
+                        dlogit,
+                    }),
+            );
         }
-        shares.par_sort_unstable_by_key(|share| (share.rank, share.slot));
+        index.par_sort_unstable_by_key(|entry| (entry.rank, entry.slot));
         let of_rank = |rank: usize| {
-            let start = shares.partition_point(|share| (share.rank as usize) < rank);
-            let end = shares.partition_point(|share| (share.rank as usize) <= rank);
-            &shares[start..end]
+            let start = index.partition_point(|entry| (entry.rank as usize) < rank);
+            let end = index.partition_point(|entry| (entry.rank as usize) <= rank);
+            &index[start..end]
         };
         (self
             .head
@@ -134,10 +138,10 @@ impl<R: Real> TokenSums<R> {
             .zip(&mut self.bias)
             .enumerate())
         .for_each(|(rank, (sum, bias))| {
-            for share in of_rank(rank) {
-                let hidden = &hidden[share.slot as usize * stride..][..width];
-                vector::add_scaled(sum, share.error, hidden);
-                *bias += share.error;
+            for entry in of_rank(rank) {
+                let hidden = &hidden[entry.slot as usize * stride..][..width];
+                vector::add_scaled(sum, entry.dlogit, hidden);
+                *bias += entry.dlogit;
             }
         });
     }

@@ -6,17 +6,17 @@ use std::borrow::Cow;
 use rayon::prelude::*;
 
 use super::scores::ragged_stretches;
-use super::{Errors, Head, HeadRows, ROWS_PER_TASK, Softened};
+use super::{Head, HeadRows, LogitGradients, ROWS_PER_TASK, SavedGradient};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::split;
-use crate::backend::cpu::element::Element;
-use crate::backend::cpu::matrix::{Matrix, ScaledProduct, ScaledRow, multiply_scaled};
-use crate::backend::cpu::vector::{self, Real};
+use crate::backend::cpu::element::{Element, Real};
+use crate::backend::cpu::matrix::{Matrix, ScaledGemm, ScaledRow, multiply_scaled};
+use crate::backend::cpu::vector;
 
-/// The gradient `[N, H]`, `length` elements in all, from what a pass left; `factor` is that of a row of the batch,
-/// given its index.
+/// Returns the gradient `[N, H]`, `length` elements in all, from what the forward pass has saved. `factor` gives the factor of
+/// a row of the batch by its index.
 pub(crate) fn hidden_gradient<T: Element>(
-    softened: &Softened<T::Real>,
+    saved: &SavedGradient<T::Real>,
     head: &Head<T>,
     batch: &Batch,
     factor: impl Fn(usize) -> f64 + Send,
@@ -28,14 +28,14 @@ pub(crate) fn hidden_gradient<T: Element>(
         // Mostly zeros, and so many that one thread would take twice as long.
         let mut gradient: Vec<T> = rayon::iter::repeat_n(T::zeroed(), length).collect();
         let targets = targets(&mut gradient, batch, factor, head.width);
-        match softened {
-            Softened::Unscaled(unscaled) => write_unscaled(unscaled, head.width, targets),
-            Softened::Errors(errors) => {
-                let mut grouped = in_order_of(&errors.plan.rows, targets);
-                let ragged = grouped.split_off(errors.plan.ragged().start);
+        match saved {
+            SavedGradient::Hidden(unscaled) => write_unscaled(unscaled, head.width, targets),
+            SavedGradient::Logits(dlogits) => {
+                let mut grouped = in_order_of(&dlogits.plan.rows, targets);
+                let ragged = grouped.split_off(dlogits.plan.ragged().start);
                 rayon::join(
-                    || write_grouped(errors, head, batch, grouped),
-                    || write_ragged(errors, head, batch, ragged),
+                    || write_grouped(dlogits, head, batch, grouped),
+                    || write_ragged(dlogits, head, batch, ragged),
                 );
             }
         }
@@ -43,7 +43,7 @@ pub(crate) fn hidden_gradient<T: Element>(
     })
 }
 
-/// Where the gradient of each row of the batch goes, in its order, which is that of the positions.
+/// Returns where the gradient of each row of the batch is written, in the order of the batch, which is that of the positions.
 fn targets<'a, T>(
     gradient: &'a mut [T],
     batch: &Batch,
@@ -65,7 +65,7 @@ fn targets<'a, T>(
     batch.rows.iter().enumerate().map(of_row).collect()
 }
 
-/// `of_rows`, given row by row of the batch, slot by slot.
+/// Reorders `of_rows` from the order of the batch to that of the slots.
 fn in_order_of<V>(slots: &[u32], mut of_rows: Vec<Option<V>>) -> Vec<Option<V>> {
     (slots.iter())
         .map(|&row| of_rows[row as usize].take())
@@ -88,26 +88,26 @@ fn write_unscaled<T: Element>(
         .for_each(|(unscaled, target)| write(unscaled, target));
 }
 
-/// The rows of groups: matrix products of their errors and the head rows of their set.
+/// Writes the rows of groups by GEMMs of their gradients of the logits and the head rows of their set.
 fn write_grouped<'a, T: Element>(
-    errors: &'a Errors<T::Real>,
+    dlogits: &'a LogitGradients<T::Real>,
     head: &Head<T>,
     batch: &Batch,
     targets: Vec<Option<ScaledRow<'a, T>>>,
 ) {
-    let plan = &errors.plan;
-    let head_rows: Vec<Cow<HeadRows<T::Real>>> = (plan.groups.iter().zip(&errors.head_rows))
+    let plan = &dlogits.plan;
+    let head_rows: Vec<Cow<HeadRows<T::Real>>> = (plan.groups.iter().zip(&dlogits.head_rows))
         .map(|(group, gathered)| match gathered {
             Some(rows) => Cow::Borrowed(rows),
             None => head.rows_of(batch, plan.row(batch, group.start)),
         })
         .collect();
     let mut targets = targets.into_iter();
-    let products = (plan.groups.iter().zip(&head_rows)).map(|(group, rows)| {
+    let gemms = (plan.groups.iter().zip(&head_rows)).map(|(group, rows)| {
         let right = rows.matrix(head.width);
-        ScaledProduct {
+        ScaledGemm {
             left: Matrix::new(
-                &errors.values[plan.scores(group)],
+                &dlogits.values[plan.scores(group)],
                 group.len(),
                 right.rows,
                 right.rows,
@@ -116,17 +116,17 @@ fn write_grouped<'a, T: Element>(
             rows: targets.by_ref().take(group.len()).collect(),
         }
     });
-    multiply_scaled(products);
+    multiply_scaled(gemms);
 }
 
-/// The ragged rows: head rows added up where they lie.
+/// Writes the ragged rows by adding up head rows where they lie.
 fn write_ragged<T: Element>(
-    errors: &Errors<T::Real>,
+    dlogits: &LogitGradients<T::Real>,
     head: &Head<T>,
     batch: &Batch,
     mut targets: Vec<Option<ScaledRow<T>>>,
 ) {
-    let plan = &errors.plan;
+    let plan = &dlogits.plan;
     let stretches = ragged_stretches(plan, head.width);
     let of_stretches = split(&mut targets, stretches.iter().map(ExactSizeIterator::len));
     (stretches.into_par_iter().zip(of_stretches)).for_each(|(slots, targets)| {
@@ -134,11 +134,11 @@ fn write_ragged<T: Element>(
         let mut unscaled = vec![T::Real::ZERO; head.width];
         for (slot, target) in slots.zip(targets) {
             let row = plan.row(batch, slot);
-            let of_slot = &errors.values[plan.starts[slot]..plan.starts[slot + 1]];
+            let of_slot = &dlogits.values[plan.starts[slot]..plan.starts[slot + 1]];
             unscaled.fill(T::Real::ZERO);
-            for (&token, &error) in batch.listed(row).iter().zip(of_slot) {
+            for (&token, &dlogit) in batch.listed(row).iter().zip(of_slot) {
                 let head_row = T::widened(head.row(token), &mut widened);
-                vector::add_scaled(&mut unscaled, error, head_row);
+                vector::add_scaled(&mut unscaled, dlogit, head_row);
             }
             write(&unscaled, target.take());
         }

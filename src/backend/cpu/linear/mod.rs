@@ -1,10 +1,10 @@
-//! The loss over hidden states `[N, H]` and a head `[V, H]`, without logits: only the head rows of
-//! valid tokens are touched.
+//! The loss over hidden states `[N, H]` and a head `[V, H]`, without materialising the logits: only the head rows of
+//! valid tokens are read.
 //!
 //! The rows of a batch are put in the order in which they are computed: set by set where a set has
-//! enough work for a matrix product, then the ragged rest. What is kept of a row (its scores, then its
-//! errors) lies at its place in that order, its *slot*. The forward pass leaves the errors, and the
-//! backward pass makes both gradients of them.
+//! enough work for a GEMM, then the ragged rest. The scores of a row, and then the gradient of its logits, lie at its place in
+//! that order, its *slot*. The forward pass saves that gradient, and the backward pass computes those of hidden states and head
+//! from it.
 
 #[cfg(test)]
 mod grouping;
@@ -20,12 +20,11 @@ use std::collections::HashMap;
 pub(crate) use head_gradient::{HeadGradient, head_gradient};
 pub(crate) use hidden_gradient::hidden_gradient;
 pub(crate) use plan::Plan;
-pub(crate) use scores::{score, soften};
+pub(crate) use scores::{score, softmax};
 pub(crate) use whole_vocabulary::{WholeVocabulary, whole_vocabulary_head_gradient};
 
-use super::element::Element;
+use super::element::{Element, Real};
 use super::matrix::{Matrix, padded};
-use super::vector::Real;
 use crate::backend::batch::{Batch, BatchRow};
 use crate::{Error, Result};
 
@@ -45,7 +44,7 @@ pub(crate) struct Head<'a, T: Element> {
     pub values: &'a [T],
     pub stride: usize,
     pub width: usize,
-    /// Empty for none.
+    /// The bias `[V]`; empty where there is none.
     pub bias: &'a [T],
     pub frozen: Option<&'a HashMap<u32, HeadRows<T::Real>>>,
 }
@@ -56,53 +55,53 @@ pub(crate) struct HeadRows<R> {
     pub values: Vec<R>,
 }
 
-/// What the passes over a batch leave behind, for its gradients.
+/// What a forward pass saves for the gradients of a batch.
 #[derive(Debug)]
-pub(crate) enum Softened<R> {
-    /// Over listed sets.
-    Errors(Errors<R>),
-    /// Over the whole vocabulary, whose logits are not kept: Σ p_v W_v − W_y of every row of the batch,
-    /// `[rows, H]`. Empty where it was not asked for.
-    Unscaled(Vec<R>),
+pub(crate) enum SavedGradient<R> {
+    /// The gradient of the logits, over listed sets.
+    Logits(LogitGradients<R>),
+    /// The unscaled gradient Σ p_v W_v − W_y of the hidden state of every row `[rows, H]`, over the whole vocabulary, whose
+    /// logits are not kept. Empty where it is not wanted.
+    Hidden(Vec<R>),
 }
 
-/// What both gradients are made of.
+/// The gradient of the logits of every slot, for an upstream gradient of 1.
 #[derive(Debug)]
-pub(crate) struct Errors<R> {
+pub(crate) struct LogitGradients<R> {
     plan: Plan,
-    /// p_v − \[v = y\] of every slot, where its scores were. Empty where no gradient was asked for.
+    /// p_v − \[v = y\] of every slot, where its scores were. Empty where no gradient is wanted.
     values: Vec<R>,
-    /// The head rows of each group that were gathered for this batch, kept so as not to be gathered twice;
-    /// those of other groups are frozen. Empty where the hidden gradient was not asked for.
+    /// The head rows of each group that were gathered for this batch, kept so as not to be gathered twice; `None` for a group
+    /// whose rows are frozen. Empty where the gradient of the hidden states is not wanted.
     head_rows: Vec<Option<HeadRows<R>>>,
 }
 
-/// Which gradients a pass prepares.
+/// The gradients that a forward pass prepares.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     pub hidden: bool,
     pub head: bool,
 }
 
-impl<R: Real> Softened<R> {
+impl<R: Real> SavedGradient<R> {
     /// Refuses, before a backward pass, a head that has changed since its rows were gathered.
     pub fn check_frozen<T: Element<Real = R>>(&self, head: &Head<T>, batch: &Batch) -> Result<()> {
         match self {
-            Self::Errors(errors) => head.check_frozen(batch, &errors.plan),
-            Self::Unscaled(_) => Ok(()),
+            Self::Logits(dlogits) => head.check_frozen(batch, &dlogits.plan),
+            Self::Hidden(_) => Ok(()),
         }
     }
 }
 
 impl<R: Real> HeadRows<R> {
-    /// `[tokens, H]` for H = `width`.
+    /// Returns the matrix `[tokens, H]` for H = `width`.
     fn matrix(&self, width: usize) -> Matrix<'_, R> {
         let stride = padded(width);
         Matrix::new(&self.values, self.values.len() / stride, width, stride)
     }
 }
 
-/// The hidden states at these positions, widened, and zeros for none: `[positions, H]`, rows
+/// Gathers the hidden states at these positions, widened, and zeros for `None`: `[positions, H]`, rows
 /// `padded(H)` apart.
 fn gather_hidden<T: Element>(
     hidden: Hidden<T>,
@@ -120,8 +119,8 @@ fn gather_hidden<T: Element>(
     gathered
 }
 
-/// Where the hidden state of a row lies that the head's gradient is made of: the state of one that gives
-/// no loss may be NaN, which no error makes a zero of.
+/// Returns the position of a row's hidden state for the gradient of the head, and `None` for a row without a loss: its state
+/// may be NaN, which no factor makes a zero of.
 fn counting_position(row: &BatchRow) -> Option<u32> {
     row.counts().then_some(row.position)
 }
@@ -145,12 +144,12 @@ impl<'a, T: Element> Head<'a, T> {
             .map_or(T::Real::ZERO, |bias| bias.widen())
     }
 
-    /// The bytes that one gathered row takes.
+    /// Returns how many bytes one gathered row takes.
     pub fn row_bytes(&self) -> usize {
         padded(self.width) * size_of::<T::Real>()
     }
 
-    /// The rows of the tokens of a row's set: the frozen ones, or gathered.
+    /// Returns the head rows of the tokens of a row's set, frozen or gathered.
     fn rows_of(&self, batch: &Batch, row: &BatchRow) -> Cow<'a, HeadRows<T::Real>> {
         match self.frozen.and_then(|frozen| frozen.get(&row.set)) {
             Some(rows) => Cow::Borrowed(rows),

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::backend::batch::{Batch, BatchRow};
 
-/// A set's rows become a matrix product from this many rows on: with fewer, gathering the head rows
+/// A set's rows become a GEMM from this many rows on: with fewer, gathering the head rows
 /// costs more than reading each once for a few rows saves. See "Grouping" in docs/benchmarks.md.
 pub(super) const GROUPED_ROWS: usize = 4;
 /// Nor do fewer rows × tokens than this. By "Grouping" smaller products would pay from about 128 on, but in
@@ -17,7 +17,7 @@ pub(crate) struct Plan {
     pub rows: Vec<u32>,
     /// Where the scores of each slot begin; one entry more than slots.
     pub starts: Vec<usize>,
-    /// The slots of each matrix product, from slot 0 on; the slots after them are ragged.
+    /// The slots of each GEMM, from slot 0 on; the slots after them are ragged.
     pub groups: Vec<Range<usize>>,
 }
 
@@ -28,7 +28,7 @@ impl Plan {
         })
     }
 
-    /// The plan whose groups are the sets for whose numbers of rows and tokens `grouped` says so.
+    /// Makes the plan whose groups are the sets for whose numbers of rows and tokens `grouped` says so.
     pub fn grouping(batch: &Batch, grouped: impl Fn(usize, usize) -> bool) -> Self {
         let mut by_set: Vec<u32> = (0..batch.rows.len() as u32).collect();
         by_set.sort_by_key(|&row| batch.rows[row as usize].set);
@@ -64,22 +64,22 @@ impl Plan {
         }
     }
 
-    /// The row of the batch in a slot.
+    /// Returns the row of the batch in a slot.
     pub fn row<'b>(&self, batch: &'b Batch, slot: usize) -> &'b BatchRow {
         &batch.rows[self.rows[slot] as usize]
     }
 
-    /// The slots that no matrix product covers.
+    /// Returns the slots that no GEMM covers.
     pub fn ragged(&self) -> Range<usize> {
         self.groups.last().map_or(0, |group| group.end)..self.rows.len()
     }
 
-    /// Where the scores of these slots lie.
+    /// Returns where the scores of these slots lie.
     pub fn scores(&self, slots: &Range<usize>) -> Range<usize> {
         self.starts[slots.start]..self.starts[slots.end]
     }
 
-    /// `values`, given slot by slot, in the order of the batch.
+    /// Reorders `values` from the order of the slots to that of the batch.
     pub fn in_batch_order<V: Clone>(&self, values: &[V]) -> Vec<V> {
         let mut slots = vec![0; self.rows.len()];
         for (slot, &row) in self.rows.iter().enumerate() {

@@ -6,14 +6,16 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::plan::Plan;
-use super::{Errors, Head, HeadRows, Hidden, ROWS_PER_TASK, Softened, Wanted, gather_hidden};
+use super::{
+    Head, HeadRows, Hidden, LogitGradients, ROWS_PER_TASK, SavedGradient, Wanted, gather_hidden,
+};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::{balanced, split};
-use crate::backend::cpu::element::Element;
-use crate::backend::cpu::matrix::{Matrix, Product, multiply_all, padded};
+use crate::backend::cpu::element::{Element, Real};
+use crate::backend::cpu::matrix::{Gemm, Matrix, multiply_all, padded};
 use crate::backend::cpu::row_weights::RowWeigher;
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite, statistics};
-use crate::backend::cpu::vector::{self, Real};
+use crate::backend::cpu::vector;
 use crate::{Result, Statistics};
 
 /// The first phase's result: everything by slot.
@@ -26,7 +28,7 @@ pub(crate) struct Scores<'a, R: Clone> {
 }
 
 impl<R: Real> Scores<'_, R> {
-    /// The scores of each row of the batch, in its order, in f64.
+    /// Returns the scores of each row in the order of the batch, in f64.
     pub fn in_batch_order(&self) -> Vec<Vec<f64>> {
         let of_slot = |slot: &[usize]| &self.scores[slot[0]..slot[1]];
         let by_slot: Vec<&[R]> = self.plan.starts.windows(2).map(of_slot).collect();
@@ -36,7 +38,7 @@ impl<R: Real> Scores<'_, R> {
     }
 }
 
-/// Phase one: the scores of every row's tokens, and the statistics.
+/// Phase one: computes the scores of every row's tokens, and the statistics.
 pub(crate) fn score<'a, T: Element>(
     hidden: Hidden<T>,
     head: &Head<'a, T>,
@@ -78,7 +80,7 @@ pub(super) fn score_as_planned<'a, T: Element>(
     })
 }
 
-/// The head rows of each group.
+/// Gathers the head rows of each group.
 fn gather_head<'a, T: Element>(
     head: &Head<'a, T>,
     batch: &Batch,
@@ -89,7 +91,7 @@ fn gather_head<'a, T: Element>(
         .collect()
 }
 
-/// The grouped rows: matrix products of their hidden states and the head rows of their set.
+/// Scores the grouped rows by GEMMs of their hidden states and the head rows of their set.
 fn score_groups<T: Element>(
     head: &Head<T>,
     batch: &Batch,
@@ -103,16 +105,16 @@ fn score_groups<T: Element>(
         scores,
         plan.groups.iter().map(|group| plan.scores(group).len()),
     );
-    let products =
+    let gemms =
         (plan.groups.iter().zip(head_rows).zip(of_groups)).map(|((group, rows), result)| {
             let hidden = &hidden[group.start * stride..group.end * stride];
-            Product {
+            Gemm {
                 left: Matrix::new(hidden, group.len(), head.width, stride),
                 right: rows.matrix(head.width).transposed(),
                 result,
             }
         });
-    multiply_all(products, false);
+    multiply_all(gemms, false);
     if !head.bias.is_empty() {
         for group in &plan.groups {
             add_bias(
@@ -138,7 +140,7 @@ fn add_bias<T: Element>(head: &Head<T>, batch: &Batch, row: &BatchRow, scores: &
     }
 }
 
-/// The ragged rows: one dot product a token, hidden state and head row read where they lie.
+/// Scores the ragged rows by one dot product for each token, hidden state and head row read where they lie.
 fn score_ragged<T: Element>(
     hidden: Hidden<T>,
     head: &Head<T>,
@@ -175,7 +177,7 @@ pub(super) fn ragged_stretches(plan: &Plan, width: usize) -> Vec<Range<usize>> {
         .collect()
 }
 
-/// The statistics, row by row and then merged in the order of the slots.
+/// Computes the statistics row by row, and merges them in the order of the slots.
 fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statistics> {
     let of_slot = |slot: usize| {
         let row = plan.row(batch, slot);
@@ -202,26 +204,26 @@ fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statisti
     Ok(parts.iter().sum())
 }
 
-/// Phase two: the softmax of every row, in the order of the batch, and what its gradients are made of.
-pub(crate) fn soften<R: Real>(
+/// Phase two: computes the softmax of every row, in the order of the batch, and what its gradients are computed from.
+pub(crate) fn softmax<R: Real>(
     scored: Scores<R>,
     batch: &Batch,
     temperature: f64,
     wanted: Wanted,
-) -> (Vec<RowSoftmax>, Softened<R>) {
+) -> (Vec<RowSoftmax>, SavedGradient<R>) {
     let Scores {
         plan,
         mut scores,
         head_rows,
         ..
     } = scored;
-    let by_slot = soften_slots(batch, &plan, &mut scores, temperature, wanted);
+    let by_slot = softmax_of_slots(batch, &plan, &mut scores, temperature, wanted);
     let softmaxes = plan.in_batch_order(&by_slot);
     let gathered = |rows: Cow<HeadRows<R>>| match rows {
         Cow::Owned(rows) => Some(rows),
         Cow::Borrowed(_) => None,
     };
-    let errors = Errors {
+    let dlogits = LogitGradients {
         values: match wanted {
             Wanted {
                 hidden: false,
@@ -235,11 +237,11 @@ pub(crate) fn soften<R: Real>(
         },
         plan,
     };
-    (softmaxes, Softened::Errors(errors))
+    (softmaxes, SavedGradient::Logits(dlogits))
 }
 
-/// Replaces the scores by p_v − \[v = y\] where a gradient is wanted.
-fn soften_slots<R: Real>(
+/// Computes the softmax of every slot, and replaces its scores by p_v − \[v = y\] where a gradient is wanted.
+fn softmax_of_slots<R: Real>(
     batch: &Batch,
     plan: &Plan,
     scores: &mut [R],
@@ -259,7 +261,7 @@ fn soften_slots<R: Real>(
             if !row.counts() {
                 scores.fill(R::ZERO);
             } else if wanted.hidden || wanted.head {
-                softmax.errors(scores, rank);
+                softmax.gradient(scores, rank);
             }
             softmax
         })

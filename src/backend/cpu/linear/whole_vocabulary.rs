@@ -7,13 +7,13 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::head_gradient::HeadGradient;
-use super::{Head, Hidden, Softened, Wanted, counting_position, gather_hidden};
+use super::{Head, Hidden, SavedGradient, Wanted, counting_position, gather_hidden};
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::cpu::element::Element;
+use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
 use crate::backend::cpu::row_weights::Largest;
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite};
-use crate::backend::cpu::vector::{self, Real};
+use crate::backend::cpu::vector;
 use crate::{Result, Statistics};
 
 /// Logits held at a time: a chunk is as many tokens as make about this many with the batch's rows.
@@ -48,7 +48,7 @@ struct Running<R> {
 }
 
 impl<'a, T: Element> WholeVocabulary<'a, T> {
-    /// `None` where the batch ranges over listed sets.
+    /// Returns `None` where the batch ranges over listed sets.
     pub fn new(hidden: Hidden<T>, head: &'a Head<'a, T>, batch: &'a Batch) -> Option<Self> {
         Some(Self {
             head,
@@ -58,8 +58,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         })
     }
 
-    /// The statistics: a pass of its own, as the softmax needs the temperature first. The checked
-    /// mode looks at every logit here.
+    /// Computes the statistics in a pass of its own, as the softmax needs the temperature first. Whether logits are finite is
+    /// checked here.
     pub fn statistics(&self) -> Result<Statistics> {
         let rows = &self.batch.rows;
         if !self.batch.checked && !rows.iter().any(|row| row.in_statistics) {
@@ -101,9 +101,13 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
             .fold(Statistics::default(), |sum, row| sum.merge(&row)))
     }
 
-    /// The softmax of every row and, where wanted, the hidden gradient, made along with it: what was
+    /// Computes the softmax of every row and, where wanted, the gradient of the hidden states along with it: what was
     /// added before a larger maximum was met is scaled down when it is.
-    pub fn soften(&self, temperature: f64, wanted: Wanted) -> (Vec<RowSoftmax>, Softened<T::Real>) {
+    pub fn softmax(
+        &self,
+        temperature: f64,
+        wanted: Wanted,
+    ) -> (Vec<RowSoftmax>, SavedGradient<T::Real>) {
         let width = self.head.width;
         let rows = &self.batch.rows;
         let running = rows
@@ -134,7 +138,7 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         if wanted.hidden {
             self.finish_gradient(&running, &softmaxes, temperature, &mut gradient);
         }
-        (softmaxes, Softened::Unscaled(gradient))
+        (softmaxes, SavedGradient::Hidden(gradient))
     }
 
     /// Divides the gathered Σ e_v W_v by the sum and adds the target's (p_y − 1)·W_y.
@@ -176,8 +180,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
     }
 }
 
-/// The gradient of the head: the logits chunk by chunk once more, since all sums are known now, and
-/// every row of the gradient written once.
+/// Computes the gradient of the head from the logits, which are computed again chunk by chunk now that all sums are known.
+/// Every row of the gradient is written once.
 pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     softmaxes: &[RowSoftmax],
     hidden: Hidden<T>,
@@ -192,26 +196,26 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     let hidden = gather_hidden(hidden, rows.iter().map(counting_position));
     for chunk in chunks(size, rows.len()) {
         let head_rows = ChunkHead::new(head, &chunk);
-        let mut errors = logits(head, &head_rows, &hidden, rows.len(), &chunk);
-        (errors.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes))
+        let mut dlogits = logits(head, &head_rows, &hidden, rows.len(), &chunk);
+        (dlogits.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes))
             .enumerate()
             .for_each(|(index, ((logits, row), softmax))| match row.counts() {
                 true => {
                     let rank = rank_in(row, &chunk);
-                    softmax.chunk_errors(logits, rank, temperature, factor(index));
+                    softmax.gradient_of_chunk(logits, rank, temperature, factor(index));
                 }
                 false => logits.fill(T::Real::ZERO),
             });
-        let left = Matrix::new(&errors, rows.len(), chunk.len(), chunk.len());
+        let left = Matrix::new(&dlogits, rows.len(), chunk.len(), chunk.len());
         let right = Matrix::new(&hidden, rows.len(), width, padded(width));
-        let mut products = vec![T::Real::ZERO; chunk.len() * width];
-        multiply(left.transposed(), right, &mut products, false);
+        let mut result = vec![T::Real::ZERO; chunk.len() * width];
+        multiply(left.transposed(), right, &mut result, false);
         let target = &mut gradient.head[chunk.start * width..chunk.end * width];
-        vector::scale_into(&products, 1.0, target);
+        vector::scale_into(&result, 1.0, target);
         if let Some(bias) = gradient.bias.get_mut(chunk) {
             for (index, bias) in bias.iter_mut().enumerate() {
-                let column = errors.iter().skip(index).step_by(left.columns);
-                *bias = T::narrow(column.fold(T::Real::ZERO, |sum, &error| sum + error));
+                let column = dlogits.iter().skip(index).step_by(left.columns);
+                *bias = T::narrow(column.fold(T::Real::ZERO, |sum, &dlogit| sum + dlogit));
             }
         }
     }
@@ -250,7 +254,7 @@ impl<'a, R: Real> ChunkHead<'a, R> {
     }
 }
 
-/// The logits `[rows, chunk]`.
+/// Computes the logits `[rows, chunk]`.
 fn logits<T: Element>(
     head: &Head<T>,
     head_rows: &ChunkHead<T::Real>,
@@ -271,7 +275,7 @@ fn logits<T: Element>(
     logits
 }
 
-/// Where a row's target lies in the chunk.
+/// Returns where a row's target lies in the chunk, if it does.
 fn rank_in(row: &BatchRow, chunk: &Range<usize>) -> Option<usize> {
     let rank = row.rank as usize;
     chunk.contains(&rank).then(|| rank - chunk.start)
@@ -288,7 +292,7 @@ impl<R: Real> Running<R> {
         }
     }
 
-    /// When all tokens have been seen.
+    /// Returns the softmax when all tokens have been added.
     fn softmax(&mut self, batch: &Batch, temperature: f64) -> RowSoftmax {
         let softmax = RowSoftmax::from_parts(self.maximum, self.others, self.target, temperature);
         match (batch.bear, &mut self.largest) {

@@ -14,16 +14,16 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// What an edge's path is ranked by, but for its probability.
+    /// The numbers that an edge's path is ranked by besides its probability.
     pub struct DecodeEdge in "decode.cuh" {
-        /// Of equal scores the smaller comes first.
+        /// The order among paths of equal scores: the smaller comes first.
         order: u64,
-        /// What the log-probability is divided by to be the score.
+        /// The number that the log-probability is divided by to give the score.
         divisor: f64,
     }
 }
 
-/// The edges of some node: those to living paths, those to whole ones, and those that are left out.
+/// The edges of some node: those to living paths, those to whole ones, and those that are excluded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DecodeSet {
     pub first_edge: usize,
@@ -42,12 +42,14 @@ pub(crate) struct NewBeam {
 /// The living beams of a [`BeamSearch`](crate::BeamSearch) as the kernels take them.
 ///
 /// [`BeamSearch::decode_beams`](crate::BeamSearch::decode_beams) makes them, and
-/// [`BeamSearch::take`](crate::BeamSearch::take) goes on with what the kernels have chosen.
+/// [`BeamSearch::apply_choices`](crate::BeamSearch::apply_choices) goes on with what the kernels have chosen.
 #[derive(Debug, Clone)]
 pub struct DecodeBeams {
     pub(crate) beams: Vec<DecodeBeam>,
     pub(crate) edges: Vec<DecodeEdge>,
+    /// The column of the logits that each edge's token has.
     pub(crate) tokens: Vec<u32>,
+    /// Where the candidates of each user begin, the living before the whole, and where the last end.
     pub(crate) segments: Vec<u32>,
     /// The node that each edge leads to.
     pub(crate) nodes: Vec<u32>,
@@ -59,10 +61,7 @@ pub struct DecodeBeams {
 }
 
 impl DecodeBeams {
-    /// Mirrors `Rank` of `kernels/decode.cuh`.
-    pub const RANK_BYTES: usize = 16;
-
-    /// No beam yet, of a search that keeps `width` of each user.
+    /// Makes the beams of a search that keeps `width` for each user, without a beam yet.
     pub(crate) fn new(width: usize, temperature: f64, over_vocabulary: bool) -> Self {
         Self {
             beams: Vec::new(),
@@ -124,8 +123,7 @@ impl DecodeBeams {
         Ok(())
     }
 
-    /// From now on the logits are to have a column for these tokens alone: those that any beam needs,
-    /// rising.
+    /// Returns the tokens that any beam needs, rising. From now on the logits are to have a column for these tokens only.
     pub fn gather(&mut self) -> &[u32] {
         let token = |&column: &u32| self.token(column);
         let all: Vec<u32> = self.tokens.iter().map(token).collect();
@@ -137,58 +135,39 @@ impl DecodeBeams {
         self.columns.insert(columns)
     }
 
-    /// To be uploaded.
+    /// Returns the living beams of all users.
     #[must_use]
     pub fn beams(&self) -> &[DecodeBeam] {
         &self.beams
     }
 
-    /// To be uploaded.
-    #[must_use]
-    pub fn edges(&self) -> &[DecodeEdge] {
-        &self.edges
-    }
-
-    /// To be uploaded: the column of the logits that each edge's token has.
-    #[must_use]
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
-    }
-
-    /// To be uploaded: where the candidates of each user begin, the living before the whole, and
-    /// where the last end.
-    #[must_use]
-    pub fn segments(&self) -> &[u32] {
-        &self.segments
-    }
-
-    /// The token of a column.
+    /// Returns the token of a column.
     pub(crate) fn token(&self, column: u32) -> u32 {
         let named = self.columns.as_ref();
         let token = named.and_then(|columns| columns.get(column as usize));
         token.copied().unwrap_or(column)
     }
 
-    /// How many paths the beams can become.
+    /// Returns how many paths the beams can become.
     #[must_use]
     pub fn candidates(&self) -> usize {
         self.segments.last().map_or(0, |&end| end as usize)
     }
 
-    /// How many choices are made in all: [`DecodeBeams::width`] living paths of each user, then as
+    /// Returns how many choices are made in all: [`DecodeBeams::width`] living paths of each user, then as
     /// many whole ones.
     #[must_use]
     pub fn choices(&self) -> usize {
         self.segments.len().saturating_sub(1) * self.width()
     }
 
-    /// How many are kept of each kind: the width of the search, or what its users have at the most.
+    /// Returns how many paths are kept of each kind: the width of the search, or what its users have at the most.
     #[must_use]
     pub fn width(&self) -> usize {
         self.width.min(self.longest_segment() as usize)
     }
 
-    /// The row and the edge of a candidate among those of these rows, a user's.
+    /// Returns the row and the edge of a candidate among those of a user's rows.
     pub(crate) fn find(&self, candidate: u32, rows: Range<usize>) -> Option<(usize, usize)> {
         let beams = self.beams.get(rows.clone())?;
         let place = |first: u32, count: u32| candidate.checked_sub(first).filter(|&i| i < count);

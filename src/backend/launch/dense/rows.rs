@@ -3,37 +3,32 @@
 use std::cmp::Reverse;
 
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::launch::{BeamWeights, StatisticsSizes, TemperaturePlan, kernel_params};
-use crate::{Result, Statistics, Temperature};
+use crate::backend::launch::{BatchTotals, kernel_params};
 
 kernel_params! {
     /// A row that has something to compute.
     pub struct DenseRow in "dense.cuh" { position: u32, set: u32, rank: u32, share: f32, }
 }
 
-/// The rows of a batch as the kernels take them: those that have a loss alone, those that enter the
-/// statistics too, those that do nothing else; and the positions at which none of these is.
+/// The rows of a batch in the order in which the kernels over logits take them: first those that have a loss only, then
+/// those that enter the statistics too, then those that enter the statistics only.
 ///
 /// [`MaskedSoftmaxLoss::dense_rows`](crate::MaskedSoftmaxLoss::dense_rows) makes them.
 #[derive(Debug, Clone)]
 pub struct DenseRows {
-    /// To be uploaded.
+    /// The rows, to be uploaded.
     pub rows: Vec<DenseRow>,
-    /// To be uploaded: the positions at which no row is, whose loss and gradient are 0. A row of
-    /// statistics alone is not among them: its gradient is 0 too, but may replace its logits only when
-    /// they have been read.
-    pub idle: Vec<u32>,
-    /// The sizes of the rows' sets.
+    /// The positions without a row, to be uploaded: their loss and gradient are 0. A row that enters the statistics only is
+    /// not among them: its gradient is 0 too, but may overwrite its logits only when they have been read.
+    pub ignored: Vec<u32>,
+    /// The size of each row's set, in tokens.
     pub(super) sizes: Vec<u32>,
     /// Rows before this one have a loss.
     pub(super) counting: u32,
     /// Rows from this one on enter the statistics.
     pub(super) first_statistics: u32,
-    pub(super) times_temperature: bool,
-    pub(super) reduced: bool,
-    /// The statistics as far as they do not depend on logits.
-    pub(super) statistics: Statistics,
-    pub(super) beam_weights: BeamWeights,
+    /// What the batch amounts to.
+    pub totals: BatchTotals,
 }
 
 impl DenseRows {
@@ -60,47 +55,12 @@ impl DenseRows {
         };
         Self {
             rows: ordered.iter().map(row).collect(),
-            idle: batch.ignored(),
+            ignored: batch.ignored(),
             sizes,
             counting: counting as u32,
             first_statistics: first_statistics as u32,
-            times_temperature: batch.times_temperature,
-            reduced: batch.reduced,
-            statistics: batch.statistics_sizes(),
-            beam_weights: BeamWeights::of(batch),
+            totals: BatchTotals::new(batch),
         }
-    }
-
-    /// How many rows have a loss: the backward pass needs [`DenseRows::SOFTMAX_BYTES`] of each.
-    #[must_use]
-    pub fn counting(&self) -> usize {
-        self.counting as usize
-    }
-
-    /// Mirrors `Softmax` of `kernels/softmax.cuh`.
-    pub const SOFTMAX_BYTES: usize = 12;
-
-    /// The numbers of the loss: one, or one a position.
-    #[must_use]
-    pub fn losses(&self) -> usize {
-        if self.reduced { 1 } else { self.positions() }
-    }
-
-    /// What the temperature of a pass comes from that takes a step of `temperature` with the statistics of
-    /// these rows.
-    ///
-    /// # Errors
-    /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
-    pub fn next(&self, temperature: &Temperature) -> Result<TemperaturePlan> {
-        TemperaturePlan::next(temperature, &self.statistics)
-    }
-
-    pub(super) fn positions(&self) -> usize {
-        self.rows.len() + self.idle.len()
-    }
-
-    pub(super) fn statistics_sizes(&self) -> StatisticsSizes {
-        StatisticsSizes::of(&self.statistics)
     }
 }
 
@@ -144,10 +104,14 @@ mod tests {
         let positions: Vec<u32> = rows.rows.iter().map(|row| row.position).collect();
         assert_eq!(positions, [2, 3, 0, 4, 5, 7]);
         assert_eq!(rows.sizes, [4, 3, 2, 2, 4, 1]);
-        assert_eq!((rows.first_statistics, rows.counting()), (2, 4));
-        assert_eq!(rows.idle, [1, 6, 8]);
+        assert_eq!((rows.first_statistics, rows.counting), (2, 4));
+        assert_eq!(rows.ignored, [1, 6, 8]);
         assert_eq!((rows.rows[1].rank, rows.rows[1].share), (1, 0.5));
-        assert_eq!((rows.statistics.rows(), rows.statistics.tokens()), (4, 9));
-        assert_eq!((rows.positions(), rows.losses()), (9, 1));
+        let totals = &rows.totals;
+        assert_eq!(
+            (totals.statistics.rows(), totals.statistics.tokens()),
+            (4, 9)
+        );
+        assert_eq!((totals.positions(), totals.losses()), (9, 1));
     }
 }

@@ -6,28 +6,28 @@ use super::head::HeadTiles;
 use super::params::{
     GradientScale, LinearBackwardParams, LinearForwardParams, LinearGroup, LinearHeadGradientParams,
 };
-use super::{LinearForwarded, LinearPass, LinearUpstream, THREADS};
-use crate::backend::launch::{BeamWeights, DevicePtr, Launch, Lifetime, Queue, WARP};
+use super::{LinearPlan, LinearSaved, THREADS};
+use crate::backend::launch::{BeamWeights, DevicePtr, Launch, Lifetime, Stream, Upstream, WARP};
 use crate::{Error, Result};
 
-impl LinearPass {
-    /// Issues the gradient of the hidden states `[N, H]`, which a pass with
-    /// [`LinearGradients::Hidden`] or [`All`](LinearGradients::All) has prepared.
+impl LinearPlan {
+    /// Issues the gradient of the hidden states `[N, H]`, which a forward pass with
+    /// [`LinearGradients::Hidden`](super::LinearGradients::Hidden) or [`All`](super::LinearGradients::All) has prepared.
     ///
     /// # Safety
-    /// `forwarded` must be of this pass and still kept, and the addresses of such buffers, as in
-    /// [`forward`](Self::forward).
+    /// `saved` must be of this plan and its memory still kept. The addresses must be of such buffers as in
+    /// [`issue_forward`](Self::issue_forward).
     ///
     /// # Errors
-    /// What `queue` says.
-    pub unsafe fn hidden_gradient<Q: Queue>(
+    /// What `stream` says.
+    pub unsafe fn issue_hidden_gradient<S: Stream>(
         &self,
-        queue: &mut Q,
-        forwarded: &LinearForwarded,
-        upstream: LinearUpstream,
+        stream: &mut S,
+        saved: &LinearSaved,
+        upstream: &Upstream,
         gradient: DevicePtr,
-    ) -> Result<(), Q::Error> {
-        let params = &forwarded.params;
+    ) -> Result<(), S::Error> {
+        let params = &saved.params;
         let work = params.batch.row_count + params.batch.ignored_count;
         if work == 0 {
             return Ok(());
@@ -53,32 +53,33 @@ impl LinearPass {
                 unused: 0,
             },
         };
-        // SAFETY: as in `forward`.
-        unsafe { queue.launch(&launch) }
+        // SAFETY: as in `issue_forward`.
+        unsafe { stream.launch(&launch) }
     }
 
-    /// Issues the gradients of the head `[V, H]` and of its bias `[V]`, each over zeros, where they are
-    /// wanted.
+    /// Issues the gradients of the head `[V, H]` and of its bias `[V]`, where they are wanted. Each must hold zeros, and is
+    /// written at the tokens of the batch.
     ///
     /// # Safety
-    /// As [`hidden_gradient`](Self::hidden_gradient); hidden states, head and bias of the forward pass must
-    /// be where they were.
+    /// That of [`issue_hidden_gradient`](Self::issue_hidden_gradient); hidden states, head and bias of the forward pass
+    /// must be where they were.
     ///
     /// # Errors
-    /// [`Error::Malformed`] for a pass without [`LinearGradients::All`], and what `queue` says.
-    pub unsafe fn head_gradient<Q: Queue>(
+    /// [`Error::Malformed`] for a plan without [`LinearGradients::All`](super::LinearGradients::All), and what `stream`
+    /// says.
+    pub unsafe fn issue_head_gradient<S: Stream>(
         &self,
-        queue: &mut Q,
-        forwarded: &LinearForwarded,
-        upstream: LinearUpstream,
+        stream: &mut S,
+        saved: &LinearSaved,
+        upstream: &Upstream,
         [head, bias]: [Option<DevicePtr>; 2],
-    ) -> Result<(), Q::Error> {
-        let [groups, items, segments, starts, tokens] = forwarded.head_tables;
+    ) -> Result<(), S::Error> {
+        let [groups, items, segments, starts, tokens] = saved.head_tables;
         let params = LinearHeadGradientParams {
-            batch: forwarded.params.batch,
+            batch: saved.params.batch,
             scale: self.scale(upstream),
-            scores: forwarded.params.scores,
-            softmaxes: forwarded.params.softmaxes,
+            scores: saved.params.scores,
+            softmaxes: saved.params.softmaxes,
             segments,
             starts,
             tokens,
@@ -88,16 +89,18 @@ impl LinearPass {
         };
         if let Some(tiles) = &self.head_tiles {
             let count = tiles.tokens.len() as u32;
-            // SAFETY: as in `forward`.
-            return unsafe { self.sum_head(queue, LinearHeadGradientParams { count, ..params }) };
+            // SAFETY: as in `issue_forward`.
+            return unsafe {
+                self.issue_head_sums(stream, LinearHeadGradientParams { count, ..params })
+            };
         }
         let by_tokens = self.head_items.as_ref().ok_or_else(|| Error::Malformed {
-            what: "pass",
-            detail: "it was planned without the head's gradient".into(),
+            what: "launch plan",
+            detail: "it was made without the gradient of the head".into(),
         })?;
         let of_scores = by_tokens.scores as usize * size_of::<f32>();
-        let [scores] = queue.allocate(Lifetime::Scratch, [("scores", of_scores)])?;
-        let [records, targets, nth_scores, partials] = self.allocate_scores(queue, by_tokens)?;
+        let [scores] = stream.allocate(Lifetime::Scratch, [("scores", of_scores)])?;
+        let [records, targets, nth_scores, partials] = self.allocate_scores(stream, by_tokens)?;
         let mut again = LinearForwardParams {
             score_items: items,
             scores,
@@ -108,7 +111,7 @@ impl LinearPass {
             statistics: None,
             beam_weights: BeamWeights::zeroed(),
             scores_only: 1,
-            ..forwarded.params
+            ..saved.params
         };
         again.batch.groups = groups;
         for (index, chunk) in by_tokens.chunks.iter().enumerate() {
@@ -120,24 +123,24 @@ impl LinearPass {
             };
             // The kernel takes the first group that it sees.
             params.batch.groups = groups.map(|groups| groups.offset(group));
-            // SAFETY: as in `forward`.
+            // SAFETY: as in `issue_forward`.
             unsafe {
-                self.issue(queue, chunk, again)?;
-                self.sum_head(queue, params)?;
+                self.issue_chunk(stream, chunk, again)?;
+                self.issue_head_sums(stream, params)?;
             }
         }
         Ok(())
     }
 
-    /// Issues the sums of the head's gradient, as far as `params` say.
+    /// Issues the sums of the gradient of the head over the tokens that `params` name.
     ///
     /// # Safety
-    /// As [`Queue::launch`].
-    unsafe fn sum_head<Q: Queue>(
+    /// That of [`Stream::launch`].
+    unsafe fn issue_head_sums<S: Stream>(
         &self,
-        queue: &mut Q,
+        stream: &mut S,
         params: LinearHeadGradientParams,
-    ) -> Result<(), Q::Error> {
+    ) -> Result<(), S::Error> {
         let tiles = params.count.div_ceil(HeadTiles::TOKENS as u32);
         let tiles = tiles.saturating_mul(self.width.div_ceil(HeadTiles::COLUMNS));
         if tiles == 0 {
@@ -154,15 +157,15 @@ impl LinearPass {
             params,
         };
         // SAFETY: the caller's promise.
-        unsafe { queue.launch(&launch) }
+        unsafe { stream.launch(&launch) }
     }
 
-    fn scale(&self, upstream: LinearUpstream) -> GradientScale {
+    fn scale(&self, upstream: &Upstream) -> GradientScale {
         GradientScale {
             temperature: Some(upstream.temperature),
             upstream: Some(upstream.loss),
-            upstream_by_position: (!self.rows.reduced).into(),
-            times_temperature: self.rows.times_temperature.into(),
+            upstream_by_position: (!self.rows.totals.reduced).into(),
+            times_temperature: self.rows.totals.times_temperature.into(),
         }
     }
 }

@@ -5,31 +5,34 @@ use bytemuck::{Zeroable, cast_slice};
 use super::head::HeadTiles;
 use super::items::{Chunk, Items};
 use super::params::{LinearBatch, LinearForwardParams, LinearItem};
-use super::{LinearForwarded, LinearPass, LinearResults, LinearTensors, THREADS};
+use super::{LinearPlan, LinearSaved, LinearTensors, THREADS};
 use crate::Result;
 use crate::backend::launch::{
-    BeamWeights, DevicePtr, Launch, Lifetime, Queue, TemperaturePlan, TemperatureStep,
+    BeamWeights, DevicePtr, ForwardResults, Launch, Lifetime, Stream, TemperaturePlan,
+    TemperatureStep,
 };
 
-impl LinearPass {
-    /// Issues statistics, temperature, loss and, in a pass with gradient, what gradients are made of. All
-    /// of the batch is uploaded in one piece, before any launch that a copy could wait for.
+impl LinearPlan {
+    /// Issues the forward pass: statistics, temperature, loss and what gradients are computed from, or under
+    /// [`LinearGradients::Direct`](super::LinearGradients::Direct) the gradient of the hidden states `[N, H]` itself, to
+    /// `hidden_gradient`. All tables are uploaded in one piece, before any launch that a copy could wait for.
     ///
     /// # Safety
-    /// The rows must name sets of `tensors.tokens` and ranks in them, and tokens of the head. The addresses
-    /// must be of buffers of the sizes that are said there, on the device of `queue`, and live until what
-    /// is issued is done, unread and unwritten by others.
+    /// The rows must name sets of `tensors.sets` and ranks in them, and tokens of the head. The addresses must be of
+    /// buffers of the sizes that are said there, on the device of `stream`, and live until what is issued is done, unread
+    /// and unwritten by others.
     ///
     /// # Errors
-    /// What `queue` says.
-    pub unsafe fn forward<Q: Queue>(
+    /// What `stream` says.
+    pub unsafe fn issue_forward<S: Stream>(
         &self,
-        queue: &mut Q,
+        stream: &mut S,
         tensors: &LinearTensors,
         temperature: TemperaturePlan,
-        results: &LinearResults,
-    ) -> Result<LinearForwarded, Q::Error> {
-        let (rows, items) = (&self.rows, &self.items);
+        hidden_gradient: Option<DevicePtr>,
+        results: &ForwardResults,
+    ) -> Result<LinearSaved, S::Error> {
+        let (rows, totals, items) = (&self.rows, &self.rows.totals, &self.items);
         let (no_tiles, no_items) = (HeadTiles::default(), Items::default());
         let tiles = self.head_tiles.as_ref().unwrap_or(&no_tiles);
         let head_items = self.head_items.as_ref().unwrap_or(&no_items);
@@ -42,7 +45,7 @@ impl LinearPass {
             item_table,
             head_item_table,
             tables @ ..,
-        ] = queue.upload([
+        ] = stream.upload([
             ("groups", cast_slice(&items.groups)),
             ("head groups", cast_slice(&head_items.groups)),
             ("rows", cast_slice(&rows.rows)),
@@ -61,7 +64,7 @@ impl LinearPass {
         let of_softmaxes = count * 3 * size_of::<f32>();
         let unscaled = count * self.gradient_stride() as usize * size_of::<f32>();
         let keeps_softmaxes = self.head_tiles.is_some() || self.head_items.is_some();
-        let [gradient, kept_scores, kept_softmaxes] = queue.allocate(
+        let [gradient, kept_scores, kept_softmaxes] = stream.allocate(
             Lifetime::Kept,
             [
                 ("unscaled", only(self.unscaled, unscaled)),
@@ -69,7 +72,7 @@ impl LinearPass {
                 ("kept softmaxes", only(keeps_softmaxes, of_softmaxes)),
             ],
         )?;
-        let [scores, softmaxes, row_losses] = queue.allocate(
+        let [scores, softmaxes, row_losses] = stream.allocate(
             Lifetime::Scratch,
             [
                 ("scores", only(self.head_tiles.is_none(), of_scores)),
@@ -77,17 +80,17 @@ impl LinearPass {
                 ("row losses", count * size_of::<f64>()),
             ],
         )?;
-        let [records, targets, nth_scores, partials] = self.allocate_scores(queue, items)?;
+        let [records, targets, nth_scores, partials] = self.allocate_scores(stream, items)?;
         let params = LinearForwardParams {
             batch: LinearBatch {
-                hidden: tensors.hidden,
-                hidden_stride: tensors.hidden_stride,
-                head: Some(tensors.head),
-                head_stride: tensors.head_stride,
+                hidden: tensors.hidden.address,
+                hidden_stride: tensors.hidden.row_stride,
+                head: tensors.head.address,
+                head_stride: tensors.head.row_stride,
                 bias: tensors.bias,
                 rows: row_table,
                 groups,
-                tokens: tensors.tokens,
+                tokens: tensors.sets.tokens,
                 ignored,
                 row_count: count as u32,
                 ignored_count: rows.ignored.len() as u32,
@@ -106,34 +109,36 @@ impl LinearPass {
             counters,
             gradient,
             gradient_stride: self.gradient_stride(),
-            hidden_gradient: results.hidden_gradient,
-            losses: (!rows.reduced).then_some(results.loss),
-            loss: rows.reduced.then_some(results.loss),
+            hidden_gradient,
+            losses: (!totals.reduced).then_some(results.loss),
+            loss: totals.reduced.then_some(results.loss),
             statistics: Some(results.statistics),
             temperature: Some(results.temperature),
             previous: tensors.previous.filter(|_| temperature.continues),
             given: temperature.given,
             step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
-            sizes: rows.statistics_sizes(),
-            beam_weights: rows.beam_weights.with_sum_behind(Some(results.statistics)),
+            sizes: totals.statistics_sizes(),
+            beam_weights: totals
+                .beam_weights
+                .with_sum_behind(Some(results.statistics)),
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
-            times_temperature: rows.times_temperature.into(),
+            times_temperature: totals.times_temperature.into(),
             ..LinearForwardParams::zeroed()
         };
         for (chunk, params) in self.forward_launches(params) {
             // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for
             // those of the caller, the caller answers.
-            unsafe { self.issue(queue, chunk, params) }?;
+            unsafe { self.issue_chunk(stream, chunk, params) }?;
         }
-        Ok(LinearForwarded {
+        Ok(LinearSaved {
             params,
             head_tables: [head_groups, head_item_table, segments, starts, head_tokens],
         })
     }
 
-    /// What is launched in a forward pass: one chunk, but for rows over the whole vocabulary. Where all
-    /// chunks must wait for the statistics of all, their scores are made twice.
+    /// Returns what is launched in a forward pass: one chunk, but for rows over the whole vocabulary. Where all chunks must
+    /// wait for the statistics of all, their scores are computed twice.
     fn forward_launches(
         &self,
         params: LinearForwardParams,
@@ -165,16 +170,16 @@ impl LinearPass {
         of_chunks(first_time).chain(again.into_iter().flatten())
     }
 
-    /// Issues a cooperative launch of one block for each piece of work, or as many as are resident.
+    /// Issues a cooperative launch over a chunk, of one block for each piece of work or as many as are resident.
     ///
     /// # Safety
-    /// As [`Queue::launch`].
-    pub(super) unsafe fn issue<Q: Queue>(
+    /// That of [`Stream::launch`].
+    pub(super) unsafe fn issue_chunk<S: Stream>(
         &self,
-        queue: &mut Q,
+        stream: &mut S,
         chunk: &Chunk,
         params: LinearForwardParams,
-    ) -> Result<(), Q::Error> {
+    ) -> Result<(), S::Error> {
         let part = |items: Option<DevicePtr>, first: usize, count: usize| {
             items
                 .filter(|_| count > 0)
@@ -201,21 +206,23 @@ impl LinearPass {
                 ..params
             },
         };
-        let resident = queue.resident_blocks(&launch)?.unwrap_or(self.shape.blocks);
+        let resident = stream
+            .resident_blocks(&launch)?
+            .unwrap_or(self.shape.blocks);
         launch.grid[0] = launch.grid[0].min(resident.max(1));
         // SAFETY: the caller's promise.
-        unsafe { queue.launch(&launch) }
+        unsafe { stream.launch(&launch) }
     }
 
-    /// Records, targets, scores of the B-th rank and partial sums of launches over these items.
-    pub(super) fn allocate_scores<Q: Queue>(
+    /// Allocates the records, targets, scores of the B-th rank and partial sums of launches over these items.
+    pub(super) fn allocate_scores<S: Stream>(
         &self,
-        queue: &mut Q,
+        stream: &mut S,
         items: &Items,
-    ) -> Result<[Option<DevicePtr>; 4], Q::Error> {
+    ) -> Result<[Option<DevicePtr>; 4], S::Error> {
         let of_rows = self.rows.rows.len() * size_of::<f32>();
-        let weighs = self.rows.beam_weights.weighs();
-        queue.allocate(
+        let weighs = self.rows.totals.beam_weights.weighs();
+        stream.allocate(
             Lifetime::Scratch,
             [
                 ("records", items.records as usize * 16),
@@ -227,7 +234,7 @@ impl LinearPass {
     }
 }
 
-/// The same for a launch with others behind it, which settle and add up what all have left.
+/// Returns the parameters of a launch with others behind it, which settle and add up the results of all.
 fn unfinished(mut params: LinearForwardParams) -> LinearForwardParams {
     (params.statistics, params.loss) = (None, None);
     params.batch.ignored_count = 0;

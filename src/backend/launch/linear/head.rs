@@ -1,4 +1,4 @@
-//! The tokens whose head rows a batch gives a gradient, tile by tile.
+//! An inverted index from the tokens of a batch to the sets that have them, for the gradient of the head.
 
 use super::params::LinearSegment;
 use super::rows::LinearRows;
@@ -16,12 +16,12 @@ pub(super) struct HeadTiles {
 }
 
 impl HeadTiles {
-    /// Of a tile; `tile_tokens` and `tile_columns` of the kernel, and `sizeof(HeadShared)`.
+    /// Mirrors `tile_tokens` and `tile_columns` of the kernel, and `sizeof(HeadShared)`.
     pub const TOKENS: usize = 64;
     pub const COLUMNS: u32 = 128;
     pub const SHARED_BYTES: u32 = 39_424;
 
-    /// Of rows over `sets`, which are listed. Sets without a row that has a loss have no gradient.
+    /// Indexes the tokens of rows over `sets`, which are listed. Sets without a row that has a loss have no gradient.
     pub fn new(rows: &LinearRows, sets: &TokenSets) -> Self {
         let listed = rows.sets.iter().enumerate().filter(|(_, set)| set.counts);
         let listed: Vec<(usize, &[u32])> = listed
@@ -72,7 +72,7 @@ impl HeadTiles {
     }
 }
 
-/// The tokens of the set that begins there among those of all sets.
+/// Returns the tokens of the set that begins there among those of all sets.
 fn tokens_of(sets: &TokenSets, first_token: u32) -> Option<&[u32]> {
     let (offsets, _) = sets.as_raw()?;
     // Of sets that begin there, all but the last are empty.

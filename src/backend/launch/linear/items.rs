@@ -19,7 +19,7 @@ const MOST_COLUMNS: u32 = 1024;
 /// An item that would load less is not cut into slices, which would cost more than they save.
 const LEAST_SLICE_BYTES: u64 = 64 << 10;
 
-/// What a block has on chip, and how many blocks are resident.
+/// The shared memory of a block, in bytes, and how many blocks are resident.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockShape {
     pub blocks: u32,
@@ -33,7 +33,7 @@ impl BlockShape {
     const STAGES: u32 = 3;
     /// Where a stage would be smaller, blocks have a multiprocessor each.
     const ENOUGH_STAGE_BYTES: u32 = 20 << 10;
-    /// All stages hold what warps add up in the end, `BlockProduct::bytes`; and a stage 64 rows by 64
+    /// All stages hold what warps add up in the end, `BlockGemm::bytes`; and a stage 64 rows by 64
     /// tokens, or by 16 tokens with as many columns.
     const LEAST_STAGE_BYTES: u32 = 14 << 10;
 
@@ -69,13 +69,14 @@ impl BlockShape {
     }
 }
 
-/// Groups that are taken in one launch, and what is done with them.
+/// The work of one launch.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Chunk {
-    /// Which items make scores, and which the loss and its gradient.
+    /// The items that compute scores.
     pub scores: Range<usize>,
     /// Its rows: the first, and how many.
     pub rows: [u32; 2],
+    /// The items that compute the loss and its gradient.
     pub gradients: Range<usize>,
 }
 
@@ -93,14 +94,14 @@ pub(super) struct Items {
     pub counters: u32,
 }
 
-/// Where the rows of a group, or its tokens or columns, are cut.
+/// A part of the rows of a group, or of its tokens or columns.
 #[derive(Clone, Copy)]
 struct Cut {
     first: u32,
     count: u32,
 }
 
-/// What an item is before it is cut into slices of what it sums over.
+/// An item before it is cut into slices of what it sums over.
 struct Tile {
     group: u32,
     rows: Cut,
@@ -109,11 +110,11 @@ struct Tile {
     /// Slices begin at multiples of this, and have no more than `most`.
     step: u32,
     most: u32,
-    /// Bytes that are loaded, for each of what is summed over.
+    /// The bytes that are loaded for each term of the sums.
     inner_bytes: u64,
 }
 
-/// Of `count`, pieces of `most` at most and of about the same size, a multiple of `step`.
+/// Cuts `count` into pieces of `most` at most and of about the same size, a multiple of `step`.
 fn cuts(count: u32, most: u32, step: u32) -> impl Iterator<Item = Cut> + Clone {
     let each = count
         .div_ceil(count.div_ceil(most).max(1))
@@ -125,8 +126,8 @@ fn cuts(count: u32, most: u32, step: u32) -> impl Iterator<Item = Cut> + Clone {
 }
 
 impl Items {
-    /// For the loss and, with `gradient`, its gradient. Over the whole vocabulary no more than
-    /// `most_scores` are in memory at a time, but for those of one row: its rows are taken in chunks.
+    /// Cuts the work of the loss and, with `gradient`, of its gradient. Over the whole vocabulary the rows are taken in chunks, so
+    /// that no more than `most_scores` are in memory at a time, but for those of one row.
     pub fn new(
         rows: &LinearRows,
         element: Element,
@@ -171,7 +172,7 @@ impl Items {
         items
     }
 
-    /// For scores of all rows with a part of the whole vocabulary at a time.
+    /// Cuts the work of the scores of all rows with a part of the whole vocabulary at a time.
     pub fn by_tokens(
         rows: &LinearRows,
         element: Element,

@@ -1,4 +1,4 @@
-//! What the kernels are given, as they mirror it.
+//! The structs that the kernels mirror.
 
 use crate::backend::launch::{
     BeamWeights, DevicePtr, StatisticsSizes, TemperatureStep, kernel_params,
@@ -21,14 +21,14 @@ kernel_params! {
 
 kernel_params! {
     /// A piece of work for a block.
-    pub(super) struct LinearItem in "linear_pass.cuh" {
+    pub(super) struct LinearItem in "linear_phase.cuh" {
         group: u32, first_row: u32, rows: u32, first: u32, count: u32, inner_first: u32,
         inner_count: u32, slice: u32, slices: u32, partials: u32, counter: u32, unused: u32,
     }
 }
 
 kernel_params! {
-    /// What a set has in a tile of tokens.
+    /// The tokens that a set has in a tile.
     pub(super) struct LinearSegment in "linear_head_gradient.cu" {
         group: u32, first: u32, count: u32, rows_before: u32,
     }
@@ -45,7 +45,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// What the unscaled gradient is multiplied by.
+    /// The factors of the unscaled gradient.
     pub(super) struct GradientScale in "linear.cuh" {
         temperature: Option<DevicePtr>, upstream: Option<DevicePtr>, upstream_by_position: u32,
         times_temperature: u32,
@@ -53,8 +53,8 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// What `kernels/linear_forward.cu` is given.
-    pub(super) struct LinearForwardParams in "linear_pass.cuh" for KERNEL = "linear_forward"(256, 2) {
+    /// The parameters of `kernels/linear_forward.cu`.
+    pub(super) struct LinearForwardParams in "linear_phase.cuh" for KERNEL = "linear_forward"(256, 2) {
         batch: LinearBatch, score_items: Option<DevicePtr>, gradient_items: Option<DevicePtr>,
         scores: Option<DevicePtr>, records: Option<DevicePtr>, targets: Option<DevicePtr>, nth_scores: Option<DevicePtr>,
         softmaxes: Option<DevicePtr>, row_losses: Option<DevicePtr>, partials: Option<DevicePtr>,
@@ -69,7 +69,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// What `kernels/linear_backward.cu` is given.
+    /// The parameters of `kernels/linear_backward.cu`.
     pub(super) struct LinearBackwardParams in "linear_backward.cu" for KERNEL = "linear_backward"(256, 4) {
         rows: Option<DevicePtr>, ignored: Option<DevicePtr>, unscaled: Option<DevicePtr>,
         unscaled_stride: u64, gradient: Option<DevicePtr>, scale: GradientScale, width: u32,
@@ -78,7 +78,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// What `kernels/linear_head_gradient.cu` is given.
+    /// The parameters of `kernels/linear_head_gradient.cu`.
     pub(super) struct LinearHeadGradientParams in "linear_head_gradient.cu"
     for KERNEL = "linear_head_gradient"(256, 2) {
         batch: LinearBatch, scale: GradientScale, scores: Option<DevicePtr>,

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 
 use super::params::LinearRow;
 use crate::backend::batch::{Batch, BatchRow};
-use crate::backend::launch::{BeamWeights, StatisticsSizes, TemperaturePlan};
-use crate::{Result, Statistics, Temperature, TokenSet, TokenSets};
+use crate::backend::launch::BatchTotals;
+use crate::{TokenSet, TokenSets};
 
 /// The rows of one token set, and of others with the same tokens.
 #[derive(Debug, Clone, Copy)]
@@ -21,7 +21,7 @@ pub(super) struct SetRows {
     pub counts: bool,
 }
 
-/// The rows of a batch as the kernels over hidden states and a head take them.
+/// The rows of a batch in the order in which the kernels over hidden states take them: token set by token set.
 ///
 /// [`MaskedSoftmaxLoss::linear_rows`](crate::MaskedSoftmaxLoss::linear_rows) makes them.
 #[derive(Debug, Clone)]
@@ -32,11 +32,8 @@ pub struct LinearRows {
     pub(super) ignored: Vec<u32>,
     /// Whether every row ranges over the whole vocabulary.
     pub(super) is_whole: bool,
-    pub(super) positions: usize,
-    pub(super) times_temperature: bool,
-    pub(super) reduced: bool,
-    pub(super) statistics: Statistics,
-    pub(super) beam_weights: BeamWeights,
+    /// What the batch amounts to.
+    pub totals: BatchTotals,
 }
 
 impl LinearRows {
@@ -68,40 +65,12 @@ impl LinearRows {
             sets,
             ignored: batch.ignored(),
             is_whole: offsets.is_none(),
-            positions: batch.positions,
-            times_temperature: batch.times_temperature,
-            reduced: batch.reduced,
-            statistics: batch.statistics_sizes(),
-            beam_weights: BeamWeights::of(batch),
+            totals: BatchTotals::new(batch),
         }
-    }
-
-    /// The temperature of a pass that takes a step of `temperature` with the statistics of these rows.
-    ///
-    /// # Errors
-    /// As [`Temperature::step`], as all that it refuses can be told from the sizes of the sets.
-    pub fn next(&self, temperature: &Temperature) -> Result<TemperaturePlan> {
-        TemperaturePlan::next(temperature, &self.statistics)
-    }
-
-    /// The numbers of the loss: one, or one a position.
-    #[must_use]
-    pub fn losses(&self) -> usize {
-        if self.reduced { 1 } else { self.positions }
-    }
-
-    /// The positions of the batch.
-    #[must_use]
-    pub fn positions(&self) -> usize {
-        self.positions
-    }
-
-    pub(super) fn statistics_sizes(&self) -> StatisticsSizes {
-        StatisticsSizes::of(&self.statistics)
     }
 }
 
-/// For each of these listed sets, the first of them that has the same tokens.
+/// Finds for each of these listed sets the first of them that has the same tokens.
 ///
 /// A trie has a set for every node, and nodes often have the same children: in a catalogue of semantic IDs, all nodes of the upper
 /// levels. Their rows are multiplied by the same head rows, which are loaded once where they are one group.
@@ -184,6 +153,6 @@ mod tests {
         let rows = LinearRows::new(&batch);
         assert!(rows.rows.iter().all(|row| row.share > 0.0));
         assert_eq!(rows.ignored, [0, 3]);
-        assert_eq!(rows.positions(), 4);
+        assert_eq!(rows.totals.positions(), 4);
     }
 }

@@ -1,23 +1,31 @@
 //! With the feature `cuda` or `cust`: compiles kernels/*.cu, one fatbin each, for the crate to embed.
 //!
-//! `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is; `CANDLE_TRIE_CUDA_ARCHS` (`90`,
-//! or `80,90`) narrows the architectures. Where there is no CUDA toolkit, scripts/cuda-toolkit gets
-//! what is needed.
+//! `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is, and `CANDLE_TRIE_CUDA_ARCHS` (`90a`, or `80,90`) for which
+//! architectures it compiles. On docs.rs, where there is no nvcc, no kernels are embedded. Where there is no CUDA toolkit,
+//! scripts/cuda-toolkit of the repository gets what is needed.
 
 #[path = "build/cubin.rs"]
 mod cubin;
+#[path = "build/nvcc.rs"]
+mod nvcc;
 #[path = "build/ptxas.rs"]
 mod ptxas;
 
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::{env, fs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{env, fs, thread};
 
-/// Ampere (A100; RTX 30), Ada, Hopper, Blackwell (B200; RTX 50). PTX of the first and the last is
-/// for all others.
-const ARCHITECTURES: &str = "80,86,89,90,100,120";
-
-const VARIABLES: [&str; 4] = ["NVCC", "CUDA_HOME", "CUDA_PATH", "CANDLE_TRIE_CUDA_ARCHS"];
+const VARIABLES: [&str; 6] = [
+    "NVCC",
+    "CUDA_HOME",
+    "CUDA_PATH",
+    "CANDLE_TRIE_CUDA_ARCHS",
+    "CUDARC_CUDA_VERSION",
+    "DOCS_RS",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -30,36 +38,39 @@ fn main() {
     for variable in VARIABLES {
         println!("cargo::rerun-if-env-changed={variable}");
     }
-    if let Err(reason) = compile() {
+    let embedded = if env::var_os("DOCS_RS").is_some() {
+        embed(&[])
+    } else {
+        Compiler::find()
+            .and_then(|compiler| compiler.compile_kernels())
+            .and_then(|kernels| embed(&kernels))
+    };
+    if let Err(reason) = embedded {
         eprintln!("\ncandle-trie cannot compile its CUDA kernels.\n{reason}\n");
         std::process::exit(1);
     }
 }
 
-fn compile() -> Result<(), String> {
-    let nvcc = find_nvcc()?;
-    let out = PathBuf::from(env::var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?);
-    let mut modules = String::from("[\n");
-    let mut log = String::new();
-    for source in sources()? {
-        let image = out.join(
-            source
-                .with_extension("fatbin")
-                .file_name()
-                .unwrap_or_default(),
-        );
-        let text = compile_source(&nvcc, &source, &image)?;
-        let kernels = ptxas::kernel_names(&source.display().to_string(), &text)?;
-        modules +=
-            &format!("    Module {{ kernels: &{kernels:?}, image: include_bytes!({image:?}) }},\n");
-        log += &text;
-    }
-    modules.push(']');
-    let write = |name: &str, text: &str| {
-        fs::write(out.join(name), text).map_err(|error| format!("{name}: {error}"))
-    };
-    write("modules.rs", &modules)?;
-    write("ptxas.txt", &log)?;
+/// A compiled source.
+struct Compiled {
+    image: PathBuf,
+    kernels: Vec<String>,
+    /// What nvcc said of every kernel and architecture, and lines with the sizes of their code.
+    log: String,
+}
+
+/// Writes what the crate embeds: the images with the names of their kernels, and what nvcc said of them.
+fn embed(compiled: &[Compiled]) -> Result<(), String> {
+    let modules = (compiled.iter()).map(|Compiled { image, kernels, .. }| {
+        format!("    Module {{ kernels: &{kernels:?}, image: include_bytes!({image:?}) }},\n")
+    });
+    let log: String = (compiled.iter()).map(|compiled| &*compiled.log).collect();
+    let out = out_dir()?;
+    write(
+        &out.join("modules.rs"),
+        &format!("[\n{}]", modules.collect::<String>()),
+    )?;
+    write(&out.join("ptxas.txt"), &log)?;
     println!(
         "cargo::rustc-env=CANDLE_TRIE_PTXAS={}",
         out.join("ptxas.txt").display()
@@ -67,40 +78,154 @@ fn compile() -> Result<(), String> {
     Ok(())
 }
 
-fn sources() -> Result<Vec<PathBuf>, String> {
-    let entries = fs::read_dir("kernels").map_err(|error| format!("kernels: {error}"))?;
-    let mut sources: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
-    sources.retain(|path| path.extension().is_some_and(|extension| extension == "cu"));
-    sources.sort();
-    Ok(sources)
+/// nvcc, and what it is asked for.
+struct Compiler {
+    nvcc: PathBuf,
+    /// What `nvcc --version` says.
+    version: String,
+    targets: Vec<String>,
+    out: PathBuf,
 }
 
-/// The compiler's words, which say for every kernel and target what it uses, and a line with the size of its code.
-fn compile_source(nvcc: &Path, source: &Path, image: &Path) -> Result<String, String> {
-    // nvcc keeps the code of each target here, which in the image is compressed.
-    let kept = image.with_extension("kept");
-    fs::create_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
-    let mut command = Command::new(nvcc);
-    command.args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v", "--threads"]);
-    command.arg(env::var("NUM_JOBS").unwrap_or_else(|_| "1".into()));
-    command.arg("--keep").arg("--keep-dir").arg(&kept);
-    command.args(targets()?).arg(source).arg("-o").arg(image);
-    let output = command
-        .output()
-        .map_err(|error| format!("{}: {error}", nvcc.display()))?;
-    let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    if !output.status.success() {
-        return Err(format!(
-            "{command:?} failed:\n{text}\
-             A toolkit older than CUDA 12.8 does not know all architectures: set CANDLE_TRIE_CUDA_ARCHS, to 90 for example."
-        ));
+impl Compiler {
+    fn find() -> Result<Self, String> {
+        let nvcc = find_nvcc()?;
+        let wanted = env::var("CANDLE_TRIE_CUDA_ARCHS").ok();
+        let listed = run(Command::new(&nvcc).arg("--list-gpu-arch"))?.0;
+        let nvcc::Selection {
+            architectures,
+            unknown,
+        } = nvcc::select(wanted.as_deref(), &listed)?;
+        if !unknown.is_empty() {
+            println!(
+                "cargo::warning={} does not know the architecture {}: GPUs of that architecture get kernels that their driver \
+                 compiles, when they are first used",
+                nvcc.display(),
+                nvcc::listing(&unknown)
+            );
+        }
+        Ok(Self {
+            version: run(Command::new(&nvcc).arg("--version"))?.0,
+            targets: nvcc::targets(&architectures),
+            out: out_dir()?,
+            nvcc,
+        })
     }
-    let sizes = code_sizes(&kept)?;
-    fs::remove_dir_all(&kept).map_err(|error| format!("{}: {error}", kept.display()))?;
-    Ok(text + &sizes)
+
+    /// Compiles the sources side by side, the longest first.
+    fn compile_kernels(&self) -> Result<Vec<Compiled>, String> {
+        let texts = kernel_sources()?;
+        let is_source = |path: &&PathBuf| path.extension().is_some_and(|name| name == "cu");
+        let mut sources: Vec<_> = texts.keys().filter(is_source).collect();
+        sources.sort_by_key(|&source| std::cmp::Reverse(texts[source].len()));
+        let jobs = env::var("NUM_JOBS").ok();
+        let jobs = jobs.and_then(|jobs| jobs.parse().ok()).unwrap_or(1usize);
+        let workers = jobs.clamp(1, sources.len().max(1));
+        let threads = jobs.div_ceil(workers);
+
+        let next = AtomicUsize::new(0);
+        let work = || {
+            let mut compiled = Vec::new();
+            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                compiled.push(self.compile_unless_cached(source, &texts, threads)?);
+            }
+            Ok(compiled)
+        };
+        let finished: Vec<Result<Vec<Compiled>, String>> = thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+            let join = |worker: thread::ScopedJoinHandle<'_, _>| {
+                (worker.join()).unwrap_or_else(|_| Err("a thread panicked".into()))
+            };
+            workers.into_iter().map(join).collect()
+        });
+        let mut compiled: Vec<_> = (finished.into_iter().collect::<Result<Vec<_>, _>>()?)
+            .into_iter()
+            .flatten()
+            .collect();
+        compiled.sort_by(|one, other| one.image.cmp(&other.image));
+        Ok(compiled)
+    }
+
+    /// Compiles a source, unless an earlier run did with the same headers, compiler and arguments.
+    fn compile_unless_cached(
+        &self,
+        source: &Path,
+        texts: &BTreeMap<PathBuf, String>,
+        threads: usize,
+    ) -> Result<Compiled, String> {
+        let stem = source.file_stem().unwrap_or_default();
+        let image = self.out.join(stem).with_extension("fatbin");
+        let (log_file, key_file) = (image.with_extension("txt"), image.with_extension("key"));
+        let key = self.key(source, texts);
+        let is_cached = fs::read_to_string(&key_file).is_ok_and(|found| found == key)
+            && image.is_file()
+            && log_file.is_file();
+        if !is_cached {
+            let log = self.compile(source, &image, threads)?;
+            write(&log_file, &log)?;
+            write(&key_file, &key)?;
+        }
+        let log = fs::read_to_string(&log_file)
+            .map_err(|error| format!("{}: {error}", log_file.display()))?;
+        let kernels = ptxas::kernel_names(&source.display().to_string(), &log)?;
+        Ok(Compiled {
+            image,
+            kernels,
+            log,
+        })
+    }
+
+    /// Compiles a source, and returns what nvcc says of each of its kernels for each architecture.
+    fn compile(&self, source: &Path, image: &Path, threads: usize) -> Result<String, String> {
+        // nvcc keeps the code of each architecture here, which in the image is compressed.
+        let kept = image.with_extension("kept");
+        let failed = |error| format!("{}: {error}", kept.display());
+        if kept.exists() {
+            fs::remove_dir_all(&kept).map_err(failed)?;
+        }
+        fs::create_dir_all(&kept).map_err(failed)?;
+        let mut command = Command::new(&self.nvcc);
+        command.args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
+        command.arg("--threads").arg(threads.to_string());
+        command.arg("--keep").arg("--keep-dir").arg(&kept);
+        command.args(&self.targets).arg(source).arg("-o").arg(image);
+        let (_, log) = run(&mut command)?;
+        let sizes = code_sizes(&kept)?;
+        fs::remove_dir_all(&kept).map_err(failed)?;
+        Ok(log + &sizes)
+    }
+
+    /// A hash of all that a source's image depends on.
+    fn key(&self, source: &Path, texts: &BTreeMap<PathBuf, String>) -> String {
+        let mut hasher = DefaultHasher::new();
+        (&self.version, &self.targets).hash(&mut hasher);
+        let mut files = vec![source.to_path_buf()];
+        let mut index = 0;
+        while let Some((path, text)) = files.get(index).and_then(|path| texts.get_key_value(path)) {
+            (path, text).hash(&mut hasher);
+            for name in nvcc::included(text) {
+                let header = path.with_file_name(name);
+                if !files.contains(&header) && texts.contains_key(&header) {
+                    files.push(header);
+                }
+            }
+            index += 1;
+        }
+        format!("{:016x}", hasher.finish())
+    }
 }
 
-/// A line for each kernel of each target that nvcc has kept in a folder.
+/// The text of each file in the folder of kernels.
+fn kernel_sources() -> Result<BTreeMap<PathBuf, String>, String> {
+    let entries = fs::read_dir("kernels").map_err(|error| format!("kernels: {error}"))?;
+    let read = |path: PathBuf| match fs::read_to_string(&path) {
+        Ok(text) => Ok((path, text)),
+        Err(error) => Err(format!("{}: {error}", path.display())),
+    };
+    entries.flatten().map(|entry| read(entry.path())).collect()
+}
+
+/// A line for each kernel of each architecture whose code nvcc has kept in a folder.
 fn code_sizes(folder: &Path) -> Result<String, String> {
     let failed = |error| format!("{}: {error}", folder.display());
     let mut lines = String::new();
@@ -121,52 +246,49 @@ fn code_sizes(folder: &Path) -> Result<String, String> {
     Ok(lines)
 }
 
-fn targets() -> Result<Vec<String>, String> {
-    let wanted = env::var("CANDLE_TRIE_CUDA_ARCHS").unwrap_or_else(|_| ARCHITECTURES.into());
-    let numbers = wanted.split([',', ' ']).filter(|part| !part.is_empty());
-    let mut numbers = numbers
-        .map(|part| {
-            part.parse().map_err(|_| {
-                format!("CANDLE_TRIE_CUDA_ARCHS={wanted}: '{part}' is not a number such as 90")
-            })
-        })
-        .collect::<Result<Vec<u32>, _>>()?;
-    numbers.sort_unstable();
-    numbers.dedup();
-    let (Some(oldest), Some(newest)) = (numbers.first(), numbers.last()) else {
-        return Err("CANDLE_TRIE_CUDA_ARCHS names no architecture".into());
-    };
-    let mut targets: Vec<String> = numbers
-        .iter()
-        .map(|n| format!("-gencode=arch=compute_{n},code=sm_{n}"))
-        .collect();
-    targets.push(format!(
-        "-gencode=arch=compute_{oldest},code=compute_{oldest}"
-    ));
-    if newest != oldest {
-        targets.push(format!(
-            "-gencode=arch=compute_{newest},code=compute_{newest}"
+fn find_nvcc() -> Result<PathBuf, String> {
+    let variable = |name: &str| env::var_os(name);
+    let suffix = env::consts::EXE_SUFFIX;
+    let found = (nvcc::candidates(variable, suffix).into_iter()).find(|path| path.is_file());
+    let nvcc = found.ok_or(
+        "The features `cuda` and `cust` need NVIDIA's compiler, nvcc, and there is none in NVCC, CUDA_HOME/bin, CUDA_PATH/bin or PATH.\n\
+         Install the CUDA toolkit (13.0 or later) and put its folder `bin` into PATH, or in a clone of the repository run:\n\
+         eval \"$(scripts/cuda-toolkit)\"\n\
+         Without these features nothing of CUDA is needed.",
+    )?;
+    // Else cudarc takes the newest version that it knows for the toolkit's.
+    let for_cudarc = nvcc::in_path(variable, suffix);
+    if env::var_os("CARGO_FEATURE_CUDA").is_some()
+        && env::var_os("CUDARC_CUDA_VERSION").is_none()
+        && !for_cudarc.iter().any(|path| path.is_file())
+    {
+        return Err(format!(
+            "nvcc is {}, but is not in PATH, where the crate cudarc asks it for its version.\n\
+             Add its folder to PATH, or set CUDARC_CUDA_VERSION, to 13000 for CUDA 13.0.",
+            nvcc.display()
         ));
     }
-    Ok(targets)
+    Ok(nvcc)
 }
 
-fn find_nvcc() -> Result<PathBuf, String> {
-    let in_toolkit =
-        |variable| env::var_os(variable).map(|home| Path::new(&home).join("bin").join("nvcc"));
-    let named = [
-        env::var_os("NVCC").map(PathBuf::from),
-        in_toolkit("CUDA_HOME"),
-        in_toolkit("CUDA_PATH"),
-    ];
-    if let Some(found) = named.into_iter().flatten().find(|path| path.is_file()) {
-        return Ok(found);
+/// Runs a command that must succeed, and returns what it printed on stdout and stderr.
+fn run(command: &mut Command) -> Result<(String, String), String> {
+    let output =
+        (command.output()).map_err(|error| format!("{command:?} cannot be started: {error}"))?;
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    if output.status.success() {
+        return Ok((stdout, stderr));
     }
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).map(|folder| folder.join("nvcc")).find(|path| path.is_file()).ok_or_else(|| {
-        "The features `cuda` and `cust` need NVIDIA's compiler, nvcc, and there is none in NVCC, CUDA_HOME/bin, CUDA_PATH/bin or PATH.\n\
-         Install the CUDA toolkit (13.0 or later), or run: eval \"$(scripts/cuda-toolkit)\"\n\
-         Without these features nothing of CUDA is needed."
-            .into()
-    })
+    Err(format!("{command:?} failed:\n{stdout}{stderr}"))
+}
+
+fn out_dir() -> Result<PathBuf, String> {
+    let out =
+        env::var_os("OUT_DIR").ok_or("OUT_DIR is not set: cargo sets it for a build script")?;
+    Ok(PathBuf::from(out))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -107,7 +107,7 @@ def layer(results):
                     f"{peak / MEBIBYTE:,.1f}",
                 ]
             )
-        rows.append(["floor of the linear way", milliseconds(floor), "", "1.00", ""])
+        rows.append(["floor of linear", milliseconds(floor), "", "1.00", ""])
         frozen = results.figures[f"{model}/frozen head bytes"] / MEBIBYTE
         header = ["way", "ms", "× faster than candle's", "× its floor", "peak MiB"]
         parts.append(

@@ -77,20 +77,20 @@ def report(results):
     versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (torch, transformers, peft))
     return f"""# Speed of training
 
-Written by `scripts/compare-training` on {date.today()}; change that, not this. {os.cpu_count()} cores,
-{platform.machine()}; {versions}.
+*How it was measured.* `scripts/compare-training` wrote this page on {date.today()}: edit that script and not this page. The machine has {os.cpu_count()} cores
+({platform.machine()}) and {versions}.
 
-SmolLM2-135M-Instruct in f32 with LoRA (r = 8, q_proj and v_proj, no dropout) under the masked softmax loss at τ = 1, on
-{STEPS} batches of {ROWS} rows of Amazon Books, one step each with AdamW, both on all cores. Seconds are the median of the last
-{STEPS - 1} steps; tokens are prompts and whole responses without padding, {tokens:,.0f} a step, for every way (msl leaves the
-unary tail of a response unread). Memory is the highest resident set of the process, its weights and libraries included.
-PyTorch's masks are made outside the time. Losses of the ways differ by at most {largest:.0e} of themselves.
+SmolLM2-135M-Instruct is trained in f32 with LoRA (r = 8, q_proj and v_proj, no dropout) under the masked softmax loss at τ = 1, on
+{STEPS} batches of {ROWS} rows of Amazon Books, with one step of AdamW each and on all cores. Seconds are the median of the last
+{STEPS - 1} steps. Tokens are those of prompts and whole responses without padding, {tokens:,.0f} a step for all (msl does not feed the last tokens of a
+response to the model, where the trie leaves no choice). Memory is the peak resident set of the process, with its weights and libraries.
+Building PyTorch's masks is not timed. The losses differ by at most {largest:.0e}, relative to their size.
 
 | way | s a step | tokens/s | peak MiB | time, of msl's |
 | --- | ---: | ---: | ---: | ---: |
 {chr(10).join(lines)}
 
-What bounds them, and how far to trust them: `training-speed-notes.md`.
+[training-speed-notes.md](training-speed-notes.md) says what bounds these times, and how far to trust them.
 """
 
 

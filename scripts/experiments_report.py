@@ -131,7 +131,7 @@ class Report:
                         cells += [f"{mean:+.4f} ±{error:.4f}", percent]
                     mean, error, _ = results.difference(found["lml"], "trie", "trie", "item NLL")
                     rows.append([NAMES[loss], f"{count:,}", *cells, f"{mean:+.3f} ±{error:.3f}"])
-        header = ["beside LML", "rows", "NDCG@10", "", "NDCG@10, LML over the vocabulary", "", "item NLL"]
+        header = ["compared with LML", "rows", "NDCG@10", "", "NDCG@10, LML over the vocabulary", "", "item NLL"]
         return markdown(header, rows)
 
     def time_table(self):

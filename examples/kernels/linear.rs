@@ -10,13 +10,14 @@ use crate::support::{Model, Shape, kernel_models};
 pub fn print() {
     println!(
         "\n## Hidden states × head\n\n\
-         Loss and hidden gradient in bf16, with a head that is not trained, for several models. Llama's have the batch of 128 Books responses \
-         under\nLlama 3's tokenizer, SmolLM2 and Qwen2.5 under SmolLM2's. *Semantic IDs* are 512 responses over 10 million random items of three codes, for a\nmodel \
-         of Llama-3.2-1B's width (`benches/support/semantic_ids.rs`). *Valid logits* are those of branching rows, *head rows* the distinct ones among\n\
-         them. *Head* is each of these head rows read once; *least* also each branching row's hidden states read once and the gradient \
-         of all\npositions written once; operations are two products, a multiplication and an addition a pair; floors are of *least*. \
-         *Launches* are of a forward\nand a backward pass at any temperature; a pass that gives value and gradient together has one less. \
-         Beside them there is one upload, of *uploaded*\nkB. What the kernels move is counted by the tests (`emulator_linear`), at smaller sizes.\n"
+         Loss and hidden gradient in bf16, with a head that is not trained, for several models. Llama's have the batch of 128 Books responses under\n\
+         Llama 3's tokenizer, and SmolLM2 and Qwen2.5 that under SmolLM2's. *Semantic IDs* are 512 responses over 10 million random items of three codes,\n\
+         for a model of Llama-3.2-1B's width (`benches/support/semantic_ids.rs`).\n\
+         \n\
+         *Valid logits* are those of branching rows, and *head rows* are their distinct tokens. *Head* is the bytes of these head rows, read once. *Least*\n\
+         adds the hidden states of each branching row, read once, and the gradient of all positions, written once. The floors are of *least*. GFLOP are\n\
+         those of two products. *Launches* are those of a forward and a backward pass. Value and gradient in one pass take one launch less. One upload, of\n\
+         *uploaded* kB, comes before them. The tests (`emulator_linear`) count the bytes that the kernels move, at smaller sizes.\n"
     );
     print!("| | V | H | positions | branching rows | valid logits | head rows |");
     print!(" head, MB | least, MB | GFLOP | launches | uploaded, kB |");

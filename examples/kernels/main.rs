@@ -27,10 +27,10 @@ mod time;
 fn main() {
     println!(
         "# Kernels\n\n\
-         Written by `cargo run --features cuda --example kernels > docs/kernels.md` (after \
-         `eval \"$(scripts/cuda-toolkit)\"`). Nothing\n\
-         on this page was measured on a GPU: registers and code are the compiler's, bytes are what \
-         the emulator counts,\nfloors and times are computed. What a GPU has shown is in [gpu.md](gpu.md).\n"
+         This page says what the kernels need of a GPU, how many bytes they move, and how long they should take. Nothing on it \
+         was measured on a GPU:\n[gpu.md](gpu.md) is about that. Registers and code sizes come from the compiler and bytes from the \
+         emulator. Floors and times are computed.\n\n\
+         `cargo run --features cuda --example kernels > docs/kernels.md` writes it (after `eval \"$(scripts/cuda-toolkit)\"`).\n"
     );
     resources::print();
     moved::print();

@@ -52,19 +52,17 @@ fn modes() -> [Mode; 5] {
 
 pub fn print() {
     let shape = Shape::books();
-    println!("## What they move\n");
+    println!("## Bytes moved\n");
     println!(
         "The Books batch of benches/shapes under SmolLM2's vocabulary: {} positions × {WIDTH}, of \
          which {} rows are labelled, with\n{} valid logits in branching rows. *Least* is each valid \
          logit of a branching row once, each token of a set that is used once\n(4 bytes; none for \
          the whole vocabulary) and each byte of the gradient once. Floors are computed from it: \
          least ÷ bandwidth ({}).\n\n\
-         The emulator ran the first {EMULATED} positions. *Logits* and *gradient* are the bytes that \
-         it counted, over the least of these\npositions. *All* is what warps ask for, tokens, rows \
-         and results too, in whole sectors of 32 bytes, over the least: on a device\nmuch of that \
-         comes from a cache. Nearly every valid logit lies alone in its sector, which is most of *all* \
-         where there is no gradient.\n*Sectors* are those that the gradient's stores touch, over the \
-         least.",
+         The emulator ran the first {EMULATED} positions. *Logits* and *gradient* are the bytes that it counted, divided by the least \
+         of these\npositions. *All* is what warps request in whole sectors of 32 bytes, with tokens, rows and results, divided by \
+         the least. On a GPU\nmuch of that comes from a cache. Nearly every valid logit is alone in its sector, which is most of *all* \
+         where there is no gradient.\n*Sectors* are those that the gradient's stores touch, divided by the least.",
         shape.rows.positions(),
         shape.rows.len(),
         shape.branching_logits(),

@@ -51,12 +51,12 @@ pub fn print() {
     kernels.sort_unstable();
     kernels.dedup();
 
-    println!("## What they take\n");
+    println!("## Registers, shared memory and code\n");
     println!(
-        "Registers of a thread; threads and shared memory of a block; occupancy, which is the threads that are \
-         resident on a multiprocessor\nas a share of those that it could hold; and the size of the machine code in KiB. \
-         Shapes are those of the Books batch (below), with a\ngradient; for decoding, those of a set of 1,104 tokens; for the linear \
-         operation, H = 576. No kernel spills registers or has local memory.\n"
+        "For each kernel and GPU: registers of a thread; threads and shared memory of a block; occupancy, which is the share of \
+         a multiprocessor's\nthreads that can be resident; and KiB of machine code. The shapes are those of the Books batch (below) with \
+         a gradient. Decoding has a set\nof 1,104 tokens, and the loss from hidden states has H = 576. No kernel spills registers or uses \
+         local memory.\n"
     );
     print!("| kernel |");
     for card in &CARDS {

@@ -30,17 +30,18 @@ pub fn print() {
 fn print_method() {
     println!(
         "\n## A model of the time\n\n\
-         Nothing here was measured. Every figure of this section is computed from the plan's own pieces of work, which \
-         blocks take one after\nthe other, and from the constants below. It leaves out what no count shows: bank conflicts, stalls \
-         between dependent instructions,\ninstruction fetch, clocks that fall under load; and the upload of the batch before the \
-         launch. So it says which choice is better and\nwhat binds, and a GPU will take longer.\n\n\
-         A piece of work waits for its description, its group's and its tokens' numbers (three loads from L2) and for its first \
-         bytes (from\nmemory for scores, two loads from L2 for the gradient). Then it loads and computes, which overlap. One of several \
-         slices stores its\nsums and counts itself (two more waits on L2); the last one loads the sums of all, and finishes: it waits \
-         for L2 once more for\nscores, and for the gradient three times (a row, its target's token, that token's head row). \
-         Transfers that are under way at a time\nshare the bandwidth equally, and none is faster than its block's share of {PORT} bytes a \
-         cycle and multiprocessor. Loading and computing\ntakes at least the cycles of shared memory, of the tensor cores, and of the \
-         schedulers, of which a multiprocessor has four.\n\n\
+         Nothing here was measured. The figures of this section are computed from the work items of the launch plan, which blocks take one after the other,\n\
+         and from the constants below. The model leaves out bank conflicts, stalls between dependent instructions, instruction fetch, clocks that\n\
+         fall under load, and the upload of the batch before the launch. So it tells which of two choices is better and what the time is bound by, and\n\
+         a GPU will take longer.\n\
+         \n\
+         A work item first waits for its description and for the numbers of its group and its tokens (three loads from L2), and then for its first bytes\n\
+         (from memory for scores, two loads from L2 for the gradient). Then it loads and computes, which overlap. If the work is cut into slices, each\n\
+         stores its sums and counts itself (two more waits on L2), and the last one loads the sums of all and finishes. Finishing waits on L2 once more\n\
+         for scores, and three times for the gradient (a row, its target's token, that token's head row). Transfers that overlap share the\n\
+         bandwidth equally, and none is faster than its block's share of {PORT} bytes a cycle and multiprocessor. Loading and computing take at\n\
+         least the cycles of shared memory, of the tensor cores, and of the four schedulers of a multiprocessor.\n\
+         \n\
          | | value | where it is from |\n|---|---|---|"
     );
     let of_cards = |value: fn(&Speeds) -> String| {
@@ -81,11 +82,11 @@ fn print_method() {
 fn print_totals(modelled: &[(Model, Vec<Modelled>)]) {
     println!(
         "\n### Forward and backward, bf16, µs\n\n\
-         *Given* and *adaptive*: a forward launch and a backward launch, at a temperature that is given or that steps with the batch's \
-         statistics.\n*In one*: value and gradient by the forward launch alone, at a given temperature. *Warm*: head and hidden states \
-         are in the L2 cache; all\nothers have them in memory. *Launches* is what given takes without any work. *Before* was measured on \
-         an H100, warm, with the kernels\nthat this one replaces ([gpu.md](gpu.md); for Llama-3-8B on the batch under SmolLM2's tokenizer), and *aim* is what \
-         it was to reach.\n\n\
+         *Given* and *adaptive* are a forward and a backward launch, at a temperature that is given or that steps with the batch's statistics. *In one* is\n\
+         value and gradient by one launch, at a given temperature. *Warm* has head and hidden states in the L2 cache, and all others have them in\n\
+         memory. *Launches* is the part of *given* without any work. *Before* was measured on an H100, warm, with the earlier kernels\n\
+         ([gpu.md](gpu.md), for Llama-3-8B on the batch under SmolLM2's tokenizer). *Aim* is what the new kernel was to reach.\n\
+         \n\
          | | card | launches | given | adaptive | in one | given, warm | before | aim |\n|---|---|---:|---:|---:|---:|---:|---:|---:|"
     );
     for (model, on_cards) in modelled {
@@ -112,8 +113,8 @@ fn print_totals(modelled: &[(Model, Vec<Modelled>)]) {
     }
     println!(
         "\nAn empty cooperative launch with a barrier takes 4 to 5 µs. At SmolLM2's size the least bytes take 1.8 µs on an H100 \
-         ([gpu.md](gpu.md)), so\nthree times that floor is out of reach whatever the kernel does: the launches alone take longer. What takes most \
-         of the rest there is the\nblock that adds up the slices of the largest set's gradient, which loads the sums of all by itself."
+         ([gpu.md](gpu.md)), so\nno kernel can reach three times that floor, because the launches alone take longer. Most of the rest is the block \
+         that adds up\nthe slices of the largest set's gradient, as it loads the sums of all of them."
     );
 }
 

@@ -19,8 +19,19 @@ pub const LIMITS: DeviceLimits = DeviceLimits {
     shared_bytes_per_multiprocessor: 100 << 10,
 };
 
-/// Orders of the threads that every kernel is run in.
-pub const SEEDS: std::ops::Range<u64> = 0..4;
+/// Whether every case of the largest sweeps is run, in every order of the threads: where `CANDLE_TRIE_SWEEPS` is `full`, as in `.ci/run`.
+pub fn sweeps_in_full() -> bool {
+    match std::env::var("CANDLE_TRIE_SWEEPS") {
+        Err(_) => false,
+        Ok(value) if value == "full" => true,
+        Ok(value) => panic!("CANDLE_TRIE_SWEEPS is {value}, which is not full"),
+    }
+}
+
+/// The orders of the threads that every kernel is run in.
+pub fn schedules() -> std::ops::Range<u64> {
+    0..if sweeps_in_full() { 4 } else { 2 }
+}
 
 /// Returns where a buffer is, as plans take it.
 pub fn pointer<T>(buffer: Buffer<T>) -> DevicePtr {

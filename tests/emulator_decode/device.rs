@@ -8,7 +8,7 @@ use candle_trie::launch::{
 use candle_trie::{BeamSearch, BeamStep, Result, SearchResult};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
-use crate::emulated::{EmulatedStream, Failure, LIMITS, SEEDS, pointer};
+use crate::emulated::{EmulatedStream, Failure, LIMITS, pointer, schedules};
 use crate::number::Number;
 
 /// Logits `[rows, width]` whose rows lie `row_stride` apart.
@@ -141,7 +141,7 @@ fn take<T: Number>(
     logits: &Logits<T>,
 ) -> Result<Option<BeamStep>> {
     let mut answer = None;
-    same_for_every_schedule(SEEDS, |emulator| {
+    same_for_every_schedule(schedules(), |emulator| {
         let found = decode(&emulator, beams, logits)?;
         let bits = [
             cast_slice::<_, u32>(&found.choices),

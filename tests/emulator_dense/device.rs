@@ -8,7 +8,7 @@ use candle_trie::reference::{self, Reference};
 use candle_trie::{Bear, Convention, MaskedSoftmaxLoss, Rows, Statistics, Temperature, TokenSets};
 use candle_trie_emulator::{Buffer, Emulator, Fault, Memory, Report, same_for_every_schedule};
 
-use crate::emulated::{EmulatedStream, Failure, LIMITS, SEEDS, pointer, upload_sets};
+use crate::emulated::{EmulatedStream, Failure, LIMITS, pointer, schedules, upload_sets};
 use crate::number::Number;
 
 /// How the gradient comes about.
@@ -275,7 +275,7 @@ impl<'a, T: Number> Case<'a, T> {
     /// The same bits in every schedule, and the f64 definition's numbers.
     pub fn assert_correct(&self, what: &str) {
         let mut outcome = None;
-        same_for_every_schedule(SEEDS, |emulator| {
+        same_for_every_schedule(schedules(), |emulator| {
             let found = self.run(&emulator)?;
             let mut bits: Vec<f64> = found.loss.iter().map(|&loss| loss.into()).collect();
             bits.extend(bytemuck::cast::<_, [f64; Statistics::LENGTH]>(

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use crate::batch::{Batch, Options};
 use crate::device::{Case, Gradients};
-use crate::emulated::LIMITS;
+use crate::emulated::{LIMITS, sweeps_in_full};
 use crate::number::Number;
 use crate::shapes::{batch, temperatures};
 
@@ -65,13 +65,13 @@ const GRADIENTS: [Gradients; 4] = [
     Gradients::None,
 ];
 
-/// Every shape, of which `turn` says with what. The wide ones take the emulator long: an element type has
-/// them on one device each, and the three types on all.
+/// Every shape, of which `turn` says with what. An element type has each on one device, and the three types on all. In full sweeps an
+/// element type has them on every device, but for the wide ones, which take the emulator long.
 fn every_boundary<T: Number>(turn: usize) {
     for (index, shape) in SHAPES.into_iter().enumerate() {
         let batch = batch_of(shape);
         for (device, (limits, most_blocks)) in devices().into_iter().enumerate() {
-            if shape.0 >= 1000 && device != (turn + index) % 3 {
+            if (shape.0 >= 1000 || !sweeps_in_full()) && device != (turn + index) % 3 {
                 continue;
             }
             let turn = turn + index + device;

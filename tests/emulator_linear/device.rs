@@ -8,7 +8,7 @@ use candle_trie::launch::{
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
 use crate::batch::{Batch, Options, assert_close};
-use crate::emulated::{EmulatedStream, Failure, Issued, LIMITS, SEEDS, pointer, upload_sets};
+use crate::emulated::{EmulatedStream, Failure, Issued, LIMITS, pointer, schedules, upload_sets};
 use crate::number::Number;
 use crate::plan::{Item, Tables, item_counts};
 
@@ -250,7 +250,7 @@ impl<'a> Case<'a> {
     pub fn assert_correct<T: Number>(&self, what: &str) {
         let what = format!("{what}, {:?}, {:?}", T::ELEMENT, self.gradients);
         let mut outcome = None;
-        same_for_every_schedule(SEEDS, |emulator| {
+        same_for_every_schedule(schedules(), |emulator| {
             let found = self.run::<T>(&emulator)?;
             let mut bits = found.loss.clone();
             bits.extend(bytemuck::cast::<_, [f64; Statistics::LENGTH]>(

@@ -6,6 +6,7 @@ use half::{bf16, f16};
 
 use crate::batch::{Batch, Options, every_option, every_option_with_bear};
 use crate::device::{Case, Gradients};
+use crate::emulated::sweeps_in_full;
 use crate::number::Number;
 
 fn options() -> impl Iterator<Item = Options> {
@@ -39,8 +40,9 @@ fn options_in_chunks_in<T: Number>(step: usize) {
     }
 }
 
+/// In full sweeps; every third otherwise.
 fn every_option_in_f32() {
-    options_in_chunks_in::<f32>(1);
+    options_in_chunks_in::<f32>(if sweeps_in_full() { 1 } else { 3 });
 }
 
 fn every_third_option_in_f16() {

@@ -20,7 +20,7 @@ impl<'e> DenseLoss<'e> {
     /// convention of `loss`. Uploads the sets.
     ///
     /// # Errors
-    /// Sets with a token outside the vocabulary, a loss in checked mode, and what the driver says.
+    /// Sets with a token outside the vocabulary, a loss with `check_finite`, and what the driver says.
     pub fn new(executor: &'e Executor, loss: MaskedSoftmaxLoss, vocabulary: usize) -> Result<Self> {
         DeviceLoss::new(executor, loss, vocabulary).map(Self)
     }

@@ -38,8 +38,8 @@ impl<'e> DeviceLoss<'e> {
         if loss.checked {
             return Err(Error::Unsupported {
                 what: "loss",
-                expected: "the unchecked mode on a device".into(),
-                actual: "the checked mode".into(),
+                expected: "a loss without check_finite, which looks at logits on the host".into(),
+                actual: "a loss with check_finite".into(),
             });
         }
         // From here on the temperature is on the host, or in `stepped`: not on a device of candle's.

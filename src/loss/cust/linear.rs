@@ -50,7 +50,7 @@ impl<'e> LinearLoss<'e> {
     /// temperature and the convention of `loss`. Uploads the sets.
     ///
     /// # Errors
-    /// Sets with a token outside the vocabulary, a loss in checked mode, and what the driver
+    /// Sets with a token outside the vocabulary, a loss with `check_finite`, and what the driver
     /// says.
     pub fn new(
         executor: &'e Executor,

@@ -49,7 +49,8 @@
 //! micro-batch with [`forward_at`](MaskedSoftmaxLoss::forward_at), which takes no step, divide by the rows of all by
 //! [`Reduction::MeanOver`], [`merge`](Statistics::merge) the statistics, and call [`Temperature::step`] once. The example
 //! [`accumulate`] shows that this gives the gradient of one batch. Devices and processes do the same with their parts of a batch:
-//! gradients are summed between them, and statistics are gathered and merged, so that all take the same step.
+//! gradients are summed between them, and statistics are gathered and merged, so that all take the same step. [`data_parallel`] does
+//! that by hand.
 //!
 //! # Decoding
 //!
@@ -89,6 +90,7 @@
 //!
 //! [`train`]: https://docs.rs/crate/candle-trie/latest/source/examples/train.rs
 //! [`accumulate`]: https://docs.rs/crate/candle-trie/latest/source/examples/accumulate.rs
+//! [`data_parallel`]: https://docs.rs/crate/candle-trie/latest/source/examples/data_parallel.rs
 //! [`decode`]: https://docs.rs/crate/candle-trie/latest/source/examples/decode.rs
 //! [`custom_mask`]: https://docs.rs/crate/candle-trie/latest/source/examples/custom_mask.rs
 //! [`check_a_kernel`]: https://docs.rs/crate/candle-trie/latest/source/examples/check_a_kernel.rs

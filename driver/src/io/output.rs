@@ -96,9 +96,14 @@ pub fn begin_beside(target: &Path) -> io::Result<NamedTempFile> {
     beside.prefix(&prefix).rand_bytes(RANDOM_LETTERS);
     #[cfg(unix)]
     beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let file = beside.tempfile_in(parent(target))?;
-    let _ = file.as_file().try_lock();
-    Ok(file)
+    loop {
+        let file = beside.tempfile_in(parent(target))?;
+        // Before it was locked, another process may have taken it for one that nobody writes, and removed it. Such a
+        // process has the lock for a moment, which is waited for.
+        if file.as_file().lock().is_err() || file.path().exists() {
+            return Ok(file);
+        }
+    }
 }
 
 /// Returns the target of a path behind all links, and its permissions if it exists.

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -195,9 +196,14 @@ fn foreign(folder: &Path, is_ours: fn(&str) -> bool) -> Result<Option<PathBuf>> 
 /// pipe or a device is no file.
 pub fn check_contained(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
-        let kind = fs::symlink_metadata(&path)
-            .with_context(|| format!("cannot read {}", path.display()))?
-            .file_type();
+        let kind = match fs::symlink_metadata(&path) {
+            Ok(there) => there.file_type(),
+            // Another evaluation of the run has just finished the file, or a training a checkpoint.
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot read {}", path.display()));
+            }
+        };
         if kind.is_dir() {
             check_contained(&path)?;
             continue;

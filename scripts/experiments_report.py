@@ -76,8 +76,11 @@ class Results:
             return [json.loads(line) for line in file]
 
     def seconds(self):
-        """The median time of a step, as `scripts/experiments time` measured it."""
-        steps = self.steps(self.runs.folder / f"time-{self.loss}")
+        """The median time of a step, as `scripts/experiments time` measured it; NaN where it has not."""
+        folder = self.runs.folder / f"time-{self.loss}"
+        if not folder.exists():
+            return math.nan
+        steps = self.steps(folder)
         return statistics.median(step["tokens"] / step["tokens_per_second"] for step in steps)
 
     def validation(self, seed):
@@ -147,7 +150,8 @@ class Report:
                 steps, seconds, own_steps, own_seconds = (statistics.fmean(column) for column in zip(*times))
                 if loss != "lml":
                     cells = [f"{steps:.0f}", f"{own_steps:.0f}", f"{seconds:.1f}", f"{own_seconds:.1f}"]
-                    rows.append([NAMES[loss], f"{count:,}", *cells, f"{seconds / own_seconds:.1f}×"])
+                    cells.append(f"{seconds / own_seconds:.1f}×")
+                    rows.append([NAMES[loss], f"{count:,}", *("–" if "nan" in cell else cell for cell in cells)])
         header = ["", "rows", "LML is at its best after steps", "passed after steps", "LML, s", "passed after s", "sooner"]
         return markdown(header, rows)
 
@@ -157,8 +161,10 @@ class Report:
             for measure, key in [("NDCG@10", "ndcg"), ("item NLL", "nll")]:
                 yield plot(f"{name}-{key}", f"{measure} by training rows", "training rows", self.by_rows(measure), True)
         for count in [count for count in self.results if count in (4000, 10000, 16000)]:
-            heading = f"validation item NLL by seconds of training, {count:,} rows"
-            yield plot(f"{name}-{count}-seconds", heading, "seconds", self.by_seconds(count))
+            timed = not math.isnan(self.results[count]["lml"].seconds())
+            axis = "seconds" if timed else "steps"
+            heading = f"validation item NLL by {axis} of training, {count:,} rows"
+            yield plot(f"{name}-{count}-{axis}", heading, axis, self.by_time(count, timed))
 
     def by_rows(self, measure):
         lines = [("lml", "vocabulary")] + [(loss, "trie") for loss in self.experiment.losses]
@@ -172,13 +178,13 @@ class Report:
         ends = (min(self.results), max(self.results))
         yield {"name": "popularity", "points": [(x, popularity[key], 0.0) for x in ends], "baseline": True}
 
-    def by_seconds(self, count):
+    def by_time(self, count, timed):
         for loss, results in self.results[count].items():
             looks = [results.validation(seed) for seed in results.paths]
             points = []
             for at in zip(*looks):
-                _, seconds, nll = zip(*at)
-                points.append((statistics.fmean(seconds), statistics.fmean(nll), standard_error(nll)))
+                steps, seconds, nll = zip(*at)
+                points.append((statistics.fmean(seconds if timed else steps), statistics.fmean(nll), standard_error(nll)))
             yield {"name": NAMES[loss], "points": points}
 
     def text(self):

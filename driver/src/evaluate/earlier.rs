@@ -50,7 +50,7 @@ fn numbered(file: &str, number: usize) -> String {
     format!("{stem}-{number}.{extension}")
 }
 
-/// Tells whether a name is one that [`numbered`] gives for a file.
+/// Tells whether a name is one that `numbered` gives for a file.
 pub fn is_numbered(name: &str, file: &str) -> bool {
     let (stem, extension) = file.split_once('.').unwrap_or((file, ""));
     let number = name

@@ -177,6 +177,10 @@ fn wait_for_steps(child: &mut Child, run: &Path, count: usize) {
         < count
     {
         assert!(
+            child.try_wait().unwrap().is_none(),
+            "the training has ended"
+        );
+        assert!(
             begun.elapsed() < Duration::from_secs(120),
             "no step was taken"
         );

@@ -55,7 +55,7 @@ fn main() {
 struct Compiled {
     image: PathBuf,
     kernels: Vec<String>,
-    /// What nvcc said of every kernel and architecture, and lines with the sizes of their code.
+    /// The output of nvcc about every kernel and architecture, with lines that give the sizes of their code.
     log: String,
 }
 
@@ -81,7 +81,7 @@ fn embed(compiled: &[Compiled]) -> Result<(), String> {
 /// nvcc, and what it is asked for.
 struct Compiler {
     nvcc: PathBuf,
-    /// What `nvcc --version` says.
+    /// The output of `nvcc --version`.
     version: String,
     targets: Vec<String>,
     out: PathBuf,

@@ -9,7 +9,7 @@ pub const ARCHITECTURES: &str = "80,86,89,90,100,120";
 /// `cp.async` and matrix products of bf16 are there from Ampere on.
 const OLDEST: u32 = 80;
 
-/// Where nvcc may be, the likeliest place first: `NVCC`, `bin` of `CUDA_HOME` and of `CUDA_PATH`, and the folders of `PATH`.
+/// Lists the places where nvcc may be, the likeliest first: `NVCC`, `bin` of `CUDA_HOME` and of `CUDA_PATH`, and the folders of `PATH`.
 ///
 /// `suffix` is that of the build machine's executables: `.exe` on Windows.
 pub fn candidates(variable: impl Fn(&str) -> Option<OsString>, suffix: &str) -> Vec<PathBuf> {
@@ -58,7 +58,7 @@ impl std::fmt::Display for Architecture {
     }
 }
 
-/// What to compile for, and what of it this nvcc does not know.
+/// The architectures to compile for, and those that were asked for and this nvcc does not know.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Selection {
     /// Sorted, each once.

@@ -13,7 +13,7 @@ use candle_trie::launch::{
 
 use super::number::Number;
 
-/// What the loss over hidden states is planned and issued with.
+/// The inputs that launches of the loss over hidden states are planned and issued with.
 pub struct Inputs<'a> {
     pub device: &'a CudaDevice,
     pub executor: &'a Executor,

@@ -23,7 +23,7 @@ use crate::{
 /// Does what the command line asks for.
 ///
 /// # Errors
-/// What the command says, and a command that one process must run alone where several were started.
+/// Returns the error of the command, and refuses a command that one process must run alone where several were started.
 pub fn run(arguments: &Arguments, exchange: &dyn Exchange) -> Result<()> {
     let shared = matches!(
         arguments.command,

@@ -159,7 +159,7 @@ impl Evaluator<'_> {
     }
 }
 
-/// What one rank found for its share of the batches of users.
+/// The results of one rank for its share of the batches of users.
 #[derive(Default, Serialize, Deserialize)]
 struct SearchedBatches {
     batches: Vec<Vec<SearchedUser>>,
@@ -167,7 +167,7 @@ struct SearchedBatches {
     seconds: f64,
 }
 
-/// What came of one user, with floats by their bits, so that they travel unchanged.
+/// The result of one user. Floats are held as their bits, so that they travel unchanged.
 #[derive(Serialize, Deserialize)]
 struct SearchedUser {
     place: Option<usize>,

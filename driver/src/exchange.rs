@@ -98,7 +98,7 @@ pub fn gather_json<T: Serialize + DeserializeOwned>(
 /// Returns the ranks that this process was started as one of, by `mpirun`, `srun` or the like; itself alone otherwise.
 ///
 /// # Errors
-/// Where a launcher started several processes, and `msl` was built without the feature `mpi`.
+/// Returns an error if a launcher started several processes, and `msl` was built without the feature `mpi`.
 pub fn open() -> Result<Box<dyn Exchange>> {
     let size = launched_size()?;
     #[cfg(feature = "mpi")]
@@ -115,7 +115,7 @@ pub fn open() -> Result<Box<dyn Exchange>> {
     Ok(Box::new(Alone))
 }
 
-/// Where launchers say how many processes they started: Open MPI, MPICH and those like it, PMIx of `srun`.
+/// The environment variables in which launchers say how many processes they started: Open MPI, MPICH and those like it, `srun`.
 const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
 
 /// Returns how many processes a launcher started, if one did.

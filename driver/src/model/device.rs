@@ -40,7 +40,7 @@ impl DeviceChoice {
     }
 }
 
-/// Where launchers say how many of their processes on this machine come before this one.
+/// The environment variables in which launchers say how many of their processes on this machine come before this one.
 const LOCAL_RANKS: [&str; 3] = [
     "OMPI_COMM_WORLD_LOCAL_RANK",
     "MPI_LOCALRANKID",

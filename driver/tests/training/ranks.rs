@@ -11,7 +11,15 @@ use msl::{
     },
 };
 
-use super::{LOSSES, loss, threads::run_ranks, train_as, training};
+use super::{LOSSES, threads::run_ranks, train_as, training};
+
+/// A loss whose adaptive temperature follows the statistics, as no estimate reaches the ends of its clamp.
+fn loss(kind: LossKind, scope: StatisticsScope) -> LossSettings {
+    LossSettings {
+        clamp: Some(vec![1e-3, 1e3]),
+        ..super::loss(kind, scope)
+    }
+}
 
 #[test]
 fn every_loss_on_several_ranks_has_the_steps_and_the_weights_of_one_process() {

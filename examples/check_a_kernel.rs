@@ -34,16 +34,31 @@ fn tolerance(dtype: DType) -> Tolerance {
     Tolerance { relative, absolute }
 }
 
-/// Returns the largest error of `found`, in units of the tolerance: above 1 it is wrong.
-fn error(found: &[f64], expected: &[f64], tolerance: &Tolerance) -> f64 {
-    let errors = found.iter().zip(expected).map(|(found, expected)| {
-        (found - expected).abs() / (tolerance.absolute + tolerance.relative * expected.abs())
-    });
+/// Returns the largest error of `found`, in units of the tolerance: above 1 it is wrong. `sizes` is what an error is relative to, besides
+/// the value itself.
+fn error(found: &[f64], expected: &[f64], sizes: &[f64], tolerance: &Tolerance) -> f64 {
+    let errors = found
+        .iter()
+        .zip(expected)
+        .zip(sizes)
+        .map(|((found, expected), size)| {
+            let allowed = tolerance.relative * (expected.abs() + size);
+            (found - expected).abs() / (tolerance.absolute + allowed)
+        });
     // Unlike f64::max, this keeps NaN.
     errors.fold(
         0.0,
         |worst, error| if error <= worst { worst } else { error },
     )
+}
+
+/// Returns numbers between -`size` and `size` that look random and are the same in each run.
+fn numbers(shape: (usize, usize), size: f64, seed: f64) -> Result<Tensor> {
+    let count = shape.0 * shape.1;
+    let values: Vec<f64> = (0..count)
+        .map(|index| size * (seed + 12.9898 * index as f64 * (1.0 + index as f64)).sin())
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
 fn f64s(tensor: &Tensor) -> Result<Vec<f64>> {
@@ -93,18 +108,23 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
 
     for dtype in [DType::F64, DType::F32, DType::F16, DType::BF16] {
         let tolerance = tolerance(dtype);
-        let logits =
-            Tensor::randn(0f64, 3.0, (count, VOCABULARY), &Device::Cpu)?.to_dtype(dtype)?;
+        let logits = numbers((count, VOCABULARY), 6.0, 1.0)?.to_dtype(dtype)?;
         let reference = expected(&f64s(&logits)?, &trie, &rows)?;
         let (loss, gradient) = your_loss(&logits, &trie, &rows)?;
-        let of_logits = error(&f64s(&gradient)?, &reference.gradient, &tolerance);
+        let found = f64s(&gradient)?;
+        let of_logits = error(
+            &found,
+            &reference.gradient,
+            &vec![0.0; found.len()],
+            &tolerance,
+        );
         // The loss is f32 but for f64 logits, and is a sum over rows.
         assert!((loss - reference.loss).abs() <= 1e-5 * reference.loss);
 
         // Over hidden states × head the definition is applied to the exact logits, and the chain rule gives the rest:
         // ∂loss/∂hidden = ∂loss/∂logits × head, and ∂loss/∂head = (∂loss/∂logits)ᵀ × hidden.
-        let hidden = Tensor::randn(0f64, 1.0, (count, WIDTH), &Device::Cpu)?.to_dtype(dtype)?;
-        let head = Tensor::randn(0f64, 1.0, (VOCABULARY, WIDTH), &Device::Cpu)?.to_dtype(dtype)?;
+        let hidden = numbers((count, WIDTH), 2.0, 2.0)?.to_dtype(dtype)?;
+        let head = numbers((VOCABULARY, WIDTH), 2.0, 3.0)?.to_dtype(dtype)?;
         let (wide_hidden, wide_head) = (hidden.to_dtype(DType::F64)?, head.to_dtype(DType::F64)?);
         let logits = wide_hidden.matmul(&wide_head.t()?)?;
         let reference = expected(&f64s(&logits)?, &trie, &rows)?;
@@ -112,20 +132,19 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
             Tensor::new(reference.gradient, &Device::Cpu)?.reshape((count, VOCABULARY))?;
         let expected_gradient = of_logits_then.matmul(&wide_head)?;
         let (_, gradient) = your_linear_loss(&hidden, &head, &trie, &rows)?;
-        // An entry is a sum of products of either sign: its error is relative to their size and not to its own.
-        let scale = of_logits_then.abs()?.matmul(&wide_head.abs()?)?;
-        let scaled = |gradient: &Tensor| -> Result<Vec<f64>> {
-            f64s(
-                &gradient
-                    .to_dtype(DType::F64)?
-                    .broadcast_div(&scale.maximum(1e-30)?)?,
-            )
-        };
-        let in_units = Tolerance {
-            absolute: 4.0 * tolerance.relative,
+        // An entry is a sum of V products of either sign, and its error is relative to their size. An implementation may round the gradient
+        // of the logits to the dtype before it multiplies by the head, whose entries are below 2 here.
+        let sizes = (of_logits_then.abs()?.matmul(&wide_head.abs()?)? * 4.0)?;
+        let tolerance = Tolerance {
+            absolute: tolerance.absolute * (1.0 + 2.0 * VOCABULARY as f64),
             ..tolerance
         };
-        let of_hidden = error(&scaled(&gradient)?, &scaled(&expected_gradient)?, &in_units);
+        let of_hidden = error(
+            &f64s(&gradient)?,
+            &f64s(&expected_gradient)?,
+            &f64s(&sizes)?,
+            &tolerance,
+        );
         println!(
             "{dtype:?}: error ÷ tolerance {of_logits:.3} of logits, {of_hidden:.3} of hidden states"
         );

@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     console::{finite, positive},
     data::{
+        catalogue::Identifier,
         dataset::{DataArguments, Split},
         prompt::Prompt,
         tokenizer::TokenizerArguments,
@@ -113,12 +114,17 @@ pub struct TrainArguments {
 #[derive(Args)]
 #[command(after_help = INSPECT_EXAMPLES)]
 pub struct InspectArguments {
-    /// The folder of the catalogue and its users: RecBole's atomic files or the paper's files
+    /// The folder of the catalogue and its users, in any format that msl train reads
     #[arg(value_name = "CATALOGUE")]
     pub catalogue: PathBuf,
 
-    /// The column of a .item file that names the items [default: title or name, or the only column whose name ends in
-    /// _title or _name]
+    /// What the model answers with, and what stands for an item in a history [default: codes where the folder has a
+    /// NAME.index.json, else title]
+    #[arg(long, value_enum, value_name = "KIND")]
+    pub identifier: Option<Identifier>,
+
+    /// The text that names the items: a column of a .item file, or a field of a .item.json file [default: title or name,
+    /// or the only column whose name ends in _title or _name]
     #[arg(long, value_name = "COLUMN")]
     pub title_column: Option<String>,
 
@@ -160,6 +166,7 @@ impl InspectArguments {
     pub fn data(&self) -> DataArguments {
         DataArguments {
             train: self.train.clone(),
+            identifier: self.identifier,
             title_column: self.title_column.clone(),
             strict: self.strict,
             ..DataArguments::of(&self.catalogue)
@@ -304,7 +311,7 @@ pub struct RecommendArguments {
     #[arg(value_name = "RUN")]
     pub run: PathBuf,
 
-    /// The titles or item ids that the user has chosen, oldest first
+    /// The titles, item ids or codes that the user has chosen, oldest first
     #[arg(value_name = "TITLE", required = true)]
     pub history: Vec<String>,
 

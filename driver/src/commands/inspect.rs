@@ -5,9 +5,10 @@ use crate::{
     commands::arguments::InspectArguments,
     console::{print, print_json, shown, table},
     data::{
+        catalogue::Identifier,
         catalogue_shape::{AdaptiveVerdict, CatalogueShape},
         dataset::Dataset,
-        responses::{MergedTitles, Responses},
+        responses::{Collisions, MergedTitles, Responses},
         summary::LeftOut,
         targets::{ByOccurrence, Targets},
     },
@@ -30,6 +31,7 @@ struct Report<'a> {
     items_left_out: &'a LeftOut,
     rows_left_out: &'a LeftOut,
     different_titles: usize,
+    collisions: Collisions,
     merged_titles: &'a MergedTitles,
     vocabulary: usize,
     #[serde(flatten)]
@@ -40,10 +42,13 @@ struct Report<'a> {
 
 /// Runs `msl inspect`.
 pub fn inspect(arguments: &InspectArguments) -> Result<()> {
-    arguments.prompt.check()?;
-    let dataset = Dataset::read(&arguments.data().with_defaults()?, 0)?;
+    let data = arguments.data().with_defaults()?;
+    let scratch = arguments.pretrained.is_none() && arguments.tokenizer.tokenizer.is_none();
+    let only_codes = scratch && data.identifier() == Identifier::Codes;
+    let prompt = &arguments.prompt.clone().with_defaults(only_codes);
+    prompt.check(data.identifier())?;
+    let dataset = Dataset::read(&data, 0)?;
     let catalogue = &dataset.catalogue;
-    let prompt = &arguments.prompt;
     let tokenizer = match &arguments.pretrained {
         Some(model) => Pretrained::open(model, arguments.tokenizer.end_token.as_deref())?.tokenizer,
         None => arguments.tokenizer.open(catalogue, prompt)?,
@@ -60,7 +65,8 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
         test_targets: Targets::new(&dataset.training, &dataset.test).counts(),
         items_left_out: &dataset.report.items_left_out,
         rows_left_out: &dataset.report.rows_left_out,
-        different_titles: catalogue.distinct_titles(),
+        different_titles: catalogue.distinct_names(),
+        collisions: responses.collisions(),
         merged_titles: &responses.merged_titles(catalogue),
         vocabulary: tokenizer.vocabulary(),
         advice: verdict.advice(),
@@ -80,6 +86,14 @@ impl Report<'_> {
             .map(usize::to_string)
             .collect();
         let full = self.vocabulary as f64 * shape.rows as f64;
+        let collisions = match self.collisions {
+            Collisions { items: 0, .. } => "–".into(),
+            Collisions {
+                items,
+                paths,
+                largest,
+            } => format!("{items} on {paths} paths, at most {largest}"),
+        };
         let mut facts = table(&["catalogue", ""]);
         for (name, value) in [
             ("items", shape.items.to_string()),
@@ -87,8 +101,9 @@ impl Report<'_> {
                 "left out, without a title",
                 self.items_left_out.count.to_string(),
             ),
-            ("different titles", self.different_titles.to_string()),
+            ("different identifiers", self.different_titles.to_string()),
             ("different in tokens", shape.titles.to_string()),
+            ("share a path with others", collisions),
             ("rows to train on", self.training_rows.to_string()),
             ("to validate by", self.validation_rows.to_string()),
             (TARGETS, both(self.validation_targets)),
@@ -101,7 +116,7 @@ impl Report<'_> {
             ("vocabulary", self.vocabulary.to_string()),
             ("nodes of the trie", shape.nodes.to_string()),
             ("of them branching", shape.branching_nodes.to_string()),
-            ("longest title, tokens", shape.depth.to_string()),
+            ("longest path, tokens", shape.depth.to_string()),
             ("fan-out of the root", shape.root_fan_out.to_string()),
             ("largest fan-outs", largest.join(", ")),
             ("labels that are unary", percent(shape.unary_share)),
@@ -116,7 +131,7 @@ impl Report<'_> {
         if self.merged_titles.count > 0 {
             print(shown(&self.merged_titles.to_string()))?;
         }
-        let mut places = table(&["token of a title", "rows", "valid tokens", "unary"]);
+        let mut places = table(&["token of a path", "rows", "valid tokens", "unary"]);
         for (place, position) in (1..).zip(&shape.positions).take(PLACES) {
             places.add_row([
                 format!("{place}"),

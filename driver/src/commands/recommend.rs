@@ -1,6 +1,6 @@
 use std::collections::{HashMap, HashSet};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use candle_core::Device;
 use serde::Serialize;
 
@@ -8,7 +8,10 @@ use super::opened_run::OpenedRun;
 use crate::{
     commands::arguments::RecommendArguments,
     console::{print, print_json, shown, table},
-    data::{catalogue::Catalogue, examples::warn_of_long_rows},
+    data::{
+        catalogue::{Catalogue, quoted},
+        examples::warn_of_long_rows,
+    },
     evaluate::search::{SearchSettings, Searcher},
     run::folder::RunFolder,
 };
@@ -16,7 +19,9 @@ use crate::{
 #[derive(Serialize)]
 struct Recommended<'a> {
     rank: usize,
-    title: &'a str,
+    title: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    codes: Option<String>,
     items: Vec<&'a str>,
     probability: f64,
 }
@@ -24,7 +29,7 @@ struct Recommended<'a> {
 #[derive(Serialize)]
 struct Report<'a> {
     command: &'static str,
-    history: &'a [String],
+    history: Vec<String>,
     temperature: f64,
     recommended: Vec<Recommended<'a>>,
 }
@@ -34,15 +39,18 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let run = OpenedRun::new(folder, arguments.checkpoint, &device.into())?;
     let catalogue = &run.dataset.catalogue;
-    let history = known_titles(&arguments.history, catalogue);
+    let history = entries(&arguments.history, catalogue)?;
     let prompt = &run.folder.settings().prompt;
-    let prompt = prompt.text(history.iter().map(String::as_str));
+    let prompt = prompt.text(history.iter().map(|entry| entry.name(catalogue)));
     let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
     let positions = run.checkpoint.model.config().max_position_embeddings;
     warn_of_long_rows([prompt.len()].into_iter(), positions);
-    let numbered = (0..).zip(catalogue.items());
-    let seen = numbered.filter(|(_, item)| arguments.unseen && history.contains(&item.title));
-    let excluded: Vec<u64> = seen.map(|(number, _)| number).collect();
+    let mut excluded = Vec::new();
+    for entry in history.iter().filter(|_| arguments.unseen) {
+        if let Entry::Item(number) = entry {
+            excluded.extend(run.responses.together_with(*number)?);
+        }
+    }
     let temperature = run.temperature(arguments.temperature);
     let search = SearchSettings {
         search: arguments.search,
@@ -58,19 +66,19 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let found = (searcher.recommend(&[&prompt], &[excluded]))
         .with_context(|| arguments.run.display().to_string())?
         .found;
-    let titled = found.iter().flatten().filter_map(|found| {
-        let first = catalogue.item(*found.items.first()?)?;
-        Some((first.title.as_str(), found))
-    });
+    let labelled = (found.iter().flatten())
+        .filter_map(|found| Some((catalogue.label(*found.items.first()?), found)));
     let report = Report {
         command: "recommend",
-        history: &history,
+        history: history.iter().map(|entry| entry.label(catalogue)).collect(),
         temperature,
         recommended: (1..)
-            .zip(titled.take(arguments.top))
+            .zip(labelled.take(arguments.top))
             .map(|(rank, (title, found))| Recommended {
                 rank,
                 title,
+                codes: (catalogue.semantic_ids())
+                    .and_then(|codes| codes.text(*found.items.first()?)),
                 items: catalogue.ids(&found.items).collect(),
                 probability: found.log_probability.exp(),
             })
@@ -82,7 +90,7 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let mut table = table(&["title", "probability", "rank"]);
     for line in &report.recommended {
         table.add_row([
-            shown(line.title),
+            shown(&line.title),
             format!("{:.4}", line.probability),
             line.rank.to_string(),
         ]);
@@ -90,40 +98,76 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     print(&table)
 }
 
-/// Returns titles as the catalogue writes them. A text that is no title is looked up as an id, and then in another
-/// case. A title that the catalogue does not have is kept.
-fn known_titles(history: &[String], catalogue: &Catalogue) -> Vec<String> {
-    let lowered: HashSet<String> = history.iter().map(|title| title.to_lowercase()).collect();
-    let (mut exact, mut other_case) = (HashSet::new(), HashMap::new());
-    for item in catalogue.items() {
-        let title = item.title.as_str();
-        let in_lower_case = title.to_lowercase();
-        if lowered.contains(&in_lower_case) {
-            exact.insert(title);
-            other_case.insert(in_lower_case, title);
+/// An entry of a history on the command line.
+#[derive(Debug, PartialEq)]
+enum Entry {
+    /// The number of an item.
+    Item(u64),
+    /// A title that the catalogue does not have.
+    Unknown(String),
+}
+
+impl Entry {
+    /// Returns the text that stands for it in a prompt.
+    fn name(&self, catalogue: &Catalogue) -> String {
+        match self {
+            Self::Item(number) => catalogue.name(*number),
+            Self::Unknown(title) => quoted(title),
         }
     }
-    let by_id = |id: &str| catalogue.item(catalogue.number(id)?);
-    let known = |title: &String| {
-        if exact.contains(title.as_str()) {
-            return title.clone();
+
+    fn label(&self, catalogue: &Catalogue) -> String {
+        match self {
+            Self::Item(number) => catalogue.label(*number),
+            Self::Unknown(title) => title.clone(),
         }
-        if let Some(item) = by_id(title) {
+    }
+}
+
+/// Looks up the items of a history. A text that is no title is looked up as an id, as codes, and then as a title in
+/// another case. A title that the catalogue does not have is kept where the model can read it.
+fn entries(history: &[String], catalogue: &Catalogue) -> Result<Vec<Entry>> {
+    let lowered: HashSet<String> = history.iter().map(|title| title.to_lowercase()).collect();
+    let (mut exact, mut other_case) = (HashMap::new(), HashMap::new());
+    for (number, item) in (0..).zip(catalogue.items()) {
+        let in_lower_case = item.title.to_lowercase();
+        if lowered.contains(&in_lower_case) {
+            exact.entry(item.title.as_str()).or_insert(number);
+            other_case.insert(in_lower_case, number);
+        }
+        if let Some(codes) = catalogue
+            .semantic_ids()
+            .and_then(|codes| codes.text(number))
+            && lowered.contains(&codes.to_lowercase())
+        {
+            other_case.entry(codes.to_lowercase()).or_insert(number);
+        }
+    }
+    let entry = |text: &String| {
+        if let Some(&number) = exact.get(text.as_str()) {
+            return Ok(Entry::Item(number));
+        }
+        if let Some(number) = catalogue.number(text) {
             eprintln!(
-                "no title is {title:?}, but an id is: that of {:?}",
-                item.title
+                "no title is {text:?}, but an id is: that of {:?}",
+                catalogue.label(number)
             );
-            return item.title.clone();
+            return Ok(Entry::Item(number));
         }
-        match other_case.get(&title.to_lowercase()) {
-            Some(&known) => known.to_owned(),
+        match other_case.get(&text.to_lowercase()) {
+            Some(&number) => Ok(Entry::Item(number)),
             None => {
-                eprintln!("{title:?} is not in the catalogue; the model reads it as it is");
-                title.clone()
+                ensure!(
+                    catalogue.semantic_ids().is_none(),
+                    "{text:?} is not in the catalogue: expected a title, an item id or codes of its items, because the model \
+                     reads codes, which other items do not have"
+                );
+                eprintln!("{text:?} is not in the catalogue; the model reads it as it is");
+                Ok(Entry::Unknown(text.clone()))
             }
         }
     };
-    history.iter().map(known).collect()
+    history.iter().map(entry).collect()
 }
 
 #[cfg(test)]
@@ -136,11 +180,17 @@ mod tests {
         let ids = ["300", "007", "7", "The Wall", "5"];
         let items: Vec<(&str, &str)> = ids.into_iter().zip(titles).collect();
         let catalogue = Catalogue::of(&items).unwrap();
-        let history = titles.map(str::to_owned);
-        assert_eq!(known_titles(&history, &catalogue), history);
-        let other = ["the wall", "Unheard of", "7", "007"].map(str::to_owned);
+        let found = |history: &[&str]| -> Vec<String> {
+            let history: Vec<String> = history.iter().map(|&text| text.to_owned()).collect();
+            let entries = entries(&history, &catalogue).unwrap();
+            entries
+                .iter()
+                .map(|entry| entry.label(&catalogue))
+                .collect()
+        };
+        assert_eq!(found(&titles), titles);
         assert_eq!(
-            known_titles(&other, &catalogue),
+            found(&["the wall", "Unheard of", "7", "007"]),
             ["The Wall", "Unheard of", "sea", "Sea"]
         );
     }

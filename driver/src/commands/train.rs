@@ -29,11 +29,8 @@ use crate::{
 pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchange) -> Result<()> {
     arguments.run.check()?;
     let mut settings = RunSettings {
-        data: arguments.run.data.absolute()?.with_defaults()?,
         pretrained: absolute(arguments.run.pretrained.as_deref())?,
-        adapter: arguments.run.adapter.clone().with_separate_targets(),
-        loss: arguments.run.loss.clone().with_defaults(),
-        ..arguments.run.clone()
+        ..arguments.run.clone().with_defaults()?
     };
     settings.adapter.check()?;
     if settings.pretrained.is_some() {

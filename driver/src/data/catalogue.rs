@@ -3,14 +3,38 @@
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+
+use crate::data::semantic_ids::SemanticIds;
 
 /// One thing that can be recommended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Item {
     /// Its id in the data. Any text is an id: `7` and `007` are two.
     pub id: String,
-    /// Its title, which stands in prompts and which the model is taught to answer.
+    /// Its title. It may be empty where items are identified by codes alone.
     pub title: String,
+}
+
+/// Kinds of text that identify an item: the model is taught to answer with it, and it stands for the item in prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Identifier {
+    /// The title in quotes. --title-column may name any text as the title.
+    #[default]
+    Title,
+    /// The codes of the semantic ID, each of which is one token.
+    Codes,
+    /// The codes, and after them the title in quotes.
+    CodesTitle,
+}
+
+impl Identifier {
+    /// Tells whether items without a title cannot be identified.
+    pub fn needs_title(self) -> bool {
+        self != Self::Codes
+    }
 }
 
 /// One row: the items that a user chose, and the one chosen next.
@@ -42,6 +66,8 @@ impl Interaction {
 pub struct Catalogue {
     items: Vec<Item>,
     numbers: HashMap<String, u64>,
+    identifier: Identifier,
+    semantic_ids: Option<SemanticIds>,
 }
 
 impl Catalogue {
@@ -62,7 +88,21 @@ impl Catalogue {
                 );
             }
         }
-        Ok(Self { items, numbers })
+        Ok(Self {
+            items,
+            numbers,
+            identifier: Identifier::Title,
+            semantic_ids: None,
+        })
+    }
+
+    /// Identifies the items by their codes, or by codes and titles.
+    pub fn identified_by(self, identifier: Identifier, semantic_ids: SemanticIds) -> Self {
+        Self {
+            identifier,
+            semantic_ids: Some(semantic_ids),
+            ..self
+        }
     }
 
     /// Makes the catalogue of these ids and titles.
@@ -104,11 +144,55 @@ impl Catalogue {
         items.map(|item| item.id.as_str())
     }
 
-    /// Returns how many different titles the items have.
-    pub fn distinct_titles(&self) -> usize {
-        let titles: HashSet<&str> = self.items.iter().map(|item| item.title.as_str()).collect();
-        titles.len()
+    /// Returns what the items are identified by.
+    pub fn identifier(&self) -> Identifier {
+        self.identifier
     }
+
+    /// Returns the codes of the items, if they are identified by codes.
+    pub fn semantic_ids(&self) -> Option<&SemanticIds> {
+        self.semantic_ids.as_ref()
+    }
+
+    /// Returns the text that identifies the item of a number, as prompts and responses have it; it is empty where there
+    /// is no such item.
+    pub fn name(&self, number: u64) -> String {
+        let title = self.item(number).map(|item| quoted(&item.title));
+        let codes = (self.semantic_ids.as_ref()).and_then(|codes| codes.text(number));
+        match (self.identifier, title, codes) {
+            (Identifier::CodesTitle, Some(title), Some(codes)) => format!("{codes} {title}"),
+            (Identifier::Codes, _, Some(codes)) => codes,
+            (_, title, _) => title.unwrap_or_default(),
+        }
+    }
+
+    /// Returns the text that a reader knows the item of a number by: its title, or its codes where it has none.
+    pub fn label(&self, number: u64) -> String {
+        match self.item(number) {
+            Some(item) if !item.title.is_empty() => item.title.clone(),
+            _ => self.name(number),
+        }
+    }
+
+    /// Returns how many different identifiers the items have.
+    pub fn distinct_names(&self) -> usize {
+        let names = 0..self.items.len() as u64;
+        match self.identifier {
+            Identifier::Title => {
+                let titles = self.items.iter().map(|item| item.title.as_str());
+                titles.collect::<HashSet<_>>().len()
+            }
+            _ => names
+                .map(|number| self.name(number))
+                .collect::<HashSet<_>>()
+                .len(),
+        }
+    }
+}
+
+/// Returns a title as prompts and responses have it.
+pub fn quoted(title: &str) -> String {
+    format!("\"{title}\"")
 }
 
 #[cfg(test)]
@@ -123,7 +207,7 @@ mod tests {
         assert_eq!(numbers, [0, 1, 2, 3]);
         assert_eq!(catalogue.ids(&numbers).collect::<Vec<_>>(), ids);
         assert_eq!((catalogue.number("07"), catalogue.item(4)), (None, None));
-        assert_eq!(catalogue.distinct_titles(), 1);
+        assert_eq!(catalogue.distinct_names(), 1);
     }
 
     #[test]

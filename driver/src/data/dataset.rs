@@ -1,4 +1,4 @@
-//! Reads a catalogue and the rows of its users from a folder, in either format.
+//! Reads a catalogue and the rows of its users from a folder, in any of the formats.
 
 use std::{
     fmt,
@@ -13,22 +13,28 @@ use serde::{Deserialize, Serialize};
 use crate::{
     console::positive,
     data::{
-        catalogue::{Catalogue, Interaction},
-        files::{AtomicFiles, DataFiles, Interactions, PaperFiles, TEST_FILE},
-        paper_format, recbole_format,
+        catalogue::{Catalogue, Identifier, Interaction, Item},
+        files::{DataFiles, Interactions, Items, PaperFiles, SplitFiles, TEST_FILE, find_index},
+        interactions::read_interactions,
+        json_format, paper_format, recbole_format,
+        rows::read_rows,
+        semantic_ids::SemanticIndex,
         summary::DataReport,
+        text_table::Layout,
     },
     random::{Purpose, Random, random},
 };
 
-/// The default number of items in a history from a `.inter` file.
+/// The default number of items in a history.
 const HISTORY: usize = 10;
 
 /// Options of the data.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataArguments {
     /// The folder of the catalogue and its users: RecBole's atomic files (NAME.item, and NAME.inter or the three
-    /// benchmark files NAME.part1.inter to NAME.part3.inter) or the paper's files (id2name4Rec.json, train*.csv, test.csv)
+    /// benchmark files NAME.part1.inter to NAME.part3.inter), the paper's files (id2name4Rec.json, train*.csv, test.csv),
+    /// or those of LC-Rec and MiniOneRec (NAME.index.json, NAME.item.json, and NAME.inter.json or train*.csv, valid*.csv
+    /// and test*.csv)
     #[arg(long, value_name = "FOLDER")]
     pub data: PathBuf,
 
@@ -41,12 +47,18 @@ pub struct DataArguments {
     #[arg(long, default_value_t = 0, value_name = "ROWS")]
     pub validation: usize,
 
-    /// The column of a .item file that names the items [default: title or name, or the only column whose name ends in
-    /// _title or _name]
+    /// What the model answers with, and what stands for an item in a history [default: codes where the folder has a
+    /// NAME.index.json, else title]
+    #[arg(long, value_enum, value_name = "KIND")]
+    #[serde(default)]
+    pub identifier: Option<Identifier>,
+
+    /// The text that names the items: a column of a .item file, or a field of a .item.json file [default: title or name,
+    /// or the only column whose name ends in _title or _name]
     #[arg(long, value_name = "COLUMN")]
     pub title_column: Option<String>,
 
-    /// The most items in a history from a .inter file: the user's last ones [default: 10]
+    /// The most items in a history, but for the paper's format: the user's last ones [default: 10]
     #[arg(long, value_name = "ITEMS", value_parser = positive)]
     pub history: Option<usize>,
 
@@ -69,6 +81,7 @@ impl DataArguments {
             data: data.to_owned(),
             train: None,
             validation: 0,
+            identifier: None,
             title_column: None,
             history: None,
             strict: false,
@@ -88,11 +101,11 @@ impl DataArguments {
         })
     }
 
-    /// Fills in the default length of histories where the format has one, for a run to keep. Options of the other
-    /// format are refused.
+    /// Fills in what identifies the items, and the default length of histories where the format has one, for a run to
+    /// keep. Options of another format are refused.
     pub fn with_defaults(self) -> Result<Self> {
         let folder = self.data.display();
-        match DataFiles::find(&self.data)? {
+        let history = match DataFiles::find(&self.data)? {
             DataFiles::Paper(_) => {
                 let options = [
                     ("--history", self.history.is_some()),
@@ -100,23 +113,34 @@ impl DataArguments {
                 ];
                 if let Some((option, _)) = options.into_iter().find(|(_, given)| *given) {
                     bail!(
-                        "{option} is for RecBole's atomic files: {folder} is in the paper's format, which says itself what \
+                        "{option} is for other formats: {folder} is in the paper's format, which says itself what \
                          histories and titles are"
                     );
                 }
-                Ok(self)
+                None
             }
-            DataFiles::Atomic(_) => {
+            DataFiles::Split(_) => {
                 ensure!(
                     self.train.is_none(),
-                    "--train is for the paper's format: {folder} holds RecBole's atomic files"
+                    "--train is for the paper's format: {folder} holds files of another"
                 );
-                Ok(Self {
-                    history: self.history.or(Some(HISTORY)),
-                    ..self
-                })
+                self.history.or(Some(HISTORY))
             }
-        }
+        };
+        let identifier = match find_index(&self.data)? {
+            Some(_) => Identifier::Codes,
+            None => Identifier::Title,
+        };
+        Ok(Self {
+            history,
+            identifier: self.identifier.or(Some(identifier)),
+            ..self
+        })
+    }
+
+    /// Returns what identifies the items. Runs of earlier versions do not say it.
+    pub fn identifier(&self) -> Identifier {
+        self.identifier.unwrap_or_default()
     }
 }
 
@@ -157,7 +181,7 @@ impl Dataset {
     pub fn read(arguments: &DataArguments, seed: u64) -> Result<Self> {
         let dataset = match DataFiles::find(&arguments.data)? {
             DataFiles::Paper(files) => Self::read_paper(&files, arguments, seed),
-            DataFiles::Atomic(files) => Self::read_recbole(&files, arguments),
+            DataFiles::Split(files) => Self::read_split(&files, arguments),
         }?;
         dataset.report.print(&dataset.catalogue);
         Ok(dataset)
@@ -176,10 +200,10 @@ impl Dataset {
         Ok(rows)
     }
 
-    /// Reads other rows in the paper's format, and says on standard error what they are.
+    /// Reads other rows in the paper's format or that of MiniOneRec, and says on standard error what they are.
     pub fn read_rows(&self, file: &Path, strict: bool) -> Result<Vec<Interaction>> {
         let mut report = DataReport::new(strict);
-        let rows = paper_format::read_interactions(file, &self.catalogue, &mut report)?;
+        let rows = read_csv(file, &self.catalogue, &mut report)?;
         report.print(&self.catalogue);
         Ok(rows)
     }
@@ -188,8 +212,9 @@ impl Dataset {
         let mut report = DataReport::new(arguments.strict);
         let blank = arguments.leave_out_blank;
         let catalogue = paper_format::read_catalogue(&files.titles, blank, &mut report)?;
+        let catalogue = identified(catalogue, arguments, &mut report)?;
         let file = files.training(arguments.train.as_deref())?;
-        let training = paper_format::read_interactions(file, &catalogue, &mut report)?;
+        let training = read_csv(file, &catalogue, &mut report)?;
         ensure!(
             arguments.validation < training.len(),
             "--validation {} leaves nothing of the {} rows of {}",
@@ -200,7 +225,7 @@ impl Dataset {
         let mut random = random(seed, Purpose::Validation);
         let (validation, training) = draw(&training, arguments.validation, &mut random);
         let test = match &files.test {
-            Some(file) => paper_format::read_interactions(file, &catalogue, &mut report)?,
+            Some(file) => read_csv(file, &catalogue, &mut report)?,
             None => Vec::new(),
         };
         Ok(Self {
@@ -212,17 +237,39 @@ impl Dataset {
         })
     }
 
-    fn read_recbole(files: &AtomicFiles, arguments: &DataArguments) -> Result<Self> {
+    fn read_split(files: &SplitFiles, arguments: &DataArguments) -> Result<Self> {
         let mut report = DataReport::new(arguments.strict);
         let title_column = arguments.title_column.as_deref();
-        let catalogue = recbole_format::read_items(&files.items, title_column, &mut report)?;
+        let identifier = arguments.identifier();
+        let catalogue = match &files.items {
+            Items::Atomic(file) => recbole_format::read_items(file, title_column, &mut report)?,
+            Items::Json(file) => {
+                json_format::read_items(file, title_column, identifier, &mut report)?
+            }
+            Items::Index(file) => {
+                ensure!(
+                    !identifier.needs_title() && title_column.is_none(),
+                    "expected NAME.item.json beside {}, which says what the titles are; without it there is only \
+                     --identifier codes",
+                    file.display()
+                );
+                let untitled = |id| Item {
+                    id,
+                    title: String::new(),
+                };
+                let ids = SemanticIndex::read(file)?.ids;
+                Catalogue::new(ids.into_iter().map(untitled).collect())
+                    .with_context(|| file.display().to_string())?
+            }
+        };
+        let catalogue = identified(catalogue, arguments, &mut report)?;
         let history = arguments.history.unwrap_or(HISTORY);
         let interactions = &files.interactions;
         let [training, validation, test] =
-            recbole_format::read_interactions(interactions, &catalogue, history, &mut report)?;
+            read_interactions(interactions, &catalogue, history, &mut report)?;
         if training.is_empty() {
             match interactions {
-                Interactions::Whole(file) => bail!(
+                Interactions::Whole(file) | Interactions::Users(file) => bail!(
                     "{}: expected a user with at least four items, of which some are left to train on",
                     file.display()
                 ),
@@ -230,6 +277,8 @@ impl Dataset {
                     "{}: expected a user with at least two items, of which the last is to be trained on",
                     file.display()
                 ),
+                // Of which some are left, or reading them has failed.
+                Interactions::Rows(_) => (),
             }
         }
         Ok(Self {
@@ -240,6 +289,38 @@ impl Dataset {
             report,
         })
     }
+}
+
+/// Reads rows of a CSV file with their whole histories.
+fn read_csv(
+    file: &Path,
+    catalogue: &Catalogue,
+    report: &mut DataReport,
+) -> Result<Vec<Interaction>> {
+    read_rows(file, Layout::CommaSeparated, usize::MAX, catalogue, report)
+}
+
+/// Gives the items of a catalogue their codes, where these are to identify them.
+fn identified(
+    catalogue: Catalogue,
+    arguments: &DataArguments,
+    report: &mut DataReport,
+) -> Result<Catalogue> {
+    let identifier = arguments.identifier();
+    if identifier == Identifier::Title {
+        return Ok(catalogue);
+    }
+    let file = find_index(&arguments.data)?.with_context(|| {
+        format!(
+            "--identifier asks for codes: expected a semantic-ID index NAME.index.json in {}",
+            arguments.data.display()
+        )
+    })?;
+    let index = SemanticIndex::read(&file)?;
+    report.add_file(&file, &["ids", "codes"], index.ids.len());
+    let codes = index.of_catalogue(&catalogue);
+    let codes = codes.with_context(|| file.display().to_string())?;
+    Ok(catalogue.identified_by(identifier, codes))
 }
 
 /// Draws at most `count` rows, and keeps their order.

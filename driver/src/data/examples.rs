@@ -47,8 +47,7 @@ pub fn examples(
     let mut progress = Progress::new("tokenizing", rows.len());
     let example = |row: &Interaction| {
         progress.advance(1);
-        let history = row.history.iter().filter_map(|&item| catalogue.item(item));
-        let text = prompt.text(history.map(|item| item.title.as_str()));
+        let text = prompt.text(row.history.iter().map(|&item| catalogue.name(item)));
         let response = responses.path(row.target)?;
         Ok(Example {
             prompt: tokenizer.encode_prompt(&text)?,

@@ -11,6 +11,12 @@ pub const TITLES_FILE: &str = "id2name4Rec.json";
 /// The paper's file of test rows.
 pub const TEST_FILE: &str = "test.csv";
 
+/// The ends of the names of files that are read wherever they are there.
+pub const DATA_ENDINGS: [&str; 5] = [".item", ".inter", ".item.json", ".inter.json", INDEX];
+
+/// The end of the name of a semantic-ID index.
+const INDEX: &str = ".index.json";
+
 /// The names of RecBole's three benchmark files: to train on, for validation and for the test.
 pub const PARTS: [[&str; 3]; 2] = [["part1", "part2", "part3"], ["train", "valid", "test"]];
 
@@ -19,8 +25,8 @@ pub const PARTS: [[&str; 3]; 2] = [["part1", "part2", "part3"], ["train", "valid
 pub enum DataFiles {
     /// The files of the paper.
     Paper(PaperFiles),
-    /// The files of RecBole.
-    Atomic(AtomicFiles),
+    /// Files that say themselves which rows are for training, validation and the test.
+    Split(SplitFiles),
 }
 
 /// The files of the paper.
@@ -34,13 +40,24 @@ pub struct PaperFiles {
     pub test: Option<PathBuf>,
 }
 
-/// RecBole's atomic files.
+/// Files of items and interactions: RecBole's atomic files, or those that come with a semantic-ID index.
 #[derive(Debug)]
-pub struct AtomicFiles {
-    /// The file `NAME.item`.
-    pub items: PathBuf,
-    /// The files `NAME.inter`, or those of the parts.
+pub struct SplitFiles {
+    /// The file of the items.
+    pub items: Items,
+    /// The files of the interactions.
     pub interactions: Interactions,
+}
+
+/// The file that names the items.
+#[derive(Debug)]
+pub enum Items {
+    /// RecBole's `NAME.item`.
+    Atomic(PathBuf),
+    /// `NAME.item.json`.
+    Json(PathBuf),
+    /// `NAME.index.json`, for items that have codes and no titles.
+    Index(PathBuf),
 }
 
 /// The files that say who chose what.
@@ -50,34 +67,62 @@ pub enum Interactions {
     Whole(PathBuf),
     /// Benchmark files: to train on, for validation and for the test.
     Parts([PathBuf; 3]),
+    /// One file `NAME.inter.json`, split as `Whole` is.
+    Users(PathBuf),
+    /// MiniOneRec's files `train*.csv`, `valid*.csv` and `test*.csv`, of which the first is there.
+    Rows([Option<PathBuf>; 3]),
+}
+
+/// Finds the semantic-ID index `NAME.index.json` of a folder, if there is one.
+pub fn find_index(folder: &Path) -> Result<Option<PathBuf>> {
+    the_only(named(&visible_files(folder)?, "", INDEX))
 }
 
 impl DataFiles {
     /// Finds the files of a folder.
     pub fn find(folder: &Path) -> Result<Self> {
         let files = visible_files(folder)?;
-        let of = |extension: &str| -> Vec<PathBuf> {
-            let fits = |path: &&PathBuf| path.extension().is_some_and(|found| found == extension);
-            files.iter().filter(fits).cloned().collect()
-        };
-        let (items, interactions) = (of("item"), of("inter"));
-        let atomic = !items.is_empty() && !interactions.is_empty();
+        let of = |ending: &str| named(&files, "", ending);
+        let (atomic, json) = (of(".item"), of(".item.json"));
+        let (inter, users) = (of(".inter"), of(".inter.json"));
         let titles = folder.join(TITLES_FILE);
-        match (files.contains(&titles), atomic) {
-            (true, true) => bail!(
-                "{} holds both {TITLES_FILE}, which is the paper's format, and .item and .inter files, which are \
-                 RecBole's: leave those to read in the folder",
-                folder.display()
+        if files.contains(&titles) {
+            let others = [&atomic[..], &json, &inter, &users].concat();
+            ensure!(
+                (atomic.is_empty() || inter.is_empty()) && (json.is_empty() || users.is_empty()),
+                "{} holds both {TITLES_FILE}, which is the paper's format, and files of other formats, {}: leave those \
+                 to read in the folder",
+                folder.display(),
+                names(&others)
+            );
+            return Ok(Self::Paper(PaperFiles::among(titles, files)));
+        }
+        let items = match the_only([&atomic[..], &json].concat())? {
+            Some(file) if json.is_empty() => Some(Items::Atomic(file)),
+            Some(file) => Some(Items::Json(file)),
+            None => find_index(folder)?.map(Items::Index),
+        };
+        let interactions = match (&inter[..], the_only(users.clone())?) {
+            ([_, ..], Some(_)) => bail!(
+                "found {}: leave either NAME.inter or NAME.inter.json in the folder",
+                names(&[inter, users].concat())
             ),
-            (true, false) => Ok(Self::Paper(PaperFiles::among(titles, files))),
-            (false, true) => Ok(Self::Atomic(AtomicFiles {
-                items: the_only(items)?,
-                interactions: Interactions::among(interactions)?,
+            ([_, ..], None) => Some(Interactions::among(inter.clone())?),
+            ([], Some(users)) => Some(Interactions::Users(users)),
+            // Beside RecBole's items, rows of CSV files are none of theirs.
+            ([], None) if atomic.is_empty() => Interactions::rows(&files)?,
+            ([], None) => None,
+        };
+        match (items, interactions) {
+            (Some(items), Some(interactions)) => Ok(Self::Split(SplitFiles {
+                items,
+                interactions,
             })),
-            (false, false) => {
-                let found = [items, interactions, of("csv")].concat();
+            _ => {
+                let found = [atomic, json, of(INDEX), inter, users, of(".csv")].concat();
                 bail!(
-                    "{}: expected {TITLES_FILE} and train*.csv, or NAME.item and NAME.inter; found {}",
+                    "{}: expected {TITLES_FILE} and train*.csv; NAME.item and NAME.inter; or NAME.index.json and \
+                     NAME.item.json, and NAME.inter.json or train*.csv; found {}",
                     folder.display(),
                     match found.is_empty() {
                         true => "none of them".into(),
@@ -91,15 +136,11 @@ impl DataFiles {
 
 impl PaperFiles {
     fn among(titles: PathBuf, files: Vec<PathBuf>) -> Self {
-        let is_training = |path: &PathBuf| {
-            let name = file_name(path);
-            name.starts_with("train") && name.ends_with(".csv")
-        };
         let test = titles.with_file_name(TEST_FILE);
         Self {
             titles,
             test: files.contains(&test).then_some(test),
-            training: files.into_iter().filter(is_training).collect(),
+            training: named(&files, "train", ".csv"),
         }
     }
 
@@ -122,6 +163,13 @@ impl PaperFiles {
 }
 
 impl Interactions {
+    /// Finds MiniOneRec's files, if there is one to train on.
+    fn rows(files: &[PathBuf]) -> Result<Option<Self>> {
+        let part = |name: &str| the_only(named(files, name, ".csv"));
+        let rows = [part("train")?, part("valid")?, part("test")?];
+        Ok(rows[0].is_some().then_some(Self::Rows(rows)))
+    }
+
     fn among(files: Vec<PathBuf>) -> Result<Self> {
         for parts in PARTS {
             let expected = parts.map(|part| in_place_of_part(&files[0], part));
@@ -156,13 +204,23 @@ fn in_place_of_part(path: &Path, part: &str) -> PathBuf {
     name.into()
 }
 
-fn the_only(mut items: Vec<PathBuf>) -> Result<PathBuf> {
+/// Returns the only one of these files, if there is any.
+fn the_only(files: Vec<PathBuf>) -> Result<Option<PathBuf>> {
     ensure!(
-        items.len() == 1,
-        "there are several .item files, {}: leave the one to read in the folder",
-        names(&items)
+        files.len() < 2,
+        "there are several files in the place of one, {}: leave the one to read in the folder",
+        names(&files)
     );
-    Ok(items.remove(0))
+    Ok(files.into_iter().next())
+}
+
+/// Returns the files whose names begin and end so.
+fn named(files: &[PathBuf], beginning: &str, ending: &str) -> Vec<PathBuf> {
+    let fits = |path: &&PathBuf| {
+        let name = file_name(path);
+        name.starts_with(beginning) && name.ends_with(ending)
+    };
+    files.iter().filter(fits).cloned().collect()
 }
 
 fn names(files: &[PathBuf]) -> String {
@@ -201,10 +259,15 @@ mod tests {
                     .chain(files.test)
                     .collect()
             }
-            DataFiles::Atomic(files) => match files.interactions {
-                Interactions::Whole(file) => vec![files.items, file],
-                Interactions::Parts(parts) => [&[files.items], &parts[..]].concat(),
-            },
+            DataFiles::Split(files) => {
+                let (Items::Atomic(items) | Items::Json(items) | Items::Index(items)) = files.items;
+                let interactions = match files.interactions {
+                    Interactions::Whole(file) | Interactions::Users(file) => vec![file],
+                    Interactions::Parts(parts) => parts.to_vec(),
+                    Interactions::Rows(files) => files.into_iter().flatten().collect(),
+                };
+                [vec![items], interactions].concat()
+            }
         };
         let name = |path: PathBuf| file_name(&path);
         Ok(files.into_iter().map(name).collect())
@@ -229,6 +292,21 @@ mod tests {
                 "id2name4Rec.json train_10.csv ._train_9.csv test.csv x.item",
                 "id2name4Rec.json train_10.csv test.csv",
             ),
+            (
+                "x.index.json x.item.json x.inter.json x.user.json",
+                "x.item.json x.inter.json",
+            ),
+            ("x.index.json x.inter.json", "x.index.json x.inter.json"),
+            ("x.item.json x.inter.json", "x.item.json x.inter.json"),
+            (
+                "x.index.json x.item.json test.csv train_5.csv valid.csv x.csv",
+                "x.item.json train_5.csv valid.csv test.csv",
+            ),
+            ("x.index.json x.item x.inter train.csv", "x.item x.inter"),
+            (
+                "x.index.json id2name4Rec.json train.csv",
+                "id2name4Rec.json train.csv",
+            ),
         ] {
             assert_eq!(find(files, None).unwrap().join(" "), expected);
         }
@@ -242,6 +320,20 @@ mod tests {
         for (files, expected) in [
             ("x.item y.item x.inter", &["x.item", "y.item"][..]),
             ("x.item x.inter y.inter", &["x.inter", "y.inter"]),
+            ("x.item x.item.json x.inter", &["x.item", "x.item.json"]),
+            (
+                "x.index.json x.inter x.inter.json",
+                &["x.inter, ", "x.inter.json", "either"],
+            ),
+            (
+                "x.index.json y.index.json x.inter.json",
+                &["x.index.json", "y.index.json"],
+            ),
+            (
+                "x.item.json train_1.csv train_2.csv",
+                &["train_1.csv", "train_2.csv"],
+            ),
+            ("x.index.json x.item.json", &["found only", "x.index.json"]),
             (
                 "x.item x.part1.inter",
                 &["x.part1.inter", "NAME.part2.inter"],

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use crate::data::{
-    catalogue::{Catalogue, Item},
-    prompt::Prompt,
+    catalogue::{Catalogue, Identifier},
+    semantic_ids::SemanticIds,
     tokenizer::TextTokenizer,
 };
 
@@ -38,6 +38,17 @@ pub struct MergedTitles {
     pub examples: Vec<Vec<String>>,
 }
 
+/// Items that share a path of the trie with others: two of one title, or of the same codes. To a model they are one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Collisions {
+    /// Number of items that share a path.
+    pub items: usize,
+    /// Number of paths that are shared.
+    pub paths: usize,
+    /// Number of items of the path that most items share.
+    pub largest: usize,
+}
+
 impl Responses {
     /// Takes the titles of a catalogue in tokens, out of the trie of a run where there is one, and warns of those that
     /// the tokenizer does not tell apart.
@@ -54,14 +65,19 @@ impl Responses {
         if merged.count > 0 {
             eprintln!("warning: {merged}");
         }
+        let collisions = responses.collisions();
+        if collisions.items > 0 && catalogue.identifier() == Identifier::Codes {
+            eprintln!("warning: {collisions}");
+        }
         Ok(responses)
     }
 
     /// Tokenizes every title of a catalogue.
     pub fn new(catalogue: &Catalogue, tokenizer: &TextTokenizer) -> Result<Self> {
-        let items = catalogue.items().par_iter();
-        let paths: Vec<Vec<u32>> = items
-            .map(|item| tokenize(item, tokenizer))
+        let paths = Paths::new(catalogue, tokenizer)?;
+        let numbers = (0..catalogue.items().len() as u64).into_par_iter();
+        let paths: Vec<Vec<u32>> = numbers
+            .map(|number| paths.path(number))
             .collect::<Result<_>>()?;
         let trie = TokenTrie::new((0..).zip(&paths)).map_err(|error| named(error, catalogue))?;
         let leaves = leaves(&trie).context("the trie does not have every item once")?;
@@ -98,11 +114,10 @@ impl Responses {
         if items.len() != self.leaves.len() {
             return Ok(false);
         }
-        let numbered = (0..)
-            .zip(items)
-            .step_by(items.len().div_ceil(COMPARED_TITLES));
-        for (number, item) in numbered {
-            if self.path(number)? != tokenize(item, tokenizer)? {
+        let paths = Paths::new(catalogue, tokenizer)?;
+        for number in (0..items.len()).step_by(items.len().div_ceil(COMPARED_TITLES)) {
+            let number = number as u64;
+            if self.path(number)? != paths.path(number)? {
                 return Ok(false);
             }
         }
@@ -112,21 +127,35 @@ impl Responses {
     /// Collects the titles of the catalogue that the tokenizer does not tell apart.
     pub fn merged_titles(&self, catalogue: &Catalogue) -> MergedTitles {
         let mut merged = MergedTitles::default();
+        if !catalogue.identifier().needs_title() {
+            return merged;
+        }
         for (_, items) in self.trie.leaves() {
             if items.len() < 2 {
                 continue;
             }
-            let titles = items.iter().filter_map(|&item| catalogue.item(item));
-            let titles: BTreeSet<&str> = titles.map(|item| item.title.as_str()).collect();
+            let titles: BTreeSet<String> =
+                items.iter().map(|&item| catalogue.label(item)).collect();
             if titles.len() > 1 {
                 merged.count += titles.len();
                 if merged.examples.len() < EXAMPLES {
-                    let titles = titles.into_iter().map(str::to_owned).collect();
-                    merged.examples.push(titles);
+                    merged.examples.push(titles.into_iter().collect());
                 }
             }
         }
         merged
+    }
+
+    /// Counts the items that share a path with others.
+    pub fn collisions(&self) -> Collisions {
+        let mut collisions = Collisions::default();
+        let groups = self.trie.leaves().map(|(_, items)| items.len());
+        for items in groups.filter(|&items| items > 1) {
+            collisions.items += items;
+            collisions.paths += 1;
+            collisions.largest = collisions.largest.max(items);
+        }
+        collisions
     }
 
     /// Returns the trie of all responses.
@@ -175,6 +204,11 @@ impl Responses {
         Ok(path)
     }
 
+    /// Returns the items that a model recommends together with an item, and that item.
+    pub fn together_with(&self, item: u64) -> Result<&[u64]> {
+        Ok(self.trie.items(self.leaf(item)?))
+    }
+
     /// Returns the leaf of an item. Items with one title share a leaf.
     pub fn leaf(&self, item: u64) -> Result<u32> {
         let leaf = usize::try_from(item).ok();
@@ -183,17 +217,44 @@ impl Responses {
     }
 }
 
-/// Returns the tokens of an item's response, with the end token.
-fn tokenize(item: &Item, tokenizer: &TextTokenizer) -> Result<Vec<u32>> {
-    let mut path = tokenizer.encode(&Prompt::response(&item.title))?;
-    ensure!(
-        !path.is_empty(),
-        "the title of item {:?}, {:?}, tokenizes to nothing",
-        item.id,
-        item.title
-    );
-    path.push(tokenizer.end());
-    Ok(path)
+/// Makes the tokens of the items' responses.
+struct Paths<'a> {
+    catalogue: &'a Catalogue,
+    tokenizer: &'a TextTokenizer,
+    /// The codes of the items and the token of each code.
+    codes: Option<(&'a SemanticIds, Vec<u32>)>,
+}
+
+impl<'a> Paths<'a> {
+    fn new(catalogue: &'a Catalogue, tokenizer: &'a TextTokenizer) -> Result<Self> {
+        let codes = catalogue.semantic_ids();
+        let codes = codes.map(|codes| anyhow::Ok((codes, codes.tokens(tokenizer)?)));
+        Ok(Self {
+            catalogue,
+            tokenizer,
+            codes: codes.transpose()?,
+        })
+    }
+
+    /// Returns the tokens of an item's response, with the end token.
+    fn path(&self, number: u64) -> Result<Vec<u32>> {
+        let mut path = match (&self.codes, self.catalogue.identifier()) {
+            // Tokens of codes are looked up: to tokenize millions of texts takes minutes.
+            (Some((codes, tokens)), Identifier::Codes) => {
+                let path = codes.path(usize::try_from(number)?).unwrap_or_default();
+                path.iter().map(|&code| tokens[code as usize]).collect()
+            }
+            _ => self.tokenizer.encode(&self.catalogue.name(number))?,
+        };
+        ensure!(
+            !path.is_empty(),
+            "the title of item {:?}, {:?}, tokenizes to nothing",
+            self.catalogue.ids(&[number]).collect::<String>(),
+            self.catalogue.label(number)
+        );
+        path.push(self.tokenizer.end());
+        Ok(path)
+    }
 }
 
 /// Returns the leaf of each item, if the items are numbered from 0 and each is in the trie once.
@@ -213,13 +274,12 @@ fn leaves(trie: &TokenTrie) -> Option<Vec<u32>> {
 /// Names the items of a trie's error by their ids in the data.
 fn named(error: Error, catalogue: &Catalogue) -> anyhow::Error {
     let items = match error {
-        Error::PathIsPrefix { item, other, .. } => [item, other].map(|item| catalogue.item(item)),
+        Error::PathIsPrefix { item, other, .. } => [item, other],
         error => return error.into(),
     };
     let names = items.map(|item| {
-        item.map_or_else(String::new, |item| {
-            format!("{:?} ({:?})", item.id, item.title)
-        })
+        let id = catalogue.ids(&[item]).collect::<String>();
+        format!("{id:?} ({:?})", catalogue.label(item))
     });
     anyhow!(
         "the title of item {} continues where that of item {} ends: it contains the end token, or the tokenizer \
@@ -227,6 +287,21 @@ fn named(error: Error, catalogue: &Catalogue) -> anyhow::Error {
         names[1],
         names[0]
     )
+}
+
+impl Display for Collisions {
+    fn fmt(&self, formatter: &mut Formatter) -> fmt::Result {
+        let Self {
+            items,
+            paths,
+            largest,
+        } = self;
+        write!(
+            formatter,
+            "{items} items share their codes with another, on {paths} paths of up to {largest} items: the model cannot tell \
+             them apart, recommends them together, and a hit on one of them counts as a hit on each"
+        )
+    }
 }
 
 impl Display for MergedTitles {
@@ -247,106 +322,4 @@ impl Display for MergedTitles {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Builds a tokenizer that has six letters and takes all others for one.
-    fn tokenizer(end: Option<&str>) -> TextTokenizer {
-        let json = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-            "normalizer": {"type": "Lowercase"}, "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "."},
-            "behavior": "Isolated", "invert": false}, "post_processor": null, "decoder": null,
-            "model": {"type": "WordLevel", "unk_token": "?",
-            "vocab": {"</s>": 0, "?": 1, "e": 2, "m": 3, "a": 4, "s": 5, "\"": 6}}}"#;
-        TextTokenizer::new(json.parse().unwrap(), end, None).unwrap()
-    }
-
-    #[test]
-    fn titles_that_the_tokenizer_does_not_tell_apart_are_counted_and_shown() {
-        let titles = [
-            "Emma", "EMMA", "emma", "日本", "中国", "Sea", "Sea", "Émma", "ßmma",
-        ];
-        let catalogue = Catalogue::of_titles(&titles).unwrap();
-        let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
-        let merged = responses.merged_titles(&catalogue);
-        assert_eq!(merged.count, 7);
-        let groups: BTreeSet<Vec<String>> = merged.examples.iter().cloned().collect();
-        let expected = [
-            &["EMMA", "Emma", "emma"][..],
-            &["ßmma", "Émma"],
-            &["中国", "日本"],
-        ];
-        let expected = expected.map(|group| group.iter().map(|&title| title.into()).collect());
-        let sorted = |mut group: Vec<String>| {
-            group.sort();
-            group
-        };
-        assert_eq!(groups, expected.map(sorted).into());
-        let text = merged.to_string();
-        for part in [
-            "7 different titles",
-            "\"EMMA\" = \"Emma\"",
-            "counts as a hit on each",
-        ] {
-            assert!(text.contains(part), "{text}");
-        }
-        let told_apart = Catalogue::of_titles(&["Sea", "Sea", "Emma"]).unwrap();
-        let responses = Responses::new(&told_apart, &tokenizer(None)).unwrap();
-        assert_eq!(
-            responses.merged_titles(&told_apart),
-            MergedTitles::default()
-        );
-    }
-
-    #[test]
-    fn a_title_that_goes_on_behind_the_end_token_is_named_by_the_id_of_the_data() {
-        let catalogue = Catalogue::of(&[("B1", "e"), ("007", "e\"ae")]).unwrap();
-        let error = Responses::new(&catalogue, &tokenizer(Some("a"))).err();
-        let error = error.unwrap().to_string();
-        assert!(
-            error.starts_with(
-                "the title of item \"007\" (\"e\\\"ae\") continues where that of item \"B1\""
-            ),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn a_trie_that_numbers_the_items_otherwise_is_of_the_same_catalogue() {
-        let catalogue = Catalogue::of_titles(&["Emma", "Sea", "Sea"]).unwrap();
-        let responses = Responses::new(&catalogue, &tokenizer(None)).unwrap();
-        let trie = |numbers: &[u64]| {
-            let paths = (0..3).map(|item| responses.path(item).unwrap());
-            TokenTrie::new(numbers.iter().copied().zip(paths)).unwrap()
-        };
-        responses.check_same(&trie(&[30, 7, 5])).unwrap();
-        assert!(responses.check_same(&trie(&[30, 7])).is_err());
-    }
-
-    #[test]
-    fn the_trie_that_a_run_keeps_is_used_where_it_is_that_of_the_catalogue() {
-        let catalogue = Catalogue::of_titles(&["Emma", "Sea", "Sea", "Mass"]).unwrap();
-        let tokenizer = tokenizer(None);
-        let made = Responses::new(&catalogue, &tokenizer).unwrap();
-        let paths: Vec<Vec<u32>> = (0..4).map(|item| made.path(item).unwrap()).collect();
-        for (path, item) in paths.iter().zip(catalogue.items()) {
-            let mut expected = tokenizer.encode(&Prompt::response(&item.title)).unwrap();
-            expected.push(tokenizer.end());
-            assert_eq!(*path, expected);
-        }
-        let of_run = |numbers: [u64; 4]| {
-            let trie = TokenTrie::new(numbers.into_iter().zip(&paths)).unwrap();
-            Responses::of_run(trie, &catalogue, &tokenizer)
-        };
-        // As it is kept, and by other numbers.
-        for numbers in [[0, 1, 2, 3], [30, 7, 5, 100]] {
-            let kept = of_run(numbers).unwrap();
-            assert!((0..4).all(|item| kept.path(item).unwrap() == paths[item as usize]));
-            assert_eq!(kept.leaf(1).unwrap(), kept.leaf(2).unwrap());
-            assert!(kept.leaf(4).is_err());
-        }
-        // The tokens of other titles.
-        let other = Catalogue::of_titles(&["Emma", "Sea", "Sea", "Mess"]).unwrap();
-        let refused = Responses::of_run(made.trie().clone(), &other, &tokenizer).err();
-        assert!(refused.unwrap().to_string().contains("another catalogue"));
-    }
-}
+mod tests;

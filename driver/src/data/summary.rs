@@ -9,7 +9,10 @@ use std::{
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::{console::shown, data::catalogue::Catalogue};
+use crate::{
+    console::shown,
+    data::catalogue::{Catalogue, Identifier},
+};
 
 /// How many of what was left out are shown.
 const EXAMPLES: usize = 3;
@@ -111,12 +114,17 @@ impl DataReport {
 
     /// Says on standard error what was read and what was left out, and warns where most titles are the same.
     pub fn print(&self, catalogue: &Catalogue) {
-        let (items, titles) = (catalogue.items().len(), catalogue.distinct_titles());
-        eprintln!("{self}: {items} items with {titles} different titles");
+        let (items, names) = (catalogue.items().len(), catalogue.distinct_names());
+        let what = match catalogue.identifier() {
+            Identifier::Title => "titles",
+            Identifier::Codes => "paths of codes",
+            Identifier::CodesTitle => "codes with titles",
+        };
+        eprintln!("{self}: {items} items with {names} different {what}");
         let warnings = [
             self.items_left_out.warning(["item", "items"]),
             self.rows_left_out.warning(["row", "rows"]),
-            (2 * titles < items).then(|| {
+            (2 * names < items && catalogue.identifier() == Identifier::Title).then(|| {
                 "warning: fewer than half of the titles are different, and items of one title cannot be told apart: is \
                  this the column of the titles? --title-column names another of a .item file"
                     .into()

@@ -159,6 +159,11 @@ impl TextTokenizer {
         }
     }
 
+    /// Returns the id of a token, if there is one of this text.
+    pub fn token(&self, text: &str) -> Option<u32> {
+        self.tokenizer.token_to_id(text)
+    }
+
     /// Returns the token that ends a response.
     pub fn end(&self) -> u32 {
         self.end

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use same_file::is_same_file;
 
 use crate::{
-    data::files::{TEST_FILE, TITLES_FILE},
+    data::files::{DATA_ENDINGS, TITLES_FILE},
     io::{entries, file_name, parent},
     model::pretrained::{CONFIG_FILE, TOKENIZER_FILE},
 };
@@ -53,11 +53,13 @@ fn with_entries(path: &Path) -> Vec<PathBuf> {
     let is_read = |path: &PathBuf| {
         let name = file_name(path);
         let ends = |ending: &str| name.ends_with(ending);
-        [".inter", ".item", ".safetensors", ".gguf"]
-            .into_iter()
-            .any(ends)
-            || [TITLES_FILE, TEST_FILE, CONFIG_FILE, TOKENIZER_FILE].contains(&name.as_str())
-            || name.starts_with("train") && ends(".csv")
+        DATA_ENDINGS.into_iter().any(ends)
+            || [".safetensors", ".gguf"].into_iter().any(ends)
+            || [TITLES_FILE, CONFIG_FILE, TOKENIZER_FILE].contains(&name.as_str())
+            || ["train", "valid", "test"]
+                .iter()
+                .any(|part| name.starts_with(part))
+                && ends(".csv")
     };
     let mut paths = vec![path.to_owned()];
     paths.extend(

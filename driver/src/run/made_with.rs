@@ -18,7 +18,7 @@ use crate::{
 /// The BLAKE3 hashes of what a run was made with, over all bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MadeWith {
-    /// Hash of the ids and titles of the catalogue.
+    /// Hash of the ids, titles and codes of the catalogue.
     pub titles: String,
     /// Hash of the training and validation rows, in tokens.
     pub rows: String,
@@ -31,12 +31,18 @@ pub struct MadeWith {
     pub weights: Option<String>,
 }
 
-/// Returns the hash of a catalogue's ids and titles.
+/// Returns the hash of a catalogue's ids and titles, and of the codes that identify its items.
 pub fn hash_titles(catalogue: &Catalogue) -> String {
     let mut hasher = Hasher::new();
-    for item in catalogue.items() {
+    for (number, item) in (0..).zip(catalogue.items()) {
         add(&mut hasher, item.id.to_string().as_bytes());
         add(&mut hasher, item.title.as_bytes());
+        if let Some(codes) = catalogue
+            .semantic_ids()
+            .and_then(|codes| codes.text(number))
+        {
+            add(&mut hasher, codes.as_bytes());
+        }
     }
     hex(&hasher)
 }

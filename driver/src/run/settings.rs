@@ -8,7 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     console::positive,
-    data::{dataset::DataArguments, prompt::Prompt, tokenizer::TokenizerArguments},
+    data::{
+        catalogue::Identifier, dataset::DataArguments, prompt::Prompt,
+        tokenizer::TokenizerArguments,
+    },
     model::{LoraSettings, ModelSettings, precision::Precision},
     train::{loss_settings::LossSettings, settings::TrainingSettings},
 };
@@ -86,7 +89,6 @@ impl RunSettings {
             "--lora-… and --dtype are for a pretrained model: name it with --model"
         );
         self.loss.check()?;
-        self.prompt.check()?;
         ensure!(
             self.loss.loss.is_masked() || !self.training.read_unary_tail,
             "--read-unary-tail is for losses that the trie masks: with --loss lml the end of a response is always read"
@@ -96,6 +98,25 @@ impl RunSettings {
             "--patience needs validation rows: give their number with --validation"
         );
         Ok(())
+    }
+
+    /// Fills in the defaults that depend on the data and on other options, for a run to keep.
+    pub fn with_defaults(self) -> Result<Self> {
+        let data = self.data.absolute()?.with_defaults()?;
+        let identifier = data.identifier();
+        // Without a tokenizer of others, a model of codes needs no other tokens.
+        let scratch = self.pretrained.is_none() && self.tokenizer.tokenizer.is_none();
+        let prompt = self
+            .prompt
+            .with_defaults(scratch && identifier == Identifier::Codes);
+        prompt.check(identifier)?;
+        Ok(Self {
+            data,
+            prompt,
+            adapter: self.adapter.with_separate_targets(),
+            loss: self.loss.with_defaults(),
+            ..self
+        })
     }
 
     /// Returns the paths of everything that the run reads.

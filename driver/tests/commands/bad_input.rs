@@ -167,8 +167,11 @@ fn options_that_would_be_ignored_are_refused() {
         (["--bear-lambda", "0.5"], "--loss bear"),
         (["--bear-xi", "2"], "--loss bear"),
         (["--end-token", "<stop>"], "--tokenizer or --model"),
-        (["--history", "5"], "--history is for RecBole"),
-        (["--title-column", "title"], "--title-column is for RecBole"),
+        (["--history", "5"], "--history is for other formats"),
+        (
+            ["--title-column", "title"],
+            "--title-column is for other formats",
+        ),
         (["--eta", "0.3"], "--eta is for"),
         (["--alpha", "0.3"], "--alpha is for"),
         (["--initial-temperature", "2"], "--initial-temp"),
@@ -205,7 +208,7 @@ fn options_that_would_be_ignored_are_refused() {
     );
     assert_says(
         &said(&["inspect", ".", "--title-column", "title"]),
-        &["--title-column is for RecBole's atomic files"],
+        &["--title-column is for other formats"],
     );
     let adaptive = ["--loss", "bear-ats"];
     assert_says(

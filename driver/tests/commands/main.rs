@@ -11,3 +11,4 @@ mod report;
 mod run_folders;
 mod run_inputs;
 mod running;
+mod semantic_ids;

@@ -9,6 +9,7 @@ use candle_core::{DType, Device};
 use candle_trie::{AdaptiveStrategy, Statistics, Temperature};
 use msl::{
     data::{
+        catalogue::quoted,
         examples::examples,
         prompt::{Prompt, PromptStyle},
         responses::Responses,
@@ -311,7 +312,7 @@ fn train_as(
         .catalogue
         .items()
         .iter()
-        .map(|item| Prompt::response(&item.title));
+        .map(|item| quoted(&item.title));
     let texts: Vec<String> = titles.collect();
     let tokenizer = TextTokenizer::train(texts.iter().map(String::as_str), 600).unwrap();
     let responses = Responses::new(&world.catalogue, &tokenizer).unwrap();

@@ -6,10 +6,11 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 use tokenizers::{
-    AddedToken,
+    AddedToken, Tokenizer,
     models::{
         TrainerWrapper,
         bpe::{BPE, BpeTrainer},
+        wordlevel::WordLevel,
     },
     pre_tokenizers::byte_level::ByteLevel,
 };
@@ -18,16 +19,24 @@ use super::{
     END_TOKEN, TextTokenizer,
     byte_level::{LLAMA_3_DIGITS, byte_level, split_words},
 };
-use crate::data::{catalogue::Catalogue, prompt::Prompt};
+use crate::data::{
+    catalogue::{Catalogue, Identifier, quoted},
+    prompt::{Prompt, PromptStyle},
+    semantic_ids::SemanticIds,
+};
 
 /// The longest piece of a text that merges are learned in, in characters. What a merge costs rises with the square of
 /// the longest word.
 const LONGEST_PIECE: usize = 4_096;
 
+/// The token that a tokenizer without text reads any text as that is none of its tokens.
+const UNKNOWN_TOKEN: &str = "<unk>";
+
 /// Options of the tokenizer.
 #[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenizerArguments {
-    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt]
+    /// A tokenizer.json [default: byte-pair merges trained on the titles and the prompt, or the codes alone where prompts
+    /// hold nothing else]. Codes that are no tokens of it are added
     #[arg(long, value_name = "FILE")]
     pub tokenizer: Option<PathBuf>,
 
@@ -54,16 +63,24 @@ pub struct TokenizerArguments {
 impl TokenizerArguments {
     /// Opens the tokenizer that is named, or trains one on the catalogue.
     pub fn open(&self, catalogue: &Catalogue, prompt: &Prompt) -> Result<TextTokenizer> {
-        match &self.tokenizer {
-            Some(file) => TextTokenizer::load(file, self.end_token.as_deref()),
+        let codes = catalogue.semantic_ids().map(SemanticIds::codes);
+        let tokenizer = match &self.tokenizer {
+            Some(file) => TextTokenizer::load(file, self.end_token.as_deref())?,
             None => {
                 ensure!(
                     self.end_token.is_none(),
                     "--end-token names a token of --tokenizer or --model: a tokenizer that is trained here has its own"
                 );
-                TextTokenizer::train_on(catalogue, prompt, self.vocabulary)
-                    .context("cannot train a tokenizer")
+                match prompt.style() {
+                    PromptStyle::Codes => TextTokenizer::without_text()?,
+                    _ => TextTokenizer::train_on(catalogue, prompt, self.vocabulary)
+                        .context("cannot train a tokenizer")?,
+                }
             }
+        };
+        match codes {
+            Some(codes) => tokenizer.with_codes(codes),
+            None => Ok(tokenizer),
         }
     }
 }
@@ -71,11 +88,52 @@ impl TokenizerArguments {
 impl TextTokenizer {
     /// Trains a tokenizer on the titles as prompts and responses quote them, and on the words around them.
     pub fn train_on(catalogue: &Catalogue, prompt: &Prompt, vocabulary: usize) -> Result<Self> {
-        let titles = catalogue.items().iter().map(|item| item.title.as_str());
-        let texts: Vec<String> = titles
-            .flat_map(|title| [prompt.text([title, title]), Prompt::response(title)])
-            .collect();
+        let texts: Vec<String> = match catalogue.identifier() {
+            // Codes are tokens of their own, of which no merges are to be learned.
+            Identifier::Codes => vec![prompt.text([String::new(), String::new()])],
+            Identifier::Title | Identifier::CodesTitle => (catalogue.items().iter())
+                .map(|item| quoted(&item.title))
+                .flat_map(|title| [prompt.text([title.clone(), title.clone()]), title])
+                .collect(),
+        };
         Self::train(texts.iter().map(String::as_str), vocabulary)
+    }
+
+    /// Builds a tokenizer that has an end token and reads no text. Codes are its tokens once they are added.
+    fn without_text() -> Result<Self> {
+        let tokens = [END_TOKEN, UNKNOWN_TOKEN];
+        let model = WordLevel::builder()
+            .vocab(tokens.map(str::to_owned).into_iter().zip(0..).collect())
+            .unk_token(UNKNOWN_TOKEN.into())
+            .build()
+            .map_err(anyhow::Error::from_boxed)?;
+        let mut tokenizer = Tokenizer::new(model);
+        tokenizer
+            .add_special_tokens(tokens.map(|token| AddedToken::from(token, true)))
+            .map_err(anyhow::Error::from_boxed)?;
+        Self::new(tokenizer, None, None)
+    }
+
+    /// Adds each code as a token of its own, unless all of them are tokens already.
+    pub fn with_codes(mut self, codes: &[String]) -> Result<Self> {
+        let known: Vec<&String> = (codes.iter())
+            .filter(|code| self.token(code).is_some())
+            .collect();
+        if let [first, ..] = known[..] {
+            ensure!(
+                known.len() == codes.len(),
+                "{} of the {} codes are tokens of the tokenizer already, such as {first:?}, and the others are not: give \
+                 the codes names that no token has, such as <a_12>",
+                known.len(),
+                codes.len()
+            );
+            return Ok(self);
+        }
+        let token = |code: &String| AddedToken::from(code, false).normalized(false);
+        self.tokenizer
+            .add_tokens(codes.iter().map(token))
+            .map_err(anyhow::Error::from_boxed)?;
+        Ok(self)
     }
 
     /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.

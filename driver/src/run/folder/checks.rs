@@ -16,7 +16,7 @@ impl RunFolder {
         };
         ensure!(
             made_with.titles == hash_titles(catalogue),
-            "{} was trained on another catalogue: items or titles of {} have changed since. Give the data as they were \
+            "{} was trained on another catalogue: items, titles or codes of {} have changed since. Give the data as they were \
              with --data, or train anew",
             self.path.display(),
             self.settings.data.data.display()

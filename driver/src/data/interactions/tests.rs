@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    data::files::{DataFiles, PARTS},
+    data::{
+        files::{DataFiles, Items, PARTS},
+        recbole_format::read_items,
+    },
     io::folder_of,
 };
 
@@ -22,10 +25,13 @@ fn titles(items: &str, column: Option<&str>) -> Result<Vec<(String, String)>> {
 fn read(items: &str, files: &[(&str, &str)], history: usize) -> Result<(Parts, DataReport)> {
     let folder = folder_of(&[&[("x.item", items)], files].concat());
     let mut report = DataReport::new(false);
-    let DataFiles::Atomic(files) = DataFiles::find(folder.path())? else {
+    let DataFiles::Split(files) = DataFiles::find(folder.path())? else {
         bail!("these are no atomic files");
     };
-    let catalogue = read_items(&files.items, None, &mut report)?;
+    let Items::Atomic(items) = &files.items else {
+        bail!("these are no atomic files");
+    };
+    let catalogue = read_items(items, None, &mut report)?;
     let rows = read_interactions(&files.interactions, &catalogue, history, &mut report)?;
     Ok((rows, report))
 }

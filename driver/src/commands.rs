@@ -3,6 +3,7 @@
 pub mod arguments;
 mod demo;
 mod evaluate;
+mod export;
 mod inspect;
 mod merge;
 mod opened_run;
@@ -42,6 +43,7 @@ pub fn run(arguments: &Arguments, exchange: &dyn Exchange) -> Result<()> {
         Command::Resume(arguments) => train::resume(arguments, &device()?, exchange),
         Command::Inspect(arguments) => inspect::inspect(arguments),
         Command::Merge(arguments) => merge::merge(arguments),
+        Command::Export(arguments) => export::export(arguments),
         Command::Evaluate(arguments) => evaluate::evaluate(arguments, &device()?, exchange),
         Command::Recommend(arguments) => recommend::recommend(arguments, &device()?),
         Command::Report(arguments) => report::report(arguments),

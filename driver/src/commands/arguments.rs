@@ -1,8 +1,9 @@
 //! Defines the command line.
 
 mod examples;
+mod recommend;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
@@ -10,20 +11,23 @@ use clap::{Args, Parser, Subcommand};
 use crate::{
     console::{finite, positive},
     data::{
+        arguments::{DataArguments, THIS_FOLDER, TableArguments},
         catalogue::Identifier,
-        dataset::{DataArguments, Split},
+        dataset::Split,
         prompt::Prompt,
         tokenizer::TokenizerArguments,
     },
-    evaluate::search::{SearchKind, SearchSettings},
+    evaluate::search::SearchSettings,
     model::{device::DeviceChoice, precision::Precision},
     run::{folder::RunFolder, settings::RunSettings},
     train::loss_settings::parse_eta,
 };
 
+pub use recommend::RecommendArguments;
+
 use examples::{
-    DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, INSPECT_EXAMPLES, RECOMMEND_EXAMPLES,
-    REPORT_EXAMPLES, RESUME_EXAMPLES, TRAIN_EXAMPLES,
+    DEMO_EXAMPLES, EVALUATE_EXAMPLES, EXAMPLES, EXPORT_EXAMPLES, INSPECT_EXAMPLES, REPORT_EXAMPLES,
+    RESUME_EXAMPLES, TRAIN_EXAMPLES,
 };
 
 /// Tune and evaluate a language model as a recommender with the masked softmax loss
@@ -52,6 +56,8 @@ pub enum Command {
     Inspect(InspectArguments),
     /// Merge adapters into the weights of their model, and write a Hugging Face folder
     Merge(MergeArguments),
+    /// Write which tokens may follow each prefix of a run's responses, for a server that is not this program
+    Export(ExportArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
     /// Recommend titles to one user, whose history is given on the command line
@@ -115,8 +121,17 @@ pub struct TrainArguments {
 #[command(after_help = INSPECT_EXAMPLES)]
 pub struct InspectArguments {
     /// The folder of the catalogue and its users, in any format that msl train reads
-    #[arg(value_name = "CATALOGUE")]
+    #[arg(
+        value_name = "CATALOGUE",
+        required_unless_present = "items",
+        default_value = THIS_FOLDER,
+        hide_default_value = true
+    )]
     pub catalogue: PathBuf,
+
+    /// Options of tables of items and interactions.
+    #[command(flatten)]
+    pub tables: TableArguments,
 
     /// What the model answers with, and what stands for an item in a history [default: codes where the folder has a
     /// NAME.index.json, else title]
@@ -164,12 +179,17 @@ pub struct InspectArguments {
 impl InspectArguments {
     /// Returns the options of the data.
     pub fn data(&self) -> DataArguments {
+        let folder = match self.tables.folder() {
+            Some(folder) if self.catalogue == Path::new(THIS_FOLDER) => folder,
+            _ => &self.catalogue,
+        };
         DataArguments {
             train: self.train.clone(),
+            tables: self.tables.clone(),
             identifier: self.identifier,
             title_column: self.title_column.clone(),
             strict: self.strict,
-            ..DataArguments::of(&self.catalogue)
+            ..DataArguments::of(folder)
         }
     }
 }
@@ -244,6 +264,24 @@ pub struct MergeArguments {
     pub overwrite: bool,
 }
 
+/// Options of `msl export`.
+#[derive(Args)]
+#[command(after_help = EXPORT_EXAMPLES)]
+pub struct ExportArguments {
+    /// The folder of a run
+    #[arg(value_name = "RUN")]
+    pub run: PathBuf,
+
+    /// The file to write, one JSON object per line: a prefix of tokens, and the tokens that are allowed after it or, where
+    /// a response ends, the ids of its items
+    #[arg(long, value_name = "FILE")]
+    pub output: PathBuf,
+
+    /// The folder of the catalogue and its users [default: that of the training]
+    #[arg(long, value_name = "FOLDER")]
+    pub data: Option<PathBuf>,
+}
+
 /// Options of `msl evaluate`.
 #[derive(Args)]
 #[command(after_help = EVALUATE_EXAMPLES)]
@@ -297,51 +335,6 @@ pub struct EvaluateArguments {
     /// The type that the model is held and computed in [default: that of training]
     #[arg(long = "dtype", value_enum, value_name = "TYPE")]
     pub precision: Option<Precision>,
-
-    /// Print one JSON object instead of the table
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// Options of `msl recommend`.
-#[derive(Args)]
-#[command(after_help = RECOMMEND_EXAMPLES)]
-pub struct RecommendArguments {
-    /// The folder of a run
-    #[arg(value_name = "RUN")]
-    pub run: PathBuf,
-
-    /// The titles, item ids or codes that the user has chosen, oldest first
-    #[arg(value_name = "TITLE", required = true)]
-    pub history: Vec<String>,
-
-    /// How many titles to recommend
-    #[arg(long, default_value_t = 10, value_name = "TITLES", value_parser = positive)]
-    pub top: usize,
-
-    /// Exclude the items of the history; the probabilities of the others do not change
-    #[arg(long)]
-    pub unseen: bool,
-
-    /// The search: beam may miss a better title, exact does not
-    #[arg(long, value_enum, default_value = "beam")]
-    pub search: SearchKind,
-
-    /// Beams of the search, at least as many as titles to recommend [default: as many]
-    #[arg(long, value_parser = positive)]
-    pub beams: Option<usize>,
-
-    /// The step of the checkpoint [default: the best on the validation rows, or the last if there were none]
-    #[arg(long, value_name = "STEP")]
-    pub checkpoint: Option<usize>,
-
-    /// The new paths of the data and the model of the run, if they have moved.
-    #[command(flatten)]
-    pub moved: Moved,
-
-    /// The temperature of the softmax [default: that of the training]
-    #[arg(long, value_name = "τ", value_parser = finite)]
-    pub temperature: Option<f64>,
 
     /// Print one JSON object instead of the table
     #[arg(long)]

@@ -116,7 +116,7 @@ impl Report<'_> {
             ("vocabulary", self.vocabulary.to_string()),
             ("nodes of the trie", shape.nodes.to_string()),
             ("of them branching", shape.branching_nodes.to_string()),
-            ("longest path, tokens", shape.depth.to_string()),
+            ("longest identifier, tokens", shape.depth.to_string()),
             ("fan-out of the root", shape.root_fan_out.to_string()),
             ("largest fan-outs", largest.join(", ")),
             ("labels that are unary", percent(shape.unary_share)),
@@ -131,7 +131,7 @@ impl Report<'_> {
         if self.merged_titles.count > 0 {
             print(shown(&self.merged_titles.to_string()))?;
         }
-        let mut places = table(&["token of a path", "rows", "valid tokens", "unary"]);
+        let mut places = table(&["token of an identifier", "rows", "valid tokens", "unary"]);
         for (place, position) in (1..).zip(&shape.positions).take(PLACES) {
             places.add_row([
                 format!("{place}"),

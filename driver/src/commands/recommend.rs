@@ -1,7 +1,10 @@
+mod users;
+
 use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;
+use candle_trie::SearchResult;
 use serde::Serialize;
 
 use super::opened_run::OpenedRun;
@@ -15,6 +18,8 @@ use crate::{
     evaluate::search::{SearchSettings, Searcher},
     run::folder::RunFolder,
 };
+
+use users::recommend_to_users;
 
 #[derive(Serialize)]
 struct Recommended<'a> {
@@ -39,18 +44,6 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let folder = arguments.moved.apply(RunFolder::open(&arguments.run)?)?;
     let run = OpenedRun::new(folder, arguments.checkpoint, &device.into())?;
     let catalogue = &run.dataset.catalogue;
-    let history = entries(&arguments.history, catalogue)?;
-    let prompt = &run.folder.settings().prompt;
-    let prompt = prompt.text(history.iter().map(|entry| entry.name(catalogue)));
-    let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
-    let positions = run.checkpoint.model.config().max_position_embeddings;
-    warn_of_long_rows([prompt.len()].into_iter(), positions);
-    let mut excluded = Vec::new();
-    for entry in history.iter().filter(|_| arguments.unseen) {
-        if let Entry::Item(number) = entry {
-            excluded.extend(run.responses.together_with(*number)?);
-        }
-    }
     let temperature = run.temperature(arguments.temperature);
     let search = SearchSettings {
         search: arguments.search,
@@ -63,26 +56,33 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
         search,
         temperature,
     )?;
+    if let (Some(users), Some(output)) = (&arguments.users, &arguments.output) {
+        return recommend_to_users(arguments, users, output, &run, &searcher);
+    }
+    let history = entries(&arguments.history, catalogue)?;
+    let prompt = &run.folder.settings().prompt;
+    let prompt = prompt.text(history.iter().map(|entry| entry.name(catalogue)));
+    let prompt = run.checkpoint.tokenizer.encode_prompt(&prompt)?;
+    let positions = run.checkpoint.model.config().max_position_embeddings;
+    warn_of_long_rows([prompt.len()].into_iter(), positions);
+    let mut excluded = Vec::new();
+    for entry in history.iter().filter(|_| arguments.unseen) {
+        if let Entry::Item(number) = entry {
+            excluded.extend(run.responses.together_with(*number)?);
+        }
+    }
     let found = (searcher.recommend(&[&prompt], &[excluded]))
         .with_context(|| arguments.run.display().to_string())?
         .found;
-    let labelled = (found.iter().flatten())
-        .filter_map(|found| Some((catalogue.label(*found.items.first()?), found)));
     let report = Report {
         command: "recommend",
         history: history.iter().map(|entry| entry.label(catalogue)).collect(),
         temperature,
-        recommended: (1..)
-            .zip(labelled.take(arguments.top))
-            .map(|(rank, (title, found))| Recommended {
-                rank,
-                title,
-                codes: (catalogue.semantic_ids())
-                    .and_then(|codes| codes.text(*found.items.first()?)),
-                items: catalogue.ids(&found.items).collect(),
-                probability: found.log_probability.exp(),
-            })
-            .collect(),
+        recommended: recommended(
+            found.first().map_or(&[], |found| found),
+            catalogue,
+            arguments.top,
+        ),
     };
     if arguments.json {
         return print_json(&report);
@@ -96,6 +96,28 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
         ]);
     }
     print(&table)
+}
+
+/// Returns the first `top` of what was found.
+fn recommended<'a>(
+    found: &[SearchResult],
+    catalogue: &'a Catalogue,
+    top: usize,
+) -> Vec<Recommended<'a>> {
+    let codes = |item| catalogue.semantic_ids().and_then(|codes| codes.text(item));
+    let numbered = (1..).zip(found).take(top);
+    numbered
+        .filter_map(|(rank, found)| {
+            let first = *found.items.first()?;
+            Some(Recommended {
+                rank,
+                title: catalogue.label(first),
+                codes: codes(first),
+                items: catalogue.ids(&found.items).collect(),
+                probability: found.log_probability.exp(),
+            })
+        })
+        .collect()
 }
 
 /// An entry of a history on the command line.

@@ -123,6 +123,14 @@ impl Catalogue {
         Self::of(&items.collect::<Vec<_>>())
     }
 
+    /// Leaves out the items that `left` does not say are left. Returns the others, by new numbers.
+    pub fn keep(self, left: &[bool]) -> Result<Self> {
+        let mut left = left.iter();
+        let mut items = self.items;
+        items.retain(|_| left.next().copied().unwrap_or(false));
+        Self::new(items)
+    }
+
     /// Returns the items in the order of their numbers.
     pub fn items(&self) -> &[Item] {
         &self.items

@@ -1,148 +1,26 @@
 //! Reads a catalogue and the rows of its users from a folder, in any of the formats.
 
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-};
+use std::{fmt, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::ValueEnum;
 use rand::seq::index;
-use serde::{Deserialize, Serialize};
 
 use crate::{
-    console::positive,
     data::{
+        arguments::{DataArguments, HISTORY, SplitBy},
         catalogue::{Catalogue, Identifier, Interaction, Item},
         files::{DataFiles, Interactions, Items, PaperFiles, SplitFiles, TEST_FILE, find_index},
-        interactions::read_interactions,
-        json_format, paper_format, recbole_format,
+        interactions::{Read, Users, read_interactions},
+        json_format, paper_format,
         rows::read_rows,
         semantic_ids::SemanticIndex,
         summary::DataReport,
+        table_items::read_items,
         text_table::Layout,
     },
     random::{Purpose, Random, random},
 };
-
-/// The default number of items in a history.
-const HISTORY: usize = 10;
-
-/// Options of the data.
-#[derive(Args, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataArguments {
-    /// The folder of the catalogue and its users: RecBole's atomic files (NAME.item, and NAME.inter or the three
-    /// benchmark files NAME.part1.inter to NAME.part3.inter), the paper's files (id2name4Rec.json, train*.csv, test.csv),
-    /// or those of LC-Rec and MiniOneRec (NAME.index.json, NAME.item.json, and NAME.inter.json or train*.csv, valid*.csv
-    /// and test*.csv)
-    #[arg(long, value_name = "FOLDER")]
-    pub data: PathBuf,
-
-    /// The training rows, in the paper's format [default: the only train*.csv of the folder]
-    #[arg(long, value_name = "FILE")]
-    pub train: Option<PathBuf>,
-
-    /// Validation rows, by which the best checkpoint is chosen: some of RecBole's validation rows, or held out of the
-    /// paper's training rows. With 0 the last checkpoint is used
-    #[arg(long, default_value_t = 0, value_name = "ROWS")]
-    pub validation: usize,
-
-    /// What the model answers with, and what stands for an item in a history [default: codes where the folder has a
-    /// NAME.index.json, else title]
-    #[arg(long, value_enum, value_name = "KIND")]
-    #[serde(default)]
-    pub identifier: Option<Identifier>,
-
-    /// The text that names the items: a column of a .item file, or a field of a .item.json file [default: title or name,
-    /// or the only column whose name ends in _title or _name]
-    #[arg(long, value_name = "COLUMN")]
-    pub title_column: Option<String>,
-
-    /// The most items in a history, but for the paper's format: the user's last ones [default: 10]
-    #[arg(long, value_name = "ITEMS", value_parser = positive)]
-    pub history: Option<usize>,
-
-    /// Refuse items without a title and rows with unknown items, instead of leaving them out
-    #[arg(long)]
-    #[serde(default)]
-    pub strict: bool,
-
-    /// Whether items of the paper's format are left out if their titles are blank. Runs of earlier versions have such
-    /// items in their tries.
-    #[arg(skip = true)]
-    #[serde(default)]
-    pub leave_out_blank: bool,
-}
-
-impl DataArguments {
-    /// Builds the options of a folder with the defaults of all others.
-    pub fn of(data: &Path) -> Self {
-        Self {
-            data: data.to_owned(),
-            train: None,
-            validation: 0,
-            identifier: None,
-            title_column: None,
-            history: None,
-            strict: false,
-            leave_out_blank: true,
-        }
-    }
-
-    /// Makes the paths absolute.
-    pub fn absolute(&self) -> Result<Self> {
-        let absolute = |path: &PathBuf| {
-            std::path::absolute(path).with_context(|| format!("cannot locate {}", path.display()))
-        };
-        Ok(Self {
-            data: absolute(&self.data)?,
-            train: self.train.as_ref().map(absolute).transpose()?,
-            ..self.clone()
-        })
-    }
-
-    /// Fills in what identifies the items, and the default length of histories where the format has one, for a run to
-    /// keep. Options of another format are refused.
-    pub fn with_defaults(self) -> Result<Self> {
-        let folder = self.data.display();
-        let history = match DataFiles::find(&self.data)? {
-            DataFiles::Paper(_) => {
-                let options = [
-                    ("--history", self.history.is_some()),
-                    ("--title-column", self.title_column.is_some()),
-                ];
-                if let Some((option, _)) = options.into_iter().find(|(_, given)| *given) {
-                    bail!(
-                        "{option} is for other formats: {folder} is in the paper's format, which says itself what \
-                         histories and titles are"
-                    );
-                }
-                None
-            }
-            DataFiles::Split(_) => {
-                ensure!(
-                    self.train.is_none(),
-                    "--train is for the paper's format: {folder} holds files of another"
-                );
-                self.history.or(Some(HISTORY))
-            }
-        };
-        let identifier = match find_index(&self.data)? {
-            Some(_) => Identifier::Codes,
-            None => Identifier::Title,
-        };
-        Ok(Self {
-            history,
-            identifier: self.identifier.or(Some(identifier)),
-            ..self
-        })
-    }
-
-    /// Returns what identifies the items. Runs of earlier versions do not say it.
-    pub fn identifier(&self) -> Identifier {
-        self.identifier.unwrap_or_default()
-    }
-}
 
 /// Splits that a model can be evaluated on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -179,7 +57,7 @@ pub struct Dataset {
 impl Dataset {
     /// Reads what the folder holds, and says on standard error what that is. The seed chooses what is held out.
     pub fn read(arguments: &DataArguments, seed: u64) -> Result<Self> {
-        let dataset = match DataFiles::find(&arguments.data)? {
+        let dataset = match arguments.files()? {
             DataFiles::Paper(files) => Self::read_paper(&files, arguments, seed),
             DataFiles::Split(files) => Self::read_split(&files, arguments),
         }?;
@@ -242,7 +120,13 @@ impl Dataset {
         let title_column = arguments.title_column.as_deref();
         let identifier = arguments.identifier();
         let catalogue = match &files.items {
-            Items::Atomic(file) => recbole_format::read_items(file, title_column, &mut report)?,
+            Items::Atomic(file) | Items::Table(file) => {
+                let (layout, id) = match &files.items {
+                    Items::Table(_) => (Layout::of(file)?, arguments.tables.item_column()),
+                    _ => (Layout::Atomic, "item_id"),
+                };
+                read_items(file, layout, id, title_column, identifier, &mut report)?
+            }
             Items::Json(file) => {
                 json_format::read_items(file, title_column, identifier, &mut report)?
             }
@@ -262,14 +146,42 @@ impl Dataset {
                     .with_context(|| file.display().to_string())?
             }
         };
-        let catalogue = identified(catalogue, arguments, &mut report)?;
         let history = arguments.history.unwrap_or(HISTORY);
-        let interactions = &files.interactions;
-        let [training, validation, test] =
-            read_interactions(interactions, &catalogue, history, &mut report)?;
+        let (interactions, tables) = (&files.interactions, &arguments.tables);
+        ensure!(
+            !matches!(interactions, Interactions::Users(_))
+                || tables.split_by != Some(SplitBy::Time),
+            "--split-by time needs the times of choices, which NAME.inter.json does not have"
+        );
+        let read = read_interactions(interactions, tables, &catalogue, history, &mut report)?;
+        let (catalogue, [training, validation, test]) = match read {
+            Read::Choices(mut users) => {
+                let catalogue = match tables.k_core {
+                    Some(least) => k_core(catalogue, &mut users, least)?,
+                    None => catalogue,
+                };
+                users.split(tables.split_by.unwrap_or_default());
+                (catalogue, users.rows(history))
+            }
+            split => {
+                ensure!(
+                    tables.k_core.is_none() && tables.split_by.is_none(),
+                    "--k-core and --split-by are for choices that nobody has split: those of {} are",
+                    arguments.data.display()
+                );
+                let rows = match split {
+                    Read::Choices(users) | Read::Split(users) => users.rows(history),
+                    Read::Rows(rows) => rows,
+                };
+                (catalogue, rows)
+            }
+        };
+        let catalogue = identified(catalogue, arguments, &mut report)?;
         if training.is_empty() {
             match interactions {
-                Interactions::Whole(file) | Interactions::Users(file) => bail!(
+                Interactions::Whole(file)
+                | Interactions::Users(file)
+                | Interactions::Table(file) => bail!(
                     "{}: expected a user with at least four items, of which some are left to train on",
                     file.display()
                 ),
@@ -300,6 +212,22 @@ fn read_csv(
     read_rows(file, Layout::CommaSeparated, usize::MAX, catalogue, report)
 }
 
+/// Leaves out users and items with fewer than `least` choices.
+fn k_core(catalogue: Catalogue, users: &mut Users, least: usize) -> Result<Catalogue> {
+    let left = users.k_core(least, catalogue.items().len());
+    let mut next = 0;
+    let numbers: Vec<u64> = (left.iter())
+        .map(|&left| {
+            next += u64::from(left);
+            next.saturating_sub(1)
+        })
+        .collect();
+    users.renumber(|item| numbers[item as usize]);
+    catalogue
+        .keep(&left)
+        .with_context(|| format!("--k-core {least} leaves nothing"))
+}
+
 /// Gives the items of a catalogue their codes, where these are to identify them.
 fn identified(
     catalogue: Catalogue,
@@ -310,13 +238,23 @@ fn identified(
     if identifier == Identifier::Title {
         return Ok(catalogue);
     }
-    let file = find_index(&arguments.data)?.with_context(|| {
-        format!(
-            "--identifier asks for codes: expected a semantic-ID index NAME.index.json in {}",
-            arguments.data.display()
-        )
-    })?;
-    let index = SemanticIndex::read(&file)?;
+    let tables = &arguments.tables;
+    let (file, index) = match (tables.files(), &tables.codes_column) {
+        (Some((items, _)), Some(codes)) => {
+            let index = SemanticIndex::read_table(items, tables.item_column(), codes)?;
+            (items.to_owned(), index)
+        }
+        _ => {
+            let file = find_index(&arguments.data)?.with_context(|| {
+                format!(
+                    "--identifier asks for codes: expected a semantic-ID index NAME.index.json in {}, or --codes-column",
+                    arguments.data.display()
+                )
+            })?;
+            let index = SemanticIndex::read(&file)?;
+            (file, index)
+        }
+    };
     report.add_file(&file, &["ids", "codes"], index.ids.len());
     let codes = index.of_catalogue(&catalogue);
     let codes = codes.with_context(|| file.display().to_string())?;

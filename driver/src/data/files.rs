@@ -58,6 +58,8 @@ pub enum Items {
     Json(PathBuf),
     /// `NAME.index.json`, for items that have codes and no titles.
     Index(PathBuf),
+    /// A table whose columns are named on the command line.
+    Table(PathBuf),
 }
 
 /// The files that say who chose what.
@@ -71,6 +73,8 @@ pub enum Interactions {
     Users(PathBuf),
     /// MiniOneRec's files `train*.csv`, `valid*.csv` and `test*.csv`, of which the first is there.
     Rows([Option<PathBuf>; 3]),
+    /// A table whose columns are named on the command line.
+    Table(PathBuf),
 }
 
 /// Finds the semantic-ID index `NAME.index.json` of a folder, if there is one.
@@ -260,9 +264,14 @@ mod tests {
                     .collect()
             }
             DataFiles::Split(files) => {
-                let (Items::Atomic(items) | Items::Json(items) | Items::Index(items)) = files.items;
+                let (Items::Atomic(items)
+                | Items::Json(items)
+                | Items::Index(items)
+                | Items::Table(items)) = files.items;
                 let interactions = match files.interactions {
-                    Interactions::Whole(file) | Interactions::Users(file) => vec![file],
+                    Interactions::Whole(file)
+                    | Interactions::Users(file)
+                    | Interactions::Table(file) => vec![file],
                     Interactions::Parts(parts) => parts.to_vec(),
                     Interactions::Rows(files) => files.into_iter().flatten().collect(),
                 };

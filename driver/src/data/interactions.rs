@@ -4,11 +4,15 @@
 //! train on, `NAME.part2.inter` for validation, `NAME.part3.inter` for the test; or `train`, `valid` and `test` in their
 //! place. With a column `item_id_list`, each of their rows has its own history.
 
-use std::{collections::HashMap, path::Path};
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Result, bail, ensure};
 
 use crate::data::{
+    arguments::{SplitBy, TableArguments},
     catalogue::{Catalogue, Interaction},
     files::Interactions,
     json_format,
@@ -17,53 +21,84 @@ use crate::data::{
     text_table::{Layout, Table},
 };
 
+/// The columns of a table of choices, one a row.
+pub struct Columns<'a> {
+    /// The column of the user.
+    user: &'a str,
+    /// The column of the item's id.
+    item: &'a str,
+    /// The column of the time; `None` where rows are in the order of time.
+    time: Option<&'a str>,
+}
+
 /// The columns of RecBole's interactions.
-const COLUMNS: [&str; 3] = ["user_id", "item_id", "timestamp"];
+const ATOMIC: Columns = Columns {
+    user: "user_id",
+    item: "item_id",
+    time: Some(TIME),
+};
+const TIME: &str = "timestamp";
 
 /// Rows to train on, for validation and for the test; user by user in the order in which users first come up, or as the
 /// files have them where each row has its own history.
 pub type Parts = [Vec<Interaction>; 3];
 
-/// Reads the interactions with the items of a catalogue. A row's history holds a user's last `history` items before it.
+/// What was read of interactions.
+pub enum Read {
+    /// The choices of users, which are still to be split.
+    Choices(Users),
+    /// The choices of users that somebody has split.
+    Split(Users),
+    /// Rows that somebody has made.
+    Rows(Parts),
+}
+
+/// Reads the interactions with the items of a catalogue. Histories that the rows of a file have themselves are cut to their
+/// last `history` items.
 pub fn read_interactions(
     files: &Interactions,
+    tables: &TableArguments,
     catalogue: &Catalogue,
     history: usize,
     report: &mut DataReport,
-) -> Result<Parts> {
+) -> Result<Read> {
     let mut users = Users::default();
+    let rows = |files: &[Option<PathBuf>], layout, report: &mut DataReport| {
+        let mut parts = Parts::default();
+        for (rows, file) in parts.iter_mut().zip(files) {
+            if let Some(file) = file {
+                *rows = read_rows(file, layout, history, catalogue, report)?;
+            }
+        }
+        anyhow::Ok(Read::Rows(parts))
+    };
     match files {
         Interactions::Whole(file) => {
-            users.read(file, 0, catalogue, report)?;
-            users.leave_one_out();
+            users.read(file, Layout::Atomic, &ATOMIC, 0, catalogue, report)?;
         }
-        Interactions::Users(file) => {
-            json_format::read_users(file, catalogue, &mut users, report)?;
-            users.leave_one_out();
+        Interactions::Table(file) => {
+            let layout = Layout::of(file)?;
+            let has_time = Table::open(file, layout)?.find_column(TIME).is_some();
+            let columns = Columns {
+                user: tables.user_column.as_deref().unwrap_or("user_id"),
+                item: tables.item_column(),
+                time: tables.time_column.as_deref().or(has_time.then_some(TIME)),
+            };
+            users.read(file, layout, &columns, 0, catalogue, report)?;
         }
-        Interactions::Rows(files) => {
-            let mut parts = Parts::default();
-            for (rows, file) in parts.iter_mut().zip(files) {
-                if let Some(file) = file {
-                    *rows = read_rows(file, Layout::CommaSeparated, history, catalogue, report)?;
-                }
-            }
-            return Ok(parts);
-        }
+        Interactions::Users(file) => json_format::read_users(file, catalogue, &mut users, report)?,
+        Interactions::Rows(files) => return rows(files, Layout::CommaSeparated, report),
         Interactions::Parts(files) if has_histories(&files[0])? => {
-            let mut parts = Parts::default();
-            for (rows, file) in parts.iter_mut().zip(files) {
-                *rows = read_rows(file, Layout::Atomic, history, catalogue, report)?;
-            }
-            return Ok(parts);
+            return rows(&files.clone().map(Some), Layout::Atomic, report);
         }
         Interactions::Parts(files) => {
             for (part, file) in files.iter().enumerate() {
-                users.read(file, part, catalogue, report)?;
+                users.read(file, Layout::Atomic, &ATOMIC, part, catalogue, report)?;
             }
+            return Ok(Read::Split(users));
         }
     }
-    Ok(users.rows(history))
+    Ok(Read::Choices(users))
 }
 
 /// The choices of users, in the order in which the users first come up.
@@ -102,33 +137,103 @@ impl Users {
     fn read(
         &mut self,
         path: &Path,
+        layout: Layout,
+        columns: &Columns,
         part: usize,
         catalogue: &Catalogue,
         report: &mut DataReport,
     ) -> Result<()> {
-        let mut table = Table::open(path, Layout::Atomic)?;
-        let [user, item, timestamp] = COLUMNS.map(|column| table.column(column));
-        let (user, item, timestamp) = (user?, item?, timestamp?);
+        let mut table = Table::open(path, layout)?;
+        let (user, item) = (table.column(columns.user)?, table.column(columns.item)?);
+        let time = columns.time.map(|time| table.column(time)).transpose()?;
         let (mut count, mut known) = (0, 0);
-        while let Some(line) = table.next_row()? {
+        while table.next_row()?.is_some() {
             count += 1;
-            let place = || format!("{}, line {line}", path.display());
-            let text = table.field(timestamp);
-            let moment = match text.parse::<f64>() {
-                Ok(moment) if moment.is_finite() => moment,
-                _ => bail!("{}: expected a timestamp, found {text:?}", place()),
+            let moment = match time.map(|time| table.field(time)) {
+                None => count as f64,
+                Some(text) => match text.parse::<f64>() {
+                    Ok(moment) if moment.is_finite() => moment,
+                    _ => bail!(
+                        "{}, column {}: expected a timestamp, a number, found {text:?}",
+                        table.place(),
+                        columns.time.unwrap_or_default()
+                    ),
+                },
             };
             let name = table.field(item);
             let Some(item) = catalogue.number(name) else {
-                report.leave_out_row_of(&place(), name)?;
+                report.leave_out_row_of(&table.place(), name)?;
                 continue;
             };
             self.add(table.field(user), Choice { moment, part, item });
             known += 1;
         }
-        report.add_file(path, &COLUMNS, count);
+        let read = [columns.user, columns.item].into_iter().chain(columns.time);
+        report.add_file(path, &read.collect::<Vec<_>>(), count);
         ensure!(known > 0, report.nothing_left(path, count));
         Ok(())
+    }
+
+    /// Leaves out users and items with fewer than `least` choices, until all that are left have as many. Returns which of
+    /// the `items` are left.
+    pub fn k_core(&mut self, least: usize, items: usize) -> Vec<bool> {
+        let mut left = vec![true; items];
+        loop {
+            let mut counts = vec![0; items];
+            for choice in self.chosen.iter().flat_map(|(_, chosen)| chosen) {
+                counts[choice.item as usize] += 1;
+            }
+            for (left, count) in left.iter_mut().zip(counts) {
+                *left = count >= least;
+            }
+            let users = self.chosen.len();
+            let mut choices = 0;
+            for (_, chosen) in &mut self.chosen {
+                let before = chosen.len();
+                chosen.retain(|choice| left[choice.item as usize]);
+                choices += before - chosen.len();
+            }
+            self.chosen.retain(|(_, chosen)| chosen.len() >= least);
+            if users == self.chosen.len() && choices == 0 {
+                return left;
+            }
+        }
+    }
+
+    /// Gives the items other numbers. All of them have one.
+    pub fn renumber(&mut self, number: impl Fn(u64) -> u64) {
+        for choice in self.chosen.iter_mut().flat_map(|(_, chosen)| chosen) {
+            choice.item = number(choice.item);
+        }
+    }
+
+    /// Splits the choices into those to train on, for validation and for the test.
+    pub fn split(&mut self, by: SplitBy) {
+        match by {
+            SplitBy::LeaveOneOut => self.leave_one_out(),
+            SplitBy::Time => self.split_by_time(),
+        }
+    }
+
+    /// Puts the last tenth of all choices into the test and the tenth before into validation. Choices of one moment are in
+    /// one part.
+    fn split_by_time(&mut self) {
+        let choices = self.chosen.iter().flat_map(|(_, chosen)| chosen);
+        let mut moments: Vec<f64> = choices.map(|choice| choice.moment).collect();
+        moments.sort_by(f64::total_cmp);
+        let tenth = moments.len() / 10;
+        let begin = |tenths: usize| {
+            moments
+                .get(moments.len() - (tenths * tenth).max(1))
+                .copied()
+        };
+        let (Some(validation), Some(test)) = (begin(2), begin(1)) else {
+            return;
+        };
+        for choice in self.chosen.iter_mut().flat_map(|(_, chosen)| chosen) {
+            choice.part =
+                usize::from(choice.moment >= validation) + usize::from(choice.moment >= test);
+        }
     }
 
     /// Puts each user's last item into the test and the one before into validation.
@@ -144,7 +249,7 @@ impl Users {
     /// Builds a row for every item that a user has chosen others before. Items are in the order of their timestamps,
     /// those of one moment in the order of the files. A history holds no item of a later part: nothing of the test is
     /// trained on.
-    fn rows(self, history: usize) -> Parts {
+    pub fn rows(self, history: usize) -> Parts {
         let mut rows = Parts::default();
         for (user, mut chosen) in self.chosen {
             chosen.sort_by(|a, b| a.moment.total_cmp(&b.moment));

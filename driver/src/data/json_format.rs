@@ -71,7 +71,7 @@ pub fn read_users(
         for (moment, id) in ids.iter().enumerate() {
             rows += 1;
             let Some(id) = text_of(id) else {
-                bail!("user {user:?}: expected item ids, found {id}");
+                bail!("{}: expected item ids, found {id}", place());
             };
             let Some(item) = catalogue.number(&id) else {
                 report.leave_out_row_of(&place(), &id)?;

@@ -50,13 +50,13 @@ pub fn read_rows(
     };
     let next = next_name.map(|name| table.column(name)).transpose()?;
     let (mut rows, mut count) = (Vec::new(), 0);
-    while let Some(line) = table.next_row()? {
+    while table.next_row()?.is_some() {
         count += 1;
-        let place = format!("{}, line {line}", path.display());
+        let place = table.place();
         let text = table.field(list);
         let mut ids = match layout {
             Layout::Atomic => text.split_whitespace().map(str::to_owned).collect(),
-            Layout::CommaSeparated => parse_list(text).with_context(|| {
+            _ => parse_list(text).with_context(|| {
                 let shown: String = text.chars().take(SHOWN).collect();
                 format!(
                     "{place}: expected {list_name} to be a list of item ids such as \"[3, 17]\" or \"['B1', 'B2']\", \
@@ -93,7 +93,7 @@ pub fn read_rows(
 }
 
 /// Parses a list of ids as Python and JSON write it: numbers, whose digits are kept as they are, and texts in quotes.
-fn parse_list(list: &str) -> Result<Vec<String>> {
+pub fn parse_list(list: &str) -> Result<Vec<String>> {
     let inside = (list.trim().strip_prefix('[')).and_then(|rest| rest.strip_suffix(']'));
     let mut rest = inside.context("there are no brackets around it")?.trim();
     let mut ids = Vec::new();

@@ -10,7 +10,11 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use crate::{
-    data::{catalogue::Catalogue, tokenizer::TextTokenizer},
+    data::{
+        catalogue::Catalogue,
+        text_table::{Layout, Table},
+        tokenizer::TextTokenizer,
+    },
     io::json::read_object,
 };
 
@@ -44,7 +48,8 @@ impl SemanticIndex {
         let mut ids = Vec::new();
         let expected = r#"one JSON object from item ids to lists of codes, such as {"1": ["<a_12>", "<b_7>"]}"#;
         read_object(path, expected, |id: String, codes: Value| {
-            index.add(&codes).with_context(|| format!("item {id:?}"))?;
+            let place = || format!("{}, item {id:?}", path.display());
+            index.add(&codes).with_context(place)?;
             ids.push(id);
             Ok(())
         })?;
@@ -58,9 +63,34 @@ impl SemanticIndex {
         Ok(Self { ids, semantic_ids })
     }
 
+    /// Reads the codes of items from the columns of a table.
+    pub fn read_table(path: &Path, id_column: &str, codes_column: &str) -> Result<Self> {
+        let mut table = Table::open(path, Layout::of(path)?)?;
+        let (id, codes) = (table.column(id_column)?, table.column(codes_column)?);
+        let mut index = Codes::default();
+        let mut ids = Vec::new();
+        while table.next_row()?.is_some() {
+            let text = table.field(codes);
+            let list = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+            let place = || format!("{}, column {codes_column}", table.place());
+            index.add(&list).with_context(place)?;
+            ids.push(table.field(id).to_owned());
+        }
+        let semantic_ids = index
+            .finish(&ids)
+            .with_context(|| path.display().to_string())?;
+        Ok(Self { ids, semantic_ids })
+    }
+
     /// Returns the codes of the items of a catalogue, in the order of their numbers. An item without codes is an error.
-    pub fn of_catalogue(&self, catalogue: &Catalogue) -> Result<SemanticIds> {
-        let places: HashMap<&str, usize> = self.ids.iter().map(String::as_str).zip(0..).collect();
+    pub fn of_catalogue(self, catalogue: &Catalogue) -> Result<SemanticIds> {
+        let mut places: HashMap<&str, usize> = HashMap::with_capacity(self.ids.len());
+        for (place, id) in self.ids.iter().enumerate() {
+            ensure!(
+                places.insert(id, place).is_none(),
+                "expected codes once for each item, found them twice for item {id:?}"
+            );
+        }
         let items = catalogue.items();
         let missing: Vec<String> = (items.iter())
             .filter(|item| !places.contains_key(item.id.as_str()))
@@ -78,7 +108,7 @@ impl SemanticIndex {
         let paths = items.iter().map(|item| all.path(places[item.id.as_str()]));
         Ok(SemanticIds {
             paths: paths.flatten().flatten().copied().collect(),
-            ..all.clone()
+            ..self.semantic_ids
         })
     }
 }

@@ -1,76 +1,119 @@
-//! Reads tables in text files row by row: comma-separated values, and RecBole's atomic files.
+//! Reads tables in text files row by row: comma- and tab-separated values, RecBole's atomic files, and JSON lines.
 
 use std::{
-    fs::File,
-    io::{BufReader, Chain, Read},
+    io::{BufRead, Read},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Error, Result, anyhow, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord, Terminator};
+use serde_json::{Map, Value};
 
-use crate::io::text::open_text;
+use crate::io::{file_name, text::open_compressed};
 
 /// The types that the header of an atomic file may give a field.
 const TYPES: [&str; 4] = ["token", "token_seq", "float", "float_seq"];
 
 /// Formats of a table.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
     /// Commas between fields, which may be in double quotes. The first line names them.
     CommaSeparated,
+    /// The same with tabs in the place of commas.
+    TabSeparated,
     /// RecBole's: tabs between fields, and quotes are letters like others. The first line names the fields with their
     /// types, as in `item_id:token`.
     Atomic,
+    /// One JSON object per line, of which the first names the columns.
+    JsonLines,
+}
+
+impl Layout {
+    /// Returns the format that the name of a file tells.
+    pub fn of(path: &Path) -> Result<Self> {
+        let name = file_name(path).to_lowercase();
+        let unpacked = [".gz", ".zst"]
+            .iter()
+            .find_map(|ending| name.strip_suffix(ending));
+        let ends = |endings: &[&str]| {
+            let name = unpacked.unwrap_or(&name);
+            endings.iter().any(|ending| name.ends_with(ending))
+        };
+        Ok(match () {
+            () if ends(&[".csv"]) => Self::CommaSeparated,
+            () if ends(&[".tsv"]) => Self::TabSeparated,
+            () if ends(&[".item", ".inter"]) => Self::Atomic,
+            () if ends(&[".jsonl", ".ndjson", ".json"]) => Self::JsonLines,
+            () => bail!(
+                "{}: expected a table whose name ends in .csv, .tsv, .jsonl, .item or .inter, and perhaps in .gz or .zst \
+                 after that",
+                path.display()
+            ),
+        })
+    }
 }
 
 /// A table while it is read.
 pub struct Table {
     path: PathBuf,
-    reader: Reader<Chain<BufReader<File>, &'static [u8]>>,
+    rows: Rows,
     columns: Vec<String>,
     record: StringRecord,
+    /// The first line of the row that was read last.
+    line: u64,
+}
+
+enum Rows {
+    Separated(Box<Reader<Box<dyn Read>>>),
+    JsonLines {
+        lines: Box<dyn BufRead>,
+        /// The object of the first line, which names the columns.
+        first: Option<Map<String, Value>>,
+        /// Number of lines that were read.
+        line: u64,
+    },
 }
 
 impl Table {
-    /// Opens a table and reads its first line.
+    /// Opens a table and reads the names of its columns.
     pub fn open(path: &Path, layout: Layout) -> Result<Self> {
-        let atomic = layout == Layout::Atomic;
-        // Lines are counted by their ends, so that every row must have one. Rows of another length are said with theirs.
-        let reader = ReaderBuilder::new()
-            .delimiter(if atomic { b'\t' } else { b',' })
-            .quoting(!atomic)
-            .terminator(Terminator::Any(b'\n'))
-            .has_headers(false)
-            .flexible(true)
-            .from_reader(open_text(path)?.chain(&b"\n"[..]));
         let mut table = Self {
             path: path.to_owned(),
-            reader,
+            rows: Rows::open(path, layout)?,
             columns: Vec::new(),
             record: StringRecord::new(),
+            line: 0,
         };
-        let Some(line) = table.read_row()? else {
-            bail!(
+        let empty = || {
+            anyhow!(
                 "{}: expected a first line that names the columns, found an empty file",
                 path.display()
-            );
+            )
         };
+        if layout == Layout::JsonLines {
+            let object = table.next_object()?.ok_or_else(empty)?;
+            table.columns = object.keys().cloned().collect();
+            if let Rows::JsonLines { first, .. } = &mut table.rows {
+                *first = Some(object);
+            }
+            return Ok(table);
+        }
+        ensure!(table.read_row()?, empty());
         for place in 0..table.record.len() {
             let header = table.field(place);
             let name = match header.split_once(':') {
-                _ if !atomic => header,
+                _ if layout != Layout::Atomic => header,
                 Some((name, kind)) if TYPES.contains(&kind) => name,
                 _ => bail!(
-                    "{}, line {line}: expected fields such as item_id:token, separated by tabs and typed {}, found {header:?}",
-                    path.display(),
+                    "{}: expected fields such as item_id:token, separated by tabs and typed {}, found {header:?}",
+                    table.place(),
                     TYPES.join(", ")
                 ),
             };
             ensure!(
                 table.find_column(name).is_none(),
-                "{}, line {line}: two columns are called {name}",
-                path.display()
+                "{}: two columns are called {name}",
+                table.place()
             );
             let name = name.to_owned();
             table.columns.push(name);
@@ -103,20 +146,35 @@ impl Table {
         )
     }
 
+    /// Returns the file and the line of the row, for messages.
+    pub fn place(&self) -> String {
+        format!("{}, line {}", self.path.display(), self.line)
+    }
+
     /// Goes to the next row, and returns the number of its first line; `None` after the last row.
     pub fn next_row(&mut self) -> Result<Option<u64>> {
-        let line = self.read_row()?;
-        if let Some(line) = line {
-            ensure!(
-                self.record.len() == self.columns.len(),
-                "{}, line {line}: expected {} fields ({}), found {}",
-                self.path.display(),
-                self.columns.len(),
-                self.columns.join(", "),
-                self.record.len()
-            );
+        if let Rows::JsonLines { .. } = self.rows {
+            let Some(object) = self.next_object()? else {
+                return Ok(None);
+            };
+            self.record.clear();
+            for column in &self.columns {
+                self.record.push_field(&cell(object.get(column)));
+            }
+            return Ok(Some(self.line));
         }
-        Ok(line)
+        if !self.read_row()? {
+            return Ok(None);
+        }
+        ensure!(
+            self.record.len() == self.columns.len(),
+            "{}: expected {} fields ({}), found {}",
+            self.place(),
+            self.columns.len(),
+            self.columns.join(", "),
+            self.record.len()
+        );
+        Ok(Some(self.line))
     }
 
     /// Returns a field of the row. The end of a line may be that of Windows.
@@ -128,21 +186,90 @@ impl Table {
         }
     }
 
-    /// Goes to the next line that is not blank.
-    fn read_row(&mut self) -> Result<Option<u64>> {
+    /// Goes to the next line of separated fields that is not blank, if there is one.
+    fn read_row(&mut self) -> Result<bool> {
+        let Rows::Separated(reader) = &mut self.rows else {
+            return Ok(false);
+        };
         loop {
-            let found = self.reader.read_record(&mut self.record);
-            let behind = self.reader.position().line();
+            let found = reader.read_record(&mut self.record);
+            let behind = reader.position().line();
             if !found.map_err(|error| explained(error, &self.path, behind - 1))? {
-                return Ok(None);
+                return Ok(false);
             }
-            if self.record.len() > 1 || !self.field(0).is_empty() {
+            if self.record.len() > 1 || !matches!(self.record.get(0), None | Some("" | "\r")) {
                 let inside: usize = (self.record.iter())
                     .map(|field| field.matches('\n').count())
                     .sum();
-                return Ok(Some(behind - 1 - inside as u64));
+                self.line = behind - 1 - inside as u64;
+                return Ok(true);
             }
         }
+    }
+
+    /// Returns the object of the next line that is not blank.
+    fn next_object(&mut self) -> Result<Option<Map<String, Value>>> {
+        let Rows::JsonLines { lines, first, line } = &mut self.rows else {
+            return Ok(None);
+        };
+        if let Some(object) = first.take() {
+            return Ok(Some(object));
+        }
+        let mut text = String::new();
+        while text.trim().is_empty() {
+            text.clear();
+            *line += 1;
+            self.line = *line;
+            let read = lines.read_line(&mut text);
+            if read.with_context(|| format!("cannot read {}, line {line}", self.path.display()))?
+                == 0
+            {
+                return Ok(None);
+            }
+        }
+        let object = serde_json::from_str(&text);
+        object.map(Some).with_context(|| {
+            format!(
+                "{}, line {line}: expected one JSON object, such as {{\"item_id\": 7}}",
+                self.path.display()
+            )
+        })
+    }
+}
+
+impl Rows {
+    fn open(path: &Path, layout: Layout) -> Result<Self> {
+        let text = open_compressed(path)?;
+        if layout == Layout::JsonLines {
+            return Ok(Self::JsonLines {
+                lines: text,
+                first: None,
+                line: 0,
+            });
+        }
+        // Lines are counted by their ends, so that every row must have one. Rows of another length are said with theirs.
+        let text: Box<dyn Read> = Box::new(text.chain(&b"\n"[..]));
+        let reader = ReaderBuilder::new()
+            .delimiter(if layout == Layout::CommaSeparated {
+                b','
+            } else {
+                b'\t'
+            })
+            .quoting(layout != Layout::Atomic)
+            .terminator(Terminator::Any(b'\n'))
+            .has_headers(false)
+            .flexible(true)
+            .from_reader(text);
+        Ok(Self::Separated(Box::new(reader)))
+    }
+}
+
+/// Returns the text of a field of an object: of a list, its JSON.
+fn cell(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
     }
 }
 
@@ -159,100 +286,4 @@ fn explained(error: csv::Error, path: &Path, line: u64) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn read(bytes: &[u8], layout: Layout) -> Result<Vec<Vec<String>>> {
-        let folder = tempfile::tempdir()?;
-        let path = folder.path().join("table");
-        fs::write(&path, bytes)?;
-        let mut table = Table::open(&path, layout)?;
-        let mut rows = vec![table.columns().to_vec()];
-        while table.next_row()?.is_some() {
-            let fields = (0..table.record.len()).map(|column| table.field(column).to_owned());
-            rows.push(fields.collect());
-        }
-        Ok(rows)
-    }
-
-    #[test]
-    fn a_byte_order_mark_is_no_part_of_the_first_column_in_either_layout() {
-        let comma = read(
-            "\u{feff}a,b\n1,\"2, 3\"\n".as_bytes(),
-            Layout::CommaSeparated,
-        );
-        assert_eq!(comma.unwrap(), [["a", "b"], ["1", "2, 3"]]);
-        let atomic = read(
-            "\u{feff}a:token\tb:float\r\n\"1\t2\r\n".as_bytes(),
-            Layout::Atomic,
-        );
-        assert_eq!(atomic.unwrap(), [["a", "b"], ["\"1", "2"]]);
-    }
-
-    #[test]
-    fn lines_are_counted_whatever_ends_them_and_whatever_is_between() {
-        let text = "a,b\n1,2\n\n3,\"4\n5\"\n6,7\n\n\n8,9";
-        for (text, layout) in [
-            (text.to_owned(), Layout::CommaSeparated),
-            (text.replace('\n', "\r\n"), Layout::CommaSeparated),
-            (
-                "a:token\tb:float\r\n1\t2\r\n\r\n3\t4\r\n\r\n5\t6\r\n".into(),
-                Layout::Atomic,
-            ),
-        ] {
-            let folder = tempfile::tempdir().unwrap();
-            let path = folder.path().join("table");
-            fs::write(&path, &text).unwrap();
-            let mut table = Table::open(&path, layout).unwrap();
-            let mut lines = Vec::new();
-            while let Some(line) = table.next_row().unwrap() {
-                lines.push(line);
-                assert!(!table.field(1).ends_with('\r'));
-            }
-            let expected: &[u64] = match layout {
-                Layout::CommaSeparated => &[2, 4, 6, 9],
-                Layout::Atomic => &[2, 4, 6],
-            };
-            assert_eq!(lines, expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_with_a_table_is_said_with_its_line() {
-        let (comma, atomic) = (Layout::CommaSeparated, Layout::Atomic);
-        for (bytes, layout, expected) in [
-            (
-                &b"a,b\n1,2\n3\n"[..],
-                comma,
-                "line 3: expected 2 fields (a, b), found 1",
-            ),
-            (
-                b"a,b\n1,2\n\n3,\xe9\n",
-                comma,
-                "line 4: expected text in UTF-8, found other bytes in field 2",
-            ),
-            (b"a\xe9,b\n", comma, "line 1: expected text in UTF-8"),
-            (b"a,b,a\n", comma, "line 1: two columns are called a"),
-            (
-                b"a:token\ta:float\n",
-                atomic,
-                "line 1: two columns are called a",
-            ),
-            (
-                b"a:token\tb\n",
-                atomic,
-                "line 1: expected fields such as item_id:token",
-            ),
-            (b"", atomic, "found an empty file"),
-            (b"", comma, "found an empty file"),
-        ] {
-            let error = format!("{:#}", read(bytes, layout).unwrap_err());
-            assert!(
-                error.contains("table") && error.contains(expected),
-                "{error}"
-            );
-        }
-    }
-}
+mod tests;

@@ -22,7 +22,7 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 /// Reads a file of one JSON object, entry by entry in the order of the file, and returns their number. A key may occur
-/// twice. `expected` says in errors what the file should be; those of `each` get the name of the file before them.
+/// twice. `expected` says in errors what the file should be. Those of `each` are returned as they are.
 pub fn read_object<V: DeserializeOwned>(
     path: &Path,
     expected: &str,
@@ -37,7 +37,7 @@ pub fn read_object<V: DeserializeOwned>(
     let mut reader = serde_json::Deserializer::from_reader(open_text(path)?);
     let read = (entries.deserialize(&mut reader)).and_then(|count| reader.end().map(|()| count));
     if let Some(refused) = refused.take() {
-        return Err(Error::context(refused, path.display().to_string()));
+        return Err(refused);
     }
     read.map_err(|error| {
         anyhow!(

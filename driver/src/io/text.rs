@@ -1,16 +1,20 @@
 //! Opens text files that others wrote, and names what they are instead of UTF-8 text.
 
 use std::{
-    fs::File,
     io::{BufRead, BufReader, Read},
     path::Path,
 };
 
 use anyhow::{Context, Result, bail, ensure};
+use flate2::bufread::MultiGzDecoder;
+use zstd::stream::read::Decoder;
 
 use super::binary;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+const GZIP: &[u8] = b"\x1f\x8b";
+const ZSTD: &[u8] = b"\x28\xb5\x2f\xfd";
 
 /// The first bytes of files that are no UTF-8 text, what such a file is, and what to do about it.
 const OTHERS: [(&[u8], &str, &str); 6] = [
@@ -21,15 +25,36 @@ const OTHERS: [(&[u8], &str, &str); 6] = [
         "what macOS keeps beside a file (AppleDouble)",
         "give the file itself",
     ),
-    (b"\x1f\x8b", "compressed by gzip", "unpack it"),
-    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it"),
+    (GZIP, "compressed by gzip", "unpack it"),
+    (ZSTD, "compressed by zstd", "unpack it"),
     (b"PK\x03\x04", "a zip archive", "unpack it"),
 ];
 
 /// Opens a file of UTF-8 text, and skips a byte order mark. An error names the file and says what it is instead.
-pub fn open_text(path: &Path) -> Result<BufReader<File>> {
+pub fn open_text(path: &Path) -> Result<Box<dyn BufRead>> {
+    checked(path, Box::new(BufReader::new(binary::open(path)?)))
+}
+
+/// Opens a file of UTF-8 text that may be compressed by gzip or zstd.
+pub fn open_compressed(path: &Path) -> Result<Box<dyn BufRead>> {
     let unreadable = || format!("cannot read {}", path.display());
-    let mut reader = BufReader::new(binary::open(path)?);
+    let mut file = BufReader::new(binary::open(path)?);
+    let beginning = file.fill_buf().with_context(unreadable)?;
+    let reader: Box<dyn BufRead> = if beginning.starts_with(GZIP) {
+        Box::new(BufReader::new(MultiGzDecoder::new(file)))
+    } else if beginning.starts_with(ZSTD) {
+        Box::new(BufReader::new(
+            Decoder::with_buffer(file).with_context(unreadable)?,
+        ))
+    } else {
+        Box::new(file)
+    };
+    checked(path, reader)
+}
+
+/// Checks the beginning of a text, and skips a byte order mark.
+fn checked(path: &Path, mut reader: Box<dyn BufRead>) -> Result<Box<dyn BufRead>> {
+    let unreadable = || format!("cannot read {}", path.display());
     let beginning = reader.fill_buf().with_context(unreadable)?;
     for (first, what, advice) in OTHERS {
         if beginning.starts_with(first) {
@@ -98,6 +123,23 @@ mod tests {
         }
     }
 
+    #[test]
+    fn compressed_text_is_unpacked_where_it_is_expected() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.txt");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut gzip, "\u{feff}Émma".as_bytes()).unwrap();
+        let zstd = zstd::encode_all("Émma".as_bytes(), 1).unwrap();
+        for bytes in [gzip.finish().unwrap(), zstd, "Émma".into()] {
+            fs::write(&path, bytes).unwrap();
+            let mut text = String::new();
+            (open_compressed(&path).unwrap().read_to_string(&mut text)).unwrap();
+            assert_eq!(text, "Émma");
+        }
+        fs::write(&path, [ZSTD, b"damaged"].concat()).unwrap();
+        assert!(open_compressed(&path).is_err());
+    }
+
     #[cfg(unix)]
     #[test]
     fn folders_pipes_and_devices_are_refused_without_being_opened() {
@@ -110,7 +152,7 @@ mod tests {
             (&pipe, "a pipe"),
             (Path::new("/dev/zero"), "a device"),
         ] {
-            let error = open_text(path).unwrap_err().to_string();
+            let error = open_text(path).err().unwrap().to_string();
             assert!(error.contains(expected), "{error}");
         }
     }

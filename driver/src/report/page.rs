@@ -117,16 +117,16 @@ fn shape_section(shape: &CatalogueShape, colour: RGBColor) -> Result<Markup> {
         div.charts {
             div.wide { table.facts { tbody {
                 tr { th { "items" } td { (shape.items) } }
-                tr { th { "different titles" } td { (shape.titles) } }
+                tr { th { "different identifiers" } td { (shape.titles) } }
                 tr { th { "nodes of the trie" } td { (shape.nodes) } }
                 tr { th { "of them branching" } td { (shape.branching_nodes) } }
-                tr { th { "longest title, tokens" } td { (shape.depth) } }
-                tr { th { "tokens that a title begins with" } td { (shape.root_fan_out) } }
+                tr { th { "longest identifier, tokens" } td { (shape.depth) } }
+                tr { th { "tokens that an identifier begins with" } td { (shape.root_fan_out) } }
                 tr { th { "largest fan-outs" } td { (largest.join(", ")) } }
-                tr { th { "unary tokens of titles" } td { (format!("{:.1} %", 100.0 * shape.unary_share)) } }
+                tr { th { "unary tokens of identifiers" } td { (format!("{:.1} %", 100.0 * shape.unary_share)) } }
             } } }
-            (figure("Valid tokens, by position in the title (mean over the titles)", by_place(|position| position.mean_fan_out)?))
-            (figure("Titles that are unary there, in %", by_place(|position| 100.0 * position.unary_share)?))
+            (figure("Valid tokens, by position in the identifier (mean over all)", by_place(|position| position.mean_fan_out)?))
+            (figure("Identifiers that are unary there, in %", by_place(|position| 100.0 * position.unary_share)?))
         }
     })
 }

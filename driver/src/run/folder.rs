@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_trie::TokenTrie;
 
 use crate::{
-    data::dataset::DataArguments,
+    data::arguments::DataArguments,
     io::{
         binary, entries, file_name,
         json::{read_json, write_json},
@@ -103,13 +103,22 @@ impl RunFolder {
     pub fn moved(mut self, data: Option<&Path>, model: Option<&Path>) -> Result<Self> {
         if let Some(folder) = data {
             let arguments = &mut self.settings.data;
-            // The training rows have moved with the rest, unless they never were there.
-            if let Some(train) = &arguments.train {
-                let now = match train.strip_prefix(&arguments.data) {
-                    Ok(name) => folder.join(name),
-                    Err(_) => train.clone(),
-                };
-                arguments.train = now.exists().then_some(now);
+            // Files have moved with the rest, unless they never were there.
+            let data = arguments.data.clone();
+            let now = |file: &PathBuf| match file.strip_prefix(&data) {
+                Ok(name) => folder.join(name),
+                Err(_) => file.clone(),
+            };
+            arguments.train = arguments
+                .train
+                .as_ref()
+                .map(now)
+                .filter(|file| file.exists());
+            for file in [
+                &mut arguments.tables.items,
+                &mut arguments.tables.interactions,
+            ] {
+                *file = file.as_ref().map(now);
             }
             arguments.data = folder.to_owned();
             *arguments = arguments.absolute()?;

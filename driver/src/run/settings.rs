@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     console::positive,
     data::{
-        catalogue::Identifier, dataset::DataArguments, prompt::Prompt,
+        arguments::DataArguments, catalogue::Identifier, prompt::Prompt,
         tokenizer::TokenizerArguments,
     },
     model::{LoraSettings, ModelSettings, precision::Precision},
@@ -123,6 +123,8 @@ impl RunSettings {
     pub fn inputs(&self) -> Vec<&Path> {
         let named = [
             &self.data.train,
+            &self.data.tables.items,
+            &self.data.tables.interactions,
             &self.tokenizer.tokenizer,
             &self.pretrained,
         ];

@@ -12,3 +12,4 @@ mod run_folders;
 mod run_inputs;
 mod running;
 mod semantic_ids;
+mod tables;

@@ -23,7 +23,7 @@ use rand::{SeedableRng, seq::IndexedRandom};
 use crate::damage::{Files, damage};
 
 /// How many targets there are, which share the time.
-const TARGETS: u32 = 8;
+const TARGETS: u32 = 9;
 /// Seconds of all of them together, unless this variable asks for others.
 const SECONDS: (&str, u64) = ("MSL_FUZZ_SECONDS", 2);
 /// The number of the first case, to see one again.

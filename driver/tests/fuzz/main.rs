@@ -20,10 +20,7 @@ use candle_core::{Device, Tensor};
 use clap::Parser;
 use msl::{
     commands::{self, arguments::Arguments},
-    data::{
-        dataset::{DataArguments, Dataset},
-        tokenizer::TextTokenizer,
-    },
+    data::{arguments::DataArguments, dataset::Dataset, tokenizer::TextTokenizer},
     exchange::Alone,
     model::{Llama, LoraSettings, adapter, precision::Precision, pretrained::Pretrained},
     report::{ReportedRun, page},
@@ -83,6 +80,34 @@ fn damaged_files_of_the_paper_are_read_or_refused_by_name() {
         "damaged_files_of_the_paper_are_read_or_refused_by_name",
         write,
         read_data,
+    );
+}
+
+#[test]
+fn damaged_files_of_an_index_are_read_or_refused_by_name() {
+    let write = |folder: &Path| {
+        let index = r#"{"1": ["<a_1>", "<b_1>"], "2": ["<a_1>", "<b_2>"], "3": "<a_2><b_1>"}"#;
+        let items = r#"{"1": {"title": "The Sea"}, "2": {"title": "A Wall"}, "3": {"title": ""}}"#;
+        let rows = "user_id,history_item_id,item_id\nu,\"['1', '2']\",3\nv,[2],1\n";
+        for format in ["lists", "rows"] {
+            fs::create_dir(folder.join(format)).unwrap();
+            fs::write(folder.join(format).join("x.index.json"), index).unwrap();
+            fs::write(folder.join(format).join("x.item.json"), items).unwrap();
+        }
+        let lists = r#"{"u": [1, "2", 3, 1], "v": [3, 2]}"#;
+        fs::write(folder.join("lists/x.inter.json"), lists).unwrap();
+        fs::write(folder.join("rows/train.csv"), rows).unwrap();
+    };
+    let read = |folder: &Path| {
+        for entry in fs::read_dir(folder)? {
+            Dataset::read(&DataArguments::of(&entry?.path()).with_defaults()?, 1)?;
+        }
+        Ok(())
+    };
+    fuzz(
+        "damaged_files_of_an_index_are_read_or_refused_by_name",
+        write,
+        read,
     );
 }
 

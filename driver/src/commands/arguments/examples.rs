@@ -61,6 +61,13 @@ Examples:
   msl inspect data/ml-100k --model data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 The last lines say which --scope of ats to give to msl train.";
 
+/// Examples of `msl export`.
+pub const EXPORT_EXAMPLES: &str = "\
+Examples:
+  msl merge runs/codes --output served            the model, as a Hugging Face folder
+  msl export runs/codes --output allowed.jsonl    what its answers may be
+docs/serving.md shows a logits processor that reads this file.";
+
 /// Examples of `msl evaluate`.
 pub const EVALUATE_EXAMPLES: &str = "\
 Examples:
@@ -74,7 +81,10 @@ A run that has no lower item NLL than uniform and popularity has not learned.";
 pub const RECOMMEND_EXAMPLES: &str = "\
 Examples:
   msl recommend runs/scratch \"Toy Story\" \"Babe\"
-  msl recommend runs/scratch \"Toy Story\" --top 5 --unseen";
+  msl recommend runs/scratch \"Toy Story\" --top 5 --unseen
+  msl recommend runs/scratch --users users.jsonl --output lists.jsonl
+users.jsonl has lines such as {\"user_id\": \"u7\", \"history\": [\"17\", \"3\"], \"bought\": [\"9\"]}, of which --exclude bought would
+keep item 9 from being recommended.";
 
 /// Examples of `msl report`.
 pub const REPORT_EXAMPLES: &str = "\

@@ -3,8 +3,9 @@
 use super::*;
 use crate::{
     data::{
+        catalogue::Identifier,
         files::{DataFiles, Items, PARTS},
-        recbole_format::read_items,
+        table_items::read_items,
     },
     io::folder_of,
 };
@@ -14,10 +15,21 @@ const ITEMS: &str =
     "item_id:token\tmovie_title:token_seq\n10\tToy \"Story\"\n20\tBabe\n30\tHeat\n40\tAntz\n";
 const HEADER: &str = "user_id:token\titem_id:token\ttimestamp:float\n";
 
+fn read_atomic(path: &Path, column: Option<&str>, report: &mut DataReport) -> Result<Catalogue> {
+    read_items(
+        path,
+        Layout::Atomic,
+        "item_id",
+        column,
+        Identifier::Title,
+        report,
+    )
+}
+
 fn titles(items: &str, column: Option<&str>) -> Result<Vec<(String, String)>> {
     let folder = folder_of(&[("x.item", items)]);
     let path = folder.path().join("x.item");
-    let catalogue = read_items(&path, column, &mut DataReport::new(false))?;
+    let catalogue = read_atomic(&path, column, &mut DataReport::new(false))?;
     let items = catalogue.items().iter().cloned();
     Ok(items.map(|item| (item.id, item.title)).collect())
 }
@@ -31,8 +43,23 @@ fn read(items: &str, files: &[(&str, &str)], history: usize) -> Result<(Parts, D
     let Items::Atomic(items) = &files.items else {
         bail!("these are no atomic files");
     };
-    let catalogue = read_items(items, None, &mut report)?;
-    let rows = read_interactions(&files.interactions, &catalogue, history, &mut report)?;
+    let catalogue = read_atomic(items, None, &mut report)?;
+    let tables = TableArguments::default();
+    let read = read_interactions(
+        &files.interactions,
+        &tables,
+        &catalogue,
+        history,
+        &mut report,
+    )?;
+    let rows = match read {
+        Read::Choices(mut users) => {
+            users.split(SplitBy::LeaveOneOut);
+            users.rows(history)
+        }
+        Read::Split(users) => users.rows(history),
+        Read::Rows(rows) => rows,
+    };
     Ok((rows, report))
 }
 
@@ -193,12 +220,9 @@ fn what_is_wrong_is_said_with_file_line_and_what_was_expected() {
         ),
         (
             inter("a\t10\tnoon\n"),
-            "line 2: expected a timestamp, found \"noon\"",
+            "line 2, column timestamp: expected a timestamp, a number, found \"noon\"",
         ),
-        (
-            inter("a\t10\tNaN\n"),
-            "line 2: expected a timestamp, found \"NaN\"",
-        ),
+        (inter("a\t10\tNaN\n"), "found \"NaN\""),
         (inter("a\t10\n"), "line 2: expected 3 fields"),
         (inter(""), "expected at least one row"),
         (
@@ -223,4 +247,53 @@ fn what_is_wrong_is_said_with_file_line_and_what_was_expected() {
         let error = format!("{error:#}");
         assert!(error.contains(file) && error.contains(expected), "{error}");
     }
+}
+
+fn users(choices: &[(&str, f64, u64)]) -> Users {
+    let mut users = Users::default();
+    for &(user, moment, item) in choices {
+        let part = 0;
+        users.add(user, Choice { moment, part, item });
+    }
+    users
+}
+
+#[test]
+fn a_k_core_is_left_when_users_and_items_have_left_each_other() {
+    // Item 3 has one choice, without which v has one, without which item 2 has one.
+    let choices = [
+        ("u", 0),
+        ("u", 1),
+        ("v", 2),
+        ("v", 3),
+        ("w", 0),
+        ("w", 1),
+        ("w", 2),
+    ];
+    let choices: Vec<(&str, f64, u64)> = choices
+        .iter()
+        .map(|&(user, item)| (user, 0.0, item))
+        .collect();
+    let mut users = users(&choices);
+    assert_eq!(users.k_core(2, 4), [true, true, false, false]);
+    users.split(SplitBy::LeaveOneOut);
+    let [_, _, test] = users.rows(9);
+    assert_eq!(
+        test,
+        [Interaction::of("u", &[0], 1), Interaction::of("w", &[0], 1)]
+    );
+}
+
+#[test]
+fn the_last_tenths_by_time_are_for_the_test_and_for_validation() {
+    let choices: Vec<(&str, f64, u64)> = (0..20).map(|place| ("u", place as f64, place)).collect();
+    let mut users = users(&choices);
+    users.split(SplitBy::Time);
+    let targets = users
+        .rows(1)
+        .map(|rows| rows.iter().map(|row| row.target).collect::<Vec<_>>());
+    assert_eq!(
+        targets,
+        [(1..16).collect::<Vec<_>>(), vec![16, 17], vec![18, 19]]
+    );
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     data::catalogue::Interaction,
-    data::dataset::{DataArguments, Dataset},
+    data::{arguments::DataArguments, dataset::Dataset},
     io::folder_of,
 };
 
@@ -18,7 +18,7 @@ const ITEMS: (&str, &str) = (
 );
 const USERS: (&str, &str) = (
     "x.inter.json",
-    r#"{"u": [1, 2, 3, 4], "v": ["2", "1"], "w": [3, 99, 1]}"#,
+    r#"{"u": [1, 2, 3, 4], "v": ["2", "1"], "w": [3, 99, 1], "x": [1, 2, 4, 1]}"#,
 );
 
 fn read(files: &[(&str, &str)], change: impl FnOnce(&mut DataArguments)) -> Result<Dataset> {
@@ -42,12 +42,18 @@ fn the_last_item_of_a_list_is_for_the_test_and_items_are_named_by_their_codes() 
         names(&dataset),
         ["<a_1><b_1>", "<a_1><b_2>", "<a_2><b_1>", "<a_1><b_1>"]
     );
-    assert_eq!(dataset.training, [Interaction::of("u", &[0], 1)]);
-    assert_eq!(dataset.validation, [Interaction::of("u", &[0, 1], 2)]);
+    let expected = ["u", "x"].map(|user| Interaction::of(user, &[0], 1));
+    assert_eq!(dataset.training, expected);
+    let expected = [
+        Interaction::of("u", &[0, 1], 2),
+        Interaction::of("x", &[0, 1], 3),
+    ];
+    assert_eq!(dataset.validation, expected);
     let expected = [
         Interaction::of("u", &[0, 1, 2], 3),
         Interaction::of("v", &[1], 0),
         Interaction::of("w", &[2], 0),
+        Interaction::of("x", &[0, 1, 3], 0),
     ];
     assert_eq!(dataset.test, expected);
     let left_out = dataset.report.rows_left_out.examples.join("; ");

@@ -84,13 +84,17 @@ fn what_is_wrong_with_an_index_is_said_with_numbers_and_items() {
 
 #[test]
 fn items_without_codes_are_counted_and_named() {
-    let index = index(r#"{"1": ["<a_1>"], "9": ["<a_2>"]}"#).unwrap();
+    let few = index(r#"{"1": ["<a_1>"], "9": ["<a_2>"]}"#).unwrap();
     let items = ["1", "2", "3", "4", "5"].map(|id| (id, "Emma"));
     let catalogue = Catalogue::of(&items).unwrap();
-    let error = index.of_catalogue(&catalogue).err().unwrap().to_string();
+    let error = few.of_catalogue(&catalogue).unwrap_err().to_string();
     let expected = "each of the 5 items of the catalogue, found none for 4: \"2\" (\"Emma\"), \"3\" (\"Emma\"), \
                     \"4\" (\"Emma\") and 1 more";
     assert!(error.contains(expected), "{error}");
+    let twice = index(r#"{"1": ["<a_1>"], "1": ["<a_2>"]}"#).unwrap();
+    let catalogue = Catalogue::of(&[("1", "Emma")]).unwrap();
+    let error = twice.of_catalogue(&catalogue).unwrap_err().to_string();
+    assert!(error.contains("found them twice for item \"1\""), "{error}");
 }
 
 #[test]

@@ -1,39 +1,46 @@
-//! Reads the items of RecBole's atomic files, `NAME.item`. Fields are separated by tabs, and the first line names them
-//! with their types, as in `item_id:token`. The interactions are read by [`crate::data::interactions`].
+//! Reads the items of a table, such as RecBole's `NAME.item`: a row for each, with its id, its title and perhaps its
+//! codes.
 
 use std::{collections::HashMap, path::Path};
 
 use anyhow::{Context, Result, bail};
 
 use crate::data::{
-    catalogue::{Catalogue, Item},
+    catalogue::{Catalogue, Identifier, Item},
     summary::DataReport,
     text_table::{Layout, Table},
 };
 
-/// Reads a `.item` file. The titles are in `title_column`, or else in the one that is called title or name, or the only
-/// one whose name ends so.
+/// Reads the items of a table. The titles are in `title_column`, or else in the one that is called title or name, or the
+/// only one whose name ends so. An item without a title is left out where items are identified by titles.
 pub fn read_items(
     path: &Path,
+    layout: Layout,
+    id_column: &str,
     title_column: Option<&str>,
+    identifier: Identifier,
     report: &mut DataReport,
 ) -> Result<Catalogue> {
-    let mut table = Table::open(path, Layout::Atomic)?;
-    let id = table.column("item_id")?;
+    let mut table = Table::open(path, layout)?;
+    let id = table.column(id_column)?;
     let title = match title_column {
-        Some(name) => table.column(name)?,
-        None => find_title_column(&table)?,
+        Some(name) => Some(table.column(name)?),
+        None if identifier.needs_title() => Some(find_title_column(&table)?),
+        None => find_title_column(&table).ok(),
     };
     let mut items: Vec<Item> = Vec::new();
     let mut lines: HashMap<String, u64> = HashMap::new();
     while let Some(line) = table.next_row()? {
-        let place = format!("{}, line {line}", path.display());
-        let (id, title) = (table.field(id), table.field(title).trim());
+        let id = table.field(id);
         if let Some(first) = lines.insert(id.to_owned(), line) {
-            bail!("{place}: expected another item than {id:?}, which line {first} has already");
+            bail!(
+                "{}: expected another item than {id:?}, which line {first} has already",
+                table.place()
+            );
         }
-        if title.is_empty() {
-            report.leave_out_item(&place, id)?;
+        let title = title.map_or("", |title| table.field(title).trim());
+        if title.is_empty() && identifier.needs_title() {
+            report.leave_out_item(&table.place(), id)?;
             continue;
         }
         items.push(Item {
@@ -41,7 +48,9 @@ pub fn read_items(
             title: title.to_owned(),
         });
     }
-    report.add_file(path, &["item_id", &table.columns()[title]], lines.len());
+    let title = title.map(|title| table.columns()[title].as_str());
+    let columns: Vec<&str> = [id_column].into_iter().chain(title).collect();
+    report.add_file(path, &columns, lines.len());
     Catalogue::new(items).with_context(|| path.display().to_string())
 }
 

@@ -184,17 +184,12 @@ impl Catalogue {
 
     /// Returns how many different identifiers the items have.
     pub fn distinct_names(&self) -> usize {
-        let names = 0..self.items.len() as u64;
-        match self.identifier {
-            Identifier::Title => {
-                let titles = self.items.iter().map(|item| item.title.as_str());
-                titles.collect::<HashSet<_>>().len()
-            }
-            _ => names
-                .map(|number| self.name(number))
-                .collect::<HashSet<_>>()
-                .len(),
-        }
+        let codes = self.semantic_ids.as_ref();
+        let names = self.items.iter().enumerate().map(|(number, item)| {
+            let title = self.identifier.needs_title().then_some(item.title.as_str());
+            (codes.and_then(|codes| codes.path(number)), title)
+        });
+        names.collect::<HashSet<_>>().len()
     }
 }
 

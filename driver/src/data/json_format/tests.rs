@@ -14,7 +14,7 @@ const INDEX: (&str, &str) = (
 const ITEMS: (&str, &str) = (
     "x.item.json",
     r#"{"1": {"title": "Emma", "description": ["A novel", "of manners"]}, "2": {"title": "Sea", "description": "7"},
-        "3": {"title": " ", "description": "x"}, "4": {"title": "Glass"}}"#,
+        "3": {"title": " ", "description": "x"}, "4": {"title": "Glass", "description": "of glass"}}"#,
 );
 const USERS: (&str, &str) = (
     "x.inter.json",
@@ -77,7 +77,10 @@ fn items_are_identified_by_titles_codes_with_titles_and_any_text() {
     let found = by(Identifier::CodesTitle, None).unwrap();
     assert_eq!(names(&found)[2], "<a_1><b_1> \"Glass\"");
     let found = by(Identifier::Title, Some("description")).unwrap();
-    assert_eq!(names(&found), ["\"A novel of manners\"", "\"7\"", "\"x\""]);
+    assert_eq!(
+        names(&found),
+        ["\"A novel of manners\"", "\"7\"", "\"x\"", "\"of glass\""]
+    );
     let error = by(Identifier::Codes, Some("name"))
         .err()
         .unwrap()

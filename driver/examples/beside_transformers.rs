@@ -13,7 +13,8 @@ use clap::{Args, Parser};
 use msl::{
     commands::arguments::{Arguments, Command},
     data::{
-        dataset::{DataArguments, Dataset},
+        arguments::DataArguments,
+        dataset::Dataset,
         examples::{Example, chosen, examples},
         prompt::{Prompt, PromptStyle},
         responses::Responses,

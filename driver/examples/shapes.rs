@@ -10,9 +10,7 @@ use candle_trie::{Rows, TokenTrie};
 use clap::Parser;
 use msl::{
     data::{
-        dataset::{DataArguments, Dataset},
-        responses::Responses,
-        tokenizer::TextTokenizer,
+        arguments::DataArguments, dataset::Dataset, responses::Responses, tokenizer::TextTokenizer,
     },
     io::{file_name, output::OutputFile},
 };

@@ -269,8 +269,8 @@ impl Codes {
             (0..ids.len()).map(|item| (self.path(item), item)).collect();
         for item in 0..ids.len() {
             let path = self.path(item);
-            let beginnings = (1..path.len()).filter_map(|length| whole.get(&path[..length]));
-            if let Some(&other) = beginnings.last() {
+            let mut beginnings = (1..path.len()).filter_map(|length| whole.get(&path[..length]));
+            if let Some(&other) = beginnings.next_back() {
                 bail!(
                     "the codes of item {} are the beginning of those of item {}: give all items as many codes",
                     named(other),

@@ -24,7 +24,7 @@ pub(crate) struct Batch {
     /// The number that the weights of the rows were divided by to give their shares.
     pub denominator: f64,
     /// The share of all unary rows in the mean; `None` under another reduction.
-    pub unary_share_of_mean: Option<f64>,
+    pub unary_loss_weight: Option<f64>,
     /// The weights of BEAR, by which a row's share is multiplied once its scores are known.
     pub bear: Option<Bear>,
 }
@@ -39,7 +39,7 @@ pub(crate) struct BatchRow {
     pub rank: u32,
     /// What the row's loss counts in the result: its weight over the mean's denominator. 0 for a row
     /// that is unary or weighs nothing and has nothing but statistics.
-    pub share: f64,
+    pub loss_weight: f64,
     /// Whether its logits enter the statistics.
     pub in_statistics: bool,
 }
@@ -47,8 +47,8 @@ pub(crate) struct BatchRow {
 impl BatchRow {
     /// Returns whether the row has a loss and a gradient. Where it has none its logits may be anything, NaN
     /// too, and must not reach the result.
-    pub fn counts(&self) -> bool {
-        self.share != 0.0
+    pub fn has_loss(&self) -> bool {
+        self.loss_weight != 0.0
     }
 }
 
@@ -118,27 +118,27 @@ impl Batch {
                 Some(Scope::Branching) => branching,
                 Some(Scope::Marked) => rows.marks().is_some_and(|marks| marks[index]),
             };
-            let counts = branching && weight > 0.0;
-            if counts || in_statistics {
+            let has_loss = branching && weight > 0.0;
+            if has_loss || in_statistics {
                 resolved.push(BatchRow {
                     row: index as u32,
                     position: row.position,
                     set: row.set,
                     rank: rank as u32,
-                    share: if counts { weight } else { 0.0 },
+                    loss_weight: if has_loss { weight } else { 0.0 },
                     in_statistics,
                 });
             }
         }
-        let (denominator, unary_share_of_mean) = match denominator {
+        let (denominator, unary_loss_weight) = match denominator {
             Denominator::LabelledWeight => (labelled_weight, Some(unary_weight / labelled_weight)),
             Denominator::BranchingWeight => (branching_weight, Some(0.0)),
             Denominator::Given(denominator) => (denominator, None),
         };
         for row in &mut resolved {
             // Where no row counts the denominator may be 0, and 0/0 is no share.
-            if row.counts() {
-                row.share /= denominator;
+            if row.has_loss() {
+                row.loss_weight /= denominator;
             }
         }
         Ok(Self {
@@ -151,7 +151,7 @@ impl Batch {
             labelled_rows: rows.len(),
             branching_rows,
             denominator,
-            unary_share_of_mean,
+            unary_loss_weight,
             bear: None,
         })
     }
@@ -203,7 +203,7 @@ impl Batch {
         } else {
             1.0
         };
-        row.share * factor
+        row.loss_weight * factor
     }
 
     /// Returns what p − [v = y] is multiplied by to give the gradient of the result, besides the row's weight by
@@ -214,6 +214,6 @@ impl Batch {
         } else {
             temperature.recip()
         };
-        row.share * factor
+        row.loss_weight * factor
     }
 }

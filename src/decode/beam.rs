@@ -293,7 +293,7 @@ impl BeamSearch {
             if user.excluded.holds(&root) {
                 continue;
             }
-            if start.is_whole(&rules.trie) {
+            if start.is_complete(&rules.trie) {
                 user.finished.push((start, rules.score(&start)));
             } else {
                 user.active.push(start);

@@ -207,7 +207,7 @@ impl ExactSearch {
             if user.excluded.holds(&root) {
                 continue;
             }
-            if path.is_whole(&self.trie) {
+            if path.is_complete(&self.trie) {
                 user.found.push(path);
             } else {
                 user.asked.push(Open {
@@ -255,7 +255,7 @@ impl Frontier {
                 continue;
             }
             let (path, unary) = path.follow_unary(trie);
-            if path.is_whole(trie) {
+            if path.is_complete(trie) {
                 self.find(trie, path, k);
             } else {
                 self.open.push(Open {

@@ -96,34 +96,34 @@ impl Rules {
     fn push_edges(&self, beams: &mut DecodeBeams, path: &Path, excluded: &Excluded) -> DecodeSet {
         let mut set = DecodeSet {
             first_edge: beams.edges.len(),
-            living: 0,
-            whole: 0,
-            left_out: 0,
+            unfinished: 0,
+            complete: 0,
+            excluded: 0,
         };
-        let (mut whole, mut not_wanted) = (Vec::new(), Vec::new());
+        let (mut complete, mut not_wanted) = (Vec::new(), Vec::new());
         let none = self.trie.children(path.node).iter().map(|_| 0.0);
         for (token, next) in path.continued(&self.trie, none) {
             let end = self.follow_unary(next).0;
             if excluded.holds(&next) {
                 not_wanted.push((token, next.node, self.edge(&next, false)));
-            } else if end.is_whole(&self.trie) {
-                whole.push((token, next.node, self.edge(&end, true)));
+            } else if end.is_complete(&self.trie) {
+                complete.push((token, next.node, self.edge(&end, true)));
             } else {
                 beams.push_edge(token, next.node, self.edge(&next, false));
-                set.living += 1;
+                set.unfinished += 1;
             }
         }
-        (set.whole, set.left_out) = (whole.len(), not_wanted.len());
-        for (token, node, edge) in whole.into_iter().chain(not_wanted) {
+        (set.complete, set.excluded) = (complete.len(), not_wanted.len());
+        for (token, node, edge) in complete.into_iter().chain(not_wanted) {
             beams.push_edge(token, node, edge);
         }
         set
     }
 
     /// Returns what a path is ranked by among those of its kind, as in [`keep`](Self::keep).
-    fn edge(&self, path: &Path, whole: bool) -> DecodeEdge {
+    fn edge(&self, path: &Path, complete: bool) -> DecodeEdge {
         // Over the vocabulary those are finished that are among the most probable of their step.
-        if !whole || self.normalise == Normalisation::Vocabulary {
+        if !complete || self.normalise == Normalisation::Vocabulary {
             return DecodeEdge {
                 order: path.node.into(),
                 divisor: 1.0,

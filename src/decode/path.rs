@@ -46,7 +46,7 @@ impl Path {
     }
 
     /// Returns whether the path is that of an item.
-    pub fn is_whole(&self, trie: &TokenTrie) -> bool {
+    pub fn is_complete(&self, trie: &TokenTrie) -> bool {
         trie.children(self.node).is_empty()
     }
 }

@@ -70,7 +70,7 @@ impl Rules {
                 break;
             }
             let (path, unary) = self.follow_unary(path);
-            if !path.is_whole(&self.trie) {
+            if !path.is_complete(&self.trie) {
                 if active.len() < self.width {
                     let tokens = [&[token], &unary[..]].concat();
                     let row = row as u32;

@@ -126,8 +126,8 @@ impl<F> Saved<F> {
 /// Returns the loss of the batch: one value, or one for each position.
 pub(super) fn loss_values(batch: &Batch, forward: &CpuForward) -> Vec<f64> {
     let rows = (batch.rows.iter().zip(&forward.softmaxes)).enumerate();
-    let counting = rows.filter(|(_, (row, _))| row.counts());
-    let losses = counting.map(|(index, (row, softmax))| {
+    let with_loss = rows.filter(|(_, (row, _))| row.has_loss());
+    let losses = with_loss.map(|(index, (row, softmax))| {
         let factor = forward.loss_factor(batch, index);
         (row.position as usize, factor * softmax.loss())
     });

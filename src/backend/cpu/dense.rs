@@ -144,7 +144,7 @@ pub(crate) fn softmax_rows<T: Element>(
                     let rank = row.rank as usize;
                     let weight = weigher.weight(row, scores, temperature);
                     let softmax = RowSoftmax::new(scores, rank, temperature).weighing(weight);
-                    if let Some(share) = share.as_mut().filter(|_| row.counts()) {
+                    if let Some(share) = share.as_mut().filter(|_| row.has_loss()) {
                         let factor = batch.gradient_factor(row, temperature);
                         let values = share.row(row.position);
                         write_gradient(&softmax, scores, batch.set(row), rank, factor, values);
@@ -178,7 +178,7 @@ pub(crate) fn backward<T: Element>(
         let Some(mut share) = share else { return };
         for index in rows {
             let (row, softmax) = (&batch.rows[index], &softmaxes[index]);
-            if !row.counts() {
+            if !row.has_loss() {
                 continue;
             }
             let rank = row.rank as usize;

@@ -23,7 +23,7 @@ impl<R: Real> RowWeigher<R> {
     /// The weight of a row with these scores: 1 where there is no BEAR.
     pub fn weight(&mut self, row: &BatchRow, scores: &[R], temperature: f64) -> f64 {
         match self.bear {
-            Some(bear) if row.counts() => {
+            Some(bear) if row.has_loss() => {
                 self.largest.reset(bear.beams, scores.len());
                 self.largest.add(scores);
                 let target = scores[row.rank as usize].into();
@@ -40,16 +40,16 @@ pub(crate) fn normalise(batch: &Batch, softmaxes: &mut [RowSoftmax]) -> Option<f
     let bear = batch.bear?;
     let rows = batch.rows.iter().zip(&*softmaxes);
     // Not `sum`, which gives −0 for no row. A row that does not count has a share of 0.
-    let shares = rows.fold(0.0, |sum, (row, softmax)| {
-        sum + row.share * softmax.weight()
+    let weights = rows.fold(0.0, |sum, (row, softmax)| {
+        sum + row.loss_weight * softmax.weight()
     });
-    if let (Some(unary), true) = (batch.unary_share_of_mean, shares > 0.0) {
-        let all = shares + unary * bear.weight_of_a_tie();
+    if let (Some(unary), true) = (batch.unary_loss_weight, weights > 0.0) {
+        let all = weights + unary * bear.weight_of_a_tie();
         softmaxes
             .iter_mut()
             .for_each(|softmax| softmax.divide_weight(all));
     }
-    Some(shares * batch.denominator)
+    Some(weights * batch.denominator)
 }
 
 /// The largest of a row's scores, which may come in pieces.

@@ -9,7 +9,7 @@ use crate::backend::batch::Batch;
 kernel_params! {
     /// The settings by which a pass weighs its rows.
     pub struct BeamWeights in "selection.cuh" {
-        lambda: f64, xi: f64, others: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
+        lambda: f64, xi: f64, unary_weight: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
         normalises: u32,
     }
 }
@@ -22,11 +22,11 @@ impl BeamWeights {
         Self {
             lambda: bear.lambda,
             xi: bear.xi,
-            others: batch.unary_share_of_mean.unwrap_or(0.0) * bear.weight_of_a_tie(),
+            unary_weight: batch.unary_loss_weight.unwrap_or(0.0) * bear.weight_of_a_tie(),
             denominator: batch.denominator,
             sum: None,
             beams: bear.beams,
-            normalises: batch.unary_share_of_mean.is_some().into(),
+            normalises: batch.unary_loss_weight.is_some().into(),
         }
     }
 
@@ -40,7 +40,7 @@ impl BeamWeights {
     }
 
     /// Returns whether rows have weights that wait for the logits of all.
-    pub(super) fn weighs(&self) -> bool {
+    pub(super) fn is_enabled(&self) -> bool {
         self.beams > 0
     }
 }

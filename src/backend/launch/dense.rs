@@ -57,7 +57,7 @@ kernel_params! {
     /// Logits and rows, as the kernels take them.
     pub struct DenseBatch in "dense.cuh" {
         logits: Option<DevicePtr>, rows: Option<DevicePtr>, ignored: Option<DevicePtr>,
-        sets: TokenSetsView, row_stride: u64, width: u64, counting: u32, first_statistics: u32,
+        sets: TokenSetsView, row_stride: u64, width: u64, loss_row_count: u32, first_statistics: u32,
         row_count: u32, ignored_count: u32,
     }
 }
@@ -119,8 +119,8 @@ impl DensePlan {
     /// keep on chip.
     #[doc(hidden)]
     #[must_use]
-    pub fn keeps_all(&self, temperature: TemperaturePlan, with_gradient: bool) -> bool {
-        DenseForward::new(self, temperature, with_gradient).keeps_all()
+    pub fn caches_all_rows(&self, temperature: TemperaturePlan, with_gradient: bool) -> bool {
+        DenseForward::new(self, temperature, with_gradient).caches_all_rows()
     }
 
     /// Issues the forward pass: statistics, temperature, loss and, where `gradient` says where it goes, the gradient of the
@@ -148,7 +148,7 @@ impl DensePlan {
             ("ignored", &rows.ignored),
             ("block counter", &[0]),
         ])?;
-        let softmax_bytes = rows.counting as usize * SOFTMAX_BYTES;
+        let softmax_bytes = rows.loss_row_count as usize * SOFTMAX_BYTES;
         let [softmaxes] = stream.allocate(Lifetime::Kept, [("softmaxes", softmax_bytes)])?;
         let partial_bytes = forward.partials() * size_of::<f64>();
         let [partials] = stream.allocate(Lifetime::Scratch, [("partials", partial_bytes)])?;
@@ -160,7 +160,7 @@ impl DensePlan {
                 sets: tensors.sets,
                 row_stride: tensors.logits.row_stride,
                 width: self.width.into(),
-                counting: rows.counting,
+                loss_row_count: rows.loss_row_count,
                 first_statistics: rows.first_statistics,
                 row_count: rows.rows.len() as u32,
                 ignored_count: rows.ignored.len() as u32,

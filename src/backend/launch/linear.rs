@@ -140,8 +140,10 @@ impl LinearPlan {
         };
         Ok(Self {
             items: Items::new(&rows, element, width, gradient, most_scores, &shape),
-            head_items: head_over.filter(|_| rows.is_whole).map(|_| by_tokens()),
-            head_tiles: (head_over.filter(|_| !rows.is_whole))
+            head_items: head_over
+                .filter(|_| rows.is_whole_vocabulary)
+                .map(|_| by_tokens()),
+            head_tiles: (head_over.filter(|_| !rows.is_whole_vocabulary))
                 .map(|sets| HeadTiles::new(&rows, sets)),
             rows,
             element,

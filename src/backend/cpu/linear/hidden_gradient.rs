@@ -57,7 +57,7 @@ fn targets<'a, T>(
         position = row.position + 1;
         let values = rest.split_off_mut(..width)?;
         // What gives no loss may hold NaN, which no factor makes a zero of.
-        row.counts().then(|| ScaledRow {
+        row.has_loss().then(|| ScaledRow {
             factor: factor(index),
             values,
         })

@@ -122,7 +122,7 @@ fn gather_hidden<T: Element>(
 /// Returns the position of a row's hidden state for the gradient of the head, and `None` for a row without a loss: its state
 /// may be NaN, which no factor makes a zero of.
 fn counting_position(row: &BatchRow) -> Option<u32> {
-    row.counts().then_some(row.position)
+    row.has_loss().then_some(row.position)
 }
 
 impl<'a, T> Hidden<'a, T> {

@@ -258,7 +258,7 @@ fn softmax_of_slots<R: Real>(
             let rank = row.rank as usize;
             let weight = weigher.weight(row, scores, temperature);
             let softmax = RowSoftmax::new(scores, rank, temperature).weighing(weight);
-            if !row.counts() {
+            if !row.has_loss() {
                 scores.fill(R::ZERO);
             } else if wanted.hidden || wanted.head {
                 softmax.gradient(scores, rank);

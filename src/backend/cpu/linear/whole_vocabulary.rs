@@ -199,7 +199,7 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
         let mut dlogits = logits(head, &head_rows, &hidden, rows.len(), &chunk);
         (dlogits.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes))
             .enumerate()
-            .for_each(|(index, ((logits, row), softmax))| match row.counts() {
+            .for_each(|(index, ((logits, row), softmax))| match row.has_loss() {
                 true => {
                     let rank = rank_in(row, &chunk);
                     softmax.gradient_of_chunk(logits, rank, temperature, factor(index));
@@ -283,7 +283,7 @@ fn rank_in(row: &BatchRow, chunk: &Range<usize>) -> Option<usize> {
 
 impl<R: Real> Running<R> {
     fn new(batch: &Batch, row: &BatchRow, size: usize) -> Self {
-        let bear = batch.bear.filter(|_| row.counts());
+        let bear = batch.bear.filter(|_| row.has_loss());
         Self {
             maximum: f64::NEG_INFINITY,
             others: 0.0,

@@ -8,8 +8,8 @@ use crate::{Error, Result};
 kernel_params! {
     /// A living path, and the edges that leave its node.
     pub struct DecodeBeam in "decode.cuh" {
-        log_probability: f64, first_edge: u32, edges: u32, living: u32, whole: u32,
-        first_living: u32, first_whole: u32,
+        log_probability: f64, first_edge: u32, edges: u32, unfinished: u32, complete: u32,
+        first_unfinished: u32, first_complete: u32,
     }
 }
 
@@ -27,9 +27,9 @@ kernel_params! {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DecodeSet {
     pub first_edge: usize,
-    pub living: usize,
-    pub whole: usize,
-    pub left_out: usize,
+    pub unfinished: usize,
+    pub complete: usize,
+    pub excluded: usize,
 }
 
 /// A beam at a node with these edges.
@@ -88,9 +88,9 @@ impl DecodeBeams {
         let all = |count: fn(&DecodeSet) -> usize| -> usize {
             beams.iter().map(|beam| count(&beam.set)).sum()
         };
-        let first_living = self.candidates();
-        let first_whole = first_living + all(|set| set.living);
-        let end = first_whole + all(|set| set.whole);
+        let first_unfinished = self.candidates();
+        let first_complete = first_unfinished + all(|set| set.unfinished);
+        let end = first_complete + all(|set| set.complete);
         // The last number means that there is none.
         let limit = u32::MAX as usize - 1;
         if end.max(self.edges.len()) > limit {
@@ -100,7 +100,7 @@ impl DecodeBeams {
                 limit: limit as u64,
             });
         }
-        let [mut living, mut whole] = [first_living as u32, first_whole as u32];
+        let [mut unfinished, mut complete] = [first_unfinished as u32, first_complete as u32];
         for NewBeam {
             log_probability,
             set,
@@ -109,17 +109,17 @@ impl DecodeBeams {
             let beam = DecodeBeam {
                 log_probability: *log_probability,
                 first_edge: set.first_edge as u32,
-                edges: (set.living + set.whole + set.left_out) as u32,
-                living: set.living as u32,
-                whole: set.whole as u32,
-                first_living: living,
-                first_whole: whole,
+                edges: (set.unfinished + set.complete + set.excluded) as u32,
+                unfinished: set.unfinished as u32,
+                complete: set.complete as u32,
+                first_unfinished: unfinished,
+                first_complete: complete,
             };
-            living += beam.living;
-            whole += beam.whole;
+            unfinished += beam.unfinished;
+            complete += beam.complete;
             self.beams.push(beam);
         }
-        self.segments.extend([first_whole as u32, end as u32]);
+        self.segments.extend([first_complete as u32, end as u32]);
         Ok(())
     }
 
@@ -172,9 +172,10 @@ impl DecodeBeams {
         let beams = self.beams.get(rows.clone())?;
         let place = |first: u32, count: u32| candidate.checked_sub(first).filter(|&i| i < count);
         beams.iter().zip(rows).find_map(|(beam, row)| {
-            let living = place(beam.first_living, beam.living);
-            let whole = place(beam.first_whole, beam.whole).map(|edge| beam.living + edge);
-            let edge = living.or(whole)?;
+            let unfinished = place(beam.first_unfinished, beam.unfinished);
+            let complete =
+                place(beam.first_complete, beam.complete).map(|edge| beam.unfinished + edge);
+            let edge = unfinished.or(complete)?;
             Some((row, (beam.first_edge + edge) as usize))
         })
     }

@@ -17,7 +17,7 @@ kernel_params! {
         partials: Option<DevicePtr>, statistics: Option<DevicePtr>, temperature: Option<DevicePtr>,
         previous: Option<DevicePtr>, given: f64, block_counter: Option<DevicePtr>, step: TemperatureStep,
         sizes: StatisticsSizes, beam_weights: BeamWeights, targets: Option<DevicePtr>,
-        nth_logits: Option<DevicePtr>, kept_capacity: u32, times_temperature: u32, adapts: u32,
+        nth_logits: Option<DevicePtr>, cache_capacity: u32, times_temperature: u32, adapts: u32,
         unused: u32,
     }
 }
@@ -31,7 +31,7 @@ pub(super) struct DenseForward<'a> {
     threads: u32,
     blocks: u32,
     /// How many logits a block keeps in shared memory.
-    kept: u32,
+    cache_capacity: u32,
 }
 
 impl<'a> DenseForward<'a> {
@@ -47,7 +47,7 @@ impl<'a> DenseForward<'a> {
             with_gradient,
             threads: threads(&plan.rows),
             blocks: 1,
-            kept: 0,
+            cache_capacity: 0,
         };
         forward.fill();
         forward
@@ -56,31 +56,31 @@ impl<'a> DenseForward<'a> {
     /// Returns how many f64 of scratch the launch needs.
     pub fn partials(&self) -> usize {
         // Two f32 a row where rows wait for their weights.
-        let of_rows = if self.weighs() {
-            self.plan.rows.counting
+        let of_rows = if self.has_beam_weights() {
+            self.plan.rows.loss_row_count
         } else {
             0
         };
         Self::SUMS * self.blocks as usize + of_rows as usize
     }
 
-    fn weighs(&self) -> bool {
-        self.plan.rows.totals.beam_weights.weighs()
+    fn has_beam_weights(&self) -> bool {
+        self.plan.rows.totals.beam_weights.is_enabled()
     }
 
     /// Returns whether rows wait for something that depends on all rows.
-    fn waits(&self) -> bool {
-        self.temperature.adapts() || self.weighs()
+    fn is_two_phase(&self) -> bool {
+        self.temperature.adapts() || self.has_beam_weights()
     }
 
     /// Returns whether all rows fit what their blocks can keep.
-    pub fn keeps_all(&self) -> bool {
-        self.kept >= self.wanted()
+    pub fn caches_all_rows(&self) -> bool {
+        self.cache_capacity >= self.cache_demand()
     }
 
     /// Returns the dynamic shared memory of a block, in bytes.
     fn shared_bytes(&self) -> u32 {
-        self.fixed_bytes() + self.kept * self.plan.element.bytes()
+        self.fixed_bytes() + self.cache_capacity * self.plan.element.bytes()
     }
 
     pub fn launch(
@@ -93,13 +93,14 @@ impl<'a> DenseForward<'a> {
     ) -> Launch<DenseForwardParams> {
         let (rows, totals) = (&self.plan.rows, &self.plan.rows.totals);
         let of_blocks = 8 * Self::SUMS as u64 * u64::from(self.blocks);
-        let of_rows = (partials.filter(|_| self.weighs())).map(|first| first.offset(of_blocks));
+        let of_rows =
+            (partials.filter(|_| self.has_beam_weights())).map(|first| first.offset(of_blocks));
         Launch {
             kernel: self.kernel().name(self.plan.element),
             grid: [self.blocks, 1, 1],
             block: [self.threads, 1, 1],
             shared_bytes: self.shared_bytes(),
-            cooperative: self.waits(),
+            cooperative: self.is_two_phase(),
             params: DenseForwardParams {
                 batch: saved.batch,
                 gradient: gradient.and_then(|gradient| gradient.address),
@@ -117,8 +118,9 @@ impl<'a> DenseForward<'a> {
                 sizes: totals.statistics_sizes(),
                 beam_weights: (totals.beam_weights).with_sum_behind(Some(results.statistics)),
                 targets: of_rows,
-                nth_logits: of_rows.map(|of_rows| of_rows.offset(4 * u64::from(rows.counting))),
-                kept_capacity: self.kept,
+                nth_logits: of_rows
+                    .map(|of_rows| of_rows.offset(4 * u64::from(rows.loss_row_count))),
+                cache_capacity: self.cache_capacity,
                 times_temperature: totals.times_temperature.into(),
                 adapts: self.temperature.adapts().into(),
                 unused: 0,
@@ -135,7 +137,7 @@ impl<'a> DenseForward<'a> {
         self.blocks = self.work().min(u64::from(resident)) as u32;
         let per_multiprocessor = resident / limits.multiprocessors.max(1);
         let fits = limits.shared_bytes_of_each(per_multiprocessor) / bytes;
-        self.kept = (self.wanted()).min(fits.saturating_sub(fixed.div_ceil(bytes)));
+        self.cache_capacity = (self.cache_demand()).min(fits.saturating_sub(fixed.div_ceil(bytes)));
     }
 
     /// Returns how many blocks find something to do. Blocks beyond the rows have none, with a gradient or
@@ -156,7 +158,7 @@ impl<'a> DenseForward<'a> {
     }
 
     fn kernel(&self) -> Kernel {
-        match self.waits() {
+        match self.is_two_phase() {
             true => DenseForwardParams::ADAPTIVE,
             false => DenseForwardParams::GIVEN,
         }
@@ -173,16 +175,16 @@ impl<'a> DenseForward<'a> {
 
     /// Returns the most logits that any block could keep: those of all its statistics rows at once where they wait for the
     /// temperature, and otherwise those of one row at a time.
-    fn wanted(&self) -> u32 {
+    fn cache_demand(&self) -> u32 {
         // A stream is kept in the packets that it lies in, of which the first and the last may be shared.
         let rows = &self.plan.rows;
         let packet = 16 / self.plan.element.bytes();
         let in_packets = |size: u32| size.saturating_add(2 * packet - 2) / packet * packet;
         let longest = |sizes: &[u32]| sizes.iter().copied().max().map_or(0, in_packets);
-        if !self.waits() {
+        if !self.is_two_phase() {
             return longest(&rows.sizes);
         }
-        let first = if self.weighs() {
+        let first = if self.has_beam_weights() {
             0
         } else {
             rows.first_statistics
@@ -222,7 +224,7 @@ mod tests {
         DenseRows {
             rows: vec![Zeroable::zeroed(); sizes.len()],
             ignored: vec![0; sizes.len()],
-            counting: sizes.len() as u32,
+            loss_row_count: sizes.len() as u32,
             first_statistics: 0,
             totals: BatchTotals {
                 positions: 2 * sizes.len(),
@@ -277,11 +279,11 @@ mod tests {
         let kept = |sizes: Vec<u32>, element: Element| {
             let plan = plan(&rows(sizes), element, &H100);
             let forward = forward(&plan, true);
-            (forward.keeps_all(), forward.kept)
+            (forward.caches_all_rows(), forward.cache_capacity)
         };
         assert!(kept(vec![1100; 400], Element::Bf16).0);
-        let (keeps_all, some) = kept(vec![1100; 40_000], Element::Bf16);
-        assert!(!keeps_all && some > 1100, "some fit");
+        let (caches_all_rows, some) = kept(vec![1100; 40_000], Element::Bf16);
+        assert!(!caches_all_rows && some > 1100, "some fit");
         assert!(!kept(vec![50_000; 4], Element::F32).0, "a whole vocabulary");
     }
 

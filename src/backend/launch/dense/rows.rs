@@ -7,7 +7,7 @@ use crate::backend::launch::{BatchTotals, kernel_params};
 
 kernel_params! {
     /// A row that has something to compute.
-    pub struct DenseRow in "dense.cuh" { position: u32, set: u32, rank: u32, share: f32, }
+    pub struct DenseRow in "dense.cuh" { position: u32, set: u32, rank: u32, loss_weight: f32, }
 }
 
 /// The rows of a batch in the order in which the kernels over logits take them: first those that have a loss only, then
@@ -24,7 +24,7 @@ pub struct DenseRows {
     /// The size of each row's set, in tokens.
     pub(super) sizes: Vec<u32>,
     /// Rows before this one have a loss.
-    pub(super) counting: u32,
+    pub(super) loss_row_count: u32,
     /// Rows from this one on enter the statistics.
     pub(super) first_statistics: u32,
     /// What the batch amounts to.
@@ -35,29 +35,29 @@ impl DenseRows {
     pub(crate) fn new(batch: &Batch) -> Self {
         // A block takes every so-manieth row: long sets first, all blocks have about as much to do,
         // whatever the period in which sizes come back along the responses.
-        let class = |counts: bool, in_statistics: bool| {
-            let wanted = (counts, in_statistics);
+        let class = |has_loss: bool, in_statistics: bool| {
+            let wanted = (has_loss, in_statistics);
             let mut rows: Vec<&BatchRow> = (batch.rows.iter())
-                .filter(|row| (row.counts(), row.in_statistics) == wanted)
+                .filter(|row| (row.has_loss(), row.in_statistics) == wanted)
                 .collect();
             rows.sort_by_key(|row| Reverse(batch.size(row)));
             rows
         };
         let (alone, both, statistics) = (class(true, false), class(true, true), class(false, true));
-        let (first_statistics, counting) = (alone.len(), alone.len() + both.len());
+        let (first_statistics, loss_row_count) = (alone.len(), alone.len() + both.len());
         let ordered = [alone, both, statistics].concat();
         let sizes: Vec<u32> = (ordered.iter()).map(|row| batch.size(row) as u32).collect();
         let row = |row: &&BatchRow| DenseRow {
             position: row.position,
             set: row.set,
             rank: row.rank,
-            share: row.share as f32,
+            loss_weight: row.loss_weight as f32,
         };
         Self {
             rows: ordered.iter().map(row).collect(),
             ignored: batch.ignored(),
             sizes,
-            counting: counting as u32,
+            loss_row_count: loss_row_count as u32,
             first_statistics: first_statistics as u32,
             totals: BatchTotals::new(batch),
         }
@@ -104,9 +104,9 @@ mod tests {
         let positions: Vec<u32> = rows.rows.iter().map(|row| row.position).collect();
         assert_eq!(positions, [2, 3, 0, 4, 5, 7]);
         assert_eq!(rows.sizes, [4, 3, 2, 2, 4, 1]);
-        assert_eq!((rows.first_statistics, rows.counting), (2, 4));
+        assert_eq!((rows.first_statistics, rows.loss_row_count), (2, 4));
         assert_eq!(rows.ignored, [1, 6, 8]);
-        assert_eq!((rows.rows[1].rank, rows.rows[1].share), (1, 0.5));
+        assert_eq!((rows.rows[1].rank, rows.rows[1].loss_weight), (1, 0.5));
         let totals = &rows.totals;
         assert_eq!(
             (totals.statistics.rows(), totals.statistics.tokens()),

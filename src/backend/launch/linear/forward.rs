@@ -144,7 +144,7 @@ impl LinearPlan {
         params: LinearForwardParams,
     ) -> impl Iterator<Item = (&Chunk, LinearForwardParams)> {
         let chunks = &self.items.chunks;
-        let waits = params.adapts != 0 || params.beam_weights.weighs();
+        let waits = params.adapts != 0 || params.beam_weights.is_enabled();
         let twice = waits && chunks.len() > 1;
         let first_time = LinearForwardParams {
             scores_only: twice.into(),
@@ -221,7 +221,7 @@ impl LinearPlan {
         items: &Items,
     ) -> Result<[Option<DevicePtr>; 4], S::Error> {
         let of_rows = self.rows.rows.len() * size_of::<f32>();
-        let weighs = self.rows.totals.beam_weights.weighs();
+        let weighs = self.rows.totals.beam_weights.is_enabled();
         stream.allocate(
             Lifetime::Scratch,
             [

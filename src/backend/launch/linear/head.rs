@@ -23,7 +23,7 @@ impl HeadTiles {
 
     /// Indexes the tokens of rows over `sets`, which are listed. Sets without a row that has a loss have no gradient.
     pub fn new(rows: &LinearRows, sets: &TokenSets) -> Self {
-        let listed = rows.sets.iter().enumerate().filter(|(_, set)| set.counts);
+        let listed = rows.sets.iter().enumerate().filter(|(_, set)| set.has_loss);
         let listed: Vec<(usize, &[u32])> = listed
             .filter_map(|(group, set)| Some((group, tokens_of(sets, set.first_token)?)))
             .collect();

@@ -138,7 +138,7 @@ impl Items {
     ) -> Self {
         let mut items = Self::default();
         let chunks: Vec<Vec<SetRows>> = match rows.sets.first() {
-            Some(whole) if rows.is_whole => {
+            Some(whole) if rows.is_whole_vocabulary => {
                 let most =
                     (most_scores as u64 / u64::from(whole.tokens)).clamp(1, u64::from(whole.rows));
                 let of_rows = |cut: Cut| SetRows {

@@ -7,7 +7,7 @@ use crate::backend::launch::{
 kernel_params! {
     /// A row that has something to compute.
     pub(super) struct LinearRow in "linear.cuh" {
-        position: u32, group: u32, rank: u32, share: f32, in_statistics: u32, maximum: u32, unused: [u32; 2],
+        position: u32, group: u32, rank: u32, loss_weight: f32, in_statistics: u32, maximum: u32, unused: [u32; 2],
     }
 }
 

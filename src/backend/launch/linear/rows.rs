@@ -18,7 +18,7 @@ pub(super) struct SetRows {
     pub first_row: u32,
     pub rows: u32,
     /// Whether any of them has a loss.
-    pub counts: bool,
+    pub has_loss: bool,
 }
 
 /// The rows of a batch in the order in which the kernels over hidden states take them: token set by token set.
@@ -31,7 +31,7 @@ pub struct LinearRows {
     /// The positions that are no row's, rising.
     pub(super) ignored: Vec<u32>,
     /// Whether every row ranges over the whole vocabulary.
-    pub(super) is_whole: bool,
+    pub(super) is_whole_vocabulary: bool,
     /// What the batch amounts to.
     pub totals: BatchTotals,
 }
@@ -55,7 +55,7 @@ impl LinearRows {
                 tokens: batch.size(row) as u32,
                 first_row: rows.len() as u32,
                 rows: of_set.len() as u32,
-                counts: of_set.iter().any(|(_, row)| row.counts()),
+                has_loss: of_set.iter().any(|(_, row)| row.has_loss()),
             });
             let group = sets.len() as u32 - 1;
             rows.extend(of_set.iter().map(|(_, row)| linear_row(row, group)));
@@ -64,7 +64,7 @@ impl LinearRows {
             rows,
             sets,
             ignored: batch.ignored(),
-            is_whole: offsets.is_none(),
+            is_whole_vocabulary: offsets.is_none(),
             totals: BatchTotals::new(batch),
         }
     }
@@ -98,12 +98,16 @@ fn same_sets(sets: &TokenSets, mut named: Vec<u32>) -> HashMap<u32, u32> {
 
 fn linear_row(row: &BatchRow, group: u32) -> LinearRow {
     // The kernels tell by it which rows have a loss: a share must not round to 0.
-    let least = if row.counts() { f32::MIN_POSITIVE } else { 0.0 };
+    let least = if row.has_loss() {
+        f32::MIN_POSITIVE
+    } else {
+        0.0
+    };
     LinearRow {
         position: row.position,
         group,
         rank: row.rank,
-        share: (row.share as f32).max(least),
+        loss_weight: (row.loss_weight as f32).max(least),
         in_statistics: row.in_statistics.into(),
         maximum: 0,
         unused: [0; 2],
@@ -151,7 +155,7 @@ mod tests {
         let rows = Rows::from_raw(4, vec![row(1), row(2)]).unwrap();
         let batch = Batch::new(&sets, &rows, None, Denominator::Given(1e60)).unwrap();
         let rows = LinearRows::new(&batch);
-        assert!(rows.rows.iter().all(|row| row.share > 0.0));
+        assert!(rows.rows.iter().all(|row| row.loss_weight > 0.0));
         assert_eq!(rows.ignored, [0, 3]);
         assert_eq!(rows.totals.positions(), 4);
     }

@@ -83,9 +83,9 @@ pub(super) fn issue_forward<S>(
         },
     };
     let results = ForwardResults {
-        loss: there(stream.write(&mut loss))?,
-        statistics: there(stream.write(&mut statistics))?,
-        temperature: there(stream.write(&mut used))?,
+        loss: require_address(stream.write(&mut loss))?,
+        statistics: require_address(stream.write(&mut statistics))?,
+        temperature: require_address(stream.write(&mut used))?,
     };
     let saved = issue(&mut stream, &inputs, &results)?;
     let kept = stream.into_kept();
@@ -138,8 +138,8 @@ impl<S> SavedForward<S> {
         }
         self.sets.view(&mut stream);
         let upstream = Upstream {
-            loss: there(read_locked(&mut stream, "upstream gradient", &upstream)?)?,
-            temperature: there(read_locked(&mut stream, "temperature", &temperature)?)?,
+            loss: require_address(read_locked(&mut stream, "upstream gradient", &upstream)?)?,
+            temperature: require_address(read_locked(&mut stream, "temperature", &temperature)?)?,
         };
         issue(&mut stream, &upstream)
     }
@@ -218,7 +218,7 @@ fn read_locked<'a>(
 }
 
 /// Returns an address that every buffer with elements has.
-pub(crate) fn there(address: Option<DevicePtr>) -> Result<DevicePtr> {
+pub(crate) fn require_address(address: Option<DevicePtr>) -> Result<DevicePtr> {
     address.ok_or_else(|| Error::Malformed {
         what: "buffer",
         detail: "it has no address on the device".into(),

@@ -1,4 +1,4 @@
-//! The row weights of BEAR, as far as they do not depend on logits.
+//! The settings of BEAR's row weights, as kernels take them.
 
 use bytemuck::Zeroable;
 
@@ -7,7 +7,7 @@ use crate::Statistics;
 use crate::backend::batch::Batch;
 
 kernel_params! {
-    /// The settings by which a pass weighs its rows.
+    /// The settings of BEAR's row weights. All fields are 0 without BEAR.
     pub struct BeamWeights in "selection.cuh" {
         lambda: f64, xi: f64, unary_weight: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
         normalises: u32,
@@ -30,7 +30,7 @@ impl BeamWeights {
         }
     }
 
-    /// Returns the same settings, with the sum of the weights to be written behind the statistics.
+    /// Returns the same settings with the sum of the weights written behind the statistics.
     pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
         let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
         Self {
@@ -39,7 +39,7 @@ impl BeamWeights {
         }
     }
 
-    /// Returns whether rows have weights that wait for the logits of all.
+    /// Returns whether rows have BEAR's weights, which depend on the logits of all rows.
     pub(super) fn is_enabled(&self) -> bool {
         self.beams > 0
     }

@@ -5,7 +5,7 @@ use ::cust::stream::Stream;
 
 use super::device_loss::{DeviceLoss, PassTemperature, check_length, given};
 use super::output::LossOutput;
-use crate::backend::cust::memory::{address, there};
+use crate::backend::cust::memory::{address, nonempty_address};
 use crate::backend::cust::stream::CustStream;
 use crate::backend::cust::{Executor, Logit, driver_error};
 use crate::backend::launch::{
@@ -240,5 +240,5 @@ unsafe fn zeroed<T: Logit>(
     };
     // SAFETY: the caller's promise; zeros are set in the order of the stream.
     unsafe { gradient.set_zero_async(stream.cust_stream()) }.map_err(driver_error)?;
-    there(gradient).map(Some)
+    nonempty_address(gradient).map(Some)
 }

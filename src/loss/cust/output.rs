@@ -6,7 +6,7 @@ use std::rc::Rc;
 use ::cust::memory::{DeviceBuffer, DeviceCopy, DeviceSlice};
 use ::cust::stream::Stream;
 
-use crate::backend::cust::memory::{there, uninitialised};
+use crate::backend::cust::memory::{nonempty_address, uninitialised};
 use crate::backend::cust::stream::CustStream;
 use crate::backend::cust::{Executor, driver_error};
 use crate::backend::launch::ForwardResults;
@@ -39,9 +39,9 @@ impl LossOutput {
             _scratch: Vec::new(),
         };
         let results = ForwardResults {
-            loss: there(&output.loss)?,
-            statistics: there(&output.statistics)?,
-            temperature: there(&output.temperature)?,
+            loss: nonempty_address(&output.loss)?,
+            statistics: nonempty_address(&output.statistics)?,
+            temperature: nonempty_address(&output.temperature)?,
         };
         let mut stream = CustStream::new(executor, stream);
         issue(&mut stream, &results)?;

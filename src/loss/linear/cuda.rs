@@ -13,7 +13,8 @@ use crate::backend::launch::{
 };
 use crate::loss::call::LossCall;
 use crate::loss::device::{
-    self, Stored, cuda, element, from_storage, read, read_matrix, there, uninitialised_like, write,
+    self, Stored, cuda, element, from_storage, read, read_matrix, require_address,
+    uninitialised_like, write,
 };
 use crate::loss::head::{BIAS, HEAD};
 use crate::loss::tensor::matrix_shape;
@@ -114,7 +115,7 @@ pub(super) fn backward(
     let mut to = [None; 3];
     for (to, gradient) in to.iter_mut().zip(&mut gradients) {
         if let Some(gradient) = gradient {
-            *to = Some(there(write(&mut stream, HIDDEN, gradient, 0)?)?);
+            *to = Some(require_address(write(&mut stream, HIDDEN, gradient, 0)?)?);
         }
     }
     let ([to_hidden, to_head, to_bias], (plan, saved)) = (to, &forward.saved);

@@ -1,4 +1,4 @@
-//! The rows of a batch in the order in which the kernels take them.
+//! The rows of a batch in the order that the kernels over logits require.
 
 use std::cmp::Reverse;
 
@@ -6,35 +6,35 @@ use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::launch::{BatchTotals, kernel_params};
 
 kernel_params! {
-    /// A row that has something to compute.
+    /// A row that has a loss, or whose logits enter the statistics.
     pub struct DenseRow in "dense.cuh" { position: u32, set: u32, rank: u32, loss_weight: f32, }
 }
 
-/// The rows of a batch in the order in which the kernels over logits take them: first those that have a loss only, then
-/// those that enter the statistics too, then those that enter the statistics only.
+/// The rows of a batch in the order that the kernels over logits require: first those that only have a loss, then those that
+/// also enter the statistics, then those that only enter the statistics.
 ///
 /// [`MaskedSoftmaxLoss::dense_rows`](crate::MaskedSoftmaxLoss::dense_rows) makes them.
 #[derive(Debug, Clone)]
 pub struct DenseRows {
     /// The rows, to be uploaded.
     pub rows: Vec<DenseRow>,
-    /// The positions without a row, to be uploaded: their loss and gradient are 0. A row that enters the statistics only is
-    /// not among them: its gradient is 0 too, but may overwrite its logits only when they have been read.
+    /// The positions without a row, to be uploaded. Their loss and gradient are 0. A row that only enters the statistics is not
+    /// among them. Its gradient is 0 too, but must not overwrite its logits before they have been read.
     pub ignored: Vec<u32>,
     /// The size of each row's set, in tokens.
     pub(super) sizes: Vec<u32>,
-    /// Rows before this one have a loss.
+    /// The number of rows that have a loss, which come first.
     pub(super) loss_row_count: u32,
-    /// Rows from this one on enter the statistics.
+    /// The index of the first row that enters the statistics. All later rows do too.
     pub(super) first_statistics: u32,
-    /// What the batch amounts to.
+    /// The properties of the batch as a whole.
     pub totals: BatchTotals,
 }
 
 impl DenseRows {
     pub(crate) fn new(batch: &Batch) -> Self {
-        // A block takes every so-manieth row: long sets first, all blocks have about as much to do,
-        // whatever the period in which sizes come back along the responses.
+        // A block processes every gridDim-th row. With long sets first, all blocks have about as much work, also when the sizes
+        // repeat along the responses with a period that divides gridDim.
         let class = |has_loss: bool, in_statistics: bool| {
             let wanted = (has_loss, in_statistics);
             let mut rows: Vec<&BatchRow> = (batch.rows.iter())

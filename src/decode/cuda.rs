@@ -11,8 +11,8 @@ use crate::loss::device::{cuda, element, read_matrix, there};
 
 const LOGITS: &str = "logits";
 
-/// Returns the chosen candidates, and what is wrong with the logits of each beam. Waits for the device: what a model reads
-/// next depends on the choices.
+/// Returns the chosen candidates, and the fault of each beam's logits. Waits for the device, because the choices determine what the
+/// model reads next.
 pub(super) fn decode(
     logits: &Tensor,
     beams: &DecodeBeams,
@@ -36,8 +36,8 @@ pub(super) fn decode(
         choices,
         faults: choices.offset((choice_words * size_of::<u32>()) as u64),
     };
-    // SAFETY: the tokens were checked against the width, and the results have the sizes that are asked for. The stream
-    // holds all of candle's until after the launches; what it allocates it frees behind them.
+    // SAFETY: the tokens were checked against the width, and the results have the documented sizes. The stream holds candle's
+    // buffers until the launches are issued, and frees its own memory in the order of the stream.
     unsafe { plan.issue(&mut stream, logits, &results) }?;
     drop(stream);
 

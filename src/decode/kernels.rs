@@ -1,5 +1,5 @@
-//! A step of beam search by kernels: the active beams in the form that kernels take, and the continuation of the search with the
-//! candidates that they choose.
+//! A step of beam search by kernels: the active beams in the form that kernels take, and the continuation of the search with
+//! the candidates that they choose.
 
 use std::collections::HashMap;
 
@@ -11,8 +11,8 @@ use crate::{BeamSearch, BeamStep, Error, Result};
 impl BeamSearch {
     /// Returns the active beams as the kernels over logits take them.
     ///
-    /// Excluded items and the length penalty are resolved here. The kernels get edges that are not candidates, and for each complete
-    /// path a divisor of its log-probability.
+    /// Excluded items and the length penalty are resolved here. The kernels get edges that are not candidates, and for each
+    /// complete path a divisor of its log-probability.
     ///
     /// # Errors
     /// [`Error::TooLarge`] for more candidates than fit 32 bits.
@@ -31,7 +31,8 @@ impl BeamSearch {
                     rules.push_edges(&mut beams, path, &user.excluded)
                 } else {
                     let shared_set = shared.entry(path.node);
-                    *shared_set.or_insert_with(|| rules.push_edges(&mut beams, path, &no_exclusions))
+                    *shared_set
+                        .or_insert_with(|| rules.push_edges(&mut beams, path, &no_exclusions))
                 };
                 user_beams.push(NewBeam {
                     log_probability: path.log_probability,

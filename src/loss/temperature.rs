@@ -1,4 +1,5 @@
-//! The temperature of a loss from one batch to the next. It is on the host or, after a step on a device, in the memory of that device.
+//! The temperature of a loss from one batch to the next. It is on the host or, after a step on a device, in the memory of that
+//! device.
 
 use std::sync::OnceLock;
 use std::thread::ThreadId;
@@ -51,9 +52,9 @@ pub(super) struct CurrentTemperature {
 
 /// A τ in device memory, which a kernel writes and the host may not have read yet.
 ///
-/// Clones of a loss may move to other host threads. If candle's device was made by `Device::new_cuda`, these have other streams, which
-/// are not ordered with the stream of the kernel. Kernels in the same stream read τ in device memory. In any other stream, the host
-/// synchronises the context before it reads τ or drops its reference to the memory.
+/// Clones of a loss may move to other host threads. If candle's device was made by `Device::new_cuda`, these have other
+/// streams, which are not ordered with the stream of the kernel. Kernels in the same stream read τ in device memory. In any
+/// other stream, the host synchronises the context before it reads τ or drops its reference to the memory.
 #[derive(Debug, Clone)]
 struct PendingTemperature {
     value: Tensor,
@@ -163,7 +164,7 @@ mod tests {
     use super::*;
     use crate::{AdaptiveStrategy, Error};
 
-    /// PendingTemperature on a device that gives this tensor for τ.
+    /// Returns a temperature that is pending on a device with this tensor as τ.
     fn pending(value: Tensor) -> CurrentTemperature {
         let mut temperature =
             CurrentTemperature::from(Temperature::from(AdaptiveStrategy::default()));
@@ -173,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_temperature_that_cannot_be_read_from_its_device_is_an_error() {
-        // candle's error for what is no scalar of f64 stands for a device that has failed.
+        // candle's error for a tensor that is not a scalar stands for that of a failed device.
         let mut unreadable = pending(Tensor::new(&[2.0, 3.0], &Device::Cpu).unwrap());
         for _ in 0..2 {
             assert!(matches!(unreadable.get(), Err(Error::Candle(_))));

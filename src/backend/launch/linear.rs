@@ -59,7 +59,7 @@ pub struct LinearTensors {
     pub hidden: DeviceMatrix,
     /// The head `[V, H]`.
     pub head: DeviceMatrix,
-    /// The bias `[V]`; `None` where there is none.
+    /// The bias `[V]`; `None` if the head has none.
     pub bias: Option<DevicePtr>,
     /// The token sets that the rows name.
     pub sets: TokenSetsView,

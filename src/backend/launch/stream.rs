@@ -44,7 +44,7 @@ pub trait Stream {
     /// Returns how many blocks of a launch are resident at the same time; `None` if the implementation has no driver to ask.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error.
     fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> Result<Option<u32>, Self::Error> {
         let _ = launch;
         Ok(None)

@@ -41,7 +41,7 @@ static_assert(sizeof(DecodeBeam) == 32 && offsetof(DecodeBeam, log_probability) 
     offsetof(DecodeBeam, complete) == 20 && offsetof(DecodeBeam, first_unfinished) == 24 &&
     offsetof(DecodeBeam, first_complete) == 28, "mirrors launch::DecodeBeam");
 
-// What the path behind an edge is ranked by besides its probability. Mirrors launch::DecodeEdge.
+// What the path of an edge is ranked by besides its probability. Mirrors launch::DecodeEdge.
 struct DecodeEdge {
     // Breaks ties: of equal scores, the smaller order comes first.
     uint64_t order;

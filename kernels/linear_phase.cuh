@@ -159,7 +159,7 @@ struct LinearShared {
 };
 static_assert(sizeof(LinearShared) == 18288, "mirrors BlockShape::FIXED_BYTES of the launch plan");
 
-// Starts the copy of a packet of a row to shared memory. A packet that is not aligned, or that is behind the width, is
+// Starts the copy of a packet of a row to shared memory. A packet that is not aligned, or that is past the width, is
 // loaded and stored instead.
 template <class T>
 __device__ __forceinline__ void copy_packet(T* to, const Vector<T>& row, uint32_t packet) {
@@ -187,7 +187,7 @@ __device__ __forceinline__ Packet<float> sum_parts(const float* from, uint32_t p
 // to a warp, work on each row.
 struct RowLanes {
     uint32_t lanes;
-    // The row of this thread, and its index among the threads of that row. The row may be behind the last of the item.
+    // The row of this thread, and its index among the threads of that row. The row may be past the last of the item.
     uint32_t row;
     uint32_t lane;
 

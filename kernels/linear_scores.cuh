@@ -100,7 +100,7 @@ private:
         });
     }
 
-    // Starts the copies of columns [begin, begin + columns) of all operand rows to a stage, with zeros behind the
+    // Starts the copies of columns [begin, begin + columns) of all operand rows to a stage, with zeros past the
     // width.
     __device__ __forceinline__ void load(const StageLayout& layout, T* stage, uint32_t begin, uint32_t columns) const {
         this->for_each_packet(layout.count, columns / packet, [&](uint32_t row, uint32_t p) {

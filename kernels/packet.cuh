@@ -51,7 +51,7 @@ public:
 
     __device__ __forceinline__ uint32_t packets() const { return (skew + width + packet - 1) / packet; }
 
-    // The first element of the row that is in packet `index` or in a later one; `width` behind the last packet.
+    // The first element of the row that is in packet `index` or in a later one; `width` after the last packet.
     __device__ __forceinline__ uint32_t first(uint32_t index) const {
         const uint32_t begin = index * packet;
         if (begin <= skew) return 0;

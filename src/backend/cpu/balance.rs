@@ -27,7 +27,7 @@ pub(super) fn balanced(count: usize, cost: impl Fn(usize) -> usize) -> Vec<Range
     ranges
 }
 
-/// Cuts `values` into consecutive slices of these lengths. Elements behind the last slice are not returned.
+/// Cuts `values` into consecutive slices of these lengths. Elements after the last slice are not returned.
 pub(super) fn split<T>(values: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
     let mut rest = values;
     lengths

@@ -122,7 +122,7 @@ impl<R: Real> Largest<R> {
         }
     }
 
-    /// Returns the `count`-th largest of the kept scores, and removes those behind it.
+    /// Returns the `count`-th largest of the kept scores, and removes the smaller ones.
     fn select(&mut self) -> R {
         let descending = |a: &R, b: &R| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal);
         let (_, &mut last, _) = (self.kept).select_nth_unstable_by(self.count - 1, descending);

@@ -30,8 +30,8 @@ impl BeamWeights {
         }
     }
 
-    /// Returns the same settings with the sum of the weights written behind the statistics.
-    pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
+    /// Returns the same settings with the sum of the weights written after the statistics.
+    pub(super) fn with_sum_after(self, statistics: Option<DevicePtr>) -> Self {
         let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
         Self {
             sum: statistics.map(|statistics| statistics.offset(bytes)),

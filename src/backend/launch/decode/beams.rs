@@ -14,7 +14,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// The numbers that the path behind an edge is ranked by besides its probability.
+    /// The numbers that the path of an edge is ranked by besides its probability.
     pub struct DecodeEdge in "decode.cuh" {
         /// The tie-breaker: of equal scores, the smaller order comes first.
         order: u64,

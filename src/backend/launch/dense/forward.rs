@@ -117,7 +117,7 @@ impl<'a> DenseForward<'a> {
                 block_counter,
                 step: self.temperature.step.unwrap_or(TemperatureStep::zeroed()),
                 sizes: totals.statistics_sizes(),
-                beam_weights: (totals.beam_weights).with_sum_behind(Some(results.statistics)),
+                beam_weights: (totals.beam_weights).with_sum_after(Some(results.statistics)),
                 targets: row_partials,
                 nth_logits: row_partials
                     .map(|row_partials| row_partials.offset(4 * u64::from(rows.loss_row_count))),

@@ -124,7 +124,7 @@ impl LinearPlan {
             sizes: totals.statistics_sizes(),
             beam_weights: totals
                 .beam_weights
-                .with_sum_behind(Some(results.statistics)),
+                .with_sum_after(Some(results.statistics)),
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
             times_temperature: totals.times_temperature.into(),

@@ -10,7 +10,7 @@ use crate::backend::cpu::linear::HeadRows;
 use crate::{Error, Result};
 
 /// An element type that both candle and the CPU backend support.
-pub(super) trait Scalar: Element + WithDType {}
+pub trait Scalar: Element + WithDType {}
 
 impl<T: Element + WithDType> Scalar for T {}
 

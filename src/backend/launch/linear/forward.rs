@@ -122,9 +122,7 @@ impl LinearPlan {
             given: temperature.given,
             step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
             sizes: totals.statistics_sizes(),
-            beam_weights: totals
-                .beam_weights
-                .with_sum_after(Some(results.statistics)),
+            beam_weights: totals.beam_weights.with_sum_after(Some(results.statistics)),
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
             times_temperature: totals.times_temperature.into(),

@@ -7,7 +7,7 @@ use crate::Result;
 use crate::backend::cuda::Executor;
 use crate::backend::cuda::stream::{CandleStream, uninitialised};
 use crate::launch::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults};
-use crate::loss::device::{cuda, element, read_matrix, there};
+use crate::loss::device::{cuda, element, read_matrix, require_address};
 
 const LOGITS: &str = "logits";
 
@@ -31,7 +31,7 @@ pub(super) fn decode(
 
     let mut stream = CandleStream::new(&executor);
     let logits = read_matrix(&mut stream, LOGITS, (storage, layout))?;
-    let choices = there(stream.write(&mut answer))?;
+    let choices = require_address(stream.write(&mut answer))?;
     let results = DecodeResults {
         choices,
         faults: choices.offset((choice_words * size_of::<u32>()) as u64),

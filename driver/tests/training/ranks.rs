@@ -153,7 +153,7 @@ fn sums_and_gathered_values_are_the_same_on_every_rank_in_the_order_of_the_ranks
         let own = Tensor::new(&[terms[exchange.rank()]], &Device::Cpu).unwrap();
         let sum: Vec<f64> = exchange.sum(&own).unwrap().to_vec1().unwrap();
         let numbers = exchange::gather(exchange, &exchange.rank()).unwrap();
-        let names = exchange::gather_json(exchange, &exchange.rank().to_string()).unwrap();
+        let names = exchange::gather_json(exchange, exchange.rank().to_string()).unwrap();
         (sum, numbers, names)
     });
     for (sum, numbers, names) in results {

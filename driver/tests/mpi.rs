@@ -38,6 +38,7 @@ fn mpirun(folder: &Path, ranks: usize) -> Command {
     command.env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     command.env("PRTE_MCA_rmaps_default_mapping_policy", ":oversubscribe");
     command.env("OMPI_MCA_rmaps_base_oversubscribe", "1");
+    command.env("OMPI_MCA_mpi_yield_when_idle", "1");
     command.args(["-n", &ranks.to_string(), "sh", "-c"]);
     command.arg("echo $$ > pid.${OMPI_COMM_WORLD_RANK:-$PMI_RANK}; exec \"$0\" \"$@\"");
     command
@@ -82,12 +83,15 @@ fn weights(run: &Path) -> Vec<u8> {
     fs::read(file.unwrap()).unwrap()
 }
 
-/// The numbers of each step that depend on the batch alone.
-fn steps(run: &Path) -> Vec<[f64; 4]> {
+/// The numbers of each step that depend on the batch alone; 0 for the item NLL of validation rows where it was not computed.
+fn steps(run: &Path) -> Vec<[f64; 5]> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     let step = |line: &str| {
         let step: serde_json::Value = serde_json::from_str(line).unwrap();
-        ["loss", "temperature", "gradient_norm", "rows"].map(|name| step[name].as_f64().unwrap())
+        let numbers = ["loss", "temperature", "gradient_norm", "rows"];
+        let [loss, temperature, norm, rows] = numbers.map(|name| step[name].as_f64().unwrap());
+        let validation_nll = step["validation_nll"].as_f64().unwrap_or_default();
+        [loss, temperature, norm, rows, validation_nll]
     };
     text.lines().map(step).collect()
 }
@@ -319,7 +323,7 @@ fn interrupt_and_resume(name: &str, check: impl FnOnce(&Output, &Path)) {
     let folder = folder.path();
     arguments.extend(BRANCHING);
     // One that is saved is saved because of the signal.
-    arguments.extend(["--save-every", "1000", "--epochs", "100"]);
+    arguments.extend(["--save-every", "1000", "--epochs", "60"]);
     run(folder, 2, &arguments, "whole");
     arguments.extend(["--output", "broken"]);
     let mut command = ranks(folder, 2, &arguments);

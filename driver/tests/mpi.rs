@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use msl::exchange;
 use running::{SMALL, json, last_checkpoint, write_catalogue, write_pretrained_model};
 
@@ -54,7 +54,7 @@ fn world(options: &[&'static str]) -> (tempfile::TempDir, Vec<&'static str>) {
         "--data",
         ".",
         "--validation",
-        "12",
+        "20", // two batches of users
         "--prompt",
         "titles",
     ];
@@ -133,10 +133,11 @@ fn one_of_three_ranks() {
     let rank = exchange.rank();
     let tensor = |values: Vec<f64>| Tensor::new(values, &Device::Cpu).unwrap();
 
-    // In another order the sum of the first would be 1.
-    let terms = [[1e16, 1.0], [1.0, 2.0], [-1e16, 3.0]];
-    let sum = exchange.sum(&tensor(terms[rank].to_vec())).unwrap();
-    assert_eq!(sum.to_vec1::<f64>().unwrap(), [(1e16 + 1.0) - 1e16, 6.0]);
+    // Every other order of these three has another sum.
+    let [first, second, third] = [5e15, -4e15, 0.3];
+    let own = tensor(vec![[first, second, third][rank], rank as f64]);
+    let sums = exchange.sum(&own).unwrap().to_vec1::<f64>().unwrap();
+    assert_eq!(sums, [(first + second) + third, 3.0]);
     let sum = exchange.sum(&tensor(Vec::new())).unwrap();
     assert_eq!(sum.elem_count(), 0);
 
@@ -154,6 +155,25 @@ fn one_of_three_ranks() {
     let gathered = exchange.gather(&vec![rank as u8; 1000 * rank]).unwrap();
     assert_eq!(gathered, [vec![], vec![1; 1000], vec![2; 2000]]);
     exchange.barrier().unwrap();
+}
+
+/// What a sum of as many values costs as adapters of SmolLM2-135M have.
+#[test]
+#[ignore = "a measurement: mpirun -n 2 TEST_BINARY --ignored --exact seconds_of_a_sum --nocapture"]
+fn seconds_of_a_sum() {
+    let exchange = exchange::open().unwrap();
+    let values = Tensor::ones(2_442_240, DType::F32, &Device::Cpu).unwrap();
+    let sum = |_| {
+        exchange.barrier().unwrap();
+        let begun = Instant::now();
+        exchange.sum(&values).unwrap();
+        begun.elapsed().as_secs_f64()
+    };
+    let mut seconds: Vec<f64> = (0..201).map(sum).collect();
+    seconds.sort_by(f64::total_cmp);
+    if exchange.rank() == 0 {
+        println!("median {:.4} s, least {:.4} s", seconds[100], seconds[0]);
+    }
 }
 
 #[test]
@@ -264,11 +284,17 @@ fn wait_for_steps(child: &mut Child, run: &Path, count: usize) {
     }
 }
 
-/// Waits for the launcher, and says how long that took.
-fn wait_for_end(child: Child) -> (Output, Duration) {
+/// Waits until the launcher has ended its ranks and itself.
+fn wait_for_end(mut child: Child) -> Output {
     let begun = Instant::now();
-    let output = child.wait_with_output().unwrap();
-    (output, begun.elapsed())
+    while child.try_wait().unwrap().is_none() {
+        if begun.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+            panic!("the ranks did not end");
+        }
+        sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().unwrap()
 }
 
 fn signal(folder: &Path, rank: usize, signal: &str) {
@@ -297,18 +323,14 @@ fn a_killed_rank_ends_all_within_seconds_and_another_number_of_ranks_goes_on() {
     let mut training = begin(4, &arguments);
     wait_for_steps(&mut training, &path, 5);
     signal(folder, 2, "-KILL");
-    let (output, took) = wait_for_end(training);
-    assert!(!output.status.success());
-    assert!(took < Duration::from_secs(20), "it took {took:?}");
+    assert!(!wait_for_end(training).status.success());
 
     let mut resumed = begin(2, &["resume", "run"]);
     let before = steps(&path).len();
     wait_for_steps(&mut resumed, &path, before + 5);
     // To one rank alone: both end after the same step, and the checkpoint of that step is there.
     signal(folder, 1, "-TERM");
-    let (output, took) = wait_for_end(resumed);
-    let errors = running::errors(&output);
-    assert!(took < Duration::from_secs(20), "it took {took:?}");
+    let errors = running::errors(&wait_for_end(resumed));
     assert_eq!(errors.matches("which is saved").count(), 1, "{errors}");
     let saved = last_checkpoint(&path);
     assert!(
@@ -335,8 +357,7 @@ fn interrupt_and_resume(name: &str, check: impl FnOnce(&Output, &Path)) {
         .args([name, &launcher.id().to_string()])
         .status();
     assert!(sent.unwrap().success());
-    let (output, took) = wait_for_end(launcher);
-    assert!(took < Duration::from_secs(20), "it took {took:?}");
+    let output = wait_for_end(launcher);
     assert!(!output.status.success());
     check(&output, &broken);
 

@@ -7,12 +7,12 @@ use crate::Result;
 use crate::backend::cuda::Executor;
 use crate::backend::cuda::stream::{CandleStream, uninitialised};
 use crate::launch::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults};
-use crate::loss::device::{cuda, element, read_matrix, there};
+use crate::loss::device::{cuda, element, read_matrix, require_address};
 
 const LOGITS: &str = "logits";
 
-/// Returns the chosen candidates, and what is wrong with the logits of each beam. Waits for the device: what a model reads
-/// next depends on the choices.
+/// Returns the chosen candidates, and the fault of each beam's logits. Waits for the device, because the choices determine what the
+/// model reads next.
 pub(super) fn decode(
     logits: &Tensor,
     beams: &DecodeBeams,
@@ -31,13 +31,13 @@ pub(super) fn decode(
 
     let mut stream = CandleStream::new(&executor);
     let logits = read_matrix(&mut stream, LOGITS, (storage, layout))?;
-    let choices = there(stream.write(&mut answer))?;
+    let choices = require_address(stream.write(&mut answer))?;
     let results = DecodeResults {
         choices,
         faults: choices.offset((choice_words * size_of::<u32>()) as u64),
     };
-    // SAFETY: the tokens were checked against the width, and the results have the sizes that are asked for. The stream
-    // holds all of candle's until after the launches; what it allocates it frees behind them.
+    // SAFETY: the tokens were checked against the width, and the results have the documented sizes. The stream holds candle's
+    // buffers until the launches are issued, and frees its own memory in the order of the stream.
     unsafe { plan.issue(&mut stream, logits, &results) }?;
     drop(stream);
 

@@ -32,11 +32,11 @@ impl Excluded {
             .collect()
     }
 
-    /// `leaves` gives the leaf of each of an item's paths, and how many items it has. A leaf that lists
-    /// an item twice is there twice.
+    /// Excludes `items`. `leaves` has, for each item, the leaf of each of its paths with the number of items at that leaf. A leaf
+    /// that lists an item twice occurs twice.
     fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, Vec<(u32, usize)>>) -> Self {
         let mut excluded = Self::default();
-        // Of each node, how many of its children (or items, at a leaf) are excluded.
+        // The number of excluded children of each node, or of excluded items of each leaf.
         let mut counts: HashMap<u32, usize> = HashMap::new();
         for item in items {
             let Some(leaves) = leaves.get(item) else {
@@ -52,7 +52,7 @@ impl Excluded {
         excluded
     }
 
-    /// Excludes an item of a leaf, which has `items`, and the nodes that this empties.
+    /// Excludes an item of a leaf with `items` items, and the nodes below which all items are then excluded.
     fn exclude(
         &mut self,
         trie: &TokenTrie,
@@ -75,7 +75,7 @@ impl Excluded {
         }
     }
 
-    /// Returns whether nothing is excluded.
+    /// Returns whether no item is excluded.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
@@ -90,7 +90,7 @@ impl Excluded {
         self.nodes.contains(&node)
     }
 
-    /// Returns the result for a whole path, with the items that are not excluded.
+    /// Returns the result for a complete path, with the items that are not excluded.
     pub fn found(&self, trie: &TokenTrie, path: &Path, score: f64) -> SearchResult {
         let items = trie.items(path.node).iter().copied();
         SearchResult {

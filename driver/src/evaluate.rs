@@ -151,7 +151,7 @@ impl Evaluator<'_> {
         let longest = longest_response(examples);
         let device = model.head().device();
         let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
-        let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
+        let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?)?;
         let rows = response_rows(examples, self.trie)?;
         let output = loss.evaluate((&hidden, model.head()), &rows)?;
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;

@@ -1,12 +1,12 @@
-//! A step of beam search as kernels take it: what they must know of the active beams, and how the
-//! search goes on with what they have chosen.
+//! A step of a search as kernels take it: what they must know of the active beams or the prefixes, and how the
+//! search goes on with what they have chosen or scored.
 
 use std::collections::HashMap;
 
 use super::rules::{self, Beams, Candidate, Rules};
 use super::{Excluded, Normalisation, Path};
 use crate::launch::{DecodeBeams, DecodeChoice, DecodeEdge, DecodeFault, DecodeSet, NewBeam};
-use crate::{BeamSearch, BeamStep, Error, Result};
+use crate::{BeamSearch, BeamStep, Error, ExactSearch, Result};
 
 impl BeamSearch {
     /// Returns the active beams as the kernels over logits take them.
@@ -57,21 +57,12 @@ impl BeamSearch {
         faults: &[DecodeFault],
     ) -> Result<Option<BeamStep>> {
         check_length("beams", self.active_beams(), beams.beams.len())?;
-        check_length("faults", self.active_beams(), faults.len())?;
         check_length(
             "choices",
             2 * self.users.len() * beams.width(),
             choices.len(),
         )?;
-        let found = |fault: &DecodeFault| fault.token != DecodeFault::NONE;
-        if let Some(row) = faults.iter().position(found) {
-            return Err(Error::NonFinite {
-                row,
-                position: row as u32,
-                token: beams.token(faults[row].token),
-                value: faults[row].value.into(),
-            });
-        }
+        check_faults(beams, faults)?;
         // Where no user has a candidate there is no choice either.
         let mut of_users = choices.chunks((2 * beams.width()).max(1));
         let candidates = (self.users.iter().zip(self.first_rows()))
@@ -81,6 +72,85 @@ impl BeamSearch {
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(self.advance(|number, _, _| candidates[number].clone()))
+    }
+}
+
+impl ExactSearch {
+    /// Returns the prefixes of the next expansion as the kernels over logits take them. Every edge of a prefix is a candidate
+    /// that leads to a living path: what is whole or excluded is told apart when the scores are there.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for more candidates than 32 bits count.
+    #[doc(hidden)]
+    pub fn decode_prefixes(&self) -> Result<DecodeBeams> {
+        let mut beams = DecodeBeams::new(1, self.temperature, false);
+        // Prefixes of all users that are at one node share its edges.
+        let mut shared: HashMap<u32, DecodeSet> = HashMap::new();
+        let mut prefixes = Vec::new();
+        for node in self.nodes() {
+            let set = *shared.entry(node).or_insert_with(|| {
+                let tokens = self.trie.children(node);
+                let set = DecodeSet {
+                    first_edge: beams.edges.len(),
+                    living: tokens.len(),
+                    whole: 0,
+                    left_out: 0,
+                };
+                let edge = DecodeEdge {
+                    order: 0,
+                    divisor: 1.0,
+                };
+                let children = self.trie.first_child(node).unwrap_or_default()..;
+                for (&token, child) in tokens.iter().zip(children) {
+                    beams.push_edge(token, child, edge);
+                }
+                set
+            });
+            prefixes.push(NewBeam {
+                log_probability: 0.0,
+                set,
+            });
+        }
+        beams.push_user(&prefixes)?;
+        Ok(beams)
+    }
+
+    /// Goes on with the scores of the kernels for [`decode_prefixes`](Self::decode_prefixes) of this search, as
+    /// [`step`](Self::step) does: the log-probability of each candidate.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for the first fault, and [`Error::LengthMismatch`] where scores or faults are not of these prefixes.
+    #[doc(hidden)]
+    pub fn apply_scores(
+        &mut self,
+        beams: &DecodeBeams,
+        log_probabilities: &[f32],
+        faults: &[DecodeFault],
+    ) -> Result<()> {
+        let prefixes = self.nodes().len();
+        check_length("prefixes", prefixes, beams.beams.len())?;
+        check_length("scores", beams.candidates(), log_probabilities.len())?;
+        check_faults(beams, faults)?;
+        self.expand(|row| {
+            let scores = log_probabilities.get(beams.of_beam(row)).unwrap_or(&[]);
+            scores.iter().map(|&score| f64::from(score))
+        });
+        Ok(())
+    }
+}
+
+/// Refuses the faults of other beams, and names the first fault.
+fn check_faults(beams: &DecodeBeams, faults: &[DecodeFault]) -> Result<()> {
+    check_length("faults", beams.beams.len(), faults.len())?;
+    let found = |fault: &DecodeFault| fault.token != DecodeFault::NONE;
+    match faults.iter().position(found) {
+        None => Ok(()),
+        Some(row) => Err(Error::NonFinite {
+            row,
+            position: row as u32,
+            token: beams.token(faults[row].token),
+            value: faults[row].value.into(),
+        }),
     }
 }
 
@@ -103,7 +173,7 @@ impl Rules {
         let (mut whole, mut not_wanted) = (Vec::new(), Vec::new());
         let none = self.trie.children(path.node).iter().map(|_| 0.0);
         for (token, next) in path.continued(&self.trie, none) {
-            let end = self.follow_unary(next).0;
+            let end = self.end_of_unary(next);
             if excluded.holds(&next) {
                 not_wanted.push((token, next.node, self.edge(&next, false)));
             } else if end.is_whole(&self.trie) {

@@ -34,15 +34,21 @@ impl Path {
     }
 
     /// Follows the path as far as there is no choice, and returns it with the tokens that this appends.
-    pub fn follow_unary(mut self, trie: &TokenTrie) -> (Self, Vec<u32>) {
+    pub fn follow_unary(self, trie: &TokenTrie) -> (Self, Vec<u32>) {
         let mut tokens = Vec::new();
+        let path = self.end_of_unary(trie, |token| tokens.push(token));
+        (path, tokens)
+    }
+
+    /// Follows the path as far as there is no choice, and calls `append` with each token on the way.
+    pub fn end_of_unary(mut self, trie: &TokenTrie, mut append: impl FnMut(u32)) -> Self {
         while let (&[token], Some(child)) = (trie.children(self.node), trie.first_child(self.node))
         {
-            tokens.push(token);
+            append(token);
             self.node = child;
             self.length += 1;
         }
-        (self, tokens)
+        self
     }
 
     /// Returns whether the path is that of an item.

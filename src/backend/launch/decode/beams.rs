@@ -170,12 +170,25 @@ impl DecodeBeams {
     /// Returns the row and the edge of a candidate among those of a user's rows.
     pub(crate) fn find(&self, candidate: u32, rows: Range<usize>) -> Option<(usize, usize)> {
         let beams = self.beams.get(rows.clone())?;
-        let place = |first: u32, count: u32| candidate.checked_sub(first).filter(|&i| i < count);
-        beams.iter().zip(rows).find_map(|(beam, row)| {
-            let living = place(beam.first_living, beam.living);
-            let whole = place(beam.first_whole, beam.whole).map(|edge| beam.living + edge);
-            let edge = living.or(whole)?;
-            Some((row, (beam.first_edge + edge) as usize))
+        let of_kind = |first: fn(&DecodeBeam) -> u32, count: fn(&DecodeBeam) -> u32| {
+            // Beams without candidates of the kind begin where the next one does: the last that begins there has some.
+            let after = beams.partition_point(|beam| first(beam) <= candidate);
+            let beam = after.checked_sub(1)?;
+            let place = candidate - first(&beams[beam]);
+            (place < count(&beams[beam])).then_some((beam, place))
+        };
+        let living = of_kind(|beam| beam.first_living, |beam| beam.living);
+        let whole = || of_kind(|beam| beam.first_whole, |beam| beam.whole);
+        let (beam, edge) =
+            living.or_else(|| whole().map(|(beam, place)| (beam, beams[beam].living + place)))?;
+        Some((rows.start + beam, (beams[beam].first_edge + edge) as usize))
+    }
+
+    /// Returns the numbers of a beam's candidates that lead to living paths, in the order of its edges.
+    pub(crate) fn of_beam(&self, beam: usize) -> Range<usize> {
+        (self.beams.get(beam)).map_or(0..0, |beam| {
+            let first = beam.first_living as usize;
+            first..first + beam.living as usize
         })
     }
 

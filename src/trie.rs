@@ -102,7 +102,7 @@ impl TokenTrie {
     /// [`children`](Self::children) leads to `first_child + r`.
     pub fn first_child(&self, node: u32) -> Option<u32> {
         let (first_edge, tokens) = self.edges(node)?;
-        (!tokens.is_empty()).then_some(first_edge + 1)
+        (!tokens.is_empty()).then(|| first_edge + 1)
     }
 
     /// Returns the node that leads to `node`, or `None` for the root and for a node that does not exist.
@@ -160,7 +160,7 @@ impl TokenTrie {
         let (offsets, _) = self.raw();
         offsets
             .windows(2)
-            .filter(|pair| pair[1] - pair[0] > 1)
+            .filter(|pair| pair[1].saturating_sub(pair[0]) > 1)
             .count()
     }
 

@@ -174,7 +174,8 @@ fn many_beams_find_what_exact_search_finds_where_they_keep_every_prefix_of_it() 
     let kept: BTreeSet<&Vec<u32>> = (ranked(&all, 2).iter().take(50))
         .map(|(path, _)| *path)
         .collect();
-    let sure = (ranked(&all, 3).iter()).take_while(|(path, _)| kept.contains(&path[..2].to_vec()));
+    let sure =
+        (ranked(&all, 3).into_iter()).take_while(|(path, _)| kept.contains(&path[..2].to_vec()));
     let sure = sure.count().min(50);
     assert!(sure >= 10, "{sure}");
     assert_same(&by_beams(&trie, 50)[..sure], &exactly(&trie, sure));

@@ -101,11 +101,11 @@ fn what_opening_looks_at_must_be_sound() {
     for (bytes, part) in [
         (tampered(|parts| parts.format = "gpt2".into()), "\"gpt2\""),
         (
-            tampered(|parts| drop(parts.offsets.pop())),
+            tampered(|parts| parts.offsets.truncate(8)),
             "need 9 offsets",
         ),
         (
-            tampered(|parts| drop(parts.item_offsets.pop())),
+            tampered(|parts| parts.item_offsets.truncate(3)),
             "item offsets",
         ),
         (
@@ -190,7 +190,7 @@ fn a_set_that_is_damaged_is_empty() {
 #[test]
 fn damaged_files_that_open_are_harmless_and_verify_says_what_load_says() {
     let sound: Vec<Vec<u8>> = [2, 7, 1000].map(file).into();
-    for_seeds(3000, |random| {
+    for_seeds(1000, |random| {
         let mut bytes = sound.choose(random).unwrap().clone();
         for _ in 0..rand::Rng::random_range(random, 1..4) {
             mutate(&mut bytes, random);

@@ -159,26 +159,38 @@ fn use_file(path: &Path) -> Result<()> {
     report("opening, from the disk", seconds(start));
     report("memory once open", memory());
 
+    take_steps("of the opened file", &trie)?;
+    report("memory after all steps", memory());
+
+    let start = Instant::now();
+    trie.verify()?;
+    report("verifying, which reads the whole file", seconds(start));
+    drop(trie);
+    take_steps("of the loaded file", &TokenTrie::load(path)?)
+}
+
+/// Trains and decodes: the loss layer and the search alone, without a model.
+fn take_steps(whose: &str, trie: &TokenTrie) -> Result<()> {
     let width = trie.max_token() as usize + 1;
     let head = Tensor::randn(0f32, 1.0, (width, WIDTH), &Device::Cpu)?;
     let start = Instant::now();
-    let loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
-    let frozen = FrozenHead::new(&head, &trie)?;
-    report("making a loss and a frozen head", seconds(start));
+    let loss = MaskedSoftmaxLoss::new(trie, 1.0)?;
+    let frozen = FrozenHead::new(&head, trie)?;
+    report(&format!("loss and frozen head {whose}"), seconds(start));
 
-    let items: Vec<u32> = (0..RESPONSES as u64)
+    let labels: Vec<Vec<i64>> = (0..RESPONSES as u64)
         .map(|response| response * (trie.item_count() as u64 - 1) / RESPONSES as u64)
         .filter_map(|item| trie.leaves_of(item).next())
+        .map(|leaf| path_to(trie, leaf))
         .collect();
-    let labels: Vec<Vec<i64>> = items.iter().map(|&leaf| path_to(&trie, leaf)).collect();
     let train = || -> Result<()> {
-        let rows = Rows::from_shifted(&trie, &labels)?;
+        let rows = Rows::from_shifted(trie, &labels)?;
         let hidden = Var::randn(0f32, 1.0, (rows.positions(), WIDTH), &Device::Cpu)?;
         let output = loss.forward_at((&hidden, &frozen), &rows, 1.0)?;
         output.loss.backward()?;
         Ok(())
     };
-    time("training step", train)?;
+    time(&format!("training step {whose}"), train)?;
 
     let excluded: Vec<Vec<u64>> = (0..USERS)
         .map(|user| {
@@ -190,7 +202,7 @@ fn use_file(path: &Path) -> Result<()> {
     let mut steps = 0;
     let mut searches = 0;
     let search = || -> Result<()> {
-        let search = BeamSearch::new(&trie, USERS, BEAMS, 1.0)?;
+        let search = BeamSearch::new(trie, USERS, BEAMS, 1.0)?;
         let mut search = search.exclude_items(&excluded)?;
         searches += 1;
         loop {
@@ -201,14 +213,9 @@ fn use_file(path: &Path) -> Result<()> {
             }
         }
     };
-    time("beam search", search)?;
+    time(&format!("beam search {whose}"), search)?;
     let average = f64::from(steps) / f64::from(searches);
     report("steps of a beam search", format!("{average:.1}"));
-    report("memory after all steps", memory());
-
-    let start = Instant::now();
-    trie.verify()?;
-    report("verifying, which reads the whole file", seconds(start));
     Ok(())
 }
 

@@ -59,6 +59,15 @@ impl Listed {
         Some((start, sound.unwrap_or(&[])))
     }
 
+    /// Returns the size of a set by its bounds alone, or 0 where there is no such set.
+    fn size(&self, set: u32) -> u32 {
+        let bounds = self
+            .offsets
+            .get(set as usize..)
+            .and_then(<[u32]>::first_chunk);
+        bounds.map_or(0, |[start, end]| end.saturating_sub(*start))
+    }
+
     /// Returns whether the tokens rise and are no larger than they may be, and whether the nodes that they lead to come after
     /// the set's own, as they do in a trie. Nobody can then index beyond the vocabulary, or walk in a circle.
     fn is_sound(&self, set: u32, start: u32, tokens: &[u32]) -> bool {
@@ -228,6 +237,14 @@ impl TokenSets {
         match (&self.0, &other.0) {
             (Kind::Listed(a), Kind::Listed(b)) => Arc::ptr_eq(a, b),
             _ => self == other,
+        }
+    }
+
+    /// Returns the size of a listed set by its bounds alone. A set that is damaged has fewer tokens: none.
+    pub(crate) fn listed_size(&self, set: u32) -> u32 {
+        match &self.0 {
+            Kind::Listed(listed) => listed.size(set),
+            Kind::WholeVocabulary { .. } => 0,
         }
     }
 

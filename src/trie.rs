@@ -185,8 +185,13 @@ impl TokenTrie {
     }
 
     /// Returns the first edge of `node` and the tokens of its edges.
-    fn edges(&self, node: u32) -> Option<(u32, &[u32])> {
+    pub(crate) fn edges(&self, node: u32) -> Option<(u32, &[u32])> {
         self.sets.listed(node)
+    }
+
+    /// Returns the number of edges that leave `node`, without a look at their tokens.
+    pub(crate) fn fan_out(&self, node: u32) -> u32 {
+        self.sets.listed_size(node)
     }
 
     fn raw(&self) -> (&[u32], &[u32]) {

@@ -20,12 +20,12 @@ impl Path {
         trie: &TokenTrie,
         log_probabilities: impl Iterator<Item = f64>,
     ) -> impl Iterator<Item = (u32, Self)> {
-        let children = trie.first_child(self.node).unwrap_or_default()..;
-        (trie.children(self.node).iter().zip(children))
+        let (first_edge, tokens) = trie.edges(self.node).unwrap_or_default();
+        (tokens.iter().zip(first_edge..))
             .zip(log_probabilities)
-            .map(move |((&token, node), log_probability)| {
+            .map(move |((&token, edge), log_probability)| {
                 let path = Self {
-                    node,
+                    node: edge + 1,
                     log_probability: self.log_probability + log_probability,
                     length: self.length + 1,
                 };
@@ -42,10 +42,12 @@ impl Path {
 
     /// Follows the path as far as there is no choice, and calls `append` with each token on the way.
     pub fn end_of_unary(mut self, trie: &TokenTrie, mut append: impl FnMut(u32)) -> Self {
-        while let (&[token], Some(child)) = (trie.children(self.node), trie.first_child(self.node))
+        // Most paths have a choice, which may be among many tokens: those of a mapped file are checked when they are looked at.
+        while trie.fan_out(self.node) == 1
+            && let Some((edge, &[token])) = trie.edges(self.node)
         {
             append(token);
-            self.node = child;
+            self.node = edge + 1;
             self.length += 1;
         }
         self
@@ -53,7 +55,7 @@ impl Path {
 
     /// Returns whether the path is that of an item.
     pub fn is_whole(&self, trie: &TokenTrie) -> bool {
-        trie.children(self.node).is_empty()
+        trie.fan_out(self.node) == 0
     }
 }
 

@@ -327,11 +327,11 @@ impl Frontier {
     }
 
     fn find(&mut self, trie: &TokenTrie, path: Path, k: usize) {
-        let items = trie.items(path.node);
+        let items = |path: &Path| trie.items(path.node);
         let place = self.found.partition_point(|other| {
             let order = other.log_probability.total_cmp(&path.log_probability);
             (order.reverse())
-                .then_with(|| trie.items(other.node).cmp(items))
+                .then_with(|| items(other).cmp(items(&path)))
                 .is_lt()
         });
         self.found.insert(place, path);

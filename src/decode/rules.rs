@@ -145,12 +145,10 @@ impl Rules {
     /// Puts a whole path among the finished ones: equal scores by their smallest item id.
     fn finish(&self, user: &mut Beams, path: Path) {
         let score = self.score(&path);
-        let items = self.trie.items(path.node);
+        let items = |path: &Path| self.trie.items(path.node);
         let place = user.finished.partition_point(|(other, other_score)| {
             let order = other_score.total_cmp(&score).reverse();
-            order
-                .then_with(|| self.trie.items(other.node).cmp(items))
-                .is_lt()
+            order.then_with(|| items(other).cmp(items(&path))).is_lt()
         });
         user.finished.insert(place, (path, score));
         user.finished.truncate(self.width);

@@ -100,7 +100,9 @@ impl<'a, T> Matrix<'a, T> {
     pub fn row(&self, row: usize) -> &'a [T] {
         let start = row.saturating_mul(self.stride);
         let range = start..start.saturating_add(self.width);
-        (self.values.get(range)).filter(|_| row < self.rows).unwrap_or_default()
+        (self.values.get(range))
+            .filter(|_| row < self.rows)
+            .unwrap_or_default()
     }
 }
 

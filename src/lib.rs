@@ -55,7 +55,7 @@
 //! # Decoding
 //!
 //! [`BeamSearch`] searches for many users at once. It never holds the model: each step takes the logits (or hidden states) of its
-//! living beams, and says which tokens the model must read next. [`exact_top_k`] proves which items are the most probable. The example
+//! active beams, and says which tokens the model must read next. [`exact_top_k`] proves which items are the most probable. The example
 //! [`decode`] has both, and excludes items that a user has had.
 //!
 //! # Tensors that are not candle's

@@ -89,7 +89,7 @@ impl Evaluator<'_> {
             progress.advance(examples.len());
         }
         progress.finish();
-        let ranks = exchange::gather_json(self.exchange, &own)?;
+        let ranks = exchange::gather_json(self.exchange, own)?;
         // Ranks search side by side: the slowest tells how long it took.
         let seconds = ranks.iter().map(|rank| rank.seconds).fold(0.0, f64::max);
         let model_tokens: usize = ranks.iter().map(|rank| rank.model_tokens).sum();

@@ -43,8 +43,9 @@ fn run(arguments: &Arguments) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
-        // All ranks end after the same step, and one says so.
+        // All ranks end after the same step, and one says so, which it could not if the launcher ended it because of another.
         note(format_args!("error: {interrupted}"));
+        let _ = exchange.barrier();
         return ExitCode::from(interrupted.status());
     }
     let code = failed(&error, several.then(|| exchange.rank()));

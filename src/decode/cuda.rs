@@ -10,7 +10,7 @@ use crate::launch::{
     DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults, DecodeScores, DeviceMatrix,
     DevicePtr,
 };
-use crate::loss::device::{cuda, element, read_matrix, there};
+use crate::loss::device::{cuda, element, read_matrix, require_address};
 
 const LOGITS: &str = "logits";
 
@@ -56,7 +56,7 @@ pub(super) fn scores(logits: &Tensor, beams: &DecodeBeams) -> Result<(Vec<f32>, 
 }
 
 /// Calls `issue` with a plan for the beams and with places for so many results of two kinds, and returns the results: one
-/// transfer, and none where no beam lives. Waits for the device: what a model reads next depends on them.
+/// transfer, and none if there is no beam. Waits for the device, because what a model reads next depends on them.
 ///
 /// The tokens were checked against the width of the logits, the places have the sizes that are asked for, and the stream holds
 /// all of candle's until after the launches. What it allocates it frees behind them.
@@ -81,7 +81,7 @@ fn run<A: Pod, B: Pod>(
 
     let mut stream = CandleStream::new(&executor);
     let logits = read_matrix(&mut stream, LOGITS, (storage, layout))?;
-    let first = there(stream.write(&mut answer))?;
+    let first = require_address(stream.write(&mut answer))?;
     let second = first.offset((first_words * size_of::<u32>()) as u64);
     issue(&plan, &mut stream, logits, [first, second])?;
     drop(stream);

@@ -17,9 +17,9 @@ use crate::{Result, TokenTrie};
 
 /// An exact search for the most probable items of many users at once.
 ///
-/// Path probabilities only fall along the trie. So the most probable prefix that was not yet expanded
-/// bounds all that is left, and the search ends when the `k` best items found are no worse. It misses nothing,
-/// where a beam search may have dropped the beginning of a good title.
+/// The probability of a path never rises as it gets longer. So the most probable prefix that is not yet expanded is a bound for all
+/// items that are not yet found, and the search ends when the `k` best items found are at least as probable. It misses no item,
+/// where a beam search may drop the beginning of a good title.
 ///
 /// The caller owns the model. Each [`step`](Self::step) takes one row of logits or hidden states for each entry of
 /// [`next_expansion`](Self::next_expansion), for which the model has read the prompt, the tokens of
@@ -75,17 +75,19 @@ pub struct Expansion {
 struct Frontier {
     open: BinaryHeap<Open>,
     /// The open prefixes that are expanded next.
-    asked: Vec<Open>,
-    /// The best whole paths, best first.
+    expanding: Vec<Open>,
+    /// The best complete paths, best first.
     found: Vec<Path>,
     excluded: Excluded,
 }
 
-/// A prefix whose continuations are not known.
+/// An open prefix, which is not yet expanded.
 #[derive(Debug, Clone)]
 struct Open {
     path: Path,
+    /// The row of the scores that it continues; `None` for the prompt.
     parent: Option<u32>,
+    /// The tokens that continue that row.
     tokens: Vec<u32>,
 }
 
@@ -148,7 +150,7 @@ impl ExactSearch {
     pub fn next_expansion(&self) -> Option<Expansion> {
         let mut wanted = Expansion::default();
         for (user, frontier) in self.users.iter().enumerate() {
-            for open in &frontier.asked {
+            for open in &frontier.expanding {
                 wanted.users.push(user as u32);
                 wanted.parents.push(open.parent);
                 wanted.tokens.push(open.tokens.clone());
@@ -225,25 +227,25 @@ impl ExactSearch {
         let Some(user) = self.users.get(user) else {
             return f64::NEG_INFINITY;
         };
-        (user.open.peek().into_iter().chain(&user.asked))
+        (user.open.peek().into_iter().chain(&user.expanding))
             .map(|open| open.path.log_probability)
             .fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// Puts every user at the root.
+    /// Starts every user's search at the root.
     fn begin(&mut self) {
         let root = Path::root(&self.trie);
         let (path, common_prefix) = root.follow_unary(&self.trie);
         self.common_prefix = common_prefix;
         for user in &mut self.users {
-            (user.asked, user.found) = (Vec::new(), Vec::new());
+            (user.expanding, user.found) = (Vec::new(), Vec::new());
             if user.excluded.holds(&root) {
                 continue;
             }
-            if path.is_whole(&self.trie) {
+            if path.is_complete(&self.trie) {
                 user.found.push(path);
             } else {
-                user.asked.push(Open {
+                user.expanding.push(Open {
                     path,
                     parent: None,
                     tokens: Vec::new(),
@@ -254,18 +256,18 @@ impl ExactSearch {
 
     /// Returns the nodes of the prefixes that are expanded next.
     pub(super) fn nodes(&self) -> Vec<u32> {
-        let asked = self.users.iter().flat_map(|user| &user.asked);
-        asked.map(|open| open.path.node).collect()
+        let expanding = self.users.iter().flat_map(|user| &user.expanding);
+        expanding.map(|open| open.path.node).collect()
     }
 
-    /// Expands the prefixes that were asked for. `log_probabilities` gives those of the tokens of a row's node.
+    /// Expands the prefixes that are being expanded. `log_probabilities` gives those of the tokens of a row's node.
     pub(super) fn expand<P: Iterator<Item = f64>>(
         &mut self,
         log_probabilities: impl Fn(usize) -> P,
     ) {
         let mut row = 0;
         for user in &mut self.users {
-            for open in std::mem::take(&mut user.asked) {
+            for open in std::mem::take(&mut user.expanding) {
                 let number = self.rows + row as u32;
                 user.follow(
                     &self.trie,
@@ -276,14 +278,14 @@ impl ExactSearch {
                 );
                 row += 1;
             }
-            user.ask(self.k, self.at_once);
+            user.select_open(self.k, self.at_once);
         }
         self.rows += row as u32;
     }
 }
 
 impl Frontier {
-    /// Adds the continuations of the prefix of a row.
+    /// Adds the continuations of an expanded prefix, whose scores are in `row`.
     fn follow(
         &mut self,
         trie: &TokenTrie,
@@ -293,12 +295,12 @@ impl Frontier {
         k: usize,
     ) {
         for (token, path) in path.continued(trie, log_probabilities) {
-            if self.excluded.holds(&path) || path.log_probability < self.least(k) {
+            if self.excluded.holds(&path) || path.log_probability < self.threshold(k) {
                 continue;
             }
             let (path, unary) = path.follow_unary(trie);
-            if path.is_whole(trie) {
-                self.find(trie, path, k);
+            if path.is_complete(trie) {
+                self.insert(trie, path, k);
             } else {
                 self.open.push(Open {
                     path,
@@ -309,38 +311,38 @@ impl Frontier {
         }
     }
 
-    /// Asks about the most probable open prefixes, as long as they may hold an item of the top `k`.
-    fn ask(&mut self, k: usize, at_once: usize) {
-        let least = self.least(k);
-        while self.asked.len() < at_once {
+    /// Selects the most probable open prefixes to be expanded next, as long as they may lead to an item of the top `k`.
+    fn select_open(&mut self, k: usize, at_once: usize) {
+        let threshold = self.threshold(k);
+        while self.expanding.len() < at_once {
             match self.open.pop() {
-                Some(open) if open.path.log_probability >= least => self.asked.push(open),
+                Some(open) if open.path.log_probability >= threshold => self.expanding.push(open),
                 Some(open) => return self.open.push(open),
                 None => return,
             }
         }
     }
 
-    /// Returns the log-probability that a path must have to be among the top `k`.
-    fn least(&self, k: usize) -> f64 {
+    /// Returns the smallest log-probability with which a path may be among the top `k`.
+    fn threshold(&self, k: usize) -> f64 {
         (self.found.get(k - 1)).map_or(f64::NEG_INFINITY, |path| path.log_probability)
     }
 
-    fn find(&mut self, trie: &TokenTrie, path: Path, k: usize) {
+    fn insert(&mut self, trie: &TokenTrie, path: Path, k: usize) {
         let items = |path: &Path| trie.items(path.node);
-        let place = self.found.partition_point(|other| {
+        let index = self.found.partition_point(|other| {
             let order = other.log_probability.total_cmp(&path.log_probability);
             (order.reverse())
                 .then_with(|| items(other).cmp(items(&path)))
                 .is_lt()
         });
-        self.found.insert(place, path);
+        self.found.insert(index, path);
         self.found.truncate(k);
     }
 }
 
 impl Ord for Open {
-    /// Compares by probability. Of equal ones the earlier node is the greater, and so comes first.
+    /// Compares by probability. Of equal ones, the one at the smaller node is the greater, so that the heap returns it first.
     fn cmp(&self, other: &Self) -> Ordering {
         (self
             .path

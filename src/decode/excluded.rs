@@ -17,7 +17,7 @@ impl Excluded {
     /// Makes the value of one user's list of items. Ids that the trie does not have are ignored.
     pub fn new(trie: &TokenTrie, items: &[u64]) -> Self {
         let mut excluded = Self::default();
-        // Of each node, how many of its children (or items, at a leaf) are excluded.
+        // The number of excluded children of each node, or of excluded items of each leaf.
         let mut counts: HashMap<u32, usize> = HashMap::new();
         for &item in items {
             let mut leaves = trie.leaves_of(item).peekable();
@@ -31,7 +31,7 @@ impl Excluded {
         excluded
     }
 
-    /// Excludes an item of a leaf, which has `items`, and the nodes that this empties.
+    /// Excludes an item of a leaf with `items` items, and the nodes below which all items are then excluded.
     fn exclude(
         &mut self,
         trie: &TokenTrie,
@@ -54,7 +54,7 @@ impl Excluded {
         }
     }
 
-    /// Returns whether nothing is excluded.
+    /// Returns whether no item is excluded.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
@@ -69,7 +69,7 @@ impl Excluded {
         self.nodes.contains(&node)
     }
 
-    /// Returns the result for a whole path, with the items that are not excluded.
+    /// Returns the result for a complete path, with the items that are not excluded.
     pub fn found(&self, trie: &TokenTrie, path: &Path, score: f64) -> SearchResult {
         let items = trie.items(path.node).iter().copied();
         SearchResult {

@@ -1,4 +1,4 @@
-//! The plan of a step of beam search: `kernels/decode_scores.cu` and `kernels/decode_choices.cu`.
+//! The launch plan of a step of beam search: `kernels/decode_scores.cu` and `kernels/decode_choices.cu`.
 
 mod beams;
 
@@ -35,9 +35,9 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// A candidate that a user's search may go on with.
+    /// One of the best candidates of a user.
     pub struct DecodeChoice in "decode_choices.cu" {
-        /// Its number among all candidates, or [`DecodeChoice::NONE`].
+        /// Its index among the candidates of all beams, or [`DecodeChoice::NONE`].
         candidate: u32,
         /// The log-probability of its last token.
         log_probability: f32,
@@ -45,27 +45,27 @@ kernel_params! {
 }
 
 impl DecodeChoice {
-    /// The candidate of a choice where there are fewer candidates than choices.
+    /// The candidate of a choice that has none, because there are fewer candidates than choices.
     pub const NONE: u32 = u32::MAX;
 }
 
 kernel_params! {
-    /// A logit that is NaN or +∞.
+    /// The first logit of a beam that is NaN or +∞.
     pub struct DecodeFault in "decode_scores.cu" {
-        /// The smallest such token of a beam's row, or [`DecodeFault::NONE`].
+        /// The smallest token with such a logit, or [`DecodeFault::NONE`].
         token: u32,
-        /// Its logit.
+        /// Its logit; 0 for [`DecodeFault::NONE`].
         value: f32,
     }
 }
 
 impl DecodeFault {
-    /// The token of a beam whose logits are sound.
+    /// The token of a beam without such a logit.
     pub const NONE: u32 = u32::MAX;
 }
 
-/// A plan for one step of a beam search over logits, which scores every candidate and then chooses each user's best. It is
-/// issued to a [`Stream`].
+/// A plan for one step of a beam search over logits: one launch scores every candidate, and a second chooses the best of each
+/// user. It is issued to a [`Stream`].
 #[derive(Debug, Clone, Copy)]
 pub struct DecodePlan<'a> {
     beams: &'a DecodeBeams,
@@ -77,9 +77,9 @@ pub struct DecodePlan<'a> {
 /// Where a step writes its results in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeResults {
-    /// [`DecodeBeams::choices`] of [`DecodeChoice`].
+    /// The choices: [`DecodeBeams::choices`] of [`DecodeChoice`].
     pub choices: DevicePtr,
-    /// One [`DecodeFault`] for each beam.
+    /// The faults: one [`DecodeFault`] for each beam.
     pub faults: DevicePtr,
 }
 
@@ -93,18 +93,18 @@ pub struct DecodeScores {
 }
 
 impl<'a> DecodePlan<'a> {
-    /// Threads of a block of the scores where the longest row that is looked at has up to so many
-    /// logits: many short rows under way make up for the waits of each.
+    /// The threads of a block of the scores, by the largest number of logits that a beam reads. Many small blocks hide each
+    /// other's latencies.
     const SCORE_THREADS: [(u32, u32); 4] = [(32, 32), (256, 64), (2048, 128), (u32::MAX, 256)];
-    /// Threads of a block of the choices, by the candidates of the longest segment.
+    /// The threads of a block of the choices, by the number of candidates of the longest segment.
     const CHOICE_THREADS: [(u32, u32); 4] =
         [(64, 32), (1024, 128), (16_384, 512), (u32::MAX, 1024)];
-    /// Mirrors `Exponentials::Value` of `kernels/softmax.cuh`.
+    /// The scratch of reductions of `Exponentials::Value` (`kernels/softmax.cuh`).
     const SCORE_SHARED_BYTES: u32 = reduction_bytes(8);
-    /// Mirrors `Ranked` of `kernels/decode_choices.cu`.
+    /// The scratch of reductions of `RankedCandidate` (`kernels/decode_choices.cu`).
     const CHOICE_SHARED_BYTES: u32 = reduction_bytes(24);
 
-    /// Plans a step over logits of `width` elements a row. Returns `None` where no beam lives.
+    /// Plans a step over logits of `width` elements a row. Returns `None` if there is no beam.
     ///
     /// # Errors
     /// [`Error::TooLarge`](crate::Error::TooLarge) for a vocabulary beyond 32 bits.
@@ -123,7 +123,7 @@ impl<'a> DecodePlan<'a> {
         };
         let (kernel, threads) = (DecodeScoresParams::KERNEL, plan.score_threads());
         let resident = limits.resident_blocks(&kernel, threads, Self::SCORE_SHARED_BYTES);
-        // Blocks that wait for their turn cost little, and even out what rows differ in.
+        // More blocks than are resident cost little, and balance the load of rows of different sizes.
         let blocks = (beams.beams.len() as u32).min(resident.max(1).saturating_mul(4));
         Ok((blocks > 0).then_some(Self { blocks, ..plan }))
     }
@@ -143,11 +143,11 @@ impl<'a> DecodePlan<'a> {
     /// Issues the step over `logits` `[beams, V]`.
     ///
     /// # Safety
-    /// The tokens of the beams must be below the width. The addresses must be of buffers of the sizes that are said there,
-    /// on the device of `stream`, and live until what is issued is done, unread and unwritten by others.
+    /// The tokens of the beams must be below the width. The addresses must be of buffers of the documented sizes on the device of
+    /// `stream`. Nothing else may read, write or free them until the launches are done.
     ///
     /// # Errors
-    /// What `stream` says.
+    /// Those of `stream`.
     pub unsafe fn issue<S: Stream>(
         &self,
         stream: &mut S,
@@ -181,8 +181,8 @@ impl<'a> DecodePlan<'a> {
                 width: self.beams.width() as u64,
             },
         };
-        // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for those of the caller,
-        // the caller answers.
+        // SAFETY: the parameters are those of the kernels, and the plan's own buffers have the sizes that it needs. The caller
+        // promises the same of its buffers.
         unsafe {
             stream.launch(&scores)?;
             stream.launch(&choices)
@@ -213,7 +213,7 @@ impl<'a> DecodePlan<'a> {
 
     /// Uploads the beams, their edges, the tokens of these and the segments.
     fn upload<S: Stream>(&self, stream: &mut S) -> Result<[Option<DevicePtr>; 4], S::Error> {
-        // Those with 64-bit fields first: each table begins where another ends.
+        // Tables with 64-bit fields come first, because each table begins where the previous one ends.
         stream.upload([
             ("beams", cast_slice(&self.beams.beams)),
             ("edges", cast_slice(&self.beams.edges)),
@@ -258,6 +258,7 @@ impl<'a> DecodePlan<'a> {
     }
 }
 
+/// Returns the threads of a block for this length from a table of (largest length, threads).
 fn threads(table: [(u32, u32); 4], longest: u32) -> u32 {
     let fits = table.iter().find(|(limit, _)| longest <= *limit);
     fits.map_or(WARP, |(_, threads)| *threads)

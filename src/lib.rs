@@ -70,8 +70,8 @@
 //!
 //! # Saving and loading
 //!
-//! [`TokenTrie::save`] writes a trie to one safetensors file, and [`TokenTrie::load`] checks it before it is used. An adaptive
-//! temperature is part of a checkpoint: [`Temperature::state`] can be serialised, and [`Temperature::restore`] resumes
+//! [`TokenTrie::save`] writes a trie to one safetensors file, and [`TokenTrie::load`] checks it before it is used.
+//! [`TokenTrie::open`] maps the file instead, so that a catalogue of any size is open at once. An adaptive temperature is part of a checkpoint: [`Temperature::state`] can be serialised, and [`Temperature::restore`] resumes
 //! bit-identically.
 //!
 //! # Checking a kernel of your own
@@ -100,6 +100,7 @@
 //! [`check_a_kernel`]: https://docs.rs/crate/candle-trie/latest/source/examples/check_a_kernel.rs
 #![deny(missing_docs)]
 
+mod array;
 mod backend;
 mod bear;
 mod decode;

@@ -12,7 +12,7 @@ mod stream;
 mod temperature;
 
 use beam_weights::BeamWeights;
-pub use decode::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults};
+pub use decode::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults, DecodeScores};
 pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
 pub use dense::{DensePlan, DenseRows, DenseSaved, DenseTensors};
 pub use device_ptr::{DeviceMatrix, DevicePtr};

@@ -135,10 +135,8 @@ impl BeamSearch {
     /// [`Error::LengthMismatch`] where there is not one list for each user.
     pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
-        for (user, excluded) in
-            (self.users.iter_mut()).zip(Excluded::of_users(&self.rules.trie, items))
-        {
-            user.excluded = excluded;
+        for (user, items) in self.users.iter_mut().zip(items) {
+            user.excluded = Excluded::new(&self.rules.trie, items.as_ref());
         }
         self.begin();
         Ok(self)

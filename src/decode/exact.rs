@@ -6,6 +6,8 @@ use std::collections::BinaryHeap;
 use candle_core::Tensor;
 
 use super::beam::{check_count, check_rows, check_users};
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::path::{check_logits, log_softmax};
 use super::{Excluded, Path, SearchResult};
 use crate::error::check_numbered;
@@ -46,9 +48,9 @@ use crate::{Result, TokenTrie};
 /// ```
 #[derive(Debug, Clone)]
 pub struct ExactSearch {
-    trie: TokenTrie,
+    pub(super) trie: TokenTrie,
     k: usize,
-    temperature: f64,
+    pub(super) temperature: f64,
     at_once: usize,
     common_prefix: Vec<u32>,
     /// The number of rows of all expansions before the next one.
@@ -132,8 +134,8 @@ impl ExactSearch {
     /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) where there is not one list for each user.
     pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
-        for (user, excluded) in (self.users.iter_mut()).zip(Excluded::of_users(&self.trie, items)) {
-            user.excluded = excluded;
+        for (user, items) in self.users.iter_mut().zip(items) {
+            user.excluded = Excluded::new(&self.trie, items.as_ref());
         }
         self.begin();
         Ok(self)
@@ -160,21 +162,52 @@ impl ExactSearch {
     /// Takes the scores of the prefixes of [`next_expansion`](Self::next_expansion), one row for each: logits
     /// `[prefixes, V]`, or hidden states `[prefixes, H]` with a head `[V, H]`, of which only the rows of valid tokens are read.
     ///
+    /// On a CUDA device a kernel computes the log-probabilities of the valid tokens, in f32, and only these come to the host,
+    /// where the frontier is. The results are then exact for these log-probabilities.
+    ///
     /// # Errors
     /// Those of [`BeamSearch::step`](crate::BeamSearch::step).
     pub fn step<'a>(&mut self, scores: impl Into<Scores<'a>>) -> Result<()> {
-        let (nodes, sets) = (self.nodes(), self.trie.sets());
         let scores = scores.into();
+        let nodes = self.nodes();
         check_rows(
             "rows of the scores, one for each prefix",
             &scores,
             nodes.len(),
         )?;
+        #[cfg(feature = "cuda")]
+        if scores.tensor().device().is_cuda() {
+            return self.step_by_kernels(scores);
+        }
+        let sets = self.trie.sets();
         let valid = match scores {
             Scores::Logits(logits) => valid_logits::of_logits(logits, sets, &nodes)?,
             Scores::Hidden(hidden, head) => valid_logits::of_hidden(hidden, head, sets, &nodes)?,
         };
-        self.expand(&nodes, &valid)
+        check_logits(&valid, &nodes, &self.trie)?;
+        let temperature = self.temperature;
+        self.expand(|row| log_softmax(&valid[row], temperature));
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn step_by_kernels(&mut self, scores: Scores) -> Result<()> {
+        let sets = self.trie.sets();
+        let mut prefixes = self.decode_prefixes()?;
+        let gathered;
+        let logits = match scores {
+            Scores::Logits(logits) => {
+                valid_logits::check_vocabulary(logits.dims().last(), sets)?;
+                logits
+            }
+            Scores::Hidden(hidden, head) => {
+                gathered = valid_logits::in_columns(hidden, head, sets, prefixes.gather())?;
+                &gathered
+            }
+        };
+        valid_logits::check_for_kernels(logits)?;
+        let (log_probabilities, faults) = cuda::scores(logits, &prefixes)?;
+        self.apply_scores(&prefixes, &log_probabilities, &faults)
     }
 
     /// Returns the results for a user, best first, those of equal score by their smallest item id. When the search
@@ -221,24 +254,33 @@ impl ExactSearch {
         }
     }
 
-    fn nodes(&self) -> Vec<u32> {
+    /// Returns the nodes of the prefixes that are expanded next.
+    pub(super) fn nodes(&self) -> Vec<u32> {
         let expanding = self.users.iter().flat_map(|user| &user.expanding);
         expanding.map(|open| open.path.node).collect()
     }
 
-    fn expand(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<()> {
-        check_logits(valid, nodes, &self.trie)?;
-        let mut rows = (self.rows..).zip(valid);
+    /// Expands the prefixes that are being expanded. `log_probabilities` gives those of the tokens of a row's node.
+    pub(super) fn expand<P: Iterator<Item = f64>>(
+        &mut self,
+        log_probabilities: impl Fn(usize) -> P,
+    ) {
+        let mut row = 0;
         for user in &mut self.users {
-            let expanding = std::mem::take(&mut user.expanding);
-            for (open, (row, logits)) in expanding.iter().zip(&mut rows) {
-                let log_probabilities = log_softmax(logits, self.temperature);
-                user.follow(&self.trie, open.path, row, log_probabilities, self.k);
+            for open in std::mem::take(&mut user.expanding) {
+                let number = self.rows + row as u32;
+                user.follow(
+                    &self.trie,
+                    open.path,
+                    number,
+                    log_probabilities(row),
+                    self.k,
+                );
+                row += 1;
             }
             user.select_open(self.k, self.at_once);
         }
-        self.rows += valid.len() as u32;
-        Ok(())
+        self.rows += row as u32;
     }
 }
 
@@ -287,11 +329,11 @@ impl Frontier {
     }
 
     fn insert(&mut self, trie: &TokenTrie, path: Path, k: usize) {
-        let items = trie.items(path.node);
+        let items = |path: &Path| trie.items(path.node);
         let index = self.found.partition_point(|other| {
             let order = other.log_probability.total_cmp(&path.log_probability);
             (order.reverse())
-                .then_with(|| trie.items(other.node).cmp(items))
+                .then_with(|| items(other).cmp(items(&path)))
                 .is_lt()
         });
         self.found.insert(index, path);

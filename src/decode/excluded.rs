@@ -14,39 +14,18 @@ pub(super) struct Excluded {
 }
 
 impl Excluded {
-    /// Makes one value for each user's list of items. Ids that the trie does not have are ignored.
-    pub fn of_users<I: AsRef<[u64]>>(trie: &TokenTrie, users: &[I]) -> Vec<Self> {
-        let wanted: HashSet<u64> = users
-            .iter()
-            .flat_map(|items| items.as_ref())
-            .copied()
-            .collect();
-        let mut leaves: HashMap<u64, Vec<(u32, usize)>> = HashMap::new();
-        for (leaf, items) in trie.leaves() {
-            for &item in items.iter().filter(|item| wanted.contains(item)) {
-                leaves.entry(item).or_default().push((leaf, items.len()));
-            }
-        }
-        (users.iter())
-            .map(|items| Self::new(trie, items.as_ref(), &leaves))
-            .collect()
-    }
-
-    /// Excludes `items`. `leaves` has, for each item, the leaf of each of its paths with the number of items at that leaf. A leaf
-    /// that lists an item twice occurs twice.
-    fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, Vec<(u32, usize)>>) -> Self {
+    /// Makes the value of one user's list of items. Ids that the trie does not have are ignored.
+    pub fn new(trie: &TokenTrie, items: &[u64]) -> Self {
         let mut excluded = Self::default();
         // The number of excluded children of each node, or of excluded items of each leaf.
         let mut counts: HashMap<u32, usize> = HashMap::new();
-        for item in items {
-            let Some(leaves) = leaves.get(item) else {
-                continue;
-            };
-            if !excluded.items.insert(*item) {
+        for &item in items {
+            let mut leaves = trie.leaves_of(item).peekable();
+            if leaves.peek().is_none() || !excluded.items.insert(item) {
                 continue;
             }
-            for &(leaf, items) in leaves {
-                excluded.exclude(trie, leaf, items, &mut counts);
+            for leaf in leaves {
+                excluded.exclude(trie, leaf, trie.items(leaf).len(), &mut counts);
             }
         }
         excluded

@@ -1,12 +1,12 @@
-//! A step of beam search by kernels: the active beams in the form that kernels take, and the continuation of the search with
-//! the candidates that they choose.
+//! A step of a search by kernels: the active beams or the prefixes in the form that kernels take, and the continuation of the
+//! search with the candidates that they choose or score.
 
 use std::collections::HashMap;
 
 use super::rules::{self, Beams, Candidate, Rules};
 use super::{Excluded, Normalisation, Path};
 use crate::launch::{DecodeBeams, DecodeChoice, DecodeEdge, DecodeFault, DecodeSet, NewBeam};
-use crate::{BeamSearch, BeamStep, Error, Result};
+use crate::{BeamSearch, BeamStep, Error, ExactSearch, Result};
 
 impl BeamSearch {
     /// Returns the active beams as the kernels over logits take them.
@@ -58,21 +58,12 @@ impl BeamSearch {
         faults: &[DecodeFault],
     ) -> Result<Option<BeamStep>> {
         check_length("beams", self.active_beams(), beams.beams.len())?;
-        check_length("faults", self.active_beams(), faults.len())?;
         check_length(
             "choices",
             2 * self.users.len() * beams.width(),
             choices.len(),
         )?;
-        let found = |fault: &DecodeFault| fault.token != DecodeFault::NONE;
-        if let Some(row) = faults.iter().position(found) {
-            return Err(Error::NonFinite {
-                row,
-                position: row as u32,
-                token: beams.token(faults[row].token),
-                value: faults[row].value.into(),
-            });
-        }
+        check_faults(beams, faults)?;
         // The width is 0 if no user has a candidate.
         let mut choices_by_user = choices.chunks((2 * beams.width()).max(1));
         let candidates = (self.users.iter().zip(self.first_rows()))
@@ -82,6 +73,85 @@ impl BeamSearch {
             })
             .collect::<Result<Vec<_>>>()?;
         Ok(self.advance(|number, _, _| candidates[number].clone()))
+    }
+}
+
+impl ExactSearch {
+    /// Returns the prefixes of the next expansion as the kernels over logits take them. Every edge of a prefix is a candidate
+    /// that leads to an unfinished path: what is complete or excluded is told apart when the scores are there.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for more candidates than 32 bits count.
+    #[doc(hidden)]
+    pub fn decode_prefixes(&self) -> Result<DecodeBeams> {
+        let mut beams = DecodeBeams::new(1, self.temperature, false);
+        // Prefixes of all users that are at one node share its edges.
+        let mut shared: HashMap<u32, DecodeSet> = HashMap::new();
+        let mut prefixes = Vec::new();
+        for node in self.nodes() {
+            let set = *shared.entry(node).or_insert_with(|| {
+                let tokens = self.trie.children(node);
+                let set = DecodeSet {
+                    first_edge: beams.edges.len(),
+                    unfinished: tokens.len(),
+                    complete: 0,
+                    excluded: 0,
+                };
+                let edge = DecodeEdge {
+                    order: 0,
+                    divisor: 1.0,
+                };
+                let children = self.trie.first_child(node).unwrap_or_default()..;
+                for (&token, child) in tokens.iter().zip(children) {
+                    beams.push_edge(token, child, edge);
+                }
+                set
+            });
+            prefixes.push(NewBeam {
+                log_probability: 0.0,
+                set,
+            });
+        }
+        beams.push_user(&prefixes)?;
+        Ok(beams)
+    }
+
+    /// Goes on with the scores of the kernels for [`decode_prefixes`](Self::decode_prefixes) of this search, as
+    /// [`step`](Self::step) does: the log-probability of each candidate.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for the first fault, and [`Error::LengthMismatch`] where scores or faults are not of these prefixes.
+    #[doc(hidden)]
+    pub fn apply_scores(
+        &mut self,
+        beams: &DecodeBeams,
+        log_probabilities: &[f32],
+        faults: &[DecodeFault],
+    ) -> Result<()> {
+        let prefixes = self.nodes().len();
+        check_length("prefixes", prefixes, beams.beams.len())?;
+        check_length("scores", beams.candidates(), log_probabilities.len())?;
+        check_faults(beams, faults)?;
+        self.expand(|row| {
+            let scores = log_probabilities.get(beams.of_beam(row)).unwrap_or(&[]);
+            scores.iter().map(|&score| f64::from(score))
+        });
+        Ok(())
+    }
+}
+
+/// Refuses the faults of other beams, and names the first fault.
+fn check_faults(beams: &DecodeBeams, faults: &[DecodeFault]) -> Result<()> {
+    check_length("faults", beams.beams.len(), faults.len())?;
+    let found = |fault: &DecodeFault| fault.token != DecodeFault::NONE;
+    match faults.iter().position(found) {
+        None => Ok(()),
+        Some(row) => Err(Error::NonFinite {
+            row,
+            position: row as u32,
+            token: beams.token(faults[row].token),
+            value: faults[row].value.into(),
+        }),
     }
 }
 
@@ -105,7 +175,7 @@ impl Rules {
         let (mut complete, mut excluded_edges) = (Vec::new(), Vec::new());
         let zeros = self.trie.children(path.node).iter().map(|_| 0.0);
         for (token, next) in path.continued(&self.trie, zeros) {
-            let end = self.follow_unary(next).0;
+            let end = self.end_of_unary(next);
             if excluded.holds(&next) {
                 excluded_edges.push((token, next.node, self.edge(&next, false)));
             } else if end.is_complete(&self.trie) {

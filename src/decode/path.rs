@@ -20,12 +20,12 @@ impl Path {
         trie: &TokenTrie,
         log_probabilities: impl Iterator<Item = f64>,
     ) -> impl Iterator<Item = (u32, Self)> {
-        let children = trie.first_child(self.node).unwrap_or_default()..;
-        (trie.children(self.node).iter().zip(children))
+        let (first_edge, tokens) = trie.edges(self.node).unwrap_or_default();
+        (tokens.iter().zip(first_edge..))
             .zip(log_probabilities)
-            .map(move |((&token, node), log_probability)| {
+            .map(move |((&token, edge), log_probability)| {
                 let path = Self {
-                    node,
+                    node: edge + 1,
                     log_probability: self.log_probability + log_probability,
                     length: self.length + 1,
                 };
@@ -34,20 +34,28 @@ impl Path {
     }
 
     /// Extends the path along unary nodes, and returns it with the tokens that this appends.
-    pub fn follow_unary(mut self, trie: &TokenTrie) -> (Self, Vec<u32>) {
+    pub fn follow_unary(self, trie: &TokenTrie) -> (Self, Vec<u32>) {
         let mut tokens = Vec::new();
-        while let (&[token], Some(child)) = (trie.children(self.node), trie.first_child(self.node))
+        let path = self.end_of_unary(trie, |token| tokens.push(token));
+        (path, tokens)
+    }
+
+    /// Extends the path along unary nodes, and calls `append` with each token on the way.
+    pub fn end_of_unary(mut self, trie: &TokenTrie, mut append: impl FnMut(u32)) -> Self {
+        // Most paths have a choice, which may be among many tokens: those of a mapped file are checked when they are looked at.
+        while trie.fan_out(self.node) == 1
+            && let Some((edge, &[token])) = trie.edges(self.node)
         {
-            tokens.push(token);
-            self.node = child;
+            append(token);
+            self.node = edge + 1;
             self.length += 1;
         }
-        (self, tokens)
+        self
     }
 
     /// Returns whether the path is that of an item.
     pub fn is_complete(&self, trie: &TokenTrie) -> bool {
-        trie.children(self.node).is_empty()
+        trie.fan_out(self.node) == 0
     }
 }
 

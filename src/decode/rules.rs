@@ -45,7 +45,7 @@ pub(super) fn sort(candidates: &mut [Candidate]) {
 }
 
 impl Rules {
-    /// Returns all continuations of a user's active beams, sorted.
+    /// Returns the continuations of a user's active beams that may be kept, sorted.
     pub fn candidates<P: Iterator<Item = f64>>(
         &self,
         user: &Beams,
@@ -58,8 +58,36 @@ impl Rules {
             let wanted = paths.filter(|(_, path)| !user.excluded.holds(path));
             candidates.extend(wanted.map(|(token, path)| Candidate { row, token, path }));
         }
+        let mut candidates = self.prune(user, candidates);
         sort(&mut candidates);
         candidates
+    }
+
+    /// Drops candidates that [`keep`](Self::keep) would not keep: of those that go on all but the `width` best, and likewise of
+    /// complete ones. With many beams, sorting all would take most of the time of a step. Equally probable ones stay together.
+    fn prune(&self, user: &Beams, mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+        // A length penalty ranks complete paths by something else than their probabilities.
+        if candidates.len() / 2 <= self.width || self.length_penalty != 0.0 {
+            return candidates;
+        }
+        if self.normalise == Normalisation::Trie {
+            let worst = self.worst_score(user);
+            candidates.retain(|candidate| candidate.path.log_probability >= worst);
+        }
+        let (mut complete, mut active): (Vec<_>, Vec<_>) = (candidates.into_iter())
+            .partition(|candidate| self.end_of_unary(candidate.path).is_complete(&self.trie));
+        for candidates in [&mut complete, &mut active] {
+            if candidates.len() > self.width {
+                let rank = |a: &Candidate, b: &Candidate| {
+                    (b.path.log_probability).total_cmp(&a.path.log_probability)
+                };
+                let (_, last, _) = candidates.select_nth_unstable_by(self.width - 1, rank);
+                let least = last.path.log_probability;
+                candidates.retain(|candidate| candidate.path.log_probability >= least);
+            }
+        }
+        active.append(&mut complete);
+        active
     }
 
     /// Keeps the best complete paths as finished ones, and the best of the others as active beams.
@@ -118,12 +146,10 @@ impl Rules {
     /// Inserts a complete path into the finished ones. Paths of equal scores are ordered by their smallest item id.
     fn finish(&self, user: &mut Beams, path: Path) {
         let score = self.score(&path);
-        let items = self.trie.items(path.node);
+        let items = |path: &Path| self.trie.items(path.node);
         let index = user.finished.partition_point(|(other, other_score)| {
             let order = other_score.total_cmp(&score).reverse();
-            order
-                .then_with(|| self.trie.items(other.node).cmp(items))
-                .is_lt()
+            order.then_with(|| items(other).cmp(items(&path))).is_lt()
         });
         user.finished.insert(index, (path, score));
         user.finished.truncate(self.width);
@@ -134,6 +160,14 @@ impl Rules {
         match self.normalise {
             Normalisation::Trie => path.follow_unary(&self.trie),
             Normalisation::Vocabulary => (path, Vec::new()),
+        }
+    }
+
+    /// Returns the end of the path that [`follow_unary`](Self::follow_unary) returns.
+    pub fn end_of_unary(&self, path: Path) -> Path {
+        match self.normalise {
+            Normalisation::Trie => path.end_of_unary(&self.trie, |_| ()),
+            Normalisation::Vocabulary => path,
         }
     }
 

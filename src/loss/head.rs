@@ -127,7 +127,11 @@ impl FrozenHead {
     /// The smallest size of a set whose rows are gathered, in tokens. Smaller sets are seldom worth a GEMM.
     const LEAST_TOKENS: usize = 32;
 
-    /// Gathers the rows of `head` `[V, H]` for the largest of `sets`, within
+    /// The number of sets that the largest are chosen from. In a trie the later ones are those of longer prefixes, which few
+    /// rows have, and there may be any number of them.
+    const CONSIDERED_SETS: usize = 1 << 20;
+
+    /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets`, within
     /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes.
     ///
     /// # Errors
@@ -188,7 +192,7 @@ fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gath
 
 /// Returns the largest sets whose rows, `row_bytes` each, stay within `bytes` in all.
 fn largest_sets(sets: &TokenSets, row_bytes: usize, bytes: usize) -> Vec<(u32, &[u32])> {
-    let count = sets.count().unwrap_or(0) as u32;
+    let count = sets.count().unwrap_or(0).min(FrozenHead::CONSIDERED_SETS) as u32;
     let mut candidates: Vec<(u32, &[u32])> = (0..count)
         .filter_map(|set| match sets.get(set) {
             Some(TokenSet::Listed(tokens)) if tokens.len() >= FrozenHead::LEAST_TOKENS => {

@@ -93,7 +93,7 @@ pub(crate) fn is_another(stream: &CudaStream, thread: ThreadId) -> bool {
 
 impl DeviceSets {
     pub fn new(device: &CudaDevice, sets: &TokenSets) -> Result<Self> {
-        let listed = (sets.as_raw())
+        let listed = (sets.to_upload()?)
             .map(|(offsets, tokens)| ListedSets::new(device, offsets, tokens))
             .transpose()?;
         Ok(Self {

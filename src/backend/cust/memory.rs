@@ -15,7 +15,7 @@ pub(crate) struct DeviceSets {
 
 impl DeviceSets {
     pub fn new(sets: &TokenSets) -> Result<Self> {
-        let listed = match sets.as_raw() {
+        let listed = match sets.to_upload()? {
             Some((offsets, tokens)) => Some([upload(offsets)?, upload(tokens)?]),
             None => None,
         };

@@ -83,6 +83,15 @@ pub struct DecodeResults {
     pub faults: DevicePtr,
 }
 
+/// Where the scores of a step are written in device memory, if nothing is chosen from them there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeScores {
+    /// [`DecodeBeams::candidates`] of f32: the log-probability of each candidate's last token, numbered as the beams number them.
+    pub log_probabilities: DevicePtr,
+    /// One [`DecodeFault`] for each beam.
+    pub faults: DevicePtr,
+}
+
 impl<'a> DecodePlan<'a> {
     /// The threads of a block of the scores, by the largest number of logits that a beam reads. Many small blocks hide each
     /// other's latencies.
@@ -145,42 +154,19 @@ impl<'a> DecodePlan<'a> {
         logits: DeviceMatrix,
         results: &DecodeResults,
     ) -> Result<(), S::Error> {
-        let candidates = self.beams.candidates();
-        // Tables with 64-bit fields come first, because each table begins where the previous one ends.
-        let [beams, edges, tokens, segments] = stream.upload([
-            ("beams", cast_slice(&self.beams.beams)),
-            ("edges", cast_slice(&self.beams.edges)),
-            ("tokens", &self.beams.tokens),
-            ("segments", &self.beams.segments),
-        ])?;
+        let [beams, edges, tokens, segments] = self.upload(stream)?;
+        let tables = [beams, edges, tokens];
         let [log_probabilities, ranks] = stream.allocate(
             Lifetime::Scratch,
             [
-                ("log-probabilities", candidates * size_of::<f32>()),
-                ("ranks", candidates * RANK_BYTES),
+                (
+                    "log-probabilities",
+                    self.beams.candidates() * size_of::<f32>(),
+                ),
+                self.ranks(),
             ],
         )?;
-        let scores = Launch {
-            kernel: DecodeScoresParams::KERNEL.name(self.element),
-            grid: [self.blocks, 1, 1],
-            block: [self.score_threads(), 1, 1],
-            shared_bytes: Self::SCORE_SHARED_BYTES,
-            cooperative: false,
-            params: DecodeScoresParams {
-                logits: logits.address,
-                row_stride: logits.row_stride,
-                beams,
-                edges,
-                tokens,
-                log_probabilities,
-                ranks,
-                faults: Some(results.faults),
-                width: self.width,
-                beam_count: self.beams.beams.len() as u32,
-                inverse_temperature: self.beams.temperature.recip() as f32,
-                over_vocabulary: self.beams.over_vocabulary.into(),
-            },
-        };
+        let scores = self.scores(logits, tables, [log_probabilities, ranks], results.faults);
         let choices = Launch {
             kernel: "decode_choices",
             grid: [(self.beams.segments.len() as u32).saturating_sub(1), 1, 1],
@@ -200,6 +186,74 @@ impl<'a> DecodePlan<'a> {
         unsafe {
             stream.launch(&scores)?;
             stream.launch(&choices)
+        }
+    }
+
+    /// Issues the scores of the step alone: what each candidate of `logits` `[beams, V]` is worth.
+    ///
+    /// # Safety
+    /// That of [`issue`](Self::issue).
+    ///
+    /// # Errors
+    /// What `stream` says.
+    pub unsafe fn issue_scores<S: Stream>(
+        &self,
+        stream: &mut S,
+        logits: DeviceMatrix,
+        results: &DecodeScores,
+    ) -> Result<(), S::Error> {
+        let [beams, edges, tokens, _] = self.upload(stream)?;
+        let tables = [beams, edges, tokens];
+        let [ranks] = stream.allocate(Lifetime::Scratch, [self.ranks()])?;
+        let scored = [Some(results.log_probabilities), ranks];
+        let scores = self.scores(logits, tables, scored, results.faults);
+        // SAFETY: as in `issue`.
+        unsafe { stream.launch(&scores) }
+    }
+
+    /// Uploads the beams, their edges, the tokens of these and the segments.
+    fn upload<S: Stream>(&self, stream: &mut S) -> Result<[Option<DevicePtr>; 4], S::Error> {
+        // Tables with 64-bit fields come first, because each table begins where the previous one ends.
+        stream.upload([
+            ("beams", cast_slice(&self.beams.beams)),
+            ("edges", cast_slice(&self.beams.edges)),
+            ("tokens", &self.beams.tokens),
+            ("segments", &self.beams.segments),
+        ])
+    }
+
+    fn ranks(&self) -> (&'static str, usize) {
+        ("ranks", self.beams.candidates() * RANK_BYTES)
+    }
+
+    /// Returns the launch that writes the log-probabilities and ranks of the candidates.
+    fn scores(
+        &self,
+        logits: DeviceMatrix,
+        [beams, edges, tokens]: [Option<DevicePtr>; 3],
+        [log_probabilities, ranks]: [Option<DevicePtr>; 2],
+        faults: DevicePtr,
+    ) -> Launch<DecodeScoresParams> {
+        Launch {
+            kernel: DecodeScoresParams::KERNEL.name(self.element),
+            grid: [self.blocks, 1, 1],
+            block: [self.score_threads(), 1, 1],
+            shared_bytes: Self::SCORE_SHARED_BYTES,
+            cooperative: false,
+            params: DecodeScoresParams {
+                logits: logits.address,
+                row_stride: logits.row_stride,
+                beams,
+                edges,
+                tokens,
+                log_probabilities,
+                ranks,
+                faults: Some(faults),
+                width: self.width,
+                beam_count: self.beams.beams.len() as u32,
+                inverse_temperature: self.beams.temperature.recip() as f32,
+                over_vocabulary: self.beams.over_vocabulary.into(),
+            },
         }
     }
 }

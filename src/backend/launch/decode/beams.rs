@@ -177,13 +177,25 @@ impl DecodeBeams {
     /// Returns the row and the edge of a candidate, which is searched among the beams of a user's rows.
     pub(crate) fn find(&self, candidate: u32, rows: Range<usize>) -> Option<(usize, usize)> {
         let beams = self.beams.get(rows.clone())?;
-        let place = |first: u32, count: u32| candidate.checked_sub(first).filter(|&i| i < count);
-        beams.iter().zip(rows).find_map(|(beam, row)| {
-            let unfinished = place(beam.first_unfinished, beam.unfinished);
-            let complete =
-                place(beam.first_complete, beam.complete).map(|edge| beam.unfinished + edge);
-            let edge = unfinished.or(complete)?;
-            Some((row, (beam.first_edge + edge) as usize))
+        let of_kind = |first: fn(&DecodeBeam) -> u32, count: fn(&DecodeBeam) -> u32| {
+            // Beams without candidates of the kind begin where the next one does: the last that begins there has some.
+            let after = beams.partition_point(|beam| first(beam) <= candidate);
+            let beam = after.checked_sub(1)?;
+            let place = candidate - first(&beams[beam]);
+            (place < count(&beams[beam])).then_some((beam, place))
+        };
+        let unfinished = of_kind(|beam| beam.first_unfinished, |beam| beam.unfinished);
+        let complete = || of_kind(|beam| beam.first_complete, |beam| beam.complete);
+        let (beam, edge) = unfinished
+            .or_else(|| complete().map(|(beam, place)| (beam, beams[beam].unfinished + place)))?;
+        Some((rows.start + beam, (beams[beam].first_edge + edge) as usize))
+    }
+
+    /// Returns the numbers of a beam's candidates that lead to unfinished paths, in the order of its edges.
+    pub(crate) fn of_beam(&self, beam: usize) -> Range<usize> {
+        (self.beams.get(beam)).map_or(0..0, |beam| {
+            let first = beam.first_unfinished as usize;
+            first..first + beam.unfinished as usize
         })
     }
 

@@ -40,7 +40,10 @@ def main():
         prompt = prompt_of(history)
         rows.append({"input_ids": prompt + TITLES[following], "labels": [-100] * len(prompt) + TITLES[following]})
 
-    config = LlamaConfig(VOCABULARY, 64, 128, num_hidden_layers=2, num_attention_heads=4, pad_token_id=END)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        pad_token_id=END,
+    )  # fmt: skip
     trie = TokenTrie.from_sequences(TITLES)
     arguments = TrainingArguments(
         "target/trainer", per_device_train_batch_size=64, num_train_epochs=8, learning_rate=3e-3, report_to=[],

@@ -7,8 +7,8 @@ use candle_trie::TokenTrie;
 use crate::{
     commands::arguments::DemoArguments,
     data::{
-        catalogue::{Catalogue, Interaction},
-        examples::{Example, examples},
+        catalogue::Interaction,
+        examples::{Example, examples, titles},
         prompt::{Prompt, PromptStyle},
         responses::Responses,
         synthetic::World,
@@ -68,13 +68,12 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         |rows: &[Interaction]| examples(rows, &world.catalogue, &prompt, &tokenizer, &responses);
     let config = MODEL.config(tokenizer.vocabulary(), tokenizer.end());
     let pretrained = Llama::random(config, arguments.seed, DType::F32, device)?;
-    train(
-        "pretraining on the titles",
+    training_run::pretrain(
         &pretrained,
         responses.trie(),
-        LossKind::Lml,
         &training_settings(arguments.seed, arguments.pretraining_epochs),
-        &tokenize(&titles_alone(&world.catalogue))?,
+        &titles(&world.catalogue, &prompt, &tokenizer, &responses)?,
+        &Alone,
     )?;
     let demo = Demo {
         pretrained,
@@ -116,16 +115,6 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         ],
     }
     .print(arguments.json)
-}
-
-/// Returns a row for each title, with an empty history: what a language model is pretrained on.
-fn titles_alone(catalogue: &Catalogue) -> Vec<Interaction> {
-    let row = |target| Interaction {
-        user: String::new(),
-        history: Vec::new(),
-        target,
-    };
-    (0..catalogue.items().len() as u64).map(row).collect()
 }
 
 impl Demo {

@@ -2,7 +2,6 @@ use std::{ops::ControlFlow, time::Duration};
 
 use anyhow::Result;
 use candle_core::{DType, Device};
-use candle_trie::TokenTrie;
 
 use crate::{
     commands::arguments::DemoArguments,
@@ -119,18 +118,10 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
 
 impl Demo {
     fn tune_and_evaluate(&self, name: &str, loss: LossKind, seed: u64) -> Result<Line> {
-        let trie = self.responses.trie();
         let model = copy(&self.pretrained, seed)?;
-        let trained = train(
-            &format!("tuning {name}"),
-            &model,
-            trie,
-            loss,
-            &self.tuning,
-            &self.training_examples,
-        )?;
+        let trained = self.tune(&format!("tuning {name}"), &model, loss)?;
         let evaluator = Evaluator {
-            trie,
+            trie: self.responses.trie(),
             search: SearchSettings {
                 beams: BEAMS,
                 ..SearchSettings::default()
@@ -148,6 +139,32 @@ impl Demo {
         };
         Ok(line.trained(&trained))
     }
+
+    fn tune(&self, label: &str, model: &Llama, loss: LossKind) -> Result<Trained> {
+        let loss = LossSettings {
+            loss,
+            bear_beams: Some(BEAMS as u32),
+            ..LossSettings::default()
+        };
+        let (trie, settings) = (self.responses.trie(), &self.tuning);
+        let mut trainer = Trainer::new(model, trie, &loss, settings, &Alone)?;
+        let mut metrics = Vec::new();
+        let mut seconds = 0.0;
+        let after = |_: &Trainer, step, elapsed: Duration| {
+            metrics.push(step);
+            seconds = elapsed.as_secs_f64();
+            Ok(ControlFlow::Continue(()))
+        };
+        training_run::train(
+            label,
+            &mut trainer,
+            settings,
+            &self.training_examples,
+            after,
+        )?;
+        let temperature = trainer.temperature()?.value;
+        Ok(Trained::of(&metrics, temperature, seconds))
+    }
 }
 
 /// Copies a model, so that it can be trained on its own.
@@ -158,27 +175,6 @@ fn copy(model: &Llama, seed: u64) -> Result<Llama> {
         to.set(from.as_tensor())?;
     }
     Ok(copy)
-}
-
-fn train(
-    label: &str,
-    model: &Llama,
-    trie: &TokenTrie,
-    loss: LossKind,
-    settings: &TrainingSettings,
-    examples: &[Example],
-) -> Result<Trained> {
-    let mut trainer = Trainer::new(model, trie, &loss_settings(loss), settings, &Alone)?;
-    let mut metrics = Vec::new();
-    let mut seconds = 0.0;
-    let after = |_: &Trainer, step, elapsed: Duration| {
-        metrics.push(step);
-        seconds = elapsed.as_secs_f64();
-        Ok(ControlFlow::Continue(()))
-    };
-    training_run::train(label, &mut trainer, settings, examples, after)?;
-    let temperature = trainer.temperature()?.value;
-    Ok(Trained::of(&metrics, temperature, seconds))
 }
 
 fn training_settings(seed: u64, epochs: usize) -> TrainingSettings {
@@ -194,14 +190,6 @@ fn training_settings(seed: u64, epochs: usize) -> TrainingSettings {
         seed,
         dense: false,
         read_unary_tail: false,
-    }
-}
-
-fn loss_settings(loss: LossKind) -> LossSettings {
-    LossSettings {
-        loss,
-        bear_beams: Some(BEAMS as u32),
-        ..LossSettings::default()
     }
 }
 

@@ -58,6 +58,10 @@
 //! living beams, and says which tokens the model must read next. [`exact_top_k`] proves which items are the most probable. The example
 //! [`decode`] has both, and excludes items that a user has had.
 //!
+//! # Tensors that are not candle's
+//!
+//! The module [`host`] has the same losses over slices of host memory. The feature `cust` has them over buffers of CUDA devices.
+//!
 //! # Custom masks
 //!
 //! Masks need not come from a trie. [`TokenSets::from_raw`] takes any sets of tokens and [`Rows::from_raw`] says which row has which:
@@ -119,6 +123,7 @@ pub use decode::{
 pub use error::{Error, Result};
 #[cfg(feature = "cust")]
 pub use loss::cust;
+pub use loss::host;
 pub use loss::{
     Convention, FrozenHead, GradientTarget, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Scores,
     reference,

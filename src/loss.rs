@@ -16,6 +16,7 @@ mod dense;
 pub(crate) mod device;
 mod device_sets;
 mod head;
+pub mod host;
 mod labels;
 mod linear;
 mod output;

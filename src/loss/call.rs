@@ -182,6 +182,11 @@ impl Upstream {
         ))
     }
 
+    /// Takes one number for the loss, or one for each position.
+    pub fn of(upstream: Vec<f64>) -> Self {
+        Self(upstream)
+    }
+
     /// Returns the upstream gradient of the sum of the losses.
     pub fn ones(batch: &Batch) -> Self {
         Self(vec![1.0; if batch.reduced { 1 } else { batch.positions }])

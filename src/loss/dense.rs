@@ -1,6 +1,6 @@
 //! The loss over logits as a candle custom op.
 
-mod cpu;
+pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
 

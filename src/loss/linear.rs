@@ -1,5 +1,6 @@
 //! The loss over hidden states × head as a candle custom op.
 
+pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod inputs;
@@ -20,12 +21,9 @@ use super::call::{
 use super::device_sets::DeviceSetCache;
 use super::head::{BIAS, HEAD, Head};
 use super::temperature::{Stepped, TemperatureSource};
-use super::tensor::{Gathered, Scalar, cpu, with_element};
+use super::tensor::{Gathered, Scalar, cpu as host, with_element};
 use crate::backend::batch::Batch;
-use crate::backend::cpu::linear::{
-    self, HeadGradient, Hidden, SavedGradient, Wanted, WholeVocabulary, head_gradient,
-    hidden_gradient, score, softmax, whole_vocabulary_head_gradient,
-};
+use crate::backend::cpu::linear::{HeadGradient, Wanted, WholeVocabulary, score};
 use crate::{Result, Statistics};
 
 const HIDDEN: &str = "hidden states";
@@ -154,7 +152,7 @@ impl<T: Scalar> Applied<T> {
     fn output(self) -> Result<(LossOutput, Option<Stepped>)> {
         let batch = &self.op.call.batch;
         match self.op.saved.forward()? {
-            SavedForward::OnCpu(saved) => output(self.loss, batch, &saved.0),
+            SavedForward::OnCpu(saved) => output(self.loss, batch, &saved.forward),
             #[cfg(feature = "cuda")]
             SavedForward::OnCuda(forward) => forward.output(self.loss, batch),
         }
@@ -176,7 +174,7 @@ struct LinearLoss<T: Scalar> {
 
 /// What a forward pass saves for the backward pass.
 enum SavedForward<T: Scalar> {
-    OnCpu(Box<(CpuForward, SavedGradient<T::Real>)>),
+    OnCpu(Box<cpu::SavedForward<T>>),
     #[cfg(feature = "cuda")]
     OnCuda(Box<cuda::SavedForward>),
 }
@@ -185,48 +183,21 @@ enum SavedForward<T: Scalar> {
 struct SharedLoss<T: Scalar>(Arc<LinearLoss<T>>);
 
 impl<T: Scalar> LinearLoss<T> {
-    fn run(
-        &self,
-        hidden: Hidden<T>,
-        head: &linear::Head<T>,
-    ) -> Result<(CpuForward, SavedGradient<T::Real>)> {
-        let (LossCall { batch, source, .. }, wanted) = (&self.call, self.wanted);
-        let (statistics, temperature, gradient);
-        match WholeVocabulary::new(hidden, head, batch) {
-            Some(rows) => {
-                statistics = rows.statistics()?;
-                temperature = source.resolve(&statistics)?;
-                gradient = rows.softmax(temperature.0, wanted);
-            }
-            None => {
-                let scores = score(hidden, head, batch)?;
-                statistics = scores.statistics;
-                temperature = source.resolve(&statistics)?;
-                gradient = softmax(scores, batch, temperature.0, wanted);
-            }
-        }
-        let (softmaxes, gradient) = gradient;
-        let forward = CpuForward::new(batch, softmaxes, statistics, temperature);
-        Ok((forward, gradient))
-    }
-
-    /// Returns the gradients of hidden states, head and bias, where each is wanted.
+    /// Returns the gradients of hidden states, head and bias on the CPU, where each is wanted.
     fn gradients(
         &self,
-        saved: &(CpuForward, SavedGradient<T::Real>),
+        saved: &cpu::SavedForward<T>,
         [hidden, head, bias]: [&Tensor; 3],
         upstream: &Upstream,
     ) -> Result<[Option<Tensor>; 3]> {
-        let (batch, wanted, (forward, gradient)) = (&self.call.batch, self.wanted, saved);
-        let factor = |index| upstream.factor(batch, forward, index);
-        let gathered = self.gathered.as_ref();
+        let (batch, wanted) = (&self.call.batch, self.wanted);
         let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
         let [of_hidden, of_head, of_bias] = &storages;
-        let hidden_view = hidden_view::<T>(cpu(HIDDEN, &of_hidden.0)?, of_hidden.1)?;
+        let hidden_view = hidden_view::<T>(host(HIDDEN, &of_hidden.0)?, of_hidden.1)?;
         let head_view = head_view::<T>(
-            (cpu(HEAD, &of_head.0)?, of_head.1),
-            (cpu(BIAS, &of_bias.0)?, of_bias.1),
-            gathered,
+            (host(HEAD, &of_head.0)?, of_head.1),
+            (host(BIAS, &of_bias.0)?, of_bias.1),
+            self.gathered.as_ref(),
         )?;
         let like = |tensor: &Tensor, values: Vec<T>| {
             Tensor::from_vec(values, tensor.shape(), &Device::Cpu)
@@ -234,16 +205,20 @@ impl<T: Scalar> LinearLoss<T> {
 
         let mut gradients = [None, None, None];
         if wanted.hidden {
-            gradient.check_frozen(&head_view, batch)?;
-            let length = hidden.elem_count();
-            let values = hidden_gradient(gradient, &head_view, batch, factor, length);
+            let values = saved.hidden_gradient(&head_view, batch, upstream)?;
             gradients[0] = Some(like(hidden, values)?);
         }
         if wanted.head {
-            let lengths = [head, bias].map(Tensor::elem_count);
-            let values = self.head_gradients(saved, hidden_view, &head_view, factor, lengths);
+            let [mut of_head, mut of_bias] =
+                [head, bias].map(|tensor| bytemuck::zeroed_vec(tensor.elem_count()));
+            let to = HeadGradient {
+                head: &mut of_head,
+                bias: &mut of_bias,
+                width: head_view.width,
+            };
+            saved.add_head_gradient(hidden_view, &head_view, batch, upstream, to);
             for ((gradient, tensor), values) in
-                gradients[1..].iter_mut().zip([head, bias]).zip(values)
+                (gradients[1..].iter_mut().zip([head, bias])).zip([of_head, of_bias])
             {
                 if tensor.track_op() {
                     *gradient = Some(like(tensor, values)?);
@@ -251,37 +226,6 @@ impl<T: Scalar> LinearLoss<T> {
             }
         }
         Ok(gradients)
-    }
-
-    /// Returns the gradients of the head and its bias.
-    fn head_gradients(
-        &self,
-        (forward, gradient): &(CpuForward, SavedGradient<T::Real>),
-        hidden: Hidden<T>,
-        head: &linear::Head<T>,
-        factor: impl Fn(usize) -> f64 + Sync,
-        lengths: [usize; 2],
-    ) -> [Vec<T>; 2] {
-        let [mut of_head, mut of_bias] = lengths.map(bytemuck::zeroed_vec);
-        let to = HeadGradient {
-            head: &mut of_head,
-            bias: &mut of_bias,
-            width: head.width,
-        };
-        let batch = &self.call.batch;
-        match gradient {
-            SavedGradient::Logits(dlogits) => head_gradient(dlogits, hidden, batch, factor, to),
-            SavedGradient::Hidden(_) => whole_vocabulary_head_gradient(
-                &forward.softmaxes,
-                hidden,
-                head,
-                batch,
-                forward.temperature,
-                factor,
-                to,
-            ),
-        }
-        [of_head, of_bias]
     }
 }
 
@@ -302,9 +246,12 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         let (op, batch) = (&*self.0, &self.0.call.batch);
         let gathered = op.gathered.as_ref();
         let forward = head_view::<T>((head, head_layout), (bias, bias_layout), gathered)
-            .and_then(|head| op.run(hidden_view(hidden, hidden_layout)?, &head))
+            .and_then(|head| {
+                let hidden = hidden_view(hidden, hidden_layout)?;
+                cpu::forward(hidden, &head, &op.call, op.wanted)
+            })
             .map(|saved| {
-                let loss = storage_of(loss_values(batch, &saved.0), hidden.dtype());
+                let loss = storage_of(loss_values(batch, &saved.forward), hidden.dtype());
                 (SavedForward::OnCpu(Box::new(saved)), loss)
             });
         let loss = op.saved.save(forward)?;

@@ -10,7 +10,7 @@ use crate::backend::cpu::linear::HeadRows;
 use crate::{Error, Result};
 
 /// A type that both candle and the CPU backend know.
-pub(super) trait Scalar: Element + WithDType {}
+pub trait Scalar: Element + WithDType {}
 
 impl<T: Element + WithDType> Scalar for T {}
 

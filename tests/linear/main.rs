@@ -3,5 +3,6 @@
 
 mod batch;
 mod heads;
+mod host;
 mod limits;
 mod options;

@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::vectorized;
 
 /// A type that logits, hidden states and heads come in.
-pub(crate) trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
+pub trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
     /// The type that it is computed in: f64 for f64, f32 for the rest.
     type Real: Real;
 
@@ -51,8 +51,9 @@ pub(super) fn widen<T: Element>(source: &[T], target: &mut Vec<T::Real>) {
 }
 
 /// A type that a row is computed in: f32 or f64.
-pub(crate) trait Real:
+pub trait Real:
     Copy
+    + std::fmt::Debug
     + Send
     + Sync
     + 'static

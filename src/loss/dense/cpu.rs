@@ -106,7 +106,7 @@ pub(super) fn forward_over(
 }
 
 /// Computes statistics, temperature, softmax and, where asked for, the gradient.
-fn run<T: Scalar>(
+pub(in crate::loss) fn run<T: Scalar>(
     logits: Logits<T>,
     LossCall { batch, source, .. }: &LossCall,
     gradient: Option<Gradient<T>>,

@@ -1,9 +1,7 @@
 //! Barriers and warp operations: an error with the line, never a hang.
 
-mod faulty_kernels;
-
+use crate::faulty_kernels::{TestLaunch, assert_fault, assert_sound, faults, marked};
 use candle_trie_emulator::Fault;
-use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 fn barriers_that_all_reach_are_sound() {
     let mut launch = assert_sound("barrier_sound", || TestLaunch::new(1, 64)).unwrap();

@@ -1,5 +1,4 @@
 //! Launches the kernels of `faulty_kernels/`, and finds the lines that are marked as their faults.
-#![allow(dead_code)] // Each test binary uses its part.
 
 use std::path::Path;
 
@@ -136,10 +135,10 @@ pub fn marked(file: &str, name: &str) -> String {
 }
 
 /// Whether a fault is of a kind.
-#[macro_export]
 macro_rules! assert_fault {
     ($fault:expr, $pattern:pat) => {{
         let fault = &$fault;
         assert!(matches!(fault, $pattern), "{fault}");
     }};
 }
+pub(crate) use assert_fault;

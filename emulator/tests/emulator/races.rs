@@ -1,9 +1,7 @@
 //! Races: caught in every schedule, and never invented.
 
-mod faulty_kernels;
-
+use crate::faulty_kernels::{TestLaunch, assert_sound, faults};
 use candle_trie_emulator::Fault;
-use faulty_kernels::{TestLaunch, assert_sound, faults};
 
 fn assert_races(kernel: &str, buffer: &str, make: impl Fn() -> TestLaunch) {
     for fault in faults(kernel, make) {

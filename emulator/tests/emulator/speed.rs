@@ -1,12 +1,10 @@
 //! How fast kernels run: two thousand blocks of a reduction, or as many warps of matrix products, are
 //! a matter of seconds.
 
-mod faulty_kernels;
-
 use std::time::{Duration, Instant};
 
+use crate::faulty_kernels::TestLaunch;
 use candle_trie_emulator::{Emulator, Launch, Memory};
-use faulty_kernels::TestLaunch;
 
 fn two_thousand_blocks_of_a_reduction_finish_in_seconds() {
     const BLOCKS: u32 = 2000;

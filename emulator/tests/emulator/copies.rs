@@ -1,9 +1,7 @@
 //! Asynchronous copies: they arrive when they are awaited, and no sooner.
 
-mod faulty_kernels;
-
+use crate::faulty_kernels::{TestLaunch, assert_fault, assert_sound, faults, marked};
 use candle_trie_emulator::{Access, Fault, Report};
-use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 /// A packet of four numbers for each of 64 threads, and room for two.
 fn packets() -> TestLaunch {

@@ -1,9 +1,7 @@
 //! Memory: bounds, alignment, initialisation.
 
-mod faulty_kernels;
-
+use crate::faulty_kernels::{TestLaunch, assert_fault, assert_sound, faults, marked};
 use candle_trie_emulator::{Access, Fault, LaunchBounds, launch_bounds};
-use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 fn a_kernel_that_stays_inside_is_sound() {
     let mut launch = assert_sound("memory_sound", || TestLaunch {

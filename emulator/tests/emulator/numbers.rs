@@ -1,8 +1,6 @@
 //! The shims' conversions against the crate `half`, for every half and for floats on and beside
 //! every border.
 
-mod faulty_kernels;
-
 use bytemuck::{Pod, Zeroable};
 use candle_trie_emulator::{Emulator, Launch, Memory};
 use half::{bf16, f16};

@@ -1,10 +1,8 @@
 //! Matrix operations of a warp: `ldmatrix` is a load, by all lanes, of each row that one of them names,
 //! and all lanes take part in the same operation.
 
-mod faulty_kernels;
-
+use crate::faulty_kernels::{TestLaunch, assert_fault, assert_sound, faults, marked};
 use candle_trie_emulator::{Access, Fault, Report};
-use faulty_kernels::{TestLaunch, assert_sound, faults, marked};
 
 /// A row of sixteen bytes of shared memory for each of 64 threads.
 fn rows() -> TestLaunch {

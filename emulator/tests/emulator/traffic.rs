@@ -1,9 +1,7 @@
 //! Counts, where they are known.
 
-mod faulty_kernels;
-
+use crate::faulty_kernels::TestLaunch;
 use candle_trie_emulator::Report;
-use faulty_kernels::TestLaunch;
 
 fn traced(kernel: &str, count: u64, threads: u32) -> Report {
     let mut launch = TestLaunch {

@@ -1,8 +1,6 @@
 //! Which element of a matrix is in which register of which lane: the tables of the PTX ISA for
 //! `ldmatrix` (.m8n8.b16) and `mma.m16n8k16` (.f16, .bf16), written down here once more.
 
-mod faulty_kernels;
-
 use bytemuck::{Pod, Zeroable};
 use candle_trie_emulator::{Emulator, Launch, Memory};
 use half::{bf16, f16};

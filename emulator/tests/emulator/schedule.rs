@@ -1,9 +1,7 @@
 //! Orders of threads: drawn from a seed, and without influence on results.
 
-mod faulty_kernels;
-
+use crate::faulty_kernels::{TestLaunch, assert_fault};
 use candle_trie_emulator::{Emulator, Fault, same_for_every_schedule};
-use faulty_kernels::TestLaunch;
 
 fn results(
     kernel: &str,

@@ -1,0 +1,445 @@
+//! The loss over slices of host memory, for programs whose tensors are not candle's: bindings for other languages, and
+//! training loops of one's own. Nothing is copied, and nothing of candle is needed.
+//!
+//! A forward pass is an object: it holds the loss, and what its backward passes need. The tensors are passed to both.
+//!
+//! ```
+//! use candle_trie::host::{DenseForward, Matrix};
+//! use candle_trie::{MaskedSoftmaxLoss, Rows, TokenTrie};
+//!
+//! let trie = TokenTrie::new([(0, [1, 9]), (1, [2, 9])])?;
+//! let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
+//! let rows = Rows::from_shifted(&trie, &vec![vec![2, 9]])?;
+//! let logits = [0f32; 2 * 10];
+//! let logits = Matrix::new(&logits, 2, 10)?; // [N, V]
+//!
+//! let forward = DenseForward::new(&mut loss, logits, &rows)?;
+//! assert_eq!(forward.loss(), [0.5 * 2f64.ln()]);
+//! let mut gradient = [0f32; 2 * 10];
+//! forward.backward(logits, &[1.0], &mut gradient)?;
+//! assert_eq!(gradient[..3], [0.0, 0.25, -0.25]);
+//! # Ok::<(), candle_trie::Error>(())
+//! ```
+
+use candle_core::Device;
+use half::{bf16, f16};
+
+use super::MaskedSoftmaxLoss;
+use super::call::{CpuForward, LossCall, Upstream, loss_values};
+use super::dense;
+use super::linear;
+use super::temperature::{Stepped, TemperatureSource};
+use super::tensor::Scalar;
+use crate::backend::batch::Batch;
+use crate::backend::cpu::dense::{Gradient, Logits};
+use crate::backend::cpu::linear::{Head, HeadGradient, Hidden, Wanted};
+use crate::temperature::check_temperature;
+use crate::{Error, Result, Rows, Statistics};
+
+/// A type of logits, hidden states and heads: f32, f64, [`f16`] or [`bf16`].
+pub trait Element: sealed::Element {}
+
+mod sealed {
+    pub trait Element: super::Scalar {}
+}
+
+macro_rules! elements {
+    ($($T:ty),*) => { $(impl sealed::Element for $T {} impl Element for $T {})* };
+}
+elements!(f32, f64, f16, bf16);
+
+/// A matrix in host memory: rows of `width` elements, `stride` elements apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Matrix<'a, T> {
+    values: &'a [T],
+    rows: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl<'a, T> Matrix<'a, T> {
+    /// Makes a matrix `[rows, width]` whose rows follow each other.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] where there are fewer or more values.
+    pub fn new(values: &'a [T], rows: usize, width: usize) -> Result<Self> {
+        check_length("values of the matrix", values.len(), rows, width)?;
+        Self::with_stride(values, rows, width, width)
+    }
+
+    /// Makes a matrix `[rows, width]` whose rows begin `stride` elements apart.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] where there are too few values for the last row.
+    pub fn with_stride(values: &'a [T], rows: usize, width: usize, stride: usize) -> Result<Self> {
+        let before = rows.saturating_sub(1).saturating_mul(stride);
+        let needed = before.saturating_add(if rows == 0 { 0 } else { width });
+        match values.len() >= needed {
+            true => Ok(Self {
+                values,
+                rows,
+                width,
+                stride,
+            }),
+            false => Err(Error::LengthMismatch {
+                what: "values of the matrix",
+                expected: needed,
+                actual: values.len(),
+            }),
+        }
+    }
+}
+
+/// A forward pass over logits `[N, V]`.
+#[derive(Debug)]
+pub struct DenseForward {
+    batch: Batch,
+    forward: CpuForward,
+}
+
+impl DenseForward {
+    /// Computes the loss of logits `[N, V]`, and the temperature's step, as
+    /// [`MaskedSoftmaxLoss::forward`] does.
+    ///
+    /// # Errors
+    /// Those of [`MaskedSoftmaxLoss::forward`].
+    pub fn new<T: Element>(
+        loss: &mut MaskedSoftmaxLoss,
+        logits: Matrix<T>,
+        rows: &Rows,
+    ) -> Result<Self> {
+        let source = loss.temperature.stepping(&Device::Cpu)?;
+        let pass = Self::with(loss, logits, rows, source)?;
+        loss.take_step(pass.forward.stepped.clone().map(Stepped::OnHost));
+        Ok(pass)
+    }
+
+    /// Computes the loss at a given temperature, and takes no step.
+    ///
+    /// # Errors
+    /// Those of [`MaskedSoftmaxLoss::forward_at`].
+    pub fn at<T: Element>(
+        loss: &MaskedSoftmaxLoss,
+        logits: Matrix<T>,
+        rows: &Rows,
+        temperature: f64,
+    ) -> Result<Self> {
+        check_temperature("temperature", temperature)?;
+        Self::with(loss, logits, rows, TemperatureSource::Given(temperature))
+    }
+
+    fn with<T: Element>(
+        loss: &MaskedSoftmaxLoss,
+        logits: Matrix<T>,
+        rows: &Rows,
+        source: TemperatureSource,
+    ) -> Result<Self> {
+        let batch = loss.batch(rows)?;
+        check_positions(&batch, logits.rows, logits.width)?;
+        check_vocabulary(&batch, logits.width)?;
+        let call = LossCall::new(batch, source, &loss.device_sets);
+        let forward = dense::cpu::run(view(logits), &call, None)?;
+        let LossCall { batch, .. } = call;
+        Ok(Self { batch, forward })
+    }
+
+    /// Returns the loss: one number, or one for each position where the reduction is none.
+    #[must_use]
+    pub fn loss(&self) -> Vec<f64> {
+        loss_values(&self.batch, &self.forward)
+    }
+
+    /// Returns the τ that the pass used.
+    #[must_use]
+    pub fn temperature(&self) -> f64 {
+        self.forward.temperature
+    }
+
+    /// Returns the statistics of the rows, which an adaptive temperature takes a step with.
+    #[must_use]
+    pub fn statistics(&self) -> &Statistics {
+        &self.forward.statistics
+    }
+
+    /// Writes the gradient `[N, V]` of the logits, which must be those of the forward pass. `upstream` is the gradient of
+    /// the loss, as many numbers as [`loss`](Self::loss) returns. `gradient` may hold anything.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] and [`Error::PositionMismatch`] where the arguments do not fit each other.
+    pub fn backward<T: Element>(
+        &self,
+        logits: Matrix<T>,
+        upstream: &[f64],
+        gradient: &mut [T],
+    ) -> Result<()> {
+        check_positions(&self.batch, logits.rows, logits.width)?;
+        check_vocabulary(&self.batch, logits.width)?;
+        check_length("gradient", gradient.len(), logits.rows, logits.width)?;
+        let upstream = checked_upstream(&self.batch, upstream)?;
+        crate::backend::cpu::dense::backward(
+            view(logits),
+            &self.batch,
+            &self.forward.softmaxes,
+            self.forward.temperature,
+            |index| upstream.factor(&self.batch, &self.forward, index),
+            Gradient {
+                values: gradient,
+                zeroed: false,
+            },
+        );
+        Ok(())
+    }
+}
+
+/// Hidden states, and the head that they are multiplied by.
+#[derive(Debug, Clone, Copy)]
+pub struct LinearInput<'a, T> {
+    /// The hidden states `[N, H]`.
+    pub hidden: Matrix<'a, T>,
+    /// The head `[V, H]`.
+    pub head: Matrix<'a, T>,
+    /// The bias `[V]`; empty where there is none.
+    pub bias: &'a [T],
+}
+
+/// The slices that gradients are written to. They may hold anything, and are overwritten whole.
+#[derive(Debug)]
+pub struct LinearGradients<'a, T> {
+    /// The gradient of the hidden states `[N, H]`; `None` where it is not wanted.
+    pub hidden: Option<&'a mut [T]>,
+    /// The gradient of the head `[V, H]`; `None` where it is not wanted.
+    pub head: Option<&'a mut [T]>,
+    /// The gradient of the bias `[V]`; `None` where it is not wanted, which it only can be together with the head's.
+    pub bias: Option<&'a mut [T]>,
+}
+
+/// A forward pass over hidden states `[N, H]` and a head `[V, H]`, which does not materialise the logits.
+#[derive(Debug)]
+pub struct LinearForward<T: Element> {
+    batch: Batch,
+    saved: linear::cpu::SavedForward<T>,
+    wanted: Wanted,
+}
+
+impl<T: Element> LinearForward<T> {
+    /// Computes the loss, and the temperature's step, as [`MaskedSoftmaxLoss::forward`] does. `hidden_gradient` and
+    /// `head_gradient` say which gradients [`backward`](Self::backward) will be asked for.
+    ///
+    /// # Errors
+    /// Those of [`MaskedSoftmaxLoss::forward`].
+    pub fn new(
+        loss: &mut MaskedSoftmaxLoss,
+        input: LinearInput<T>,
+        rows: &Rows,
+        [hidden_gradient, head_gradient]: [bool; 2],
+    ) -> Result<Self> {
+        let source = loss.temperature.stepping(&Device::Cpu)?;
+        let wanted = Wanted {
+            hidden: hidden_gradient,
+            head: head_gradient,
+        };
+        let pass = Self::with(loss, input, rows, source, wanted)?;
+        let stepped = pass.saved.forward.stepped.clone();
+        loss.take_step(stepped.map(Stepped::OnHost));
+        Ok(pass)
+    }
+
+    /// Computes the loss at a given temperature, and takes no step.
+    ///
+    /// # Errors
+    /// Those of [`MaskedSoftmaxLoss::forward_at`].
+    pub fn at(
+        loss: &MaskedSoftmaxLoss,
+        input: LinearInput<T>,
+        rows: &Rows,
+        temperature: f64,
+        [hidden_gradient, head_gradient]: [bool; 2],
+    ) -> Result<Self> {
+        check_temperature("temperature", temperature)?;
+        let wanted = Wanted {
+            hidden: hidden_gradient,
+            head: head_gradient,
+        };
+        Self::with(
+            loss,
+            input,
+            rows,
+            TemperatureSource::Given(temperature),
+            wanted,
+        )
+    }
+
+    fn with(
+        loss: &MaskedSoftmaxLoss,
+        input: LinearInput<T>,
+        rows: &Rows,
+        source: TemperatureSource,
+        wanted: Wanted,
+    ) -> Result<Self> {
+        let batch = loss.batch(rows)?;
+        let (hidden, head) = input.views(&batch)?;
+        let call = LossCall::new(batch, source, &loss.device_sets);
+        let saved = linear::cpu::forward(hidden, &head, &call, wanted)?;
+        let LossCall { batch, .. } = call;
+        Ok(Self {
+            batch,
+            saved,
+            wanted,
+        })
+    }
+
+    /// Returns the loss: one number, or one for each position where the reduction is none.
+    #[must_use]
+    pub fn loss(&self) -> Vec<f64> {
+        loss_values(&self.batch, &self.saved.forward)
+    }
+
+    /// Returns the τ that the pass used.
+    #[must_use]
+    pub fn temperature(&self) -> f64 {
+        self.saved.forward.temperature
+    }
+
+    /// Returns the statistics of the rows, which an adaptive temperature takes a step with.
+    #[must_use]
+    pub fn statistics(&self) -> &Statistics {
+        &self.saved.forward.statistics
+    }
+
+    /// Writes the gradients that are wanted. The input must be that of the forward pass. `upstream` is the gradient of the
+    /// loss, as many numbers as [`loss`](Self::loss) returns.
+    ///
+    /// # Errors
+    /// [`Error::LengthMismatch`] and [`Error::PositionMismatch`] where the arguments do not fit each other, and
+    /// [`Error::Unsupported`] for a gradient that the forward pass was not made for.
+    pub fn backward(
+        &self,
+        input: LinearInput<T>,
+        upstream: &[f64],
+        gradients: LinearGradients<T>,
+    ) -> Result<()> {
+        let (hidden, head) = input.views(&self.batch)?;
+        let upstream = checked_upstream(&self.batch, upstream)?;
+        if let Some(gradient) = gradients.hidden {
+            self.check_wanted("gradient of the hidden states", self.wanted.hidden)?;
+            check_length(
+                "gradient of the hidden states",
+                gradient.len(),
+                input.hidden.rows,
+                hidden.width,
+            )?;
+            gradient.copy_from_slice(&self.saved.hidden_gradient(&head, &self.batch, &upstream)?);
+        }
+        if let Some(gradient) = gradients.head {
+            self.check_wanted("gradient of the head", self.wanted.head)?;
+            let vocabulary = input.head.rows;
+            check_length(
+                "gradient of the head",
+                gradient.len(),
+                vocabulary,
+                head.width,
+            )?;
+            let bias = gradients.bias.unwrap_or_default();
+            if !bias.is_empty() {
+                check_length("gradient of the head bias", bias.len(), vocabulary, 1)?;
+            }
+            gradient.fill(T::zeroed());
+            bias.fill(T::zeroed());
+            let to = HeadGradient {
+                head: gradient,
+                bias,
+                width: head.width,
+            };
+            (self.saved).add_head_gradient(hidden, &head, &self.batch, &upstream, to);
+        }
+        Ok(())
+    }
+
+    fn check_wanted(&self, what: &'static str, wanted: bool) -> Result<()> {
+        match wanted {
+            true => Ok(()),
+            false => Err(Error::Unsupported {
+                what,
+                expected: "a forward pass that was made for it".into(),
+                actual: "one that was not".into(),
+            }),
+        }
+    }
+}
+
+impl<'a, T: Element> LinearInput<'a, T> {
+    /// Returns the views of the backend, which fit each other and the batch.
+    fn views(&self, batch: &Batch) -> Result<(Hidden<'a, T>, Head<'a, T>)> {
+        let Self { hidden, head, bias } = *self;
+        check_positions(batch, hidden.rows, hidden.width)?;
+        check_vocabulary(batch, head.rows)?;
+        if hidden.width == 0 || hidden.width != head.width {
+            return Err(Error::LengthMismatch {
+                what: "width H of the head [V, H], which is that of the hidden states [N, H]",
+                expected: hidden.width,
+                actual: head.width,
+            });
+        }
+        if !bias.is_empty() {
+            check_length("head bias", bias.len(), head.rows, 1)?;
+        }
+        let hidden = Hidden {
+            values: hidden.values,
+            stride: hidden.stride,
+            width: hidden.width,
+        };
+        let head = Head {
+            values: head.values,
+            stride: head.stride,
+            width: head.width,
+            bias,
+            frozen: None,
+        };
+        Ok((hidden, head))
+    }
+}
+
+fn view<'a, T>(logits: Matrix<'a, T>) -> Logits<'a, T> {
+    Logits {
+        values: logits.values,
+        stride: logits.stride,
+        vocabulary: logits.width,
+    }
+}
+
+fn checked_upstream(batch: &Batch, upstream: &[f64]) -> Result<Upstream> {
+    let expected = if batch.reduced { 1 } else { batch.positions };
+    check_length("upstream gradient", upstream.len(), expected, 1)?;
+    Ok(Upstream::of(upstream.to_vec()))
+}
+
+fn check_positions(batch: &Batch, positions: usize, width: usize) -> Result<()> {
+    match batch.positions == positions {
+        true => Ok(()),
+        false => Err(Error::PositionMismatch {
+            rows: batch.positions,
+            positions,
+            shape: vec![positions, width],
+        }),
+    }
+}
+
+fn check_vocabulary(batch: &Batch, vocabulary: usize) -> Result<()> {
+    let token = batch.sets.max_token();
+    match (token as usize) < vocabulary {
+        true => Ok(()),
+        false => Err(Error::TokenOutsideVocabulary { token, vocabulary }),
+    }
+}
+
+fn check_length(what: &'static str, actual: usize, rows: usize, width: usize) -> Result<()> {
+    let expected = rows.saturating_mul(width);
+    match expected == actual {
+        true => Ok(()),
+        false => Err(Error::LengthMismatch {
+            what,
+            expected,
+            actual,
+        }),
+    }
+}

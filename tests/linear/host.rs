@@ -1,0 +1,230 @@
+//! The loss over slices of host memory, against the definition and to the bit against candle's tensors.
+
+use candle_core::{DType, WithDType};
+use candle_trie::host::{
+    DenseForward, Element, LinearForward, LinearGradients, LinearInput, Matrix,
+};
+use candle_trie::{Error, Reduction};
+use half::{bf16, f16};
+
+use crate::batch::{Batch, Options, assert_close, every_option, every_option_with_bear};
+
+fn all_options() -> Vec<Options> {
+    [every_option(), every_option_with_bear()].concat()
+}
+
+fn narrowed<T: WithDType>(values: &[f64]) -> Vec<T> {
+    values.iter().map(|&value| T::from_f64(value)).collect()
+}
+
+fn widened<T: WithDType>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|value| value.to_f64()).collect()
+}
+
+/// Rows further apart than they are wide, with NaN between them.
+fn spread<T: WithDType>(values: &[T], width: usize) -> (Vec<T>, usize) {
+    let mut spread = Vec::new();
+    for row in values.chunks(width) {
+        spread.extend_from_slice(row);
+        spread.extend([T::from_f64(f64::NAN); 3]);
+    }
+    (spread, width + 3)
+}
+
+/// The upstream gradient of the sum of the losses.
+fn ones(options: &Options, batch: &Batch) -> Vec<f64> {
+    match options.convention.reduction {
+        Reduction::None => vec![1.0; batch.positions],
+        _ => vec![1.0],
+    }
+}
+
+fn check_linear<T: Element + WithDType>(dtype: DType) {
+    let batch = Batch::new(40, 7);
+    let hidden = narrowed::<T>(&batch.hidden);
+    let (hidden, stride) = spread(&hidden, batch.width);
+    let [head, bias] = [&batch.head, &batch.bias].map(|values| narrowed::<T>(values));
+    for (index, options) in all_options().iter().enumerate() {
+        let what = format!("{dtype:?}, option {index}");
+        let input = LinearInput {
+            hidden: Matrix::with_stride(&hidden, batch.positions, batch.width, stride).unwrap(),
+            head: Matrix::new(&head, batch.vocabulary, batch.width).unwrap(),
+            bias: if options.bias { &bias } else { &[] },
+        };
+        let mut loss = batch.loss(options);
+        let rows = batch.rows(options);
+        let pass = LinearForward::new(&mut loss, input, &rows, [true, true]).unwrap();
+        let nan = T::from_f64(f64::NAN);
+        let mut to_hidden = vec![nan; batch.hidden.len()];
+        let mut to_head = vec![nan; batch.head.len()];
+        let mut to_bias = vec![nan; if options.bias { batch.vocabulary } else { 0 }];
+        let gradients = LinearGradients {
+            hidden: Some(&mut to_hidden),
+            head: Some(&mut to_head),
+            bias: Some(&mut to_bias),
+        };
+        pass.backward(input, &ones(options, &batch), gradients)
+            .unwrap();
+        let expected = batch.found(options, dtype);
+        let losses: Vec<f64> = (pass.loss().iter())
+            .map(|&loss| {
+                if dtype == DType::F64 {
+                    loss
+                } else {
+                    f64::from(loss as f32)
+                }
+            })
+            .collect();
+        assert_eq!(losses, expected.loss, "{what}");
+        assert_eq!(pass.temperature(), expected.temperature, "{what}");
+        assert_eq!(
+            loss.temperature().unwrap().value(),
+            expected.temperature,
+            "{what}"
+        );
+        assert_eq!(widened(&to_hidden), expected.hidden, "{what}");
+        assert_eq!(widened(&to_head), expected.head, "{what}");
+        assert_eq!(widened(&to_bias), expected.bias, "{what}");
+    }
+}
+
+#[test]
+fn hidden_states_in_slices_give_the_bits_of_tensors_in_every_option_and_type() {
+    check_linear::<f64>(DType::F64);
+    check_linear::<f32>(DType::F32);
+    check_linear::<f16>(DType::F16);
+    check_linear::<bf16>(DType::BF16);
+}
+
+#[test]
+fn logits_in_slices_equal_the_definition_in_every_option() {
+    let batch = Batch::new(40, 7);
+    for (index, options) in all_options().iter().enumerate() {
+        let what = format!("option {index}");
+        let (logits, stride) = spread(&batch.logits(options.bias), batch.vocabulary);
+        let logits =
+            Matrix::with_stride(&logits, batch.positions, batch.vocabulary, stride).unwrap();
+        let mut loss = batch.loss(options);
+        let pass = DenseForward::new(&mut loss, logits, &batch.rows(options)).unwrap();
+        let mut gradient = vec![f64::NAN; batch.positions * batch.vocabulary];
+        pass.backward(logits, &ones(options, &batch), &mut gradient)
+            .unwrap();
+        let reference = batch.reference(options);
+        assert_close(&pass.loss(), &batch.expected(options).loss, 1e-12, &what);
+        assert_close(&gradient, &reference.gradient, 1e-12, &what);
+        assert_close(
+            &[pass.temperature()],
+            &[reference.temperature],
+            1e-14,
+            &what,
+        );
+        let again = DenseForward::at(&loss, logits, &batch.rows(options), pass.temperature());
+        assert_eq!(again.unwrap().loss(), pass.loss(), "{what}");
+    }
+}
+
+/// Half-precision gradients are scaled before they are rounded, so that a loss scale keeps what would be below the smallest
+/// number.
+#[test]
+fn the_upstream_gradient_is_applied_before_rounding() {
+    let batch = Batch::new(8, 3);
+    let options = &all_options()[0];
+    let logits = narrowed::<f16>(
+        &batch
+            .logits(false)
+            .iter()
+            .map(|z| 8.0 * z)
+            .collect::<Vec<_>>(),
+    );
+    let logits = Matrix::new(&logits, batch.positions, batch.vocabulary).unwrap();
+    let pass = DenseForward::new(&mut batch.loss(options), logits, &batch.rows(options)).unwrap();
+    let gradient = |upstream: f64| {
+        let mut gradient = vec![f16::ZERO; batch.positions * batch.vocabulary];
+        pass.backward(logits, &[upstream], &mut gradient).unwrap();
+        gradient
+    };
+    let lost = |gradient: Vec<f16>| gradient.iter().filter(|entry| **entry != f16::ZERO).count();
+    assert!(lost(gradient(65536.0)) > lost(gradient(1.0)));
+}
+
+#[test]
+fn arguments_that_do_not_fit_are_errors_with_numbers() {
+    let batch = Batch::new(8, 3);
+    let options = &all_options()[0];
+    let (mut loss, rows) = (batch.loss(options), batch.rows(options));
+    let input = |hidden: usize, head: usize, bias: usize| -> Result<_, Error> {
+        Ok(LinearInput {
+            hidden: Matrix::new(&batch.hidden[..hidden * 8], hidden, 8)?,
+            head: Matrix::new(&batch.head[..head * 8], head, 8)?,
+            bias: &batch.bias[..bias],
+        })
+    };
+    let whole = input(97, 211, 0).unwrap();
+    let mut refusals = Vec::new();
+    for (hidden, head, bias) in [(96, 211, 0), (97, 100, 0), (97, 211, 5)] {
+        let input = input(hidden, head, bias).unwrap();
+        let pass = LinearForward::new(&mut loss, input, &rows, [true, true]);
+        refusals.push(pass.err().unwrap().to_string());
+    }
+    let narrow = LinearInput {
+        head: Matrix::new(&batch.head, 422, 4).unwrap(),
+        ..whole
+    };
+    let pass = LinearForward::new(&mut loss, narrow, &rows, [true, true]);
+    refusals.push(pass.err().unwrap().to_string());
+    refusals.push(Matrix::new(&batch.hidden, 98, 8).err().unwrap().to_string());
+    refusals.push(
+        Matrix::with_stride(&batch.hidden, 97, 8, 9)
+            .err()
+            .unwrap()
+            .to_string(),
+    );
+
+    let pass = LinearForward::new(&mut loss, whole, &rows, [true, false]).unwrap();
+    let mut gradient = vec![0.0; batch.hidden.len() + 1];
+    let mut backward = |upstream: &[f64], length: usize, head: &mut [f64]| {
+        let gradients = LinearGradients {
+            hidden: Some(&mut gradient[..length]),
+            head: (!head.is_empty()).then_some(head),
+            bias: None,
+        };
+        pass.backward(whole, upstream, gradients)
+            .err()
+            .unwrap()
+            .to_string()
+    };
+    refusals.push(backward(&[1.0, 1.0], 776, &mut []));
+    refusals.push(backward(&[1.0], 777, &mut []));
+    refusals.push(backward(&[1.0], 776, &mut [0.0]));
+
+    let expected = [
+        ["97", "96"],
+        ["210", "100"],
+        ["211", "5"],
+        ["8", "4"],
+        ["784", "776"],
+        ["872", "776"],
+        ["1", "2"],
+        ["776", "777"],
+        ["made for it", "one that was not"],
+    ];
+    assert_eq!(refusals.len(), expected.len());
+    for (refusal, parts) in refusals.iter().zip(expected) {
+        for part in parts {
+            assert!(refusal.contains(part), "{part}: {refusal}");
+        }
+    }
+    // A pass that is refused takes no step, and the loss goes on.
+    assert!(LinearForward::new(&mut loss, whole, &rows, [false, false]).is_ok());
+}
+
+#[test]
+fn an_empty_batch_has_the_loss_0() {
+    let batch = Batch::new(8, 3);
+    let rows = candle_trie::Rows::from_raw(0, Vec::new()).unwrap();
+    let mut loss = batch.loss(&all_options()[0]);
+    let logits = Matrix::<f32>::new(&[], 0, 211).unwrap();
+    let pass = DenseForward::new(&mut loss, logits, &rows).unwrap();
+    assert_eq!(pass.loss(), [0.0]);
+    pass.backward(logits, &[1.0], &mut []).unwrap();
+}

@@ -88,6 +88,20 @@ impl<'a, T> Matrix<'a, T> {
             }),
         }
     }
+
+    /// Returns the number of rows.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Returns a row, which is empty where there is no such row.
+    #[must_use]
+    pub fn row(&self, row: usize) -> &'a [T] {
+        let start = row.saturating_mul(self.stride);
+        let range = start..start.saturating_add(self.width);
+        (self.values.get(range)).filter(|_| row < self.rows).unwrap_or_default()
+    }
 }
 
 /// A forward pass over logits `[N, V]`.

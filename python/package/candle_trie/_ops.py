@@ -1,0 +1,201 @@
+"""The operations of PyTorch that the loss is made of: opaque to `torch.compile`, with backward passes of their own.
+
+An operation takes tensors and numbers alone. A loss is passed by its number, and what a forward pass saves for the backward
+pass is an object of the native part, which lives as long as the storage of a tensor of one element that holds its number.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from . import _native
+from ._memory import as_matrix, dtype_name, raw, raw_vector
+
+if TYPE_CHECKING:
+    from .loss import MaskedSoftmaxLoss
+
+_numbers = itertools.count()
+_losses: weakref.WeakValueDictionary[int, MaskedSoftmaxLoss] = weakref.WeakValueDictionary()
+_saved: dict[int, _native.DenseForward | _native.LinearForward] = {}
+
+
+def register(loss: MaskedSoftmaxLoss) -> int:
+    """Returns the number by which operations find a loss."""
+    number = next(_numbers)
+    _losses[number] = loss
+    return number
+
+
+def rows(loss: MaskedSoftmaxLoss, labels: Tensor) -> _native.Rows:
+    """Walks the labels along the trie."""
+    labels = labels.to(torch.int64)
+    lines = as_matrix("labels", labels if labels.dim() else labels.reshape(1)).contiguous()
+    trie = loss.trie
+    native = None if isinstance(trie, int) else trie._native
+    return _native.Rows(native, raw(lines), loss.ignore_index, loss.labels_are_shifted)
+
+
+def dense_statistics(loss: MaskedSoftmaxLoss, logits: Tensor, rows: _native.Rows) -> list[float]:
+    """Returns the statistics of the rows, by which a temperature that all processes share takes a step."""
+    matrix = as_matrix("logits", logits)
+    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows, loss.temperature)
+    return forward.statistics
+
+
+def linear_statistics(
+    loss: MaskedSoftmaxLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: _native.Rows
+) -> list[float]:
+    """Returns the statistics of the rows, from hidden states and a head."""
+    inputs = _LinearInputs(hidden, weight, bias)
+    return loss._native.linear(inputs.dtype, inputs.raw, rows, loss.temperature, [False, False]).statistics
+
+
+class _LinearInputs:
+    """Hidden states, head and bias as matrices, which must outlive the calls that their addresses are passed to."""
+
+    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+        self.dtype = dtype_name("hidden states", hidden)
+        self.hidden, self.weight = as_matrix("hidden states", hidden), as_matrix("head", weight)
+        self.bias = None if bias is None else bias.detach().contiguous()
+        self.raw = (raw(self.hidden), raw(self.weight), *raw_vector(self.bias))
+
+
+def _save(forward: _native.DenseForward | _native.LinearForward, wanted: bool) -> Tensor:
+    """Returns the tensor that holds the number of what is saved. It is forgotten when the tensor's storage is freed."""
+    if not wanted:
+        return torch.full((1,), -1, dtype=torch.int64)
+    number = next(_numbers)
+    _saved[number] = forward
+    handle = torch.full((1,), number, dtype=torch.int64)
+    weakref.finalize(handle.untyped_storage(), _saved.pop, number, None)
+    return handle
+
+
+def _loss_of(loss: MaskedSoftmaxLoss, forward, labels: Tensor, dtype: torch.dtype) -> Tensor:
+    values = torch.empty(labels.shape if loss.reduction == "none" else (), dtype=torch.float64)
+    forward.write_loss(values.data_ptr(), values.numel())
+    return values.to(_loss_dtype(dtype))
+
+
+def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake_loss(labels: Tensor, number: int, scores: Tensor) -> tuple[Tensor, Tensor]:
+    shape = labels.shape if _losses[number].reduction == "none" else ()
+    return scores.new_empty(shape, dtype=_loss_dtype(scores.dtype)), scores.new_empty((1,), dtype=torch.int64)
+
+
+@torch.library.custom_op("candle_trie::dense", mutates_args=(), device_types="cpu")
+def dense(
+    logits: Tensor, labels: Tensor, number: int, temperature: float | None, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    """Returns the loss of logits, and the handle of what is saved for the backward pass."""
+    loss, matrix = _losses[number], as_matrix("logits", logits)
+    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels), temperature)
+    return _loss_of(loss, forward, labels, logits.dtype), _save(forward, wanted)
+
+
+@dense.register_fake
+def _(logits, labels, number, temperature, wanted):
+    return _fake_loss(labels, number, logits)
+
+
+@torch.library.custom_op("candle_trie::dense_backward", mutates_args=(), device_types="cpu")
+def dense_backward(upstream: Tensor, logits: Tensor, handle: Tensor) -> Tensor:
+    """Returns the gradient of the logits."""
+    matrix, upstream = as_matrix("logits", logits), upstream.to(torch.float64).contiguous()
+    gradient = torch.empty(logits.shape, dtype=logits.dtype)
+    forward = _saved[handle.item()]
+    forward.backward(dtype_name("logits", logits), raw(matrix), raw_vector(upstream), raw_vector(gradient))
+    return gradient
+
+
+@dense_backward.register_fake
+def _(upstream, logits, handle):
+    return logits.new_empty(logits.shape)
+
+
+def _save_dense(ctx, inputs, output) -> None:
+    ctx.save_for_backward(inputs[0], output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_dense(ctx, upstream, _):
+    gradient = None if upstream is None else dense_backward(upstream, *ctx.saved_tensors)
+    return gradient, None, None, None, None
+
+
+dense.register_autograd(_backward_dense, setup_context=_save_dense)
+
+
+@torch.library.custom_op("candle_trie::linear", mutates_args=(), device_types="cpu")
+def linear(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    number: int,
+    temperature: float | None,
+    hidden_wanted: bool,
+    head_wanted: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns the loss of hidden states and a head, and the handle of what is saved for the backward pass."""
+    loss, inputs, wanted = _losses[number], _LinearInputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+    forward = loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels), temperature, wanted)
+    return _loss_of(loss, forward, labels, hidden.dtype), _save(forward, any(wanted))
+
+
+@linear.register_fake
+def _(hidden, weight, bias, labels, number, temperature, hidden_wanted, head_wanted):
+    return _fake_loss(labels, number, hidden)
+
+
+@torch.library.custom_op("candle_trie::linear_backward", mutates_args=(), device_types="cpu")
+def linear_backward(
+    upstream: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, handle: Tensor, wanted: list[bool]
+) -> list[Tensor]:
+    """Returns the gradients of hidden states, head and bias, each an empty tensor where it is not wanted."""
+    inputs, upstream = _LinearInputs(hidden, weight, bias), upstream.to(torch.float64).contiguous()
+    gradients = _new_gradients(hidden, weight, bias, wanted)
+    to = [raw_vector(gradient) if given else None for gradient, given in zip(gradients, wanted)]
+    if wanted[2] and not wanted[1]:
+        # The sums of the bias are a by-product of those of the head.
+        of_head = torch.empty_like(weight, memory_format=torch.contiguous_format)
+        to[1] = raw_vector(of_head)
+    _saved[handle.item()].backward(inputs.raw, raw_vector(upstream), to)
+    return gradients
+
+
+@linear_backward.register_fake
+def _(upstream, hidden, weight, bias, handle, wanted):
+    return _new_gradients(hidden, weight, bias, wanted)
+
+
+def _new_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: list[bool]) -> list[Tensor]:
+    inputs = zip((hidden, weight, weight if bias is None else bias), wanted)
+    return [tensor.new_empty(tensor.shape if given else (0,)) for tensor, given in inputs]
+
+
+def _save_linear(ctx, inputs, output) -> None:
+    hidden, weight, bias, *_ = inputs
+    ctx.save_for_backward(hidden, weight, bias, output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward_linear(ctx, upstream, _):
+    hidden, weight, bias, handle = ctx.saved_tensors
+    none = (None,) * 8
+    if upstream is None:
+        return none
+    wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
+    gradients = linear_backward(upstream, hidden, weight, bias, handle, wanted)
+    return *(gradient if given else None for gradient, given in zip(gradients, wanted)), *none[3:]
+
+
+linear.register_autograd(_backward_linear, setup_context=_save_linear)

@@ -1,0 +1,212 @@
+"""The Masked Softmax Loss as a module of PyTorch."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from typing import Any, Literal
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from . import _native, _ops
+from ._memory import check_on_cpu
+from .trie import TokenTrie
+
+Reduction = Literal["mean", "mean_branching", "sum", "none"]
+
+
+@dataclass(frozen=True)
+class AdaptiveTemperature:
+    """The settings of the Adaptive Temperature Strategy (ATS, arXiv 2504.04178, section 4.2). The defaults are the paper's.
+
+    Each step estimates the temperature at which the target's probability is `eta`, and moves towards it by the share `alpha`.
+    """
+
+    scope: Literal["root", "branching"] = "root"
+    """The rows that the statistics are of: the first token of each title, or every token that has alternatives."""
+    eta: float = 0.25
+    """The probability that the target should have."""
+    alpha: float = 0.05
+    """The share of a new estimate in the temperature."""
+    initial: float = 1.5
+    """The temperature to begin with."""
+    minimum: float = 1.5
+    """The smallest estimate."""
+    maximum: float = 5.0
+    """The largest estimate."""
+    warm_up: int = 0
+    """The number of steps in which the temperature stays as it begins."""
+    allow_degenerate: bool = False
+    """Whether the published arithmetic is computed where eta times the fan-out is 1 or less, instead of refused."""
+
+
+@dataclass(frozen=True)
+class Bear:
+    """The settings of BEAR's row weights (arXiv 2601.22925): w = 1 + lambda * sigmoid((ln p_y - ln q_B) / xi)."""
+
+    beams: int = 10
+    """The number B of beams that the model will be decoded with."""
+    weight: float = 0.25
+    """The lambda of the weights."""
+    xi: float = 2.75
+    """The width of the rise of the weights, in nats."""
+
+
+class MaskedSoftmaxLoss(torch.nn.Module):
+    """The cross entropy of the next token of a title, with a softmax over the tokens that continue a title.
+
+    It takes float32, float64, float16 or bfloat16 and has a backward pass. Positions whose label is `ignore_index` have loss
+    and gradient 0. A label that continues no title is a ValueError that names its place.
+
+    Args:
+        trie: The titles. With an int in its place, the vocabulary's size, the softmax is over the whole vocabulary: the plain
+            loss of a language model.
+        temperature: The temperature, or an `AdaptiveTemperature`, which takes a step in each forward pass of a module in
+            training, with the statistics of its rows: with those of all processes where `torch.distributed` is initialised.
+        bear: The row weights of BEAR; None for none.
+        reduction: "mean" over the labelled positions, "mean_branching" over those that have alternatives, "sum", "none" (a
+            loss for each position), or a number that the sum is divided by. By default the published convention: "mean" at a
+            fixed temperature, "mean_branching" at an adaptive one and under BEAR.
+        times_temperature: Whether the loss is multiplied by the temperature. By default it is at an adaptive one.
+        ignore_index: The label of positions without one.
+        labels_are_shifted: Whether position t predicts the label at t. By default the label at t is the token at t, which
+            position t - 1 predicts, as in transformers.
+
+    Raises:
+        ValueError: For settings out of range, and for the root scope of a catalogue for which ATS is not defined.
+    """
+
+    def __init__(
+        self,
+        trie: TokenTrie | int,
+        temperature: float | AdaptiveTemperature = 1.0,
+        *,
+        bear: Bear | None = None,
+        reduction: Reduction | float | None = None,
+        times_temperature: bool | None = None,
+        ignore_index: int = -100,
+        labels_are_shifted: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trie = trie
+        self.adaptive = temperature if isinstance(temperature, AdaptiveTemperature) else None
+        self.bear = bear
+        self.reduction = reduction
+        self.times_temperature = times_temperature
+        self.ignore_index = ignore_index
+        self.labels_are_shifted = labels_are_shifted
+        self._fixed = 1.0 if self.adaptive else float(temperature)
+        self._open()
+
+    def _open(self) -> None:
+        """Makes the native loss, and registers it for the operations to find."""
+        named = self.reduction
+        if named is not None and not isinstance(named, str):
+            named = ("mean_over", float(named))
+        elif named is not None:
+            named = (named, 1.0)
+        whole = isinstance(self.trie, int)
+        self._native = _native.Loss(
+            None if whole else self.trie._native,
+            self.trie if whole else 0,
+            self._fixed,
+            astuple(self.adaptive) if self.adaptive else None,
+            astuple(self.bear) if self.bear else None,
+            named,
+            self.times_temperature,
+        )
+        self._number = _ops.register(self)
+
+    @property
+    def temperature(self) -> float:
+        """The temperature as it stands."""
+        return self._native.state[0]
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Returns the loss of logits `[.., V]` for labels `[..]` of an integer type.
+
+        Logits may be `[T, V]` or `[B, T, V]`. The loss is float32, or float64 for float64 logits.
+        """
+        self._check(labels, logits)
+        temperature = self._next_temperature(lambda rows: _ops.dense_statistics(self, logits, rows), labels)
+        return _ops.dense(logits, labels, self._number, temperature, _wants_gradient(logits))[0]
+
+    def forward_linear(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Returns the loss of hidden states `[.., H]` and a head `weight` `[V, H]` with an optional bias `[V]`.
+
+        The logits `[.., V]` are not materialised: only the head rows of valid tokens are read. Under autocast the inputs are
+        cast as `torch.nn.functional.linear` casts them.
+        """
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        self._check(labels, hidden)
+        if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
+            found = [str(tensor.dtype) for tensor in (weight, bias) if tensor is not None]
+            raise ValueError(f"head: expected {hidden.dtype}, as the hidden states, found {', '.join(found)}")
+        statistics = lambda rows: _ops.linear_statistics(self, hidden, weight, bias, rows)  # noqa: E731
+        temperature = self._next_temperature(statistics, labels)
+        wanted = _wants_gradient(hidden), _wants_gradient(weight) or (bias is not None and _wants_gradient(bias))
+        return _ops.linear(hidden, weight, bias, labels, self._number, temperature, *wanted)[0]
+
+    def extra_repr(self) -> str:
+        temperature = self.adaptive or self._fixed
+        return f"{self.trie!r}, temperature={temperature}, bear={self.bear}, reduction={self.reduction!r}"
+
+    def get_extra_state(self) -> dict[str, Any]:
+        value, step = self._native.state
+        return {"temperature": value, "step": step}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._native.restore(state["temperature"], state["step"])
+
+    def _next_temperature(self, statistics, labels: Tensor) -> float | None:
+        """Returns the temperature of this pass, and None where the pass takes a step of its own."""
+        if not self.adaptive:
+            return None
+        if not self.training:
+            return self.temperature
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return None
+        # The step needs the statistics of the batch of all processes.
+        return self._native.step(_merged_over_processes(statistics(self._rows(labels))))
+
+    def _rows(self, labels: Tensor) -> _native.Rows:
+        return _ops.rows(self, labels)
+
+    def _check(self, labels: Tensor, scores: Tensor) -> None:
+        check_on_cpu("labels", labels)
+        if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+            raise ValueError(f"labels: expected an integer dtype, found {labels.dtype}")
+        if labels.shape != scores.shape[:-1]:
+            raise ValueError(f"labels: expected the shape {list(scores.shape[:-1])}, found {list(labels.shape)}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__ | {"_state": self._native.state}
+        del state["_native"], state["_number"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        value, step = state.pop("_state")
+        super().__setstate__(state)
+        self._open()
+        self._native.restore(value, step)
+
+
+def _wants_gradient(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+def _merged_over_processes(statistics: list[float]) -> list[float]:
+    """Merges statistics in the order of the ranks, so that all processes get the same bits."""
+    own = torch.tensor(statistics, dtype=torch.float64)
+    if torch.distributed.get_backend() == "nccl":
+        own = own.cuda()
+    everyone = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(everyone, own)
+    merged, *others = (tensor.tolist() for tensor in everyone)
+    for other in others:
+        merged = _native.merge_statistics(merged, other)
+    return merged

@@ -1,0 +1,99 @@
+"""The trie over a catalogue."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from . import _native
+
+
+class TokenTrie:
+    """An immutable trie over the token sequences of a catalogue's items.
+
+    Each sequence is an item's title in tokens, the end token included, so that none continues another. Items may share a
+    sequence.
+
+    >>> trie = TokenTrie.from_sequences([[1, 2, 9], [1, 3, 9]])
+    >>> trie.children([1])
+    [2, 3]
+    >>> trie.items([1, 3, 9])
+    [1]
+    """
+
+    def __init__(self, native: _native.TokenTrie) -> None:
+        self._native = native
+
+    @classmethod
+    def from_sequences(cls, sequences: Iterable[Sequence[int]], ids: Iterable[int] | None = None) -> TokenTrie:
+        """Builds the trie.
+
+        Args:
+            sequences: The tokens of each item, the end token included.
+            ids: The id of each item, an integer from 0 to 2**64 - 1. By default items are numbered from 0.
+
+        Raises:
+            ValueError: If there is no item, a sequence is empty, a sequence continues another, or there are not as many ids.
+        """
+        listed = [[int(token) for token in sequence] for sequence in sequences]
+        return cls(_native.TokenTrie(listed, None if ids is None else [int(i) for i in ids]))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TokenTrie:
+        """Reads a trie that `save`, or `msl`, wrote. A damaged file is a ValueError that says what is wrong with it."""
+        return cls(_native.TokenTrie.load(os.fspath(path)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the trie to one safetensors file, atomically."""
+        self._native.save(os.fspath(path))
+
+    def children(self, prefix: Sequence[int]) -> list[int]:
+        """Returns the tokens that may follow a prefix, in rising order: none behind a whole item or where no item begins so."""
+        return self._native.children(list(prefix)) or []
+
+    def items(self, sequence: Sequence[int]) -> list[int]:
+        """Returns the ids of the items that a whole sequence spells."""
+        return self._native.items(list(sequence))
+
+    @property
+    def item_count(self) -> int:
+        """The number of items."""
+        return self._native.item_count
+
+    @property
+    def leaf_count(self) -> int:
+        """The number of different sequences."""
+        return self._native.leaf_count
+
+    @property
+    def node_count(self) -> int:
+        """The number of prefixes, the empty one and whole sequences included."""
+        return self._native.node_count
+
+    @property
+    def branching_count(self) -> int:
+        """The number of prefixes that more than one token may follow."""
+        return self._native.branching_count
+
+    @property
+    def max_token(self) -> int:
+        """The largest token of any sequence."""
+        return self._native.max_token
+
+    def __len__(self) -> int:
+        return self.item_count
+
+    def __repr__(self) -> str:
+        return f"TokenTrie({self.item_count} items, {self.node_count} nodes)"
+
+    def __reduce__(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trie.safetensors"
+            self.save(path)
+            return _from_bytes, (path.read_bytes(),)
+
+
+def _from_bytes(content: bytes) -> TokenTrie:
+    return TokenTrie(_native.TokenTrie.from_bytes(content))

@@ -1,0 +1,30 @@
+//! The native part of the Python package `candle-trie`: the library over the memory of PyTorch's tensors.
+//!
+//! Tensors come as addresses, with what is needed to read them. Only the Python code of the package calls these functions: it
+//! has checked device, dtype and layout, and keeps the tensors alive until a call returns.
+
+mod decode;
+mod loss;
+mod memory;
+mod trie;
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+
+/// Returns an error of the library as Python's: `OSError` for files, `ValueError` for the rest.
+fn python_error(error: candle_trie::Error) -> PyErr {
+    match error {
+        candle_trie::Error::Io { .. } => PyOSError::new_err(error.to_string()),
+        _ => PyValueError::new_err(error.to_string()),
+    }
+}
+
+#[pymodule]
+mod _native {
+    #[pymodule_export]
+    use super::decode::{BeamSearch, exact_top_k, mask_scores};
+    #[pymodule_export]
+    use super::loss::{DenseForward, LinearForward, Loss, Rows, merge_statistics};
+    #[pymodule_export]
+    use super::trie::TokenTrie;
+}

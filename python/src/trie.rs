@@ -1,0 +1,84 @@
+//! The trie over a catalogue.
+
+use std::path::PathBuf;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::python_error;
+
+/// See `candle_trie.TokenTrie`.
+#[pyclass(frozen, subclass, module = "candle_trie._native")]
+pub struct TokenTrie(pub candle_trie::TokenTrie);
+
+#[pymethods]
+impl TokenTrie {
+    /// Builds a trie of token sequences. Without ids, the items are numbered from 0.
+    #[new]
+    #[pyo3(signature = (sequences, ids=None))]
+    fn new(py: Python, sequences: Vec<Vec<u32>>, ids: Option<Vec<u64>>) -> PyResult<Self> {
+        let ids = ids.unwrap_or_else(|| (0..sequences.len() as u64).collect());
+        if ids.len() != sequences.len() {
+            return Err(PyValueError::new_err(format!(
+                "expected an id for each of the {} sequences, found {}",
+                sequences.len(),
+                ids.len()
+            )));
+        }
+        let trie = py.detach(|| candle_trie::TokenTrie::new(ids.into_iter().zip(sequences)));
+        trie.map(Self).map_err(python_error)
+    }
+
+    #[staticmethod]
+    fn load(py: Python, path: PathBuf) -> PyResult<Self> {
+        let trie = py.detach(|| candle_trie::TokenTrie::load(path));
+        trie.map(Self).map_err(python_error)
+    }
+
+    fn save(&self, py: Python, path: PathBuf) -> PyResult<()> {
+        py.detach(|| self.0.save(path)).map_err(python_error)
+    }
+
+    #[staticmethod]
+    fn from_bytes(py: Python, bytes: &[u8]) -> PyResult<Self> {
+        let trie = py.detach(|| candle_trie::TokenTrie::from_bytes(bytes));
+        trie.map(Self).map_err(python_error)
+    }
+
+    /// Returns the tokens that may follow a prefix, and None where no item begins so.
+    fn children(&self, prefix: Vec<u32>) -> Option<&[u32]> {
+        self.0.walk(&prefix).map(|node| self.0.children(node))
+    }
+
+    /// Returns the ids of the items that a sequence of tokens spells.
+    fn items(&self, sequence: Vec<u32>) -> &[u64] {
+        self.0
+            .walk(&sequence)
+            .map_or(&[], |node| self.0.items(node))
+    }
+
+    #[getter]
+    fn item_count(&self) -> usize {
+        self.0.item_count()
+    }
+
+    #[getter]
+    fn leaf_count(&self) -> usize {
+        self.0.leaf_count()
+    }
+
+    #[getter]
+    fn node_count(&self) -> usize {
+        self.0.node_count()
+    }
+
+    #[getter]
+    fn branching_count(&self) -> usize {
+        self.0.branching_count()
+    }
+
+    #[getter]
+    fn max_token(&self) -> u32 {
+        self.0.max_token()
+    }
+}

@@ -1,14 +1,14 @@
-//! Compiles the kernels for the host: every load and store as a call that the emulator receives.
+//! Compiles the kernels for the host, with every load and store instrumented by a call to the emulator.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// The kernels of the library, and those that the emulator's own tests run.
+/// The folders of the library's kernels and of the kernels of the emulator's own tests.
 const SOURCES: [&str; 2] = ["../kernels", "faulty_kernels"];
 
-/// Instrumentation comes before loops become vector code or calls of `memset`, which would hide
-/// accesses; a tail call would hide where it was made.
+/// Flags that keep accesses visible: loops must not become vector code or calls of `memset` before they are instrumented, and a
+/// tail call would hide the site of its caller.
 const KERNEL_FLAGS: &[&str] = &[
     "-fsanitize=thread",
     "-fno-tree-vectorize",
@@ -22,7 +22,7 @@ const KERNEL_FLAGS: &[&str] = &[
     "cuda_runtime.h",
 ];
 
-/// Products are rounded before they are added, in every build.
+/// Flags that forbid fused multiply-adds, so that results do not depend on the machine.
 const RUNTIME_FLAGS: &[&str] = &["-ffp-contract=off"];
 
 fn main() {
@@ -65,7 +65,7 @@ fn compile() -> Result<(), String> {
     let _ = fs::remove_file(&archive);
     run(Command::new("ar").arg("rcs").arg(&archive).args(&objects));
     println!("cargo::rustc-link-search=native={}", out.display());
-    // All of it, for nothing refers to the kernels by name.
+    // The whole archive is linked, because no symbol refers to the kernels.
     println!("cargo::rustc-link-lib=static:+whole-archive=emulated_kernels");
     println!("cargo::rustc-link-lib=dylib=stdc++");
     Ok(())
@@ -102,7 +102,7 @@ fn object(compiler: &str, source: &Path, flags: &[&str], out: &Path) -> PathBuf 
     object
 }
 
-/// A kernel that does not compile is an error, where a missing compiler is not.
+/// Fails on a kernel that does not compile. A missing compiler is not an error.
 fn run(command: &mut Command) {
     match command.output() {
         Ok(output) if output.status.success() => {

@@ -1,21 +1,25 @@
-// One step of a beam search, as the host lays it out. Every beam is a row of logits and the edges that leave its node:
-// first those that lead to living paths, then those that lead to whole ones, then those that are left out and count for the
-// probabilities of the others alone. The first two are its candidates.
+// The device-side view of one step of a beam search. A beam is a partial path that ends at a node of the trie; it has a
+// row of logits and a list of edges, one for each valid token. The edges are in three groups: first those to unfinished
+// paths, then those to complete paths (items), then excluded ones, whose logits count in the normaliser only. The edges
+// of the first two groups are the beam's candidates.
 #pragma once
 
 #include "dense.cuh"
 
 // Mirrors launch::DecodeBeam.
 struct DecodeBeam {
-    // Of the path so far.
+    // ln p of the path so far.
     double log_probability;
+    // The beam's edges are [first_edge, first_edge + edges) of the edges of all beams.
     uint32_t first_edge;
     uint32_t edges;
-    uint32_t living;
-    uint32_t whole;
-    // Where its candidates are among all: a user's living ones lie together, and so do its whole ones.
-    uint32_t first_living;
-    uint32_t first_whole;
+    // How many of the edges lead to unfinished paths, and how many to complete ones.
+    uint32_t unfinished;
+    uint32_t complete;
+    // The indices of its first candidate of each kind among those of all beams. For each user, the candidates of one
+    // kind are contiguous.
+    uint32_t first_unfinished;
+    uint32_t first_complete;
 
     __device__ __forceinline__ static DecodeBeam load(const DecodeBeam* address) {
         const unsigned char* bytes = reinterpret_cast<const unsigned char*>(address);
@@ -25,22 +29,23 @@ struct DecodeBeam {
         return beam;
     }
 
-    __device__ __forceinline__ uint32_t candidates() const { return living + whole; }
+    __device__ __forceinline__ uint32_t candidates() const { return unfinished + complete; }
 
+    // Returns the index of the candidate that an edge of this beam leads to.
     __device__ __forceinline__ uint32_t candidate(uint32_t edge) const {
-        return edge < living ? first_living + edge : first_whole + (edge - living);
+        return edge < unfinished ? first_unfinished + edge : first_complete + (edge - unfinished);
     }
 };
 static_assert(sizeof(DecodeBeam) == 32 && offsetof(DecodeBeam, log_probability) == 0 &&
-    offsetof(DecodeBeam, first_edge) == 8 && offsetof(DecodeBeam, edges) == 12 && offsetof(DecodeBeam, living) == 16 &&
-    offsetof(DecodeBeam, whole) == 20 && offsetof(DecodeBeam, first_living) == 24 &&
-    offsetof(DecodeBeam, first_whole) == 28, "mirrors launch::DecodeBeam");
+    offsetof(DecodeBeam, first_edge) == 8 && offsetof(DecodeBeam, edges) == 12 && offsetof(DecodeBeam, unfinished) == 16 &&
+    offsetof(DecodeBeam, complete) == 20 && offsetof(DecodeBeam, first_unfinished) == 24 &&
+    offsetof(DecodeBeam, first_complete) == 28, "mirrors launch::DecodeBeam");
 
-// What an edge's path is ranked by, but for its probability. Mirrors launch::DecodeEdge.
+// What the path of an edge is ranked by besides its probability. Mirrors launch::DecodeEdge.
 struct DecodeEdge {
-    // Of equal scores the smaller comes first.
+    // Breaks ties: of equal scores, the smaller order comes first.
     uint64_t order;
-    // What the log-probability is divided by to be the score.
+    // The length normalisation: the score is the log-probability divided by this.
     double divisor;
 
     __device__ __forceinline__ static DecodeEdge load(const DecodeEdge* address) {
@@ -53,9 +58,9 @@ struct DecodeEdge {
 static_assert(sizeof(DecodeEdge) == 16 && offsetof(DecodeEdge, order) == 0 && offsetof(DecodeEdge, divisor) == 8,
     "mirrors launch::DecodeEdge");
 
-// The place of a candidate among others: the greater score first, then the smaller order.
+// The sort key of a candidate: the greater score comes first, and of equal scores the smaller order.
 struct Rank {
-    // The score as a number that compares as Rust's f64::total_cmp does: NaN has a place too.
+    // The score as an integer in the total order of Rust's f64::total_cmp, which orders NaN too.
     uint64_t score;
     uint64_t order;
 
@@ -79,4 +84,4 @@ struct Rank {
         device::store128(address, bits);
     }
 };
-static_assert(sizeof(Rank) == 16, "the host makes room for two u64 a candidate");
+static_assert(sizeof(Rank) == 16, "mirrors RANK_BYTES of the launch plan");

@@ -1,23 +1,32 @@
-// What every candidate of a step of beam search is worth: beam b at a node with tokens C and logits z, at temperature τ, and
-// with log-probability L so far, gives its token v
+// Scores every candidate of a step of beam search. A beam at a node with token set C and logits z, and with
+// log-probability L so far, gives its token v at temperature τ
 //
-//     log p_v = min(z_v/τ − ln Σ_{u ∈ C} exp(z_u/τ), 0)        and the rank of (L + log p_v) ÷ divisor_v
+//     ln p_v = min(z_v/τ − ln Σ_{u ∈ C} exp(z_u/τ), 0)        and the score (L + ln p_v) ÷ divisor_v
 //
-// or with the sum over the whole vocabulary. Logits that are all −∞ say nothing: their tokens are equally probable. A logit
-// that is NaN or +∞ is a fault of its beam, whose candidates then mean nothing.
+// The sum is over the whole vocabulary instead of C if `over_vocabulary` is not 0. If all logits of the sum are −∞, its
+// tokens count as equally probable. A logit that is NaN or +∞ is reported as the fault of its beam, whose scores are
+// then undefined.
 //
-// Launch: a block takes every gridDim-th beam; whole warps, `reduce::scratch_bytes` of shared memory.
+// Launch: blocks of whole warps, with `reduce::scratch_bytes` of shared memory. A block takes every gridDim-th beam,
+// and for each
 //
-// Bytes moved: each valid logit once, in the order of the tokens; over the vocabulary every logit once, in 16-byte loads, and
-// those of candidates once more; a token (4) once, or twice where it is left out of the scores; 32 and 8 a beam; for a
-// candidate 16 of its edge, and 4 written, read and written again, and 16 written.
+//     1. reads the logits of the sum: their running maximum and sum of exponentials, and the first token at fault,
+//     2. reduces these over the block, and
+//     3. writes the log-probability and the rank of every candidate.
+//
+// Bytes moved: each valid logit is read once, in the order of the tokens. Over the vocabulary every logit is read once,
+// in 16-byte loads, and those of candidates once more. A token (4 bytes) is read once. A beam reads 32 bytes and writes
+// 8. A candidate reads 16 bytes of its edge, writes 16 bytes of rank, and writes its log-probability (4 bytes); over C
+// these 4 bytes first hold the logit, and are written, read and written again.
 
 #include "decode.cuh"
 #include "softmax.cuh"
 
-// The logit of a beam that is NaN or +∞: that of the smallest such token.
+// The first logit of a beam that is NaN or +∞. Mirrors launch::DecodeFault.
 struct DecodeFault {
+    // The smallest such token; no_token if all logits are finite or −∞.
     uint32_t token;
+    // Its logit; 0 for no_token.
     float value;
 };
 static_assert(sizeof(DecodeFault) == 8 && offsetof(DecodeFault, token) == 0 && offsetof(DecodeFault, value) == 4,
@@ -25,21 +34,28 @@ static_assert(sizeof(DecodeFault) == 8 && offsetof(DecodeFault, token) == 0 && o
 
 // Mirrors launch::DecodeScoresParams.
 struct DecodeScoresParams {
-    // [beams, width], rows `row_stride` apart.
+    // [beam_count, width] of the kernel's element type.
     const void* logits;
+    // Row stride of `logits`, in elements.
     uint64_t row_stride;
+    // [beam_count].
     const DecodeBeam* beams;
+    // [edges].
     const DecodeEdge* edges;
-    // One an edge.
+    // [edges]: the column of the logits that belongs to each edge.
     const uint32_t* tokens;
-    // One a candidate.
+    // [candidates]: ln p of each candidate's last token.
     float* log_probabilities;
+    // [candidates].
     Rank* ranks;
-    // One a beam.
+    // [beam_count].
     DecodeFault* faults;
+    // The logits of a beam.
     uint32_t width;
     uint32_t beam_count;
+    // 1/τ.
     float inverse_temperature;
+    // 1 if probabilities are normalised over all `width` logits, 0 if over the beam's edges.
     uint32_t over_vocabulary;
 };
 static_assert(sizeof(DecodeScoresParams) == 80 && offsetof(DecodeScoresParams, logits) == 0 &&
@@ -54,12 +70,12 @@ namespace {
 
 constexpr uint32_t no_token = ~0u;
 
-struct Smallest {
+struct Minimum {
     using Value = uint32_t;
     __device__ __forceinline__ Value identity() const { return no_token; }
     __device__ __forceinline__ Value combine(Value a, Value b) const { return a < b ? a : b; }
     __device__ __forceinline__ Value shuffle(Value value, int lanes) const {
-        return __shfl_xor_sync(reduce::whole_warp, value, lanes);
+        return __shfl_xor_sync(reduce::full_warp_mask, value, lanes);
     }
 };
 
@@ -76,18 +92,18 @@ public:
         const Exponentials exponentials = {params.inverse_temperature};
         Exponentials::Value sum = exponentials.identity();
         uint32_t fault = no_token;
-        const ValidLogits<T> logits = normalised();
+        const ValidLogits<T> logits = normaliser_logits();
         logits.visit([&](uint32_t index, const auto& several) {
             sum = exponentials.add(sum, several);
             for (const float logit : several) {
-                if (!(logit < INFINITY)) fault = Smallest().combine(fault, logits.token(index));
-                // Whoever looks at it again is this very thread.
+                if (!(logit < INFINITY)) fault = Minimum().combine(fault, logits.token(index));
+                // write_candidates reads this again in the same thread, so no barrier is needed.
                 if (!params.over_vocabulary && index < beam.candidates()) log_probability(index) = logit;
                 ++index;
             }
         });
         sum = reduce::block(exponentials, sum, scratch);
-        fault = reduce::block(Smallest(), fault, scratch);
+        fault = reduce::block(Minimum(), fault, scratch);
         if (threadIdx.x == 0) params.faults[b] = {fault, fault == no_token ? 0.0f : number::widen(row[fault])};
         write_candidates(sum);
     }
@@ -99,8 +115,8 @@ private:
     const uint32_t* tokens;
     const T* row;
 
-    // The logits that the probabilities add up to 1 over.
-    __device__ __forceinline__ ValidLogits<T> normalised() const {
+    // Returns the logits over which the probabilities are normalised.
+    __device__ __forceinline__ ValidLogits<T> normaliser_logits() const {
         if (params.over_vocabulary) return {row, nullptr, params.width, nullptr};
         return {row, tokens, beam.edges, nullptr};
     }
@@ -113,7 +129,7 @@ private:
         const float log_sum = logf(sum.sum);
         for (uint32_t i = threadIdx.x; i < beam.candidates(); i += blockDim.x) {
             const float logit = params.over_vocabulary ? number::widen(row[tokens[i]]) : log_probability(i);
-            // −∞ apart from −∞ is no number.
+            // If all logits are −∞, the difference would be NaN.
             const float scaled = sum.maximum == -INFINITY ? 0.0f : (logit - sum.maximum) * params.inverse_temperature;
             const float step = fminf(scaled - log_sum, 0.0f);
             const DecodeEdge edge = DecodeEdge::load(params.edges + beam.first_edge + i);

@@ -1,15 +1,17 @@
-// The gradient of the masked softmax loss over logits [N, V], from what the forward pass has saved. Row t with token set C,
-// target y, share s of the result and upstream gradient g, at temperature τ, has
+// dlogits [N, V] of the masked softmax loss, from the softmax statistics that the forward pass saved. Row t with token
+// set C, target y, loss weight w and upstream gradient g has, at temperature τ,
 //
-//     gradient_v = g·s/τ·(p_v − [v = y]) for v in C, else 0
+//     gradient_v = g·w/τ·(p_v − [v = y]) for v in C, else 0
 //
-// (times τ where the convention says so), computed in f32 and rounded once, after it has been scaled.
+// (times τ where the convention multiplies the loss by τ). It is computed in f32 and rounded once, after it is scaled.
 //
-// Launch: whole warps, each of which takes every (gridDim·warps)-th chunk of a row: those of the rows that have a loss,
-// then the zeros of those that have none and of the positions without a row. A tile of shared memory for each warp.
+// Launch: blocks of whole warps, with one tile of shared memory for each warp. A warp takes every (gridDim·warps)-th
+// chunk of 512 packets of a row: first the chunks of rows with a loss, then the zeros of rows without one and of
+// ignored positions.
 //
-// Bytes moved: each byte of the gradient once, in 16-byte stores; each valid logit once and its token (4, but not for the
-// whole vocabulary) about once; 28 a chunk of a row, or 4.
+// Bytes moved: each byte of the gradient is written once, in 16-byte stores. Each valid logit is read once, and its
+// token (4 bytes, none for the whole vocabulary) about once. A chunk reads 28 bytes of its row (DenseRow and Softmax),
+// and a chunk of an ignored position 4.
 
 #include "gradient.cuh"
 #include "softmax.cuh"
@@ -17,14 +19,18 @@
 // Mirrors launch::DenseBackwardParams.
 struct DenseBackwardParams {
     DenseBatch batch;
-    // [N, width], rows `gradient_stride` apart. It may be the logits.
+    // [N, width]. It may be the same memory as the logits.
     void* gradient;
+    // Row stride of `gradient`, in elements.
     uint64_t gradient_stride;
+    // [loss_row_count], as the forward pass saved them.
     const Softmax* softmaxes;
+    // [1]: τ, as the forward pass wrote it.
     const double* temperature;
-    // One number, or one a position.
+    // [1], or [N] if `upstream_by_position` is not 0: the gradient of the loss.
     const float* upstream;
     uint32_t upstream_by_position;
+    // 1 if the loss is multiplied by τ, which cancels the 1/τ of the chain rule.
     uint32_t times_temperature;
 };
 static_assert(sizeof(DenseBackwardParams) == 128 && offsetof(DenseBackwardParams, batch) == 0 &&
@@ -35,7 +41,8 @@ static_assert(sizeof(DenseBackwardParams) == 128 && offsetof(DenseBackwardParams
 
 namespace {
 
-// Packets: some eight tiles.
+// The packets that a warp writes at a time: eight tiles, so that the search for the first token is a small part of the
+// work.
 constexpr uint32_t chunk = 512;
 
 template <class T>
@@ -57,14 +64,14 @@ __device__ __forceinline__ void dense_backward(const DenseBackwardParams& params
                                       static_cast<uint32_t>(batch.width));
         const uint32_t packets = gradient.packets(), begin = static_cast<uint32_t>(i % chunks) * chunk;
         const uint32_t end = begin + chunk < packets ? begin + chunk : packets;
-        if (r >= batch.counting) {
+        if (r >= batch.loss_row_count) {
             write_zeros(gradient, begin, end);
             continue;
         }
         const ValidLogits<T> logits = ValidLogits<T>::of(batch, row);
         const float upstream = params.upstream[params.upstream_by_position ? row.position : 0];
         const RowGradient<T> value(logits, params.softmaxes[r], inverse_temperature, row.rank,
-                                      upstream * row.share * factor);
+                                      upstream * row.loss_weight * factor);
         write_gradient(gradient, begin, end, tile, value);
     }
 }

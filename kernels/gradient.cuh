@@ -1,9 +1,16 @@
-// Writes dense rows of a gradient that is 0 but for a few tokens: zeros and values in the same 16-byte stores, each byte
-// once.
+// Writes rows of dlogits [N, V], which are dense in memory but nonzero only at the valid tokens of a row. Zeros and
+// values go out in the same 16-byte stores, so each byte is written once.
 //
-// A warp lays a tile of the row out in shared memory, which holds zeros, puts the set's values into it and stores it.
-// The set's tokens rise, so the warp walks along them as it walks along the row.
-// The first and the last packet of a row may be shared with its neighbours, and are stored by elements.
+// A warp owns a range of packets of one row and a tile of 64 packets in shared memory that holds zeros between uses:
+//
+//     1. Find the first valid token in the range, by a 32-ary search over the sorted token set.
+//     2. Scatter the values of the valid tokens that fall into the next 64 packets to the tile. The tokens ascend, so the warp
+//        advances through them in step with the row.
+//     3. Store the tile to the row, clear it, and go on with step 2.
+//
+// Contiguous logits (the whole vocabulary) with the same alignment as the gradient need no tile: one packet of logits
+// becomes one packet of dlogits. The first and the last packet of a row may overlap its neighbours and are stored
+// element by element.
 #pragma once
 
 #include "dense.cuh"
@@ -12,31 +19,31 @@
 template <class T>
 using GradientRow = PacketRow<T>;
 
-// Stores the elements of a packet that are the row's: all at once where it can.
+// Stores the elements of a packet that are inside the row, by one store if the packet is full.
 template <class T>
 __device__ __forceinline__ void store_packet(const GradientRow<T>& row, uint32_t index, const T* values) {
-    if (row.is_whole(index)) {
+    if (row.is_full(index)) {
         Packet<T>::load(values).store(row.address(index));
     } else {
         for (uint32_t i = row.first(index); i < row.first(index + 1); ++i) {
-            const uint32_t place = row.place(i, index);
-            row.address(index)[place] = values[place];
+            const uint32_t offset = row.offset_from(i, index);
+            row.address(index)[offset] = values[offset];
         }
     }
 }
 
 template <class T>
 __device__ __forceinline__ void store_zeros(const GradientRow<T>& row, uint32_t index) {
-    if (row.is_whole(index)) {
+    if (row.is_full(index)) {
         device::store128(row.address(index), uint4{0, 0, 0, 0});
     } else {
         for (uint32_t i = row.first(index); i < row.first(index + 1); ++i) {
-            row.address(index)[row.place(i, index)] = number::narrow<T>(0.0f);
+            row.address(index)[row.offset_from(i, index)] = number::narrow<T>(0.0f);
         }
     }
 }
 
-// A warp's piece of shared memory. It holds zeros between uses.
+// A warp's tile in shared memory, which holds zeros between uses.
 template <class T>
 struct Tile {
     static constexpr uint32_t packets = 64;
@@ -47,7 +54,7 @@ struct Tile {
     __device__ __forceinline__ static Tile of_warp(unsigned char* shared) {
         Tile tile = {reinterpret_cast<T*>(shared + threadIdx.x / reduce::warp_size * bytes)};
         for (uint32_t i = threadIdx.x % reduce::warp_size; i < packets; i += reduce::warp_size) tile.clear(i);
-        // Each lane's zeros are for all lanes to write over.
+        // Any lane may overwrite the zeros of another.
         __syncwarp();
         return tile;
     }
@@ -58,14 +65,14 @@ struct Tile {
     }
 };
 
-// What the valid tokens of a row have for a gradient: factor·(p_v − [v = y]).
+// dlogits of the valid tokens of a row: factor·(p_v − [v = y]).
 template <class T>
 struct RowGradient {
     const ValidLogits<T>& logits;
     uint32_t rank;
     Exponential exponential;
     float scale;
-    float of_target;
+    float target_value;
 
     __device__ __forceinline__ RowGradient(const ValidLogits<T>& logits, const Softmax& softmax,
                                            float inverse_temperature, uint32_t rank, float factor)
@@ -73,40 +80,42 @@ struct RowGradient {
           rank(rank),
           exponential(softmax.maximum, inverse_temperature),
           scale(factor * softmax.inverse_sum()),
-          of_target(factor * softmax.target_gradient()) {}
+          target_value(factor * softmax.target_gradient()) {}
 
-    __device__ __forceinline__ T of(uint32_t index, float logit) const {
-        return number::narrow<T>(index == rank ? of_target : exponential(logit) * scale);
+    __device__ __forceinline__ T at(uint32_t index, float logit) const {
+        return number::narrow<T>(index == rank ? target_value : exponential(logit) * scale);
     }
 
-    // Of neighbours, in their place.
-    __device__ __forceinline__ void of(uint32_t first, Packet<T>& packet) const {
+    // Replaces a packet of contiguous logits, the first of which has index `first`, by their dlogits.
+    __device__ __forceinline__ void apply(uint32_t first, Packet<T>& packet) const {
 #pragma unroll
         for (T& value : packet.values) value = number::narrow<T>(exponential(number::widen(value)) * scale);
-        put(packet.values, rank - first, number::narrow<T>(of_target));
+        set_element(packet.values, rank - first, number::narrow<T>(target_value));
     }
 };
 
-// The first index in a set whose token is not below `token`, by all lanes of a warp: each round leaves a 32nd.
+// Returns the first index in the token set whose token is at least `token`, with all lanes of a warp. Each round
+// reduces the search range 32-fold.
 template <class T>
 __device__ __forceinline__ uint32_t lower_bound(const ValidLogits<T>& logits, uint32_t token) {
     if (!logits.tokens) return token < logits.size ? token : logits.size;
     uint32_t begin = 0, end = logits.size;
     while (begin < end) {
         const uint32_t step = (end - begin + reduce::warp_size - 1) / reduce::warp_size;
-        // The last index of this lane's part.
+        // The last index of this lane's part of the range.
         const uint32_t last = begin + (threadIdx.x % reduce::warp_size + 1) * step - 1;
         const bool below = last < end && logits.tokens[last] < token;
-        begin += __popc(__ballot_sync(reduce::whole_warp, below)) * step;
-        // All of the next part but its last may be below.
+        begin += __popc(__ballot_sync(reduce::full_warp_mask, below)) * step;
+        // The last token of the next part is not below `token`, so the answer is in that part.
         end = end < begin + step - 1 ? end : begin + step - 1;
     }
     return begin;
 }
 
-// Where the logits lie as the gradient does, a packet of the one gives a packet of the other.
+// Writes packets [begin, end) of a row whose contiguous logits have the same alignment as the gradient, with all lanes
+// of a warp.
 template <class T>
-__device__ __forceinline__ void write_stream(const GradientRow<T>& row, uint32_t begin, uint32_t end,
+__device__ __forceinline__ void write_contiguous(const GradientRow<T>& row, uint32_t begin, uint32_t end,
                                              const RowGradient<T>& gradient) {
     const ValidLogits<T>& logits = gradient.logits;
     const PacketRow<const T> source = logits.packets();
@@ -114,27 +123,27 @@ __device__ __forceinline__ void write_stream(const GradientRow<T>& row, uint32_t
         const uint32_t first = row.first(index);
         if (first >= logits.size) {
             store_zeros(row, index);
-        } else if (source.is_whole(index)) {
+        } else if (source.is_full(index)) {
             Packet<T> packet = Packet<T>::load(source.address(index));
-            gradient.of(first, packet);
+            gradient.apply(first, packet);
             packet.store(row.address(index));
         } else {
             for (uint32_t i = first; i < row.first(index + 1); ++i) {
-                row.address(index)[row.place(i, index)] =
-                    i < logits.size ? gradient.of(i, logits[i]) : number::narrow<T>(0.0f);
+                row.address(index)[row.offset_from(i, index)] =
+                    i < logits.size ? gradient.at(i, logits[i]) : number::narrow<T>(0.0f);
             }
         }
     }
 }
 
-// Writes packets [begin, end) of a row, by all lanes of a warp. The logits may lie where the gradient goes: this warp
-// alone reads those of the tokens that it writes, before it does.
+// Writes packets [begin, end) of a row, with all lanes of a warp. The gradient may overwrite the logits: no other warp
+// reads the logits of these packets, and this warp reads them before it stores.
 template <class T>
 __device__ __forceinline__ void write_gradient(const GradientRow<T>& row, uint32_t begin, uint32_t end,
                                                const Tile<T>& tile, const RowGradient<T>& gradient) {
     const ValidLogits<T>& logits = gradient.logits;
-    if (logits.stream() && logits.packets().skew == row.skew) {
-        write_stream(row, begin, end, gradient);
+    if (logits.is_contiguous() && logits.packets().skew == row.skew) {
+        write_contiguous(row, begin, end, gradient);
         return;
     }
     const uint32_t lane = threadIdx.x % reduce::warp_size;
@@ -147,23 +156,23 @@ __device__ __forceinline__ void write_gradient(const GradientRow<T>& row, uint32
             const uint32_t index = next + lane;
             const uint32_t token = index < logits.size ? logits.token(index) : UINT32_MAX;
             if (token < limit) {
-                tile.values[row.place(token, first)] = gradient.of(index, logits[index]);
+                tile.values[row.offset_from(token, first)] = gradient.at(index, logits[index]);
             }
-            inside = __popc(__ballot_sync(reduce::whole_warp, token < limit));
+            inside = __popc(__ballot_sync(reduce::full_warp_mask, token < limit));
             next += inside;
         } while (inside == reduce::warp_size);
-        // A packet is stored by one lane and holds the values of any.
+        // A lane stores packets that hold values of other lanes.
         __syncwarp();
         for (uint32_t index = first + lane; index < stop; index += reduce::warp_size) {
             store_packet(row, index, tile.packet(index - first));
             tile.clear(index - first);
         }
-        // The next values go between the zeros of all lanes.
+        // The next values must not be overwritten by another lane's zeros.
         __syncwarp();
     }
 }
 
-// Writes zeros over packets [begin, end) of a row, by all lanes of a warp.
+// Writes zeros to packets [begin, end) of a row, with all lanes of a warp.
 template <class T>
 __device__ __forceinline__ void write_zeros(const GradientRow<T>& row, uint32_t begin, uint32_t end) {
     for (uint32_t index = begin + threadIdx.x % reduce::warp_size; index < end; index += reduce::warp_size) {

@@ -1,22 +1,27 @@
-// A batch of rows over hidden states [N, H] and a head [V, H] as the host lays it out: rows in the order of their token
-// sets. The rows of one set are a group, whose scores are one small matrix [rows, tokens].
+// The device-side view of a batch over hidden states [N, H] and a head [V, H]. Rows are sorted by token set. The rows
+// of one set form a group, whose scores are one problem of a grouped GEMM: [rows, H] times the set's head rows [tokens,
+// H]ᵀ.
 #pragma once
 
 #include "softmax.cuh"
 #include "token_sets.cuh"
 #include "vector.cuh"
 
-// A row that has something to compute. Mirrors launch::LinearRow.
+// A row that has a loss, or whose scores enter the statistics. Mirrors launch::LinearRow.
 struct LinearRow {
-    // Which of the N hidden states is its own.
+    // The flattened position of the row's hidden state, in [0, N).
     uint32_t position;
+    // The index of its group.
     uint32_t group;
-    // Which token of the set is the target.
+    // The index of the target in the token set.
     uint32_t rank;
-    // What the row's loss counts in the result; 0 for a row that has statistics alone.
-    float share;
+    // The factor of the row's loss in the result: the caller's row weight divided by the denominator of the reduction.
+    // 0 for a row without a loss, which only enters the statistics.
+    float loss_weight;
+    // 1 if the row's scores enter the statistics.
     uint32_t in_statistics;
-    // The ordered bits (selection.cuh) of its largest score but the target's: the least of all at first.
+    // The ordered bits (selection.cuh) of the largest score other than the target's. The host sets 0, and blocks raise
+    // it by atomicMax, which gives the same bits in every order.
     uint32_t maximum;
     uint32_t unused[2];
 
@@ -26,26 +31,27 @@ struct LinearRow {
         return {first.x, first.y, first.z, __uint_as_float(first.w), second.x, second.y, {}};
     }
 
-    __device__ __forceinline__ bool counts() const { return share != 0.0f; }
+    __device__ __forceinline__ bool has_loss() const { return loss_weight != 0.0f; }
 };
 static_assert(sizeof(LinearRow) == 32 && offsetof(LinearRow, position) == 0 && offsetof(LinearRow, group) == 4 &&
-    offsetof(LinearRow, rank) == 8 && offsetof(LinearRow, share) == 12 && offsetof(LinearRow, in_statistics) == 16 &&
+    offsetof(LinearRow, rank) == 8 && offsetof(LinearRow, loss_weight) == 12 && offsetof(LinearRow, in_statistics) == 16 &&
     offsetof(LinearRow, maximum) == 20 && offsetof(LinearRow, unused) == 24, "mirrors launch::LinearRow");
 
-// Mirrors launch::LinearGroup.
+// The rows of one token set, or of a part of the whole vocabulary. Mirrors launch::LinearGroup.
 struct LinearGroup {
-    // Tokens whose scores are one item's, and share a record of each row.
+    // The tokens of a tile: one item computes their scores, and each row has one ScoreRecord for them.
     static constexpr uint32_t tile = 64;
 
-    // Where the set begins among the tokens of all sets; of the whole vocabulary, its first token.
+    // The index of the set's first token in LinearBatch::tokens. Over the whole vocabulary, the first token itself.
     uint32_t first_token;
     uint32_t tokens;
+    // The group's rows are [first_row, first_row + rows) of the batch.
     uint32_t first_row;
     uint32_t rows;
-    // Where its scores [rows, stride] begin, and its records [rows, tiles].
+    // The index of its first score [rows, stride()] in `scores`, and of its first record [rows, tiles()] in `records`.
     uint64_t scores;
     uint64_t records;
-    // The rank of its first token: 0 but for a part of the whole vocabulary.
+    // The rank of its first token in the set: 0, except for a part of the whole vocabulary.
     uint32_t first_rank;
     uint32_t unused[3];
 
@@ -58,7 +64,7 @@ struct LinearGroup {
         return group;
     }
 
-    // Whole packets of f32.
+    // Row stride of the scores, in f32: a multiple of a packet.
     __device__ __forceinline__ uint32_t stride() const { return (tokens + 3) / 4 * 4; }
     __device__ __forceinline__ uint32_t tiles() const { return (tokens + tile - 1) / tile; }
 };
@@ -69,21 +75,27 @@ static_assert(sizeof(LinearGroup) == 48 && offsetof(LinearGroup, first_token) ==
 
 // Mirrors launch::LinearBatch.
 struct LinearBatch {
+    // [N, width] of the kernel's element type.
     const void* hidden;
+    // Row stride of `hidden`, in elements.
     uint64_t hidden_stride;
+    // [V, width].
     const void* head;
+    // Row stride of `head`, in elements.
     uint64_t head_stride;
-    // One a token, or none.
+    // [V]; null if the head has no bias.
     const void* bias;
-    // Scores raise their maxima, and BEAR changes their shares.
+    // [row_count]. The score items raise their maxima, and BEAR overwrites their loss weights.
     LinearRow* rows;
+    // [groups].
     const LinearGroup* groups;
-    // The tokens of all sets; none for the whole vocabulary.
+    // The tokens of all sets; null for the whole vocabulary.
     const uint32_t* tokens;
-    // The positions that are no row's.
+    // [ignored_count]: the positions without a row.
     const uint32_t* ignored;
     uint32_t row_count;
     uint32_t ignored_count;
+    // H, the elements of a hidden state.
     uint32_t width;
     uint32_t unused;
 
@@ -113,19 +125,21 @@ static_assert(sizeof(LinearBatch) == 88 && offsetof(LinearBatch, hidden) == 0 &&
     72 && offsetof(LinearBatch, ignored_count) == 76 && offsetof(LinearBatch, width) == 80 && offsetof(LinearBatch,
     unused) == 84, "mirrors launch::LinearBatch");
 
-// What the unscaled gradient of a row is multiplied by. Mirrors launch::GradientScale.
+// The factor of the unscaled gradient of a row. Mirrors launch::GradientScale.
 struct GradientScale {
+    // [1]: τ, as the forward pass wrote it.
     const double* temperature;
-    // One number, or one a position.
+    // [1], or [N] if `upstream_by_position` is not 0: the gradient of the loss.
     const float* upstream;
     uint32_t upstream_by_position;
+    // 1 if the loss is multiplied by τ, which cancels the 1/τ of the chain rule.
     uint32_t times_temperature;
 
     __device__ __forceinline__ float inverse_temperature() const { return static_cast<float>(1.0 / *temperature); }
 
-    // The upstream gradient times the row's share, over the temperature that the chain rule leaves.
+    // Returns the upstream gradient times the loss weight, divided by τ unless the loss is multiplied by τ.
     __device__ __forceinline__ float of(const LinearRow& row) const {
-        const float scaled = upstream[upstream_by_position ? row.position : 0] * row.share;
+        const float scaled = upstream[upstream_by_position ? row.position : 0] * row.loss_weight;
         return times_temperature ? scaled : scaled * inverse_temperature();
     }
 };

@@ -1,27 +1,33 @@
-// The gradient of the hidden states [N, H], from what the forward pass has saved. Row t with share s of the result, unscaled
-// gradient Σ p_v W_v − W_y and upstream gradient g, at temperature τ, has
+// The gradient of the hidden states [N, H], from the unscaled gradient that the forward pass saved. Row t with loss
+// weight w and upstream gradient g has, at temperature τ,
 //
-//     gradient_t = g·s/τ·(Σ_{v ∈ C} p_v W_v − W_y)
+//     gradient_t = g·w/τ·(Σ_{v ∈ C} p_v W_v − W_y)
 //
-// (times τ where the convention says so), rounded once, after it has been scaled; a position without a loss has 0.
+// (times τ where the convention multiplies the loss by τ). It is rounded once, after it is scaled. A position without a
+// loss has gradient 0.
 //
-// Launch: whole warps, each of which takes every (gridDim·warps)-th position. No shared memory.
+// Launch: blocks of whole warps without shared memory. A warp takes every (gridDim·warps)-th position: first those of
+// the rows, then the ignored ones.
 //
-// Bytes moved: each byte of the gradient once, in 16-byte stores where H allows; 4 H + 32 a row that has a loss; 4 a
-// position that has none.
+// Bytes moved: each byte of the gradient is written once, in 16-byte stores if H·sizeof(T) is a multiple of 16. A row
+// with a loss reads 4·H + 32 bytes, a row without one 32, and an ignored position 4.
 
 #include "linear.cuh"
 
 // Mirrors launch::LinearBackwardParams.
 struct LinearBackwardParams {
+    // [row_count].
     const LinearRow* rows;
+    // [ignored_count]: the positions without a row.
     const uint32_t* ignored;
-    // [rows, unscaled_stride].
+    // [row_count, width]: Σ p_v W_v − W_y of each row; uninitialised for a row without a loss.
     const float* unscaled;
+    // Row stride of `unscaled`, in elements.
     uint64_t unscaled_stride;
-    // [N, width].
+    // [N, width], contiguous.
     void* gradient;
     GradientScale scale;
+    // H, the elements of a hidden state.
     uint32_t width;
     uint32_t row_count;
     uint32_t ignored_count;
@@ -36,6 +42,7 @@ static_assert(sizeof(LinearBackwardParams) == 80 && offsetof(LinearBackwardParam
 
 namespace {
 
+// Returns packet `index` of a row of the gradient.
 template <class T>
 __device__ __forceinline__ Packet<T> scaled(const float* unscaled, uint32_t width, uint32_t index, float factor) {
     Packet<T> packet;
@@ -58,7 +65,7 @@ __device__ __forceinline__ void linear_backward(const LinearBackwardParams& para
     const uint32_t packets = Vector<T>::packets(params.width);
     const uint32_t count = params.row_count + params.ignored_count;
     for (uint32_t i = blockIdx.x * warps + threadIdx.x / reduce::warp_size; i < count; i += gridDim.x * warps) {
-        // Its share is 0, as that of a row that has statistics alone.
+        // An ignored position is a row with loss weight 0.
         LinearRow row = {};
         if (i < params.row_count) {
             row = LinearRow::load(params.rows + i);
@@ -67,12 +74,12 @@ __device__ __forceinline__ void linear_backward(const LinearBackwardParams& para
         }
         T* gradient = static_cast<T*>(params.gradient) + static_cast<uint64_t>(row.position) * params.width;
         const float* unscaled = params.unscaled + i * params.unscaled_stride;
-        const float factor = row.counts() ? params.scale.of(row) : 0.0f;
+        const float factor = row.has_loss() ? params.scale.of(row) : 0.0f;
 #pragma unroll 2
         for (uint32_t p = lane; p < packets; p += reduce::warp_size) {
             Packet<T> packet = Packet<T>::from_bits(uint4{0, 0, 0, 0});
-            // Nothing has written the unscaled gradient of a row without a loss.
-            if (row.counts()) packet = scaled<T>(unscaled, params.width, p, factor);
+            // The unscaled gradient of a row without a loss is uninitialised.
+            if (row.has_loss()) packet = scaled<T>(unscaled, params.width, p, factor);
             store_packet(gradient, params.width, p, packet);
         }
     }

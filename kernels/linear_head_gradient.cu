@@ -1,29 +1,39 @@
-// The gradient of a head [V, H] and of its bias [V], from the scores and softmaxes that linear_forward.cu has saved. With
-// e_tv = p_v − [v = y_t], hidden state h_t, share s of the result and upstream gradient g, at temperature τ, token v has
+// The gradient of a head [V, H] and of its bias [V], from the scores and softmax statistics that linear_forward.cu
+// saved. Row t with token set C_t, hidden state h_t, loss weight w_t and upstream gradient g has, at temperature τ,
 //
-//     Σ_{t: v ∈ C_t} g·s/τ·e_tv·(h_t, 1)
+//     d_tv = g·w_t/τ·(p_v − [v = y_t]) for v in C_t,    head_v = Σ_{t: v ∈ C_t} d_tv h_t,    bias_v = Σ_{t: v ∈ C_t} d_tv
 //
-// (times τ where the convention says so), whose first H numbers are its row of the gradient and whose last is that of its
-// bias. Sums are of f32, in an order that depends on the batch alone, and rounded once. Tokens of no set that has a loss have
-// the zeros that are there.
+// (times τ where the convention multiplies the loss by τ). So d is dlogits, and the gradient of the head is a GEMM of
+// the transposed sparse matrix d [rows, V] with the hidden states. Sums are in f32, in an order that depends on the
+// batch alone, and rounded once. Tokens that are in no set of a row with a loss are not written: the caller has zeroed
+// the gradient.
 //
-// Launch: blocks of 256 threads, each of which takes every gridDim-th tile of 64 tokens × 128 columns. The batch's distinct
-// tokens are sorted, so what a set has in a tile is a stretch of its tokens, a segment. A block goes through the rows of the
-// tile's segments, 16 at a time: the gradients of their logits and their hidden states become two matrices in shared memory, whose product is
-// added to the tile in registers.
+// The host sorts the distinct tokens of the batch and cuts them into tiles of 64. As token sets are sorted too, the
+// tokens of a set that are in a tile are contiguous in the set. They form a segment. The segments of all tiles are an
+// inverted index: token → rows.
 //
-// Bytes moved: for each tile of columns, 4 a score of a row with a loss, and 16 a segment; for each tile of tokens, the hidden
-// states of its rows; H + 1 elements a token written, in 16-byte stores where H allows.
+// Launch: blocks of 256 threads. A block takes every gridDim-th tile of 64 tokens × 128 columns. For each tile:
+//
+//     1. Take the next 16 rows of the tile's segments. Write their dlogits [64, 16] and their hidden states [128, 16] in f32 to
+//        shared memory.
+//     2. Add the product of the two to the accumulators [64, 128] in registers, and the dlogits to the bias. Repeat from step 1.
+//     3. Store the accumulators through shared memory, for 16-byte stores, and the bias if the tile has the first columns.
+//
+// Bytes moved: each tile of columns reads 4 bytes for each score of a row with a loss, and 16 for each segment. Each
+// tile of tokens reads the hidden states of its rows. H + 1 elements are written for each token, in 16-byte stores if
+// H·sizeof(T) is a multiple of 16.
 
 #include "fragments.cuh"
 #include "linear.cuh"
 
-// What a set has in a tile of tokens: `count` of its tokens, in rising order. Mirrors launch::LinearSegment.
+// The tokens of a set that are in a tile of tokens. Mirrors launch::LinearSegment.
 struct LinearSegment {
+    // The index of the set's group.
     uint32_t group;
+    // The tokens of the segment have ranks [first, first + count) in the group.
     uint32_t first;
     uint32_t count;
-    // How many rows the segments of the tile before it have.
+    // The number of rows of the preceding segments of the tile.
     uint32_t rows_before;
 };
 static_assert(sizeof(LinearSegment) == 16 && offsetof(LinearSegment, group) == 0 && offsetof(LinearSegment, first) ==
@@ -33,17 +43,22 @@ static_assert(sizeof(LinearSegment) == 16 && offsetof(LinearSegment, group) == 0
 struct LinearHeadGradientParams {
     LinearBatch batch;
     GradientScale scale;
+    // The scores of all groups, as LinearGroup::scores says.
     const float* scores;
+    // [row_count], as the forward pass saved them.
     const Softmax* softmaxes;
-    // The segments of tile i are segments[starts[i] .. starts[i + 1]]. Over a part of the whole vocabulary there are none: the
-    // tokens and the rows are those of group 0.
+    // The segments of tile i are segments[starts[i] .. starts[i + 1]]. Both are null over a part of the whole
+    // vocabulary, where every tile has one segment, with the rows of group 0.
     const LinearSegment* segments;
     const uint32_t* starts;
-    // The distinct tokens, rising, and how many.
+    // [count]: the distinct tokens, ascending; null over a part of the whole vocabulary, where they are those of group
+    // 0.
     const uint32_t* tokens;
-    // [V, width] and [V]; none for what is not wanted.
+    // [V, width]: the gradient of the head, contiguous; null if it is not wanted.
     void* head;
+    // [V]: the gradient of the bias; null if it is not wanted.
     void* bias;
+    // The number of distinct tokens.
     uint32_t count;
     uint32_t unused;
 };
@@ -52,22 +67,26 @@ static_assert(sizeof(LinearHeadGradientParams) == 176 && offsetof(LinearHeadGrad
     offsetof(LinearHeadGradientParams, softmaxes) == 120 && offsetof(LinearHeadGradientParams, segments) == 128 &&
     offsetof(LinearHeadGradientParams, starts) == 136 && offsetof(LinearHeadGradientParams, tokens) == 144 &&
     offsetof(LinearHeadGradientParams, head) == 152 && offsetof(LinearHeadGradientParams, bias) == 160 &&
-    offsetof(LinearHeadGradientParams, count) == 168 && offsetof(LinearHeadGradientParams, unused) == 172, "mirrors launch::LinearHeadGradientParams");
+    offsetof(LinearHeadGradientParams, count) == 168 && offsetof(LinearHeadGradientParams, unused) == 172,
+    "mirrors launch::LinearHeadGradientParams");
 
 namespace {
 
 constexpr uint32_t tile_tokens = 64, tile_columns = 128, tile_rows = 16;
-// 80 bytes, an odd multiple of 16.
+// The row pitch of the operands, in f32: 80 bytes, an odd multiple of 16, as the fragments require.
 constexpr uint32_t pitch = tile_rows + 4;
-// A little more than the columns: rows of the tile then begin in different banks.
+// The row pitch of the sums, in f32. The padding makes rows begin in different banks.
 constexpr uint32_t sum_pitch = tile_columns + 4;
 
 // Mirrors `HeadTiles::SHARED_BYTES` of the launch plan.
 struct HeadShared {
+    // The tokens of the tile, ascending.
     uint32_t tokens[tile_tokens];
+    // The gradient of the bias.
     float bias[tile_tokens];
+    // Operand A [tile_tokens, pitch]: the dlogits of 16 rows.
     alignas(16) float dlogits[tile_tokens * pitch];
-    // The scaled hidden states, column by column, and in the end the sums.
+    // Operand B [tile_columns, pitch]: the hidden states of 16 rows. In the end, the sums [tile_tokens, sum_pitch].
     union {
         float hidden[tile_columns * pitch];
         float sums[tile_tokens * sum_pitch];
@@ -91,7 +110,7 @@ public:
         }
     }
 
-    __device__ __forceinline__ void take() {
+    __device__ __forceinline__ void process() {
         for (uint32_t i = threadIdx.x; i < tokens; i += blockDim.x) {
             shared.tokens[i] =
                 params.tokens ? params.tokens[first_token + i] : batch.groups[0].first_token + first_token + i;
@@ -99,17 +118,17 @@ public:
         for (uint32_t i = threadIdx.x; i < tile_tokens; i += blockDim.x) shared.bias[i] = 0.0f;
         const uint32_t warp = threadIdx.x / reduce::warp_size, lane = threadIdx.x % reduce::warp_size;
         using F = Fragments<float>;
-        const float* a_from = shared.dlogits + warp % 4 * 16 * pitch + F::of_lane_a(lane, pitch);
-        const float* b_from = shared.hidden + warp / 4 * 64 * pitch + F::of_lane_b(lane, pitch);
+        const float* a_from = shared.dlogits + warp % 4 * 16 * pitch + F::lane_offset_a(lane, pitch);
+        const float* b_from = shared.hidden + warp / 4 * 64 * pitch + F::lane_offset_b(lane, pitch);
         float sums[8][4] = {};
         const uint32_t rows = this->rows();
 #pragma unroll 1
         for (uint32_t first = 0; first < rows; first += tile_rows) {
             for (uint32_t i = threadIdx.x; i < tile_tokens * pitch; i += blockDim.x) shared.dlogits[i] = 0.0f;
-            // Gradients go between the zeros of all threads.
+            // fill writes dlogits over zeros of other threads.
             __syncthreads();
             fill(first, rows);
-            // Every warp multiplies what others have filled in.
+            // Every warp reads operands that other warps have written.
             __syncthreads();
 #pragma unroll
             for (uint32_t k = 0; k < tile_rows; k += F::depth) {
@@ -125,7 +144,7 @@ public:
             if (threadIdx.x < tile_tokens) {
                 for (uint32_t k = 0; k < tile_rows; ++k) shared.bias[threadIdx.x] += shared.dlogits[threadIdx.x * pitch + k];
             }
-            // The next rows go where these are.
+            // The next rows overwrite the operands.
             __syncthreads();
         }
 #pragma unroll
@@ -136,10 +155,10 @@ public:
                 shared.sums[row * sum_pitch + column] = sums[n][j];
             }
         }
-        // A packet is stored by one thread and has sums of several.
+        // A thread stores packets of sums that other threads have written.
         __syncthreads();
         store();
-        // The next tile's tokens go where these are.
+        // The next tile overwrites the tokens, the bias and the sums.
         __syncthreads();
     }
 
@@ -156,14 +175,14 @@ private:
         return {bits.x, bits.y, bits.z, bits.w};
     }
 
-    // Of all segments.
+    // Returns the number of rows of all segments of the tile.
     __device__ __forceinline__ uint32_t rows() const {
         if (params.starts && segments == 0) return 0;
         const LinearSegment last = segment(params.starts ? segments - 1 : 0);
         return last.rows_before + batch.groups[last.group].rows;
     }
 
-    // The last segment that begins at this row of the tile's or before.
+    // Returns the segment that contains a row of the tile, by binary search.
     __device__ __forceinline__ LinearSegment segment_of(uint32_t row) const {
         uint32_t low = 0, high = segments;
         while (high > low + 1) {
@@ -173,19 +192,19 @@ private:
         return segment(low);
     }
 
-    // The rows of all segments from `first` on: 16 threads take the gradients of the logits of each.
+    // Writes the operands of the 16 rows from `first` on. 16 threads write the dlogits of each row.
     __device__ __forceinline__ void fill(uint32_t first, uint32_t rows) const {
         const uint32_t k = threadIdx.x / tile_rows;
         if (first + k < rows) {
             const LinearSegment segment = segment_of(first + k);
             const LinearRow row = row_of(segment, first + k);
-            if (row.counts()) fill_dlogits(k, segment, first + k - segment.rows_before, row);
+            if (row.has_loss()) fill_dlogits(k, segment, first + k - segment.rows_before, row);
         }
         fill_hidden(first, rows);
     }
 
-    // Threads that are neighbours take the same columns of several rows, and half of a packet each: they then store in
-    // different banks.
+    // Writes the hidden states of 16 rows to shared memory, transposed. The 32 lanes of a warp take the same columns of
+    // 16 rows and one half of a packet each, so that their stores fall into different banks.
     __device__ __forceinline__ void fill_hidden(uint32_t first, uint32_t rows) const {
         constexpr uint32_t half = Packet<T>::size / 2;
         const uint32_t k = threadIdx.x % tile_rows, upper = threadIdx.x / tile_rows % 2;
@@ -194,8 +213,8 @@ private:
         for (uint32_t p = threadIdx.x / reduce::warp_size; p < tile_columns / Packet<T>::size; p += 8) {
             const uint32_t column = first_column / Packet<T>::size + p;
             Packet<T> packet = Packet<T>::from_bits(uint4{0, 0, 0, 0});
-            // A hidden state that has no loss may be NaN.
-            if (row.counts()) packet = batch.hidden_row<T>(row.position).load(column);
+            // The hidden state of a row without a loss may be NaN, and NaN·0 is not 0.
+            if (row.has_loss()) packet = batch.hidden_row<T>(row.position).load(column);
             float* to = shared.hidden + (p * Packet<T>::size + upper * half) * pitch + k;
 #pragma unroll
             for (uint32_t i = 0; i < half; ++i) {
@@ -208,6 +227,7 @@ private:
         return LinearRow::load(batch.rows + batch.groups[segment.group].first_row + row - segment.rows_before);
     }
 
+    // Writes row k of the operands: the dlogits of a row of a group, at the tokens of a segment.
     __device__ __forceinline__ void fill_dlogits(uint32_t k, const LinearSegment& segment, uint32_t in_group,
                                                 const LinearRow& row) const {
         const LinearGroup group = LinearGroup::load(batch.groups + segment.group);
@@ -217,14 +237,14 @@ private:
         const float* scores = params.scores + group.scores + in_group * static_cast<uint64_t>(group.stride());
         for (uint32_t i = threadIdx.x % tile_rows; i < segment.count; i += tile_rows) {
             const uint32_t at = segment.first + i;
-            const bool of_target = at == row.rank - group.first_rank;
-            const float dlogit = of_target ? factor * softmax.target_gradient() : exponential(scores[at]) * scale;
-            shared.dlogits[place(batch.token(group, at)) * pitch + k] = dlogit;
+            const bool is_target = at == row.rank - group.first_rank;
+            const float dlogit = is_target ? factor * softmax.target_gradient() : exponential(scores[at]) * scale;
+            shared.dlogits[tile_row(batch.token(group, at)) * pitch + k] = dlogit;
         }
     }
 
-    // Where a token is in the tile.
-    __device__ __forceinline__ uint32_t place(uint32_t token) const {
+    // Returns the index of a token in the tile, by binary search.
+    __device__ __forceinline__ uint32_t tile_row(uint32_t token) const {
         uint32_t low = 0, high = tokens;
         while (high > low + 1) {
             const uint32_t middle = (low + high) / 2;
@@ -258,7 +278,7 @@ template <class T>
 __device__ __forceinline__ void linear_head_gradient(const LinearHeadGradientParams& params) {
     const uint32_t columns = (params.batch.width + tile_columns - 1) / tile_columns;
     const uint32_t tiles = (params.count + tile_tokens - 1) / tile_tokens * columns;
-    for (uint32_t i = blockIdx.x; i < tiles; i += gridDim.x) HeadTile<T>(params, i / columns, i % columns).take();
+    for (uint32_t i = blockIdx.x; i < tiles; i += gridDim.x) HeadTile<T>(params, i / columns, i % columns).process();
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// Mean and sum of squared deviations of f32 numbers (Welford's and Chan's formulas): precise where the squares of the
-// numbers are not. Combining is commutative but for the last bit: let one thread use the result.
+// Count, mean and sum of squared deviations of f32 numbers, by Welford's and Chan's formulas. They stay precise where a
+// sum of squares would cancel. `combine` is commutative only up to the last bit, so lanes may end with different bits:
+// use the result of one thread.
 #pragma once
 
 #include "reduce.cuh"
@@ -15,12 +16,12 @@ struct Moments {
 
     __device__ __forceinline__ Value add(Value value, float number) const {
         const float count = value.count + 1.0f;
-        const float apart = number - value.mean;
-        const float mean = value.mean + apart / count;
-        return {count, mean, value.deviations + apart * (number - mean)};
+        const float difference = number - value.mean;
+        const float mean = value.mean + difference / count;
+        return {count, mean, value.deviations + difference * (number - mean)};
     }
 
-    // Several at once: one division for all.
+    // Adds several numbers with one division.
     template <int size>
     __device__ __forceinline__ Value add(Value value, const float (&numbers)[size]) const {
         Value added = {static_cast<float>(size), 0.0f, 0.0f};
@@ -34,14 +35,14 @@ struct Moments {
     __device__ __forceinline__ Value combine(Value a, Value b) const {
         const float count = a.count + b.count;
         if (count == 0.0f) return a;
-        const float apart = b.mean - a.mean;
-        const float share = b.count / count;
-        return {count, a.mean + apart * share, a.deviations + b.deviations + apart * apart * (a.count * share)};
+        const float difference = b.mean - a.mean;
+        const float fraction = b.count / count;
+        return {count, a.mean + difference * fraction, a.deviations + b.deviations + difference * difference * (a.count * fraction)};
     }
 
     __device__ __forceinline__ Value shuffle(Value value, int lanes) const {
-        return {__shfl_xor_sync(reduce::whole_warp, value.count, lanes),
-                __shfl_xor_sync(reduce::whole_warp, value.mean, lanes),
-                __shfl_xor_sync(reduce::whole_warp, value.deviations, lanes)};
+        return {__shfl_xor_sync(reduce::full_warp_mask, value.count, lanes),
+                __shfl_xor_sync(reduce::full_warp_mask, value.mean, lanes),
+                __shfl_xor_sync(reduce::full_warp_mask, value.deviations, lanes)};
     }
 };

@@ -1,4 +1,5 @@
-// The element types of tensors: read as f32, rounded once when written.
+// Conversions of the element types of tensors. Kernels widen elements to f32 when they load them, and round once when
+// they store them.
 #pragma once
 
 #include "device.cuh"

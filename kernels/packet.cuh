@@ -1,4 +1,4 @@
-// Sixteen bytes of a tensor, loaded or stored by one instruction.
+// Packets: 16 bytes of a tensor, which one instruction loads or stores.
 #pragma once
 
 #include "device.cuh"
@@ -26,18 +26,19 @@ struct alignas(16) Packet {
     __device__ __forceinline__ void store(T* address) const { device::store128(address, bits()); }
 };
 
-// Puts a value at a place of an array that is to stay in registers, or nowhere where there is no such place.
+// Assigns values[index] if the index is in bounds. It uses selects instead of a dynamic index, which would move the
+// array from registers to local memory.
 template <class T, int size>
-__device__ __forceinline__ void put(T (&values)[size], uint32_t place, T value) {
-    if (place >= size) return;
+__device__ __forceinline__ void set_element(T (&values)[size], uint32_t index, T value) {
+    if (index >= size) return;
 #pragma unroll
     for (uint32_t k = 0; k < size; ++k) {
-        if (k == place) values[k] = value;
+        if (k == index) values[k] = value;
     }
 }
 
-// A row of elements as packets. It need not begin at a multiple of 16 bytes: packets are counted from the multiple
-// before, so that the first and the last may hold fewer elements of the row.
+// A row of `width` elements as packets at 16-byte boundaries. The row itself may begin anywhere: packet 0 begins at the
+// boundary at or before its first element, so the first and the last packet may be partly outside the row.
 template <class T>
 class PacketRow {
 public:
@@ -50,34 +51,33 @@ public:
 
     __device__ __forceinline__ uint32_t packets() const { return (skew + width + packet - 1) / packet; }
 
-    // The first element of the row that is in a packet, or in any after it.
+    // The first element of the row that is in packet `index` or in a later one; `width` after the last packet.
     __device__ __forceinline__ uint32_t first(uint32_t index) const {
         const uint32_t begin = index * packet;
         if (begin <= skew) return 0;
         return begin - skew < width ? begin - skew : width;
     }
 
-    // Whether all elements of a packet are the row's.
-    __device__ __forceinline__ bool is_whole(uint32_t index) const {
+    // Whether all elements of a packet are inside the row.
+    __device__ __forceinline__ bool is_full(uint32_t index) const {
         return index * packet >= skew && (index + 1) * packet <= skew + width;
     }
 
-    // The packets of which that is true: from here...
-    __device__ __forceinline__ uint32_t whole_begin() const { return skew != 0; }
-    // ... to here.
-    __device__ __forceinline__ uint32_t whole_end() const {
+    // Packets [full_begin(), full_end()) are full.
+    __device__ __forceinline__ uint32_t full_begin() const { return skew != 0; }
+    __device__ __forceinline__ uint32_t full_end() const {
         const uint32_t end = (skew + width) / packet;
-        return end > whole_begin() ? end : whole_begin();
+        return end > full_begin() ? end : full_begin();
     }
 
     __device__ __forceinline__ T* address(uint32_t index) const { return aligned + index * packet; }
 
-    // Where an element is, counted from the beginning of a packet.
-    __device__ __forceinline__ uint32_t place(uint32_t element, uint32_t index) const {
+    // The offset of an element of the row from the beginning of packet `index`, in elements.
+    __device__ __forceinline__ uint32_t offset_from(uint32_t element, uint32_t index) const {
         return element + skew - index * packet;
     }
 
-    // Elements before the row in its first packet.
+    // How many elements of packet 0 are before the row.
     uint32_t skew;
 
 private:

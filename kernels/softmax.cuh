@@ -1,10 +1,11 @@
-// The softmax of one row of logits z with target y at temperature τ, kept in a form that loses nothing: the target apart
-// from the others, so that neither a small loss nor 1 − p_y is the difference of two numbers near 1.
+// The softmax of one row of logits z with target y at temperature τ. The target's exponential is kept separate from the
+// sum of the others, so that neither a small loss nor 1 − p_y is computed as the difference of two numbers near 1.
 #pragma once
 
 #include "reduce.cuh"
 
-// exp((z − m)/τ) of logits z relative to the largest, m: the difference is taken first, so that large logits lose nothing.
+// exp((z − m)/τ) with the row maximum m. It subtracts before it scales: the difference of close logits is exact, the
+// difference of their scaled values is not.
 struct Exponential {
     float maximum;
     // log2(e)/τ
@@ -16,7 +17,7 @@ struct Exponential {
     __device__ __forceinline__ float operator()(float logit) const { return device::exp2((logit - maximum) * scale); }
 };
 
-// Σ exp((z_v − m)/τ) and the largest logit m, which no logit can overflow.
+// The online softmax reduction: the running maximum m and Σ exp((z_v − m)/τ), which cannot overflow.
 struct Exponentials {
     float inverse_temperature;
 
@@ -27,8 +28,8 @@ struct Exponentials {
 
     __device__ __forceinline__ Value identity() const { return {-INFINITY, 0.0f}; }
 
-    // More logits, of which none waits for another. A sum over logits that are all −∞ gives way to the first finite one,
-    // NaN to nothing.
+    // Adds several logits with one rescaling of the sum, so that their exponentials are independent of each other. The
+    // sum of logits that are all −∞ is rescaled to 0 by the first finite logit. A NaN stays in the sum.
     template <int count>
     __device__ __forceinline__ Value add(Value value, const float (&logits)[count]) const {
         float maximum = value.maximum;
@@ -36,7 +37,8 @@ struct Exponentials {
         for (int k = 0; k < count; ++k) maximum = fmaxf(maximum, logits[k]);
         float sum = value.sum;
         if (maximum == -INFINITY) {
-            // −∞ apart from −∞ is no number. NaN, which fmaxf passes over, stays NaN.
+            // exp(−∞ − (−∞)) would be NaN, so each −∞ is counted as exp(0). fmaxf ignores NaN, so a NaN logit is added
+            // as it is, to keep the sum NaN.
 #pragma unroll
             for (int k = 0; k < count; ++k) sum += logits[k] == maximum ? 1.0f : logits[k];
             return {maximum, sum};
@@ -48,25 +50,25 @@ struct Exponentials {
         return {maximum, sum};
     }
 
-    // One more.
+    // Adds one logit with one exponential.
     __device__ __forceinline__ Value add(Value value, float logit) const {
         if (logit == value.maximum) return {value.maximum, value.sum + 1.0f};
-        const float apart = Exponential(0.0f, inverse_temperature)(-fabsf(logit - value.maximum));
-        if (logit > value.maximum) return {logit, value.sum * apart + 1.0f};
-        return {value.maximum, value.sum + apart};
+        const float ratio = Exponential(0.0f, inverse_temperature)(-fabsf(logit - value.maximum));
+        if (logit > value.maximum) return {logit, value.sum * ratio + 1.0f};
+        return {value.maximum, value.sum + ratio};
     }
 
     __device__ __forceinline__ Value combine(Value a, Value b) const {
         if (a.maximum == b.maximum) return {a.maximum, a.sum + b.sum};
         const bool a_is_larger = a.maximum > b.maximum;
         const Value larger = a_is_larger ? a : b, smaller = a_is_larger ? b : a;
-        const float apart = expf((smaller.maximum - larger.maximum) * inverse_temperature);
-        return {larger.maximum, larger.sum + smaller.sum * apart};
+        const float ratio = expf((smaller.maximum - larger.maximum) * inverse_temperature);
+        return {larger.maximum, larger.sum + smaller.sum * ratio};
     }
 
     __device__ __forceinline__ Value shuffle(Value value, int lanes) const {
-        return {__shfl_xor_sync(reduce::whole_warp, value.maximum, lanes),
-                __shfl_xor_sync(reduce::whole_warp, value.sum, lanes)};
+        return {__shfl_xor_sync(reduce::full_warp_mask, value.maximum, lanes),
+                __shfl_xor_sync(reduce::full_warp_mask, value.sum, lanes)};
     }
 };
 
@@ -80,9 +82,9 @@ struct Softmax {
 
     __device__ __forceinline__ static Softmax of(Exponentials::Value others, float target, float inverse_temperature) {
         const float maximum = target > others.maximum ? target : others.maximum;
-        // Not 1 where they are the same: a logit at +∞ gives no number.
-        const float apart = expf((others.maximum - maximum) * inverse_temperature);
-        return {maximum, others.sum * apart, (target - maximum) * inverse_temperature};
+        // There is no shortcut for equal maxima: at +∞ the difference must give NaN and not a ratio of 1.
+        const float ratio = expf((others.maximum - maximum) * inverse_temperature);
+        return {maximum, others.sum * ratio, (target - maximum) * inverse_temperature};
     }
 
     // −ln p_y
@@ -90,10 +92,10 @@ struct Softmax {
         return target == 0.0f ? log1pf(others) : logf(others + expf(target)) - target;
     }
 
-    // What exp((z_v − m)/τ) is multiplied by to be p_v.
+    // The factor that turns exp((z_v − m)/τ) into p_v.
     __device__ __forceinline__ float inverse_sum() const { return 1.0f / (others + expf(target)); }
 
     // p_y − 1
     __device__ __forceinline__ float target_gradient() const { return -others * inverse_sum(); }
 };
-static_assert(sizeof(Softmax) == 12, "the host makes room for three f32 a row");
+static_assert(sizeof(Softmax) == 12, "mirrors SOFTMAX_BYTES of the launch plan");

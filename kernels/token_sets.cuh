@@ -1,12 +1,15 @@
-// The valid tokens of rows, as the host lays them out: see `TokenSets` and `Rows` of the library.
+// The device-side view of token sets: see `TokenSets` of the library.
 #pragma once
 
 #include "device.cuh"
 
-// Tokens of set u: tokens[offsets[u] .. offsets[u + 1]], ascending. Without offsets every set is the whole vocabulary.
+// Token sets in compressed sparse rows: set u is tokens[offsets[u] .. offsets[u + 1]], ascending.
 struct TokenSetsView {
+    // [sets + 1]; null if every set is the whole vocabulary.
     const uint32_t* offsets;
+    // [offsets[sets]]; null if every set is the whole vocabulary.
     const uint32_t* tokens;
+    // The size of the whole vocabulary.
     uint64_t vocabulary;
 
     __device__ __forceinline__ uint32_t begin(uint32_t set) const { return offsets ? offsets[set] : 0; }

@@ -1,5 +1,5 @@
-// A row of a matrix, of any width and anywhere in memory, as packets that are counted from its first element. Zeros fill
-// up the last one. A packet is one load where the row allows it, else as many as it has elements.
+// A row of a matrix as packets that are counted from its first element, padded with zeros to full packets. A packet is
+// one 16-byte load if address and size of the row are multiples of 16 bytes, and otherwise one load for each element.
 #pragma once
 
 #include "number.cuh"
@@ -32,7 +32,7 @@ struct Vector {
     }
 };
 
-// Stores the elements of a packet that a row of this width has.
+// Stores a packet of a row of `width` elements, without its padding.
 template <class T>
 __device__ __forceinline__ void store_packet(T* row, uint32_t width, uint32_t index, const Packet<T>& packet) {
     const uint32_t first = index * Packet<T>::size;

@@ -1,10 +1,9 @@
-//! Decoding: searches for the most probable items. A search says which tokens the model must read next, and takes the
-//! scores that the model computes.
+//! Decoding: searches for the most probable items. A search says which tokens the model must read next, and takes the scores that the
+//! model computes.
 //!
-//! The score of a path is the log-probability that the masked softmax gives it: each step is
-//! normalised over the tokens of the node, at the temperature of training. Masking before the softmax
-//! makes these the probabilities of *items*. A node with one token has probability 1 and
-//! takes no step: such tokens are appended to the one that was chosen before them.
+//! The score of a path is its log-probability under the masked softmax: each step is normalised over the token set of the node, at
+//! the temperature of training. Because the mask comes before the softmax, these are the probabilities of *items*. The token of a
+//! unary node has probability 1 and needs no step. It is appended to the token that was chosen before it.
 
 mod beam;
 #[cfg(feature = "cuda")]
@@ -24,7 +23,7 @@ use serde::Serialize;
 /// A result of a search: a path, and the items that it spells (several where items share one path).
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SearchResult {
-    /// The ids of the items, in rising order. Excluded items are not among them.
+    /// The ids of the items, in ascending order. Excluded items are not among them.
     pub items: Vec<u64>,
     /// The natural logarithm of the path's probability, in nats.
     pub log_probability: f64,

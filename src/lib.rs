@@ -55,7 +55,7 @@
 //! # Decoding
 //!
 //! [`BeamSearch`] searches for many users at once. It never holds the model: each step takes the logits (or hidden states) of its
-//! living beams, and says which tokens the model must read next. [`exact_top_k`] proves which items are the most probable. The example
+//! active beams, and says which tokens the model must read next. [`exact_top_k`] proves which items are the most probable. The example
 //! [`decode`] has both, and excludes items that a user has had.
 //!
 //! # Tensors that are not candle's
@@ -70,8 +70,8 @@
 //!
 //! # Saving and loading
 //!
-//! [`TokenTrie::save`] writes a trie to one safetensors file, and [`TokenTrie::load`] checks it before it is used. An adaptive
-//! temperature is part of a checkpoint: [`Temperature::state`] can be serialised, and [`Temperature::restore`] resumes
+//! [`TokenTrie::save`] writes a trie to one safetensors file, and [`TokenTrie::load`] checks it before it is used.
+//! [`TokenTrie::open`] maps the file instead, so that a catalogue of any size is open at once. An adaptive temperature is part of a checkpoint: [`Temperature::state`] can be serialised, and [`Temperature::restore`] resumes
 //! bit-identically.
 //!
 //! # Checking a kernel of your own
@@ -100,6 +100,7 @@
 //! [`check_a_kernel`]: https://docs.rs/crate/candle-trie/latest/source/examples/check_a_kernel.rs
 #![deny(missing_docs)]
 
+mod array;
 mod backend;
 mod bear;
 mod decode;

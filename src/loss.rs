@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use crate::backend::batch::{Batch, Denominator};
 use crate::backend::launch::{DenseRows, LinearRows};
 use crate::temperature::{check_positive, check_temperature};
-use crate::{Bear, Error, Result, Rows, Scope, Statistics, Temperature, TokenSets};
+use crate::{Bear, Result, Rows, Scope, Statistics, Temperature, TokenSets};
 
 mod call;
 mod convention;
@@ -226,7 +226,7 @@ impl MaskedSoftmaxLoss {
     ) -> Result<LossOutput> {
         let scores = scores.into();
         let source = self.temperature.stepping(scores.tensor().device())?;
-        let (output, stepped) = self.loss(scores, self.batch(rows)?, source)?;
+        let (output, stepped) = scores.loss(self.batch(rows)?, source, &self.device_sets)?;
         self.take_step(stepped);
         Ok(output)
     }
@@ -246,7 +246,8 @@ impl MaskedSoftmaxLoss {
     ) -> Result<LossOutput> {
         check_temperature("temperature", temperature)?;
         let source = TemperatureSource::Given(temperature);
-        Ok(self.loss(scores.into(), self.batch(rows)?, source)?.0)
+        let (output, _) = (scores.into()).loss(self.batch(rows)?, source, &self.device_sets)?;
+        Ok(output)
     }
 
     /// Returns the loss at the temperature as it stands, without a gradient, a step or statistics. Under BEAR the rows
@@ -259,7 +260,9 @@ impl MaskedSoftmaxLoss {
         check_temperature("temperature", value)?;
         let batch = self.batch_in_scope(rows, None)?;
         (scores.into())
-            .detached(|scores| self.loss(scores, batch, TemperatureSource::Given(value)))
+            .detached(|scores| {
+                scores.loss(batch, TemperatureSource::Given(value), &self.device_sets)
+            })
             .map(|(output, _)| output)
     }
 
@@ -269,13 +272,7 @@ impl MaskedSoftmaxLoss {
     /// # Errors
     /// Those of [`forward`](Self::forward).
     pub fn statistics<'a>(&self, scores: impl Into<Scores<'a>>, rows: &Rows) -> Result<Statistics> {
-        let batch = self.batch(rows)?;
-        match scores.into() {
-            Scores::Logits(logits) => dense::statistics(logits, batch, &self.device_sets),
-            Scores::Hidden(hidden, head) => {
-                linear::statistics(hidden, head, batch, &self.device_sets)
-            }
-        }
+        (scores.into()).statistics(self.batch(rows)?, &self.device_sets)
     }
 
     /// Returns the loss and, computed in the same pass without autograd, the gradient of the logits or hidden states.
@@ -313,8 +310,9 @@ impl MaskedSoftmaxLoss {
         let scores = scores.into();
         let source = self.temperature.stepping(scores.tensor().device())?;
         let batch = self.batch(rows)?;
-        let (output, gradient, stepped) =
-            scores.detached(|scores| self.loss_and_gradient(scores, batch, source, target))?;
+        let (output, gradient, stepped) = scores.detached(|scores| {
+            scores.loss_and_gradient(batch, source, &self.device_sets, target)
+        })?;
         self.take_step(stepped);
         Ok((output, gradient))
     }
@@ -335,55 +333,6 @@ impl MaskedSoftmaxLoss {
     #[doc(hidden)]
     pub fn linear_rows(&self, rows: &Rows) -> Result<LinearRows> {
         Ok(LinearRows::new(&self.batch(rows)?))
-    }
-
-    fn loss(
-        &self,
-        scores: Scores,
-        batch: Batch,
-        source: TemperatureSource,
-    ) -> Result<(LossOutput, Option<Stepped>)> {
-        match scores {
-            Scores::Logits(logits) => dense::forward(logits, batch, source, &self.device_sets),
-            Scores::Hidden(hidden, head) => {
-                linear::forward(hidden, head, batch, source, &self.device_sets)
-            }
-        }
-    }
-
-    fn loss_and_gradient(
-        &self,
-        scores: Scores,
-        batch: Batch,
-        source: TemperatureSource,
-        target: GradientTarget,
-    ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
-        let device_sets = &self.device_sets;
-        match (scores, target) {
-            (Scores::Logits(logits), GradientTarget::New) => {
-                dense::value_and_gradient(logits, batch, source, device_sets)
-            }
-            (Scores::Logits(logits), GradientTarget::Into(gradient)) => {
-                let (output, stepped) =
-                    dense::value_and_gradient_into(logits, batch, source, device_sets, gradient)?;
-                Ok((output, gradient.clone(), stepped))
-            }
-            (Scores::Logits(logits), GradientTarget::InPlace) => {
-                let (output, stepped) =
-                    dense::value_and_gradient_over(logits, batch, source, device_sets)?;
-                Ok((output, logits.clone(), stepped))
-            }
-            (Scores::Hidden(hidden, head), GradientTarget::New) => {
-                linear::value_and_gradient(hidden, head, batch, source, device_sets)
-            }
-            (Scores::Hidden(..), GradientTarget::Into(_) | GradientTarget::InPlace) => {
-                Err(Error::Unsupported {
-                    what: "target of the gradient of hidden states",
-                    expected: "GradientTarget::New".into(),
-                    actual: format!("{target:?}"),
-                })
-            }
-        }
     }
 
     fn take_step(&mut self, stepped: Option<Stepped>) {

@@ -7,7 +7,6 @@ use bytemuck::{Pod, Zeroable};
 pub use labels::Labels;
 
 use crate::error::check_numbered;
-use crate::sets::Fingerprint;
 use crate::{Error, Result, TokenSets, TokenTrie};
 
 /// A labelled position: what it predicts, and from which tokens.
@@ -48,8 +47,8 @@ pub struct Row {
 pub struct Rows {
     positions: usize,
     rows: Vec<Row>,
-    /// The fingerprint of the token sets that they were walked along.
-    made_with: Option<Fingerprint>,
+    /// The token sets that they were walked along.
+    made_with: Option<TokenSets>,
     marks: Option<Vec<bool>>,
     weights: Option<Vec<f32>>,
 }
@@ -216,7 +215,10 @@ impl Rows {
     /// Refuses sets that are not those of the trie that the rows were walked along. The whole vocabulary is
     /// the same set whatever number a row has for it.
     pub(crate) fn check_sets(&self, sets: &TokenSets) -> Result<()> {
-        let (Some(made_with), Some(expected)) = (self.made_with, sets.fingerprint()) else {
+        // Fingerprints read all sets, and are needed only for tries that were read or built twice.
+        let made_with = self.made_with.as_ref().filter(|made| !made.is_same(sets));
+        let fingerprint = made_with.and_then(TokenSets::fingerprint);
+        let (Some(made_with), Some(expected)) = (fingerprint, sets.fingerprint()) else {
             return Ok(());
         };
         if made_with == expected {
@@ -276,7 +278,7 @@ impl Rows {
         Ok(Self {
             positions: labels.tokens.len(),
             rows,
-            made_with: trie.and_then(|trie| trie.sets().fingerprint()),
+            made_with: trie.map(|trie| trie.sets().clone()),
             marks: None,
             weights: None,
         })

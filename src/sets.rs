@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use rayon::prelude::*;
 
+use crate::array::Array;
 use crate::{Error, Result};
 
 /// Token sets, numbered from 0, each with the tokens that a row's softmax ranges over.
@@ -38,11 +39,67 @@ enum Kind {
 
 #[derive(Debug)]
 struct Listed {
-    offsets: Vec<u32>,
-    tokens: Vec<u32>,
+    offsets: Array<u32>,
+    tokens: Array<u32>,
     max_token: u32,
+    /// Whether the arrays are known to be sound. Those of a mapped file are not, and each set is checked when it is asked for.
+    checked: bool,
     /// The fingerprint of the arrays, computed when it is first asked for.
     fingerprint: OnceLock<Fingerprint>,
+}
+
+impl Listed {
+    /// Returns where the tokens of a set begin among those of all sets, and the tokens.
+    fn get(&self, set: u32) -> Option<(u32, &[u32])> {
+        let offsets: &[u32] = &self.offsets;
+        let start = *offsets.get(set as usize)?;
+        let end = *offsets.get(set as usize + 1)?;
+        let tokens = self.tokens.get(start as usize..end as usize);
+        let sound = tokens.filter(|tokens| self.checked || self.is_sound(set, start, tokens));
+        Some((start, sound.unwrap_or(&[])))
+    }
+
+    /// Returns the size of a set by its bounds alone, or 0 where there is no such set.
+    fn size(&self, set: u32) -> u32 {
+        let bounds = self
+            .offsets
+            .get(set as usize..)
+            .and_then(<[u32]>::first_chunk);
+        bounds.map_or(0, |[start, end]| end.saturating_sub(*start))
+    }
+
+    /// Returns whether the tokens rise and are no larger than they may be, and whether the nodes that they lead to come after
+    /// the set's own, as they do in a trie. Nobody can then index beyond the vocabulary, or walk in a circle.
+    fn is_sound(&self, set: u32, start: u32, tokens: &[u32]) -> bool {
+        let Some(&last) = tokens.last() else {
+            return true;
+        };
+        // Without an early end it is several comparisons an instruction.
+        let pairs = tokens.iter().zip(&tokens[1..]);
+        let rise = pairs.fold(true, |rise, (a, b)| rise & (a < b));
+        start >= set && last <= self.max_token && rise
+    }
+
+    fn check(&self) -> Result<()> {
+        let (offsets, tokens) = (&*self.offsets, &*self.tokens);
+        check_offsets("token sets", offsets, tokens.len())?;
+        for (set, bounds) in offsets.windows(2).enumerate() {
+            let tokens = &tokens[bounds[0] as usize..bounds[1] as usize];
+            if let Some(pair) = tokens.windows(2).find(|pair| pair[0] >= pair[1]) {
+                return Err(malformed(format!(
+                    "the tokens of set {set} must rise strictly, but {} is followed by {}",
+                    pair[0], pair[1]
+                )));
+            }
+        }
+        match max_token(tokens) {
+            largest if largest == self.max_token => Ok(()),
+            largest => Err(malformed(format!(
+                "the largest token must be {}, but is {largest}",
+                self.max_token
+            ))),
+        }
+    }
 }
 
 impl PartialEq for Listed {
@@ -109,18 +166,10 @@ impl TokenSets {
     /// # Errors
     /// [`Error::Malformed`] names the first place where that does not hold.
     pub fn from_raw(offsets: Vec<u32>, tokens: Vec<u32>) -> Result<Self> {
-        check_offsets("token sets", &offsets, tokens.len())?;
-        for (set, bounds) in offsets.windows(2).enumerate() {
-            let tokens = &tokens[bounds[0] as usize..bounds[1] as usize];
-            if let Some(pair) = tokens.windows(2).find(|pair| pair[0] >= pair[1]) {
-                return Err(malformed(format!(
-                    "the tokens of set {set} must rise strictly, but {} is followed by {}",
-                    pair[0], pair[1]
-                )));
-            }
-        }
-        let max_token = tokens.iter().copied().max().unwrap_or(0);
-        Ok(Self::from_checked(offsets, tokens, max_token))
+        let max_token = max_token(&tokens);
+        let sets = Self::from_checked(offsets, tokens, max_token);
+        sets.check()?;
+        Ok(sets)
     }
 
     /// Makes the set of all tokens `0..size`, which the plain language-model loss has, without storing it.
@@ -146,22 +195,71 @@ impl TokenSets {
     /// Makes sets whose parts the caller has checked, or has built so that they need no check, given the
     /// largest token in them.
     pub(crate) fn from_checked(offsets: Vec<u32>, tokens: Vec<u32>, max_token: u32) -> Self {
+        Self::new(offsets.into(), tokens.into(), max_token, true)
+    }
+
+    /// Makes sets of arrays, and says whether they were checked.
+    pub(crate) fn new(
+        offsets: Array<u32>,
+        tokens: Array<u32>,
+        max_token: u32,
+        checked: bool,
+    ) -> Self {
         Self(Kind::Listed(Arc::new(Listed {
             offsets,
             tokens,
             max_token,
+            checked,
             fingerprint: OnceLock::new(),
         })))
+    }
+
+    /// Checks all sets, as [`from_raw`](Self::from_raw) does.
+    pub(crate) fn check(&self) -> Result<()> {
+        match &self.0 {
+            Kind::Listed(listed) => listed.check(),
+            Kind::WholeVocabulary { .. } => Ok(()),
+        }
+    }
+
+    /// Returns the arrays for a device, whose kernels look at no bounds: those that were not checked are checked now.
+    #[cfg(any(feature = "cuda", feature = "cust"))]
+    pub(crate) fn to_upload(&self) -> Result<Option<(&[u32], &[u32])>> {
+        match &self.0 {
+            Kind::Listed(listed) if !listed.checked => listed.check()?,
+            _ => {}
+        }
+        Ok(self.as_raw())
+    }
+
+    /// Returns whether both are the same sets in memory, and not only equal ones.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Kind::Listed(a), Kind::Listed(b)) => Arc::ptr_eq(a, b),
+            _ => self == other,
+        }
+    }
+
+    /// Returns the size of a listed set by its bounds alone. A set that is damaged has fewer tokens: none.
+    pub(crate) fn listed_size(&self, set: u32) -> u32 {
+        match &self.0 {
+            Kind::Listed(listed) => listed.size(set),
+            Kind::WholeVocabulary { .. } => 0,
+        }
+    }
+
+    /// Returns where the tokens of a listed set begin among those of all sets, and the tokens.
+    pub(crate) fn listed(&self, set: u32) -> Option<(u32, &[u32])> {
+        match &self.0 {
+            Kind::Listed(listed) => listed.get(set),
+            Kind::WholeVocabulary { .. } => None,
+        }
     }
 
     /// Returns the tokens of set `set`, or `None` where there is no such set.
     pub fn get(&self, set: u32) -> Option<TokenSet<'_>> {
         match &self.0 {
-            Kind::Listed(listed) => {
-                let start = *listed.offsets.get(set as usize)? as usize;
-                let end = *listed.offsets.get(set as usize + 1)? as usize;
-                listed.tokens.get(start..end).map(TokenSet::Listed)
-            }
+            Kind::Listed(listed) => listed.get(set).map(|(_, tokens)| TokenSet::Listed(tokens)),
             Kind::WholeVocabulary { size } => Some(TokenSet::All { size: *size }),
         }
     }
@@ -183,6 +281,8 @@ impl TokenSets {
     }
 
     /// Returns the arrays `(offsets, tokens)`, or `None` for the whole vocabulary.
+    ///
+    /// Those of [`TokenTrie::open`](crate::TokenTrie::open) are as they are in the file, which nobody has checked.
     pub fn as_raw(&self) -> Option<(&[u32], &[u32])> {
         match &self.0 {
             Kind::Listed(listed) => Some((&listed.offsets, &listed.tokens)),
@@ -249,6 +349,10 @@ impl<'a> TokenSet<'a> {
         };
         listed.iter().copied().chain(all)
     }
+}
+
+fn max_token(tokens: &[u32]) -> u32 {
+    tokens.iter().copied().max().unwrap_or(0)
 }
 
 fn malformed(detail: String) -> Error {

@@ -7,8 +7,12 @@ use crate::{Error, Result};
 
 mod build;
 mod file;
+mod leaves;
+mod mapped;
 mod packing;
 mod sort;
+
+use leaves::Leaves;
 
 /// An immutable trie over the token paths of a catalogue's items.
 ///
@@ -35,17 +39,6 @@ mod sort;
 pub struct TokenTrie {
     sets: TokenSets,
     leaves: Arc<Leaves>,
-}
-
-/// The leaves with the items that end at each.
-#[derive(Debug, PartialEq, Eq)]
-struct Leaves {
-    /// The nodes without children, in rising order.
-    nodes: Vec<u32>,
-    /// The bounds of each leaf's items: those of leaf `nodes[i]` are `items[offsets[i]..offsets[i + 1]]`.
-    offsets: Vec<u32>,
-    /// The item ids, in rising order inside a leaf.
-    items: Vec<u64>,
 }
 
 impl TokenTrie {
@@ -109,7 +102,7 @@ impl TokenTrie {
     /// [`children`](Self::children) leads to `first_child + r`.
     pub fn first_child(&self, node: u32) -> Option<u32> {
         let (first_edge, tokens) = self.edges(node)?;
-        (!tokens.is_empty()).then_some(first_edge + 1)
+        (!tokens.is_empty()).then(|| first_edge + 1)
     }
 
     /// Returns the node that leads to `node`, or `None` for the root and for a node that does not exist.
@@ -117,7 +110,9 @@ impl TokenTrie {
         let edge = node.checked_sub(1)?;
         let (offsets, tokens) = self.raw();
         let after = offsets.partition_point(|&offset| offset <= edge) as u32;
-        (edge < tokens.len() as u32).then_some(after - 1)
+        // A mapped file may be damaged: nobody must go up in a circle.
+        let parent = after.checked_sub(1).filter(|&parent| parent < node);
+        parent.filter(|_| edge < tokens.len() as u32)
     }
 
     /// Returns the node reached from the root by `prefix`, or `None` where no item begins so.
@@ -129,17 +124,30 @@ impl TokenTrie {
 
     /// Returns the ids of the items that end at `node`, in rising order. There is none unless it is a leaf.
     pub fn items(&self, node: u32) -> &[u64] {
-        let leaves = &*self.leaves;
-        leaves.nodes.binary_search(&node).map_or(&[], |leaf| {
-            &leaves.items[leaves.offsets[leaf] as usize..leaves.offsets[leaf + 1] as usize]
-        })
+        self.leaves.items_at(node)
     }
 
     /// Iterates over the leaves in rising order, each with its items.
     pub fn leaves(&self) -> impl ExactSizeIterator<Item = (u32, &[u64])> {
-        let leaves = &*self.leaves;
-        (leaves.nodes.iter().zip(leaves.offsets.windows(2)))
-            .map(|(&node, bounds)| (node, &leaves.items[bounds[0] as usize..bounds[1] as usize]))
+        self.leaves.iter()
+    }
+
+    /// Iterates over the leaves at which an item ends, in rising order: one for each of its paths. A path that was given
+    /// twice is there twice. An id that the trie does not have is at no leaf.
+    ///
+    /// The first call sorts the ids of all items, unless the trie comes from a file, where [`save`](Self::save) has written
+    /// their order.
+    ///
+    /// ```
+    /// use candle_trie::TokenTrie;
+    /// let trie = TokenTrie::new([(7, vec![1, 9]), (8, vec![2, 9]), (7, vec![3, 9])])?;
+    /// let paths = [[1, 9], [3, 9]].map(|path| trie.walk(&path).unwrap());
+    /// assert!(trie.leaves_of(7).eq(paths));
+    /// assert_eq!(trie.leaves_of(9).count(), 0);
+    /// # Ok::<(), candle_trie::Error>(())
+    /// ```
+    pub fn leaves_of(&self, item: u64) -> impl Iterator<Item = u32> {
+        self.leaves.of_item(item)
     }
 
     /// Returns the number of nodes, the root and the leaves included.
@@ -152,18 +160,18 @@ impl TokenTrie {
         let (offsets, _) = self.raw();
         offsets
             .windows(2)
-            .filter(|pair| pair[1] - pair[0] > 1)
+            .filter(|pair| pair[1].saturating_sub(pair[0]) > 1)
             .count()
     }
 
     /// Returns the number of leaves, which is that of distinct paths.
     pub fn leaf_count(&self) -> usize {
-        self.leaves.nodes.len()
+        self.leaves.nodes().len()
     }
 
     /// Returns the number of items, as they were given: those that share a path count each.
     pub fn item_count(&self) -> usize {
-        self.leaves.items.len()
+        self.leaves.items().len()
     }
 
     /// Returns the largest token on any path.
@@ -177,11 +185,13 @@ impl TokenTrie {
     }
 
     /// Returns the first edge of `node` and the tokens of its edges.
-    fn edges(&self, node: u32) -> Option<(u32, &[u32])> {
-        let (offsets, tokens) = self.raw();
-        let start = *offsets.get(node as usize)?;
-        let end = *offsets.get(node as usize + 1)?;
-        Some((start, tokens.get(start as usize..end as usize)?))
+    pub(crate) fn edges(&self, node: u32) -> Option<(u32, &[u32])> {
+        self.sets.listed(node)
+    }
+
+    /// Returns the number of edges that leave `node`, without a look at their tokens.
+    pub(crate) fn fan_out(&self, node: u32) -> u32 {
+        self.sets.listed_size(node)
     }
 
     fn raw(&self) -> (&[u32], &[u32]) {

@@ -126,7 +126,7 @@ fn main() -> Result<()> {
             let model = open(&model, adapter.as_deref())?;
             let tokens = safetensors::load(&tokens, &Device::Cpu)?;
             let tokens = tokens.get("tokens").context("there are no tokens")?;
-            let hidden = model.hidden(tokens)?.detach();
+            let hidden = model.hidden(tokens)?;
             let logits = hidden.broadcast_matmul(&model.head().t()?)?;
             safetensors::save(&HashMap::from([("logits", logits)]), &output)?;
             Ok(())

@@ -74,7 +74,7 @@ fn train_a_little(device: &Device) -> Result<()> {
     let model = Llama::random(config, 0, DType::F32, device)?;
     let trie = TokenTrie::new([(0, [1, 3]), (1, [2, 3])])?;
     let rows = Rows::from_shifted(&trie, &vec![vec![1i64, 3]])?;
-    let hidden = model.hidden(&Tensor::new(&[[2u32, 1]], device)?)?;
+    let hidden = model.hidden_in_training(&Tensor::new(&[[2u32, 1]], device)?, &[0])?;
     let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
     let output = loss.forward((&hidden, model.head()), &rows)?;
     output.loss.backward()?;

@@ -89,7 +89,7 @@ impl Evaluator<'_> {
             progress.advance(examples.len());
         }
         progress.finish();
-        let ranks = exchange::gather_json(self.exchange, &own)?;
+        let ranks = exchange::gather_json(self.exchange, own)?;
         // Ranks search side by side: the slowest tells how long it took.
         let seconds = ranks.iter().map(|rank| rank.seconds).fold(0.0, f64::max);
         let model_tokens: usize = ranks.iter().map(|rank| rank.model_tokens).sum();
@@ -151,7 +151,7 @@ impl Evaluator<'_> {
         let longest = longest_response(examples);
         let device = model.head().device();
         let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
-        let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?.detach())?;
+        let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?)?;
         let rows = response_rows(examples, self.trie)?;
         let output = loss.evaluate((&hidden, model.head()), &rows)?;
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;

@@ -5,7 +5,7 @@ mod mpi;
 #[cfg(feature = "nccl")]
 mod nccl;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use bytemuck::Pod;
 use candle_core::Tensor;
 use serde::{Serialize, de::DeserializeOwned};
@@ -88,9 +88,12 @@ pub fn gather<T: Pod>(exchange: &dyn Exchange, value: &T) -> Result<Vec<T>> {
 /// NaN.
 pub fn gather_json<T: Serialize + DeserializeOwned>(
     exchange: &dyn Exchange,
-    value: &T,
+    value: T,
 ) -> Result<Vec<T>> {
-    let gathered = exchange.gather(&serde_json::to_vec(value)?)?;
+    if exchange.size() == 1 {
+        return Ok(vec![value]);
+    }
+    let gathered = exchange.gather(&serde_json::to_vec(&value)?)?;
     let read = |bytes: &Vec<u8>| Ok(serde_json::from_slice(bytes)?);
     gathered.iter().map(read).collect()
 }
@@ -98,34 +101,50 @@ pub fn gather_json<T: Serialize + DeserializeOwned>(
 /// Returns the ranks that this process was started as one of, by `mpirun`, `srun` or the like; itself alone otherwise.
 ///
 /// # Errors
-/// Returns an error if a launcher started several processes, and `msl` was built without the feature `mpi`.
+/// Returns an error where a launcher started several processes that would not know of each other: `msl` was built without the
+/// feature `mpi`, or with another MPI than the launcher's.
 pub fn open() -> Result<Box<dyn Exchange>> {
-    let size = launched_size()?;
+    let Some((launched, variable)) = launched()? else {
+        return Ok(Box::new(Alone));
+    };
     #[cfg(feature = "mpi")]
-    if size.is_some() {
-        return Ok(Box::new(mpi::Mpi::initialize()?));
-    }
+    let (exchange, remedy) = (
+        mpi::Mpi::initialize()?,
+        "but its MPI knows of none beside it: start it with the mpirun of the MPI that it was built with, or with srun \
+         --mpi=pmix",
+    );
     #[cfg(not(feature = "mpi"))]
-    if let Some(size) = size.filter(|&size| size > 1) {
-        anyhow::bail!(
-            "msl was started as one of {size} processes, and was built to be one: build it with --features mpi, or start it \
-             without mpirun or srun"
-        );
-    }
-    Ok(Box::new(Alone))
+    let (exchange, remedy) = (
+        Alone,
+        "but was built to be one: build it with --features mpi, or start it without mpirun or srun",
+    );
+    ensure!(
+        launched == 1 || exchange.size() > 1,
+        "msl was started as one of several processes ({variable}), {remedy}"
+    );
+    Ok(Box::new(exchange))
 }
 
 /// The environment variables in which launchers say how many processes they started: Open MPI, MPICH and those like it, `srun`.
 const SIZES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
 
-/// Returns how many processes a launcher started, if one did.
-fn launched_size() -> Result<Option<usize>> {
-    for name in SIZES {
-        if let Ok(value) = std::env::var(name) {
-            let size = value.parse();
-            return (size.map(Some))
-                .with_context(|| format!("{name} is {value:?}, expected a number"));
-        }
+/// The environment variable in which a launcher of PMIx tells a process its number. It has none for how many there are.
+const RANK: &str = "PMIX_RANK";
+
+/// Returns how many processes a launcher started, at the least, and the variable that says so; none where no launcher did.
+fn launched() -> Result<Option<(usize, String)>> {
+    for name in SIZES.into_iter().chain([RANK]) {
+        let Ok(value) = std::env::var(name) else {
+            continue;
+        };
+        let number: usize =
+            (value.parse()).with_context(|| format!("{name} is {value:?}, expected a number"))?;
+        let least = if name == RANK {
+            number.saturating_add(1)
+        } else {
+            number
+        };
+        return Ok(Some((least, format!("{name}={value}"))));
     }
     Ok(None)
 }

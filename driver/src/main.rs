@@ -16,7 +16,7 @@ use msl::{
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    keep_candle_from_spinning();
+    set_candle_threads();
     match Arguments::try_parse() {
         Ok(arguments) => run(&arguments),
         Err(usage) => match usage.print() {
@@ -43,8 +43,9 @@ fn run(arguments: &Arguments) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
-        // All ranks end after the same step, and one says so.
+        // All ranks end after the same step, and one says so, which it could not if the launcher ended it because of another.
         note(format_args!("error: {interrupted}"));
+        let _ = exchange.barrier();
         return ExitCode::from(interrupted.status());
     }
     let code = failed(&error, several.then(|| exchange.rank()));
@@ -62,13 +63,16 @@ fn failed(error: &anyhow::Error, rank: Option<usize>) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Keeps candle to one thread. Training gives whole pieces of a batch to threads. candle would also split every long
-/// element-wise operation among threads that spin until the slowest is done, which is ten times slower on a busy
-/// machine.
-fn keep_candle_from_spinning() {
-    const THREADS: &str = "CANDLE_NUM_THREADS";
-    if std::env::var_os(THREADS).is_none() {
-        // SAFETY: this is the first thing that the only thread does, so no other reads the environment meanwhile.
-        unsafe { std::env::set_var(THREADS, "1") };
+/// Keeps candle's element-wise operations to one thread. Training gives whole pieces of a batch to threads. candle would
+/// also split every long operation among threads that spin until the slowest is done, which is ten times slower on a busy
+/// machine. The threads of matrix products are those of rayon: where nothing says how many, candle would read
+/// /proc/cpuinfo for every single product, which takes longer than a small one.
+fn set_candle_threads() {
+    let threads = std::thread::available_parallelism().map_or(1, |count| count.get());
+    for (name, count) in [("CANDLE_NUM_THREADS", 1), ("RAYON_NUM_THREADS", threads)] {
+        if std::env::var_os(name).is_none() {
+            // SAFETY: this is the first thing that the only thread does, so no other reads the environment meanwhile.
+            unsafe { std::env::set_var(name, count.to_string()) };
+        }
     }
 }

@@ -151,9 +151,11 @@ impl<'a> Trainer<'a> {
         for piece in &pieces {
             self.accumulate(piece, alone, &mut gradients, &mut sums)?;
         }
+        let computed = Instant::now();
         let ranks = exchange::gather(self.exchange, &sums)?;
         let sums = ranks.into_iter().reduce(Sums::merge).unwrap_or(sums);
         let mut gradients = gradients.of_all_ranks(self.exchange)?;
+        let exchange_seconds = computed.elapsed().as_secs_f64();
         if !alone {
             let temperature = self.loss.temperature_mut()?;
             temperature.step(&sums.statistics, self.optimizer.steps() as u64)?;
@@ -189,6 +191,7 @@ impl<'a> Trainer<'a> {
             padding: sums.padding as usize,
             learning_rate,
             tokens_per_second: sums.tokens as f64 / begun.elapsed().as_secs_f64(),
+            exchange_seconds: (self.exchange.size() > 1).then_some(exchange_seconds),
             validation_nll: None,
         })
     }

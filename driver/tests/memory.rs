@@ -60,8 +60,19 @@ fn peak(layers: usize, tokens: usize) -> usize {
     HIGHEST.load(Ordering::Relaxed) - before
 }
 
+/// The highest that an evaluation adds to what was there.
+fn peak_without_gradient(layers: usize, tokens: usize) -> usize {
+    let model = model(layers);
+    let tokens = Tensor::zeros((1, tokens), DType::U32, &Device::Cpu).unwrap();
+    let before = NOW.load(Ordering::Relaxed);
+    HIGHEST.store(before, Ordering::Relaxed);
+    model.hidden(&tokens).unwrap();
+    HIGHEST.load(Ordering::Relaxed) - before
+}
+
 #[test]
-fn a_step_of_smollm2_keeps_few_activations_and_no_gradient_of_what_is_frozen() {
+fn a_step_of_smollm2_keeps_few_activations_no_gradient_of_what_is_frozen_and_evaluation_keeps_none()
+{
     const TOKENS: usize = 256;
     let (two, four) = (peak(2, TOKENS), peak(4, TOKENS));
     let per_token_and_layer = (four - two) / 2 / TOKENS;
@@ -72,4 +83,9 @@ fn a_step_of_smollm2_keeps_few_activations_and_no_gradient_of_what_is_frozen() {
     // Eight rows of the residual stream's width, queries, keys and values twice, and the two inner rows of the
     // feed-forward block; attention weights and gradients of the 3.5 million frozen weights of a layer are not among it.
     assert!(per_token_and_layer < 4 * (8 * 576 + 2 * 960 + 2 * 1_536));
+
+    let [two, four] = [2, 4].map(|layers| peak_without_gradient(layers, TOKENS));
+    // Test threads allocate a little meanwhile.
+    let kept = four.abs_diff(two) / 2 / TOKENS;
+    assert!(kept < 64, "evaluation keeps {kept} bytes a token and layer");
 }

@@ -110,7 +110,7 @@ fn every_adapter_has_its_true_gradient() {
 fn nothing_frozen_gets_a_gradient() {
     for architecture in ARCHITECTURES {
         let model = adapted(architecture, 0.0, &["q_proj", "v_proj"]);
-        let hidden = model.hidden(&tokens()).unwrap();
+        let hidden = model.hidden_in_training(&tokens(), &[77, 78]).unwrap();
         let gradients = hidden.sum_all().unwrap().backward().unwrap();
         // The store also keeps what was given to a tensor that nothing trained leads to.
         assert_eq!(gradients.get_ids().count(), model.parameters().len());

@@ -105,7 +105,8 @@ fn wide(tensor: &Tensor) -> Tensor {
 
 /// Logits of all tokens, with products as the model's type has them.
 fn logits(model: &Llama) -> Tensor {
-    let hidden = model.hidden(&tokens(model.head().device())).unwrap();
+    let tokens = tokens(model.head().device());
+    let hidden = model.hidden_in_training(&tokens, &[0]).unwrap();
     let hidden = hidden.flatten_to(1).unwrap();
     assert_eq!(hidden.dtype(), model.head().dtype());
     hidden.matmul(&model.head().t().unwrap()).unwrap()

@@ -245,7 +245,7 @@ fn an_interrupt_finishes_and_saves_the_step_in_hand() {
     let (whole, broken) = (runs.path().join("whole"), runs.path().join("broken"));
     assert!(train(data.path(), &whole).status().unwrap().success());
 
-    for (name, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129)] {
+    for (name, status) in [("-INT", 130), ("-TERM", 143), ("-HUP", 129), ("-USR1", 138)] {
         let mut command = train(data.path(), &broken);
         heed_hangups(&mut command);
         let mut child = command.spawn().unwrap();

@@ -1,10 +1,10 @@
-// Barriers and warp operations that not all threads take part in.
+// Barriers and warp operations that not all threads reach.
 
 #include "params.cuh"
 
 namespace {
 
-constexpr unsigned whole_warp = 0xffffffffu;
+constexpr unsigned full_warp_mask = 0xffffffffu;
 
 }  // namespace
 
@@ -52,13 +52,13 @@ KERNEL(barrier_grid_early_return, TestParams, 1024, 1) {
 
 KERNEL(warp_sound, TestParams, 1024, 1) {
     const int lane = threadIdx.x % 32;
-    const int from_first = __shfl_sync(whole_warp, lane + 1, 0);
-    const int below = __shfl_up_sync(whole_warp, lane, 1);
-    const int above = __shfl_down_sync(whole_warp, lane, 1);
-    const double across = __shfl_xor_sync(whole_warp, static_cast<double>(lane), 16);
-    const int in_eights = __shfl_sync(whole_warp, lane, 9, 8);
-    const unsigned odd = __ballot_sync(whole_warp, lane % 2);
-    const int all = __all_sync(whole_warp, lane < 32), any = __any_sync(whole_warp, lane > 31);
+    const int from_first = __shfl_sync(full_warp_mask, lane + 1, 0);
+    const int below = __shfl_up_sync(full_warp_mask, lane, 1);
+    const int above = __shfl_down_sync(full_warp_mask, lane, 1);
+    const double across = __shfl_xor_sync(full_warp_mask, static_cast<double>(lane), 16);
+    const int in_eights = __shfl_sync(full_warp_mask, lane, 9, 8);
+    const unsigned odd = __ballot_sync(full_warp_mask, lane % 2);
+    const int all = __all_sync(full_warp_mask, lane < 32), any = __any_sync(full_warp_mask, lane > 31);
     const bool right = from_first == 1 && below == max(lane - 1, 0) && above == min(lane + 1, 31) && across == (lane ^ 16)
         && in_eights == lane / 8 * 8 + 1 && odd == 0xaaaaaaaau && all && !any;
     int in_half = 0;
@@ -68,12 +68,12 @@ KERNEL(warp_sound, TestParams, 1024, 1) {
 
 KERNEL(warp_lane_returned, TestParams, 1024, 1) {
     if (threadIdx.x == 3) return;
-    params.output[threadIdx.x] = __shfl_xor_sync(whole_warp, 1.0f, 1);  // fault: returned
+    params.output[threadIdx.x] = __shfl_xor_sync(full_warp_mask, 1.0f, 1);  // fault: returned
 }
 
 KERNEL(warp_lane_elsewhere, TestParams, 1024, 1) {
     if (threadIdx.x == 3) __syncthreads();
-    else params.output[threadIdx.x] = __shfl_xor_sync(whole_warp, 1.0f, 1);
+    else params.output[threadIdx.x] = __shfl_xor_sync(full_warp_mask, 1.0f, 1);
     __syncthreads();
 }
 
@@ -82,7 +82,7 @@ KERNEL(warp_not_in_mask, TestParams, 1024, 1) {
 }
 
 KERNEL(warp_masks_differ, TestParams, 1024, 1) {
-    const unsigned mask = threadIdx.x == 0 ? whole_warp : whole_warp - 1;
+    const unsigned mask = threadIdx.x == 0 ? full_warp_mask : full_warp_mask - 1;
     params.output[threadIdx.x] = __shfl_sync(mask, 1.0f, 1);  // fault: masks
 }
 
@@ -91,8 +91,8 @@ KERNEL(warp_source_outside, TestParams, 1024, 1) {
 }
 
 KERNEL(warp_operations_differ, TestParams, 1024, 1) {
-    if (threadIdx.x == 0) params.output[0] = __ballot_sync(whole_warp, 1);
-    else params.output[threadIdx.x] = __shfl_sync(whole_warp, 1.0f, 0);
+    if (threadIdx.x == 0) params.output[0] = __ballot_sync(full_warp_mask, 1);
+    else params.output[threadIdx.x] = __shfl_sync(full_warp_mask, 1.0f, 0);
 }
 
 KERNEL(endless_wait, TestParams, 1024, 1) {

@@ -1,4 +1,4 @@
-// Asynchronous copies: there for a thread that has awaited them, and for others behind a barrier after that. Each thread
+// Asynchronous copies. Their bytes are visible to the thread that awaits them, and to others after a barrier that follows. Each thread
 // copies a packet.
 
 #include "packet.cuh"
@@ -22,13 +22,13 @@ __device__ __forceinline__ void store(const TestParams& params, uint32_t from) {
 KERNEL(copy_sound, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::await_copies();
-    // Its own needs no barrier.
+    // A thread needs no barrier to read its own copy.
     store(params, threadIdx.x);
     __syncthreads();
     store(params, neighbour());
 }
 
-// While the second half of the packets is under way, the first is read, and barriers go by.
+// While the copies of the second half of the packets are in flight, the first half is read, and barriers are passed.
 KERNEL(copy_sound_ahead, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::await_copies();
@@ -49,7 +49,7 @@ KERNEL(copy_not_awaited, TestParams, 1024, 1) {
     params.output[threadIdx.x] = value;
 }
 
-// What was there before is no excuse.
+// The destination must not be read while a copy is in flight, even if it was initialised before.
 KERNEL(copy_awaited_late, TestParams, 1024, 1) {
     *staged(threadIdx.x) = 0.0f;
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
@@ -67,7 +67,7 @@ KERNEL(copy_without_barrier, TestParams, 1024, 1) {
     params.output[threadIdx.x] = *staged(neighbour());
 }
 
-// The barrier comes before the bytes do.
+// The barrier comes before the copy is awaited.
 KERNEL(copy_barrier_before_await, TestParams, 1024, 1) {
     *staged(threadIdx.x) = 0.0f;
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
@@ -106,7 +106,7 @@ KERNEL(copy_over_unread, TestParams, 1024, 1) {
     device::await_copies();
 }
 
-// A barrier behind the copy's beginning is none behind its reading.
+// A barrier after the start of a copy does not order later stores to its source, which is read until the copy is awaited.
 KERNEL(copy_of_what_another_changes, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     __syncthreads();
@@ -167,7 +167,8 @@ KERNEL(copy_from_stack, TestParams, 1024, 1) {
     device::await_copies();
 }
 
-// Thread i copies packet i · count to the same place, and by way of registers below: the same accesses.
+// Thread i copies packet i · count to the packet of the same index. The kernel below does the same through registers, with the same
+// accesses.
 KERNEL(copy_stride, TestParams, 1024, 1) {
     const uint32_t i = threadIdx.x * static_cast<uint32_t>(params.count);
     device::copy128_async(staged(i), packet(params.input, i));
@@ -179,7 +180,7 @@ KERNEL(copy_stride_by_registers, TestParams, 1024, 1) {
     Numbers::load(packet(params.input, i)).store(staged(i));
 }
 
-// A pipeline of two groups: while one is read, the next is under way.
+// A pipeline of two groups: while one is read, the next is in flight.
 KERNEL(copy_sound_groups, TestParams, 1024, 1) {
     const uint32_t halves = 2;
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
@@ -189,7 +190,7 @@ KERNEL(copy_sound_groups, TestParams, 1024, 1) {
             const uint32_t next = (half + 1) * blockDim.x + threadIdx.x;
             device::copy128_async(staged(next), packet(params.input, next));
         }
-        // The last one is empty, and counts all the same.
+        // The last group is empty, but counts as a group.
         device::commit_copies();
         device::await_copies<1>();
         __syncthreads();
@@ -197,7 +198,7 @@ KERNEL(copy_sound_groups, TestParams, 1024, 1) {
     }
 }
 
-// `await_copies` needs no group, and leaves none.
+// `await_copies` also awaits copies that are not committed, and removes all groups.
 KERNEL(copy_sound_all, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();
@@ -231,7 +232,7 @@ KERNEL(copy_of_no_group, TestParams, 1024, 1) {
     params.output[threadIdx.x] = value;
 }
 
-// The second was begun after the group was committed.
+// The second copy is started after the group is committed.
 KERNEL(copy_behind_a_group, TestParams, 1024, 1) {
     device::copy128_async(staged(threadIdx.x), packet(params.input, threadIdx.x));
     device::commit_copies();

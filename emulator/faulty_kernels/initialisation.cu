@@ -1,4 +1,4 @@
-// Bytes that nobody has written.
+// Reads of uninitialised bytes.
 
 #include "params.cuh"
 
@@ -22,7 +22,7 @@ KERNEL(initialisation_of_shared, TestParams, 1024, 1) {
     params.output[threadIdx.x] = value;
 }
 
-// The shared memory of the block before is not this block's.
+// Shared memory does not keep the values of an earlier block.
 KERNEL(initialisation_by_block_before, TestParams, 1024, 1) {
     float* staged = reinterpret_cast<float*>(device::shared_memory());
     if (blockIdx.x == 0) staged[threadIdx.x] = 1.0f;

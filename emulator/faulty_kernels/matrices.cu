@@ -12,7 +12,7 @@ constexpr uint32_t row_bytes = 16;
 __device__ __forceinline__ unsigned char* row(uint32_t index) { return device::shared_memory() + index * row_bytes; }
 __device__ __forceinline__ uint32_t neighbour() { return (threadIdx.x + 1) % blockDim.x; }
 
-// A row of bits for each thread.
+// The row of 16 bytes of a thread in shared memory.
 __device__ __forceinline__ void store_row(uint32_t index) {
     device::store128(row(index), make_uint4(index, index + 1, index + 2, index + 3));
 }
@@ -48,7 +48,7 @@ KERNEL(matrix_sound, TestParams, 1024, 1) {
     params.output[threadIdx.x] = c[0] + c[1] + c[2] + c[3];
 }
 
-// The lanes from 16 on name rows that are none.
+// The addresses of lanes 16 to 31 are invalid, and ignored for two matrices.
 KERNEL(matrix_sound_two, TestParams, 1024, 1) {
     const uint32_t lane = threadIdx.x % 32;
     if (lane < 16) store_row(threadIdx.x);
@@ -67,7 +67,7 @@ KERNEL(matrix_of_nothing, TestParams, 1024, 1) {
     store(params, r);
 }
 
-// One of a row's eight elements is missing.
+// One of the eight elements of a row is uninitialised.
 KERNEL(matrix_of_almost_all, TestParams, 1024, 1) {
     uint16_t* elements = reinterpret_cast<uint16_t*>(row(threadIdx.x));
     for (uint32_t i = 0; i < 8; ++i) {
@@ -98,7 +98,7 @@ KERNEL(matrix_without_barrier, TestParams, 1024, 1) {
     store(params, r);
 }
 
-// That the lanes have met in an ldmatrix orders nothing.
+// An ldmatrix is not a synchronisation of the warp.
 KERNEL(matrix_overwritten, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncwarp();
@@ -108,8 +108,8 @@ KERNEL(matrix_overwritten, TestParams, 1024, 1) {
     store(params, r);
 }
 
-// A lane may name the row that it has stored, and store it again: the elements go to all lanes, which must meet before and
-// after.
+// Each lane passes the address of a row that it stored itself, and overwrites it afterwards. As all lanes load elements of every row,
+// the warp must synchronise before and after.
 KERNEL(matrix_sound_own_row, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncwarp();
@@ -193,7 +193,7 @@ KERNEL(matrix_of_copy_of_another, TestParams, 1024, 1) {
     store(params, r);
 }
 
-// Whole warps may go different ways.
+// Different warps may take different branches.
 KERNEL(matrix_sound_branches, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();
@@ -251,7 +251,7 @@ KERNEL(matrix_transposed_by_half, TestParams, 1024, 1) {
     store(params, r);
 }
 
-// The same, but not the same instruction.
+// The same operation, but not the same instruction.
 KERNEL(matrix_at_two_lines, TestParams, 1024, 1) {
     store_row(threadIdx.x);
     __syncthreads();

@@ -1,4 +1,4 @@
-// What each lane gets of ldmatrix, and what mma takes of each lane, for a test of their layouts.
+// The registers of each lane after ldmatrix, and those that mma takes, for a test of their layouts.
 
 #include "device.cuh"
 

@@ -1,4 +1,4 @@
-// Conversions of the shims, for all values against another implementation.
+// The conversions of the emulated headers, for a test of all values against another implementation.
 
 #include "number.cuh"
 

@@ -1,4 +1,4 @@
-// Accesses that nothing orders. Each sound kernel is the faulty one with its order put in.
+// Accesses that no synchronisation orders. Each correct kernel is the faulty one with the missing synchronisation.
 
 #include "params.cuh"
 
@@ -37,7 +37,7 @@ KERNEL(race_two_stores, TestParams, 1024, 1) {
     params.output[0] = static_cast<float>(threadIdx.x);  // fault: stores
 }
 
-// Halves of a word are two places.
+// The halves of a word are different locations.
 KERNEL(race_sound_halves, TestParams, 1024, 1) {
     uint16_t* halves = reinterpret_cast<uint16_t*>(params.output);
     halves[threadIdx.x] = static_cast<uint16_t>(threadIdx.x);
@@ -56,7 +56,7 @@ KERNEL(race_warp_in_lockstep, TestParams, 32, 32) {
     params.output[threadIdx.x] = staged()[neighbour()];
 }
 
-// A shuffle promises nothing about memory.
+// A shuffle does not order memory.
 KERNEL(race_shuffle_for_barrier, TestParams, 32, 32) {
     staged()[threadIdx.x] = 0.0f;
     __syncwarp();
@@ -65,7 +65,7 @@ KERNEL(race_shuffle_for_barrier, TestParams, 32, 32) {
     params.output[threadIdx.x] = staged()[neighbour()] + lane;
 }
 
-// The barrier of one half of a warp orders that half alone.
+// The barrier of one half of a warp orders only that half.
 KERNEL(race_half_a_warp, TestParams, 32, 32) {
     staged()[threadIdx.x] = 0.0f;
     __syncwarp();
@@ -94,13 +94,13 @@ KERNEL(race_between_blocks, TestParams, 1024, 1) {
     if (blockIdx.x == 1 && threadIdx.x == 0) params.output[0] += 1.0f;
 }
 
-// A location that every block reads may be written by none, not even by a reader.
+// A location that every block reads must not be written by any block, not even by one that has read it.
 KERNEL(race_reader_writes, TestParams, 1024, 1) {
     const float value = params.input[0];
     if (blockIdx.x == 2 && threadIdx.x == 0) params.input[0] = value + 1.0f;
 }
 
-// The last block to arrive reads what the others wrote: a fence on either side of the counter.
+// The last block done reads what the others wrote. It takes a fence on either side of the block counter.
 KERNEL(race_sound_last_block, TestParams, 1024, 1) {
     bool* last = reinterpret_cast<bool*>(device::shared_memory());
     params.output[blockIdx.x * blockDim.x + threadIdx.x] = params.input[threadIdx.x];

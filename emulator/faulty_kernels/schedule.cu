@@ -7,7 +7,7 @@ KERNEL(schedule_sound, TestParams, 1024, 1) {
     atomicMax(params.counter + 1, threadIdx.x);
 }
 
-// Sums of floats depend on who comes first.
+// A sum of floats by atomics depends on the order of the threads.
 KERNEL(schedule_float_sum, TestParams, 1024, 1) { atomicAdd(params.output, params.input[threadIdx.x]); }
 
 KERNEL(schedule_first_come, TestParams, 1024, 1) {

@@ -1,4 +1,4 @@
-// A product of tiles that are in shared memory, as often as `count` says: what a kernel on tensor cores does most.
+// Multiplies tiles in shared memory `count` times, like the inner loop of a kernel that uses tensor cores.
 
 #include "params.cuh"
 

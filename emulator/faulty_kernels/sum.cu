@@ -1,10 +1,10 @@
-// Sums of f32 numbers, in an order fixed by the launch shape: a kernel as those of the library are, for the example in the
-// emulator's documentation.
+// Sums of f32 numbers, in an order that depends on the launch shape alone. It is a kernel in the style of the library, for the example
+// in the emulator's documentation.
 //
 //     partials[b] = Σ_{b·chunk ≤ i < (b+1)·chunk} values[i]
 //
-// Launch: one block a chunk, whole warps, 4 bytes of shared memory a warp.
-// Bytes moved: 4 a value, once, in 16-byte loads; 4 a block written.
+// Launch: one block of whole warps for each chunk, with 4 bytes of shared memory for each warp.
+// Bytes moved: each value (4 bytes) is read once, in 16-byte loads, and each block writes 4 bytes.
 
 #include "packet.cuh"
 #include "reduce.cuh"
@@ -22,7 +22,7 @@ using Numbers = Packet<float>;
 
 __device__ __forceinline__ uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 
-// The chunk is a multiple of the packet, so only the last block has values that fill none.
+// The chunk is a multiple of a packet, so only the last block has values that do not fill a packet.
 __device__ float sum_of_chunk(const SumParams& params) {
     const uint64_t begin = smaller(blockIdx.x * params.chunk, params.count);
     const uint64_t end = smaller(begin + params.chunk, params.count);

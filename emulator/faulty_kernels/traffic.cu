@@ -3,7 +3,7 @@
 #include "packet.cuh"
 #include "params.cuh"
 
-// Thread i copies number i · count: whole sectors for a count of 1, a sector each for 8 and more.
+// Thread i copies number i · count. A count of 1 touches full sectors, and a count of 8 or more touches one sector for each thread.
 KERNEL(traffic_stride, TestParams, 1024, 1) {
     const uint64_t i = threadIdx.x * params.count;
     params.output[i] = params.input[i];
@@ -14,7 +14,8 @@ KERNEL(traffic_packets, TestParams, 1024, 1) {
     Packet<float>::load(params.input + i).store(params.output + i);
 }
 
-// Thread i stores word i · count of shared memory: a count of 32 sends all to one bank, an odd one none to the same.
+// Thread i stores word i · count of shared memory. With a count of 32 all words are in one bank, and with an odd count all are in
+// different banks.
 KERNEL(traffic_banks, TestParams, 1024, 1) {
     float* words = reinterpret_cast<float*>(device::shared_memory());
     words[threadIdx.x * params.count] = 1.0f;
@@ -25,7 +26,7 @@ KERNEL(traffic_shared_packets, TestParams, 1024, 1) {
     Packet<float>{{1.0f, 2.0f, 3.0f, 4.0f}}.store(words + threadIdx.x * params.count);
 }
 
-// The row of lane i is packet i · count.
+// The row of lane i is packet i · count of shared memory.
 KERNEL(traffic_matrices, TestParams, 1024, 1) {
     unsigned char* row = device::shared_memory() + threadIdx.x * params.count * 16;
     device::store128(row, make_uint4(1, 2, 3, 4));
@@ -44,8 +45,8 @@ KERNEL(traffic_two_matrices, TestParams, 1024, 1) {
     params.output[threadIdx.x] = static_cast<float>(r[0]);
 }
 
-// Lanes that take no part leave their place in a part of the warp empty, and those that skip a turn between two barriers are
-// not joined with others behind the next.
+// Inactive lanes still count when a wide access is split into parts of a warp. Lanes that skip an iteration between two barriers are
+// not combined with other lanes after the next barrier.
 KERNEL(traffic_some_lanes, TestParams, 1024, 1) {
     float* words = reinterpret_cast<float*>(device::shared_memory());
     for (uint32_t turn = 0; turn < 2; ++turn) {

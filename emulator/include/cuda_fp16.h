@@ -20,7 +20,7 @@ inline __half __float2half_rn(float value) {
     const uint32_t bits = __float_as_uint(value), magnitude = bits & 0x7fffffff;
     const uint16_t sign = static_cast<uint16_t>((bits >> 16) & 0x8000);
     if (magnitude > 0x7f800000) return {0x7fff};
-    // From 65520 on, which is half a step past the largest half, all round to infinity.
+    // 65520 is halfway between the largest half and the next power of two. From there on all values round to infinity.
     if (magnitude >= 0x477ff000) return {static_cast<uint16_t>(sign | 0x7c00)};
     if (magnitude < 0x38800000) {
         // A subnormal half is a multiple of 2⁻²⁴; adding this constant rounds to one, in the low bits.

@@ -1,5 +1,5 @@
-// CUDA C++ as far as kernels here use it, for the host's compiler. Included before every kernel source.
-// `__shared__` and `__constant__` are missing on purpose: shared memory is dynamic, through kernels/device.cuh.
+// The part of CUDA C++ that the kernels use, for the host's compiler. It is included before every kernel source.
+// `__shared__` and `__constant__` are not defined on purpose: shared memory comes from kernels/device.cuh.
 #pragma once
 
 #include <algorithm>

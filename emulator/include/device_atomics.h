@@ -1,4 +1,4 @@
-// Atomic read-modify-writes: each returns what was there before. They order nothing by themselves: see __threadfence.
+// Atomic read-modify-writes, which return the old value. They do not order other accesses, which takes a __threadfence.
 #pragma once
 
 #include "device_intrinsics.h"
@@ -18,7 +18,7 @@ template <class T> T smaller(T old, T a, T) { return a < old ? a : old; }
 template <class T> T larger(T old, T a, T) { return old < a ? a : old; }
 template <class T> T exchange(T, T a, T) { return a; }
 template <class T> T exchange_if(T old, T expected, T replacement) { return old == expected ? replacement : old; }
-// CUDA's atomicInc: counts up to `last`, then starts again from 0.
+// CUDA's atomicInc: increments up to `last`, and then wraps to 0.
 template <class T> T increment(T old, T last, T) { return old >= last ? 0 : old + 1; }
 
 }  // namespace emulator

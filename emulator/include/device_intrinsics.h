@@ -36,7 +36,7 @@ __forceinline__ unsigned __ballot_sync(unsigned mask, int predicate) { return em
 __forceinline__ int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
 __forceinline__ int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
 
-// A shuffle within segments of `width` lanes; a source outside the segment gives the lane's own value.
+// A shuffle within segments of `width` lanes. A source outside the segment gives the lane's own value.
 template <class T>
 __forceinline__ T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
     const uint32_t segment = emulator_lane() & ~(width - 1);

@@ -1,4 +1,4 @@
-// kernels/device.cuh for the emulator.
+// The part of kernels/device.cuh that depends on the compiler, for the emulator.
 #pragma once
 
 #include "cuda_bf16.h"
@@ -10,7 +10,7 @@ namespace device {
 
 inline unsigned char* shared_memory() { return emulator_shared_memory(); }
 
-// By one call each: the host's compiler would split the sixteen bytes.
+// Each is one call to the emulator, because the host's compiler would split an access of 16 bytes.
 __forceinline__ uint4 load128(const void* address) {
     uint4 value;
     emulator_load128(address, &value);
@@ -28,7 +28,7 @@ __forceinline__ void await_copies() {
 __forceinline__ void await_copies() { emulator_await_copies(); }
 
 template <int count>
-__forceinline__ void take_matrices(uint32_t (&r)[count], EmulatorWords words) {
+__forceinline__ void unpack_matrices(uint32_t (&r)[count], EmulatorWords words) {
     static_assert(count == 2 || count == 4, "two matrices or four");
     r[0] = static_cast<uint32_t>(words.low);
     r[1] = static_cast<uint32_t>(words.low >> 32);
@@ -39,11 +39,11 @@ __forceinline__ void take_matrices(uint32_t (&r)[count], EmulatorWords words) {
 }
 template <int count>
 __forceinline__ void ldmatrix(uint32_t (&r)[count], const void* row) {
-    take_matrices(r, emulator_ldmatrix(row, count, 0));
+    unpack_matrices(r, emulator_ldmatrix(row, count, 0));
 }
 template <int count>
 __forceinline__ void ldmatrix_transposed(uint32_t (&r)[count], const void* row) {
-    take_matrices(r, emulator_ldmatrix(row, count, 1));
+    unpack_matrices(r, emulator_ldmatrix(row, count, 1));
 }
 
 __forceinline__ void multiply_bits(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], uint32_t half) {

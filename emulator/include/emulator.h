@@ -1,5 +1,5 @@
-// What the host side of the emulator offers to kernels. The functions are in runtime/, which passes each call on to Rust
-// together with the place it came from.
+// The functions of the emulator that kernels call. They are implemented in runtime/, which forwards each call to Rust with the
+// address of its caller.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ struct EmulatorIndex {
     uint32_t x, y, z;
 };
 
-// These two travel in registers, so that a kernel's accesses to them are none to memory.
+// These two are passed in registers, so that using them is not an access to memory.
 struct EmulatorWords {
     uint64_t low, high;
 };

@@ -1,4 +1,4 @@
-// The kernels of the program, as a list that each enters itself in when the program starts.
+// The linked list of the program's kernels. Each kernel registers itself when the program starts.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct Kernel {
     Kernel(const char* name, uint32_t params_bytes, uint32_t threads, uint32_t blocks, void (*enter)(const void*));
 };
 
-// The parameters are the host's memory, which a kernel may read only as the copy it is handed.
+// The parameters are in the memory of the host, so this copy to the stack of the kernel is not instrumented.
 template <class Params, void (*kernel)(Params)>
 __attribute__((no_sanitize("thread"))) void enter(const void* params) {
     kernel(*static_cast<const Params*>(params));

@@ -1,5 +1,5 @@
-// The calls that instrumented kernels make: loads and stores by way of `-fsanitize=thread`, the rest by way of
-// include/emulator.h. Each is passed on to Rust with the address it was called from. This file is not instrumented.
+// The functions that instrumented kernels call: for loads and stores through `-fsanitize=thread`, and for the rest through
+// include/emulator.h. Each call is forwarded to Rust with the address of its caller. This file is not instrumented.
 
 #include <cstdint>
 #include <cstring>
@@ -75,7 +75,7 @@ void emulator_commit_copies() { emulator_on_commit_copies(); }
 void emulator_await_copies() { emulator_on_await_copies(); }
 void emulator_await_groups(uint32_t pending) { emulator_on_await_groups(pending); }
 
-// Fibers take turns, so nothing comes between the load and the store.
+// Only one fiber runs at a time, so the load and the store are atomic.
 uint64_t emulator_atomic(void* address, uint32_t bytes, uint64_t (*change)(uint64_t, uint64_t, uint64_t), uint64_t a,
                          uint64_t b) {
     emulator_on_atomic(reinterpret_cast<uintptr_t>(address), bytes, CALLER);

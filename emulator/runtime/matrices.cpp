@@ -1,5 +1,5 @@
-// The matrix operations of a warp: `ldmatrix` and `mma.m16n8k16`, in the layouts of the PTX ISA. Each lane hands in its part
-// and waits; the last one to come brings the function that works on all parts. This file is not instrumented.
+// The matrix operations of a warp, `ldmatrix` and `mma.m16n8k16`, in the layouts of the PTX ISA. Each lane passes its operands and
+// waits. When the last one has arrived, a function computes the results of all lanes. This file is not instrumented.
 
 #include <cstdint>
 #include <cstring>
@@ -14,7 +14,7 @@ namespace {
 
 constexpr uint32_t lanes = 32;
 
-// What a lane hands in and, in the same place, what it gets.
+// The operands of a lane and, in the same memory, its results.
 struct Matrices {
     union {
         uint16_t row[8];
@@ -61,7 +61,7 @@ void multiply(void* const* parts) {
             for (uint32_t i = 0; i < 2; ++i) c[group + i * 8][pair + k] = part.c[2 * i + k];
         }
     }
-    // Products of two 16-bit numbers are exact in f32, but for overflow and underflow; each sum is rounded.
+    // Products of two 16-bit numbers are exact in f32, except for overflow and underflow. Each sum is rounded.
     for (uint32_t row = 0; row < 16; ++row) {
         for (uint32_t k = 0; k < 16; ++k) {
             for (uint32_t column = 0; column < 8; ++column) c[row][column] += a[row][k] * b[k][column];
@@ -91,7 +91,7 @@ EmulatorWords emulator_ldmatrix(const void* row, uint32_t count, uint32_t transp
     uint32_t place = 0;
     if (emulator_lane() < 8 * count) {
         place = emulator_on_matrix_row(reinterpret_cast<uintptr_t>(row), CALLER);
-        // A store that comes before all lanes have is a race.
+        // A store that comes before all lanes have arrived is a race.
         memcpy(part.row, row, 16);
     }
     const auto together = count == 2 ? transposed ? load<2, true> : load<2, false> : transposed ? load<4, true> : load<4, false>;

@@ -1,4 +1,4 @@
-//! Checks of what threads touch: whether the memory is there, aligned, written, and theirs by the order of barriers.
+//! Checks of memory accesses: bounds, alignment, initialisation and races.
 
 use crate::block::{Block, State};
 use crate::fault::{Fault, Thread};
@@ -8,7 +8,7 @@ use crate::shadow::{Access, Objection};
 use crate::site::Site;
 use crate::traffic::{Event, Place};
 
-/// The bytes of a row that a lane names for `ldmatrix`.
+/// The size of a row of a matrix that `ldmatrix` loads.
 const MATRIX_ROW_BYTES: u32 = 16;
 
 impl Machine<'_> {
@@ -45,7 +45,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Checks whether the current thread may touch these bytes, and returns where they are.
+    /// Checks whether the current thread may access these bytes, and returns the memory that they are in.
     #[inline]
     pub(crate) fn touch(
         &mut self,
@@ -85,14 +85,14 @@ impl Machine<'_> {
         };
         if let Err(objection) = region.shadow.touch(offset..end, access, site, &me) {
             let buffer = region.name.clone();
-            return Err(self.object(objection, buffer, offset as u64, site));
+            return Err(self.fault_here(objection, buffer, offset as u64, site));
         }
         Ok(place)
     }
 
-    /// Checks a row that the current thread names for `ldmatrix`, and returns where it is in shared memory. It is loaded
-    /// when all lanes have come.
-    pub(crate) fn name_matrix_row(&mut self, row: usize, site: Site) -> Result<u32, Fault> {
+    /// Checks the address of a row that the current thread passes to `ldmatrix`, and returns its offset in shared memory. The
+    /// row is loaded when all lanes have arrived.
+    pub(crate) fn check_matrix_row(&mut self, row: usize, site: Site) -> Result<u32, Fault> {
         let place = if self.memory.find(row).is_some() {
             "global memory"
         } else if self.thread_mut().fiber.stack().contains(&row) {
@@ -137,8 +137,8 @@ impl Machine<'_> {
         Ok(offset as u32)
     }
 
-    /// Checks the loads of an `ldmatrix` of so many matrices, to which all lanes of the current thread's warp have come.
-    /// Each lane gets some of every row, so each row is a load by all of them.
+    /// Checks the loads of an `ldmatrix` of `count` matrices, at which all lanes of the current thread's warp have arrived.
+    /// Each lane gets elements of every row, so each row is a load by all lanes.
     pub(crate) fn load_matrices(&mut self, count: u32) -> Result<(), Fault> {
         let threads_per_block = self.threads_per_block() as u32;
         let (place, thread) = self.current;
@@ -167,24 +167,24 @@ impl Machine<'_> {
             {
                 let (name, offset) = (shared.name.clone(), row as u64);
                 let thread = self.thread_at((place, first + lane));
-                return Err(self.objected(objection, name, offset, thread, arrival.site));
+                return Err(self.fault_of(objection, name, offset, thread, arrival.site));
             }
         }
         Ok(())
     }
 
     #[cold]
-    pub(crate) fn object(
+    pub(crate) fn fault_here(
         &self,
         objection: Objection,
         buffer: String,
         offset: u64,
         site: Site,
     ) -> Fault {
-        self.objected(objection, buffer, offset, self.who(), site)
+        self.fault_of(objection, buffer, offset, self.who(), site)
     }
 
-    fn objected(
+    fn fault_of(
         &self,
         objection: Objection,
         buffer: String,
@@ -208,9 +208,9 @@ impl Machine<'_> {
                     later: (thread, site),
                 }
             }
-            Objection::UnderWay(mark) => Fault::Copy {
+            Objection::InFlight(mark) => Fault::Copy {
                 reason: format!(
-                    "touches byte {offset} of '{buffer}', where a copy is under way: {} has not awaited it since {}",
+                    "touches byte {offset} of '{buffer}', the destination of a copy in flight: {} has not awaited it since {}",
                     self.by_global_index(mark.thread),
                     mark.site
                 ),

@@ -1,4 +1,4 @@
-//! Barriers of blocks and of the grid: who has arrived, who goes on, and who never will.
+//! Barriers of blocks and of the grid, and the detection of threads that never arrive.
 
 use crate::block::{Block, BlockArrival, State};
 use crate::fault::Fault;
@@ -7,7 +7,7 @@ use crate::order::Order;
 use crate::site::Site;
 
 impl Machine<'_> {
-    /// The thread that just ran has stopped: releases whatever it was the last to arrive at.
+    /// Releases the threads for which the current thread, which has just stopped, was the last to arrive.
     pub(crate) fn release_arrived(&mut self) -> Result<(), Fault> {
         let (block, thread) = self.current;
         match self.blocks[block].threads[thread].state {
@@ -19,7 +19,8 @@ impl Machine<'_> {
         }
     }
 
-    pub(crate) fn go_on(&mut self, block: usize, thread: usize, result: u64) {
+    /// Makes a thread runnable again, with the result of the operation that it waited for.
+    pub(crate) fn resume(&mut self, block: usize, thread: usize, result: u64) {
         let one = &mut self.blocks[block].threads[thread];
         one.state = State::Runnable;
         one.result = result;
@@ -51,12 +52,13 @@ impl Machine<'_> {
                 .map(|thread| &mut thread.order),
         );
         for thread in 0..arrivals.len() {
-            self.go_on(place, thread, count as u64);
+            self.resume(place, thread, count as u64);
         }
         Ok(())
     }
 
-    /// A compiler may have made several barriers of one, so lines count and not addresses.
+    /// Refuses arrivals at different barriers. Lines are compared and not addresses, because a compiler may duplicate a
+    /// barrier.
     fn same_barrier(&mut self, arrivals: &[BlockArrival]) -> Result<(), Fault> {
         let first = arrivals[0];
         for (thread, other) in arrivals.iter().enumerate() {
@@ -95,13 +97,13 @@ impl Machine<'_> {
         for block in 0..self.blocks.len() {
             self.blocks[block].at_grid = 0;
             for thread in 0..self.blocks[block].threads.len() {
-                self.go_on(block, thread, 0);
+                self.resume(block, thread, 0);
             }
         }
         Ok(())
     }
 
-    /// Nothing can run any more: a fault, unless that is because all is done.
+    /// Checks, when no thread is runnable, that all threads have returned. Otherwise they are deadlocked, which is a fault.
     pub(crate) fn all_returned(&self) -> Result<(), Fault> {
         let of_block = |(place, block): (usize, &Block)| -> Vec<_> {
             let threads = block.threads.iter().enumerate();
@@ -110,7 +112,7 @@ impl Machine<'_> {
                 .collect()
         };
         let states: Vec<_> = self.blocks.iter().enumerate().flat_map(of_block).collect();
-        // The barrier of a block first: a lane that is missing elsewhere often waits there.
+        // Threads at a barrier of their block are reported first: a lane that is missing elsewhere often waits there.
         let at_block = states
             .iter()
             .find(|(_, state)| matches!(state, State::AtBlock(_)));

@@ -1,4 +1,4 @@
-//! Blocks whose threads have begun and not all returned.
+//! The state of running blocks, warps and threads.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -9,18 +9,18 @@ use crate::order::{Order, WARP};
 use crate::site::Site;
 use crate::traffic::Event;
 
-/// An operation that the lanes of a warp do together.
+/// An operation that the lanes of a warp execute together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WarpOperation {
     Barrier,
     Shuffle,
     Ballot,
-    /// `ldmatrix` of so many matrices.
+    /// `ldmatrix` of `count` matrices.
     LoadMatrices {
         count: u32,
         transposed: bool,
     },
-    /// `mma`, of f16 or of bf16.
+    /// `mma` of f16 if `half`, and of bf16 otherwise.
     Multiply {
         half: bool,
     },
@@ -49,25 +49,24 @@ impl WarpOperation {
     }
 }
 
-/// A function that replaces the parts of the lanes of a whole warp by their results.
+/// A function that computes a matrix operation: it replaces the operands of all 32 lanes by their results.
 pub(crate) type Together = unsafe extern "C" fn(parts: *const u64);
 
-/// A lane's part in a warp operation.
+/// The arrival of a lane at a warp operation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct WarpArrival {
     pub(crate) operation: WarpOperation,
     pub(crate) mask: u32,
-    /// The value of a shuffle or a vote, or the address of the lane's part in a matrix operation.
+    /// The value of a shuffle or a vote, or the address of the lane's operands of a matrix operation.
     pub(crate) value: u64,
-    /// The lane whose value a shuffle asks for, or the offset in shared memory of the row that a lane names for
-    /// `ldmatrix`.
+    /// The source lane of a shuffle, or the offset in shared memory of the lane's row of `ldmatrix`.
     pub(crate) source: u32,
-    /// The matrix operation itself.
+    /// The function that computes a matrix operation.
     pub(crate) together: Option<Together>,
     pub(crate) site: Site,
 }
 
-/// A thread's part in a barrier of its block.
+/// The arrival of a thread at a barrier of its block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BlockArrival {
     /// Whether the barrier counts predicates.
@@ -86,7 +85,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    /// Returns where a thread waits.
+    /// Returns the site at which a thread waits; `None` if it does not wait.
     pub(crate) fn site(&self) -> Option<Site> {
         match self {
             Self::AtWarp(arrival) => Some(arrival.site),
@@ -97,15 +96,15 @@ impl State {
     }
 }
 
-/// The bytes of an asynchronous copy.
+/// The size of an asynchronous copy, in bytes.
 pub(crate) const COPY_BYTES: usize = 16;
 
-/// An asynchronous copy under way, between two addresses.
+/// An asynchronous copy in flight, between two addresses.
 #[derive(Clone, Copy)]
 pub(crate) struct AsyncCopy {
     pub(crate) source: usize,
     pub(crate) destination: usize,
-    /// The bytes of the source when the copy began.
+    /// The bytes of the source when the copy was started.
     pub(crate) found: [u8; COPY_BYTES],
     pub(crate) site: Site,
 }
@@ -116,29 +115,28 @@ pub(crate) struct Thread {
     pub(crate) order: Order,
     /// The result of the operation that it waited for.
     pub(crate) result: u64,
-    /// The copies that it has begun and not awaited.
+    /// The copies that it has started and not awaited.
     pub(crate) copies: Vec<AsyncCopy>,
-    /// How many of these belong to each group that it has committed and not awaited, oldest first.
-    /// What is left over belongs to none.
+    /// The number of copies of each commit group that it has not awaited, oldest first. The remaining copies are not committed.
     pub(crate) copy_groups: VecDeque<usize>,
-    /// How many groups it has committed.
+    /// The number of groups that it has committed.
     pub(crate) commits: u32,
     pub(crate) trace: Vec<Event>,
 }
 
-/// Lanes of a warp, as bits. The masks of warp operations that lanes wait in never overlap.
+/// The lanes of a warp, as bit masks. The masks of warp operations at which lanes wait never overlap.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Warp {
-    /// The lanes that wait in a warp operation.
+    /// The lanes that wait at a warp operation.
     pub(crate) waiting: u32,
-    /// The lanes that the masks of those operations name.
+    /// The lanes in the masks of these operations.
     pub(crate) expected: u32,
     pub(crate) returned: u32,
 }
 
-/// A block of the grid whose threads have begun and not all returned.
+/// A running block of the grid.
 pub(crate) struct Block {
-    /// Its place in the grid, x fastest.
+    /// Its linear index in the grid, x fastest.
     pub(crate) index: u32,
     pub(crate) shared: Region,
     pub(crate) threads: Vec<Thread>,
@@ -160,8 +158,7 @@ impl Block {
         }
     }
 
-    /// Begins as block `index` of the grid, with nothing left of the one before. Its stacks begin
-    /// at `first_stack`.
+    /// Starts block `index` of the grid, with uninitialised shared memory. Its stacks begin at `first_stack`.
     pub(crate) fn begin(
         &mut self,
         index: u32,
@@ -186,7 +183,7 @@ impl Block {
         }));
     }
 
-    /// The threads of a warp that a mask names, as (lane, index in the block).
+    /// Returns the lanes in a mask of the warp of `thread`, as (lane, index in the block).
     pub(crate) fn lanes(thread: usize, mask: u32) -> impl Iterator<Item = (usize, usize)> + Clone {
         let first = thread / WARP * WARP;
         (0..WARP)

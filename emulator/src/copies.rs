@@ -1,8 +1,7 @@
-//! Asynchronous copies of sixteen bytes from global to shared memory, made as late as a GPU may.
+//! Asynchronous copies (cp.async) of 16 bytes from global to shared memory, which complete as late as a GPU allows.
 //!
-//! A copy counts as a load and a store where it begins. Its bytes are read and written where its
-//! thread awaits it. Until then nobody may touch the destination, that thread neither, nor change
-//! the source.
+//! A copy counts as a load and a store where it is started. Its bytes are read and written where its thread awaits it. While it
+//! is in flight, no thread, not even that one, may access the destination or change the source.
 
 use crate::block::{AsyncCopy, COPY_BYTES as BYTES};
 use crate::fault::Fault;
@@ -40,7 +39,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The copies that the current thread has begun since the last group become one.
+    /// Commits the copies that the current thread has started since its last commit as one group.
     pub(crate) fn commit_copies(&mut self) {
         let thread = self.thread_mut();
         let grouped: usize = thread.copy_groups.iter().sum();
@@ -48,35 +47,35 @@ impl Machine<'_> {
         thread.commits += 1;
     }
 
-    /// Makes all copies of the current thread arrive.
+    /// Completes all copies of the current thread.
     pub(crate) fn await_copies(&mut self) -> Result<(), Fault> {
         let thread = self.thread_mut();
         thread.copy_groups.clear();
         let count = thread.copies.len();
-        self.oldest_arrive(count)
+        self.complete_oldest(count)
     }
 
-    /// The copies of all groups of the current thread arrive, but those of the newest `pending`.
+    /// Completes the copies of all groups of the current thread except the newest `pending`.
     pub(crate) fn await_groups(&mut self, pending: usize) -> Result<(), Fault> {
         let groups = &mut self.thread_mut().copy_groups;
         let awaited = groups.len().saturating_sub(pending);
         let count = groups.drain(..awaited).sum();
-        self.oldest_arrive(count)
+        self.complete_oldest(count)
     }
 
-    /// Loads and stores the bytes of the current thread's oldest copies.
-    fn oldest_arrive(&mut self, count: usize) -> Result<(), Fault> {
+    /// Completes the oldest `count` copies of the current thread.
+    fn complete_oldest(&mut self, count: usize) -> Result<(), Fault> {
         let mut copies = std::mem::take(&mut self.thread_mut().copies);
         let mut awaited = copies.drain(..count);
         awaited.try_for_each(|copy| self.arrive(&copy))?;
         drop(awaited);
-        // Its room is for the next ones.
+        // The vector is put back, so that its allocation is reused.
         self.thread_mut().copies = copies;
         Ok(())
     }
 
     fn arrive(&mut self, copy: &AsyncCopy) -> Result<(), Fault> {
-        // Stores to the source may have come since, which nothing orders before this.
+        // Finds stores to the source since the start of the copy that are not ordered before this.
         self.touch(copy.source, BYTES as u32, Access::Load, copy.site)?;
         self.source_is_unchanged(copy)?;
         let shared = &mut self.blocks[self.current.0].shared;
@@ -86,8 +85,8 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// Stores that a barrier orders before the arrival, or this thread's own, came too early all
-    /// the same: a GPU may read before or after them. One that changes nothing does no harm.
+    /// Refuses a source that has changed since the copy was started. A store in between is a race even if a barrier orders it
+    /// before the end of the copy, or if it is this thread's own, because a GPU may read before or after it.
     fn source_is_unchanged(&mut self, copy: &AsyncCopy) -> Result<(), Fault> {
         let Some(buffer) = self.memory.find(copy.source) else {
             return Ok(());
@@ -99,11 +98,11 @@ impl Machine<'_> {
         };
         let offset = copy.source - global.start + changed;
         let (name, writer) = (global.name.clone(), global.shadow.writer(offset));
-        Err(self.object(Objection::Race(writer), name, offset as u64, copy.site))
+        Err(self.fault_here(Objection::Race(writer), name, offset as u64, copy.site))
     }
 
-    /// The current thread has come to its end.
-    pub(crate) fn no_copy_under_way(&mut self) -> Result<(), Fault> {
+    /// Refuses copies that the current thread has not awaited when it returns.
+    pub(crate) fn check_no_copy_in_flight(&mut self) -> Result<(), Fault> {
         match self.thread_mut().copies.first() {
             Some(&AsyncCopy { site, .. }) => {
                 self.copy_fault(site, "returns without having awaited this copy")

@@ -1,11 +1,11 @@
-//! What a kernel can do wrong.
+//! The errors that the emulator reports.
 
 use std::fmt;
 
 use crate::shadow::Access;
 use crate::site::Site;
 
-/// A thread, by its place in the launch.
+/// A thread, by its indices in the launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Thread {
     /// The index of its block in the grid (x fastest).
@@ -14,108 +14,108 @@ pub struct Thread {
     pub thread: u32,
 }
 
-/// An error of a kernel or of its launch. Places are lines of its source.
+/// An error of a kernel or of its launch. A site is a line of the kernel's source.
 #[derive(Clone)]
 #[non_exhaustive]
 pub enum Fault {
-    /// The launch itself is not possible.
+    /// The launch itself is not possible, for the reason given.
     Launch(String),
-    /// Memory that belongs to no buffer, nor to the block's shared memory.
+    /// An access to memory outside all buffers and the block's shared memory.
     OutOfBounds {
-        /// Load, store or atomic.
+        /// The kind of access.
         access: Access,
-        /// How many bytes.
+        /// The size of the access, in bytes.
         bytes: u32,
-        /// Where that is, in words.
+        /// A description of the address.
         place: String,
-        /// Who.
+        /// The thread at fault.
         thread: Thread,
-        /// Where in the source.
+        /// The line of the kernel's source.
         site: Site,
     },
-    /// An address that is not a multiple of the access's size.
+    /// An access to an address that is not a multiple of its size.
     Misaligned {
-        /// How many bytes.
+        /// The size of the access, in bytes.
         bytes: u32,
         /// The address.
         address: u64,
-        /// Who.
+        /// The thread at fault.
         thread: Thread,
-        /// Where in the source.
+        /// The line of the kernel's source.
         site: Site,
     },
-    /// A load of bytes that nobody has written.
+    /// A load of uninitialised bytes.
     NeverWritten {
-        /// The buffer.
+        /// The name of the buffer.
         buffer: String,
-        /// How far into it.
+        /// The offset in the buffer, in bytes.
         offset: u64,
-        /// Who.
+        /// The thread at fault.
         thread: Thread,
-        /// Where in the source.
+        /// The line of the kernel's source.
         site: Site,
     },
     /// The host reads an element that no kernel has written.
     OutputNeverWritten {
-        /// The buffer.
+        /// The name of the buffer.
         buffer: String,
         /// The first such element.
         element: usize,
     },
-    /// Two accesses to one address, at least one of them a store, that nothing orders.
+    /// Two accesses to one address, at least one of them a store, that no synchronisation orders.
     Race {
-        /// The buffer.
+        /// The name of the buffer.
         buffer: String,
-        /// How far into it.
+        /// The offset in the buffer, in bytes.
         offset: u64,
-        /// Who came first, in this schedule.
+        /// The access that came first in this schedule.
         earlier: (Thread, Site),
-        /// Who came second.
+        /// The access that came second.
         later: (Thread, Site),
     },
     /// A barrier that not all threads of the block (or of the grid) reach, or that they reach at
     /// different lines.
     Barrier {
-        /// What the threads do instead, in words.
+        /// A description of what another thread does instead.
         reason: String,
         /// A thread that waits.
         thread: Thread,
-        /// Where it waits.
+        /// The barrier at which it waits.
         site: Site,
     },
-    /// An asynchronous copy whose bytes are touched before it is awaited, that is never awaited, or
-    /// that is not from global to shared memory.
+    /// An asynchronous copy whose bytes are accessed before it is awaited, that is never awaited, or that is not from global to
+    /// shared memory.
     Copy {
-        /// What is wrong, in words.
+        /// A description of the error.
         reason: String,
-        /// Who.
+        /// The thread at fault.
         thread: Thread,
-        /// Where in the source.
+        /// The line of the kernel's source.
         site: Site,
     },
-    /// A warp operation whose lanes do not agree, or that is handed what it does not take.
+    /// A warp operation whose lanes do not agree, or that has invalid operands.
     Warp {
-        /// What is wrong, in words.
+        /// A description of the error.
         reason: String,
-        /// Who.
+        /// The thread at fault.
         thread: Thread,
-        /// Where in the source.
+        /// The line of the kernel's source.
         site: Site,
     },
-    /// More steps than the launch may take: a loop that does not end.
+    /// A launch that takes more steps than its limit, such as one with a loop that does not end.
     Endless {
-        /// How many steps.
+        /// The number of steps.
         steps: u64,
-        /// Who ran last.
+        /// The thread that ran last.
         thread: Thread,
-        /// Where in the source.
+        /// The line of the kernel's source.
         site: Site,
     },
     /// A kernel that needs more stack than the emulator has for a thread.
     StackOverflow(Thread),
-    /// Results that differ between two orders in which the threads may run.
+    /// Results that depend on the order in which the threads run.
     ScheduleDependent {
-        /// The seeds of the two.
+        /// The seeds of two orders with different results.
         seeds: (u64, u64),
         /// The first byte in which they differ.
         byte: usize,
@@ -155,7 +155,7 @@ impl fmt::Display for Fault {
             } => {
                 write!(
                     formatter,
-                    "{site}: {thread} accesses {bytes} bytes at {address:#x}, which is no multiple of {bytes}"
+                    "{site}: {thread} accesses {bytes} bytes at {address:#x}, which is not a multiple of {bytes}"
                 )
             }
             Self::NeverWritten {
@@ -166,7 +166,7 @@ impl fmt::Display for Fault {
             } => {
                 write!(
                     formatter,
-                    "{site}: {thread} reads byte {offset} of '{buffer}', which nobody has written"
+                    "{site}: {thread} reads byte {offset} of '{buffer}', which is uninitialised"
                 )
             }
             Self::OutputNeverWritten { buffer, element } => {
@@ -239,7 +239,7 @@ fn word(access: Access) -> &'static str {
     }
 }
 
-/// Prints the message too, as this is what a failing test shows.
+/// Prints the message like `Display`, because a failing test shows this.
 impl fmt::Debug for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{self}")
@@ -249,8 +249,8 @@ impl fmt::Debug for Fault {
 impl std::error::Error for Fault {}
 
 impl Fault {
-    /// The line of a kernel source, as `file:line`, where it happened (for a race, the later of the
-    /// two).
+    /// Returns the line of the kernel's source where the fault happened, as `file:line`. For a race it is that of the later
+    /// access.
     pub fn line(&self) -> Option<String> {
         let site = match self {
             Self::OutOfBounds { site, .. }

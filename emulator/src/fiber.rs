@@ -1,17 +1,17 @@
-//! Threads of a block as fibers: stacks of their own, switched by hand.
+//! Fibers, which run the threads of a block: each has its own stack, and control switches between them explicitly.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::arch::naked_asm;
 use std::ops::Range;
 
-/// Enough for a kernel and for the emulator's own work on its behalf.
+/// The size of a stack, which is enough for a kernel and the emulator's hooks.
 const STACK_BYTES: usize = 64 << 10;
-/// Stacks that start at multiples of a power of two would fight for the same lines of the cache.
+/// The distance between two stacks. If it were a power of two, all stacks would map to the same sets of the cache.
 const STRIDE: usize = STACK_BYTES + 320;
-/// Lies at the end of every stack; there are no guard pages.
+/// A canary at the end of every stack, by which an overflow is found. There are no guard pages.
 const UNTOUCHED: u64 = 0x5bad_c0de_5bad_c0de;
 
-/// The stacks of all fibers that are alive together.
+/// The stacks of all fibers that exist at the same time.
 pub(crate) struct Stacks {
     base: *mut u8,
     layout: Layout,
@@ -36,15 +36,14 @@ impl Stacks {
         Self { base, layout }
     }
 
-    /// A fiber that will run `entry` when first switched to. `entry` must not return.
+    /// Makes a fiber that runs `entry` when it is first switched to. `entry` must not return.
     pub(crate) fn fiber(&mut self, index: usize, entry: extern "C" fn() -> !) -> Fiber {
         assert!(
             (index + 1) * STRIDE <= self.layout.size(),
             "a fiber without a stack"
         );
-        // SAFETY: the stack of this index lies within the allocation, by the assertion; the eight
-        // words at its top are what `switch` pops: six registers, the address to go on at, and a
-        // return address of 0 for unwinders.
+        // SAFETY: the stack of this index is inside the allocation, by the assertion. The eight words at its top are what
+        // `switch` pops: six registers, the address at which to continue, and a return address of 0 for unwinders.
         unsafe {
             let lowest = self.base.add(index * STRIDE);
             lowest.cast::<u64>().write(UNTOUCHED);
@@ -67,7 +66,7 @@ impl Drop for Stacks {
 }
 
 impl Fiber {
-    /// A place to save the flow of control that is running now.
+    /// Makes an empty fiber, in which `switch` saves the running flow of control.
     pub(crate) const fn running() -> Self {
         Self {
             stack_pointer: std::ptr::null_mut(),
@@ -80,26 +79,23 @@ impl Fiber {
     }
 
     pub(crate) fn overflowed(&self) -> bool {
-        // SAFETY: the lowest word of a stack that `Stacks::fiber` wrote, and that lives as long as
-        // the launch.
+        // SAFETY: `Stacks::fiber` wrote the lowest word of this stack, and the stack lives as long as the launch.
         unsafe { (self.lowest as *const u64).read() != UNTOUCHED }
     }
 
-    /// Saves the flow that runs in `from`, and goes on with `to`.
+    /// Saves the running flow of control in `from`, and continues with `to`.
     ///
     /// # Safety
     ///
-    /// Both must be valid for the whole switch; `to` must be a fiber that is suspended, and no
-    /// borrow that the code in `to` relies on may be broken by the code that runs now.
+    /// Both must be valid during the switch, and `to` must be suspended. The running code must not break a borrow that the code
+    /// in `to` relies on.
     pub(crate) unsafe fn switch(from: *mut Fiber, to: *const Fiber) {
-        // SAFETY: the caller's promise; `switch` changes nothing but registers and the saved stack
-        // pointer.
+        // SAFETY: the caller's promise. `switch` only changes registers and the saved stack pointer.
         unsafe { switch(&raw mut (*from).stack_pointer, (*to).stack_pointer) }
     }
 }
 
-/// Pushes what the System V calling convention has a function keep, and pops the same of the other
-/// stack.
+/// Pushes the callee-saved registers of the System V calling convention, switches stacks, and pops those of the other stack.
 #[unsafe(naked)]
 unsafe extern "sysv64" fn switch(save: *mut *mut u8, load: *mut u8) {
     naked_asm!(

@@ -1,4 +1,4 @@
-//! The calls that kernels make, as runtime/hooks.cpp and include/emulator.h hand them over.
+//! The functions that instrumented kernels call, by way of runtime/hooks.cpp and include/emulator.h.
 
 use crate::block::{BlockArrival, State, Together, WarpArrival, WarpOperation};
 use crate::machine::{Machine, suspend, with_machine};
@@ -14,7 +14,7 @@ pub(crate) struct Index {
     z: u32,
 }
 
-/// The place of the `linear`-th of a box, x fastest.
+/// Returns the three-dimensional index of a linear one, x fastest.
 fn unravel(linear: u32, [x, y, _]: [u32; 3]) -> Index {
     Index {
         x: linear % x,
@@ -90,8 +90,8 @@ extern "C" fn emulator_on_await_groups(pending: u32) {
     with_machine(|machine| machine.await_groups(pending as usize));
 }
 
-/// Others may run first: it is where a schedule can make a difference, and a thread may be waiting
-/// for them.
+/// Lets other threads run before an atomic, because the order of atomics is where schedules differ, and because a thread may
+/// spin on one.
 #[unsafe(no_mangle)]
 extern "C" fn emulator_on_atomic(address: usize, bytes: u32, caller: usize) {
     with_machine(|machine| {
@@ -126,7 +126,7 @@ extern "C" fn emulator_on_fence() {
     });
 }
 
-/// Waits in `state` until the scheduler has released the thread, and returns what it was given.
+/// Suspends the current thread in `state` until the scheduler resumes it, and returns the result of its operation.
 fn wait(state: State, site: Site) -> u64 {
     with_machine(|machine| {
         machine.step(site)?;
@@ -171,8 +171,8 @@ fn warp(operation: WarpOperation, mask: u32, value: u64, source: u32, caller: us
     )
 }
 
-/// All lanes of a warp together; `part` is in this lane's stack.
-fn whole_warp(
+/// Waits for all lanes of a warp at a matrix operation. `part` holds this lane's operands and results, in its stack.
+fn warp_matrix_operation(
     operation: WarpOperation,
     part: *mut u8,
     source: u32,
@@ -193,10 +193,10 @@ fn whole_warp(
     );
 }
 
-/// Where in shared memory the row is that a lane names for `ldmatrix`.
+/// Returns the offset in shared memory of the row whose address a lane passes to `ldmatrix`.
 #[unsafe(no_mangle)]
 extern "C" fn emulator_on_matrix_row(row: usize, caller: usize) -> u32 {
-    with_machine(|machine| machine.name_matrix_row(row, Site::returning_to(caller)))
+    with_machine(|machine| machine.check_matrix_row(row, Site::returning_to(caller)))
 }
 
 #[unsafe(no_mangle)]
@@ -210,13 +210,13 @@ extern "C" fn emulator_on_ldmatrix(
 ) {
     let transposed = transposed != 0;
     let operation = WarpOperation::LoadMatrices { count, transposed };
-    whole_warp(operation, part, row, together, caller);
+    warp_matrix_operation(operation, part, row, together, caller);
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn emulator_on_multiply(half: u32, part: *mut u8, together: Together, caller: usize) {
     let operation = WarpOperation::Multiply { half: half != 0 };
-    whole_warp(operation, part, 0, together, caller);
+    warp_matrix_operation(operation, part, 0, together, caller);
 }
 
 #[unsafe(no_mangle)]

@@ -1,4 +1,4 @@
-//! The kernels that were compiled in.
+//! The kernels that are compiled in.
 
 use std::ffi::{CStr, c_char, c_void};
 
@@ -8,7 +8,7 @@ pub(crate) struct Kernel {
     name: *const c_char,
     pub(crate) params_bytes: u32,
     pub(crate) threads: u32,
-    /// How many blocks of so many threads are sure to fit on a multiprocessor.
+    /// The smallest number of blocks of `threads` threads for which a multiprocessor has registers.
     pub(crate) blocks: u32,
     pub(crate) enter: unsafe extern "C" fn(*const c_void),
     next: *const Kernel,
@@ -26,8 +26,7 @@ fn emulator_first_kernel() -> *const Kernel {
 
 impl Kernel {
     pub(crate) fn all() -> impl Iterator<Item = &'static Self> {
-        // SAFETY: the list is made of statics, complete before `main`, and ends with a null
-        // pointer.
+        // SAFETY: the list consists of statics, is complete before `main`, and ends with a null pointer.
         let follow = |kernel: *const Self| unsafe { kernel.as_ref() };
         std::iter::successors(follow(emulator_first_kernel()), move |kernel| {
             follow(kernel.next)
@@ -35,7 +34,7 @@ impl Kernel {
     }
 
     pub(crate) fn name(&self) -> &'static str {
-        // SAFETY: a string literal of the kernel's own source.
+        // SAFETY: the name is a string literal in the kernel's source.
         unsafe { CStr::from_ptr(self.name) }.to_str().unwrap_or("?")
     }
 

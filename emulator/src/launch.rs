@@ -1,4 +1,4 @@
-//! A launch, and what it reports.
+//! Launches and their reports.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -15,15 +15,14 @@ use crate::traffic::Traffic;
 /// The limits of a device.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Shared memory of one block.
+    /// The largest shared memory of one block, in bytes.
     pub shared_bytes: u32,
-    /// How many blocks can be alive together: what a cooperative launch may have.
+    /// The largest number of blocks of a cooperative launch, all of which must be resident at the same time.
     pub resident_blocks: u32,
 }
 
 impl Default for Limits {
-    /// The shared memory of the smallest device the kernels are for, and few blocks, as each thread
-    /// is a stack.
+    /// Returns the shared memory of the smallest supported device, and few blocks, because each thread needs a stack.
     fn default() -> Self {
         Self {
             shared_bytes: 99 << 10,
@@ -32,33 +31,33 @@ impl Default for Limits {
     }
 }
 
-/// A kernel and the shape it is launched in.
+/// A kernel launch: the kernel, the launch shape and the parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Launch<'a> {
-    /// The name that the source of the kernel gives it.
+    /// The kernel's name in its source.
     pub kernel: &'a str,
-    /// Blocks.
+    /// The number of blocks in each dimension.
     pub grid: [u32; 3],
-    /// Threads of a block.
+    /// The number of threads of a block in each dimension.
     pub block: [u32; 3],
-    /// Dynamic shared memory of a block.
+    /// The dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
-    /// Whether all blocks are alive together and may wait for each other.
+    /// Whether all blocks are resident at the same time and may wait for each other.
     pub cooperative: bool,
-    /// The bytes of its parameter struct.
+    /// The bytes of the parameter struct.
     pub params: &'a [u8],
 }
 
-/// The settings by which launches are run.
+/// The settings of the emulator.
 #[derive(Clone, Copy, Debug)]
 pub struct Emulator {
-    /// The seed that the order of the threads is drawn from.
+    /// The seed of the random order in which threads run.
     pub seed: u64,
     /// Whether sectors and bank conflicts are counted, which takes time and memory.
     pub traced: bool,
     /// The limits of the device.
     pub limits: Limits,
-    /// After how many steps a launch counts as endless.
+    /// The number of steps after which a launch fails with [`Fault::Endless`].
     pub step_limit: u64,
 }
 
@@ -76,12 +75,12 @@ impl Default for Emulator {
 /// A report of what a launch did.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// Loads, stores, barriers and warp operations of all threads.
+    /// The number of loads, stores, barriers and warp operations of all threads.
     pub steps: u64,
     /// The traffic of the blocks' shared memory.
     pub shared: Traffic,
     buffers: Vec<(String, Traffic)>,
-    /// The traffic by place in the source and buffer; behind the last buffer, shared memory.
+    /// The traffic by site and index of the buffer, where the index after the last buffer stands for shared memory.
     by_site: HashMap<(Site, usize), Traffic>,
 }
 
@@ -108,7 +107,7 @@ impl Report {
         )
     }
 
-    /// Returns what each line moved to and from each buffer and shared memory, in a traced launch.
+    /// Returns the traffic of each line of the source with each buffer and with shared memory, in a traced launch.
     pub fn by_line(&self) -> Vec<LineTraffic> {
         let mut by_line = BTreeMap::<_, Traffic>::new();
         for (&(site, index), &traffic) in &self.by_site {
@@ -125,7 +124,7 @@ impl Report {
 }
 
 impl Emulator {
-    /// Threads in the order that this seed gives.
+    /// Makes an emulator that runs threads in the order of this seed.
     pub fn with_seed(seed: u64) -> Self {
         Self {
             seed,
@@ -133,7 +132,7 @@ impl Emulator {
         }
     }
 
-    /// Counts sectors and bank conflicts too.
+    /// Returns the emulator with counting of sectors and bank conflicts.
     pub fn traced(self) -> Self {
         Self {
             traced: true,
@@ -159,7 +158,7 @@ impl Emulator {
         let (steps, mut traffic) = (machine.steps, std::mem::take(&mut machine.traffic));
         let by_site = std::mem::take(&mut machine.by_site);
         drop(machine);
-        memory.settle();
+        memory.end_launch();
         outcome?;
         let shared = traffic.pop().unwrap_or_default();
         let buffers = memory
@@ -198,7 +197,7 @@ impl Emulator {
         }
         if blocks * threads >= u64::from(u32::MAX) - 1 {
             return Err(format!(
-                "{blocks} blocks of {threads} threads are more than the emulator numbers"
+                "{blocks} blocks of {threads} threads are more than the emulator supports"
             ));
         }
         if threads > u64::from(kernel.threads) {
@@ -230,7 +229,7 @@ impl Emulator {
     }
 }
 
-/// Runs `work` once for each seed, and demands the same bits of all.
+/// Runs `work` once for each seed, and refuses results that do not have the same bits for all.
 pub fn same_for_every_schedule<T: Pod>(
     seeds: impl IntoIterator<Item = u64>,
     mut work: impl FnMut(Emulator) -> Result<Vec<T>, Fault>,

@@ -5,24 +5,24 @@
 //! store of a kernel calls us with its address. Threads are fibers. A launch either runs to its end
 //! or stops at the first [`Fault`], which names a line of the source:
 //!
-//! - memory outside every live buffer, or misaligned for the access;
-//! - bytes read, by a kernel or by the host, that nobody has written;
-//! - races: two accesses to one address, at least one a store, that no barrier, `__syncwarp`, grid
-//!   synchronisation or fenced atomic orders. (Shuffles and votes order nothing: NVIDIA promises no
-//!   more. A row that a lane names for `ldmatrix` is loaded by all lanes of its warp.)
-//! - asynchronous copies that are read before they (or the group that they were committed to) are
-//!   awaited, or never awaited: they arrive as late as they may;
-//! - barriers that not all threads reach, warp operations whose lanes do not agree (of `ldmatrix`
-//!   and `mma`: that are not all at the same line), launches beyond the device;
+//! - accesses outside every live buffer, or that are misaligned;
+//! - reads of uninitialised bytes, by a kernel or by the host;
+//! - races: two accesses to one address, at least one of them a store, that no barrier, `__syncwarp`, grid synchronisation or fenced
+//!   atomic orders (as NVIDIA documents, shuffles and votes do not order memory; a row of `ldmatrix` counts as a load by all lanes of
+//!   the warp);
+//! - asynchronous copies whose destination is read before they (or their commit group) are awaited, or that are never awaited: copies
+//!   complete as late as a GPU allows;
+//! - barriers that not all threads reach, warp operations whose lanes do not agree (for `ldmatrix` and `mma`, lanes that are not all at
+//!   the same line), and launches that exceed the limits of the device;
 //! - results that depend on the order of the threads ([`same_for_every_schedule`]).
 //!
-//! A kernel source is the same for both compilers if it keeps to `kernels/device.cuh`: a head by
-//! `KERNEL`, which takes one parameter struct; shared memory by `device::shared_memory()`, never
-//! `__shared__` or `static`; 16 bytes at once by `Packet`; asynchronous copies, `ldmatrix` and `mma` by
-//! the functions of that header; whole warps; no inline PTX, no `__constant__`, no CUB.
+//! A kernel source compiles with both compilers if it follows these rules of `kernels/device.cuh`. A kernel is defined by
+//! `KERNEL` and takes one parameter struct. Shared memory comes from `device::shared_memory()`, never from `__shared__` or
+//! `static`. Accesses of 16 bytes use `Packet`. Asynchronous copies, `ldmatrix` and `mma` use the functions of that header.
+//! Blocks have full warps. There is no inline PTX, no `__constant__` and no CUB.
 //!
-//! A [`Report`] counts what was moved: bytes by buffer and, when traced, 32-byte sectors and bank
-//! conflicts, by buffer and by line of the source.
+//! A [`Report`] counts the bytes moved by buffer and, when traced, 32-byte sectors and bank conflicts, by buffer and by line of
+//! the source.
 //!
 //! ```
 //! use candle_trie_emulator::{Emulator, Launch, Memory, skipped};
@@ -70,16 +70,14 @@ pub use shadow::Access;
 pub use site::Site;
 pub use traffic::Traffic;
 
-/// Makes tests of functions that run kernels: where kernels are not emulated, the tests are
-/// reported as ignored.
+/// Makes tests of functions that run kernels. On a machine where kernels are not emulated, the tests are reported as ignored.
 #[cfg(emulated)]
 #[macro_export]
 macro_rules! emulated_tests {
     ($($name:ident),* $(,)?) => { $crate::emulated_tests_with! { [] $($name),* } };
 }
 
-/// Makes tests of functions that run kernels: as kernels are not emulated here, the tests are
-/// reported as ignored.
+/// Makes tests of functions that run kernels. As kernels are not emulated on this machine, the tests are reported as ignored.
 #[cfg(not(emulated))]
 #[macro_export]
 macro_rules! emulated_tests {
@@ -95,28 +93,27 @@ macro_rules! emulated_tests_with {
     ([#$ignore:tt] $($name:ident),*) => { mod emulated_tests { $(#[test] #$ignore fn $name() { super::$name() })* } };
 }
 
-/// Why kernels are not emulated on this machine: a test that needs them says so, and is no proof of
-/// anything.
+/// Returns the reason why kernels are not emulated on this machine, and `None` if they are. A test that needs them prints it,
+/// and proves nothing.
 pub fn skipped() -> Option<&'static str> {
     option_env!("EMULATOR_SKIPPED")
 }
 
-/// The names of the kernels that were compiled in.
+/// Returns the names of the kernels that are compiled in.
 pub fn kernel_names() -> Vec<&'static str> {
     kernels::Kernel::all().map(kernels::Kernel::name).collect()
 }
 
-/// The launch bounds that a kernel is compiled with: it is launched with at most so many threads a
-/// block, and so many blocks of that size are sure to find registers on a multiprocessor.
+/// The launch bounds that a kernel is compiled with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LaunchBounds {
-    /// Threads of a block.
+    /// The largest number of threads of a block.
     pub threads: u32,
-    /// Blocks of a multiprocessor.
+    /// The smallest number of blocks of `threads` threads for which a multiprocessor has registers.
     pub blocks: u32,
 }
 
-/// The launch bounds of the kernel of this name, or `None` if no such kernel was compiled in.
+/// Returns the launch bounds of the kernel of this name, or `None` if no such kernel is compiled in.
 pub fn launch_bounds(kernel: &str) -> Option<LaunchBounds> {
     let found = kernels::Kernel::find(kernel)?;
     Some(LaunchBounds {

@@ -1,4 +1,4 @@
-//! Runs a launch: threads as fibers, one at a time, in an order drawn from a seed.
+//! Runs a launch. Threads are fibers, of which one runs at a time, in a random order that a seed determines.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -16,11 +16,11 @@ use crate::site::Site;
 use crate::traffic::{self, Place, Traffic};
 
 thread_local! {
-    /// The machine that runs on this thread of the host, for the calls that kernels make.
+    /// The machine that runs on this thread of the host, which the hooks of kernels use.
     static RUNNING: Cell<*mut Machine<'static>> = const { Cell::new(std::ptr::null_mut()) };
 }
 
-/// A launch under way.
+/// A running launch.
 pub(crate) struct Machine<'a> {
     pub(crate) kernel: &'static Kernel,
     params: Vec<u128>,
@@ -32,9 +32,9 @@ pub(crate) struct Machine<'a> {
     pub(crate) traced: bool,
     pub(crate) step_limit: u64,
     pub(crate) steps: u64,
-    /// The traffic of each buffer, and behind them that of shared memory.
+    /// The traffic of each buffer, and in the last element that of shared memory.
     pub(crate) traffic: Vec<Traffic>,
-    /// The traffic by place in the source too, in a traced launch.
+    /// The traffic by site and index in `traffic`, in a traced launch.
     pub(crate) by_site: HashMap<(Site, usize), Traffic>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) ready: Vec<(usize, usize)>,
@@ -74,7 +74,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Copies the parameters, padded.
+    /// Copies the parameters to aligned memory.
     pub(crate) fn set_params(&mut self, params: &[u8]) {
         self.params = vec![0; params.len().div_ceil(size_of::<u128>())];
         bytemuck::cast_slice_mut(&mut self.params)[..params.len()].copy_from_slice(params);
@@ -84,7 +84,7 @@ impl<'a> Machine<'a> {
         self.block.iter().product::<u32>() as usize
     }
 
-    /// Runs every block: of a cooperative launch all together, else one after the other.
+    /// Runs every block: all at the same time for a cooperative launch, and otherwise one after the other.
     pub(crate) fn run(&mut self, shared_bytes: u32) -> Result<(), Fault> {
         let mut order: Vec<u32> = (0..self.grid.iter().product()).collect();
         self.random.shuffle(&mut order);
@@ -99,7 +99,7 @@ impl<'a> Machine<'a> {
                     .extend((0..threads).map(|thread| (place, thread)));
             }
             self.run_wave()?;
-            self.add_up_traces();
+            self.count_traffic();
         }
         Ok(())
     }
@@ -111,9 +111,8 @@ impl<'a> Machine<'a> {
             let (block, thread) = self.current;
             let machine = std::ptr::from_mut(self).cast::<Machine<'static>>();
             let outer = RUNNING.replace(machine);
-            // SAFETY: the machine stays where it is while the fiber runs, which reaches it through
-            // `RUNNING` alone, and this borrow is not used meanwhile. The fiber belongs to a thread
-            // that has begun and not returned.
+            // SAFETY: the machine does not move while the fiber runs. The fiber accesses it through `RUNNING` only, and this
+            // borrow is not used meanwhile. The fiber belongs to a thread that has not returned.
             unsafe {
                 Fiber::switch(
                     &raw mut (*machine).scheduler,
@@ -132,7 +131,7 @@ impl<'a> Machine<'a> {
         self.all_returned()
     }
 
-    fn add_up_traces(&mut self) {
+    fn count_traffic(&mut self) {
         if !self.traced {
             return;
         }
@@ -144,13 +143,13 @@ impl<'a> Machine<'a> {
                 .map(|thread| std::mem::take(&mut thread.trace))
                 .collect();
             for warp in traces.chunks(WARP) {
-                traffic::of_warp(warp, |site, place, traffic| {
+                traffic::add_warp_accesses(warp, |site, place, traffic| {
                     let index = if let Place::Buffer(index) = place {
                         index
                     } else {
                         shared
                     };
-                    // Its bytes have been counted.
+                    // The bytes were counted at each access.
                     let uncounted = Traffic {
                         loaded: 0,
                         stored: 0,
@@ -163,7 +162,7 @@ impl<'a> Machine<'a> {
         }
     }
 
-    /// Returns the thread that runs, for messages.
+    /// Returns the current thread, for messages.
     pub(crate) fn who(&self) -> Thread {
         self.thread_at(self.current)
     }
@@ -201,12 +200,12 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Does `act` on the machine that runs on this thread of the host.
+/// Calls `act` with the machine that runs on this thread of the host.
 ///
-/// A fault ends the launch: the thread that caused it is left where it is and never goes on.
+/// A fault ends the launch: the thread that caused it is suspended and never resumed.
 pub(crate) fn with_machine<R>(act: impl FnOnce(&mut Machine<'static>) -> Result<R, Fault>) -> R {
-    // SAFETY: kernels run only inside `run_wave`, which has put its machine here; fibers take
-    // turns, and none keeps a borrow while another runs.
+    // SAFETY: kernels run only inside `run_wave`, which has stored its machine here. One fiber runs at a time, and none keeps a
+    // borrow while another runs.
     let machine = unsafe { RUNNING.get().as_mut() };
     let Some(machine) = machine else { abort() };
     match act(machine) {
@@ -219,11 +218,11 @@ pub(crate) fn with_machine<R>(act: impl FnOnce(&mut Machine<'static>) -> Result<
     }
 }
 
-/// Lets the others run, until the scheduler comes back to this thread.
+/// Returns control to the scheduler until it resumes this thread.
 pub(crate) fn suspend() {
     let machine = RUNNING.get();
-    // SAFETY: as in `with_machine`; the running fiber is the current thread's, and the scheduler
-    // waits in `run_wave`.
+    // SAFETY: as in `with_machine`. The running fiber is that of the current thread, and the scheduler is suspended in
+    // `run_wave`.
     unsafe {
         let (block, thread) = (*machine).current;
         let fiber = &raw mut (&mut (*machine).blocks)[block].threads[thread].fiber;
@@ -239,11 +238,10 @@ extern "C" fn thread_main() -> ! {
             machine.params.as_ptr().cast::<c_void>(),
         ))
     });
-    // SAFETY: the parameters are a copy, aligned, of as many bytes as the kernel's parameter struct
-    // has (checked at launch).
+    // SAFETY: the parameters are an aligned copy of the kernel's parameter struct, whose size is checked at launch.
     unsafe { enter(params) };
     with_machine(|machine| {
-        machine.no_copy_under_way()?;
+        machine.check_no_copy_in_flight()?;
         machine.thread_mut().state = State::Returned;
         Ok(())
     });

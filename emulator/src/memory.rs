@@ -1,4 +1,4 @@
-//! Device memory: buffers with names, far apart, each under a shadow.
+//! Device memory: named buffers with red zones around them and shadow memory for each.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
@@ -9,7 +9,7 @@ use bytemuck::Pod;
 use crate::fault::Fault;
 use crate::shadow::Shadow;
 
-/// The bytes on either side of a buffer. Untouched, they cost no memory.
+/// The size of the red zones on either side of a buffer, in bytes. They are never touched, so they take no physical memory.
 const RED_ZONE: usize = 1 << 20;
 /// The alignment of `cudaMalloc`, in bytes.
 const ALIGNMENT: usize = 256;
@@ -23,7 +23,7 @@ pub struct Memory {
     last_found: usize,
 }
 
-/// A buffer of the device, as the host holds it.
+/// The host's handle of a device buffer.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffer<T> {
     address: usize,
@@ -32,30 +32,30 @@ pub struct Buffer<T> {
 }
 
 impl<T> Buffer<T> {
-    /// Returns the address that a kernel gets as its pointer.
+    /// Returns the address of the buffer, for parameters of a kernel.
     pub fn address(&self) -> u64 {
         self.address as u64
     }
 
-    /// The pointer that a kernel would get if this buffer were the part that starts at element
-    /// `first` of a much larger one: for offsets that no test has the memory for.
+    /// Returns the address of a larger buffer of which this one is the part that begins at element `first`. Tests use it for
+    /// offsets for which there is not enough memory.
     pub fn address_as_window(&self, first: u64) -> u64 {
         self.address()
             .wrapping_sub(first.wrapping_mul(size_of::<T>() as u64))
     }
 
-    /// Returns how many elements it has.
+    /// Returns the number of its elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Returns whether it has no element.
+    /// Returns whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 }
 
-/// Bytes of a device: of a buffer, or the shared memory of a block.
+/// A region of device memory: a buffer, or the shared memory of a block.
 pub(crate) struct Region {
     pub(crate) name: String,
     pub(crate) start: usize,
@@ -89,7 +89,7 @@ impl Region {
         address.wrapping_sub(self.start) < self.bytes
     }
 
-    /// The bytes that begin at an address.
+    /// Returns the range of the region that begins at an address.
     pub(crate) fn range(&self, address: usize, bytes: usize) -> Range<usize> {
         let offset = address - self.start;
         offset..offset + bytes
@@ -108,8 +108,8 @@ impl Region {
     }
 
     fn content(&mut self) -> &mut [u8] {
-        // SAFETY: inside the allocation, which this borrow keeps; kernels write to it only while a
-        // launch holds `Memory`.
+        // SAFETY: the slice is inside the allocation, which this borrow keeps alive. Kernels write to it only while a launch
+        // borrows `Memory`.
         unsafe { std::slice::from_raw_parts_mut(self.allocation.add(RED_ZONE), self.bytes) }
     }
 }
@@ -122,12 +122,12 @@ impl Drop for Region {
 }
 
 impl Memory {
-    /// No buffer yet.
+    /// Makes a memory without buffers.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A buffer that holds what the host hands over.
+    /// Makes a buffer that holds `values`.
     pub fn upload<T: Pod>(&mut self, name: &str, values: &[T]) -> Buffer<T> {
         let mut region = Region::new(name, size_of_val(values), true);
         region
@@ -136,20 +136,19 @@ impl Memory {
         self.add(region, values.len())
     }
 
-    /// A buffer that nobody has written.
+    /// Makes an uninitialised buffer.
     pub fn allocate<T: Pod>(&mut self, name: &str, len: usize) -> Buffer<T> {
         self.add(Region::new(name, len * size_of::<T>(), false), len)
     }
 
-    /// Gives back the buffer that begins at an address: to touch it from then on is a fault, as no other
-    /// comes to lie there.
+    /// Frees the buffer that begins at an address. Its memory is not reused, so later accesses to it are faults.
     pub fn free(&mut self, address: u64) {
         let freed = self.region_index(address as usize);
         self.freed.push(self.buffers.remove(freed));
         self.last_found = 0;
     }
 
-    /// Reads what a buffer holds. An element that no kernel has written is a fault.
+    /// Reads a buffer. An uninitialised element is a fault.
     pub fn download<T: Pod>(&mut self, buffer: Buffer<T>) -> Result<Vec<T>, Fault> {
         let region = self.region_at(buffer.address);
         if let Some(byte) = region.shadow.never_written() {
@@ -163,8 +162,8 @@ impl Memory {
         Ok(values)
     }
 
-    /// `count` elements at an address, as a library that the host calls between launches would read
-    /// them. An element that nobody has written is a fault.
+    /// Reads `count` elements at an address, like a library that the host calls between launches. An uninitialised element is a
+    /// fault.
     pub fn read<T: Pod>(&mut self, address: u64, count: usize) -> Result<Vec<T>, Fault> {
         let (region, range) = self.part::<T>(address, count);
         if !region.shadow.is_written(&range) {
@@ -178,14 +177,14 @@ impl Memory {
         Ok(values)
     }
 
-    /// Writes elements at an address, as a library that the host calls between launches would.
+    /// Writes elements at an address, like a library that the host calls between launches.
     pub fn write<T: Pod>(&mut self, address: u64, values: &[T]) {
         let (region, range) = self.part::<T>(address, values.len());
         region.shadow.write_by_host(&range);
         region.content()[range].copy_from_slice(bytemuck::cast_slice(values));
     }
 
-    /// The buffer that these elements lie in, and their bytes there.
+    /// Returns the buffer that contains these elements, and their range in it.
     fn part<T>(&mut self, address: u64, count: usize) -> (&mut Region, Range<usize>) {
         let index = self
             .find(address as usize)
@@ -222,7 +221,7 @@ impl Memory {
         index.expect("the buffer is of this memory")
     }
 
-    /// The buffer that an address lies in, by its place.
+    /// Returns the index of the buffer that contains an address.
     #[inline]
     pub(crate) fn find(&mut self, address: usize) -> Option<usize> {
         if !self
@@ -249,14 +248,14 @@ impl Memory {
         &self.buffers
     }
 
-    /// The launch is over.
-    pub(crate) fn settle(&mut self) {
+    /// Ends a launch: all its accesses are ordered before whatever comes next.
+    pub(crate) fn end_launch(&mut self) {
         for region in &mut self.buffers {
-            region.shadow.settle();
+            region.shadow.end_launch();
         }
     }
 
-    /// Describes where an address lies that is in no buffer.
+    /// Describes an address outside all buffers, in relation to the nearest one.
     pub(crate) fn describe(&self, address: usize) -> String {
         let distance = |region: &&Region| {
             if address < region.start {

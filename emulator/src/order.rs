@@ -1,10 +1,10 @@
-//! What happens before what: clocks of threads, and what each thread knows of the others.
+//! The happens-before relation of threads, as compressed vector clocks.
 //!
-//! A thread's clock counts the barriers it has passed (high half) and, since the last of them, its
-//! warp synchronisations (low half). Barriers are the same for all threads of a block, so what a
-//! thread knows of other warps is one number; of its own warp, a number for each lane; of other
-//! blocks, what the last grid synchronisation brought. Only atomics with fences teach anything
-//! else, and that is kept in a table beside.
+//! A thread's clock counts the barriers that it has passed (high half) and its warp synchronisations since the last barrier
+//! (low half). A thread "knows" another up to a clock if all that the other did before this clock happened before now. Barriers
+//! are the same for all threads of a block, so one number says what a thread knows of other warps. Of its own warp it has a
+//! number for each lane, and of other blocks one number, from the last grid synchronisation. Anything else is learnt through
+//! fenced atomics, and is kept in maps.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::site::Site;
 pub(crate) const WARP: usize = 32;
 const BARRIER: u64 = 1 << 32;
 
-/// Who touched memory, when, and where in the source.
+/// An access to memory: its thread, the clock of the thread, and its site in the source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) thread: u32,
@@ -24,42 +24,42 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
-    /// Nobody.
+    /// No access.
     pub(crate) const NONE: Self = Self {
         thread: u32::MAX,
         site: Site::HOST,
         clock: 0,
     };
-    /// The host, between launches: known to everyone.
+    /// An access of the host between launches, which every thread knows.
     pub(crate) const HOST: Self = Self {
         thread: u32::MAX - 1,
         site: Site::HOST,
         clock: 0,
     };
     const ATOMIC: u64 = 1 << 63;
-    const UNDER_WAY: u64 = 1 << 62;
+    const IN_FLIGHT: u64 = 1 << 62;
 
     fn clock(self) -> u64 {
-        self.clock & !(Self::ATOMIC | Self::UNDER_WAY)
+        self.clock & !(Self::ATOMIC | Self::IN_FLIGHT)
     }
 
-    /// Whether it is of a copy that has begun and not arrived.
-    pub(crate) fn under_way(self) -> Self {
+    /// Returns the mark of an asynchronous copy in flight.
+    pub(crate) fn in_flight(self) -> Self {
         Self {
-            clock: self.clock | Self::UNDER_WAY,
+            clock: self.clock | Self::IN_FLIGHT,
             ..self
         }
     }
 
     pub(crate) fn arrived(self) -> Self {
         Self {
-            clock: self.clock & !Self::UNDER_WAY,
+            clock: self.clock & !Self::IN_FLIGHT,
             ..self
         }
     }
 
-    pub(crate) fn is_under_way(self) -> bool {
-        self.clock & Self::UNDER_WAY != 0
+    pub(crate) fn is_in_flight(self) -> bool {
+        self.clock & Self::IN_FLIGHT != 0
     }
 
     pub(crate) fn is_atomic(self) -> bool {
@@ -67,7 +67,7 @@ impl Mark {
     }
 }
 
-/// What a fence or an atomic carries: up to when the doings of blocks and of threads are known.
+/// The knowledge that a fence or an atomic carries: for blocks and for threads, the clocks up to which they are known.
 #[derive(Clone, Default)]
 pub(crate) struct Knowledge {
     blocks: HashMap<u32, u64>,
@@ -88,20 +88,20 @@ impl Knowledge {
     }
 }
 
-/// The order as one thread sees it.
+/// The clock of one thread, and the clocks up to which it knows others.
 #[derive(Clone, Default)]
 pub(crate) struct Order {
     clock: u64,
     other_blocks: u64,
     lanes: [u32; WARP],
     learnt: Option<Rc<Knowledge>>,
-    /// What the last fence passed on: an atomic after it releases this.
+    /// What the last fence released. Later atomics pass it on.
     fenced: Option<Rc<Knowledge>>,
-    /// What atomics have read since the last fence: the next one acquires this.
+    /// What atomics have read since the last fence. The next fence acquires it.
     unfenced: Option<Box<Knowledge>>,
 }
 
-/// A thread among its neighbours.
+/// A thread that makes an access, with its clocks.
 pub(crate) struct Observer<'a> {
     pub(crate) thread: u32,
     pub(crate) threads_per_block: u32,
@@ -122,7 +122,7 @@ impl Observer<'_> {
         start..start + self.threads_per_block
     }
 
-    /// Returns whether what `mark` stands for happened before what this thread does now.
+    /// Returns whether the access `mark` happened before what this thread does now.
     #[inline]
     pub(crate) fn knows(&self, mark: Mark) -> bool {
         if mark.thread == self.thread || mark.thread >= Mark::HOST.thread {
@@ -149,14 +149,14 @@ impl Observer<'_> {
                 .is_some_and(|learnt| self.has_learnt(learnt, mark))
     }
 
-    /// Returns whether a barrier of the block, which all its threads have passed, lies between what `mark` stands
-    /// for, which is of the same block, and now.
+    /// Returns whether a barrier of the block, which all its threads have passed, is between the access `mark` of the same
+    /// block and now.
     #[inline]
     pub(crate) fn knows_by_barrier(&self, mark: Mark) -> bool {
         mark.thread == Mark::HOST.thread || mark.clock() < self.order.clock / BARRIER * BARRIER
     }
 
-    /// Returns how far apart two threads are: of one warp, of one block, or of two.
+    /// Returns the distance of two threads: 0 in the same warp, 1 in the same block, and 2 in different blocks.
     pub(crate) fn distance(&self, a: u32, b: u32) -> u32 {
         let size = self.threads_per_block;
         if a / size != b / size {
@@ -175,8 +175,8 @@ impl Observer<'_> {
         known.is_some_and(|&known| mark.clock() < known)
     }
 
-    /// `__threadfence`: takes in what atomics have read, and makes ready what the next ones pass
-    /// on.
+    /// Returns the clocks after `__threadfence`: acquires what atomics have read, and releases what this thread knows to later
+    /// atomics.
     pub(crate) fn fence(&self) -> Order {
         let mut order = self.order.clone();
         if let Some(read) = order.unfenced.take() {
@@ -198,19 +198,19 @@ impl Observer<'_> {
         here.threads.insert(self.thread, order.clock + 1);
         known.join(&here);
         order.fenced = Some(Rc::new(known));
-        // What comes after the fence is not part of it.
+        // Accesses after the fence have a later clock, and are not released by it.
         order.clock += 1;
         order
     }
 }
 
 impl Order {
-    /// Returns how many barriers of its block, or of the grid, the thread has passed.
+    /// Returns the number of barriers of its block or of the grid that the thread has passed.
     pub(crate) fn barriers(&self) -> u32 {
         (self.clock / BARRIER) as u32
     }
 
-    /// An atomic on a location that carries `location`.
+    /// Updates the clocks for an atomic on a location that carries the knowledge `location`.
     pub(crate) fn atomic(&mut self, location: &mut Knowledge) {
         self.unfenced.get_or_insert_default().join(location);
         if let Some(fenced) = &self.fenced {
@@ -218,7 +218,7 @@ impl Order {
         }
     }
 
-    /// `__syncwarp` of the given lanes of a warp.
+    /// Updates the clocks for `__syncwarp` of these lanes of a warp.
     pub(crate) fn join_lanes<'a>(lanes: impl Iterator<Item = (usize, &'a mut Order)>) {
         let mut lanes: Vec<_> = lanes.collect();
         let mut joined = [0; WARP];
@@ -236,7 +236,7 @@ impl Order {
         }
     }
 
-    /// A barrier of a block.
+    /// Updates the clocks for a barrier of a block.
     pub(crate) fn join_block<'a>(threads: impl Iterator<Item = &'a mut Order>) {
         let mut threads: Vec<_> = threads.collect();
         let learnt = Self::all_learnt(threads.iter().map(|order| &**order));
@@ -246,7 +246,7 @@ impl Order {
         }
     }
 
-    /// A synchronisation of the grid: from here on all clocks are equal, and everything before is
+    /// Updates the clocks for a synchronisation of the grid, after which all clocks are equal and all earlier accesses are
     /// known.
     pub(crate) fn join_grid<'a>(threads: impl Iterator<Item = &'a mut Order>) {
         let mut threads: Vec<_> = threads.collect();

@@ -1,6 +1,6 @@
-//! The order in which threads run.
+//! The random numbers that determine the order in which threads run.
 
-/// SplitMix64.
+/// The generator SplitMix64.
 pub(crate) struct Random(u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! What is known of every byte of memory: who wrote it last, and who has read it since.
+//! Shadow memory, which records for every byte of memory its last store and the loads since.
 
 use std::ops::Range;
 
@@ -16,10 +16,10 @@ pub enum Access {
     Atomic,
 }
 
-/// Two readers are enough. Of readers that do not know of each other, the two that are kept are as
-/// far apart as they come (in different blocks, else in different warps), and a writer that does
-/// not know of some reader does not know of one of these; but for orders made by atomics or by
-/// parts of a warp, where a race may go unseen, never one invented.
+/// The last store to some bytes, and two of the loads since. Two are enough: of loads that are not ordered with each other, the
+/// two most distant ones are kept (in different blocks, or else in different warps), and a store that races with any load races
+/// with one of these. The exceptions are orders by atomics or by a part of a warp, where a race may go undetected. A race is
+/// never reported wrongly.
 #[derive(Clone, Copy)]
 struct Cell {
     written: Mark,
@@ -35,17 +35,16 @@ impl Cell {
     }
 }
 
-/// Why an access is at fault.
+/// The reason why an access is a fault.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Objection {
     NeverWritten,
     Race(Mark),
-    /// A copy to there has begun and not arrived.
-    UnderWay(Mark),
+    /// The bytes are the destination of an asynchronous copy in flight.
+    InFlight(Mark),
 }
 
-/// The shadow of a buffer. Its cells are as coarse as the accesses so far allow, and are split when
-/// a finer one comes.
+/// The shadow of a buffer. Its cells are as coarse as the accesses so far allow, and are split at the first finer access.
 pub(crate) struct Shadow {
     bytes: usize,
     cell_bytes: usize,
@@ -66,7 +65,7 @@ impl Shadow {
         }
     }
 
-    /// Forgets everything, as if nothing had been written.
+    /// Makes all bytes uninitialised.
     pub(crate) fn forget(&mut self) {
         if self.changed {
             self.cells.fill(Cell::new(Mark::NONE));
@@ -74,8 +73,8 @@ impl Shadow {
         }
     }
 
-    /// The launch is over: all that it did is known to what comes next.
-    pub(crate) fn settle(&mut self) {
+    /// Ends a launch: all its accesses happen before whatever comes next.
+    pub(crate) fn end_launch(&mut self) {
         if self.changed {
             for cell in &mut self.cells {
                 *cell = Cell::new(if cell.written == Mark::NONE {
@@ -88,7 +87,7 @@ impl Shadow {
         }
     }
 
-    /// The first byte that nobody has written.
+    /// Returns the first uninitialised byte.
     pub(crate) fn never_written(&self) -> Option<usize> {
         let first = self
             .cells
@@ -98,7 +97,7 @@ impl Shadow {
         (first < self.bytes).then_some(first)
     }
 
-    /// Returns whether somebody has written all of these bytes.
+    /// Returns whether all of these bytes are initialised.
     pub(crate) fn is_written(&self, range: &Range<usize>) -> bool {
         let cells = range.start / self.cell_bytes..range.end.div_ceil(self.cell_bytes);
         self.cells[cells]
@@ -106,11 +105,12 @@ impl Shadow {
             .all(|cell| cell.written != Mark::NONE)
     }
 
-    /// The host writes these bytes, between launches.
+    /// Records a store of the host, between launches.
     pub(crate) fn write_by_host(&mut self, range: &Range<usize>) {
-        // The last cell of a buffer may reach beyond its end.
-        let whole = |byte: usize| byte.is_multiple_of(self.cell_bytes) || byte == self.bytes;
-        if !(whole(range.start) && whole(range.end)) {
+        // The last cell of a buffer may extend beyond its end.
+        let on_cell_boundary =
+            |byte: usize| byte.is_multiple_of(self.cell_bytes) || byte == self.bytes;
+        if !(on_cell_boundary(range.start) && on_cell_boundary(range.end)) {
             self.split(range);
         }
         let cells = range.start / self.cell_bytes..range.end.div_ceil(self.cell_bytes);
@@ -132,8 +132,8 @@ impl Shadow {
         let mark = me.mark(site, access == Access::Atomic);
         let cells = range.start / self.cell_bytes..range.end / self.cell_bytes;
         for cell in &mut self.cells[cells] {
-            if cell.written.is_under_way() {
-                return Err(Objection::UnderWay(cell.written));
+            if cell.written.is_in_flight() {
+                return Err(Objection::InFlight(cell.written));
             }
             match access {
                 Access::Load => cell.load(mark, me)?,
@@ -147,8 +147,8 @@ impl Shadow {
         Ok(())
     }
 
-    /// A load of these bytes by all lanes of a warp, of which `named` stands for all where none objects.
-    /// Else gives which lane does.
+    /// Records a load of these bytes by all lanes of a warp, where lane `named` passed the address. An error has the lane at
+    /// fault.
     #[inline]
     pub(crate) fn load_together(
         &mut self,
@@ -161,20 +161,20 @@ impl Shadow {
             self.split(&range);
         }
         self.changed = true;
-        // Two lanes, of which a writer that has not synchronised with the others of the warp is one at
-        // most.
+        // Two lanes are recorded as readers. A later store by one lane without a synchronisation of the warp then races with
+        // the other.
         let readers = [&lanes[named], &lanes[(named + WARP / 2) % WARP]];
         let marks = readers.map(|lane| lane.mark(site, false));
         let cells = range.start / self.cell_bytes..range.end / self.cell_bytes;
         for cell in &mut self.cells[cells] {
             let written = cell.written;
-            if written.is_under_way() {
-                return Err((Objection::UnderWay(written), named));
+            if written.is_in_flight() {
+                return Err((Objection::InFlight(written), named));
             }
             if written == Mark::NONE {
                 return Err((Objection::NeverWritten, named));
             }
-            // What came before a barrier is known to all.
+            // If the store came before the last barrier of the block, all lanes know it.
             if !readers[0].knows_by_barrier(written)
                 && let Some(other) = lanes.iter().position(|lane| !lane.knows(written))
             {
@@ -187,27 +187,27 @@ impl Shadow {
         Ok(())
     }
 
-    /// The last store to these bytes has begun, and not arrived: they are nobody's.
+    /// Marks these bytes as the destination of a copy in flight.
     pub(crate) fn depart(&mut self, range: Range<usize>) {
         for cell in self.within(range) {
-            cell.written = cell.written.under_way();
+            cell.written = cell.written.in_flight();
         }
     }
 
-    /// The bytes may be touched again.
+    /// Marks the copy to these bytes as complete.
     pub(crate) fn arrive(&mut self, range: Range<usize>) {
         for cell in self.within(range) {
             cell.written = cell.written.arrived();
         }
     }
 
-    /// Of bytes that have been touched, so that no cell reaches beyond them.
+    /// Returns the cells of bytes that have been accessed before, so that no cell extends beyond them.
     fn within(&mut self, range: Range<usize>) -> &mut [Cell] {
         let cells = range.start / self.cell_bytes..range.end / self.cell_bytes;
         &mut self.cells[cells]
     }
 
-    /// Who wrote a byte last.
+    /// Returns the last store to a byte.
     pub(crate) fn writer(&self, byte: usize) -> Mark {
         self.cells[byte / self.cell_bytes].written
     }
@@ -250,8 +250,8 @@ impl Cell {
         Ok(())
     }
 
-    /// A reader that the new one knows of is no longer needed: whoever knows of the new one knows
-    /// of it too.
+    /// Records a load. An earlier load that this one knows is dropped: whatever is ordered after this one is ordered after
+    /// both.
     #[inline]
     fn add_reader(&mut self, mark: Mark, me: &Observer<'_>) {
         let [first, second] = self.read;

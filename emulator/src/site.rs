@@ -1,34 +1,33 @@
-//! Places in kernel sources.
+//! Sites: positions in kernel sources.
 
 use std::fmt;
 
-/// A place in a kernel's code: small enough to be kept with every byte of memory, and resolved to a
-/// line when read.
+/// A position in a kernel's code. It is small enough to be stored for every byte of memory, and is resolved to a line on
+/// demand.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Site(u32);
 
-/// Sites are distances from here: a program is smaller than 2 GiB.
+/// Sites are stored as 32-bit offsets from this function, because a program is smaller than 2 GiB.
 fn anchor() -> usize {
     anchor as *const () as usize
 }
 
 impl Site {
-    /// No place: the host's doing.
+    /// The site of accesses by the host.
     pub const HOST: Self = Self(0);
 
-    /// The call that returns to `address`.
+    /// Returns the site of the call that returns to `address`.
     pub(crate) fn returning_to(address: usize) -> Self {
         Self((address - 1).wrapping_sub(anchor()) as u32)
     }
 
-    /// Returns whether two places are of one line of the source. A compiler may have made several
-    /// instructions of it, or have inlined it at several lines, which then count too.
+    /// Returns whether two sites are the same line of the source. A compiler may duplicate the instructions of a line. A line
+    /// that is inlined in several places is a different line in each.
     pub(crate) fn same_line(self, other: Self) -> bool {
         self == other || self.lines() == other.lines()
     }
 
-    /// `file:line` in a kernel source, innermost first: a line of a header is followed by the lines
-    /// it is inlined at.
+    /// Returns the line as `file:line`, followed by the lines at which it is inlined, innermost first.
     pub fn lines(self) -> Vec<String> {
         let mut lines = Vec::new();
         let address = anchor().wrapping_add(self.0 as i32 as usize);
@@ -37,7 +36,7 @@ impl Site {
                 return;
             };
             let file = in_repository(&file.to_string_lossy());
-            // What the emulator itself puts around a kernel is no place that a reader looks for.
+            // The emulator's own headers are left out, as they are not part of the kernel.
             if !file.starts_with("emulator/include/") {
                 lines.push(format!("{file}:{line}"));
             }
@@ -46,7 +45,8 @@ impl Site {
     }
 }
 
-/// The kernels are compiled in the emulator's folder, as `../kernels/…` and as `faulty_kernels/…`.
+/// Returns a path relative to the repository. The kernels are compiled in the emulator's folder, as `../kernels/…` and
+/// `faulty_kernels/…`.
 fn in_repository(file: &str) -> String {
     match file.strip_prefix(env!("CARGO_MANIFEST_DIR")) {
         Some(inside) => inside

@@ -1,4 +1,4 @@
-//! What a launch moves: bytes by buffer, sectors and bank conflicts by warp access.
+//! The memory traffic of a launch: bytes, sectors and bank conflicts.
 
 use std::collections::HashMap;
 use std::ops::AddAssign;
@@ -10,28 +10,27 @@ use crate::site::Site;
 const SECTOR_BYTES: u64 = 32;
 const BANKS: usize = 32;
 const BANK_BYTES: u64 = 4;
-/// Wider accesses of a warp are served in parts: of as many lanes as take so many bytes, be they there or
-/// not.
+/// The bytes that shared memory serves at a time. A wider access of a warp is served in parts of as many lanes as have this
+/// many bytes, active or not.
 const SHARED_BYTES_AT_ONCE: u64 = 128;
 
-/// The bytes that were loaded and stored. An atomic counts as both.
+/// The memory traffic of a buffer or of shared memory. An atomic counts as a load and a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Traffic {
-    /// Bytes loaded.
+    /// The bytes loaded.
     pub loaded: u64,
-    /// Bytes stored.
+    /// The bytes stored.
     pub stored: u64,
-    /// 32-byte sectors that the loads of warps touch. Counted, like what follows, in a traced
-    /// launch only.
+    /// The 32-byte sectors that the loads of warps touch. This and the following fields are counted in a traced launch only.
     pub load_sectors: u64,
-    /// The least that those loads could touch: their distinct bytes, packed.
+    /// The smallest number of sectors for these loads, if their distinct bytes were contiguous.
     pub least_load_sectors: u64,
-    /// The same of stores.
+    /// The 32-byte sectors that the stores of warps touch.
     pub store_sectors: u64,
-    /// The same of stores.
+    /// The smallest number of sectors for these stores, if their distinct bytes were contiguous.
     pub least_store_sectors: u64,
-    /// Shared memory: how many times an access of a warp waits because two lanes want different
-    /// words of one bank.
+    /// The bank conflicts of shared memory: how many times an access of a warp is repeated because lanes access different words
+    /// of one bank.
     pub bank_conflicts: u64,
 }
 
@@ -65,8 +64,8 @@ pub(crate) enum Place {
 #[derive(Clone, Copy)]
 pub(crate) struct Event {
     pub(crate) site: Site,
-    /// How many barriers the thread has passed, and how many groups of copies it has committed: what all
-    /// lanes of a warp do together.
+    /// The number of barriers that the thread has passed plus that of groups that it has committed, which all lanes of a warp
+    /// do together.
     pub(crate) epoch: u32,
     pub(crate) place: Place,
     pub(crate) access: Access,
@@ -74,24 +73,24 @@ pub(crate) struct Event {
     pub(crate) address: u64,
 }
 
-/// The accesses of a warp's lanes, put together again as the hardware would have made them: the
-/// n-th time of an epoch that each lane is at an instruction is one access of the warp. (Lanes that skip
-/// turns of a loop are so joined a turn early.)
-pub(crate) fn of_warp(lanes: &[Vec<Event>], mut add: impl FnMut(Site, Place, Traffic)) {
+/// Combines the accesses of a warp's lanes as the hardware would: the n-th execution of an instruction in an epoch by each lane
+/// is one access of the warp. A lane that skips iterations of a loop is therefore combined with too early an iteration of the
+/// others.
+pub(crate) fn add_warp_accesses(lanes: &[Vec<Event>], mut add: impl FnMut(Site, Place, Traffic)) {
     debug_assert!(lanes.len() <= WARP);
     let mut events = Vec::new();
     for (lane, trace) in lanes.iter().enumerate() {
-        let mut turns = HashMap::<(Site, u32, Place), u32>::new();
+        let mut counts = HashMap::<(Site, u32, Place), u32>::new();
         for event in trace {
             let instruction = (event.site, event.epoch, event.place);
-            let turn = turns.entry(instruction).or_default();
-            events.push((*turn, lane, *event));
-            *turn += 1;
+            let count = counts.entry(instruction).or_default();
+            events.push((*count, lane, *event));
+            *count += 1;
         }
     }
-    // Stable: lanes stay in order.
+    // The sort is stable, so lanes stay in order.
     let together =
-        |&(turn, _, event): &(u32, usize, Event)| (event.site, event.epoch, turn, event.place);
+        |&(count, _, event): &(u32, usize, Event)| (event.site, event.epoch, count, event.place);
     events.sort_by_key(together);
     for together in events.chunk_by(|a, b| together(a) == together(b)) {
         let accesses: Vec<(usize, Event)> = (together.iter())
@@ -140,7 +139,7 @@ fn sectors(accesses: &[(usize, Event)]) -> Traffic {
     traffic
 }
 
-/// The numbers of the units of memory that an access touches.
+/// Returns the indices of the units of memory that an access touches.
 fn units(access: &Event, unit: u64) -> std::ops::RangeInclusive<u64> {
     access.address / unit..=(access.address + u64::from(access.bytes) - 1) / unit
 }
@@ -157,11 +156,11 @@ fn bank_conflicts(accesses: &[(usize, Event)]) -> u64 {
                 .collect();
             words.sort_unstable();
             words.dedup();
-            let mut of_bank = [0u64; BANKS];
+            let mut words_of_bank = [0u64; BANKS];
             for word in words {
-                of_bank[word as usize % BANKS] += 1;
+                words_of_bank[word as usize % BANKS] += 1;
             }
-            of_bank
+            words_of_bank
                 .into_iter()
                 .max()
                 .unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Warp operations: lanes that wait for each other, and must agree on what they do.
+//! Warp operations, at which lanes wait for each other and must agree on the operation.
 
 use crate::block::{Block, State, WarpArrival, WarpOperation};
 use crate::fault::Fault;
@@ -6,7 +6,7 @@ use crate::machine::Machine;
 use crate::order::{Order, WARP};
 
 impl Machine<'_> {
-    /// The current thread has arrived at a warp operation: the last one of its mask releases all.
+    /// Records the arrival of the current thread at a warp operation. The last lane of the mask releases all.
     pub(crate) fn arrive_at_warp(&mut self, arrival: WarpArrival) -> Result<(), Fault> {
         let (place, thread) = self.current;
         let WarpArrival {
@@ -43,7 +43,7 @@ impl Machine<'_> {
         Ok(())
     }
 
-    /// The current thread has returned: nobody may be waiting for it.
+    /// Records that the current thread has returned. It is a fault if a lane waits for it.
     pub(crate) fn leave_warp(&mut self) -> Result<(), Fault> {
         let (place, thread) = self.current;
         let lane = thread % WARP;
@@ -56,7 +56,7 @@ impl Machine<'_> {
         }
     }
 
-    /// A thread of the current warp that waits for any of these lanes.
+    /// Returns a thread of the current warp that waits for any of these lanes.
     fn waiting_for(&self, mask: u32) -> Option<(usize, WarpArrival)> {
         let (place, thread) = self.current;
         let block = &self.blocks[place];
@@ -70,7 +70,7 @@ impl Machine<'_> {
         })
     }
 
-    /// For the first lane to arrive: whether the others of its mask exist, and still run.
+    /// Checks, for the first lane that arrives, that the other lanes of its mask exist and have not returned.
     fn all_can_come(&self, arrival: WarpArrival) -> Result<(), Fault> {
         let (place, thread) = self.current;
         let block = &self.blocks[place];
@@ -118,9 +118,8 @@ impl Machine<'_> {
             }
         }
         if let Some(together) = together {
-            // SAFETY: all 32 lanes have come to the same matrix operation, each with the address of
-            // its part, which is of the type that this operation takes and lies in the stack of a
-            // thread that waits.
+            // SAFETY: all 32 lanes have arrived at the same matrix operation. Each passes the address of its operands, which
+            // have the type of this operation and are in the stack of a waiting thread.
             unsafe { together(values.as_ptr()) };
         }
         for (_, other) in Block::lanes(thread, mask) {
@@ -143,7 +142,7 @@ impl Machine<'_> {
                     return self.warp_fault(other, arrival, reason);
                 }
             };
-            self.go_on(place, other, result);
+            self.resume(place, other, result);
         }
         Ok(())
     }
@@ -158,7 +157,7 @@ impl Machine<'_> {
     }
 }
 
-/// Returns whether two lanes do the same.
+/// Returns whether two lanes are at the same operation.
 fn agree(a: &WarpArrival, b: &WarpArrival) -> bool {
     (a.mask, a.operation) == (b.mask, b.operation)
         && (!a.operation.is_aligned() || a.site.same_line(b.site))

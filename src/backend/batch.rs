@@ -1,34 +1,33 @@
-//! A batch resolved against its token sets: the rows that need any arithmetic, and what each is
-//! worth.
+//! A batch resolved against its token sets: the rows that need arithmetic, and the weight of each in the loss.
 
 use crate::{Bear, Error, Result, Rows, Scope, Statistics, TokenSet, TokenSets};
 
-/// The rows of a batch that have something to compute: the branching ones, and those whose logits
-/// the statistics are taken from.
+/// The rows of a batch that have a loss or enter the statistics.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub sets: TokenSets,
-    /// The flattened leading dimensions.
+    /// N, the number of flattened positions.
     pub positions: usize,
     pub rows: Vec<BatchRow>,
     /// Whether the loss is multiplied by τ.
     pub times_temperature: bool,
     /// Whether infinite and NaN logits are an error.
     pub checked: bool,
-    /// Whether the result is one number, or one for each position.
+    /// Whether the result is one number; otherwise there is one for each position.
     pub reduced: bool,
-    /// How many rows were labelled.
+    /// The number of labelled rows.
     pub labelled_rows: usize,
-    /// How many of them branch.
+    /// The number of branching rows.
     pub branching_rows: usize,
-    /// The number that the weights of the rows were divided by to give their shares.
+    /// The denominator of the reduction: a row's loss weight is its row weight divided by this.
     pub denominator: f64,
-    /// The share of all unary rows in the mean; `None` under another reduction.
-    pub unary_share_of_mean: Option<f64>,
-    /// The weights of BEAR, by which a row's share is multiplied once its scores are known.
+    /// The sum of the loss weights of the unary rows; `None` if the reduction has no mean of row weights.
+    pub unary_loss_weight: Option<f64>,
+    /// The settings of BEAR, whose weights multiply the loss weights once the scores are known; `None` without BEAR.
     pub bear: Option<Bear>,
 }
 
+/// A row that has a loss, or whose logits enter the statistics.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BatchRow {
     /// The index in the caller's `Rows`, for messages.
@@ -37,22 +36,22 @@ pub(crate) struct BatchRow {
     pub set: u32,
     /// The rank of the target in its set.
     pub rank: u32,
-    /// What the row's loss counts in the result: its weight over the mean's denominator. 0 for a row
-    /// that is unary or weighs nothing and has nothing but statistics.
-    pub share: f64,
+    /// The factor of the row's loss in the result: its row weight divided by the denominator of the reduction. 0 for a row
+    /// without a loss, which is unary or has row weight 0, and only enters the statistics.
+    pub loss_weight: f64,
     /// Whether its logits enter the statistics.
     pub in_statistics: bool,
 }
 
 impl BatchRow {
-    /// Returns whether the row has a loss and a gradient. Where it has none its logits may be anything, NaN
-    /// too, and must not reach the result.
-    pub fn counts(&self) -> bool {
-        self.share != 0.0
+    /// Returns whether the row has a loss and a gradient. The logits of a row without a loss may be NaN, and must not reach the
+    /// result.
+    pub fn has_loss(&self) -> bool {
+        self.loss_weight != 0.0
     }
 }
 
-/// The denominator of a mean.
+/// The denominator of a reduction: the sum of the weights of labelled rows, that of branching rows, or a given number.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Denominator {
     LabelledWeight,
@@ -60,7 +59,7 @@ pub(crate) enum Denominator {
     Given(f64),
 }
 
-/// Refuses rows without marks where the statistics are those of marked rows.
+/// Refuses rows without marks if the statistics are those of marked rows.
 pub(crate) fn check_marks(scope: Scope, rows: &Rows) -> Result<()> {
     if scope != Scope::Marked || rows.marks().is_some() {
         return Ok(());
@@ -74,7 +73,7 @@ pub(crate) fn check_marks(scope: Scope, rows: &Rows) -> Result<()> {
 }
 
 impl Batch {
-    /// Resolves rows against their sets. `scope` is that of an adaptive temperature, `None` where no statistics are wanted.
+    /// Resolves rows against their sets. `scope` is that of an adaptive temperature, and `None` if no statistics are wanted.
     pub fn new(
         sets: &TokenSets,
         rows: &Rows,
@@ -118,27 +117,27 @@ impl Batch {
                 Some(Scope::Branching) => branching,
                 Some(Scope::Marked) => rows.marks().is_some_and(|marks| marks[index]),
             };
-            let counts = branching && weight > 0.0;
-            if counts || in_statistics {
+            let has_loss = branching && weight > 0.0;
+            if has_loss || in_statistics {
                 resolved.push(BatchRow {
                     row: index as u32,
                     position: row.position,
                     set: row.set,
                     rank: rank as u32,
-                    share: if counts { weight } else { 0.0 },
+                    loss_weight: if has_loss { weight } else { 0.0 },
                     in_statistics,
                 });
             }
         }
-        let (denominator, unary_share_of_mean) = match denominator {
+        let (denominator, unary_loss_weight) = match denominator {
             Denominator::LabelledWeight => (labelled_weight, Some(unary_weight / labelled_weight)),
             Denominator::BranchingWeight => (branching_weight, Some(0.0)),
             Denominator::Given(denominator) => (denominator, None),
         };
         for row in &mut resolved {
-            // Where no row counts the denominator may be 0, and 0/0 is no share.
-            if row.counts() {
-                row.share /= denominator;
+            // Without a row that has a loss the denominator may be 0, and 0/0 would be NaN.
+            if row.has_loss() {
+                row.loss_weight /= denominator;
             }
         }
         Ok(Self {
@@ -151,7 +150,7 @@ impl Batch {
             labelled_rows: rows.len(),
             branching_rows,
             denominator,
-            unary_share_of_mean,
+            unary_loss_weight,
             bear: None,
         })
     }
@@ -160,7 +159,7 @@ impl Batch {
         self.sets.get(row.set).unwrap_or(TokenSet::Listed(&[]))
     }
 
-    /// Returns the vocabulary's size, where every row ranges over all of it.
+    /// Returns the size of the vocabulary if the token sets are the whole vocabulary, and `None` if they are listed.
     pub fn whole_vocabulary(&self) -> Option<usize> {
         match self.sets.get(0) {
             Some(TokenSet::All { size }) => Some(size as usize),
@@ -168,7 +167,7 @@ impl Batch {
         }
     }
 
-    /// Returns the tokens of a row whose set is listed, and none for the whole vocabulary.
+    /// Returns the tokens of a row whose set is listed. The slice is empty for the whole vocabulary.
     pub fn listed(&self, row: &BatchRow) -> &[u32] {
         match self.set(row) {
             TokenSet::Listed(tokens) => tokens,
@@ -176,12 +175,12 @@ impl Batch {
         }
     }
 
-    /// Returns how many tokens the row's softmax ranges over.
+    /// Returns the number of tokens of the row's set.
     pub fn size(&self, row: &BatchRow) -> usize {
         self.set(row).len()
     }
 
-    /// Returns the positions without a row, rising: neither loss nor statistics read what is there.
+    /// Returns the positions without a row, ascending. Their logits or hidden states are never read.
     pub fn ignored(&self) -> Vec<u32> {
         let mut found = self.rows.iter().peekable();
         (0..self.positions as u32)
@@ -189,31 +188,31 @@ impl Batch {
             .collect()
     }
 
-    /// Returns the statistics as far as they do not depend on logits.
+    /// Returns the statistics with 0 in the fields that depend on logits.
     pub fn statistics_sizes(&self) -> Statistics {
         (self.rows.iter().filter(|row| row.in_statistics))
             .map(|row| Statistics::of_moments(self.size(row), 0.0, 0.0, 0.0))
             .fold(Statistics::default(), |sum, row| sum.merge(&row))
     }
 
-    /// Returns what a row's loss is multiplied by in the result, besides its weight by BEAR.
+    /// Returns the factor of a row's loss in the result, without BEAR's weight.
     pub fn loss_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
         let factor = if self.times_temperature {
             temperature
         } else {
             1.0
         };
-        row.share * factor
+        row.loss_weight * factor
     }
 
-    /// Returns what p − [v = y] is multiplied by to give the gradient of the result, besides the row's weight by
-    /// BEAR: τ cancels the 1/τ of the chain rule where the loss is multiplied by it.
+    /// Returns the factor of p − [v = y] in the gradient of the result, without BEAR's weight. If the loss is multiplied by τ,
+    /// this cancels the 1/τ of the chain rule.
     pub fn gradient_factor(&self, row: &BatchRow, temperature: f64) -> f64 {
         let factor = if self.times_temperature {
             1.0
         } else {
             temperature.recip()
         };
-        row.share * factor
+        row.loss_weight * factor
     }
 }

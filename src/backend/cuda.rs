@@ -21,8 +21,8 @@ use staging::Staging;
 
 /// Launches the crate's kernels on one device.
 ///
-/// Work is issued on the device's own stream, which [`CudaDevice`] may tie to the calling thread of
-/// the host: make and use an executor on the thread that issues candle's work.
+/// Work is issued to the device's own stream, which may be another in each thread of the host (the per-thread default stream).
+/// So make and use an executor in the thread that issues candle's work.
 #[derive(Clone)]
 pub struct Executor {
     device: CudaDevice,
@@ -32,7 +32,7 @@ pub struct Executor {
     limits: DeviceLimits,
 }
 
-/// A parameter struct on its way to a kernel.
+/// A parameter struct that is passed to a kernel by value.
 #[repr(transparent)]
 struct ByValue<P>(P);
 
@@ -43,7 +43,7 @@ impl Executor {
     /// Makes an executor on candle's device and stream. The first one of a context loads the kernels.
     ///
     /// # Errors
-    /// What the driver says, when it cannot load code for this device.
+    /// The driver's error, if the kernels cannot be loaded on this device.
     pub fn new(device: &CudaDevice) -> Result<Self> {
         let stream = device.cuda_stream();
         let context = stream.context();
@@ -68,7 +68,7 @@ impl Executor {
         &self.device
     }
 
-    /// Returns the address of a buffer of this stream, which nothing orders against other streams.
+    /// Returns the address of a buffer of this stream. It does not order the launches after the work of other streams.
     pub fn address<T>(&self, buffer: &impl DevicePtr<T>) -> Option<launch::DevicePtr> {
         launch::DevicePtr::new(buffer.device_ptr(&self.stream).0)
     }
@@ -76,11 +76,11 @@ impl Executor {
     /// Issues a launch.
     ///
     /// # Safety
-    /// The parameters must be those of the kernel. Their addresses must be of device buffers that are as large as the
-    /// kernel's source says, and that nobody else reads or writes until the launch is done.
+    /// The parameters must be those of the kernel. Their addresses must be of device buffers that have the sizes that the
+    /// kernel's source documents, and that nothing else reads or writes until the launch is done.
     ///
     /// # Errors
-    /// What the driver says, when it refuses the launch.
+    /// The driver's error, if it refuses the launch.
     pub unsafe fn launch<P: Pod>(&self, launch: &Launch<P>) -> Result<()> {
         let shape = LaunchConfig {
             grid_dim: launch.grid.into(),
@@ -101,17 +101,17 @@ impl Executor {
         issued.map(drop).map_err(driver_error)
     }
 
-    /// Issues one copy of these tables, one behind the other, to the beginning of `to`.
+    /// Issues one copy of the concatenated tables to the beginning of `to`.
     fn upload(&self, tables: &[&[u32]], to: &mut CudaSlice<u32>) -> Result<()> {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let issued = staging.upload(&self.stream, tables, to);
         issued.map_err(driver_error)
     }
 
-    /// Returns how many blocks of this shape are resident together, as the driver counts them.
+    /// Returns how many blocks of a launch are resident at the same time, from the driver's occupancy calculation.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error.
     #[doc(hidden)]
     pub fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
         let each = self

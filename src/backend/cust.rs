@@ -38,7 +38,7 @@ impl Executor {
     /// [`cust::context::Context`]).
     ///
     /// # Errors
-    /// What the driver says, where there is no context or it cannot load code for this device.
+    /// The driver's error, if there is no current context or the kernels cannot be loaded on this device.
     pub fn new() -> Result<Self> {
         let device = CurrentContext::get_device().map_err(driver_error)?;
         let limits = limits_of(device)?;
@@ -68,12 +68,11 @@ impl Executor {
     /// Issues a launch on a stream.
     ///
     /// # Safety
-    /// The parameters must be those of the kernel. Their addresses must be of device buffers that are
-    /// as large as the kernel's source says, and that live, unread and unwritten by others, until the
-    /// stream has come past the launch.
+    /// The parameters must be those of the kernel. Their addresses must be of device buffers that have the sizes that the
+    /// kernel's source documents. Nothing else may read, write or free them until the launch is done.
     ///
     /// # Errors
-    /// What the driver says, when it refuses the launch.
+    /// The driver's error, if it refuses the launch.
     #[doc(hidden)]
     pub unsafe fn launch<P: Pod>(&self, stream: &Stream, launch: &Launch<P>) -> Result<()> {
         let function = self.kernel(launch.kernel)?;
@@ -81,9 +80,8 @@ impl Executor {
         let mut params = launch.params;
         let mut arguments = [(&raw mut params).cast::<c_void>()];
         let (stream, arguments) = (stream.as_inner(), arguments.as_mut_ptr());
-        // SAFETY: the function is of a module that `self` holds. The driver knows the size of the
-        // kernel's one parameter and copies it before it returns; that it is this one, and that its
-        // addresses hold what the kernel wants, is the caller's promise.
+        // SAFETY: the function is of a module that `self` holds. The driver knows the size of the kernel's one parameter and
+        // copies it before it returns. The caller promises that it is this parameter, with the buffers that the kernel needs.
         succeeded(unsafe {
             if launch.cooperative {
                 sys::cuLaunchCooperativeKernel(
@@ -116,11 +114,11 @@ impl Executor {
         })
     }
 
-    /// Returns how many blocks of this shape are resident together, as the driver counts them.
+    /// Returns how many blocks of a launch are resident at the same time, from the driver's occupancy calculation.
     pub(crate) fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
         let function = self.kernel(launch.kernel)?;
         let mut each = 0;
-        // SAFETY: the driver writes one int, to a place for one int; the function is of a loaded module.
+        // SAFETY: the driver writes one int to `each`, and the function is of a loaded module.
         succeeded(unsafe {
             sys::cuOccupancyMaxActiveBlocksPerMultiprocessor(
                 &raw mut each,
@@ -152,10 +150,10 @@ impl fmt::Debug for Executor {
     }
 }
 
-/// A type of logits, hidden states and heads that kernels are compiled for: f32, [`F16`] or [`Bf16`],
-/// and no other, as kernels trust it with the sizes of buffers.
+/// An element type of logits, hidden states and heads: f32, [`F16`] or [`Bf16`]. The trait is sealed, because the sizes of
+/// buffers depend on it.
 pub trait Logit: DeviceCopy + Pod + sealed::Sealed {
-    /// The kernels' name of the type.
+    /// The element type that selects the kernel.
     #[doc(hidden)]
     const ELEMENT: Element;
 }
@@ -194,7 +192,7 @@ impl Logit for Bf16 {
     const ELEMENT: Element = Element::Bf16;
 }
 
-/// Finds a kernel and lets it have more shared memory than the 48 KiB that every device allows unasked.
+/// Finds a kernel and raises its limit of dynamic shared memory above the default of 48 KiB.
 fn kernel(module: &Module, name: &str, shared_bytes: u32) -> Result<sys::CUfunction> {
     let function = module.get_function(name).map_err(driver_error)?.to_raw();
     let attribute = FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -206,7 +204,7 @@ fn kernel(module: &Module, name: &str, shared_bytes: u32) -> Result<sys::CUfunct
 fn limits_of(device: Device) -> Result<DeviceLimits> {
     let attribute = |attribute| {
         let mut value = 0;
-        // SAFETY: the driver writes one int, to a place for one int.
+        // SAFETY: the driver writes one int to `value`.
         succeeded(unsafe {
             sys::cuDeviceGetAttribute(&raw mut value, attribute, device.as_raw())
         })?;
@@ -231,10 +229,10 @@ fn succeeded(status: sys::CUresult) -> Result<()> {
 }
 
 pub(crate) fn driver_error(error: CudaError) -> Error {
-    // Its own words come from the driver, and without one there are none.
+    // cust asks the driver for the text of an error, which fails without a driver.
     cuda_error(format!("CUDA error {} ({error:?})", error as u32))
 }
 
-fn cuda_error(words: String) -> Error {
-    candle_core::Error::Cuda(words.into()).into()
+fn cuda_error(message: String) -> Error {
+    candle_core::Error::Cuda(message.into()).into()
 }

@@ -1,5 +1,5 @@
-//! Launch plans: which kernel, in which shape, with which parameters. They are made without a device and issued to a
-//! [`Stream`]: candle's, cust's, or the emulator of the tests, which so run the same.
+//! Launch plans: kernel, launch shape and parameters. They are computed without a device and issued to a [`Stream`], which is
+//! candle's, cust's or that of the emulator, so that all three run the same launches.
 
 mod beam_weights;
 mod decode;
@@ -12,17 +12,17 @@ mod stream;
 mod temperature;
 
 use beam_weights::BeamWeights;
-pub use decode::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults};
+pub use decode::{DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults, DecodeScores};
 pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
 pub use dense::{DensePlan, DenseRows, DenseSaved, DenseTensors};
 pub use device_ptr::{DeviceMatrix, DevicePtr};
 use kernel_params::{Kernel, kernel_params};
 pub use linear::{LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors, LinearWork};
 pub use results::{BatchTotals, ForwardResults, Upstream};
+#[cfg(any(feature = "cuda", feature = "cust"))]
+pub(crate) use stream::addresses_of_parts;
 #[cfg(feature = "cuda")]
 pub(crate) use stream::bytes_of_parts;
-#[cfg(any(feature = "cuda", feature = "cust"))]
-pub(crate) use stream::places_of_parts;
 pub use stream::{Lifetime, Stream};
 pub use temperature::TemperaturePlan;
 use temperature::{StatisticsSizes, TemperatureStep};
@@ -30,54 +30,54 @@ use temperature::{StatisticsSizes, TemperatureStep};
 /// The threads of a warp.
 const WARP: u32 = 32;
 
-/// Returns how much shared memory a block reduction of `kernels/reduce.cuh` needs for values of so many bytes.
+/// Returns the shared memory that a block reduction of `kernels/reduce.cuh` needs, in bytes, for values of `value_bytes`.
 const fn reduction_bytes(value_bytes: u32) -> u32 {
     1024 / WARP * value_bytes
 }
 
-/// A kernel, the shape it is launched in, and its one parameter, which is passed by value.
+/// A kernel launch: the kernel, the launch shape, and the kernel's one parameter, which is passed by value.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Launch<P> {
     /// The kernel's name in its source.
     pub kernel: &'static str,
-    /// How many blocks there are, in each dimension.
+    /// The number of blocks in each dimension.
     pub grid: [u32; 3],
-    /// How many threads a block has, in each dimension.
+    /// The number of threads of a block in each dimension.
     pub block: [u32; 3],
     /// The dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
-    /// Whether all blocks must be resident together, because they wait for each other.
+    /// Whether the launch is cooperative: all blocks must be resident at the same time, because they wait for each other.
     pub cooperative: bool,
-    /// The parameters: a struct that a kernel source mirrors, with device addresses in it.
+    /// The parameter struct, which the kernel source mirrors. It holds device addresses.
     pub params: P,
 }
 
 /// The limits of a device that launch plans depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceLimits {
-    /// How many multiprocessors there are.
+    /// The number of multiprocessors.
     pub multiprocessors: u32,
-    /// The shared memory that one block may ask for, in bytes.
+    /// The largest shared memory of one block, in bytes.
     pub shared_bytes_per_block: u32,
-    /// The shared memory of a multiprocessor for all its blocks, in bytes.
+    /// The shared memory of a multiprocessor, for all its resident blocks, in bytes.
     pub shared_bytes_per_multiprocessor: u32,
 }
 
 impl DeviceLimits {
-    /// The runtime keeps this much of each block's shared memory for itself.
+    /// The shared memory that the CUDA runtime reserves for each block.
     const RESERVED_SHARED_BYTES: u32 = 1024;
-    /// Blocks are given whole units of shared memory.
+    /// The granularity in which shared memory is allocated to blocks.
     const SHARED_UNIT_BYTES: u32 = 128;
-    /// The fewest that any supported architecture holds (the RTX 30 series).
+    /// The smallest limit of resident blocks of all supported architectures (sm_86, the RTX 30 series).
     const BLOCKS_PER_MULTIPROCESSOR: u32 = 16;
 
-    /// Returns how many blocks of this shape are sure to be resident together: the most that a cooperative
-    /// launch may have. Returns 0 where not even one fits.
+    /// Returns a lower bound of the blocks of this shape that are resident at the same time, which a cooperative launch must
+    /// not exceed. Returns 0 if not even one fits.
     fn resident_blocks(&self, kernel: &Kernel, threads: u32, shared_bytes: u32) -> u32 {
         if threads > kernel.threads || shared_bytes > self.shared_bytes_per_block {
             return 0;
         }
-        // Registers go to warps: smaller blocks find as many as larger ones of as many threads.
+        // Registers are allocated to warps, so the bound on threads holds for blocks of any size.
         let by_registers = kernel.threads * kernel.blocks / threads.max(1);
         let blocks = by_registers.min(Self::BLOCKS_PER_MULTIPROCESSOR);
         let held =
@@ -86,10 +86,10 @@ impl DeviceLimits {
         self.multiprocessors * blocks.min(by_shared_memory)
     }
 
-    /// Returns the shared memory that each of so many blocks of a multiprocessor can have, in bytes.
+    /// Returns the shared memory of each block, in bytes, if `blocks` of them are resident on a multiprocessor.
     fn shared_bytes_of_each(&self, blocks: u32) -> u32 {
-        let share = self.shared_bytes_per_multiprocessor / blocks.max(1);
-        let units = share.saturating_sub(Self::RESERVED_SHARED_BYTES) / Self::SHARED_UNIT_BYTES;
+        let each = self.shared_bytes_per_multiprocessor / blocks.max(1);
+        let units = each.saturating_sub(Self::RESERVED_SHARED_BYTES) / Self::SHARED_UNIT_BYTES;
         (units * Self::SHARED_UNIT_BYTES).min(self.shared_bytes_per_block)
     }
 }
@@ -97,11 +97,11 @@ impl DeviceLimits {
 /// The element types that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Element {
-    /// IEEE single precision.
+    /// f32: IEEE single precision.
     F32,
-    /// IEEE half precision.
+    /// f16: IEEE half precision.
     F16,
-    /// The upper half of a single.
+    /// bf16: the upper 16 bits of a single.
     Bf16,
 }
 
@@ -117,13 +117,13 @@ impl Element {
 }
 
 kernel_params! {
-    /// Token sets in device memory.
+    /// Token sets in device memory, in compressed sparse rows.
     pub struct TokenSetsView in "token_sets.cuh" {
-        /// The u32 offsets; `None` where every set is the whole vocabulary.
+        /// The u32 offsets `[sets + 1]`; `None` if every set is the whole vocabulary.
         offsets: Option<DevicePtr>,
-        /// The u32 tokens.
+        /// The u32 tokens `[offsets[sets]]`; `None` if every set is the whole vocabulary.
         tokens: Option<DevicePtr>,
-        /// How many tokens there are in all.
+        /// The size of the whole vocabulary.
         vocabulary: u64,
     }
 }
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(resident([512, 2], 32, 0), 160);
         assert_eq!(resident([256, 2], 256, 0), 20);
         assert_eq!(resident([256, 6], 256, 0), 60);
-        // Each takes a little more than a third, of what the runtime keeps and of whole units.
+        // With the reserved bytes and rounded up to units, each takes a little more than a third.
         assert_eq!(resident([512, 2], 256, 33_108), 20);
         assert_eq!(resident([512, 2], 256, 33_024), 30);
         assert_eq!(LIMITS.shared_bytes_of_each(3), 33_024);

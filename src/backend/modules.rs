@@ -1,4 +1,4 @@
-//! The compiled kernels, as build.rs leaves them.
+//! The compiled kernels, which build.rs embeds.
 
 /// A compiled source: its kernels, and code for every architecture of the build.
 pub(super) struct Module {

@@ -23,8 +23,8 @@ use crate::{Error, Result, TokenSets, TokenTrie};
 /// [`common_prefix`](Self::common_prefix). Before each other step the beams are those of the last [`BeamStep`], in its
 /// order.
 ///
-/// A beam from which only one item can be reached is finished, without the steps to its end, and
-/// takes no place from the active ones.
+/// A beam from which only one item can be reached is finished at once, without the steps to the item's end, and does not count
+/// among the active beams.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};
@@ -70,8 +70,7 @@ pub enum Normalisation {
 pub struct BeamStep {
     /// The row of the last scores that each beam continues, counted from 0.
     pub parents: Vec<u32>,
-    /// The tokens that continue it, at least one: the token that was chosen, and those after it
-    /// that leave no choice.
+    /// The tokens that continue it, at least one: the token that was chosen, and the tokens of the unary nodes after it.
     pub tokens: Vec<Vec<u32>>,
 }
 
@@ -80,7 +79,7 @@ impl BeamSearch {
     ///
     /// # Errors
     /// [`Error::OutOfRange`] for a width of 0, or a temperature that is not from 2⁻¹²⁶ to 2¹²⁶, and
-    /// [`Error::TooLarge`] for more users than 32 bits number.
+    /// [`Error::TooLarge`] for more users than fit 32 bits.
     pub fn new(trie: &TokenTrie, users: usize, width: usize, temperature: f64) -> Result<Self> {
         check_temperature("temperature", temperature)?;
         check_count("beam width", width)?;
@@ -108,10 +107,10 @@ impl BeamSearch {
         self
     }
 
-    /// Ranks whole paths by log-probability ÷ length^`penalty`, at the beginning of the search.
+    /// Returns the search with a length penalty, at its beginning: items are ranked by log-probability ÷ length^`penalty`.
     ///
     /// The length is in tokens, end token included. A penalty above 0 favours longer titles, and 0, the default, ranks by
-    /// probability. As in Hugging Face's `generate`, a user's search then ends where the best active beam, at its present length,
+    /// probability. As in Hugging Face's `generate`, a user's search then ends when the best active beam, at its present length,
     /// no longer beats the worst of `width` finished ones.
     ///
     /// # Errors
@@ -129,23 +128,21 @@ impl BeamSearch {
         Ok(self)
     }
 
-    /// Excludes items from the results, one list for each user, at the beginning of the search: for example those that
-    /// the user has seen. The probabilities of the others stay what they are. Ids that the trie does not have are ignored.
+    /// Excludes items from the results, at the beginning of the search, for example those that a user has seen. There is one list for
+    /// each user. The probabilities of the other items do not change. Ids that the trie does not have are ignored.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] where there is not one list for each user.
     pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
-        for (user, excluded) in
-            (self.users.iter_mut()).zip(Excluded::of_users(&self.rules.trie, items))
-        {
-            user.excluded = excluded;
+        for (user, items) in self.users.iter_mut().zip(items) {
+            user.excluded = Excluded::new(&self.rules.trie, items.as_ref());
         }
         self.begin();
         Ok(self)
     }
 
-    /// Returns the tokens that every path begins with. They are to be fed after each prompt, before the first step.
+    /// Returns the tokens that every path begins with. The model must read them after each prompt, before the first step.
     pub fn common_prefix(&self) -> &[u32] {
         &self.common_prefix
     }
@@ -161,16 +158,15 @@ impl BeamSearch {
         self.users.iter().map(|user| user.active.len()).sum()
     }
 
-    /// Takes the scores of the active beams, keeps each user's best paths, and returns what the active ones go on
-    /// with. Returns `None` when all are finished.
+    /// Takes the scores of the active beams, keeps each user's best paths, and returns the tokens with which the active ones
+    /// continue. Returns `None` when all are finished.
     ///
     /// The scores are logits `[beams, V]`, or hidden states `[beams, H]` with a head `[V, H]`, one row for each active
-    /// beam. With hidden states, and normalised over the trie, only the head rows of valid tokens are read. Normalised
-    /// over the vocabulary all logits are computed.
+    /// beam. With hidden states and [`Normalisation::Trie`], only the head rows of valid tokens are read. With
+    /// [`Normalisation::Vocabulary`], all logits are computed.
     ///
-    /// On a CUDA device kernels choose among the logits, and only each user's best come to the host. The
-    /// log-probabilities of a step are then computed in f32. Of a head, each row that any beam needs is gathered once a
-    /// step, for one GEMM with all beams.
+    /// On a CUDA device, kernels choose each user's best candidates, and only these are copied to the host. The log-probabilities of
+    /// a step are then computed in f32. Each head row that any beam needs is gathered once a step, for one GEMM with all beams.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] where there is not one row for each active beam, [`Error::TokenOutsideVocabulary`]
@@ -282,7 +278,7 @@ impl BeamSearch {
         self.rules.trie.sets()
     }
 
-    /// Puts every user at the root.
+    /// Starts every user's search at the root.
     fn begin(&mut self) {
         let rules = &self.rules;
         let root = Path::root(&rules.trie);
@@ -293,7 +289,7 @@ impl BeamSearch {
             if user.excluded.holds(&root) {
                 continue;
             }
-            if start.is_whole(&rules.trie) {
+            if start.is_complete(&rules.trie) {
                 user.finished.push((start, rules.score(&start)));
             } else {
                 user.active.push(start);

@@ -6,6 +6,8 @@ use std::collections::BinaryHeap;
 use candle_core::Tensor;
 
 use super::beam::{check_count, check_rows, check_users};
+#[cfg(feature = "cuda")]
+use super::cuda;
 use super::path::{check_logits, log_softmax};
 use super::{Excluded, Path, SearchResult};
 use crate::error::check_numbered;
@@ -15,9 +17,9 @@ use crate::{Result, TokenTrie};
 
 /// An exact search for the most probable items of many users at once.
 ///
-/// Path probabilities only fall along the trie. So the most probable prefix that was not yet expanded
-/// bounds all that is left, and the search ends when the `k` best items found are no worse. It misses nothing,
-/// where a beam search may have dropped the beginning of a good title.
+/// The probability of a path never rises as it gets longer. So the most probable prefix that is not yet expanded is a bound for all
+/// items that are not yet found, and the search ends when the `k` best items found are at least as probable. It misses no item,
+/// where a beam search may drop the beginning of a good title.
 ///
 /// The caller owns the model. Each [`step`](Self::step) takes one row of logits or hidden states for each entry of
 /// [`next_expansion`](Self::next_expansion), for which the model has read the prompt, the tokens of
@@ -46,9 +48,9 @@ use crate::{Result, TokenTrie};
 /// ```
 #[derive(Debug, Clone)]
 pub struct ExactSearch {
-    trie: TokenTrie,
+    pub(super) trie: TokenTrie,
     k: usize,
-    temperature: f64,
+    pub(super) temperature: f64,
     at_once: usize,
     common_prefix: Vec<u32>,
     /// The number of rows of all expansions before the next one.
@@ -73,17 +75,19 @@ pub struct Expansion {
 struct Frontier {
     open: BinaryHeap<Open>,
     /// The open prefixes that are expanded next.
-    asked: Vec<Open>,
-    /// The best whole paths, best first.
+    expanding: Vec<Open>,
+    /// The best complete paths, best first.
     found: Vec<Path>,
     excluded: Excluded,
 }
 
-/// A prefix whose continuations are not known.
+/// An open prefix, which is not yet expanded.
 #[derive(Debug, Clone)]
 struct Open {
     path: Path,
+    /// The row of the scores that it continues; `None` for the prompt.
     parent: Option<u32>,
+    /// The tokens that continue that row.
     tokens: Vec<u32>,
 }
 
@@ -130,8 +134,8 @@ impl ExactSearch {
     /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) where there is not one list for each user.
     pub fn exclude_items<I: AsRef<[u64]>>(mut self, items: &[I]) -> Result<Self> {
         check_users(self.users.len(), items.len())?;
-        for (user, excluded) in (self.users.iter_mut()).zip(Excluded::of_users(&self.trie, items)) {
-            user.excluded = excluded;
+        for (user, items) in self.users.iter_mut().zip(items) {
+            user.excluded = Excluded::new(&self.trie, items.as_ref());
         }
         self.begin();
         Ok(self)
@@ -146,7 +150,7 @@ impl ExactSearch {
     pub fn next_expansion(&self) -> Option<Expansion> {
         let mut wanted = Expansion::default();
         for (user, frontier) in self.users.iter().enumerate() {
-            for open in &frontier.asked {
+            for open in &frontier.expanding {
                 wanted.users.push(user as u32);
                 wanted.parents.push(open.parent);
                 wanted.tokens.push(open.tokens.clone());
@@ -158,21 +162,52 @@ impl ExactSearch {
     /// Takes the scores of the prefixes of [`next_expansion`](Self::next_expansion), one row for each: logits
     /// `[prefixes, V]`, or hidden states `[prefixes, H]` with a head `[V, H]`, of which only the rows of valid tokens are read.
     ///
+    /// On a CUDA device a kernel computes the log-probabilities of the valid tokens, in f32, and only these come to the host,
+    /// where the frontier is. The results are then exact for these log-probabilities.
+    ///
     /// # Errors
     /// Those of [`BeamSearch::step`](crate::BeamSearch::step).
     pub fn step<'a>(&mut self, scores: impl Into<Scores<'a>>) -> Result<()> {
-        let (nodes, sets) = (self.nodes(), self.trie.sets());
         let scores = scores.into();
+        let nodes = self.nodes();
         check_rows(
             "rows of the scores, one for each prefix",
             &scores,
             nodes.len(),
         )?;
+        #[cfg(feature = "cuda")]
+        if scores.tensor().device().is_cuda() {
+            return self.step_by_kernels(scores);
+        }
+        let sets = self.trie.sets();
         let valid = match scores {
             Scores::Logits(logits) => valid_logits::of_logits(logits, sets, &nodes)?,
             Scores::Hidden(hidden, head) => valid_logits::of_hidden(hidden, head, sets, &nodes)?,
         };
-        self.expand(&nodes, &valid)
+        check_logits(&valid, &nodes, &self.trie)?;
+        let temperature = self.temperature;
+        self.expand(|row| log_softmax(&valid[row], temperature));
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn step_by_kernels(&mut self, scores: Scores) -> Result<()> {
+        let sets = self.trie.sets();
+        let mut prefixes = self.decode_prefixes()?;
+        let gathered;
+        let logits = match scores {
+            Scores::Logits(logits) => {
+                valid_logits::check_vocabulary(logits.dims().last(), sets)?;
+                logits
+            }
+            Scores::Hidden(hidden, head) => {
+                gathered = valid_logits::in_columns(hidden, head, sets, prefixes.gather())?;
+                &gathered
+            }
+        };
+        valid_logits::check_for_kernels(logits)?;
+        let (log_probabilities, faults) = cuda::scores(logits, &prefixes)?;
+        self.apply_scores(&prefixes, &log_probabilities, &faults)
     }
 
     /// Returns the results for a user, best first, those of equal score by their smallest item id. When the search
@@ -192,25 +227,25 @@ impl ExactSearch {
         let Some(user) = self.users.get(user) else {
             return f64::NEG_INFINITY;
         };
-        (user.open.peek().into_iter().chain(&user.asked))
+        (user.open.peek().into_iter().chain(&user.expanding))
             .map(|open| open.path.log_probability)
             .fold(f64::NEG_INFINITY, f64::max)
     }
 
-    /// Puts every user at the root.
+    /// Starts every user's search at the root.
     fn begin(&mut self) {
         let root = Path::root(&self.trie);
         let (path, common_prefix) = root.follow_unary(&self.trie);
         self.common_prefix = common_prefix;
         for user in &mut self.users {
-            (user.asked, user.found) = (Vec::new(), Vec::new());
+            (user.expanding, user.found) = (Vec::new(), Vec::new());
             if user.excluded.holds(&root) {
                 continue;
             }
-            if path.is_whole(&self.trie) {
+            if path.is_complete(&self.trie) {
                 user.found.push(path);
             } else {
-                user.asked.push(Open {
+                user.expanding.push(Open {
                     path,
                     parent: None,
                     tokens: Vec::new(),
@@ -219,29 +254,38 @@ impl ExactSearch {
         }
     }
 
-    fn nodes(&self) -> Vec<u32> {
-        let asked = self.users.iter().flat_map(|user| &user.asked);
-        asked.map(|open| open.path.node).collect()
+    /// Returns the nodes of the prefixes that are expanded next.
+    pub(super) fn nodes(&self) -> Vec<u32> {
+        let expanding = self.users.iter().flat_map(|user| &user.expanding);
+        expanding.map(|open| open.path.node).collect()
     }
 
-    fn expand(&mut self, nodes: &[u32], valid: &[Vec<f64>]) -> Result<()> {
-        check_logits(valid, nodes, &self.trie)?;
-        let mut rows = (self.rows..).zip(valid);
+    /// Expands the prefixes that are being expanded. `log_probabilities` gives those of the tokens of a row's node.
+    pub(super) fn expand<P: Iterator<Item = f64>>(
+        &mut self,
+        log_probabilities: impl Fn(usize) -> P,
+    ) {
+        let mut row = 0;
         for user in &mut self.users {
-            let asked = std::mem::take(&mut user.asked);
-            for (open, (row, logits)) in asked.iter().zip(&mut rows) {
-                let log_probabilities = log_softmax(logits, self.temperature);
-                user.follow(&self.trie, open.path, row, log_probabilities, self.k);
+            for open in std::mem::take(&mut user.expanding) {
+                let number = self.rows + row as u32;
+                user.follow(
+                    &self.trie,
+                    open.path,
+                    number,
+                    log_probabilities(row),
+                    self.k,
+                );
+                row += 1;
             }
-            user.ask(self.k, self.at_once);
+            user.select_open(self.k, self.at_once);
         }
-        self.rows += valid.len() as u32;
-        Ok(())
+        self.rows += row as u32;
     }
 }
 
 impl Frontier {
-    /// Adds the continuations of the prefix of a row.
+    /// Adds the continuations of an expanded prefix, whose scores are in `row`.
     fn follow(
         &mut self,
         trie: &TokenTrie,
@@ -251,12 +295,12 @@ impl Frontier {
         k: usize,
     ) {
         for (token, path) in path.continued(trie, log_probabilities) {
-            if self.excluded.holds(&path) || path.log_probability < self.least(k) {
+            if self.excluded.holds(&path) || path.log_probability < self.threshold(k) {
                 continue;
             }
             let (path, unary) = path.follow_unary(trie);
-            if path.is_whole(trie) {
-                self.find(trie, path, k);
+            if path.is_complete(trie) {
+                self.insert(trie, path, k);
             } else {
                 self.open.push(Open {
                     path,
@@ -267,38 +311,38 @@ impl Frontier {
         }
     }
 
-    /// Asks about the most probable open prefixes, as long as they may hold an item of the top `k`.
-    fn ask(&mut self, k: usize, at_once: usize) {
-        let least = self.least(k);
-        while self.asked.len() < at_once {
+    /// Selects the most probable open prefixes to be expanded next, as long as they may lead to an item of the top `k`.
+    fn select_open(&mut self, k: usize, at_once: usize) {
+        let threshold = self.threshold(k);
+        while self.expanding.len() < at_once {
             match self.open.pop() {
-                Some(open) if open.path.log_probability >= least => self.asked.push(open),
+                Some(open) if open.path.log_probability >= threshold => self.expanding.push(open),
                 Some(open) => return self.open.push(open),
                 None => return,
             }
         }
     }
 
-    /// Returns the log-probability that a path must have to be among the top `k`.
-    fn least(&self, k: usize) -> f64 {
+    /// Returns the smallest log-probability with which a path may be among the top `k`.
+    fn threshold(&self, k: usize) -> f64 {
         (self.found.get(k - 1)).map_or(f64::NEG_INFINITY, |path| path.log_probability)
     }
 
-    fn find(&mut self, trie: &TokenTrie, path: Path, k: usize) {
-        let items = trie.items(path.node);
-        let place = self.found.partition_point(|other| {
+    fn insert(&mut self, trie: &TokenTrie, path: Path, k: usize) {
+        let items = |path: &Path| trie.items(path.node);
+        let index = self.found.partition_point(|other| {
             let order = other.log_probability.total_cmp(&path.log_probability);
             (order.reverse())
-                .then_with(|| trie.items(other.node).cmp(items))
+                .then_with(|| items(other).cmp(items(&path)))
                 .is_lt()
         });
-        self.found.insert(place, path);
+        self.found.insert(index, path);
         self.found.truncate(k);
     }
 }
 
 impl Ord for Open {
-    /// Compares by probability. Of equal ones the earlier node is the greater, and so comes first.
+    /// Compares by probability. Of equal ones, the one at the smaller node is the greater, so that the heap returns it first.
     fn cmp(&self, other: &Self) -> Ordering {
         (self
             .path

@@ -14,45 +14,24 @@ pub(super) struct Excluded {
 }
 
 impl Excluded {
-    /// Makes one value for each user's list of items. Ids that the trie does not have are ignored.
-    pub fn of_users<I: AsRef<[u64]>>(trie: &TokenTrie, users: &[I]) -> Vec<Self> {
-        let wanted: HashSet<u64> = users
-            .iter()
-            .flat_map(|items| items.as_ref())
-            .copied()
-            .collect();
-        let mut leaves: HashMap<u64, Vec<(u32, usize)>> = HashMap::new();
-        for (leaf, items) in trie.leaves() {
-            for &item in items.iter().filter(|item| wanted.contains(item)) {
-                leaves.entry(item).or_default().push((leaf, items.len()));
-            }
-        }
-        (users.iter())
-            .map(|items| Self::new(trie, items.as_ref(), &leaves))
-            .collect()
-    }
-
-    /// `leaves` gives the leaf of each of an item's paths, and how many items it has. A leaf that lists
-    /// an item twice is there twice.
-    fn new(trie: &TokenTrie, items: &[u64], leaves: &HashMap<u64, Vec<(u32, usize)>>) -> Self {
+    /// Makes the value of one user's list of items. Ids that the trie does not have are ignored.
+    pub fn new(trie: &TokenTrie, items: &[u64]) -> Self {
         let mut excluded = Self::default();
-        // Of each node, how many of its children (or items, at a leaf) are excluded.
+        // The number of excluded children of each node, or of excluded items of each leaf.
         let mut counts: HashMap<u32, usize> = HashMap::new();
-        for item in items {
-            let Some(leaves) = leaves.get(item) else {
-                continue;
-            };
-            if !excluded.items.insert(*item) {
+        for &item in items {
+            let mut leaves = trie.leaves_of(item).peekable();
+            if leaves.peek().is_none() || !excluded.items.insert(item) {
                 continue;
             }
-            for &(leaf, items) in leaves {
-                excluded.exclude(trie, leaf, items, &mut counts);
+            for leaf in leaves {
+                excluded.exclude(trie, leaf, trie.items(leaf).len(), &mut counts);
             }
         }
         excluded
     }
 
-    /// Excludes an item of a leaf, which has `items`, and the nodes that this empties.
+    /// Excludes an item of a leaf with `items` items, and the nodes below which all items are then excluded.
     fn exclude(
         &mut self,
         trie: &TokenTrie,
@@ -75,7 +54,7 @@ impl Excluded {
         }
     }
 
-    /// Returns whether nothing is excluded.
+    /// Returns whether no item is excluded.
     pub fn is_empty(&self) -> bool {
         self.nodes.is_empty()
     }
@@ -90,7 +69,7 @@ impl Excluded {
         self.nodes.contains(&node)
     }
 
-    /// Returns the result for a whole path, with the items that are not excluded.
+    /// Returns the result for a complete path, with the items that are not excluded.
     pub fn found(&self, trie: &TokenTrie, path: &Path, score: f64) -> SearchResult {
         let items = trie.items(path.node).iter().copied();
         SearchResult {

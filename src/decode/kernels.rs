@@ -1,54 +1,55 @@
-//! A step of beam search as kernels take it: what they must know of the active beams, and how the
-//! search goes on with what they have chosen.
+//! A step of a search by kernels: the active beams or the prefixes in the form that kernels take, and the continuation of the
+//! search with the candidates that they choose or score.
 
 use std::collections::HashMap;
 
 use super::rules::{self, Beams, Candidate, Rules};
 use super::{Excluded, Normalisation, Path};
 use crate::launch::{DecodeBeams, DecodeChoice, DecodeEdge, DecodeFault, DecodeSet, NewBeam};
-use crate::{BeamSearch, BeamStep, Error, Result};
+use crate::{BeamSearch, BeamStep, Error, ExactSearch, Result};
 
 impl BeamSearch {
     /// Returns the active beams as the kernels over logits take them.
     ///
-    /// Excluded items and the length penalty are resolved here: the kernels get edges that are no
-    /// candidates, and a number that a whole path's log-probability is divided by.
+    /// Excluded items and the length penalty are resolved here. The kernels get edges that are not candidates, and for each
+    /// complete path a divisor of its log-probability.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for more candidates than 32 bits count.
+    /// [`Error::TooLarge`] for more candidates than fit 32 bits.
     #[doc(hidden)]
     pub fn decode_beams(&self) -> Result<DecodeBeams> {
         let rules = &self.rules;
         let over_vocabulary = rules.normalise == Normalisation::Vocabulary;
         let mut beams = DecodeBeams::new(rules.width, rules.temperature, over_vocabulary);
-        // Beams of all users that are at one node share its edges, but for excluded ones.
+        // The beams of all users at a node share its edges, unless one of these edges is excluded for the user.
         let mut shared: HashMap<u32, DecodeSet> = HashMap::new();
-        let nothing = Excluded::default();
+        let no_exclusions = Excluded::default();
         for user in &self.users {
-            let mut of_user = Vec::with_capacity(user.active.len());
+            let mut user_beams = Vec::with_capacity(user.active.len());
             for path in &user.active {
-                let set = if rules.lose_an_edge(path, &user.excluded) {
+                let set = if rules.excludes_an_edge(path, &user.excluded) {
                     rules.push_edges(&mut beams, path, &user.excluded)
                 } else {
-                    let of_node = shared.entry(path.node);
-                    *of_node.or_insert_with(|| rules.push_edges(&mut beams, path, &nothing))
+                    let shared_set = shared.entry(path.node);
+                    *shared_set
+                        .or_insert_with(|| rules.push_edges(&mut beams, path, &no_exclusions))
                 };
-                of_user.push(NewBeam {
+                user_beams.push(NewBeam {
                     log_probability: path.log_probability,
                     set,
                 });
             }
-            beams.push_user(&of_user)?;
+            beams.push_user(&user_beams)?;
         }
         Ok(beams)
     }
 
-    /// Goes on with what the kernels have chosen for [`decode_beams`](Self::decode_beams) of this
-    /// search, as [`step`](Self::step) does.
+    /// Continues the search, as [`step`](Self::step) does, with the candidates that the kernels chose for
+    /// [`decode_beams`](Self::decode_beams) of this search.
     ///
     /// # Errors
-    /// [`Error::NonFinite`] for the first fault, [`Error::LengthMismatch`] and [`Error::Malformed`]
-    /// where choices or faults are not of these beams.
+    /// [`Error::NonFinite`] for the first fault, and [`Error::LengthMismatch`] or [`Error::Malformed`] for choices or faults that
+    /// are not those of these beams.
     #[doc(hidden)]
     pub fn apply_choices(
         &mut self,
@@ -57,26 +58,17 @@ impl BeamSearch {
         faults: &[DecodeFault],
     ) -> Result<Option<BeamStep>> {
         check_length("beams", self.active_beams(), beams.beams.len())?;
-        check_length("faults", self.active_beams(), faults.len())?;
         check_length(
             "choices",
             2 * self.users.len() * beams.width(),
             choices.len(),
         )?;
-        let found = |fault: &DecodeFault| fault.token != DecodeFault::NONE;
-        if let Some(row) = faults.iter().position(found) {
-            return Err(Error::NonFinite {
-                row,
-                position: row as u32,
-                token: beams.token(faults[row].token),
-                value: faults[row].value.into(),
-            });
-        }
-        // Where no user has a candidate there is no choice either.
-        let mut of_users = choices.chunks((2 * beams.width()).max(1));
+        check_faults(beams, faults)?;
+        // The width is 0 if no user has a candidate.
+        let mut choices_by_user = choices.chunks((2 * beams.width()).max(1));
         let candidates = (self.users.iter().zip(self.first_rows()))
             .map(|(user, first_row)| {
-                let choices = of_users.next().unwrap_or(&[]);
+                let choices = choices_by_user.next().unwrap_or(&[]);
                 chosen(user, first_row, beams, choices)
             })
             .collect::<Result<Vec<_>>>()?;
@@ -84,8 +76,88 @@ impl BeamSearch {
     }
 }
 
+impl ExactSearch {
+    /// Returns the prefixes of the next expansion as the kernels over logits take them. Every edge of a prefix is a candidate
+    /// that leads to an unfinished path: what is complete or excluded is told apart when the scores are there.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] for more candidates than 32 bits count.
+    #[doc(hidden)]
+    pub fn decode_prefixes(&self) -> Result<DecodeBeams> {
+        let mut beams = DecodeBeams::new(1, self.temperature, false);
+        // Prefixes of all users that are at one node share its edges.
+        let mut shared: HashMap<u32, DecodeSet> = HashMap::new();
+        let mut prefixes = Vec::new();
+        for node in self.nodes() {
+            let set = *shared.entry(node).or_insert_with(|| {
+                let tokens = self.trie.children(node);
+                let set = DecodeSet {
+                    first_edge: beams.edges.len(),
+                    unfinished: tokens.len(),
+                    complete: 0,
+                    excluded: 0,
+                };
+                let edge = DecodeEdge {
+                    order: 0,
+                    divisor: 1.0,
+                };
+                let children = self.trie.first_child(node).unwrap_or_default()..;
+                for (&token, child) in tokens.iter().zip(children) {
+                    beams.push_edge(token, child, edge);
+                }
+                set
+            });
+            prefixes.push(NewBeam {
+                log_probability: 0.0,
+                set,
+            });
+        }
+        beams.push_user(&prefixes)?;
+        Ok(beams)
+    }
+
+    /// Goes on with the scores of the kernels for [`decode_prefixes`](Self::decode_prefixes) of this search, as
+    /// [`step`](Self::step) does: the log-probability of each candidate.
+    ///
+    /// # Errors
+    /// [`Error::NonFinite`] for the first fault, and [`Error::LengthMismatch`] where scores or faults are not of these prefixes.
+    #[doc(hidden)]
+    pub fn apply_scores(
+        &mut self,
+        beams: &DecodeBeams,
+        log_probabilities: &[f32],
+        faults: &[DecodeFault],
+    ) -> Result<()> {
+        let prefixes = self.nodes().len();
+        check_length("prefixes", prefixes, beams.beams.len())?;
+        check_length("scores", beams.candidates(), log_probabilities.len())?;
+        check_faults(beams, faults)?;
+        self.expand(|row| {
+            let scores = log_probabilities.get(beams.of_beam(row)).unwrap_or(&[]);
+            scores.iter().map(|&score| f64::from(score))
+        });
+        Ok(())
+    }
+}
+
+/// Refuses the faults of other beams, and names the first fault.
+fn check_faults(beams: &DecodeBeams, faults: &[DecodeFault]) -> Result<()> {
+    check_length("faults", beams.beams.len(), faults.len())?;
+    let found = |fault: &DecodeFault| fault.token != DecodeFault::NONE;
+    match faults.iter().position(found) {
+        None => Ok(()),
+        Some(row) => Err(Error::NonFinite {
+            row,
+            position: row as u32,
+            token: beams.token(faults[row].token),
+            value: faults[row].value.into(),
+        }),
+    }
+}
+
 impl Rules {
-    fn lose_an_edge(&self, path: &Path, excluded: &Excluded) -> bool {
+    /// Returns whether any edge that leaves the path's node is excluded.
+    fn excludes_an_edge(&self, path: &Path, excluded: &Excluded) -> bool {
         let children = self.trie.first_child(path.node).unwrap_or_default()..;
         !excluded.is_empty()
             && (children.zip(self.trie.children(path.node)))
@@ -96,34 +168,34 @@ impl Rules {
     fn push_edges(&self, beams: &mut DecodeBeams, path: &Path, excluded: &Excluded) -> DecodeSet {
         let mut set = DecodeSet {
             first_edge: beams.edges.len(),
-            living: 0,
-            whole: 0,
-            left_out: 0,
+            unfinished: 0,
+            complete: 0,
+            excluded: 0,
         };
-        let (mut whole, mut not_wanted) = (Vec::new(), Vec::new());
-        let none = self.trie.children(path.node).iter().map(|_| 0.0);
-        for (token, next) in path.continued(&self.trie, none) {
-            let end = self.follow_unary(next).0;
+        let (mut complete, mut excluded_edges) = (Vec::new(), Vec::new());
+        let zeros = self.trie.children(path.node).iter().map(|_| 0.0);
+        for (token, next) in path.continued(&self.trie, zeros) {
+            let end = self.end_of_unary(next);
             if excluded.holds(&next) {
-                not_wanted.push((token, next.node, self.edge(&next, false)));
-            } else if end.is_whole(&self.trie) {
-                whole.push((token, next.node, self.edge(&end, true)));
+                excluded_edges.push((token, next.node, self.edge(&next, false)));
+            } else if end.is_complete(&self.trie) {
+                complete.push((token, next.node, self.edge(&end, true)));
             } else {
                 beams.push_edge(token, next.node, self.edge(&next, false));
-                set.living += 1;
+                set.unfinished += 1;
             }
         }
-        (set.whole, set.left_out) = (whole.len(), not_wanted.len());
-        for (token, node, edge) in whole.into_iter().chain(not_wanted) {
+        (set.complete, set.excluded) = (complete.len(), excluded_edges.len());
+        for (token, node, edge) in complete.into_iter().chain(excluded_edges) {
             beams.push_edge(token, node, edge);
         }
         set
     }
 
-    /// Returns what a path is ranked by among those of its kind, as in [`keep`](Self::keep).
-    fn edge(&self, path: &Path, whole: bool) -> DecodeEdge {
-        // Over the vocabulary those are finished that are among the most probable of their step.
-        if !whole || self.normalise == Normalisation::Vocabulary {
+    /// Returns the numbers that a path is ranked by among those of its kind, in the order of [`keep`](Self::keep).
+    fn edge(&self, path: &Path, complete: bool) -> DecodeEdge {
+        // Over the vocabulary, `keep` ranks complete paths by probability among the candidates of their step.
+        if !complete || self.normalise == Normalisation::Vocabulary {
             return DecodeEdge {
                 order: path.node.into(),
                 divisor: 1.0,
@@ -136,7 +208,7 @@ impl Rules {
     }
 }
 
-/// Returns the candidates of a user that were chosen, in the order in which a search takes them.
+/// Returns the chosen candidates of a user, sorted as [`Rules::keep`] expects.
 fn chosen(
     user: &Beams,
     first_row: usize,

@@ -20,12 +20,12 @@ impl Path {
         trie: &TokenTrie,
         log_probabilities: impl Iterator<Item = f64>,
     ) -> impl Iterator<Item = (u32, Self)> {
-        let children = trie.first_child(self.node).unwrap_or_default()..;
-        (trie.children(self.node).iter().zip(children))
+        let (first_edge, tokens) = trie.edges(self.node).unwrap_or_default();
+        (tokens.iter().zip(first_edge..))
             .zip(log_probabilities)
-            .map(move |((&token, node), log_probability)| {
+            .map(move |((&token, edge), log_probability)| {
                 let path = Self {
-                    node,
+                    node: edge + 1,
                     log_probability: self.log_probability + log_probability,
                     length: self.length + 1,
                 };
@@ -33,35 +33,43 @@ impl Path {
             })
     }
 
-    /// Follows the path as far as there is no choice, and returns it with the tokens that this appends.
-    pub fn follow_unary(mut self, trie: &TokenTrie) -> (Self, Vec<u32>) {
+    /// Extends the path along unary nodes, and returns it with the tokens that this appends.
+    pub fn follow_unary(self, trie: &TokenTrie) -> (Self, Vec<u32>) {
         let mut tokens = Vec::new();
-        while let (&[token], Some(child)) = (trie.children(self.node), trie.first_child(self.node))
+        let path = self.end_of_unary(trie, |token| tokens.push(token));
+        (path, tokens)
+    }
+
+    /// Extends the path along unary nodes, and calls `append` with each token on the way.
+    pub fn end_of_unary(mut self, trie: &TokenTrie, mut append: impl FnMut(u32)) -> Self {
+        // Most paths have a choice, which may be among many tokens: those of a mapped file are checked when they are looked at.
+        while trie.fan_out(self.node) == 1
+            && let Some((edge, &[token])) = trie.edges(self.node)
         {
-            tokens.push(token);
-            self.node = child;
+            append(token);
+            self.node = edge + 1;
             self.length += 1;
         }
-        (self, tokens)
+        self
     }
 
     /// Returns whether the path is that of an item.
-    pub fn is_whole(&self, trie: &TokenTrie) -> bool {
-        trie.children(self.node).is_empty()
+    pub fn is_complete(&self, trie: &TokenTrie) -> bool {
+        trie.fan_out(self.node) == 0
     }
 }
 
 /// Computes ln p of each token of a node from their logits.
 pub(super) fn log_softmax(logits: &[f64], temperature: f64) -> impl Iterator<Item = f64> {
     let largest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    // A set whose every logit is −∞ says nothing: its tokens are equally probable.
+    // If all logits are −∞, the tokens count as equally probable.
     let scaled = move |logit: f64| match largest == f64::NEG_INFINITY {
         true => 0.0,
         false => (logit - largest) / temperature,
     };
     let sum: f64 = logits.iter().map(|&logit| scaled(logit).exp()).sum();
     let log_sum = sum.ln();
-    // Rounding must not make a path more probable than its beginning: the exact search relies on it.
+    // Rounding must not make a path more probable than its prefix, because the exact search relies on it.
     logits
         .iter()
         .map(move |&logit| (scaled(logit) - log_sum).min(0.0))

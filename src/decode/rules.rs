@@ -17,7 +17,7 @@ pub(super) struct Rules {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Beams {
     pub active: Vec<Path>,
-    /// The best whole paths with their scores, best first.
+    /// The best complete paths with their scores, best first.
     pub finished: Vec<(Path, f64)>,
     pub excluded: Excluded,
 }
@@ -45,7 +45,7 @@ pub(super) fn sort(candidates: &mut [Candidate]) {
 }
 
 impl Rules {
-    /// Returns all continuations of a user's active beams, sorted.
+    /// Returns the continuations of a user's active beams that may be kept, sorted.
     pub fn candidates<P: Iterator<Item = f64>>(
         &self,
         user: &Beams,
@@ -58,11 +58,39 @@ impl Rules {
             let wanted = paths.filter(|(_, path)| !user.excluded.holds(path));
             candidates.extend(wanted.map(|(token, path)| Candidate { row, token, path }));
         }
+        let mut candidates = self.prune(user, candidates);
         sort(&mut candidates);
         candidates
     }
 
-    /// Keeps the best whole paths as finished ones, and the best of the others as active beams.
+    /// Drops candidates that [`keep`](Self::keep) would not keep: of those that go on all but the `width` best, and likewise of
+    /// complete ones. With many beams, sorting all would take most of the time of a step. Equally probable ones stay together.
+    fn prune(&self, user: &Beams, mut candidates: Vec<Candidate>) -> Vec<Candidate> {
+        // A length penalty ranks complete paths by something else than their probabilities.
+        if candidates.len() / 2 <= self.width || self.length_penalty != 0.0 {
+            return candidates;
+        }
+        if self.normalise == Normalisation::Trie {
+            let worst = self.worst_score(user);
+            candidates.retain(|candidate| candidate.path.log_probability >= worst);
+        }
+        let (mut complete, mut active): (Vec<_>, Vec<_>) = (candidates.into_iter())
+            .partition(|candidate| self.end_of_unary(candidate.path).is_complete(&self.trie));
+        for candidates in [&mut complete, &mut active] {
+            if candidates.len() > self.width {
+                let rank = |a: &Candidate, b: &Candidate| {
+                    (b.path.log_probability).total_cmp(&a.path.log_probability)
+                };
+                let (_, last, _) = candidates.select_nth_unstable_by(self.width - 1, rank);
+                let least = last.path.log_probability;
+                candidates.retain(|candidate| candidate.path.log_probability >= least);
+            }
+        }
+        active.append(&mut complete);
+        active
+    }
+
+    /// Keeps the best complete paths as finished ones, and the best of the others as active beams.
     pub fn keep(&self, user: &mut Beams, candidates: Vec<Candidate>) -> BeamStep {
         let mut active: Vec<Active> = Vec::with_capacity(self.width.min(candidates.len()));
         for (rank, Candidate { row, token, path }) in candidates.into_iter().enumerate() {
@@ -70,7 +98,7 @@ impl Rules {
                 break;
             }
             let (path, unary) = self.follow_unary(path);
-            if !path.is_whole(&self.trie) {
+            if !path.is_complete(&self.trie) {
                 if active.len() < self.width {
                     let tokens = [&[token], &unary[..]].concat();
                     let row = row as u32;
@@ -88,10 +116,10 @@ impl Rules {
         BeamStep { parents, tokens }
     }
 
-    /// Returns whether no candidate from this one on can be among the best whole paths.
+    /// Returns whether neither this candidate nor a later one can be among the best complete paths.
     fn is_beaten(&self, user: &Beams, rank: usize, path: &Path) -> bool {
         match self.normalise {
-            // `generate` finishes those alone that are among the best of their step.
+            // Hugging Face's `generate` only finishes paths that are among the `width` best of their step.
             Normalisation::Vocabulary => rank >= self.width,
             Normalisation::Trie => {
                 self.length_penalty == 0.0 && path.log_probability < self.worst_score(user)
@@ -109,25 +137,25 @@ impl Rules {
         }
     }
 
-    /// Returns the score that a whole path must beat: that of the last of `width` finished ones.
+    /// Returns the score that a complete path must beat, which is that of the last of `width` finished ones, or −∞ if there are
+    /// fewer.
     fn worst_score(&self, user: &Beams) -> f64 {
         (user.finished.get(self.width - 1)).map_or(f64::NEG_INFINITY, |&(_, score)| score)
     }
 
-    /// Puts a whole path among the finished ones: equal scores by their smallest item id.
+    /// Inserts a complete path into the finished ones. Paths of equal scores are ordered by their smallest item id.
     fn finish(&self, user: &mut Beams, path: Path) {
         let score = self.score(&path);
-        let items = self.trie.items(path.node);
-        let place = user.finished.partition_point(|(other, other_score)| {
+        let items = |path: &Path| self.trie.items(path.node);
+        let index = user.finished.partition_point(|(other, other_score)| {
             let order = other_score.total_cmp(&score).reverse();
-            order
-                .then_with(|| self.trie.items(other.node).cmp(items))
-                .is_lt()
+            order.then_with(|| items(other).cmp(items(&path))).is_lt()
         });
-        user.finished.insert(place, (path, score));
+        user.finished.insert(index, (path, score));
         user.finished.truncate(self.width);
     }
 
+    /// Extends a path along unary nodes, if these take no step. Returns it with the tokens that this appends.
     pub fn follow_unary(&self, path: Path) -> (Path, Vec<u32>) {
         match self.normalise {
             Normalisation::Trie => path.follow_unary(&self.trie),
@@ -135,11 +163,20 @@ impl Rules {
         }
     }
 
+    /// Returns the end of the path that [`follow_unary`](Self::follow_unary) returns.
+    pub fn end_of_unary(&self, path: Path) -> Path {
+        match self.normalise {
+            Normalisation::Trie => path.end_of_unary(&self.trie, |_| ()),
+            Normalisation::Vocabulary => path,
+        }
+    }
+
+    /// Returns the score that complete paths are ranked by: the log-probability after the length penalty.
     pub fn score(&self, path: &Path) -> f64 {
         path.log_probability / self.divisor(path)
     }
 
-    /// Returns the number that the log-probability of a path is divided by to be its score.
+    /// Returns the divisor of a path's log-probability in its score.
     pub fn divisor(&self, path: &Path) -> f64 {
         if self.length_penalty == 0.0 {
             return 1.0;

@@ -1,5 +1,5 @@
-//! What one call of a loss is computed from besides its tensors, and what its forward pass saves: the same for logits and
-//! for hidden states.
+//! The inputs of one call of a loss besides its tensors, and what its forward pass saves. Both are the same for logits and for hidden
+//! states.
 
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -14,7 +14,7 @@ use crate::backend::cpu::row_weights::normalise;
 use crate::backend::cpu::softmax::RowSoftmax;
 use crate::{Error, Result, Statistics, Temperature};
 
-/// One call of a loss, but for its tensors.
+/// One call of a loss, without its tensors.
 pub(super) struct LossCall {
     pub batch: Batch,
     pub source: TemperatureSource,
@@ -62,12 +62,12 @@ impl CpuForward {
         }
     }
 
-    /// Returns what the loss of row `index` of the batch is multiplied by in the result.
+    /// Returns the factor of the loss of row `index` of the batch in the result.
     fn loss_factor(&self, batch: &Batch, index: usize) -> f64 {
         batch.loss_factor(&batch.rows[index], self.temperature) * self.softmaxes[index].weight()
     }
 
-    /// Returns what p − [v = y] of row `index` of the batch is multiplied by to give the gradient of the result.
+    /// Returns the factor of p − [v = y] of row `index` of the batch in the gradient of the result.
     pub fn gradient_factor(&self, batch: &Batch, index: usize) -> f64 {
         let factor = batch.gradient_factor(&batch.rows[index], self.temperature);
         factor * self.softmaxes[index].weight()
@@ -78,7 +78,7 @@ impl CpuForward {
 /// times.
 pub(super) struct Saved<F> {
     forward: OnceLock<F>,
-    /// The error that the forward pass ended in: candle's error type keeps only its message.
+    /// The error of the forward pass. candle's error type would keep only its message.
     error: Mutex<Option<Error>>,
 }
 
@@ -92,7 +92,7 @@ impl<F> Default for Saved<F> {
 }
 
 impl<F> Saved<F> {
-    /// Saves what a forward pass gives and returns its loss, or the error that it ends in, in candle's type.
+    /// Saves the result of a forward pass, and returns its loss or its error in candle's type.
     pub fn save<L>(&self, result: Result<(F, L)>) -> candle_core::Result<L> {
         match result {
             Ok((forward, loss)) => {
@@ -107,7 +107,7 @@ impl<F> Saved<F> {
         }
     }
 
-    /// Returns the result of applying the op, with our own error in place of candle's copy of its message.
+    /// Returns the result of applying the op, with the saved error in place of candle's copy of its message.
     pub fn unwrapped<T>(&self, applied: candle_core::Result<T>) -> Result<T> {
         applied.map_err(|error| {
             let mut own = self.error.lock().unwrap_or_else(PoisonError::into_inner);
@@ -126,13 +126,13 @@ impl<F> Saved<F> {
 /// Returns the loss of the batch: one value, or one for each position.
 pub(super) fn loss_values(batch: &Batch, forward: &CpuForward) -> Vec<f64> {
     let rows = (batch.rows.iter().zip(&forward.softmaxes)).enumerate();
-    let counting = rows.filter(|(_, (row, _))| row.counts());
-    let losses = counting.map(|(index, (row, softmax))| {
+    let with_loss = rows.filter(|(_, (row, _))| row.has_loss());
+    let losses = with_loss.map(|(index, (row, softmax))| {
         let factor = forward.loss_factor(batch, index);
         (row.position as usize, factor * softmax.loss())
     });
     if batch.reduced {
-        // Not `sum`, which gives −0 for no row.
+        // `sum` is not used, because it gives −0 for no row.
         return vec![losses.fold(0.0, |sum, (_, loss)| sum + loss)];
     }
     let mut values = vec![0.0; batch.positions];
@@ -172,7 +172,7 @@ pub(super) fn output(
     Ok((output, forward.stepped.clone().map(Stepped::OnHost)))
 }
 
-/// The upstream gradient as autograd hands it over: one number for the loss, or one for each position.
+/// The upstream gradient from autograd: one number for the loss, or one for each position.
 pub(super) struct Upstream(Vec<f64>);
 
 impl Upstream {
@@ -192,7 +192,7 @@ impl Upstream {
         Self(vec![1.0; if batch.reduced { 1 } else { batch.positions }])
     }
 
-    /// Returns what p − [v = y] of row `index` of the batch is multiplied by.
+    /// Returns the factor of p − [v = y] of row `index` of the batch, times the upstream gradient.
     pub fn factor(&self, batch: &Batch, forward: &CpuForward, index: usize) -> f64 {
         let of_loss = if batch.reduced {
             0

@@ -1,9 +1,8 @@
-//! The loss over the buffers and streams of the crate [cust](https://docs.rs/cust), for programs that
-//! keep their tensors there and not in candle: the feature `cust`, which needs nothing of candle's
-//! CUDA, and of NVIDIA's libraries the driver's alone.
+//! The loss over buffers and streams of the crate [cust](https://docs.rs/cust), for programs that use CUDA without candle. It
+//! needs the feature `cust`, which does not enable candle's CUDA backend. Of NVIDIA's libraries it needs only the driver.
 //!
-//! [`DenseLoss`] is the loss over logits, [`LinearLoss`] the one over hidden states × head, both checked
-//! and typed. Both run on an [`Executor`], which holds the kernels of a CUDA context.
+//! [`DenseLoss`] is the loss over logits, and [`LinearLoss`] the one over hidden states × head. Both have typed buffers and
+//! check their inputs. Both run on an [`Executor`], which holds the kernels of a CUDA context.
 //!
 //! ```no_run
 //! use candle_trie::cust::{Executor, LinearGradients, LinearInput, LinearLoss};
@@ -31,20 +30,17 @@
 //! # }
 //! ```
 //!
-//! # What is safe, and why
+//! # Safety
 //!
-//! The methods of the losses do not wait for what they issue (but for what came before: their uploads,
-//! and freeing the temperature before a step), and are safe all the same. They check every length and
-//! index that a kernel will use. Streams that [`Stream::new`](::cust::stream::Stream::new) makes wait
-//! for cust's synchronous copies and are waited for by them, and freeing a
-//! [`DeviceBuffer`](::cust::memory::DeviceBuffer) waits for the device. Work on another stream, and
-//! memory allocated in a stream's order, are `unsafe` in cust: whoever writes that answers for its order,
-//! against these launches too.
+//! The methods of the losses are asynchronous and safe. They do not wait for the launches that they issue, but they may wait
+//! for earlier work, when they upload tables and when they free the temperature of the previous step. They check every length
+//! and index that a kernel uses. Streams made by [`Stream::new`](::cust::stream::Stream::new) are ordered with cust's
+//! synchronous copies, and freeing a [`DeviceBuffer`](::cust::memory::DeviceBuffer) waits for the device. Work on other streams
+//! and stream-ordered memory are `unsafe` in cust: code that uses them must order them with these launches.
 //!
-//! Two things cust lets safe code do, and nothing here can see. A
-//! [`DeviceSlice`](::cust::memory::DeviceSlice) can be copied and has no lifetime: a copy must not outlive
-//! its buffer, nor a gradient overlap an input. And `drop_async` must be given the stream that was passed
-//! here.
+//! cust lets safe code do two things that the losses cannot check. A [`DeviceSlice`](::cust::memory::DeviceSlice) can be copied
+//! and has no lifetime, so a copy must not outlive its buffer, and a gradient must not overlap an input. And `drop_async` must
+//! be given the stream that was passed here.
 
 mod dense;
 mod device_loss;

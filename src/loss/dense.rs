@@ -93,7 +93,7 @@ pub(super) fn value_and_gradient_over(
     device_sets: &DeviceSetCache,
 ) -> Result<(LossOutput, Option<Stepped>)> {
     check(logits, &batch)?;
-    check_rows_apart(logits)?;
+    check_rows_do_not_overlap(logits)?;
     if logits.elem_count() == 0 {
         return value_of_nothing(logits, batch, source, device_sets);
     }
@@ -137,7 +137,7 @@ struct DenseLoss {
     saved: Saved<SavedForward>,
 }
 
-/// The op as candle's graph holds it, while [`forward`] reads what it has saved.
+/// The op in candle's graph, which shares ownership with [`forward`], so that that can read what it saved.
 struct SharedLoss(Arc<DenseLoss>);
 
 impl CustomOp1 for SharedLoss {
@@ -190,8 +190,8 @@ impl CustomOp1 for SharedLoss {
     }
 }
 
-/// The op that computes loss and gradient in one pass, and writes the gradient over a tensor that the caller keeps
-/// ([`InplaceOp2`]) or over the logits ([`InplaceOp1`]).
+/// The op that computes loss and gradient in one pass. The gradient overwrites a tensor of the caller ([`InplaceOp2`]) or the logits
+/// ([`InplaceOp1`]).
 struct GradientInto {
     call: LossCall,
     saved: Saved<(LossOutput, Option<Stepped>)>,
@@ -254,7 +254,7 @@ impl InplaceOp1 for GradientInto {
     }
 }
 
-/// Refuses logits that do not fit the batch, before any work: the backends rely on all of it.
+/// Refuses logits that do not fit the batch, before any work. The backends rely on all these checks.
 fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
     check_loss_device(LOGITS, logits)?;
     check_positions(logits, batch.positions)?;
@@ -264,14 +264,14 @@ fn check(logits: &Tensor, batch: &Batch) -> Result<()> {
         return Err(Error::TokenOutsideVocabulary { token, vocabulary });
     }
     if batch.checked && !logits.device().is_cpu() {
-        // To name the first logit that is not finite is worth a copy to those who ask for it.
+        // The user has asked for the check, which needs a copy on the host to name the first logit that is not finite.
         cpu::statistics(&logits.to_device(&Device::Cpu)?, batch)?;
     }
     Ok(())
 }
 
-/// Refuses to write over logits whose rows share memory.
-fn check_rows_apart(logits: &Tensor) -> Result<()> {
+/// Refuses to overwrite logits whose rows share memory.
+fn check_rows_do_not_overlap(logits: &Tensor) -> Result<()> {
     let layout = logits.layout();
     let (stride, width) = matrix_shape(LOGITS, layout)?;
     if stride >= width || logits.elem_count() <= width {
@@ -309,7 +309,7 @@ fn check_gradient(gradient: &Tensor, logits: &Tensor) -> Result<()> {
     if !layout.is_contiguous() {
         return Err(not_contiguous(layout));
     }
-    // candle would wait for itself: it locks the one for writing while it reads the other.
+    // candle would deadlock: it locks the gradient for writing while it holds a lock to read the logits.
     if std::ptr::eq(&*gradient_storage, &*logits.storage_and_layout().0) {
         return Err(unsupported(
             "memory of its own".into(),

@@ -1,4 +1,4 @@
-//! From candle's CUDA storage to the addresses that launch plans take, and back. Nothing here waits for the device.
+//! Conversions from candle's CUDA storage to the addresses that launch plans take, and back. Nothing here waits for the device.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -23,14 +23,14 @@ use crate::backend::launch::{
 };
 use crate::{Error, Result, Statistics, Temperature};
 
-/// A tensor as candle hands it to a custom op.
+/// A tensor as candle passes it to a custom op.
 pub(crate) type Stored<'a> = (&'a CudaStorage, &'a Layout);
 
 /// The inputs of a forward pass besides its tensors.
 pub(super) struct ForwardInputs {
     pub sets: TokenSetsView,
     pub temperature: TemperaturePlan,
-    /// One f64: the temperature so far, where it is on the device.
+    /// The temperature before the pass, one f64; `None` if it is not on the device.
     pub previous: Option<DevicePtr>,
 }
 
@@ -38,7 +38,7 @@ pub(super) struct ForwardInputs {
 pub(super) struct SavedForward<S> {
     pub executor: Executor,
     sets: Arc<DeviceSets>,
-    /// The plan of the pass and what it has saved.
+    /// The plan of the pass, and what it saved.
     pub saved: S,
     /// The memory of `saved`.
     kept: Vec<CudaSlice<u32>>,
@@ -47,12 +47,11 @@ pub(super) struct SavedForward<S> {
     statistics: Tensor,
     /// Whether the temperature has taken a step.
     stepped: bool,
-    /// The gradient, where the forward pass has computed it.
+    /// The gradient, if the forward pass computed it.
     pub gradient: Option<Tensor>,
 }
 
-/// Issues a forward pass with `issue` to a stream that has the tensors of the caller, and returns what it saves and the
-/// loss.
+/// Issues a forward pass with `issue` to a stream to which the tensors of the caller are added. Returns what it saves, and the loss.
 pub(super) fn issue_forward<S>(
     stream: CandleStream,
     call: &LossCall,
@@ -72,7 +71,7 @@ pub(super) fn issue_forward<S>(
     let mut loss = uninitialised::<f32>(device, totals.losses())?;
     let mut used = uninitialised::<f64>(device, 1)?;
     let mut statistics = uninitialised::<f64>(device, Statistics::LENGTH + 1)?;
-    // What is added here lives less long than what came with the stream.
+    // This shortens the lifetime of the stream, as the buffers added here are dropped before those of the caller.
     let mut stream: CandleStream = stream;
     let inputs = ForwardInputs {
         sets: sets.view(&mut stream),
@@ -83,9 +82,9 @@ pub(super) fn issue_forward<S>(
         },
     };
     let results = ForwardResults {
-        loss: there(stream.write(&mut loss))?,
-        statistics: there(stream.write(&mut statistics))?,
-        temperature: there(stream.write(&mut used))?,
+        loss: require_address(stream.write(&mut loss))?,
+        statistics: require_address(stream.write(&mut statistics))?,
+        temperature: require_address(stream.write(&mut used))?,
     };
     let saved = issue(&mut stream, &inputs, &results)?;
     let kept = stream.into_kept();
@@ -121,8 +120,8 @@ impl<S> SavedForward<S> {
         Ok((output, stepped))
     }
 
-    /// Calls `issue` with a stream to which everything is added that the forward pass has saved, and with where the
-    /// upstream gradient is.
+    /// Calls `issue` with a stream to which the memory that the forward pass saved is added, and with the address of the upstream
+    /// gradient.
     pub fn issue_backward<'a>(
         &'a self,
         stream: CandleStream<'a>,
@@ -138,14 +137,14 @@ impl<S> SavedForward<S> {
         }
         self.sets.view(&mut stream);
         let upstream = Upstream {
-            loss: there(read_locked(&mut stream, "upstream gradient", &upstream)?)?,
-            temperature: there(read_locked(&mut stream, "temperature", &temperature)?)?,
+            loss: require_address(read_locked(&mut stream, "upstream gradient", &upstream)?)?,
+            temperature: require_address(read_locked(&mut stream, "temperature", &temperature)?)?,
         };
         issue(&mut stream, &upstream)
     }
 }
 
-/// Returns the kernels' name of a dtype.
+/// Returns the element type of the kernels for a dtype.
 pub(crate) fn element(what: &'static str, dtype: DType) -> Result<Element> {
     match dtype {
         DType::F32 => Ok(Element::F32),
@@ -159,7 +158,7 @@ pub(crate) fn element(what: &'static str, dtype: DType) -> Result<Element> {
     }
 }
 
-/// Adds a tensor that launches read, and returns the matrix that it is once its leading dimensions are flattened.
+/// Adds a tensor that launches read, and returns it as a matrix with its leading dimensions flattened to one.
 pub(crate) fn read_matrix<'a>(
     stream: &mut CandleStream<'a>,
     what: &'static str,
@@ -208,7 +207,7 @@ fn element_of(first: Option<DevicePtr>, dtype: DType, index: usize) -> Option<De
     first.map(|first| first.offset((index * dtype.size_in_bytes()) as u64))
 }
 
-/// Does the same for a tensor whose storage is locked.
+/// Does the same as [`read`] for a tensor whose storage is locked.
 fn read_locked<'a>(
     stream: &mut CandleStream<'a>,
     what: &'static str,
@@ -217,8 +216,8 @@ fn read_locked<'a>(
     read(stream, what, (cuda(what, storage)?, layout))
 }
 
-/// Returns an address that every buffer with elements has.
-pub(crate) fn there(address: Option<DevicePtr>) -> Result<DevicePtr> {
+/// Returns the address of a buffer, and an error for a buffer without elements.
+pub(crate) fn require_address(address: Option<DevicePtr>) -> Result<DevicePtr> {
     address.ok_or_else(|| Error::Malformed {
         what: "buffer",
         detail: "it has no address on the device".into(),
@@ -236,13 +235,13 @@ pub(crate) fn cuda<'a>(what: &'static str, storage: &'a Storage) -> Result<&'a C
     }
 }
 
-/// Allocates memory for a tensor of `like`'s shape and dtype, for a kernel to write all of.
+/// Allocates uninitialised memory for a tensor of the same shape and dtype.
 pub(super) fn uninitialised_like(
     device: &CudaDevice,
     (storage, layout): Stored,
 ) -> Result<CudaStorage> {
     let elements = Shape::from(layout.shape().elem_count().max(1));
-    // SAFETY: a kernel writes the memory before anyone reads it. A device has no buffer without elements.
+    // SAFETY: a kernel writes the memory before it is read. The driver does not allocate buffers of 0 bytes.
     Ok(unsafe { device.alloc_uninit(&elements, storage.dtype()) }?)
 }
 

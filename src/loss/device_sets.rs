@@ -1,4 +1,4 @@
-//! The token sets of a loss in the memory of devices, from one batch to the next.
+//! A cache of the token sets of a loss in device memory.
 
 /// A cache of the token sets on every device that the loss has been used on. Clones of the loss share it.
 #[derive(Clone, Default)]

@@ -11,7 +11,8 @@ use crate::{Error, Result, TokenSet, TokenSets};
 
 pub(super) const HEAD: &str = "head";
 pub(super) const BIAS: &str = "head bias";
-/// Fewer hidden states than this are multiplied by a whole head in the other order.
+/// The number of hidden states below which [`Head::logits`] multiplies the head by the hidden states, instead of the hidden states by
+/// the head.
 const MANY_ROWS: usize = 128;
 
 /// A head of a language model: a matrix `[V, H]` that hidden states are multiplied by, with an optional bias `[V]`.
@@ -52,8 +53,8 @@ impl<'a> Head<'a> {
 
     /// Computes all logits `[rows, V]` of hidden states `[rows, H]`.
     pub(crate) fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        // candle's GEMM on the CPU first copies the left one of two such matrices into an order
-        // of its own. Copying a head costs as much as a GEMM with some forty rows: few rows take its place.
+        // candle's GEMM on the CPU first packs one of its operands. Packing a head costs as much as a GEMM with about forty rows,
+        // so with few rows the operands are swapped, and the hidden states are packed.
         let logits = match hidden.device() {
             Device::Cpu if hidden.dim(0)? < MANY_ROWS => {
                 self.weight.matmul(&hidden.t()?)?.t()?.contiguous()?
@@ -98,10 +99,9 @@ impl<'a> From<&'a FrozenHead> for Head<'a> {
 /// A head that is not trained. It keeps the gathered rows of the largest token sets, which every batch uses again, and
 /// takes no gradient.
 ///
-/// Make a new one when the head changes. On the CPU each use compares one element of every gathered row that the
-/// batch multiplies by with the head as it is, and refuses a head that differs there, as it does after any
-/// step of an optimizer. A change that leaves all these elements as they were goes unnoticed, as does every
-/// change on a GPU.
+/// Make a new one when the head changes. On the CPU each use compares one element of every gathered row that it needs with the
+/// current head, and refuses a head that differs, as any step of an optimizer makes it. A change that leaves all these elements
+/// unchanged is not noticed, nor is any change on a GPU.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -121,13 +121,17 @@ pub struct FrozenHead {
 }
 
 impl FrozenHead {
-    /// The memory that [`new`](Self::new) lets the gathered rows take, in bytes: 64 MiB.
+    /// The limit of the memory of the gathered rows in [`new`](Self::new), in bytes: 64 MiB.
     pub const DEFAULT_LIMIT: usize = 64 << 20;
 
-    /// The least size of a set whose rows are gathered. Smaller ones are seldom worth a GEMM.
+    /// The smallest size of a set whose rows are gathered, in tokens. Smaller sets are seldom worth a GEMM.
     const LEAST_TOKENS: usize = 32;
 
-    /// Gathers the rows of `head` `[V, H]` for the largest of `sets`, within
+    /// The number of sets that the largest are chosen from. In a trie the later ones are those of longer prefixes, which few
+    /// rows have, and there may be any number of them.
+    const CONSIDERED_SETS: usize = 1 << 20;
+
+    /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets`, within
     /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes.
     ///
     /// # Errors
@@ -188,7 +192,7 @@ fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gath
 
 /// Returns the largest sets whose rows, `row_bytes` each, stay within `bytes` in all.
 fn largest_sets(sets: &TokenSets, row_bytes: usize, bytes: usize) -> Vec<(u32, &[u32])> {
-    let count = sets.count().unwrap_or(0) as u32;
+    let count = sets.count().unwrap_or(0).min(FrozenHead::CONSIDERED_SETS) as u32;
     let mut candidates: Vec<(u32, &[u32])> = (0..count)
         .filter_map(|set| match sets.get(set) {
             Some(TokenSet::Listed(tokens)) if tokens.len() >= FrozenHead::LEAST_TOKENS => {

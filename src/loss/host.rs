@@ -1,7 +1,7 @@
-//! The loss over slices of host memory, for programs whose tensors are not candle's: bindings for other languages, and
-//! training loops of one's own. Nothing is copied, and nothing of candle is needed.
+//! The loss over slices of host memory, for programs whose tensors are not candle's, such as bindings for other languages. No
+//! tensor is copied.
 //!
-//! A forward pass is an object: it holds the loss, and what its backward passes need. The tensors are passed to both.
+//! A forward pass is an object, which holds the loss and what is saved for the backward pass. The inputs are passed to both.
 //!
 //! ```
 //! use candle_trie::host::{DenseForward, Matrix};
@@ -21,88 +21,23 @@
 //! # Ok::<(), candle_trie::Error>(())
 //! ```
 
+mod matrix;
+
 use candle_core::Device;
-use half::{bf16, f16};
 
 use super::MaskedSoftmaxLoss;
 use super::call::{CpuForward, LossCall, Upstream, loss_values};
 use super::dense;
 use super::linear;
 use super::temperature::{Stepped, TemperatureSource};
-use super::tensor::Scalar;
 use crate::backend::batch::Batch;
 use crate::backend::cpu::dense::{Gradient, Logits};
 use crate::backend::cpu::linear::{Head, HeadGradient, Hidden, Wanted};
 use crate::temperature::check_temperature;
 use crate::{Error, Result, Rows, Statistics};
 
-/// A type of logits, hidden states and heads: f32, f64, [`f16`] or [`bf16`].
-pub trait Element: sealed::Element {}
-
-mod sealed {
-    pub trait Element: super::Scalar {}
-}
-
-macro_rules! elements {
-    ($($T:ty),*) => { $(impl sealed::Element for $T {} impl Element for $T {})* };
-}
-elements!(f32, f64, f16, bf16);
-
-/// A matrix in host memory: rows of `width` elements, `stride` elements apart.
-#[derive(Debug, Clone, Copy)]
-pub struct Matrix<'a, T> {
-    values: &'a [T],
-    rows: usize,
-    width: usize,
-    stride: usize,
-}
-
-impl<'a, T> Matrix<'a, T> {
-    /// Makes a matrix `[rows, width]` whose rows follow each other.
-    ///
-    /// # Errors
-    /// [`Error::LengthMismatch`] where there are fewer or more values.
-    pub fn new(values: &'a [T], rows: usize, width: usize) -> Result<Self> {
-        check_length("values of the matrix", values.len(), rows, width)?;
-        Self::with_stride(values, rows, width, width)
-    }
-
-    /// Makes a matrix `[rows, width]` whose rows begin `stride` elements apart.
-    ///
-    /// # Errors
-    /// [`Error::LengthMismatch`] where there are too few values for the last row.
-    pub fn with_stride(values: &'a [T], rows: usize, width: usize, stride: usize) -> Result<Self> {
-        let before = rows.saturating_sub(1).saturating_mul(stride);
-        let needed = before.saturating_add(if rows == 0 { 0 } else { width });
-        match values.len() >= needed {
-            true => Ok(Self {
-                values,
-                rows,
-                width,
-                stride,
-            }),
-            false => Err(Error::LengthMismatch {
-                what: "values of the matrix",
-                expected: needed,
-                actual: values.len(),
-            }),
-        }
-    }
-
-    /// Returns the number of rows.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Returns a row, which is empty where there is no such row.
-    #[must_use]
-    pub fn row(&self, row: usize) -> &'a [T] {
-        let start = row.saturating_mul(self.stride);
-        let range = start..start.saturating_add(self.width);
-        (self.values.get(range)).filter(|_| row < self.rows).unwrap_or_default()
-    }
-}
+use matrix::check_length;
+pub use matrix::{Element, Matrix};
 
 /// A forward pass over logits `[N, V]`.
 #[derive(Debug)]
@@ -176,7 +111,7 @@ impl DenseForward {
     }
 
     /// Writes the gradient `[N, V]` of the logits, which must be those of the forward pass. `upstream` is the gradient of
-    /// the loss, as many numbers as [`loss`](Self::loss) returns. `gradient` may hold anything.
+    /// the loss, as many numbers as [`loss`](Self::loss) returns. `gradient` may be uninitialised, and is overwritten whole.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] and [`Error::PositionMismatch`] where the arguments do not fit each other.
@@ -216,7 +151,7 @@ pub struct LinearInput<'a, T> {
     pub bias: &'a [T],
 }
 
-/// The slices that gradients are written to. They may hold anything, and are overwritten whole.
+/// The slices that gradients are written to. They may be uninitialised, and are overwritten whole.
 #[derive(Debug)]
 pub struct LinearGradients<'a, T> {
     /// The gradient of the hidden states `[N, H]`; `None` where it is not wanted.
@@ -443,17 +378,5 @@ fn check_vocabulary(batch: &Batch, vocabulary: usize) -> Result<()> {
     match (token as usize) < vocabulary {
         true => Ok(()),
         false => Err(Error::TokenOutsideVocabulary { token, vocabulary }),
-    }
-}
-
-fn check_length(what: &'static str, actual: usize, rows: usize, width: usize) -> Result<()> {
-    let expected = rows.saturating_mul(width);
-    match expected == actual {
-        true => Ok(()),
-        false => Err(Error::LengthMismatch {
-            what,
-            expected,
-            actual,
-        }),
     }
 }

@@ -78,7 +78,7 @@ pub(super) fn value_and_gradient(
         let applied = Applied::<T>::new(inputs, call, wanted, true)?;
         let gradient = applied.hidden_gradient()?;
         let (output, stepped) = applied.output()?;
-        // A pass with gradient has one.
+        // A pass that computes the gradient itself always has one.
         let gradient = gradient.map_or_else(|| hidden.zeros_like(), Ok)?;
         Ok((output, gradient, stepped))
     })
@@ -129,7 +129,7 @@ impl<T: Scalar> Applied<T> {
         Ok(Self { op, inputs, loss })
     }
 
-    /// Returns the gradient of the hidden states for an upstream gradient of 1, of a pass that was made for it.
+    /// Returns the gradient of the hidden states for an upstream gradient of 1; `None` if the pass did not prepare it.
     fn hidden_gradient(&self) -> Result<Option<Tensor>> {
         let CheckedInputs {
             hidden,
@@ -167,7 +167,7 @@ struct LinearLoss<T: Scalar> {
     gathered: Option<Arc<Gathered>>,
     /// The gradients that the backward pass will compute.
     wanted: Wanted,
-    /// Whether a device computes the gradient of the hidden states in the forward pass.
+    /// Whether the forward pass on a device computes the gradient of the hidden states.
     direct: bool,
     saved: Saved<SavedForward<T>>,
 }
@@ -179,11 +179,11 @@ enum SavedForward<T: Scalar> {
     OnCuda(Box<cuda::SavedForward>),
 }
 
-/// The op as candle's graph holds it, while [`Applied`] reads what it has saved.
+/// The op in candle's graph, which shares ownership with [`Applied`], so that that can read what it saved.
 struct SharedLoss<T: Scalar>(Arc<LinearLoss<T>>);
 
 impl<T: Scalar> LinearLoss<T> {
-    /// Returns the gradients of hidden states, head and bias on the CPU, where each is wanted.
+    /// Returns the gradients of hidden states, head and bias on the CPU; `None` for those that are not wanted.
     fn gradients(
         &self,
         saved: &cpu::SavedForward<T>,

@@ -1,7 +1,6 @@
-//! The definition of the loss in f64, in the plainest code there is: what fast implementations are
-//! checked against.
+//! The definition of the loss in f64, as the simplest possible code, which fast implementations are checked against.
 //!
-//! Nothing here is shared with the fast paths but the types that describe a batch, and what is refused.
+//! It shares nothing with the fast paths but the types that describe a batch, and the checks of its inputs.
 //!
 //! ```
 //! use candle_trie::reference::{self, Reference};
@@ -80,7 +79,7 @@ pub fn loss_with_bear(
     convention: Convention,
     bear: Option<Bear>,
 ) -> Result<Reference> {
-    // No slice is as long as what saturates.
+    // No slice has usize::MAX elements, so a product that saturates is refused below.
     let expected = rows.positions().saturating_mul(vocabulary);
     if logits.len() != expected {
         return Err(Error::LengthMismatch {
@@ -200,13 +199,13 @@ impl ReferenceRow {
         })
     }
 
-    /// 1 + λ·σ((ln p_y − ln q_B)/ξ).
+    /// Returns 1 + λ·σ((ln p_y − ln q_B)/ξ).
     fn bear_weight(&self, bear: Bear, tau: f64) -> f64 {
         let mut descending = self.logits.clone();
         descending.sort_by(|a, b| b.total_cmp(a));
         let last = descending.len().min(bear.beams as usize) - 1;
         let (target, threshold) = (self.logits[self.rank], descending[last]);
-        // Of two logits at −∞ the difference is NaN, but their probabilities are equal.
+        // The difference of two logits at −∞ is NaN, but their probabilities are equal.
         let margin = if target == threshold {
             0.0
         } else {
@@ -215,7 +214,7 @@ impl ReferenceRow {
         1.0 + bear.lambda / (1.0 + (-margin / bear.xi).exp())
     }
 
-    /// Relative to the largest logit, so that logits of any size keep their precision.
+    /// Returns ln p_v of every token. Logits are taken relative to the largest, so that large ones keep their precision.
     fn log_probabilities(&self, tau: f64) -> Vec<f64> {
         let maximum = self
             .logits

@@ -1,10 +1,16 @@
-//! What losses and searches are computed from.
+//! The scores that losses and searches are computed from: logits, or hidden states and a head.
 
 use candle_core::{Tensor, Var};
 
+use super::device_sets::DeviceSetCache;
 use super::head::Head;
+use super::temperature::{Stepped, TemperatureSource};
+use super::{LossOutput, dense, linear};
+use crate::backend::batch::Batch;
+use crate::{Error, Result, Statistics};
 
-/// The scores of all tokens at every position, given as logits or as what they are computed from.
+/// The scores of all tokens at every position, given as logits, or as the hidden states and the head that they are computed
+/// from.
 ///
 /// Methods that take scores accept any of these:
 ///
@@ -38,14 +44,77 @@ pub enum Scores<'a> {
 }
 
 impl Scores<'_> {
-    /// The tensor whose leading dimensions are the positions, and which a gradient is taken of.
+    /// Returns the tensor whose leading dimensions are the positions, and whose gradient is computed.
     pub(crate) fn tensor(&self) -> &Tensor {
         match self {
             Self::Logits(tensor) | Self::Hidden(tensor, _) => tensor,
         }
     }
 
-    /// Calls `compute` with the same scores cut off from autograd.
+    /// Returns the loss of a batch, and the temperature if it took a step.
+    pub(super) fn loss(
+        self,
+        batch: Batch,
+        source: TemperatureSource,
+        device_sets: &DeviceSetCache,
+    ) -> Result<(LossOutput, Option<Stepped>)> {
+        match self {
+            Scores::Logits(logits) => dense::forward(logits, batch, source, device_sets),
+            Scores::Hidden(hidden, head) => {
+                linear::forward(hidden, head, batch, source, device_sets)
+            }
+        }
+    }
+
+    /// Returns the statistics of a batch.
+    pub(super) fn statistics(
+        self,
+        batch: Batch,
+        device_sets: &DeviceSetCache,
+    ) -> Result<Statistics> {
+        match self {
+            Scores::Logits(logits) => dense::statistics(logits, batch, device_sets),
+            Scores::Hidden(hidden, head) => linear::statistics(hidden, head, batch, device_sets),
+        }
+    }
+
+    /// Returns the loss of a batch, the gradient of the scores' [`tensor`](Self::tensor), and the temperature if it took a
+    /// step.
+    pub(super) fn loss_and_gradient(
+        self,
+        batch: Batch,
+        source: TemperatureSource,
+        device_sets: &DeviceSetCache,
+        target: GradientTarget,
+    ) -> Result<(LossOutput, Tensor, Option<Stepped>)> {
+        match (self, target) {
+            (Scores::Logits(logits), GradientTarget::New) => {
+                dense::value_and_gradient(logits, batch, source, device_sets)
+            }
+            (Scores::Logits(logits), GradientTarget::Into(gradient)) => {
+                let (output, stepped) =
+                    dense::value_and_gradient_into(logits, batch, source, device_sets, gradient)?;
+                Ok((output, gradient.clone(), stepped))
+            }
+            (Scores::Logits(logits), GradientTarget::InPlace) => {
+                let (output, stepped) =
+                    dense::value_and_gradient_over(logits, batch, source, device_sets)?;
+                Ok((output, logits.clone(), stepped))
+            }
+            (Scores::Hidden(hidden, head), GradientTarget::New) => {
+                linear::value_and_gradient(hidden, head, batch, source, device_sets)
+            }
+            (Scores::Hidden(..), GradientTarget::Into(_) | GradientTarget::InPlace) => {
+                Err(Error::Unsupported {
+                    what: "target of the gradient of hidden states",
+                    expected: "GradientTarget::New".into(),
+                    actual: format!("{target:?}"),
+                })
+            }
+        }
+    }
+
+    /// Calls `compute` with the same scores, detached from autograd.
     pub(super) fn detached<R>(self, compute: impl FnOnce(Scores) -> R) -> R {
         match self {
             Self::Logits(logits) => compute(Scores::Logits(&logits.detach())),

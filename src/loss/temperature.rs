@@ -1,4 +1,4 @@
-//! The temperature of a loss from one batch to the next: on the host, or a step ahead of it on a
+//! The temperature of a loss from one batch to the next. It is on the host or, after a step on a device, in the memory of that
 //! device.
 
 use std::sync::OnceLock;
@@ -15,7 +15,7 @@ use crate::{Result, Statistics, Temperature};
 pub(super) enum TemperatureSource {
     /// The caller gives the temperature.
     Given(f64),
-    /// The temperature takes a step with the statistics of the pass. It is on the host, or else on a device.
+    /// The temperature takes a step with the statistics of the pass. The tensor holds τ before the step if it is on a device.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
     Stepping(Temperature, Option<Tensor>),
 }
@@ -43,29 +43,27 @@ pub(super) enum Stepped {
     OnDevice(Tensor),
 }
 
-/// The temperature as it stands. A step on a device leaves its τ there, and the host reads it, and waits
-/// for the device, only when it is asked for.
+/// The current temperature. A step on a device leaves τ there. The host reads it, and waits for the device, only on demand.
 #[derive(Debug, Clone)]
 pub(super) struct CurrentTemperature {
     host: Temperature,
-    ahead: Option<Ahead>,
+    pending: Option<PendingTemperature>,
 }
 
-/// A τ that a kernel writes.
+/// A τ in device memory, which a kernel writes and the host may not have read yet.
 ///
-/// Clones of a loss may go to other host threads, whose streams are others where candle's device was made
-/// by `Device::new_cuda`, and not ordered with the one that the kernel is in. Kernels of that stream read
-/// the τ where it is. In any other the host waits for the whole context before it reads the τ, or gives up its
-/// share of the memory.
+/// Clones of a loss may move to other host threads. If candle's device was made by `Device::new_cuda`, these have other
+/// streams, which are not ordered with the stream of the kernel. Kernels in the same stream read τ in device memory. In any
+/// other stream, the host synchronises the context before it reads τ or drops its reference to the memory.
 #[derive(Debug, Clone)]
-struct Ahead {
+struct PendingTemperature {
     value: Tensor,
     read: OnceLock<Temperature>,
     issued_by: ThreadId,
 }
 
-impl Ahead {
-    /// Returns whether the device's stream, as this thread sees it, is the one that the kernel is in.
+impl PendingTemperature {
+    /// Returns whether the device's stream in this thread is the stream of the kernel.
     fn is_in_order(&self) -> bool {
         match self.value.device() {
             #[cfg(feature = "cuda")]
@@ -74,7 +72,7 @@ impl Ahead {
         }
     }
 
-    /// Waits for all streams, if the kernel is in another than this thread's.
+    /// Waits for all streams if the kernel is in another stream than that of this thread.
     fn wait_for_others(&self) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let (Device::Cuda(device), false) = (self.value.device(), self.is_in_order()) {
@@ -85,9 +83,9 @@ impl Ahead {
     }
 }
 
-impl Drop for Ahead {
+impl Drop for PendingTemperature {
     fn drop(&mut self) {
-        // Where the context has failed there is nothing to wait for.
+        // An error means that the context has failed, and then there is nothing to wait for.
         let _ = self.wait_for_others();
     }
 }
@@ -96,50 +94,50 @@ impl From<Temperature> for CurrentTemperature {
     fn from(temperature: Temperature) -> Self {
         Self {
             host: temperature,
-            ahead: None,
+            pending: None,
         }
     }
 }
 
 impl CurrentTemperature {
-    /// Returns the temperature as it stands. The first call after a step on a device waits for the device.
+    /// Returns the current temperature. The first call after a step on a device waits for the device.
     ///
     /// # Errors
-    /// Those that candle reports of the transfer. The temperature stays where it is, to be read again.
+    /// candle's errors of the transfer. The temperature stays on the device, and can be read again.
     pub fn get(&self) -> Result<&Temperature> {
-        let Some(ahead) = &self.ahead else {
+        let Some(pending) = &self.pending else {
             return Ok(&self.host);
         };
-        if let Some(read) = ahead.read.get() {
+        if let Some(read) = pending.read.get() {
             return Ok(read);
         }
-        ahead.wait_for_others()?;
-        let value = ahead.value.to_scalar()?;
-        Ok(ahead.read.get_or_init(|| self.host.at(value)))
+        pending.wait_for_others()?;
+        let value = pending.value.to_scalar()?;
+        Ok(pending.read.get_or_init(|| self.host.at(value)))
     }
 
-    /// Returns the temperature as it stands, to be changed.
+    /// Returns the current temperature for changes.
     ///
     /// # Errors
     /// Those of [`get`](Self::get).
     pub fn get_mut(&mut self) -> Result<&mut Temperature> {
-        if self.ahead.is_some() {
+        if self.pending.is_some() {
             self.host = self.get()?.clone();
-            self.ahead = None;
+            self.pending = None;
         }
         Ok(&mut self.host)
     }
 
-    /// Returns the strategy and the number of the step, which the host always knows.
+    /// Returns the temperature as the host knows it. Its strategy and step number are always current, but τ may be pending.
     pub fn known(&self) -> &Temperature {
         &self.host
     }
 
     /// Returns the source of the temperature for a pass on this device that takes a step.
     pub fn stepping(&self, device: &Device) -> Result<TemperatureSource> {
-        match (&self.ahead, device) {
-            (Some(ahead), Device::Cuda(_)) if ahead.is_in_order() => {
-                let value = ahead.value.to_device(device)?;
+        match (&self.pending, device) {
+            (Some(pending), Device::Cuda(_)) if pending.is_in_order() => {
+                let value = pending.value.to_device(device)?;
                 Ok(TemperatureSource::Stepping(self.host.clone(), Some(value)))
             }
             _ => Ok(TemperatureSource::Stepping(self.get()?.clone(), None)),
@@ -151,7 +149,7 @@ impl CurrentTemperature {
             Stepped::OnHost(temperature) => *self = temperature.into(),
             Stepped::OnDevice(value) => {
                 self.host.count_step();
-                self.ahead = Some(Ahead {
+                self.pending = Some(PendingTemperature {
                     value,
                     read: OnceLock::new(),
                     issued_by: std::thread::current().id(),
@@ -166,8 +164,8 @@ mod tests {
     use super::*;
     use crate::{AdaptiveStrategy, Error};
 
-    /// Ahead on a device that gives this tensor for τ.
-    fn ahead(value: Tensor) -> CurrentTemperature {
+    /// Returns a temperature that is pending on a device with this tensor as τ.
+    fn pending(value: Tensor) -> CurrentTemperature {
         let mut temperature =
             CurrentTemperature::from(Temperature::from(AdaptiveStrategy::default()));
         temperature.take(Stepped::OnDevice(value));
@@ -176,8 +174,8 @@ mod tests {
 
     #[test]
     fn a_temperature_that_cannot_be_read_from_its_device_is_an_error() {
-        // candle's error for what is no scalar of f64 stands for a device that has failed.
-        let mut unreadable = ahead(Tensor::new(&[2.0, 3.0], &Device::Cpu).unwrap());
+        // candle's error for a tensor that is not a scalar stands for that of a failed device.
+        let mut unreadable = pending(Tensor::new(&[2.0, 3.0], &Device::Cpu).unwrap());
         for _ in 0..2 {
             assert!(matches!(unreadable.get(), Err(Error::Candle(_))));
             assert!(matches!(unreadable.get_mut(), Err(Error::Candle(_))));
@@ -188,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_temperature_is_read_from_its_device_when_it_is_asked_for() {
-        let mut readable = ahead(Tensor::new(2.5, &Device::Cpu).unwrap());
+        let mut readable = pending(Tensor::new(2.5, &Device::Cpu).unwrap());
         assert_eq!(readable.known().value(), 1.5);
         assert_eq!(readable.get().unwrap().value(), 2.5);
         assert_eq!(readable.get_mut().unwrap().state().step, 1);

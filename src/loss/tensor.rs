@@ -1,4 +1,4 @@
-//! From candle's storage and layouts to the slices that the backend takes.
+//! Conversions from candle's storage and layouts to the slices that the backend takes.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -9,12 +9,12 @@ use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::linear::HeadRows;
 use crate::{Error, Result};
 
-/// A type that both candle and the CPU backend know.
+/// An element type that both candle and the CPU backend support.
 pub trait Scalar: Element + WithDType {}
 
 impl<T: Element + WithDType> Scalar for T {}
 
-/// Returns the values of a storage of type `T`, to be written, and `None` for another type.
+/// Returns the values of a storage of type `T` for writing, and `None` for another type.
 pub(super) fn values_mut<T: Scalar>(storage: &mut CpuStorage) -> Option<&mut [T]> {
     let values: &mut dyn Any = match storage {
         CpuStorage::F32(values) => values,
@@ -29,10 +29,10 @@ pub(super) fn values_mut<T: Scalar>(storage: &mut CpuStorage) -> Option<&mut [T]
 /// Gathered head rows by token set, in the type they are computed in.
 #[derive(Debug)]
 pub(super) struct Gathered {
-    /// How many sets have their rows gathered.
+    /// The number of sets whose rows are gathered.
     pub sets: usize,
-    /// A `HashMap<u32, HeadRows<R>>` for the R of the head's dtype; `None` for a head on a device, which reads its rows where
-    /// they lie.
+    /// A `HashMap<u32, HeadRows<R>>` for the R of the head's dtype; `None` for a head on a device, whose kernels read the head
+    /// itself.
     rows: Option<Box<dyn Any + Send + Sync>>,
 }
 
@@ -49,7 +49,7 @@ impl Gathered {
         }
     }
 
-    /// Returns the rows, where they are computed in this type.
+    /// Returns the rows if they are computed in this type.
     pub fn rows<R: Real>(&self) -> Option<&HashMap<u32, HeadRows<R>>> {
         self.rows.as_ref()?.downcast_ref()
     }
@@ -81,7 +81,7 @@ macro_rules! with_element {
 }
 pub(super) use with_element;
 
-/// A matrix in memory: rows of `width` elements, `stride` elements apart.
+/// A matrix in memory with rows of `width` contiguous elements and row stride `stride`, in elements.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a, T> {
     pub values: &'a [T],
@@ -89,7 +89,7 @@ pub(super) struct Matrix<'a, T> {
     pub width: usize,
 }
 
-/// Returns the matrix that a tensor `[.., width]` is once its leading dimensions are flattened.
+/// Returns a tensor `[.., width]` with its leading dimensions flattened to one, as a matrix.
 pub(super) fn matrix<'a, T>(
     what: &'static str,
     values: &'a [T],
@@ -103,7 +103,7 @@ pub(super) fn matrix<'a, T>(
     })
 }
 
-/// Returns the row stride of that matrix and its width, in elements.
+/// Returns the row stride and the width of that matrix, in elements.
 pub(super) fn matrix_shape(what: &'static str, layout: &Layout) -> Result<(usize, usize)> {
     let unsupported = || Error::Unsupported {
         what,
@@ -121,9 +121,9 @@ pub(super) fn matrix_shape(what: &'static str, layout: &Layout) -> Result<(usize
     if width > 1 && last != 1 {
         return Err(unsupported());
     }
-    // Where there is no row at all, it does not matter how far apart they would be.
+    // Without rows, their stride does not matter.
     let leading = if leading.contains(&0) { &[] } else { leading };
-    // From the innermost leading dimension outwards, each must step over all of those inside it.
+    // From the innermost leading dimension outwards, the stride of each must be the size of all dimensions inside it.
     let mut stride = None;
     let mut expected = 0;
     for (&size, &step) in leading
@@ -158,7 +158,7 @@ pub(super) fn check_positions(tensor: &Tensor, positions: usize) -> Result<()> {
     })
 }
 
-/// Refuses a device that no backend of this build serves a loss on, and f64 where there are no kernels for it.
+/// Refuses a device that this build has no backend for, and f64 on a device, which has no kernels for it.
 pub(super) fn check_loss_device(what: &'static str, tensor: &Tensor) -> Result<()> {
     let expected = match (tensor.device(), tensor.dtype()) {
         (Device::Cpu, _) => return Ok(()),

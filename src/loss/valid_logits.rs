@@ -1,4 +1,4 @@
-//! The logits of the valid tokens, which decoding is computed from.
+//! The logits of the valid tokens, from which decoding computes its probabilities.
 
 use candle_core::{D, Device, Tensor};
 use rayon::prelude::*;
@@ -50,7 +50,7 @@ pub(crate) fn of_hidden(
             sets,
         );
     }
-    // What a row should predict does not matter here: let it be the first of its tokens.
+    // A row needs a target, which does not matter here. The first token of its set is one.
     let row = |(position, &set): (usize, &u32)| Row {
         position: position as u32,
         set,
@@ -61,7 +61,7 @@ pub(crate) fn of_hidden(
     linear::valid_logits(hidden, &head, &batch)
 }
 
-/// Returns the tokens of all of these sets, in rising order.
+/// Returns the tokens of all of these sets, ascending.
 fn tokens_of(all: &TokenSets, sets: &[u32]) -> Vec<u32> {
     let mut sets = sets.to_vec();
     sets.sort_unstable();
@@ -72,8 +72,7 @@ fn tokens_of(all: &TokenSets, sets: &[u32]) -> Vec<u32> {
     of_all
 }
 
-/// Returns the logits of `sets[row]` out of a device's `[rows, columns]`, which are copied to the host: few tokens for few
-/// rows.
+/// Returns the logits of `sets[row]` for every row of `[rows, columns]` on a device. They are few, and are copied to the host.
 fn from_columns(
     logits: &Tensor,
     columns: &[u32],
@@ -94,7 +93,7 @@ pub(crate) fn in_columns(
     all: &TokenSets,
     columns: &[u32],
 ) -> Result<Tensor> {
-    // A device does not notice an index beyond the end.
+    // On a device, an index out of bounds would not be an error.
     check_vocabulary(head.weight.dims().first(), all)?;
     let columns = Tensor::new(columns, hidden.device())?;
     let weight = head.weight.index_select(&columns, 0)?;
@@ -105,8 +104,7 @@ pub(crate) fn in_columns(
     }
 }
 
-/// Computes ln Σ exp(z/τ) over the whole of every row of `logits` `[rows, V]`; `None` where all are −∞. Refuses
-/// those that are NaN or +∞.
+/// Computes ln Σ exp(z/τ) over every row of `logits` `[rows, V]`; `None` for a row of −∞ only. Refuses logits that are NaN or +∞.
 pub(crate) fn log_sums(logits: &Tensor, temperature: f64) -> Result<Vec<Option<f64>>> {
     let log_sums = with_element!(logits.dtype(), LOGITS, T => rows_of::<T, _>(logits, |row, logits| {
         log_sum(row, logits, temperature)
@@ -165,7 +163,7 @@ pub(crate) fn check_for_kernels(logits: &Tensor) -> Result<()> {
     check_loss_device(LOGITS, logits)
 }
 
-/// Refuses a vocabulary that does not hold all tokens.
+/// Refuses a vocabulary that does not contain all tokens.
 pub(crate) fn check_vocabulary(size: Option<&usize>, sets: &TokenSets) -> Result<()> {
     let vocabulary = size.copied().unwrap_or(0);
     let token = sets.max_token();
@@ -180,7 +178,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_of_a_device_give_what_the_rows_give_where_they_lie() -> Result<()> {
+    fn gathered_columns_give_the_same_logits_as_whole_rows() -> Result<()> {
         let all = TokenSets::from_raw(vec![0, 3, 5, 9], vec![1, 4, 7, 0, 4, 2, 3, 7, 8])?;
         let sets = [2, 0, 2, 1];
         let numbers = |count: u32| (0..count).map(|i| (i * 7 % 11) as f32 - 5.0).collect();

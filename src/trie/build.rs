@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::leaves::Leaves;
 use super::packing::chunks;
 use super::sort::{Paths, SortedPath};
-use super::{Leaves, TokenTrie, too_large};
+use super::{TokenTrie, too_large};
 use crate::sets::TokenSets;
 use crate::{Error, Result};
 
@@ -33,26 +34,28 @@ pub(super) fn build(ids: &[u64], offsets: &[usize], tokens: &[u32]) -> Result<To
     let mut tokens = vec![0; total.edges];
     let mut offsets = vec![0; total.edges + 2];
     offsets[total.edges + 1] = total.edges as u32;
-    let mut leaves = Leaves {
-        nodes: vec![0; total.leaves],
-        offsets: vec![0; total.leaves + 1],
-        items: vec![0; total.items],
-    };
-    leaves.offsets[total.leaves] = total.items as u32;
+    let mut leaf_nodes = vec![0; total.leaves];
+    let mut leaf_offsets = vec![0; total.leaves + 1];
+    let mut items = vec![0; total.items];
+    leaf_offsets[total.leaves] = total.items as u32;
     let whole = Share {
         next_edge: 0,
         next_item: 0,
         tokens: tokens.iter_mut(),
         offsets: offsets[1..].iter_mut(),
-        leaf_nodes: leaves.nodes.iter_mut(),
-        leaf_offsets: leaves.offsets.iter_mut(),
-        items: leaves.items.iter_mut(),
+        leaf_nodes: leaf_nodes.iter_mut(),
+        leaf_offsets: leaf_offsets.iter_mut(),
+        items: items.iter_mut(),
     };
     (chunks.into_par_iter().zip(whole.split(&counts)))
         .for_each(|(chunk, levels)| fill(&paths, &sorted, chunk, levels));
     Ok(TokenTrie {
         sets: TokenSets::from_checked(offsets, tokens, paths.max_token),
-        leaves: Arc::new(leaves),
+        leaves: Arc::new(Leaves::new(
+            leaf_nodes.into(),
+            leaf_offsets.into(),
+            items.into(),
+        )),
     })
 }
 

@@ -1,24 +1,33 @@
-//! A trie as one safetensors file, which is checked whole when it is read.
+//! A trie as one safetensors file.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use bytemuck::{Pod, cast_slice, pod_collect_to_vec};
+use memmap2::Mmap;
 use safetensors::tensor::{Dtype, SafeTensors};
 
-use super::{Leaves, TokenTrie};
+use super::TokenTrie;
+use super::leaves::Leaves;
+use crate::array::{Array, Mapped};
 use crate::sets::TokenSets;
 use crate::{Error, Result};
 
-const WHAT: &str = "trie file";
+pub(super) const WHAT: &str = "trie file";
 const FORMAT: &str = "candle-trie";
 /// The version of the format. It is raised whenever an older reader would misread what a newer writer wrote.
 const VERSION: &str = "1";
 
 impl TokenTrie {
-    /// Writes the trie to one safetensors file: `offsets`, `tokens`, `leaves`, `item_offsets` (u32)
-    /// and `items` (u64), with the format and its version in the metadata.
+    /// Writes the trie to one safetensors file: `offsets`, `tokens`, `leaves`, `item_offsets`, `items_by_id` (u32)
+    /// and `items` (u64), with the format, its version and the largest token in the metadata.
+    ///
+    /// `items_by_id` has the places in `items` in the order of the ids there. It spares a trie that is
+    /// [opened](Self::open) the sort that [`leaves_of`](Self::leaves_of) would need, and is computed here if it was not yet.
     ///
     /// # Errors
     /// [`Error::Io`] where the file cannot be written.
@@ -27,43 +36,32 @@ impl TokenTrie {
         let leaves = &self.leaves;
         // The widest first, so that each begins at a multiple of its own width.
         let arrays = [
-            Array::new("items", Dtype::U64, &leaves.items, u64::to_le_bytes),
-            Array::new("offsets", Dtype::U32, offsets, u32::to_le_bytes),
-            Array::new("tokens", Dtype::U32, tokens, u32::to_le_bytes),
-            Array::new("leaves", Dtype::U32, &leaves.nodes, u32::to_le_bytes),
-            Array::new(
-                "item_offsets",
-                Dtype::U32,
-                &leaves.offsets,
-                u32::to_le_bytes,
-            ),
+            Stored::new("items", leaves.items()),
+            Stored::new("offsets", offsets),
+            Stored::new("tokens", tokens),
+            Stored::new("leaves", leaves.nodes()),
+            Stored::new("item_offsets", leaves.offsets()),
+            Stored::new("items_by_id", leaves.by_id()),
         ];
         // An atomic write: an interrupted save leaves the file that was there.
         let mut aside = path.as_ref().as_os_str().to_owned();
         aside.push(".partial");
-        write(aside.as_ref(), &arrays)
+        write(aside.as_ref(), self.max_token(), &arrays)
             .and_then(|()| std::fs::rename(&aside, path.as_ref()))
             .map_err(|source| io_error(path.as_ref(), source))
     }
 
-    /// Reads a trie that [`save`](Self::save) wrote.
+    /// Reads a trie that [`save`](Self::save) wrote into memory.
     ///
     /// Everything is checked first: a damaged or hostile file is an error, never a wrong trie, and
-    /// nothing larger than the file itself is allocated for it.
+    /// nothing larger than the file itself is allocated for it. [`open`](Self::open) reads less.
     ///
     /// # Errors
     /// [`Error::Io`] where the file cannot be read, and [`Error::MalformedFile`] where it is no trie.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
-        Self::from_bytes(&bytes).map_err(|error| match error {
-            Error::Malformed { what, detail } => Error::MalformedFile {
-                path: path.to_owned(),
-                what,
-                detail,
-            },
-            other => other,
-        })
+        Self::from_bytes(&bytes).map_err(|error| named(path, error))
     }
 
     /// Reads a trie from the bytes of a file that [`save`](Self::save) wrote.
@@ -71,55 +69,107 @@ impl TokenTrie {
     /// # Errors
     /// [`Error::Malformed`] says what is wrong with them.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        check_metadata(bytes)?;
-        let file = SafeTensors::deserialize(bytes).map_err(unreadable)?;
-        let u32s = |name| read(&file, name, Dtype::U32, u32::from_le_bytes);
-        let (offsets, tokens) = (u32s("offsets")?, u32s("tokens")?);
-        check_nodes(&offsets, &tokens)?;
-        let leaves = Leaves {
-            nodes: u32s("leaves")?,
-            offsets: u32s("item_offsets")?,
-            items: read(&file, "items", Dtype::U64, u64::from_le_bytes)?,
-        };
-        check_leaves(&offsets, &leaves)?;
-        Ok(Self {
-            sets: TokenSets::from_raw(offsets, tokens)?,
-            leaves: Arc::new(leaves),
-        })
+        let trie = read(bytes, None)?;
+        trie.verify()?;
+        Ok(trie)
+    }
+
+    /// Checks all of a trie that was [opened](Self::open), as [`load`](Self::load) does. This reads the whole file. Tries that
+    /// were made otherwise are sound.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] says what is wrong first.
+    pub fn verify(&self) -> Result<()> {
+        let (offsets, tokens) = self.raw();
+        check_nodes(offsets, tokens)?;
+        self.leaves.check(offsets)?;
+        self.sets.check()
     }
 }
 
-/// One of the file's arrays.
-struct Array {
+/// Reads a trie from the bytes of a file, which may be mapped: its arrays then stay there. The header and the lengths of the
+/// arrays are checked, and what the arrays hold is not.
+pub(super) fn read(bytes: &[u8], mapped: Option<&Arc<Mmap>>) -> Result<TokenTrie> {
+    let metadata = metadata(bytes)?;
+    let tensors = SafeTensors::deserialize(bytes).map_err(unreadable)?;
+    let source = Source { tensors, mapped };
+    let (offsets, tokens) = (source.array("offsets")?, source.array("tokens")?);
+    check_lengths(&offsets, &tokens)?;
+    let mut leaves = Leaves::new(
+        source.array("leaves")?,
+        source.array("item_offsets")?,
+        source.array("items")?,
+    );
+    if source.tensors.names().contains(&"items_by_id") {
+        leaves = leaves.with_order(source.array("items_by_id")?);
+    }
+    leaves.check_lengths()?;
+    let max_token = match metadata.get("max_token") {
+        Some(number) => (number.parse().ok().filter(|&token| token < u32::MAX))
+            .ok_or_else(|| malformed(format!("max_token is {number:?}, which is no token")))?,
+        None => tokens.iter().copied().max().unwrap_or(0),
+    };
+    Ok(TokenTrie {
+        sets: TokenSets::new(offsets, tokens, max_token, mapped.is_none()),
+        leaves: Arc::new(leaves),
+    })
+}
+
+/// The number types of the file's arrays, which are little-endian there.
+trait Number: Pod {
+    const DTYPE: Dtype;
+    /// Swaps the bytes where the machine is big-endian.
+    fn swapped(self) -> Self;
+}
+
+impl Number for u32 {
+    const DTYPE: Dtype = Dtype::U32;
+    fn swapped(self) -> Self {
+        self.to_le()
+    }
+}
+
+impl Number for u64 {
+    const DTYPE: Dtype = Dtype::U64;
+    fn swapped(self) -> Self {
+        self.to_le()
+    }
+}
+
+/// One of the file's arrays, to be written.
+struct Stored<'a> {
     name: &'static str,
     dtype: Dtype,
     length: usize,
-    bytes: Vec<u8>,
+    bytes: Cow<'a, [u8]>,
 }
 
-impl Array {
-    fn new<T: Copy, const N: usize>(
-        name: &'static str,
-        dtype: Dtype,
-        values: &[T],
-        bytes: fn(T) -> [u8; N],
-    ) -> Self {
+impl<'a> Stored<'a> {
+    fn new<T: Number>(name: &'static str, values: &'a [T]) -> Self {
+        let bytes = if cfg!(target_endian = "little") {
+            Cow::Borrowed(cast_slice(values))
+        } else {
+            let swapped: Vec<T> = values.iter().map(|value| value.swapped()).collect();
+            Cow::Owned(cast_slice(&swapped).to_vec())
+        };
         Self {
             name,
-            dtype,
+            dtype: T::DTYPE,
             length: values.len(),
-            bytes: values.iter().flat_map(|&value| bytes(value)).collect(),
+            bytes,
         }
     }
 }
 
 /// Writes a safetensors file whose bytes depend on the trie alone. The format's own crate takes the metadata as a hash map
 /// and writes them in its random order.
-fn write(path: &Path, arrays: &[Array]) -> io::Result<()> {
-    let mut header = format!(r#"{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}"}}"#);
+fn write(path: &Path, max_token: u32, arrays: &[Stored]) -> io::Result<()> {
+    let mut header = format!(
+        r#"{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}","max_token":"{max_token}"}}"#
+    );
     let mut begin = 0;
     for array in arrays {
-        let Array {
+        let Stored {
             name,
             dtype,
             length,
@@ -143,37 +193,46 @@ fn write(path: &Path, arrays: &[Array]) -> io::Result<()> {
     file.into_inner()?.sync_all()
 }
 
-fn read<T, const N: usize>(
-    file: &SafeTensors,
-    name: &'static str,
-    dtype: Dtype,
-    value: fn([u8; N]) -> T,
-) -> Result<Vec<T>> {
-    let tensor = file.tensor(name).map_err(unreadable)?;
-    if tensor.dtype() != dtype || tensor.shape().len() != 1 {
-        return Err(malformed(format!(
-            "{name} must be one-dimensional {dtype:?}, but is {:?} of shape {:?}",
-            tensor.dtype(),
-            tensor.shape()
-        )));
-    }
-    Ok(tensor
-        .data()
-        .as_chunks::<N>()
-        .0
-        .iter()
-        .map(|&bytes| value(bytes))
-        .collect())
+/// The arrays of a file, and where the file is mapped if it is.
+struct Source<'a> {
+    tensors: SafeTensors<'a>,
+    mapped: Option<&'a Arc<Mmap>>,
 }
 
-fn check_metadata(bytes: &[u8]) -> Result<()> {
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
-    let entry = |key| {
-        let values = metadata.metadata().as_ref();
-        values
-            .and_then(|values| values.get(key))
-            .map_or("", String::as_str)
-    };
+impl Source<'_> {
+    fn array<T: Number>(&self, name: &str) -> Result<Array<T>> {
+        let tensor = self.tensors.tensor(name).map_err(unreadable)?;
+        if tensor.dtype() != T::DTYPE || tensor.shape().len() != 1 {
+            return Err(malformed(format!(
+                "{name} must be one-dimensional {:?}, but is {:?} of shape {:?}",
+                T::DTYPE,
+                tensor.dtype(),
+                tensor.shape()
+            )));
+        }
+        let bytes = tensor.data();
+        let Some(file) = self.mapped else {
+            let mut values: Vec<T> = pod_collect_to_vec(bytes);
+            values.iter_mut().for_each(|value| *value = value.swapped());
+            return Ok(values.into());
+        };
+        let begin = bytes.as_ptr().addr() - file.as_ptr().addr();
+        let part = Mapped::new(file, begin..begin + bytes.len());
+        part.map(Array::Mapped).ok_or_else(|| {
+            malformed(format!(
+                "{name} begins at byte {begin}, which is no multiple of {}: it can be loaded but not \
+                 opened",
+                align_of::<T>()
+            ))
+        })
+    }
+}
+
+/// Returns the metadata, with a format and a version that this crate reads.
+fn metadata(bytes: &[u8]) -> Result<HashMap<String, String>> {
+    let (_, header) = SafeTensors::read_metadata(bytes).map_err(unreadable)?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    let entry = |key| metadata.get(key).map_or("", String::as_str);
     if entry("format") != FORMAT {
         return Err(malformed(format!(
             "its metadata names the format {:?}, not {FORMAT:?}",
@@ -186,12 +245,11 @@ fn check_metadata(bytes: &[u8]) -> Result<()> {
             entry("version")
         )));
     }
-    Ok(())
+    Ok(metadata)
 }
 
-/// Checks that every node is reached from the root by exactly one path, and that no walk can go round: nodes are the
-/// edges plus the root, and a child comes after its parent.
-fn check_nodes(offsets: &[u32], tokens: &[u32]) -> Result<()> {
+/// Checks that nodes are the edges plus the root, and that 32 bits number them.
+fn check_lengths(offsets: &[u32], tokens: &[u32]) -> Result<()> {
     if tokens.is_empty() {
         return Err(malformed("it has no edge".into()));
     }
@@ -204,6 +262,15 @@ fn check_nodes(offsets: &[u32], tokens: &[u32]) -> Result<()> {
             offsets.len()
         )));
     }
+    if tokens.len() >= u32::MAX as usize {
+        return Err(malformed(format!("it has {} edges", tokens.len())));
+    }
+    Ok(())
+}
+
+/// Checks that every node is reached from the root by exactly one path, and that no walk can go round: nodes are the
+/// edges plus the root, and a child comes after its parent.
+fn check_nodes(offsets: &[u32], tokens: &[u32]) -> Result<()> {
     if tokens.contains(&u32::MAX) {
         return Err(malformed(format!("{} is no token", u32::MAX)));
     }
@@ -219,36 +286,7 @@ fn check_nodes(offsets: &[u32], tokens: &[u32]) -> Result<()> {
     }
 }
 
-fn check_leaves(offsets: &[u32], leaves: &Leaves) -> Result<()> {
-    let childless = (offsets.windows(2).enumerate())
-        .filter(|(_, pair)| pair[0] == pair[1])
-        .map(|(node, _)| node as u32);
-    if !childless.eq(leaves.nodes.iter().copied()) {
-        return Err(malformed(
-            "the listed leaves are not the nodes without children, in rising order".into(),
-        ));
-    }
-    if leaves.offsets.len() != leaves.nodes.len() + 1 {
-        return Err(malformed(format!(
-            "{} leaves need {} item offsets, but there are {}",
-            leaves.nodes.len(),
-            leaves.nodes.len() + 1,
-            leaves.offsets.len()
-        )));
-    }
-    crate::sets::check_offsets(WHAT, &leaves.offsets, leaves.items.len())?;
-    for (node, bounds) in leaves.nodes.iter().zip(leaves.offsets.windows(2)) {
-        let items = &leaves.items[bounds[0] as usize..bounds[1] as usize];
-        if items.is_empty() || !items.is_sorted() {
-            return Err(malformed(format!(
-                "leaf {node} must have at least one item, and its items in rising order"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn malformed(detail: String) -> Error {
+pub(super) fn malformed(detail: String) -> Error {
     Error::Malformed { what: WHAT, detail }
 }
 
@@ -256,9 +294,21 @@ fn unreadable(error: safetensors::SafeTensorError) -> Error {
     malformed(error.to_string())
 }
 
-fn io_error(path: &Path, source: std::io::Error) -> Error {
+pub(super) fn io_error(path: &Path, source: std::io::Error) -> Error {
     Error::Io {
         path: path.to_owned(),
         source,
+    }
+}
+
+/// Adds the path of the file to what is wrong with it.
+pub(super) fn named(path: &Path, error: Error) -> Error {
+    match error {
+        Error::Malformed { what, detail } => Error::MalformedFile {
+            path: path.to_owned(),
+            what,
+            detail,
+        },
+        other => other,
     }
 }

@@ -1,6 +1,7 @@
 //! Decoding over the trie: what the searches find, against every path's probability.
 
 mod beam;
+mod codes;
 mod exact;
 mod excluded;
 mod model;

@@ -10,7 +10,12 @@ pub const VOCABULARY: usize = 6;
 
 /// Logits that depend on the whole prefix, in a reproducible way.
 pub fn logits(prefix: &[u32]) -> Vec<f64> {
-    (0..VOCABULARY)
+    logits_over(prefix, VOCABULARY)
+}
+
+/// The same over a vocabulary of another size.
+pub fn logits_over(prefix: &[u32], vocabulary: usize) -> Vec<f64> {
+    (0..vocabulary)
         .map(|token| {
             let mixed = prefix.iter().fold(token as u64 + 1, |mixed, &token| {
                 let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(6_364_136_223_846_793_005);

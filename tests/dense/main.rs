@@ -9,3 +9,4 @@ mod limits;
 mod micro_batches;
 mod precision;
 mod refusals;
+mod settings;

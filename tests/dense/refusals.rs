@@ -1,19 +1,19 @@
-//! What a caller gets wrong, and what it hears: the variant, and its numbers.
+//! Errors for inputs that do not fit: the variant, and the numbers in it.
 
 use candle_core::{DType, Tensor};
 use candle_trie::{
-    AdaptiveStrategy, Convention, Error, GradientTarget, LossOutput, MaskedSoftmaxLoss, Reduction,
-    Rows, Scope, Temperature, TokenSets, TokenTrie, reference,
+    Convention, Error, GradientTarget, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Scope,
+    Temperature, TokenSets, TokenTrie, reference,
 };
 
 use crate::batch::*;
 
-fn logits() -> Tensor {
+pub fn logits() -> Tensor {
     tensor(&noise(60, 56, 3.0), &SHAPE, DType::F32)
 }
 
-/// The refusal of every way to call the loss, which must be one and leave the temperature alone.
-fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
+/// Returns the error of every way to call the loss, which must be the same one and must not change the temperature.
+pub fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
     let mut calls: Vec<Result<LossOutput, Error>> = Vec::new();
     let mut called = loss.clone();
     calls.push(called.forward(logits, rows));
@@ -29,7 +29,7 @@ fn refused(loss: &MaskedSoftmaxLoss, logits: &Tensor, rows: &Rows) -> Error {
     errors.into_iter().next().unwrap()
 }
 
-fn fixed() -> MaskedSoftmaxLoss {
+pub fn fixed() -> MaskedSoftmaxLoss {
     loss(&sets(), &Temperature::fixed(1.0), Convention::fixed())
 }
 
@@ -240,84 +240,6 @@ fn the_marked_scope_without_marks() {
 }
 
 #[test]
-fn a_fan_out_for_which_ats_has_no_solution() {
-    let strategy = AdaptiveStrategy {
-        eta: 0.2,
-        ..strategy(Scope::Root)
-    };
-    let error = MaskedSoftmaxLoss::new(sets(), strategy).unwrap_err();
-    assert!(
-        matches!(
-            error,
-            Error::DegenerateScope {
-                eta: 0.2,
-                fan_out: 5
-            }
-        ),
-        "{error}"
-    );
-    assert!(error.to_string().contains("Scope::Branching"), "{error}");
-
-    // The sets of marked rows are known with the rows alone.
-    let strategy = AdaptiveStrategy {
-        scope: Scope::Marked,
-        ..strategy
-    };
-    let marked = loss(&sets(), &strategy.into(), Convention::adaptive());
-    let error = refused(&marked, &logits(), &rows());
-    assert!(
-        matches!(error, Error::DegenerateScope { fan_out: 5, .. }),
-        "{error}"
-    );
-}
-
-#[test]
-fn settings_out_of_range() {
-    for wrong in [0.0, -1.0, f64::NAN, f64::INFINITY] {
-        let out_of_range = |error| matches!(error, Error::OutOfRange { .. });
-        let new = MaskedSoftmaxLoss::new(sets(), Temperature::fixed(wrong));
-        assert!(out_of_range(new.unwrap_err()));
-        let at = fixed().forward_at(&logits(), &rows(), wrong);
-        assert!(out_of_range(at.unwrap_err()));
-        let denominator = fixed().with_reduction(Reduction::MeanOver(wrong));
-        assert!(out_of_range(denominator.unwrap_err()));
-        // Settings changed behind the constructor's back.
-        let mut swapped = fixed();
-        *swapped.temperature_mut().unwrap() = Temperature::fixed(wrong);
-        assert!(out_of_range(
-            swapped.forward(&logits(), &rows()).unwrap_err()
-        ));
-    }
-}
-
-/// The kernels multiply by the inverse in f32, where ∞ × 0 would be a NaN for every row.
-#[test]
-fn temperatures_that_f32_cannot_divide_by() {
-    for wrong in [1e-39, 1e39, f64::MIN_POSITIVE, f64::MAX] {
-        let temperature = Temperature::fixed(wrong);
-        let state = temperature.state();
-        let starting = AdaptiveStrategy {
-            initial: wrong,
-            ..strategy(Scope::Root)
-        };
-        let refusals = [
-            MaskedSoftmaxLoss::new(sets(), temperature.clone()).err(),
-            MaskedSoftmaxLoss::new(sets(), starting).err(),
-            fixed().forward_at(&logits(), &rows(), wrong).err(),
-            temperature.clone().step(&fixed_statistics(), 0).err(),
-            Temperature::fixed(1.0).restore(state).err(),
-        ];
-        for error in refusals {
-            let value = match error {
-                Some(Error::OutOfRange { value, .. }) => value,
-                other => panic!("{wrong}: {other:?}"),
-            };
-            assert_eq!(value, wrong);
-        }
-    }
-}
-
-#[test]
 fn the_reference_refuses_what_the_loss_refuses() {
     let values = noise(60, 56, 3.0);
     let refused_by_reference = |vocabulary, temperature: &Temperature, reduction| {
@@ -355,41 +277,6 @@ fn the_reference_refuses_what_the_loss_refuses() {
         matches!(error, Error::LengthMismatch { actual: 56, .. }),
         "{error}"
     );
-}
-
-#[test]
-fn settings_that_nobody_checked_are_refused_when_a_step_is_taken() {
-    let statistics = fixed_statistics();
-    for wrong in [
-        AdaptiveStrategy {
-            minimum: 3.0,
-            maximum: 2.0,
-            ..strategy(Scope::Root)
-        },
-        AdaptiveStrategy {
-            minimum: f64::NAN,
-            ..strategy(Scope::Root)
-        },
-        AdaptiveStrategy {
-            eta: f64::NAN,
-            ..strategy(Scope::Branching)
-        },
-        AdaptiveStrategy {
-            alpha: 2.0,
-            ..strategy(Scope::Branching)
-        },
-    ] {
-        assert!(matches!(
-            wrong.estimate(&statistics),
-            Err(Error::OutOfRange { .. })
-        ));
-        let mut temperature = Temperature::from(wrong);
-        assert!(temperature.step(&statistics, 0).is_err());
-    }
-}
-
-fn fixed_statistics() -> candle_trie::Statistics {
-    candle_trie::Statistics::of_row(&[3.0, 1.0, 0.0, -1.0, 0.5], 0)
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use bytemuck::cast_slice;
 use candle_core::{Device, Tensor};
 use candle_trie::launch::{
-    DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults, DeviceMatrix,
+    DecodeBeams, DecodeChoice, DecodeFault, DecodePlan, DecodeResults, DecodeScores, DeviceMatrix,
 };
-use candle_trie::{BeamSearch, BeamStep, Result, SearchResult};
+use candle_trie::{BeamSearch, BeamStep, ExactSearch, Result, SearchResult};
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
 
 use crate::emulated::{EmulatedStream, Failure, LIMITS, pointer, schedules};
@@ -154,6 +154,55 @@ fn take<T: Number>(
     .unwrap_or_else(|fault| panic!("{:?}: {fault}", T::ELEMENT));
     let answer = answer.expect("a schedule");
     search.apply_choices(beams, &answer.choices, &answer.faults)
+}
+
+/// [`ExactSearch::step`] by the kernels, the same bits in every schedule; `gathered`: from the logits of those tokens alone
+/// that any prefix needs.
+pub fn expand<T: Number>(
+    search: &mut ExactSearch,
+    logits: &Logits<T>,
+    gathered: bool,
+) -> Result<()> {
+    let mut beams = search.decode_prefixes()?;
+    let columns = gathered.then(|| logits.columns(beams.gather()));
+    let logits = columns.as_ref().unwrap_or(logits);
+    let mut answer = None;
+    same_for_every_schedule(schedules(), |emulator| {
+        let (scores, faults) = score(&emulator, &beams, logits).map_err(|failure| failure.0)?;
+        let bits = [cast_slice::<_, u32>(&scores), cast_slice(&faults)].concat();
+        answer = Some((scores, faults));
+        Ok(bits)
+    })
+    .unwrap_or_else(|fault| panic!("{:?}: {fault}", T::ELEMENT));
+    let (scores, faults) = answer.expect("a schedule");
+    search.apply_scores(&beams, &scores, &faults)
+}
+
+fn score<T: Number>(
+    emulator: &Emulator,
+    beams: &DecodeBeams,
+    logits: &Logits<T>,
+) -> Result<(Vec<f32>, Vec<DecodeFault>), Failure> {
+    let plan = DecodePlan::new(beams, T::ELEMENT, logits.width, &LIMITS).unwrap();
+    let plan = plan.expect("a prefix");
+    let mut stream = EmulatedStream::new(emulator, Memory::new(), LIMITS, u32::MAX);
+    let memory = &mut stream.memory;
+    let matrix = DeviceMatrix {
+        address: Some(pointer(memory.upload("logits", &logits.values))),
+        row_stride: logits.row_stride as u64,
+    };
+    let scores = memory.allocate::<f32>("log-probabilities", beams.candidates());
+    let faults = memory.allocate::<DecodeFault>("faults", beams.beams().len());
+    let results = DecodeScores {
+        log_probabilities: pointer(scores),
+        faults: pointer(faults),
+    };
+    // SAFETY: the emulator looks at every address.
+    unsafe { plan.issue_scores(&mut stream, matrix, &results) }?;
+    Ok((
+        stream.memory.download(scores)?,
+        stream.memory.download(faults)?,
+    ))
 }
 
 /// The same items in the same order, with the same probabilities.

@@ -1,5 +1,5 @@
 //! `kernels/decode_scores.cu` and `kernels/decode_choices.cu` with their plans, in the emulator,
-//! against beam search in plain code and against the search on the CPU in f64.
+//! against searches in plain code and against the search on the CPU in f64.
 
 #[path = "../emulated/mod.rs"]
 mod emulated;
@@ -12,5 +12,6 @@ mod number;
 
 mod counts;
 mod device;
+mod exact;
 mod limits;
 mod searches;

@@ -12,7 +12,7 @@ use crate::number::Number;
 const NORMALISE: [Normalisation; 2] = [Normalisation::Trie, Normalisation::Vocabulary];
 
 /// Items of up to `depth` tokens below `vocabulary`, each with an end token, 0; some share a path.
-fn catalogue(items: usize, depth: usize, vocabulary: u32, seed: usize) -> Vec<(u64, Vec<u32>)> {
+pub fn catalogue(items: usize, depth: usize, vocabulary: u32, seed: usize) -> Vec<(u64, Vec<u32>)> {
     let mut numbers = noise((seed + 1) * items * (depth + 1)).into_iter().rev();
     let mut below = |bound: u32| {
         let number = (numbers.next().unwrap_or(0.0) + 1.0) / 2.0;

@@ -61,7 +61,7 @@ fn a_valid_logit_is_loaded_once_and_a_gradient_byte_stored_once() {
         for gradient in [Gradient::None, Gradient::Fused] {
             let outcome = traced(temperature.clone(), gradient);
             let report = &outcome.forward;
-            assert!(outcome.keeps_all);
+            assert!(outcome.caches_all_rows);
             assert_eq!(
                 report.traffic("logits").loaded,
                 2 * valid,
@@ -175,7 +175,7 @@ fn a_whole_vocabulary_streams() {
         let bytes = (3 * width * 2) as u64;
         let looks = if gradient == Gradient::Fused { 2 } else { 1 };
         // Every thread of a block looks for the target's.
-        assert!(!outcome.keeps_all);
+        assert!(!outcome.caches_all_rows);
         assert!(
             logits.loaded <= looks * bytes + 3 * 2 * 1024,
             "{}",

@@ -71,7 +71,7 @@ pub struct Outcome {
     pub blocks: u32,
     pub forward: Report,
     pub backward: Report,
-    pub keeps_all: bool,
+    pub caches_all_rows: bool,
 }
 
 impl<'a, T: Number> Case<'a, T> {
@@ -200,7 +200,7 @@ impl<'a, T: Number> Case<'a, T> {
             blocks,
             forward,
             backward,
-            keeps_all: plan.keeps_all(temperature, fused),
+            caches_all_rows: plan.caches_all_rows(temperature, fused),
         })
     }
 

@@ -131,7 +131,7 @@ fn a_block_may_keep_some_of_its_rows_and_not_others() {
                 ..Case::new(&sets, &rows, width, &logits)
             };
             let waits = temperature != temperatures()[0];
-            assert!(!(waits && case.run(&Emulator::default()).unwrap().keeps_all));
+            assert!(!(waits && case.run(&Emulator::default()).unwrap().caches_all_rows));
             case.assert_correct("several rows a block");
         }
     }

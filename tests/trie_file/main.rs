@@ -4,6 +4,7 @@ mod allocations;
 mod container;
 mod contents;
 mod mutations;
+mod opened;
 mod parts;
 
 #[path = "../fuzz/mod.rs"]

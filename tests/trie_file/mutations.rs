@@ -31,7 +31,7 @@ fn mutated_files_give_an_error_or_a_trie_and_allocate_little_more_than_they_hold
 }
 
 /// The file of a trie over this many tokens.
-fn file(tokens: u32) -> Vec<u8> {
+pub fn file(tokens: u32) -> Vec<u8> {
     let mut random = StdRng::seed_from_u64(u64::from(tokens));
     let path = |id| {
         let length = random.random_range(0..6);
@@ -45,7 +45,7 @@ fn file(tokens: u32) -> Vec<u8> {
 }
 
 /// Changes bytes anywhere, or the arrays alone: few files whose header was hit come as far as these.
-fn mutate(bytes: &mut Vec<u8>, random: &mut StdRng) {
+pub fn mutate(bytes: &mut Vec<u8>, random: &mut StdRng) {
     let header = bytes
         .first_chunk()
         .map_or(0, |&length| u64::from_le_bytes(length));

@@ -9,6 +9,9 @@ use candle_core::{DType, Tensor, WithDType};
 
 use super::Exchange;
 
+/// Number of values that are summed together. MPI counts them in 31 bits, and four buffers of this length are held.
+const LARGEST_MESSAGE: usize = 1 << 20;
+
 /// The ranks of MPI's world. MPI ends when this is dropped.
 pub struct Mpi {
     world: SimpleCommunicator,
@@ -41,21 +44,23 @@ impl Mpi {
     /// Adds up in the order of the ranks, which no reduction of MPI promises: each rank gets one part of the values from
     /// all ranks, adds them up, and gives the sums to all. Of n values 2n(size − 1)/size travel to and from each rank.
     fn sum_in_order<T: WithDType + Equivalence + Default>(&self, values: &[T]) -> Vec<T> {
-        let part = values.len().div_ceil(self.size());
-        let padded = part * self.size();
-        let mut sent = values.to_vec();
-        sent.resize(padded, T::default());
-        let mut received = vec![T::default(); padded];
-        self.world.all_to_all_into(&sent[..], &mut received[..]);
-        let (sums, terms) = received.split_at_mut(part);
-        for term in terms.chunks(part.max(1)) {
-            for (sum, &term) in sums.iter_mut().zip(term) {
-                *sum += term;
+        let mut all_sums = Vec::with_capacity(values.len());
+        for values in values.chunks(LARGEST_MESSAGE) {
+            let part = values.len().div_ceil(self.size());
+            let mut sent = values.to_vec();
+            sent.resize(part * self.size(), T::default());
+            let mut received = vec![T::default(); sent.len()];
+            self.world.all_to_all_into(&sent[..], &mut received[..]);
+            let (sums, terms) = received.split_at_mut(part);
+            for term in terms.chunks(part) {
+                for (sum, &term) in sums.iter_mut().zip(term) {
+                    *sum += term;
+                }
             }
+            self.world.all_gather_into(&*sums, &mut sent[..]);
+            all_sums.extend_from_slice(&sent[..values.len()]);
         }
-        self.world.all_gather_into(&*sums, &mut sent[..]);
-        sent.truncate(values.len());
-        sent
+        all_sums
     }
 }
 
@@ -91,11 +96,6 @@ impl Exchange for Mpi {
             return super::nccl::sum(communicator, values);
         }
         let count = values.dim(0)?;
-        ensure!(
-            i32::try_from(count).is_ok(),
-            "{count} values are more than one message of MPI has room for, which is {}",
-            i32::MAX
-        );
         let sums = match values.dtype() {
             DType::F64 => {
                 Tensor::from_vec(self.sum_in_order(&values.to_vec1::<f64>()?), count, device)

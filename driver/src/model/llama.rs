@@ -201,25 +201,27 @@ impl Llama {
         self.head.as_ref().unwrap_or(&self.embedding)
     }
 
-    /// Computes hidden states `[batch, tokens, hidden]` of whole sequences `tokens [batch, tokens]`, differentiable. Padding
-    /// goes on the right, where no real token sees it.
+    /// Computes hidden states `[batch, tokens, hidden]` of whole sequences `tokens [batch, tokens]`, without a gradient: no
+    /// layer's activations outlive it. Padding goes on the right, where no real token sees it.
     pub fn hidden(&self, tokens: &Tensor) -> Result<Tensor> {
         self.forward(tokens, None)
     }
 
-    /// Computes hidden states as [`hidden`](Self::hidden) does, with the adapters' dropout, for which each sequence has a
-    /// seed. The same seed drops out the same elements.
+    /// Computes hidden states as [`hidden`](Self::hidden) does, but differentiable and with the adapters' dropout, for which
+    /// each sequence has a seed. The same seed drops out the same elements.
     pub fn hidden_in_training(&self, tokens: &Tensor, dropout_seeds: &[u64]) -> Result<Tensor> {
         self.forward(tokens, Some(dropout_seeds.into()))
     }
 
     fn forward(&self, tokens: &Tensor, dropout_seeds: Option<Arc<[u64]>>) -> Result<Tensor> {
         let mut x = self.embed(tokens)?;
+        let trained = dropout_seeds.is_some();
+        let kept = |x: Tensor| if trained { x } else { x.detach() };
         let sequences = self.sequences(tokens, 0, dropout_seeds)?;
         for layer in &self.layers {
-            x = layer.forward(&x, None, &sequences)?.0;
+            x = kept(layer.forward(&x, None, &sequences)?.0);
         }
-        Ok(self.norm.forward(&x)?)
+        Ok(kept(self.norm.forward(&x)?))
     }
 
     /// Prepares a pass over `tokens [batch, tokens]`, each row behind `past` other tokens.

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 
 use super::{
     differentiable::differentiable,
-    linear::{input_gradient, project},
+    linear::{add_product, input_gradient, project},
     rms_norm, swiglu,
 };
 
@@ -45,7 +45,7 @@ pub fn frozen_feed_forward(x: &Tensor, weights: FeedForwardWeights) -> Result<Te
         move |[x], gradient, _| {
             let of_inner = input_gradient(&down, gradient)?;
             let [of_gate, of_up] = swiglu::gradients(&gate_output, &up_output, &of_inner)?;
-            let of_normalised = (input_gradient(&gate, &of_gate)? + input_gradient(&up, &of_up)?)?;
+            let of_normalised = add_product(input_gradient(&gate, &of_gate)?, &of_up, &up)?;
             let of_x = rms_norm::input_gradient(x, &norm, &of_normalised, epsilon)?;
             Ok([Some((of_x + gradient)?)])
         },

@@ -66,7 +66,14 @@ pub fn map_slices<T: Float, const N: usize>(
     tensors: [&Tensor; N],
     map: impl FnOnce([&[T]; N]) -> Vec<T>,
 ) -> Result<Tensor> {
-    let shape = tensors[0].shape();
+    Tensor::from_vec(with_slices(tensors, map)?, tensors[0].shape(), &Device::Cpu)
+}
+
+/// Calls a function with the elements of CPU tensors.
+pub fn with_slices<T: Float, R, const N: usize>(
+    tensors: [&Tensor; N],
+    function: impl FnOnce([&[T]; N]) -> R,
+) -> Result<R> {
     let tensors = tensors.map(Tensor::contiguous);
     let mut locked = Vec::with_capacity(N);
     for tensor in &tensors {
@@ -82,7 +89,7 @@ pub fn map_slices<T: Float, const N: usize>(
             _ => bail!("expected a tensor on the CPU"),
         };
     }
-    Tensor::from_vec(map(slices), shape, &Device::Cpu)
+    Ok(function(slices))
 }
 
 fn elements<'a, T: Float>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {

@@ -29,6 +29,9 @@ use crate::{
 /// Number of users whose item NLL is computed together.
 const VALIDATION_BATCH: usize = 16;
 
+/// Number of training rows that show whether a model has diverged. All rows go through all weights, so few are enough.
+const CHECKED_ROWS: usize = 4;
+
 /// The folder of a run, for the process that writes in it.
 #[derive(Clone, Copy)]
 pub struct Record<'a> {
@@ -177,7 +180,7 @@ impl Training<'_> {
     fn save(&self, trainer: &Trainer, validated: bool) -> Result<()> {
         let rows = match validated && !self.rows.validation.is_empty() {
             true => 0,
-            false => self.rows.training.len().min(VALIDATION_BATCH),
+            false => self.rows.training.len().min(CHECKED_ROWS),
         };
         let item_nll = self.item_nll(&self.rows.training[..rows])?;
         ensure!(

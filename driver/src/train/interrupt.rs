@@ -22,8 +22,8 @@ pub struct Interrupt {
 }
 
 impl Interrupt {
-    /// Listens for Ctrl-C, for a request to terminate and for a terminal that is closed. The second of them ends the
-    /// program at once.
+    /// Listens for Ctrl-C, for a request to terminate, for a terminal that is closed, and for SIGUSR1, which `mpirun` and SLURM
+    /// pass on to all ranks and do not follow up with SIGKILL. The second of them ends the program at once.
     pub fn listen() -> Result<Self> {
         let (heard, by) = (
             Arc::new(AtomicBool::new(false)),
@@ -53,11 +53,11 @@ fn status(signal: i32) -> i32 {
 
 #[cfg(unix)]
 fn signals() -> Vec<i32> {
-    use signal_hook::consts::SIGHUP;
+    use signal_hook::consts::{SIGHUP, SIGUSR1};
     // A run that was started with nohup continues when its terminal is closed.
     match is_ignored(SIGHUP) {
-        true => vec![SIGINT, SIGTERM],
-        false => vec![SIGINT, SIGTERM, SIGHUP],
+        true => vec![SIGINT, SIGTERM, SIGUSR1],
+        false => vec![SIGINT, SIGTERM, SIGUSR1, SIGHUP],
     }
 }
 

@@ -47,6 +47,10 @@ pub struct StepMetrics {
     /// Tokens per second.
     #[serde(deserialize_with = "number_or_null")]
     pub tokens_per_second: f64,
+    /// Seconds in which the first of several ranks waited for the others to compute their gradients, and summed them. On a
+    /// GPU a part of this is done later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exchange_seconds: Option<f64>,
     /// Mean item NLL of the validation rows, where they were evaluated after this step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation_nll: Option<f64>,
@@ -142,6 +146,7 @@ mod tests {
             padding: 1,
             learning_rate: 1e-4,
             tokens_per_second: 5.0,
+            exchange_seconds: (step == 3).then_some(0.25),
             validation_nll: (step == 2).then_some(6.5),
         }
     }

@@ -6,6 +6,7 @@ mod data;
 mod devices;
 mod end_to_end;
 mod evaluating;
+mod launchers;
 mod pretrained_models;
 mod report;
 mod run_folders;

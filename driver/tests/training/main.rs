@@ -1,5 +1,7 @@
 //! Ways of training that must come to the same.
 
+#[cfg(feature = "nccl")]
+mod nccl;
 mod ranks;
 mod threads;
 

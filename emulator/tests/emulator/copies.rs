@@ -3,7 +3,7 @@
 use crate::faulty_kernels::{TestLaunch, assert_fault, assert_sound, faults, marked};
 use candle_trie_emulator::{Access, Fault, Report};
 
-/// A packet of four numbers for each of 64 threads, and room for two.
+/// The shared memory of two packets of four numbers for each of 64 threads.
 fn packets() -> TestLaunch {
     TestLaunch {
         threads: 64,
@@ -61,7 +61,7 @@ fn groups_are_awaited_one_by_one() {
     });
 }
 
-fn nobody_reads_what_is_not_awaited() {
+fn reading_a_copy_that_is_not_awaited_is_caught() {
     let words = "has not awaited it";
     assert_copy_fault("copy_not_awaited", "own", words);
     assert_copy_fault("copy_awaited_late", "late", words);
@@ -79,7 +79,7 @@ fn awaiting_groups_awaits_no_copy_that_is_of_none() {
     assert_copy_fault("copy_behind_a_group", "behind", words);
 }
 
-fn nobody_writes_where_a_copy_is_under_way() {
+fn writing_to_the_destination_of_a_copy_in_flight_is_caught() {
     assert_copy_fault("copy_over_copy", "twice", "has not awaited it");
     assert_copy_fault("copy_under_a_store", "under", "touches byte");
 }
@@ -89,7 +89,7 @@ fn an_await_is_no_barrier() {
     assert_races("copy_over_unread", "shared memory");
 }
 
-/// In some schedules the reader comes before the bytes do, in others after.
+/// The schedule decides whether the reader runs before or after the copy completes.
 fn a_barrier_before_the_await_orders_nothing() {
     for fault in faults("copy_barrier_before_await", packets) {
         assert_fault!(fault, Fault::Race { .. } | Fault::Copy { .. });
@@ -195,8 +195,8 @@ candle_trie_emulator::emulated_tests! {
     groups_are_awaited_one_by_one,
     the_newest_groups_may_be_under_way,
     awaiting_groups_awaits_no_copy_that_is_of_none,
-    nobody_reads_what_is_not_awaited,
-    nobody_writes_where_a_copy_is_under_way,
+    reading_a_copy_that_is_not_awaited_is_caught,
+    writing_to_the_destination_of_a_copy_in_flight_is_caught,
     an_await_is_no_barrier,
     a_barrier_before_the_await_orders_nothing,
     what_is_copied_stays_as_it_is_until_it_is_awaited,

@@ -15,8 +15,8 @@ struct Params {
     count: u64,
 }
 
-/// A launch of one of these kernels: `threads` numbers 0, 1, 2, … in, room for as many out for every
-/// block.
+/// A launch of one of these kernels. Its input is the numbers 0, 1, 2, …, one for each thread of a block, and its output has as
+/// many for each block.
 pub struct TestLaunch {
     pub emulator: Emulator,
     pub blocks: u32,
@@ -61,7 +61,7 @@ impl TestLaunch {
         }
     }
 
-    /// An output that holds zeros.
+    /// Sets the output to zeros before the launch.
     pub fn with_output(mut self) -> Self {
         self.output = self.memory.upload("output", &vec![0.0; self.output.len()]);
         Self {
@@ -94,7 +94,7 @@ impl TestLaunch {
     }
 }
 
-/// Runs `kernel` under several schedules, each on fresh memory: none may object.
+/// Runs `kernel` under several schedules, each on new memory, without a fault.
 pub fn assert_sound(kernel: &str, make: impl Fn() -> TestLaunch) -> Option<TestLaunch> {
     let mut last = None;
     for seed in 0..8 {
@@ -108,7 +108,7 @@ pub fn assert_sound(kernel: &str, make: impl Fn() -> TestLaunch) -> Option<TestL
     last
 }
 
-/// Runs `kernel` under several schedules: each must end in a fault, which is returned.
+/// Runs `kernel` under several schedules, each of which must end in a fault. Returns the fault.
 pub fn faults(kernel: &str, make: impl Fn() -> TestLaunch) -> Vec<Fault> {
     let fault = |seed| {
         let mut launch = make();
@@ -120,7 +120,7 @@ pub fn faults(kernel: &str, make: impl Fn() -> TestLaunch) -> Vec<Fault> {
     (0..8).map(fault).collect()
 }
 
-/// The line of a launch source that is marked with `fault: <name>`.
+/// Returns the line of the kernel's source that is marked with `fault: <name>`.
 pub fn marked(file: &str, name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("faulty_kernels")
@@ -134,7 +134,7 @@ pub fn marked(file: &str, name: &str) -> String {
     format!("emulator/faulty_kernels/{file}:{}", line + 1)
 }
 
-/// Whether a fault is of a kind.
+/// Asserts that a fault is of a kind.
 macro_rules! assert_fault {
     ($fault:expr, $pattern:pat) => {{
         let fault = &$fault;

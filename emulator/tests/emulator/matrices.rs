@@ -45,7 +45,7 @@ fn two_matrices_are_of_the_rows_of_sixteen_lanes() {
     assert_sound("matrix_sound_two", rows);
 }
 
-fn a_row_that_nobody_has_written_is_caught() {
+fn an_uninitialised_row_is_caught() {
     for fault in faults("matrix_of_nothing", rows) {
         assert_fault!(fault, Fault::NeverWritten { .. });
         assert_at(&fault, "nothing");
@@ -125,7 +125,7 @@ fn a_row_that_is_copied_is_there_when_it_is_awaited() {
         assert_fault!(fault, Fault::Copy { .. });
         assert_at(&fault, "copy");
     }
-    // In some schedules the reader comes before the bytes do, in others after.
+    // The schedule decides whether the reader runs before or after the copy completes.
     for fault in faults("matrix_of_copy_of_another", rows) {
         assert_fault!(fault, Fault::Copy { .. } | Fault::Race { .. });
     }
@@ -212,7 +212,7 @@ fn rows_count_as_loads_of_sixteen_bytes() {
 candle_trie_emulator::emulated_tests! {
     rows_that_are_there_are_loaded,
     two_matrices_are_of_the_rows_of_sixteen_lanes,
-    a_row_that_nobody_has_written_is_caught,
+    an_uninitialised_row_is_caught,
     a_row_of_another_lane_needs_a_barrier,
     a_row_goes_to_all_lanes_whoever_names_it,
     a_row_past_the_end_is_caught,

@@ -170,7 +170,7 @@ fn what_is_written_may_be_read() {
     assert_eq!(launch.output().unwrap()[31], 0.0);
 }
 
-fn reading_what_nobody_has_written_is_caught() {
+fn reading_uninitialised_memory_is_caught() {
     for (kernel, blocks, mark) in [
         ("initialisation_of_global", 1, "global"),
         ("initialisation_of_shared", 1, "shared"),
@@ -253,7 +253,7 @@ candle_trie_emulator::emulated_tests! {
     aligned_accesses_are_sound,
     misaligned_accesses_are_caught,
     what_is_written_may_be_read,
-    reading_what_nobody_has_written_is_caught,
+    reading_uninitialised_memory_is_caught,
     an_output_with_a_gap_is_caught,
     a_launch_beyond_the_device_is_refused,
     launch_bounds_are_those_of_the_source,

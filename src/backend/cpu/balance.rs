@@ -1,17 +1,17 @@
-//! Work split into stretches of about equal cost.
+//! Load balancing: work is cut into consecutive ranges of about equal cost.
 
 use std::ops::Range;
 
-/// Stretches a thread: more of them smooth out what the costs do not foresee.
-const STRETCHES_PER_THREAD: usize = 4;
-/// Less cost than this (in elements touched) is not worth handing to another thread.
+/// The number of ranges for each thread. More than one evens out errors of the cost estimate.
+const RANGES_PER_THREAD: usize = 4;
+/// The smallest cost of a range, in elements touched, that is worth a task of its own.
 const LEAST_COST: usize = 8192;
 
-/// Cuts `0..count` into consecutive stretches of about equal total `cost`.
+/// Cuts `0..count` into consecutive ranges of about equal total `cost`.
 pub(super) fn balanced(count: usize, cost: impl Fn(usize) -> usize) -> Vec<Range<usize>> {
     let total: usize = (0..count).map(&cost).sum();
-    let stretches = STRETCHES_PER_THREAD * rayon::current_num_threads();
-    let aim = (total / stretches).max(LEAST_COST);
+    let ranges = RANGES_PER_THREAD * rayon::current_num_threads();
+    let aim = (total / ranges).max(LEAST_COST);
     let mut ranges = Vec::new();
     let (mut start, mut gathered) = (0, 0);
     for index in 0..count {
@@ -27,7 +27,7 @@ pub(super) fn balanced(count: usize, cost: impl Fn(usize) -> usize) -> Vec<Range
     ranges
 }
 
-/// Cuts `values` into consecutive pieces of these lengths, leaving what lies behind them.
+/// Cuts `values` into consecutive slices of these lengths. Elements after the last slice are not returned.
 pub(super) fn split<T>(values: &mut [T], lengths: impl Iterator<Item = usize>) -> Vec<&mut [T]> {
     let mut rest = values;
     lengths
@@ -44,7 +44,7 @@ mod tests {
     use super::balanced;
 
     #[test]
-    fn stretches_cover_everything_once_and_in_order() {
+    fn ranges_cover_everything_once_and_in_order() {
         for costs in [
             vec![],
             vec![1],

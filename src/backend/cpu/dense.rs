@@ -1,6 +1,6 @@
-//! The loss over logits `[N, V]`: two phases over the same stretches of rows. The first gathers the
-//! rows that the statistics are of and keeps what it gathered; then τ is known, and the second does
-//! every row. A valid logit is read from memory once, except in sets too long to keep.
+//! The loss over logits `[N, V]`, in two phases over the same ranges of rows. The first gathers the valid logits of the
+//! statistics rows and keeps them. With its statistics τ is known, and the second phase computes every row. A valid logit is
+//! read from memory once, except in sets that are too long to keep.
 
 use std::ops::Range;
 
@@ -8,16 +8,16 @@ use rayon::prelude::*;
 
 use super::balance::balanced;
 use super::element::Element;
-use super::row_weights::RowWeigher;
+use super::row_weights::RowWeights;
 use super::softmax::{RowSoftmax, check_finite, gather, statistics, write_gradient};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::{Result, Statistics};
 
-/// Sets longer than this are gathered anew in the second phase: keeping them would copy a good part
-/// of `[N, V]`, and a row of this size still lies in a core's own cache.
+/// The largest set whose logits the first phase keeps, in tokens. Larger ones are gathered again in the second phase: keeping
+/// them would copy a large part of `[N, V]`. A row of this size still fits the L2 cache of a core.
 const KEPT_TOKENS: usize = 16_384;
 
-/// Logits `[N, V]`, rows `stride` elements apart.
+/// Logits `[N, V]` with row stride `stride`, in elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Logits<'a, T> {
     pub values: &'a [T],
@@ -25,25 +25,26 @@ pub(crate) struct Logits<'a, T> {
     pub vocabulary: usize,
 }
 
-/// Where the gradient `[N, V]` (contiguous) is written.
+/// The destination of the gradient `[N, V]`, which is contiguous.
 pub(crate) struct Gradient<'a, T> {
     pub values: &'a mut [T],
-    /// Whether it is known to hold zeros, so that only the valid entries need writing.
+    /// Whether it is known to hold zeros, so that only the valid entries must be written.
     pub zeroed: bool,
 }
 
-/// A stretch of rows, and the logits of them that the first phase kept.
-struct Stretch<R> {
+/// A range of rows, which one task computes.
+struct RowRange<R> {
     rows: Range<usize>,
+    /// The logits that the first phase kept, row by row.
     kept: Vec<R>,
-    /// The statistics of each row, merged in the order of the rows, so that the result does not depend on
-    /// where the stretches begin.
+    /// The statistics of each row. They are merged in the order of the rows, so that the result does not depend on how rows are
+    /// cut into ranges.
     statistics: Vec<Statistics>,
 }
 
-/// The result of the first phase: the statistics, and the gathered rows they were computed from.
+/// The result of the first phase: the statistics, and the gathered rows that they were computed from.
 pub(crate) struct Gathered<R> {
-    stretches: Vec<Stretch<R>>,
+    ranges: Vec<RowRange<R>>,
     pub statistics: Statistics,
 }
 
@@ -54,32 +55,27 @@ impl<T: Element> Logits<'_, T> {
     }
 }
 
-/// Phase one: gathers the statistics. `zeroing` says whether the second phase will have a gradient to zero.
+/// Runs the first phase, which computes the statistics. `zeroing` says whether the second phase will have a gradient to zero.
 pub(crate) fn gather_statistics<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
     zeroing: bool,
 ) -> Result<Gathered<T::Real>> {
-    let stretches: Vec<Result<_>> = stretches(batch, logits.vocabulary, zeroing)
+    let ranges: Vec<Result<_>> = row_ranges(batch, logits.vocabulary, zeroing)
         .into_par_iter()
-        .map(|rows| gather_stretch(logits, batch, rows))
+        .map(|rows| gather_range(logits, batch, rows))
         .collect();
-    // Not collected in parallel: of several errors the first is to be heard.
-    let stretches: Vec<Stretch<_>> = stretches.into_iter().collect::<Result<_>>()?;
-    let statistics = (stretches.iter())
-        .flat_map(|stretch| &stretch.statistics)
-        .sum();
-    Ok(Gathered {
-        stretches,
-        statistics,
-    })
+    // The results are collected sequentially, so that of several errors the first is reported.
+    let ranges: Vec<RowRange<_>> = ranges.into_iter().collect::<Result<_>>()?;
+    let statistics = (ranges.iter()).flat_map(|range| &range.statistics).sum();
+    Ok(Gathered { ranges, statistics })
 }
 
-fn gather_stretch<T: Element>(
+fn gather_range<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
     rows: Range<usize>,
-) -> Result<Stretch<T::Real>> {
+) -> Result<RowRange<T::Real>> {
     let mut kept = Vec::new();
     let mut statistics_of_rows = Vec::new();
     for row in &batch.rows[rows.clone()] {
@@ -99,7 +95,7 @@ fn gather_stretch<T: Element>(
             kept.truncate(start);
         }
     }
-    Ok(Stretch {
+    Ok(RowRange {
         rows,
         kept,
         statistics: statistics_of_rows,
@@ -110,8 +106,8 @@ fn is_kept(batch: &Batch, row: &BatchRow) -> bool {
     row.in_statistics && batch.size(row) <= KEPT_TOKENS
 }
 
-/// Phase two: computes the softmax of every row, and the gradient where one is asked for. Not under BEAR, whose
-/// weights are normalised once all are known: there [`backward`] computes it.
+/// Runs the second phase, which computes the softmax of every row and, if it is wanted, the gradient. Under BEAR, [`backward`]
+/// must compute the gradient, because the weights are normalised once all of them are known.
 pub(crate) fn softmax_rows<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
@@ -119,17 +115,17 @@ pub(crate) fn softmax_rows<T: Element>(
     temperature: f64,
     gradient: Option<Gradient<T>>,
 ) -> Vec<RowSoftmax> {
-    let ranges: Vec<_> = (gathered.stretches.iter())
-        .map(|stretch| stretch.rows.clone())
+    let ranges: Vec<_> = (gathered.ranges.iter())
+        .map(|range| range.rows.clone())
         .collect();
-    let shares = divide(batch, &ranges, logits.vocabulary, gradient);
-    let softmaxes: Vec<Vec<RowSoftmax>> = (gathered.stretches.into_par_iter().zip(shares))
-        .map(|(stretch, mut share)| {
+    let parts = divide(batch, &ranges, logits.vocabulary, gradient);
+    let softmaxes: Vec<Vec<RowSoftmax>> = (gathered.ranges.into_par_iter().zip(parts))
+        .map(|(range, mut part)| {
             let mut scratch = Vec::new();
-            let mut weigher = RowWeigher::new(batch);
-            let mut kept = stretch.kept;
+            let mut row_weights = RowWeights::new(batch);
+            let mut kept = range.kept;
             let mut rest = kept.as_mut_slice();
-            let softmaxes = (batch.rows[stretch.rows].iter())
+            let softmaxes = (batch.rows[range.rows].iter())
                 .map(|row| {
                     let scores = if is_kept(batch, row) {
                         let (scores, others) =
@@ -142,18 +138,18 @@ pub(crate) fn softmax_rows<T: Element>(
                         scratch.as_mut_slice()
                     };
                     let rank = row.rank as usize;
-                    let weight = weigher.weight(row, scores, temperature);
-                    let softmax = RowSoftmax::new(scores, rank, temperature).weighing(weight);
-                    if let Some(share) = share.as_mut().filter(|_| row.counts()) {
+                    let weight = row_weights.weight(row, scores, temperature);
+                    let softmax = RowSoftmax::new(scores, rank, temperature).with_weight(weight);
+                    if let Some(part) = part.as_mut().filter(|_| row.has_loss()) {
                         let factor = batch.gradient_factor(row, temperature);
-                        let values = share.row(row.position);
+                        let values = part.row(row.position);
                         write_gradient(&softmax, scores, batch.set(row), rank, factor, values);
                     }
                     softmax
                 })
                 .collect();
-            if let Some(share) = share {
-                share.finish();
+            if let Some(part) = part {
+                part.finish();
             }
             softmaxes
         })
@@ -161,8 +157,8 @@ pub(crate) fn softmax_rows<T: Element>(
     softmaxes.concat()
 }
 
-/// Computes the gradient from what [`softmax_rows`] has returned. `factor` gives what p − [v = y] of a row of the
-/// batch is multiplied by, by the row's index.
+/// Computes the gradient from what [`softmax_rows`] returned. `factor` returns the factor of p − \[v = y\] of the row with this
+/// index in the batch.
 pub(crate) fn backward<T: Element>(
     logits: Logits<T>,
     batch: &Batch,
@@ -171,21 +167,21 @@ pub(crate) fn backward<T: Element>(
     factor: impl Fn(usize) -> f64 + Sync,
     gradient: Gradient<T>,
 ) {
-    let ranges = stretches(batch, logits.vocabulary, !gradient.zeroed);
-    let shares = divide(batch, &ranges, logits.vocabulary, Some(gradient));
-    (ranges.into_par_iter().zip(shares)).for_each(|(rows, share)| {
+    let ranges = row_ranges(batch, logits.vocabulary, !gradient.zeroed);
+    let parts = divide(batch, &ranges, logits.vocabulary, Some(gradient));
+    (ranges.into_par_iter().zip(parts)).for_each(|(rows, part)| {
         let mut scratch = Vec::new();
-        let Some(mut share) = share else { return };
+        let Some(mut part) = part else { return };
         for index in rows {
             let (row, softmax) = (&batch.rows[index], &softmaxes[index]);
-            if !row.counts() {
+            if !row.has_loss() {
                 continue;
             }
             let rank = row.rank as usize;
             scratch.clear();
             gather(logits.row(row.position), batch.set(row), &mut scratch);
             softmax.exponentials(&mut scratch, rank, temperature);
-            let values = share.row(row.position);
+            let values = part.row(row.position);
             write_gradient(
                 softmax,
                 &scratch,
@@ -195,30 +191,31 @@ pub(crate) fn backward<T: Element>(
                 values,
             );
         }
-        share.finish();
+        part.finish();
     });
 }
 
-/// The part of the gradient that one stretch writes: the positions from its first row up to the next stretch's.
-struct GradientShare<'a, T> {
+/// The part of the gradient that the task of one range writes: the positions from its first row to the first row of the next
+/// range.
+struct GradientPart<'a, T> {
     values: &'a mut [T],
     first_position: usize,
     vocabulary: usize,
     zeroed: bool,
-    /// Positions below this one have been written.
+    /// The positions before this one are written.
     written: usize,
 }
 
-impl<T: Element> GradientShare<'_, T> {
-    /// The gradient at `position`, zeroed; what lies between it and the last one is zeroed too.
-    /// Positions must rise from call to call.
+impl<T: Element> GradientPart<'_, T> {
+    /// Zeroes the gradient from the previous position up to and including `position`, and returns the row of `position`.
+    /// Positions must ascend from call to call.
     fn row(&mut self, position: u32) -> &mut [T] {
         let index = position as usize - self.first_position;
         self.zero_up_to(index + 1);
         &mut self.values[index * self.vocabulary..(index + 1) * self.vocabulary]
     }
 
-    /// Zeroes what lies behind the last row.
+    /// Zeroes the rest of the part.
     fn finish(mut self) {
         self.zero_up_to(self.values.len() / self.vocabulary.max(1));
     }
@@ -232,46 +229,46 @@ impl<T: Element> GradientShare<'_, T> {
     }
 }
 
-/// Cuts the gradient where the stretches begin; what lies before the first row is the first's.
+/// Cuts the gradient into the parts of the ranges. The positions before the first row belong to the first range.
 fn divide<'a, T: Element>(
     batch: &Batch,
-    stretches: &[Range<usize>],
+    ranges: &[Range<usize>],
     vocabulary: usize,
     gradient: Option<Gradient<'a, T>>,
-) -> Vec<Option<GradientShare<'a, T>>> {
+) -> Vec<Option<GradientPart<'a, T>>> {
     let Some(Gradient { mut values, zeroed }) = gradient else {
-        return stretches.iter().map(|_| None).collect();
+        return ranges.iter().map(|_| None).collect();
     };
-    if stretches.is_empty() && !zeroed {
+    if ranges.is_empty() && !zeroed {
         values
             .par_chunks_mut(vocabulary.max(1))
             .for_each(|row| row.fill(T::default()));
     }
     let mut first_position = 0;
-    let ends = (stretches.iter().skip(1))
-        .map(|stretch| batch.rows[stretch.start].position as usize)
+    let ends = (ranges.iter().skip(1))
+        .map(|range| batch.rows[range.start].position as usize)
         .chain([batch.positions]);
-    (stretches.iter().zip(ends))
+    (ranges.iter().zip(ends))
         .map(|(_, end)| {
             let length = (end - first_position) * vocabulary;
-            let (share, rest) = std::mem::take(&mut values).split_at_mut(length);
+            let (part, rest) = std::mem::take(&mut values).split_at_mut(length);
             values = rest;
-            let share = GradientShare {
-                values: share,
+            let part = GradientPart {
+                values: part,
                 first_position,
                 vocabulary,
                 zeroed,
                 written: 0,
             };
             first_position = end;
-            Some(share)
+            Some(part)
         })
         .collect()
 }
 
-/// Stretches of rows of about equal cost. Where the gradient must be zeroed, the positions up to a
-/// row count too: a fill writes some eight elements in the time that one is gathered.
-fn stretches(batch: &Batch, vocabulary: usize, zeroing: bool) -> Vec<Range<usize>> {
+/// Returns ranges of rows of about equal cost. If the gradient must be zeroed, the ignored positions before a row are part of
+/// its cost: about eight elements are zeroed in the time in which one is gathered.
+fn row_ranges(batch: &Batch, vocabulary: usize, zeroing: bool) -> Vec<Range<usize>> {
     const FILLED_PER_GATHERED: usize = 8;
     const ROW_OVERHEAD: usize = 16;
     let filled = if zeroing {

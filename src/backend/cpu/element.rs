@@ -1,4 +1,4 @@
-//! The types logits come in, and the type each is computed in.
+//! The element types of tensors, and the type that each is computed in.
 
 use std::ops::{Add, AddAssign, Mul, Sub};
 
@@ -8,15 +8,15 @@ use half::{bf16, f16};
 
 use super::vectorized;
 
-/// A type that logits, hidden states and heads come in.
+/// An element type of logits, hidden states and heads.
 pub trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
-    /// The type that it is computed in: f64 for f64, f32 for the rest.
+    /// The type that it is computed in: f64 for f64, and f32 for the others.
     type Real: Real;
 
     fn widen(self) -> Self::Real;
     fn narrow(value: Self::Real) -> Self;
 
-    /// Returns the values as they are, where they need no widening.
+    /// Returns the same slice if `Self` is the type that it is computed in, and `None` otherwise.
     fn as_real(_values: &[Self]) -> Option<&[Self::Real]> {
         None
     }
@@ -29,7 +29,7 @@ pub trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
         }
     }
 
-    /// Returns the values as they are, or widened into `scratch`.
+    /// Returns the values in the type that they are computed in: the same slice, or a copy in `scratch`.
     fn widened<'a>(values: &'a [Self], scratch: &'a mut Vec<Self::Real>) -> &'a [Self::Real] {
         match Self::as_real(values) {
             Some(values) => values,
@@ -42,7 +42,7 @@ pub trait Element: Copy + Default + Zeroable + Send + Sync + 'static {
     }
 }
 
-/// Copies `source` into `target`, widened.
+/// Appends `source` to `target`, widened.
 pub(super) fn widen<T: Element>(source: &[T], target: &mut Vec<T::Real>) {
     vectorized(
         #[inline(always)]
@@ -85,14 +85,14 @@ impl Real for f32 {
         value as f32
     }
 
-    /// Cephes' expf: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial for eʳ, and 2ⁿ put into the
-    /// exponent bits. std's does not vectorise.
+    /// Cephes' expf: x = n·ln 2 + r with |r| ≤ ln 2 / 2, a polynomial for eʳ, and n added to the exponent bits. std's `exp`
+    /// does not vectorise.
     #[inline(always)]
     fn exponential(self) -> Self {
         const LOWEST: f32 = -87.3;
         // Adding 1.5·2²³ leaves the nearest integer in the low bits of the mantissa.
         const ROUND: f32 = 12_582_912.0;
-        // ln 2 in two parts: n times the first is exact.
+        // ln 2 is split into two parts, so that n times the first is exact.
         const LN_2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
         let x = self;
         let shifted = x * std::f32::consts::LOG2_E + ROUND;
@@ -111,8 +111,8 @@ impl Real for f32 {
         let mantissa = polynomial * r * r + r + 1.0;
         let exponent = shifted.to_bits().wrapping_shl(23);
         let scaled = f32::from_bits(mantissa.to_bits().wrapping_add(exponent));
-        // A comparison with NaN is false, and so NaN comes through as mantissa's payload; an
-        // integer addition could hide it, so it is asked for by name.
+        // For NaN the comparison is false, and the integer addition above could turn it into a number, so NaN needs a test
+        // of its own.
         if x < LOWEST {
             0.0
         } else if x.is_nan() {
@@ -174,7 +174,7 @@ impl Element for f64 {
 impl Element for f16 {
     type Real = f32;
 
-    /// A conversion at a time would ask for each what the machine can do.
+    /// Converts the whole slice at once, because single conversions would test the features of the CPU each time.
     fn widen_into(values: &[Self], widened: &mut Vec<f32>) {
         let start = widened.len();
         widened.resize(start + values.len(), 0.0);

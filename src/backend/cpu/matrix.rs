@@ -1,4 +1,4 @@
-//! Matrices in memory and their products (GEMM), which the crate gemm computes, as it does for candle.
+//! Matrices in memory and their products, which the crate gemm computes, as it does for candle.
 
 use std::ops::Range;
 
@@ -8,22 +8,21 @@ use rayon::prelude::*;
 use super::element::{Element, Real};
 use super::vector;
 
-/// The elements that are added to a gathered row: rows a power of two apart would fall into the same
-/// few sets of the cache, and packing them costs a sixth of the product (measured at H = 2,048).
+/// The padding of a gathered row, in elements. With a stride that is a power of two, rows would map to the same few sets of the
+/// cache, and packing them would cost a sixth of the GEMM (measured at H = 2,048).
 const PADDING: usize = 16;
 
-/// Returns the distance between two gathered rows of this width, in elements.
+/// Returns the row stride of gathered rows of this width, in elements.
 pub(crate) fn padded(width: usize) -> usize {
     width + PADDING
 }
 
-/// The tile that one thread computes at a time. gemm shares out a GEMM by itself too, but transposes the
-/// head rows of a thin one on one thread while the others wait (2.4 times as long for 28 rows × 707
-/// tokens on two threads).
+/// The tile that one thread computes at a time. gemm has its own parallelism, but for a GEMM with few rows it transposes the
+/// head rows on one thread while the others wait (2.4 times as long for 28 rows × 707 tokens on two threads).
 const TILE_COLUMNS: usize = 64;
 const TILE_ROWS: usize = 144;
 
-/// A matrix to read, its elements `row_stride` and `column_stride` apart.
+/// A strided matrix to read. Its strides are in elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Matrix<'a, R> {
     pub values: &'a [R],
@@ -34,7 +33,7 @@ pub(crate) struct Matrix<'a, R> {
 }
 
 impl<'a, R: Real> Matrix<'a, R> {
-    /// Rows of contiguous elements, `stride` apart.
+    /// Makes a matrix of contiguous rows with row stride `stride`.
     pub fn new(values: &'a [R], rows: usize, columns: usize, stride: usize) -> Self {
         Self {
             values,
@@ -55,7 +54,7 @@ impl<'a, R: Real> Matrix<'a, R> {
         }
     }
 
-    /// Returns some of its rows, which it must have.
+    /// Returns a range of its rows, which must be in bounds.
     fn rows(self, rows: Range<usize>) -> Self {
         Self {
             values: self
@@ -74,27 +73,27 @@ impl<'a, R: Real> Matrix<'a, R> {
     }
 }
 
-/// A GEMM to be computed: `result` (+)= `left · right`, contiguous in row-major order.
+/// A GEMM to compute: `result` (+)= `left · right`. The result is contiguous in row-major order.
 pub(crate) struct Gemm<'a, R> {
     pub left: Matrix<'a, R>,
     pub right: Matrix<'a, R>,
     pub result: &'a mut [R],
 }
 
-/// Where a row of a GEMM's result is written, multiplied by `factor` and rounded.
+/// The destination of a row of a GEMM's result, which is multiplied by `factor` and rounded.
 pub(crate) struct ScaledRow<'a, T> {
     pub factor: f64,
     pub values: &'a mut [T],
 }
 
-/// A GEMM to be computed, `left · right`, and where each of its rows is written; `None` for a row that is dropped.
+/// A GEMM to compute, `left · right`, with the destination of each row of its result; `None` for a row that is dropped.
 pub(crate) struct ScaledGemm<'a, T: Element> {
     pub left: Matrix<'a, T::Real>,
     pub right: Matrix<'a, T::Real>,
     pub rows: Vec<Option<ScaledRow<'a, T>>>,
 }
 
-/// A tile of a GEMM's result with its operands: one thread's work.
+/// A tile of a GEMM's result with its operands, which one thread computes.
 struct Tile<'a, R> {
     left: Matrix<'a, R>,
     right: Matrix<'a, R>,
@@ -102,13 +101,13 @@ struct Tile<'a, R> {
     result_stride: usize,
 }
 
-// SAFETY: the pointer stands for the rectangle's elements, borrowed mutably for as long as the tile
-// lives and by no other tile (see `Gemm::tiles`), and `R` may be sent.
+// SAFETY: the pointer stands for a mutable borrow of the tile's elements for the tile's lifetime. Tiles do not overlap (see
+// `Gemm::tiles`), and `R` is Send.
 unsafe impl<R: Real> Send for Tile<'_, R> {}
 
 /// Computes `result` (+)= `left · right` with all threads.
 ///
-/// Nothing is written where the shapes do not fit together; callers make them fit.
+/// Writes nothing if the shapes do not fit together; callers make sure that they do.
 pub(crate) fn multiply<R: Real>(left: Matrix<R>, right: Matrix<R>, result: &mut [R], add: bool) {
     multiply_all(
         [Gemm {
@@ -120,21 +119,21 @@ pub(crate) fn multiply<R: Real>(left: Matrix<R>, right: Matrix<R>, result: &mut 
     );
 }
 
-/// Computes all of the GEMMs at once with all threads: tiles of different GEMMs fill each other's gaps.
+/// Computes all of the GEMMs with all threads. Their tiles are scheduled together, so that threads do not idle between GEMMs.
 pub(crate) fn multiply_all<'a, R: Real>(gemms: impl IntoIterator<Item = Gemm<'a, R>>, add: bool) {
     let tiles: Vec<Tile<R>> = gemms.into_iter().flat_map(Gemm::tiles).collect();
     (tiles.into_par_iter().with_max_len(1)).for_each(|tile| tile.multiply(add));
 }
 
-/// Computes all of the GEMMs at once with all threads. No thread holds more than a tile of a result before it
-/// is scaled.
+/// Computes all of the GEMMs with all threads, and writes their scaled results. Before it is scaled, at most one tile of a
+/// result for each thread is in memory.
 pub(crate) fn multiply_scaled<'a, T: Element>(gemms: impl IntoIterator<Item = ScaledGemm<'a, T>>) {
     let tiles: Vec<ScaledGemm<T>> = gemms.into_iter().flat_map(ScaledGemm::tiles).collect();
     (tiles.into_par_iter().with_max_len(1)).for_each(ScaledGemm::multiply);
 }
 
 impl<'a, T: Element> ScaledGemm<'a, T> {
-    /// Cuts the GEMM into smaller ones that share no element.
+    /// Cuts the GEMM into tiles whose results do not overlap. Returns none if the shapes do not fit together.
     fn tiles(mut self) -> Vec<Self> {
         let (rows, columns) = (self.left.rows, self.right.columns);
         let fit = self.left.columns == self.right.rows
@@ -184,7 +183,7 @@ impl<'a, T: Element> ScaledGemm<'a, T> {
 }
 
 impl<'a, T> ScaledRow<'a, T> {
-    /// Splits off its first elements.
+    /// Splits off the first `length` elements.
     fn split_off(&mut self, length: usize) -> Option<Self> {
         let values = self.values.split_off_mut(..length)?;
         Some(Self {
@@ -195,7 +194,7 @@ impl<'a, T> ScaledRow<'a, T> {
 }
 
 impl<'a, R: Real> Gemm<'a, R> {
-    /// Cuts the result into tiles that share no element. Returns none where the shapes do not fit together.
+    /// Cuts the result into tiles that do not overlap. Returns none if the shapes do not fit together.
     fn tiles(self) -> Vec<Tile<'a, R>> {
         let (left, right) = (self.left, self.right);
         let (rows, columns) = (left.rows, right.columns);
@@ -233,10 +232,9 @@ impl<R: Real> Tile<'_, R> {
     fn multiply(self, add: bool) {
         let (left, right) = (self.left, self.right);
         let old = if add { R::from_f64(1.0) } else { R::ZERO };
-        // SAFETY: both `tiles` make tiles of matrices alone that lie inside their slices and whose shapes
-        // fit, and the rectangle of `result` lies in the product's, as its rows and columns do, or is all
-        // of a scaled tile's own.
-        // `R` is f32 or f64, which gemm knows.
+        // SAFETY: both functions `tiles` return tiles only for matrices that are inside their slices and whose shapes fit. The
+        // tile is inside the result of its GEMM, because its rows and columns are, or it is a buffer of the same size for a
+        // scaled GEMM. `R` is f32 or f64, which gemm supports.
         unsafe {
             gemm::gemm(
                 left.rows,

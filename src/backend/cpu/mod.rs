@@ -1,4 +1,4 @@
-//! The CPU: parallel over rows, vectorised along them.
+//! The CPU backend: parallel over rows, and vectorised within a row.
 
 mod balance;
 pub(crate) mod dense;
@@ -11,11 +11,11 @@ mod vector;
 
 use pulp::{Arch, Simd, WithSimd};
 
-/// A loop to be compiled once for every instruction set.
+/// A loop that is compiled once for every instruction set.
 ///
-/// Not handed to pulp as the closure that it is: pulp would call it as an `FnOnce`, and of a closure
-/// that could be called again that is a function of its own, which the compiler leaves outside of
-/// the vectorized one and compiles for the oldest machine.
+/// The closure is not passed to pulp directly, because pulp calls closures as `FnOnce`. For a closure that is `FnMut`, this is
+/// a separate shim function, which the compiler does not inline into the vectorised one and compiles for the baseline
+/// instruction set.
 struct Loop<F>(F);
 
 impl<R, F: FnMut() -> R> WithSimd for Loop<F> {
@@ -27,7 +27,7 @@ impl<R, F: FnMut() -> R> WithSimd for Loop<F> {
     }
 }
 
-/// Runs a loop with the instructions that this machine has, and returns what it returns.
+/// Runs a loop with the best instruction set of this machine, and returns its result.
 #[inline(always)]
 fn vectorized<R>(body: impl FnMut() -> R) -> R {
     Arch::new().dispatch(Loop(body))

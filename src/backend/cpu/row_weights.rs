@@ -1,4 +1,4 @@
-//! BEAR's weights of rows, from their scores as these come.
+//! BEAR's row weights, and the selection of the B-th largest score that they need.
 
 use super::element::Real;
 use super::softmax::RowSoftmax;
@@ -6,13 +6,13 @@ use super::vector;
 use crate::Bear;
 use crate::backend::batch::{Batch, BatchRow};
 
-/// Weighs the rows of a batch one after another.
-pub(super) struct RowWeigher<R> {
+/// Computes BEAR's weights of the rows of a batch, and reuses its memory from row to row.
+pub(super) struct RowWeights<R> {
     bear: Option<Bear>,
     largest: Largest<R>,
 }
 
-impl<R: Real> RowWeigher<R> {
+impl<R: Real> RowWeights<R> {
     pub fn new(batch: &Batch) -> Self {
         Self {
             bear: batch.bear,
@@ -20,10 +20,10 @@ impl<R: Real> RowWeigher<R> {
         }
     }
 
-    /// The weight of a row with these scores: 1 where there is no BEAR.
+    /// Returns BEAR's weight of a row with these scores, and 1 without BEAR.
     pub fn weight(&mut self, row: &BatchRow, scores: &[R], temperature: f64) -> f64 {
         match self.bear {
-            Some(bear) if row.counts() => {
+            Some(bear) if row.has_loss() => {
                 self.largest.reset(bear.beams, scores.len());
                 self.largest.add(scores);
                 let target = scores[row.rank as usize].into();
@@ -34,33 +34,34 @@ impl<R: Real> RowWeigher<R> {
     }
 }
 
-/// Divides the weights of a batch by their sum where its mean asks for it. Returns the sum of the branching rows'
-/// weights, the caller's in them; `None` where there is no BEAR.
+/// Divides BEAR's weights by the sum of the weighted loss weights, if the reduction is a mean of row weights. Returns the sum
+/// over the branching rows of BEAR's weight times the caller's, and `None` without BEAR.
 pub(crate) fn normalise(batch: &Batch, softmaxes: &mut [RowSoftmax]) -> Option<f64> {
     let bear = batch.bear?;
     let rows = batch.rows.iter().zip(&*softmaxes);
-    // Not `sum`, which gives −0 for no row. A row that does not count has a share of 0.
-    let shares = rows.fold(0.0, |sum, (row, softmax)| {
-        sum + row.share * softmax.weight()
+    // `sum` is not used, because it gives −0 for no row. A row without a loss has loss weight 0.
+    let weights = rows.fold(0.0, |sum, (row, softmax)| {
+        sum + row.loss_weight * softmax.weight()
     });
-    if let (Some(unary), true) = (batch.unary_share_of_mean, shares > 0.0) {
-        let all = shares + unary * bear.weight_of_a_tie();
+    if let (Some(unary), true) = (batch.unary_loss_weight, weights > 0.0) {
+        let all = weights + unary * bear.weight_of_a_tie();
         softmaxes
             .iter_mut()
             .for_each(|softmax| softmax.divide_weight(all));
     }
-    Some(shares * batch.denominator)
+    Some(weights * batch.denominator)
 }
 
-/// The largest of a row's scores, which may come in pieces.
+/// A selection of the largest scores of a row, which may be added in chunks.
 pub(super) struct Largest<R> {
-    /// How many scores are asked for: at most as many as there are.
+    /// The number of scores to select, which is at most the number of scores of the row.
     count: usize,
-    /// Whether all scores are asked for, so that the last is the smallest.
+    /// Whether all scores are selected, so that the last of them is the smallest.
     all: bool,
-    /// The largest scores so far, and others. Scores of −∞ are not kept: where too few are kept, they make up the rest.
+    /// The largest scores so far, and some smaller ones. Scores of −∞ are not kept: if fewer than `count` are kept, the rest
+    /// are −∞.
     kept: Vec<R>,
-    /// A bound that the largest scores lie above; the smallest score so far where all are asked for.
+    /// A lower bound of the largest scores. If all are selected, the smallest score so far.
     bound: R,
 }
 
@@ -76,7 +77,7 @@ impl<R: Real> Default for Largest<R> {
 }
 
 impl<R: Real> Largest<R> {
-    /// Scores that are looked at together.
+    /// The number of scores that are compared with the bound at a time.
     const CHUNK: usize = 64;
 
     pub fn new(beams: u32, size: usize) -> Self {
@@ -85,7 +86,7 @@ impl<R: Real> Largest<R> {
         largest
     }
 
-    /// Forgets the scores of another row, and asks for so many of `size`.
+    /// Starts a new row of `size` scores, of which the `beams` largest are selected.
     fn reset(&mut self, beams: u32, size: usize) {
         self.count = size.min(beams as usize);
         self.all = self.count == size;
@@ -109,7 +110,7 @@ impl<R: Real> Largest<R> {
     }
 
     fn add_chunk(&mut self, chunk: &[R]) {
-        // At least half of a full buffer goes, so that a score costs the same however many are asked for.
+        // A selection removes at least half of a full buffer, so that its amortised cost does not depend on `count`.
         let full = (2 * self.count).max(Self::CHUNK);
         for &score in chunk {
             if score > self.bound {
@@ -121,7 +122,7 @@ impl<R: Real> Largest<R> {
         }
     }
 
-    /// The last of those asked for, and nothing kept that is below it.
+    /// Returns the `count`-th largest of the kept scores, and removes the smaller ones.
     fn select(&mut self) -> R {
         let descending = |a: &R, b: &R| b.partial_cmp(a).unwrap_or(std::cmp::Ordering::Equal);
         let (_, &mut last, _) = (self.kept).select_nth_unstable_by(self.count - 1, descending);
@@ -129,7 +130,7 @@ impl<R: Real> Largest<R> {
         last
     }
 
-    /// The smallest of the largest. NaN counts as −∞.
+    /// Returns the smallest of the selected scores. NaN counts as −∞.
     pub fn last(&mut self) -> R {
         match self.all {
             true => self.bound,

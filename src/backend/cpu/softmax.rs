@@ -1,25 +1,27 @@
-//! The softmax of one row whose valid logits lie gathered in one place.
+//! The softmax of one row, from its gathered valid logits.
 
 use super::element::{self, Element, Real};
 use super::vector;
 use crate::backend::batch::BatchRow;
 use crate::{Error, Result, Statistics, TokenSet};
 
-/// The softmax of one row in a form that suffices for its loss and, with the logits, its gradient. The target is kept apart from the others, so that neither a small loss nor 1 − p_y is
-/// the difference of two numbers near 1.
+/// The softmax statistics of one row, which suffice for its loss and, with the logits, for its gradient. The target's
+/// exponential is kept separate from the sum of the others, so that neither a small loss nor 1 − p_y is computed as the
+/// difference of two numbers near 1.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RowSoftmax {
+    /// The largest logit.
     maximum: f64,
     /// Σ exp((z_v − maximum)/τ) over the tokens other than the target.
     others: f64,
     /// (z_y − maximum)/τ.
     target: f64,
-    /// What the row weighs by BEAR: 1 where there is none.
+    /// BEAR's weight of the row; 1 without BEAR.
     weight: f64,
 }
 
 impl RowSoftmax {
-    /// Replaces the gathered logits by their exponentials, the target's by 0.
+    /// Computes the softmax, and replaces the gathered logits by their exponentials, the target's by 0.
     pub fn new<R: Real>(scores: &mut [R], rank: usize, temperature: f64) -> Self {
         let maximum: f64 = vector::maximum(scores).into();
         let target: f64 = scores[rank].into();
@@ -50,22 +52,22 @@ impl RowSoftmax {
         softmax
     }
 
-    /// Returns the softmax of a row that weighs so much by BEAR.
-    pub fn weighing(self, weight: f64) -> Self {
+    /// Returns the same softmax with BEAR's weight of the row.
+    pub fn with_weight(self, weight: f64) -> Self {
         Self { weight, ..self }
     }
 
-    /// Returns what the row weighs by BEAR: what its loss and gradient are multiplied by besides its share.
+    /// Returns BEAR's weight of the row, which multiplies its loss weight.
     pub fn weight(&self) -> f64 {
         self.weight
     }
 
-    /// Divides that weight.
+    /// Divides BEAR's weight of the row.
     pub fn divide_weight(&mut self, by: f64) {
         self.weight /= by;
     }
 
-    /// Returns what exponentials relative to another maximum are multiplied by to be relative to this one.
+    /// Returns the factor that turns exponentials relative to another maximum into exponentials relative to this one.
     pub fn relative_to(&self, maximum: f64, temperature: f64) -> f64 {
         if maximum == self.maximum {
             return 1.0;
@@ -73,7 +75,7 @@ impl RowSoftmax {
         ((maximum - self.maximum) / temperature).exp()
     }
 
-    /// Replaces the gathered logits by their exponentials again, where the softmax is known.
+    /// Replaces the gathered logits by their exponentials as [`new`](Self::new) does, for a softmax that is known.
     pub fn exponentials<R: Real>(&self, scores: &mut [R], rank: usize, temperature: f64) {
         scores[rank] = R::NEG_INFINITY;
         vector::exponentials(scores, self.maximum, temperature.recip());
@@ -85,8 +87,8 @@ impl RowSoftmax {
         scores[rank] = R::from_f64(self.target_gradient());
     }
 
-    /// Replaces some of the row's logits, the target's at `rank` if it is among them, by
-    /// `factor·(p_v − \[v = y\])`.
+    /// Replaces a chunk of the row's logits by `factor·(p_v − \[v = y\])`. `rank` is the index of the target in the chunk, if
+    /// it is there.
     pub fn gradient_of_chunk<R: Real>(
         &self,
         logits: &mut [R],
@@ -110,7 +112,7 @@ impl RowSoftmax {
         }
     }
 
-    /// Returns 1/Σ, what an exponential is multiplied by to be a probability.
+    /// Returns 1/Σ, the factor that turns an exponential into a probability.
     pub fn inverse_sum(&self) -> f64 {
         (self.others + self.target.exp()).recip()
     }
@@ -121,7 +123,7 @@ impl RowSoftmax {
     }
 }
 
-/// Gathers the valid logits of a row, widened, into `scores`.
+/// Appends the valid logits of a row to `scores`, widened.
 pub(super) fn gather<T: Element>(logits: &[T], set: TokenSet, scores: &mut Vec<T::Real>) {
     match set {
         TokenSet::Listed(tokens) => {
@@ -139,8 +141,8 @@ pub(crate) fn log_sum<T: Element>(logits: &[T], temperature: f64) -> f64 {
     vector::exponentials(&mut values, maximum, temperature.recip()).ln() + maximum / temperature
 }
 
-/// Writes `factor·(p_v − [v = y])` at the tokens of the set, from the exponentials that
-/// [`RowSoftmax`] has written to `scores`.
+/// Writes `factor·(p_v − [v = y])` at the tokens of the set. `scores` holds the exponentials that [`RowSoftmax::new`] or
+/// [`RowSoftmax::exponentials`] wrote.
 pub(super) fn write_gradient<T: Element>(
     softmax: &RowSoftmax,
     scores: &[T::Real],

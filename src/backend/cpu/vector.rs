@@ -1,14 +1,13 @@
-//! Loops over one row, written so that the compiler vectorises them for the instruction set that
-//! the machine turns out to have.
+//! Loops over one row, written so that the compiler vectorises them. The instruction set is chosen at run time.
 
 use super::element::{Element, Real};
 use super::vectorized;
 
-/// The number of independent partial results of a loop: enough to fill the widest registers and hide the latency of
-/// their additions. Fixed, so that results do not depend on the machine's width.
+/// The number of independent partial results of a loop. It is enough to fill the widest registers and to hide the latency of
+/// their additions, and it is fixed, so that results do not depend on the width of the machine's registers.
 const LANES: usize = 16;
 
-/// Returns the largest value, and −∞ for none. NaN values are passed over: they come back in the exponentials.
+/// Returns the largest value, and −∞ for no value. NaN is ignored, as the exponentials will be NaN.
 pub(super) fn maximum<R: Real>(values: &[R]) -> R {
     vectorized(
         #[inline(always)]
@@ -21,7 +20,7 @@ pub(super) fn maximum<R: Real>(values: &[R]) -> R {
     )
 }
 
-/// Returns the smallest of the values and `start`. NaN values are passed over.
+/// Returns the smallest of the values and `start`. NaN is ignored.
 pub(super) fn minimum<R: Real>(values: &[R], start: R) -> R {
     vectorized(
         #[inline(always)]
@@ -32,7 +31,7 @@ pub(super) fn minimum<R: Real>(values: &[R], start: R) -> R {
     )
 }
 
-/// Returns whether a value is above `bound`, which no NaN is.
+/// Returns whether any value is above `bound`. NaN is not.
 pub(super) fn any_above<R: Real>(values: &[R], bound: R) -> bool {
     vectorized(
         #[inline(always)]
@@ -65,8 +64,8 @@ pub(super) fn exponentials<R: Real>(
     )
 }
 
-/// The sum, in f64 over blocks that are summed in the values' own type: rows of a whole vocabulary
-/// keep the precision of short ones.
+/// Returns the sum. Blocks are summed in the type of the values, and the blocks' sums in f64, so that rows of a whole
+/// vocabulary are as precise as short ones.
 #[inline(always)]
 fn sum<R: Real>(values: &[R]) -> f64 {
     const BLOCK: usize = 1024;
@@ -75,8 +74,8 @@ fn sum<R: Real>(values: &[R]) -> f64 {
         .sum()
 }
 
-/// The mean and the sum of squared deviations from it, in f64, shifted by the first value so that a
-/// common offset costs no precision.
+/// Returns the mean and the sum of squared deviations from it, in f64. Values are shifted by the first one, so that a common
+/// offset costs no precision.
 pub(super) fn moments<R: Real>(values: &[R]) -> (f64, f64) {
     let Some(&shift) = values.first() else {
         return (0.0, 0.0);
@@ -88,19 +87,19 @@ pub(super) fn moments<R: Real>(values: &[R]) -> (f64, f64) {
         || {
             let add = |a: [f64; 2], b: [f64; 2]| [a[0] + b[0], a[1] + b[1]];
             lanes(values, [0.0; 2], add, |sums, value: R| {
-                let apart: f64 = value.into() - shift;
-                add(sums, [apart, apart * apart])
+                let difference: f64 = value.into() - shift;
+                add(sums, [difference, difference * difference])
             })
         },
     );
-    let apart = sum / count;
-    let deviations = squares - sum * apart;
-    // Rounding may take it below 0. Not `max`, which would make 0 of NaN too.
+    let shifted_mean = sum / count;
+    let deviations = squares - sum * shifted_mean;
+    // Rounding may make it negative. `max` is not used, because it would turn NaN into 0.
     let deviations = if deviations < 0.0 { 0.0 } else { deviations };
-    (shift + apart, deviations)
+    (shift + shifted_mean, deviations)
 }
 
-/// Writes every value times `factor`, narrowed once.
+/// Writes every value times `factor` to `target`, rounded once.
 pub(super) fn scale_into<T: Element>(values: &[T::Real], factor: f64, target: &mut [T]) {
     let factor = T::Real::from_f64(factor);
     vectorized(
@@ -129,7 +128,7 @@ pub(super) fn scale<R: Real>(values: &mut [R], factor: f64) {
     );
 }
 
-/// Returns Σ a·b over two rows of one length.
+/// Returns Σ a·b over two rows of the same length.
 pub(super) fn dot<R: Real>(a: &[R], b: &[R]) -> R {
     vectorized(
         #[inline(always)]
@@ -161,7 +160,7 @@ pub(super) fn add_scaled<R: Real>(target: &mut [R], factor: R, source: &[R]) {
     );
 }
 
-/// Folds `values` in independent lanes, then the lanes pairwise in a fixed order.
+/// Folds `values` in LANES independent lanes, and then the lanes pairwise in a fixed order.
 #[inline(always)]
 fn lanes<R: Copy, A: Copy>(
     values: &[R],

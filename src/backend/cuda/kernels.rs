@@ -18,8 +18,8 @@ use crate::backend::modules::MODULES;
 pub(super) type Kernels = Arc<HashMap<&'static str, CudaFunction>>;
 type OfContext = (Kernels, Arc<Mutex<Staging>>);
 
-/// Returns the kernels of a context, which are loaded once, and its page-locked memory. A loaded kernel keeps its context
-/// alive, so the address of a context never comes to mean another.
+/// Returns the kernels of a context, which are loaded once, and its page-locked memory. The map is keyed by the address of the
+/// context. A loaded kernel keeps its context alive, so the address is never reused for another one.
 pub(super) fn kernels_of(context: &Arc<CudaContext>) -> Result<OfContext> {
     static LOADED: OnceLock<Mutex<HashMap<usize, OfContext>>> = OnceLock::new();
     let mut loaded = LOADED
@@ -44,7 +44,7 @@ fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction
         let loaded = context.load_module(Ptx::from_binary(module.image.to_vec()))?;
         for &name in module.kernels {
             let function = loaded.load_function(name)?;
-            // A launch may have more than the 48 KiB that every device allows unasked.
+            // Raises the limit of dynamic shared memory above the default of 48 KiB.
             function.set_attribute(
                 FunctionAttribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                 shared_bytes,

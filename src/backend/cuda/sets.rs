@@ -1,4 +1,4 @@
-//! Token sets in the memory of a device.
+//! Token sets in device memory, through candle.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ThreadId;
@@ -11,33 +11,32 @@ use super::stream::CandleStream;
 use crate::backend::launch::TokenSetsView;
 use crate::{Result, TokenSets};
 
-/// Token sets in the memory of a device, which any number of host threads may use.
+/// Token sets in device memory, which any number of host threads may use.
 pub(crate) struct DeviceSets {
     /// `None` for the whole vocabulary.
     listed: Option<ListedSets>,
     vocabulary: u64,
 }
 
-/// Offsets and tokens that one host thread uploads and others read, each in its stream.
+/// Offsets and tokens that one host thread uploads and others read, each in its own stream.
 ///
-/// The stream of candle's `Device::new_cuda` is the *per-thread* default stream: one handle, which
-/// means another stream in each thread of the host. cudarc orders streams by the events of its slices
-/// only in a context that it has created a stream in (`CudaContext::is_managing_stream_synchronization`),
-/// which this one is not, and not at all where the caller has disabled event tracking. Nothing then keeps
-/// a second thread from reading these sets before the first thread's copy of them is done, nor the last
-/// owner from freeing them, in its own stream, while another thread's kernel still reads. The losses that
-/// share the sets are each used rightly, by one thread, so the order is this type's business:
+/// candle's `Device::new_cuda` has the *per-thread* default stream: the same handle means another stream in each thread of the
+/// host. cudarc orders streams by the events of its slices only in a context in which it has created a stream
+/// (`CudaContext::is_managing_stream_synchronization`), which this one is not, and never if the caller has disabled event
+/// tracking. Without further care, a second thread could read the sets before the upload of the first is done, and the last
+/// owner could free them, in its own stream, while a kernel of another thread still reads them. Each loss that shares the sets
+/// is used correctly, by one thread, so this type must order the streams itself:
 ///
-/// - an event behind the upload, which every other stream waits for;
-/// - where another thread than the uploading one has read or drops the sets, a wait for the whole context
-///   before they are freed. That is at the end of a loss's life, not of a step.
+/// - It records an event after the upload, for which every other stream waits.
+/// - If a thread other than the uploading one has read the sets or drops them, it synchronises the context before they are freed.
+///   This happens at the end of a loss's life, not in a step.
 ///
-/// The stream of `Device::new_cuda_with_stream` is one for all threads, and orders all of this by itself.
+/// `Device::new_cuda_with_stream` has one stream for all threads, which needs none of this.
 struct ListedSets {
     offsets_and_tokens: [CudaSlice<u32>; 2],
-    /// The event behind the upload.
+    /// The event after the upload.
     uploaded: CudaEvent,
-    /// Whether the upload is known to be done, so that no launch need wait for it.
+    /// Whether the upload is known to be done, so that launches need not wait for it.
     is_uploaded: AtomicBool,
     uploaded_by: ThreadId,
     /// Whether another thread has read the sets.
@@ -57,7 +56,7 @@ impl ListedSets {
         })
     }
 
-    /// Keeps what the calling thread issues next in this stream behind the upload.
+    /// Orders what the calling thread issues next to this stream after the upload.
     fn order(&self, stream: &CudaStream) {
         if is_another(stream, self.uploaded_by) {
             self.is_shared.store(true, Ordering::Relaxed);
@@ -69,15 +68,15 @@ impl ListedSets {
             self.is_uploaded.store(true, Ordering::Release);
             return;
         }
-        // As cudarc treats the events of its slices: the launch that follows reports the error.
+        // The error is recorded, and the launch that follows reports it, as with the events of cudarc's slices.
         stream.context().record_err(stream.wait(&self.uploaded));
     }
 }
 
 impl Drop for ListedSets {
     fn drop(&mut self) {
-        // Relaxed is enough: whoever read the sets held a share of them, and the last to let go of its own
-        // sees what the others did before.
+        // Relaxed is enough: every thread that read the sets held a reference to them, and dropping the last reference
+        // synchronises with the drops of the others.
         let stream = self.offsets_and_tokens[0].stream();
         if self.is_shared.load(Ordering::Relaxed) || is_another(stream, self.uploaded_by) {
             let context = stream.context();
@@ -86,7 +85,7 @@ impl Drop for ListedSets {
     }
 }
 
-/// Returns whether this stream is another here than it is in that thread of the host.
+/// Returns whether the handle of this stream means another stream in the calling thread than in `thread`.
 pub(crate) fn is_another(stream: &CudaStream, thread: ThreadId) -> bool {
     // CU_STREAM_PER_THREAD
     stream.cu_stream() as usize == 2 && std::thread::current().id() != thread
@@ -94,7 +93,7 @@ pub(crate) fn is_another(stream: &CudaStream, thread: ThreadId) -> bool {
 
 impl DeviceSets {
     pub fn new(device: &CudaDevice, sets: &TokenSets) -> Result<Self> {
-        let listed = (sets.as_raw())
+        let listed = (sets.to_upload()?)
             .map(|(offsets, tokens)| ListedSets::new(device, offsets, tokens))
             .transpose()?;
         Ok(Self {
@@ -103,7 +102,7 @@ impl DeviceSets {
         })
     }
 
-    /// Returns where the sets are, for a launch that the calling thread issues next in `stream`.
+    /// Returns the addresses of the sets, for launches that the calling thread issues next to `stream`.
     pub fn view<'a>(&'a self, stream: &mut CandleStream<'a>) -> TokenSetsView {
         let [offsets, tokens] = match &self.listed {
             Some(listed) => {
@@ -122,7 +121,7 @@ impl DeviceSets {
 }
 
 fn upload(device: &CudaDevice, values: &[u32]) -> Result<CudaSlice<u32>> {
-    // A device has no buffer without elements.
+    // The driver does not allocate buffers of 0 bytes.
     let values = if values.is_empty() { &[0] } else { values };
     Ok(device.clone_htod(values)?)
 }

@@ -1,11 +1,11 @@
-//! Uploads from page-locked memory, for which the host does not wait.
+//! Asynchronous uploads from page-locked memory.
 
 use std::sync::Arc;
 
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut, DriverError};
 use cudarc::driver::{PinnedHostSlice, result};
 
-/// Page-locked buffers of a context, taken in turn.
+/// A ring of page-locked buffers of a context.
 #[derive(Default)]
 pub(super) struct Staging {
     buffers: Vec<Buffer>,
@@ -13,17 +13,17 @@ pub(super) struct Staging {
 }
 
 struct Buffer {
-    words: PinnedHostSlice<u32>,
-    /// The event behind the last copy out of the buffer.
+    elements: PinnedHostSlice<u32>,
+    /// The event after the last copy from the buffer.
     copied: CudaEvent,
 }
 
 impl Staging {
-    /// How many copies may be under way before the host waits for the oldest.
+    /// How many copies may be in flight before the host waits for the oldest.
     const BUFFERS: usize = 8;
-    const LEAST_WORDS: usize = 1 << 16;
+    const LEAST_ELEMENTS: usize = 1 << 16;
 
-    /// Issues one copy of these tables, one behind the other, to the beginning of `to`.
+    /// Issues one copy of the concatenated tables to the beginning of `to`.
     pub fn upload(
         &mut self,
         stream: &Arc<CudaStream>,
@@ -37,19 +37,19 @@ impl Staging {
             .min(to.len());
         let buffer = self.buffer(stream.context(), length)?;
         buffer.copied.synchronize()?;
-        let words = buffer.words.as_mut_slice()?;
+        let elements = buffer.elements.as_mut_slice()?;
         let mut end = 0;
         for table in tables {
-            words[end..end + table.len()].copy_from_slice(table);
+            elements[end..end + table.len()].copy_from_slice(table);
             end += table.len();
         }
         let (address, _written) = to.device_ptr_mut(stream);
-        // SAFETY: `to` has as many words, and the buffer is not written again before `copied`.
-        unsafe { result::memcpy_htod_async(address, &words[..length], stream.cu_stream()) }?;
+        // SAFETY: `to` has as many elements, and the buffer is not written again before `copied`.
+        unsafe { result::memcpy_htod_async(address, &elements[..length], stream.cu_stream()) }?;
         buffer.copied.record(stream)
     }
 
-    /// Returns the next buffer, of at least so many words.
+    /// Returns the next buffer of the ring, with at least `length` elements.
     fn buffer(
         &mut self,
         context: &Arc<CudaContext>,
@@ -60,19 +60,19 @@ impl Staging {
         if self
             .buffers
             .get(index)
-            .is_none_or(|buffer| buffer.words.len() < length)
+            .is_none_or(|buffer| buffer.elements.len() < length)
         {
-            let words = length.next_power_of_two().max(Self::LEAST_WORDS);
+            let elements = length.next_power_of_two().max(Self::LEAST_ELEMENTS);
             let buffer = Buffer {
-                // SAFETY: words are written before a copy reads them.
-                words: unsafe { context.alloc_pinned(words) }?,
+                // SAFETY: elements are written before a copy reads them.
+                elements: unsafe { context.alloc_pinned(elements) }?,
                 copied: context.new_event(None)?,
             };
-            // One that was too small waits for its last copy where it is dropped.
+            // A buffer that is too small is replaced once its last copy is done.
             match self.buffers.get_mut(index) {
-                Some(place) => {
-                    place.copied.synchronize()?;
-                    *place = buffer;
+                Some(old) => {
+                    old.copied.synchronize()?;
+                    *old = buffer;
                 }
                 None => self.buffers.push(buffer),
             }

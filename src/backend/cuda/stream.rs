@@ -1,4 +1,4 @@
-//! candle's stream, as plans are issued to it.
+//! The stream that launch plans are issued to, over candle's stream.
 
 use bytemuck::Pod;
 use candle_core::CudaDevice;
@@ -7,17 +7,19 @@ use cudarc::driver::{
 };
 
 use super::Executor;
-use crate::backend::launch::{self, DevicePtr, Launch, Lifetime, bytes_of_parts, places_of_parts};
+use crate::backend::launch::{
+    self, DevicePtr, Launch, Lifetime, addresses_of_parts, bytes_of_parts,
+};
 use crate::{Error, Result};
 
 /// The alignment of the device's own allocations, in bytes.
 const ALIGNMENT: usize = 256;
 
-/// The stream of an executor, with the buffers of candle's that what is issued there reads and writes, and the memory that
-/// it alone needs: the stream frees that memory behind what was issued.
+/// The stream of an executor, the buffers of candle that its launches read and write, and the memory that only the launches
+/// need. That memory is freed in the order of the stream.
 ///
-/// cudarc orders launches after the work of other streams on a buffer when the buffer is added, and the later work of other
-/// streams after the launches when this is dropped.
+/// cudarc orders launches after the work of other streams on a buffer when the buffer is added here, and the later work of
+/// other streams after the launches when this is dropped.
 pub(crate) struct CandleStream<'a> {
     executor: &'a Executor,
     buffers: Vec<SyncOnDrop<'a>>,
@@ -58,7 +60,7 @@ impl<'a> CandleStream<'a> {
         DevicePtr::new(address)
     }
 
-    /// Returns the kept memory, for other streams as if the last launch had written all of it.
+    /// Returns the kept memory. Other streams are ordered after the launches, as if the last one had written all of it.
     pub fn into_kept(mut self) -> Vec<CudaSlice<u32>> {
         for memory in &mut self.kept {
             drop(memory.device_ptr_mut(&self.executor.stream));
@@ -78,14 +80,14 @@ impl<'a> CandleStream<'a> {
             Lifetime::Scratch => self.scratch.push(memory),
             Lifetime::Kept => self.kept.push(memory),
         }
-        places_of_parts(first, bytes, alignment)
+        addresses_of_parts(first, bytes, alignment)
     }
 }
 
 impl launch::Stream for CandleStream<'_> {
     type Error = Error;
 
-    /// Allocates all parts in one piece.
+    /// Allocates all parts as one buffer.
     fn allocate<const N: usize>(
         &mut self,
         lifetime: Lifetime,
@@ -124,12 +126,12 @@ impl launch::Stream for CandleStream<'_> {
     }
 }
 
-/// Allocates memory for `length` elements, for a kernel to write all of.
+/// Allocates uninitialised memory for `length` elements.
 pub(crate) fn uninitialised<T: DeviceRepr>(
     device: &CudaDevice,
     length: usize,
 ) -> Result<CudaSlice<T>> {
-    // SAFETY: whoever asks for the memory writes it before anyone reads it. A device has no buffer
-    // without elements.
+    // SAFETY: the elements have no invalid bits, and the kernels write them before they are read. The driver does not allocate
+    // buffers of 0 bytes.
     Ok(unsafe { device.alloc::<T>(length.max(1)) }?)
 }

@@ -1,4 +1,4 @@
-//! Token sets and other buffers in the memory of a device.
+//! Token sets and other buffers in device memory, through cust.
 
 use cust::memory::{DeviceBuffer, DeviceCopy, DeviceSlice};
 
@@ -6,7 +6,7 @@ use super::driver_error;
 use crate::backend::launch::{DevicePtr, TokenSetsView};
 use crate::{Error, Result, TokenSets};
 
-/// Token sets in the memory of a device.
+/// Token sets in device memory.
 pub(crate) struct DeviceSets {
     /// The offsets and the tokens; `None` for the whole vocabulary.
     listed: Option<[DeviceBuffer<u32>; 2]>,
@@ -15,7 +15,7 @@ pub(crate) struct DeviceSets {
 
 impl DeviceSets {
     pub fn new(sets: &TokenSets) -> Result<Self> {
-        let listed = match sets.as_raw() {
+        let listed = match sets.to_upload()? {
             Some((offsets, tokens)) => Some([upload(offsets)?, upload(tokens)?]),
             None => None,
         };
@@ -41,23 +41,23 @@ pub(crate) fn address<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Option<DevicePtr
     DevicePtr::new(slice.as_device_ptr().as_raw())
 }
 
-/// Returns the address of a slice that has elements.
-pub(crate) fn there<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Result<DevicePtr> {
+/// Returns the address of a slice, and an error for a slice without elements.
+pub(crate) fn nonempty_address<T: DeviceCopy>(slice: &DeviceSlice<T>) -> Result<DevicePtr> {
     address(slice).ok_or_else(|| Error::Malformed {
         what: "slice",
         detail: "it has no address on the device".into(),
     })
 }
 
-/// Allocates memory for `length` elements, for a kernel to write all of.
+/// Allocates uninitialised memory for `length` elements.
 pub(crate) fn uninitialised<T: DeviceCopy>(length: usize) -> Result<DeviceBuffer<T>> {
-    // SAFETY: whoever asks for the memory writes it before anyone reads it. A device has no buffer
-    // without elements.
+    // SAFETY: the elements have no invalid bits, and the kernels write them before they are read. The driver does not allocate
+    // buffers of 0 bytes.
     unsafe { DeviceBuffer::uninitialized(length.max(1)) }.map_err(driver_error)
 }
 
 pub(super) fn upload<T: DeviceCopy + bytemuck::Zeroable>(values: &[T]) -> Result<DeviceBuffer<T>> {
-    // A device has no buffer without elements.
+    // The driver does not allocate buffers of 0 bytes.
     let one = [T::zeroed()];
     let values = if values.is_empty() { &one } else { values };
     DeviceBuffer::from_slice(values).map_err(driver_error)

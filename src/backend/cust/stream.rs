@@ -1,18 +1,18 @@
-//! cust's stream, as plans are issued to it.
+//! The stream that launch plans are issued to, over a stream of cust.
 
 use bytemuck::Pod;
 use cust::memory::DeviceBuffer;
 
 use super::Executor;
 use super::memory::{address, uninitialised, upload};
-use crate::backend::launch::{self, DevicePtr, Launch, Lifetime, places_of_parts};
+use crate::backend::launch::{self, DevicePtr, Launch, Lifetime, addresses_of_parts};
 use crate::{Error, Result};
 
-/// A stream, and the memory that what is issued there alone needs.
+/// A stream of cust, and the memory that the launches issued to it need.
 pub(crate) struct CustStream<'a> {
     executor: &'a Executor,
     stream: &'a cust::stream::Stream,
-    /// The memory, scratch under its name.
+    /// The memory. Scratch has a name, under which it can be reused.
     held: Vec<(Option<&'static str>, DeviceBuffer<u8>)>,
 }
 
@@ -29,7 +29,7 @@ impl<'a> CustStream<'a> {
         self.stream
     }
 
-    /// Returns the memory, to be freed when what was issued is done.
+    /// Returns the memory, which must be freed only after the launches are done.
     pub fn into_held(self) -> Vec<DeviceBuffer<u8>> {
         self.held.into_iter().map(|(_, buffer)| buffer).collect()
     }
@@ -40,7 +40,7 @@ impl<'a> CustStream<'a> {
         address
     }
 
-    /// Finds scratch of the same name, which what was issued before no longer needs when this comes.
+    /// Returns scratch of the same name that is large enough. Earlier launches are done with it when later ones run.
     fn reused(&self, name: Option<&'static str>, bytes: usize) -> Option<DevicePtr> {
         let mut held = (self.held.iter()).filter(|(held, _)| held.is_some() && *held == name);
         let (_, buffer) = held.find(|(_, buffer)| buffer.len() >= bytes)?;
@@ -57,10 +57,10 @@ impl launch::Stream for CustStream<'_> {
         parts: [(&'static str, usize); N],
     ) -> Result<[Option<DevicePtr>; N]> {
         let mut addresses = [None; N];
-        for (place, (name, bytes)) in addresses.iter_mut().zip(parts) {
+        for (address, (name, bytes)) in addresses.iter_mut().zip(parts) {
             let name = (lifetime == Lifetime::Scratch).then_some(name);
             if bytes > 0 {
-                *place = match self.reused(name, bytes) {
+                *address = match self.reused(name, bytes) {
                     None => self.hold(name, uninitialised(bytes)?),
                     reused => reused,
                 };
@@ -69,14 +69,14 @@ impl launch::Stream for CustStream<'_> {
         Ok(addresses)
     }
 
-    /// Uploads all tables in one piece, as each copy waits.
+    /// Uploads all tables in one copy, because each copy blocks the host.
     fn upload<const N: usize>(
         &mut self,
         tables: [(&'static str, &[u32]); N],
     ) -> Result<[Option<DevicePtr>; N]> {
         let tables = tables.map(|(_, table)| table);
         let first = self.hold(None, upload(bytemuck::cast_slice(&tables.concat()))?);
-        Ok(places_of_parts(
+        Ok(addresses_of_parts(
             first,
             tables.map(size_of_val),
             size_of::<u32>(),

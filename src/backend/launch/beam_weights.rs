@@ -1,4 +1,4 @@
-//! The row weights of BEAR, as far as they do not depend on logits.
+//! The settings of BEAR's row weights, as kernels take them.
 
 use bytemuck::Zeroable;
 
@@ -7,9 +7,9 @@ use crate::Statistics;
 use crate::backend::batch::Batch;
 
 kernel_params! {
-    /// The settings by which a pass weighs its rows.
+    /// The settings of BEAR's row weights. All fields are 0 without BEAR.
     pub struct BeamWeights in "selection.cuh" {
-        lambda: f64, xi: f64, others: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
+        lambda: f64, xi: f64, unary_weight: f64, denominator: f64, sum: Option<DevicePtr>, beams: u32,
         normalises: u32,
     }
 }
@@ -22,16 +22,16 @@ impl BeamWeights {
         Self {
             lambda: bear.lambda,
             xi: bear.xi,
-            others: batch.unary_share_of_mean.unwrap_or(0.0) * bear.weight_of_a_tie(),
+            unary_weight: batch.unary_loss_weight.unwrap_or(0.0) * bear.weight_of_a_tie(),
             denominator: batch.denominator,
             sum: None,
             beams: bear.beams,
-            normalises: batch.unary_share_of_mean.is_some().into(),
+            normalises: batch.unary_loss_weight.is_some().into(),
         }
     }
 
-    /// Returns the same settings, with the sum of the weights to be written behind the statistics.
-    pub(super) fn with_sum_behind(self, statistics: Option<DevicePtr>) -> Self {
+    /// Returns the same settings with the sum of the weights written after the statistics.
+    pub(super) fn with_sum_after(self, statistics: Option<DevicePtr>) -> Self {
         let bytes = (Statistics::LENGTH * size_of::<f64>()) as u64;
         Self {
             sum: statistics.map(|statistics| statistics.offset(bytes)),
@@ -39,8 +39,8 @@ impl BeamWeights {
         }
     }
 
-    /// Returns whether rows have weights that wait for the logits of all.
-    pub(super) fn weighs(&self) -> bool {
+    /// Returns whether rows have BEAR's weights, which depend on the logits of all rows.
+    pub(super) fn is_enabled(&self) -> bool {
         self.beams > 0
     }
 }

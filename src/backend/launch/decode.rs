@@ -1,4 +1,4 @@
-//! The plan of a step of beam search: `kernels/decode_scores.cu` and `kernels/decode_choices.cu`.
+//! The launch plan of a step of beam search: `kernels/decode_scores.cu` and `kernels/decode_choices.cu`.
 
 mod beams;
 
@@ -35,9 +35,9 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// A candidate that a user's search may go on with.
+    /// One of the best candidates of a user.
     pub struct DecodeChoice in "decode_choices.cu" {
-        /// Its number among all candidates, or [`DecodeChoice::NONE`].
+        /// Its index among the candidates of all beams, or [`DecodeChoice::NONE`].
         candidate: u32,
         /// The log-probability of its last token.
         log_probability: f32,
@@ -45,27 +45,27 @@ kernel_params! {
 }
 
 impl DecodeChoice {
-    /// The candidate of a choice where there are fewer candidates than choices.
+    /// The candidate of a choice that has none, because there are fewer candidates than choices.
     pub const NONE: u32 = u32::MAX;
 }
 
 kernel_params! {
-    /// A logit that is NaN or +∞.
+    /// The first logit of a beam that is NaN or +∞.
     pub struct DecodeFault in "decode_scores.cu" {
-        /// The smallest such token of a beam's row, or [`DecodeFault::NONE`].
+        /// The smallest token with such a logit, or [`DecodeFault::NONE`].
         token: u32,
-        /// Its logit.
+        /// Its logit; 0 for [`DecodeFault::NONE`].
         value: f32,
     }
 }
 
 impl DecodeFault {
-    /// The token of a beam whose logits are sound.
+    /// The token of a beam without such a logit.
     pub const NONE: u32 = u32::MAX;
 }
 
-/// A plan for one step of a beam search over logits, which scores every candidate and then chooses each user's best. It is
-/// issued to a [`Stream`].
+/// A plan for one step of a beam search over logits: one launch scores every candidate, and a second chooses the best of each
+/// user. It is issued to a [`Stream`].
 #[derive(Debug, Clone, Copy)]
 pub struct DecodePlan<'a> {
     beams: &'a DecodeBeams,
@@ -77,25 +77,34 @@ pub struct DecodePlan<'a> {
 /// Where a step writes its results in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DecodeResults {
-    /// [`DecodeBeams::choices`] of [`DecodeChoice`].
+    /// The choices: [`DecodeBeams::choices`] of [`DecodeChoice`].
     pub choices: DevicePtr,
+    /// The faults: one [`DecodeFault`] for each beam.
+    pub faults: DevicePtr,
+}
+
+/// Where the scores of a step are written in device memory, if nothing is chosen from them there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DecodeScores {
+    /// [`DecodeBeams::candidates`] of f32: the log-probability of each candidate's last token, numbered as the beams number them.
+    pub log_probabilities: DevicePtr,
     /// One [`DecodeFault`] for each beam.
     pub faults: DevicePtr,
 }
 
 impl<'a> DecodePlan<'a> {
-    /// Threads of a block of the scores where the longest row that is looked at has up to so many
-    /// logits: many short rows under way make up for the waits of each.
+    /// The threads of a block of the scores, by the largest number of logits that a beam reads. Many small blocks hide each
+    /// other's latencies.
     const SCORE_THREADS: [(u32, u32); 4] = [(32, 32), (256, 64), (2048, 128), (u32::MAX, 256)];
-    /// Threads of a block of the choices, by the candidates of the longest segment.
+    /// The threads of a block of the choices, by the number of candidates of the longest segment.
     const CHOICE_THREADS: [(u32, u32); 4] =
         [(64, 32), (1024, 128), (16_384, 512), (u32::MAX, 1024)];
-    /// Mirrors `Exponentials::Value` of `kernels/softmax.cuh`.
+    /// The scratch of reductions of `Exponentials::Value` (`kernels/softmax.cuh`).
     const SCORE_SHARED_BYTES: u32 = reduction_bytes(8);
-    /// Mirrors `Ranked` of `kernels/decode_choices.cu`.
+    /// The scratch of reductions of `RankedCandidate` (`kernels/decode_choices.cu`).
     const CHOICE_SHARED_BYTES: u32 = reduction_bytes(24);
 
-    /// Plans a step over logits of `width` elements a row. Returns `None` where no beam lives.
+    /// Plans a step over logits of `width` elements a row. Returns `None` if there is no beam.
     ///
     /// # Errors
     /// [`Error::TooLarge`](crate::Error::TooLarge) for a vocabulary beyond 32 bits.
@@ -114,7 +123,7 @@ impl<'a> DecodePlan<'a> {
         };
         let (kernel, threads) = (DecodeScoresParams::KERNEL, plan.score_threads());
         let resident = limits.resident_blocks(&kernel, threads, Self::SCORE_SHARED_BYTES);
-        // Blocks that wait for their turn cost little, and even out what rows differ in.
+        // More blocks than are resident cost little, and balance the load of rows of different sizes.
         let blocks = (beams.beams.len() as u32).min(resident.max(1).saturating_mul(4));
         Ok((blocks > 0).then_some(Self { blocks, ..plan }))
     }
@@ -134,53 +143,30 @@ impl<'a> DecodePlan<'a> {
     /// Issues the step over `logits` `[beams, V]`.
     ///
     /// # Safety
-    /// The tokens of the beams must be below the width. The addresses must be of buffers of the sizes that are said there,
-    /// on the device of `stream`, and live until what is issued is done, unread and unwritten by others.
+    /// The tokens of the beams must be below the width. The addresses must be of buffers of the documented sizes on the device of
+    /// `stream`. Nothing else may read, write or free them until the launches are done.
     ///
     /// # Errors
-    /// What `stream` says.
+    /// Those of `stream`.
     pub unsafe fn issue<S: Stream>(
         &self,
         stream: &mut S,
         logits: DeviceMatrix,
         results: &DecodeResults,
     ) -> Result<(), S::Error> {
-        let candidates = self.beams.candidates();
-        // Those with 64-bit fields first: each table begins where another ends.
-        let [beams, edges, tokens, segments] = stream.upload([
-            ("beams", cast_slice(&self.beams.beams)),
-            ("edges", cast_slice(&self.beams.edges)),
-            ("tokens", &self.beams.tokens),
-            ("segments", &self.beams.segments),
-        ])?;
+        let [beams, edges, tokens, segments] = self.upload(stream)?;
+        let tables = [beams, edges, tokens];
         let [log_probabilities, ranks] = stream.allocate(
             Lifetime::Scratch,
             [
-                ("log-probabilities", candidates * size_of::<f32>()),
-                ("ranks", candidates * RANK_BYTES),
+                (
+                    "log-probabilities",
+                    self.beams.candidates() * size_of::<f32>(),
+                ),
+                self.ranks(),
             ],
         )?;
-        let scores = Launch {
-            kernel: DecodeScoresParams::KERNEL.name(self.element),
-            grid: [self.blocks, 1, 1],
-            block: [self.score_threads(), 1, 1],
-            shared_bytes: Self::SCORE_SHARED_BYTES,
-            cooperative: false,
-            params: DecodeScoresParams {
-                logits: logits.address,
-                row_stride: logits.row_stride,
-                beams,
-                edges,
-                tokens,
-                log_probabilities,
-                ranks,
-                faults: Some(results.faults),
-                width: self.width,
-                beam_count: self.beams.beams.len() as u32,
-                inverse_temperature: self.beams.temperature.recip() as f32,
-                over_vocabulary: self.beams.over_vocabulary.into(),
-            },
-        };
+        let scores = self.scores(logits, tables, [log_probabilities, ranks], results.faults);
         let choices = Launch {
             kernel: "decode_choices",
             grid: [(self.beams.segments.len() as u32).saturating_sub(1), 1, 1],
@@ -195,15 +181,84 @@ impl<'a> DecodePlan<'a> {
                 width: self.beams.width() as u64,
             },
         };
-        // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for those of the caller,
-        // the caller answers.
+        // SAFETY: the parameters are those of the kernels, and the plan's own buffers have the sizes that it needs. The caller
+        // promises the same of its buffers.
         unsafe {
             stream.launch(&scores)?;
             stream.launch(&choices)
         }
     }
+
+    /// Issues the scores of the step alone: what each candidate of `logits` `[beams, V]` is worth.
+    ///
+    /// # Safety
+    /// That of [`issue`](Self::issue).
+    ///
+    /// # Errors
+    /// What `stream` says.
+    pub unsafe fn issue_scores<S: Stream>(
+        &self,
+        stream: &mut S,
+        logits: DeviceMatrix,
+        results: &DecodeScores,
+    ) -> Result<(), S::Error> {
+        let [beams, edges, tokens, _] = self.upload(stream)?;
+        let tables = [beams, edges, tokens];
+        let [ranks] = stream.allocate(Lifetime::Scratch, [self.ranks()])?;
+        let scored = [Some(results.log_probabilities), ranks];
+        let scores = self.scores(logits, tables, scored, results.faults);
+        // SAFETY: as in `issue`.
+        unsafe { stream.launch(&scores) }
+    }
+
+    /// Uploads the beams, their edges, the tokens of these and the segments.
+    fn upload<S: Stream>(&self, stream: &mut S) -> Result<[Option<DevicePtr>; 4], S::Error> {
+        // Tables with 64-bit fields come first, because each table begins where the previous one ends.
+        stream.upload([
+            ("beams", cast_slice(&self.beams.beams)),
+            ("edges", cast_slice(&self.beams.edges)),
+            ("tokens", &self.beams.tokens),
+            ("segments", &self.beams.segments),
+        ])
+    }
+
+    fn ranks(&self) -> (&'static str, usize) {
+        ("ranks", self.beams.candidates() * RANK_BYTES)
+    }
+
+    /// Returns the launch that writes the log-probabilities and ranks of the candidates.
+    fn scores(
+        &self,
+        logits: DeviceMatrix,
+        [beams, edges, tokens]: [Option<DevicePtr>; 3],
+        [log_probabilities, ranks]: [Option<DevicePtr>; 2],
+        faults: DevicePtr,
+    ) -> Launch<DecodeScoresParams> {
+        Launch {
+            kernel: DecodeScoresParams::KERNEL.name(self.element),
+            grid: [self.blocks, 1, 1],
+            block: [self.score_threads(), 1, 1],
+            shared_bytes: Self::SCORE_SHARED_BYTES,
+            cooperative: false,
+            params: DecodeScoresParams {
+                logits: logits.address,
+                row_stride: logits.row_stride,
+                beams,
+                edges,
+                tokens,
+                log_probabilities,
+                ranks,
+                faults: Some(faults),
+                width: self.width,
+                beam_count: self.beams.beams.len() as u32,
+                inverse_temperature: self.beams.temperature.recip() as f32,
+                over_vocabulary: self.beams.over_vocabulary.into(),
+            },
+        }
+    }
 }
 
+/// Returns the threads of a block for this length from a table of (largest length, threads).
 fn threads(table: [(u32, u32); 4], longest: u32) -> u32 {
     let fits = table.iter().find(|(limit, _)| longest <= *limit);
     fits.map_or(WARP, |(_, threads)| *threads)

@@ -1,4 +1,4 @@
-//! The plan of the loss over logits: `kernels/dense_forward.cu` and `kernels/dense_backward.cu`.
+//! The launch plan of the loss over logits: `kernels/dense_forward.cu` and `kernels/dense_backward.cu`.
 
 mod backward;
 mod forward;
@@ -22,10 +22,10 @@ const TILE_BYTES: u32 = 1024;
 /// Mirrors `Softmax` of `kernels/softmax.cuh`.
 const SOFTMAX_BYTES: usize = 12;
 
-/// Threads of a block where the longest set has up to so many tokens: short sets leave threads idle,
-/// and many rows under way make up for the waits of each; of long sets few rows should be under way,
-/// so that what is looked at twice is still on the chip. The same with and without a gradient, so
-/// that sums come out the same to the bit.
+/// The threads of a block, by the largest size of a set in tokens. Short sets would leave threads of a large block idle, and
+/// many small blocks hide each other's latencies. For long sets few rows should be in flight, so that the second read of a row
+/// hits the cache. The numbers do not depend on whether there is a gradient, so that sums have the same bits with and without
+/// one.
 const THREADS: [(u32, u32); 4] = [(256, 64), (2048, 128), (16_384, 256), (u32::MAX, 512)];
 
 fn threads(rows: &DenseRows) -> u32 {
@@ -34,13 +34,13 @@ fn threads(rows: &DenseRows) -> u32 {
     fits.map_or(WARP, |(_, threads)| *threads)
 }
 
-/// Returns how many warp-sized pieces a gradient row has.
+/// Returns the number of chunks of a gradient row, each of which one warp writes.
 fn chunks(width: u32, element: Element) -> u64 {
     let packet = u64::from(16 / element.bytes());
     (u64::from(width) + 2 * packet - 2) / packet / CHUNK + 1
 }
 
-/// Refuses a vocabulary that is too large: the kernels count the elements of a row in 32 bits.
+/// Refuses a vocabulary that is too large, as the kernels count the elements of a row in 32 bits.
 pub(super) fn check_width(width: usize) -> Result<u32> {
     let limit = u32::MAX - 64;
     match u32::try_from(width) {
@@ -54,10 +54,10 @@ pub(super) fn check_width(width: usize) -> Result<u32> {
 }
 
 kernel_params! {
-    /// Logits and rows, as the kernels take them.
+    /// The logits and rows of a batch.
     pub struct DenseBatch in "dense.cuh" {
         logits: Option<DevicePtr>, rows: Option<DevicePtr>, ignored: Option<DevicePtr>,
-        sets: TokenSetsView, row_stride: u64, width: u64, counting: u32, first_statistics: u32,
+        sets: TokenSetsView, row_stride: u64, width: u64, loss_row_count: u32, first_statistics: u32,
         row_count: u32, ignored_count: u32,
     }
 }
@@ -78,15 +78,15 @@ pub struct DenseTensors {
     pub logits: DeviceMatrix,
     /// The token sets that the rows name.
     pub sets: TokenSetsView,
-    /// One f64: the temperature so far; `None` where it is not on the device.
+    /// The temperature before the pass, one f64; `None` if it is not on the device.
     pub previous: Option<DevicePtr>,
 }
 
-/// What a forward pass has saved for the backward pass, in kept memory of its stream.
+/// What a forward pass saves for the backward pass, in kept memory of its stream.
 #[derive(Debug, Clone, Copy)]
 pub struct DenseSaved {
     batch: DenseBatch,
-    /// The softmax of each row that has a loss; `None` where there is none.
+    /// The softmax statistics of each row that has a loss; `None` if no row has one.
     softmaxes: Option<DevicePtr>,
 }
 
@@ -94,7 +94,7 @@ impl DensePlan {
     /// Plans passes over logits of `width` elements a position.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for a width that 32 bits do not count.
+    /// [`Error::TooLarge`] for a width that does not fit 32 bits.
     pub fn new(
         rows: DenseRows,
         element: Element,
@@ -115,24 +115,24 @@ impl DensePlan {
         &self.rows
     }
 
-    /// Returns whether a forward pass loads every valid logit from memory once: whether all rows fit what their blocks can
-    /// keep on chip.
+    /// Returns whether a forward pass loads every valid logit from global memory only once, because all rows fit the caches of
+    /// their blocks in shared memory.
     #[doc(hidden)]
     #[must_use]
-    pub fn keeps_all(&self, temperature: TemperaturePlan, with_gradient: bool) -> bool {
-        DenseForward::new(self, temperature, with_gradient).keeps_all()
+    pub fn caches_all_rows(&self, temperature: TemperaturePlan, with_gradient: bool) -> bool {
+        DenseForward::new(self, temperature, with_gradient).caches_all_rows()
     }
 
-    /// Issues the forward pass: statistics, temperature, loss and, where `gradient` says where it goes, the gradient of the
-    /// logits `[N, V]` for an upstream gradient of 1. The gradient may overwrite the logits.
+    /// Issues the forward pass, which computes statistics, temperature and loss. If `gradient` is given, it also writes the
+    /// gradient of the logits `[N, V]` there, for an upstream gradient of 1. The gradient may overwrite the logits.
     ///
     /// # Safety
-    /// The rows must name sets of `tensors.sets` and ranks in them, and tokens below the width. The addresses must be of
-    /// buffers of the sizes that are said there, on the device of `stream`, and live until what is issued is done, unread
-    /// and unwritten by others.
+    /// The rows must name sets of `tensors.sets`, ranks in these sets, and tokens below the width. The addresses must be of
+    /// buffers of the documented sizes on the device of `stream`. Nothing else may read, write or free them until the launches are
+    /// done.
     ///
     /// # Errors
-    /// What `stream` says.
+    /// Those of `stream`.
     pub unsafe fn issue_forward<S: Stream>(
         &self,
         stream: &mut S,
@@ -148,7 +148,7 @@ impl DensePlan {
             ("ignored", &rows.ignored),
             ("block counter", &[0]),
         ])?;
-        let softmax_bytes = rows.counting as usize * SOFTMAX_BYTES;
+        let softmax_bytes = rows.loss_row_count as usize * SOFTMAX_BYTES;
         let [softmaxes] = stream.allocate(Lifetime::Kept, [("softmaxes", softmax_bytes)])?;
         let partial_bytes = forward.partials() * size_of::<f64>();
         let [partials] = stream.allocate(Lifetime::Scratch, [("partials", partial_bytes)])?;
@@ -160,7 +160,7 @@ impl DensePlan {
                 sets: tensors.sets,
                 row_stride: tensors.logits.row_stride,
                 width: self.width.into(),
-                counting: rows.counting,
+                loss_row_count: rows.loss_row_count,
                 first_statistics: rows.first_statistics,
                 row_count: rows.rows.len() as u32,
                 ignored_count: rows.ignored.len() as u32,
@@ -169,20 +169,20 @@ impl DensePlan {
         };
         let scratch = [partials, block_counter];
         let launch = forward.launch(&saved, gradient, tensors.previous, scratch, results);
-        // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for those of the caller,
-        // the caller answers.
+        // SAFETY: the parameters are those of the kernel, and the plan's own buffers have the sizes that it needs. The caller
+        // promises the same of its buffers.
         unsafe { stream.launch(&launch) }?;
         Ok(saved)
     }
 
-    /// Issues the backward pass, which writes the gradient of the logits `[N, V]`. It may overwrite the logits.
+    /// Issues the backward pass, which writes the gradient of the logits `[N, V]`. The gradient may overwrite the logits.
     ///
     /// # Safety
-    /// `saved` must be of this plan and its memory still kept; the logits of the forward pass must be where they were. The
-    /// addresses must be of such buffers as in [`issue_forward`](Self::issue_forward).
+    /// `saved` must be of this plan, and its memory and the logits of the forward pass must be unchanged. The addresses must be
+    /// of buffers as in [`issue_forward`](Self::issue_forward).
     ///
     /// # Errors
-    /// What `stream` says.
+    /// Those of `stream`.
     pub unsafe fn issue_backward<S: Stream>(
         &self,
         stream: &mut S,

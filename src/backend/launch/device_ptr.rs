@@ -1,21 +1,21 @@
-//! Addresses in device memory, and matrices that lie there.
+//! Addresses and matrices in device memory.
 
 use std::num::NonZeroU64;
 
 use bytemuck::{PodInOption, ZeroableInOption};
 
-/// An address in device memory. As an `Option` it is a pointer of a kernel, null for none.
+/// An address in device memory. `Option<DevicePtr>` has the layout of a kernel's pointer, with null for `None`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct DevicePtr(NonZeroU64);
 
-// SAFETY: as NonZeroU64, which the type is.
+// SAFETY: the type is a transparent NonZeroU64, which is ZeroableInOption.
 unsafe impl ZeroableInOption for DevicePtr {}
-// SAFETY: as NonZeroU64, which the type is.
+// SAFETY: the type is a transparent NonZeroU64, which is PodInOption.
 unsafe impl PodInOption for DevicePtr {}
 
 impl DevicePtr {
-    /// Returns the pointer to an address, and `None` for the address 0, where no buffer lies.
+    /// Returns the pointer to an address, and `None` for the null address.
     #[must_use]
     pub const fn new(address: u64) -> Option<Self> {
         match NonZeroU64::new(address) {
@@ -30,7 +30,7 @@ impl DevicePtr {
         self.0.get()
     }
 
-    /// Returns the pointer so many bytes further on.
+    /// Returns the pointer advanced by `bytes`.
     #[must_use]
     pub fn offset(self, bytes: u64) -> Self {
         Self(self.0.saturating_add(bytes))
@@ -42,6 +42,6 @@ impl DevicePtr {
 pub struct DeviceMatrix {
     /// The first element; `None` for a matrix without elements.
     pub address: Option<DevicePtr>,
-    /// The distance between the first elements of two rows, in elements.
+    /// The row stride, in elements.
     pub row_stride: u64,
 }

@@ -1,27 +1,28 @@
-//! Structs that kernels mirror, and the kernels that take them.
+//! Parameter structs that kernel sources mirror, and the kernels that take them.
 
 use super::Element;
 
-/// A kernel for each type of elements, with its launch bounds: what `KERNEL` says of it in its source.
+/// A kernel and its launch bounds, as `KERNEL` of `kernels/device.cuh` defines it for each element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kernel {
+    /// The names for f32, f16 and bf16.
     pub names: [&'static str; 3],
-    /// The most threads of a block.
+    /// The largest number of threads of a block.
     pub threads: u32,
-    /// How many blocks of so many threads a multiprocessor has registers for, at the least.
+    /// The smallest number of blocks of `threads` threads that a multiprocessor has registers for.
     pub blocks: u32,
 }
 
 impl Kernel {
-    /// Its name for elements of a type.
+    /// Returns the name of the kernel for an element type.
     pub fn name(&self, element: Element) -> &'static str {
         self.names[element as usize]
     }
 }
 
-/// Declares a struct that a kernel source mirrors, field by field, with a test of its name that the source does.
-/// `for KERNEL = "name"(threads, blocks)` gives the kernels that take it as their parameter, `name_f32`, `name_f16` and
-/// `name_bf16`, as the constant `Self::KERNEL`.
+/// Declares a struct that a kernel source mirrors, and a test of the same name that the source asserts its size and offsets.
+/// The kernel source documents the fields. `for KERNEL = "name"(threads, blocks)` defines the constant `Self::KERNEL` for the
+/// kernels `name_f32`, `name_f16` and `name_bf16`, which take the struct as their parameter.
 macro_rules! kernel_params {
     (
         $(#[$meta:meta])*
@@ -80,16 +81,16 @@ pub(super) mod tests {
 
     /// A struct that a kernel source mirrors.
     pub trait Mirrored {
-        /// The source, in the folder kernels/.
+        /// The file name of the source in the folder kernels/.
         const SOURCE: &'static str;
         const NAME: &'static str;
         const KERNELS: &'static [Kernel];
-        /// The name and the offset of each field.
+        /// Returns the name and the offset of each field.
         fn fields() -> Vec<(&'static str, usize)>;
     }
 
-    /// Panics where the source does not assert that its struct has the same size and the same fields at the same offsets,
-    /// or where no source defines the kernels with the same launch bounds. Spaces do not matter.
+    /// Panics if the source does not assert that its struct has the same size and the same fields at the same offsets, or if no
+    /// source defines the kernels with the same launch bounds. White space is ignored.
     pub fn assert_mirrored<P: Mirrored>() {
         let (name, bytes) = (P::NAME, size_of::<P>());
         let fields: String = (P::fields().iter())
@@ -106,7 +107,7 @@ pub(super) mod tests {
             .map(|entry| fs::read_to_string(entry.unwrap().path()).unwrap())
             .collect();
         for kernel in P::KERNELS {
-            // No architecture that kernels are compiled for is too small for what is promised.
+            // The launch bounds must fit the smallest architecture that kernels are compiled for.
             assert!(kernel.threads * kernel.blocks <= 1536 && kernel.blocks <= 16);
             for of_element in kernel.names {
                 let (threads, blocks) = (kernel.threads, kernel.blocks);

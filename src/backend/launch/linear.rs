@@ -1,8 +1,8 @@
-//! The plan of the loss over hidden states and a head: `kernels/linear_*.cu`.
+//! The launch plan of the loss over hidden states and a head: `kernels/linear_*.cu`.
 //!
-//! A forward pass is one launch, a backward pass another, and the gradient of the head, where it is wanted, a third. Rows
-//! over the whole vocabulary (the plain language-model loss) come in chunks, so that their scores take a bounded amount of
-//! memory.
+//! A forward pass is one launch, a backward pass another, and the gradient of the head, if it is wanted, a third. Rows over the
+//! whole vocabulary (the plain language-model loss) are processed in chunks with a launch each, so that the memory for their
+//! scores is bounded.
 
 mod backward;
 mod forward;
@@ -22,13 +22,13 @@ use crate::{Error, Result, TokenSets};
 /// The gradients that a forward pass computes or prepares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LinearGradients<'a> {
-    /// No gradient.
+    /// No gradient is wanted.
     None,
-    /// The gradient of the hidden states, by the forward pass itself, for an upstream gradient of 1.
+    /// The forward pass writes the gradient of the hidden states, for an upstream gradient of 1.
     Direct,
-    /// The gradient of the hidden states, by a backward pass.
+    /// A backward pass writes the gradient of the hidden states.
     Hidden,
-    /// The gradients of hidden states, head and bias, by backward passes. The token sets are those that the rows were made
+    /// Backward passes write the gradients of hidden states, head and bias. The token sets are those that the rows were made
     /// with.
     All(&'a TokenSets),
 }
@@ -45,9 +45,10 @@ pub struct LinearPlan {
     items: Items,
     /// Whether the forward pass saves the gradient of the hidden states, unscaled.
     unscaled: bool,
-    /// The index for the gradient of the head over listed sets, which is computed from the scores of the forward pass.
+    /// The inverted index for the gradient of the head over listed sets, which is computed from the scores of the forward pass.
     head_tiles: Option<HeadTiles>,
-    /// The work for that gradient over the whole vocabulary, whose scores are computed again, some tokens at a time.
+    /// The items for the gradient of the head over the whole vocabulary, for which scores are computed again in chunks of
+    /// tokens.
     head_items: Option<Items>,
 }
 
@@ -58,43 +59,43 @@ pub struct LinearTensors {
     pub hidden: DeviceMatrix,
     /// The head `[V, H]`.
     pub head: DeviceMatrix,
-    /// The bias `[V]`; `None` where there is none.
+    /// The bias `[V]`; `None` if the head has none.
     pub bias: Option<DevicePtr>,
     /// The token sets that the rows name.
     pub sets: TokenSetsView,
-    /// One f64: the temperature so far; `None` where it is not on the device.
+    /// The temperature before the pass, one f64; `None` if it is not on the device.
     pub previous: Option<DevicePtr>,
 }
 
-/// What a forward pass has saved for the gradients, in kept memory of its stream.
+/// What a forward pass saves for the gradients, in kept memory of its stream.
 #[derive(Debug, Clone, Copy)]
 pub struct LinearSaved {
     params: LinearForwardParams,
-    /// Groups and items of the whole vocabulary; segments, their starts and tokens of listed sets.
+    /// The tables of the gradient of the head: groups and items over the whole vocabulary, and segments, their starts and the
+    /// distinct tokens over listed sets. `None` for those that the plan does not need.
     head_tables: [Option<DevicePtr>; 5],
 }
 
-/// A piece of work of a forward pass, of which a block takes one after the other. Figures in docs/kernels.md are computed
-/// from them.
+/// An item of work of a forward pass, which one block processes. Figures in docs/kernels.md are computed from these.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LinearWork {
-    /// How many rows it has, all of one token set.
+    /// The number of rows, all of one token set.
     pub rows: u32,
-    /// How many tokens it scores, or how many columns of the gradient it computes.
+    /// The number of tokens whose scores it computes, or of columns of the gradient.
     pub columns: u32,
-    /// How many terms each result is a sum of: elements of a hidden state, or tokens.
+    /// The number of terms of each sum: elements of a hidden state, or tokens.
     pub terms: u32,
-    /// Which slice of the sum it is, counted from 0.
+    /// The index of the split-K slice.
     pub slice: u32,
-    /// How many slices the sum has.
+    /// The number of split-K slices of the sum.
     pub slices: u32,
 }
 
-/// Threads of a block, in every launch.
+/// The threads of a block in every launch.
 const THREADS: u32 = 256;
 
-/// Refuses a width that is too large: the kernels count the elements of a row in 32 bits, packets in fewer.
+/// Refuses a width of 0 and one beyond 2²⁴, so that no product of a width and a tile's size overflows 32 bits in the kernels.
 fn check_width(width: usize) -> Result<u32> {
     let limit = 1 << 24;
     match u32::try_from(width) {
@@ -113,11 +114,11 @@ fn check_width(width: usize) -> Result<u32> {
 }
 
 impl LinearPlan {
-    /// How many scores over the whole vocabulary are in memory at a time: 128 MiB of f32.
+    /// The default of `most_scores` in [`new`](Self::new): 128 MiB of f32.
     pub const MOST_SCORES: usize = 1 << 25;
 
-    /// Plans passes over hidden states of `width` elements, with `most_scores` over the whole vocabulary
-    /// in memory at a time ([`MOST_SCORES`](Self::MOST_SCORES)).
+    /// Plans passes over hidden states of `width` elements. Over the whole vocabulary, at most `most_scores` scores are in
+    /// memory at a time (by default [`MOST_SCORES`](Self::MOST_SCORES)).
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a width of 0 or a device with too little shared memory, and
@@ -140,8 +141,10 @@ impl LinearPlan {
         };
         Ok(Self {
             items: Items::new(&rows, element, width, gradient, most_scores, &shape),
-            head_items: head_over.filter(|_| rows.is_whole).map(|_| by_tokens()),
-            head_tiles: (head_over.filter(|_| !rows.is_whole))
+            head_items: head_over
+                .filter(|_| rows.is_whole_vocabulary)
+                .map(|_| by_tokens()),
+            head_tiles: (head_over.filter(|_| !rows.is_whole_vocabulary))
                 .map(|sets| HeadTiles::new(&rows, sets)),
             rows,
             element,
@@ -158,8 +161,8 @@ impl LinearPlan {
         &self.rows
     }
 
-    /// Returns the pieces of work of a chunk of rows, in the order in which blocks take them: those that compute scores, and
-    /// those that compute the gradient.
+    /// Returns the items of a chunk of rows in the order in which blocks process them: those that compute scores, and those
+    /// that compute the gradient.
     #[doc(hidden)]
     #[must_use]
     pub fn work(&self, chunk: usize) -> [Vec<LinearWork>; 2] {
@@ -177,7 +180,7 @@ impl LinearPlan {
         })
     }
 
-    /// Returns how many launches a forward pass takes at a temperature that is given, or that waits for statistics.
+    /// Returns the number of launches of a forward pass. `adapts` says whether the temperature depends on the statistics.
     #[must_use]
     pub fn forward_launches_count(&self, adapts: bool) -> usize {
         let chunks = self.items.chunks.len();
@@ -188,7 +191,7 @@ impl LinearPlan {
         }
     }
 
-    /// Returns the distance between the unscaled gradients of two rows, in f32: whole packets of every type.
+    /// Returns the row stride of the unscaled gradient, in f32: a multiple of the packets of every element type.
     fn gradient_stride(&self) -> u64 {
         u64::from(self.width).next_multiple_of(8)
     }

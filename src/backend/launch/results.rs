@@ -1,4 +1,4 @@
-//! What forward passes over logits and over hidden states have in common: what a batch amounts to, and where results go.
+//! The properties of a batch and the results of a pass that the losses over logits and over hidden states have in common.
 
 use super::{BeamWeights, DevicePtr, StatisticsSizes, TemperaturePlan};
 use crate::backend::batch::Batch;
@@ -8,10 +8,11 @@ use crate::{Result, Statistics, Temperature};
 #[derive(Debug, Clone)]
 pub struct BatchTotals {
     pub(super) positions: usize,
-    /// Whether the loss is one number, or one for each position.
+    /// Whether the loss is one number; otherwise there is one for each position.
     pub(super) reduced: bool,
+    /// Whether the loss is multiplied by τ.
     pub(super) times_temperature: bool,
-    /// The statistics as far as they do not depend on logits.
+    /// The statistics that do not depend on logits.
     pub(super) statistics: Statistics,
     pub(super) beam_weights: BeamWeights,
 }
@@ -27,23 +28,22 @@ impl BatchTotals {
         }
     }
 
-    /// Returns N, the flattened positions of the batch.
+    /// Returns N, the number of flattened positions of the batch.
     #[must_use]
     pub fn positions(&self) -> usize {
         self.positions
     }
 
-    /// Returns how many numbers the loss has: one, or one for each position.
+    /// Returns the number of elements of the loss: one, or one for each position.
     #[must_use]
     pub fn losses(&self) -> usize {
         if self.reduced { 1 } else { self.positions }
     }
 
-    /// Returns where the temperature of a pass comes from that takes a step of `temperature` with the statistics of this
-    /// batch.
+    /// Returns the plan for the temperature of a pass that takes a step of `temperature` with the statistics of this batch.
     ///
     /// # Errors
-    /// Those of [`Temperature::step`]: all that it refuses can be told from the sizes of the sets.
+    /// Those of [`Temperature::step`]. All of them depend on the sizes of the sets alone.
     pub fn next(&self, temperature: &Temperature) -> Result<TemperaturePlan> {
         TemperaturePlan::next(temperature, &self.statistics)
     }
@@ -56,19 +56,19 @@ impl BatchTotals {
 /// Where a forward pass writes its results in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ForwardResults {
-    /// [`BatchTotals::losses`] f32: the loss.
+    /// The loss, [`BatchTotals::losses`] f32.
     pub loss: DevicePtr,
-    /// The f64 fields of [`Statistics`] and, under BEAR, behind them the sum of the rows' weights.
+    /// The f64 fields of [`Statistics`] and, under BEAR, one more f64 with the sum of the rows' weights.
     pub statistics: DevicePtr,
-    /// One f64: the temperature that was used.
+    /// The temperature that the loss was computed at, one f64.
     pub temperature: DevicePtr,
 }
 
-/// The inputs of a backward pass besides what was saved, in device memory.
+/// The inputs of a backward pass in device memory, besides what the forward pass saved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Upstream {
-    /// [`BatchTotals::losses`] f32: the gradient of the loss.
+    /// The gradient of the loss, [`BatchTotals::losses`] f32.
     pub loss: DevicePtr,
-    /// One f64: the temperature, as the forward pass wrote it.
+    /// The temperature as the forward pass wrote it, one f64.
     pub temperature: DevicePtr,
 }

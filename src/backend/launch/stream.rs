@@ -1,37 +1,38 @@
-//! What plans are issued to.
+//! Streams, which launch plans are issued to.
 
 use bytemuck::Pod;
 
 use super::{DevicePtr, Launch};
 
-/// How long memory is needed.
+/// The lifetime of memory that a stream allocates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lifetime {
-    /// No longer than the stream. A later allocation of the same name may be given the same memory, in the order of what
-    /// is issued.
+    /// The memory is freed with the stream. A later allocation of the same name may reuse it, because the launches that use
+    /// it run in the order in which they are issued.
     Scratch,
-    /// As long as the owner of the stream decides.
+    /// The memory lives as long as the owner of the stream keeps it.
     Kept,
 }
 
-/// A stream of launches, issued one after the other, with the memory that they need: candle's, cust's, or the emulator.
+/// A stream that runs launches in the order in which they are issued, and allocates the memory that they need. candle, cust and
+/// the emulator implement it.
 pub trait Stream {
-    /// The error that issuing may end in.
+    /// The error of issuing a launch or allocating memory.
     type Error: From<crate::Error>;
 
-    /// Allocates uninitialised memory of so many bytes for each part, which begins at a multiple of 16. Returns `None` for
-    /// a part of no bytes.
+    /// Allocates uninitialised memory for parts, each with a name and a size in bytes. Each part is aligned to 16 bytes.
+    /// Returns `None` for a part of 0 bytes.
     ///
     /// # Errors
-    /// Where there is no such memory.
+    /// The allocator's error, if there is not enough memory.
     fn allocate<const N: usize>(
         &mut self,
         lifetime: Lifetime,
         parts: [(&'static str, usize); N],
     ) -> Result<[Option<DevicePtr>; N], Self::Error>;
 
-    /// Uploads tables to kept memory. The first begins at a multiple of 16, and each of the others may begin where the one
-    /// before it ends. Returns `None` for a table without entries.
+    /// Uploads tables to kept memory. Only the first is aligned to 16 bytes: each of the others may begin where the previous
+    /// one ends. Returns `None` for a table without entries.
     ///
     /// # Errors
     /// Those of [`allocate`](Self::allocate).
@@ -40,10 +41,10 @@ pub trait Stream {
         tables: [(&'static str, &[u32]); N],
     ) -> Result<[Option<DevicePtr>; N], Self::Error>;
 
-    /// Returns how many blocks of a launch are resident together, where a driver can tell.
+    /// Returns how many blocks of a launch are resident at the same time; `None` if the implementation has no driver to ask.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error.
     fn resident_blocks<P: Pod>(&self, launch: &Launch<P>) -> Result<Option<u32>, Self::Error> {
         let _ = launch;
         Ok(None)
@@ -52,23 +53,24 @@ pub trait Stream {
     /// Issues a launch.
     ///
     /// # Safety
-    /// The parameters must be those of the kernel. Their addresses must be of device buffers that are as large as the
-    /// kernel's source says, and that nobody else reads or writes until the launch is done.
+    /// The parameters must be those of the kernel. Their addresses must be of device buffers that have the sizes that the
+    /// kernel's source documents, and that nothing else reads or writes until the launch is done.
     ///
     /// # Errors
-    /// What the device says, when it refuses the launch.
+    /// The device's error, if it refuses the launch.
     unsafe fn launch<P: Pod>(&mut self, launch: &Launch<P>) -> Result<(), Self::Error>;
 }
 
-/// Returns how many bytes parts take that lie one behind the other, each at a multiple of `alignment`.
+/// Returns the size of consecutive parts, in bytes, each aligned to `alignment`.
 #[cfg(feature = "cuda")]
 pub(crate) fn bytes_of_parts(bytes: &[usize], alignment: usize) -> usize {
     (bytes.iter().map(|bytes| bytes.next_multiple_of(alignment))).sum()
 }
 
-/// Returns where those parts are in memory that begins at `first`, and `None` for those of no bytes.
+/// Returns the addresses of consecutive parts in memory that begins at `first`, each aligned to `alignment`. Returns `None` for
+/// a part of 0 bytes.
 #[cfg(any(feature = "cuda", feature = "cust"))]
-pub(crate) fn places_of_parts<const N: usize>(
+pub(crate) fn addresses_of_parts<const N: usize>(
     first: Option<DevicePtr>,
     bytes: [usize; N],
     alignment: usize,

@@ -1,18 +1,18 @@
-//! The step of an adaptive temperature, as far as it does not depend on logits: what kernels are given of it.
+//! The part of an adaptive temperature's step that does not depend on logits, as kernels take it.
 
 use super::kernel_params;
 use crate::temperature::{AdaptiveTemperature, Course, check_temperature};
 use crate::{Result, Scope, Statistics, Temperature};
 
 kernel_params! {
-    /// The step that is taken with the statistics of a pass.
+    /// The step that τ takes with the statistics of a batch.
     pub struct TemperatureStep in "temperature.cuh" {
         alpha: f64, minimum: f64, maximum: f64, log_odds: f64, centred: u64,
     }
 }
 
 kernel_params! {
-    /// The statistics as far as they do not depend on logits.
+    /// The statistics that do not depend on logits.
     pub struct StatisticsSizes in "temperature.cuh" {
         rows: f64, tokens: f64, fan_out: f64, log_sizes: f64,
     }
@@ -31,14 +31,14 @@ impl StatisticsSizes {
     }
 }
 
-/// A plan for the temperature of a forward pass: given, or stepped with the statistics of the pass.
+/// A plan for the temperature of a forward pass, which is known before the pass or takes a step with its statistics.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TemperaturePlan {
-    /// The temperature so far, where it is not on the device.
+    /// The temperature before the pass, unless it is on the device.
     pub(super) given: f64,
-    /// Whether a temperature on the device counts instead of the given one.
+    /// Whether a temperature on the device, if there is one, takes precedence over `given`.
     pub(super) continues: bool,
-    /// The step that is taken with the statistics of the pass; `None` where the temperature is known without them.
+    /// The step that τ takes with the statistics of the pass; `None` if τ does not depend on them.
     pub(super) step: Option<TemperatureStep>,
 }
 
@@ -87,7 +87,7 @@ impl TemperaturePlan {
         })
     }
 
-    /// Returns whether all rows must wait for the statistics.
+    /// Returns whether the temperature, and with it every row, depends on the statistics.
     pub(super) fn adapts(&self) -> bool {
         self.step.is_some()
     }

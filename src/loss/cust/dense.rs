@@ -16,11 +16,11 @@ use crate::{Result, Rows, Temperature};
 pub struct DenseLoss<'e>(DeviceLoss<'e>);
 
 impl<'e> DenseLoss<'e> {
-    /// Makes a loss over logits of a vocabulary of so many tokens, with the sets, the temperature and the
-    /// convention of `loss`. Uploads the sets.
+    /// Makes a loss over logits of a vocabulary of `vocabulary` tokens, with the sets, the temperature and the convention of
+    /// `loss`. Uploads the sets.
     ///
     /// # Errors
-    /// Sets with a token outside the vocabulary, a loss with `check_finite`, and what the driver says.
+    /// Sets with a token outside the vocabulary, a loss with `check_finite`, and the driver's error.
     pub fn new(executor: &'e Executor, loss: MaskedSoftmaxLoss, vocabulary: usize) -> Result<Self> {
         DeviceLoss::new(executor, loss, vocabulary).map(Self)
     }
@@ -30,7 +30,7 @@ impl<'e> DenseLoss<'e> {
     ///
     /// # Errors
     /// Rows that do not fit the token sets, logits that are not as many as the rows' positions × V,
-    /// statistics that ATS cannot use, and what the driver says. The temperature then stays as it was.
+    /// statistics that ATS cannot use, and the driver's error. The temperature then stays as it was.
     pub fn forward<T: Logit>(
         &mut self,
         stream: &Stream,
@@ -77,10 +77,10 @@ impl<'e> DenseLoss<'e> {
         self.stepping(stream, logits, rows, Some(gradient))
     }
 
-    /// Returns the temperature as it stands. After a step this waits for the device.
+    /// Returns the current temperature. After a step this waits for the device.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error.
     pub fn temperature(&self) -> Result<Temperature> {
         self.0.temperature()
     }
@@ -125,10 +125,10 @@ impl<'e> DenseLoss<'e> {
         let gradient = gradient.map(|gradient| matrix(gradient));
         let losses = plan.rows().totals.losses();
         LossOutput::of(self.0.executor, stream, losses, |stream, results| {
-            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` has compared with the
-            // vocabulary; the lengths have been compared just now, and the results have the sizes that are asked for;
-            // what `stream` holds is freed by `cuMemFree`, which waits for the device; and whoever works on these buffers
-            // in another stream answers for the order (see the module).
+            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` compared with the vocabulary. The
+            // lengths were compared above, and the results have the documented sizes. What `stream` holds is freed by
+            // `cuMemFree`, which waits for the device. A caller who uses these buffers in another stream must order it (see
+            // the module).
             let saved = unsafe {
                 plan.issue_forward(stream, &tensors, temperature.plan, gradient, results)
             };

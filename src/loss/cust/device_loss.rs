@@ -21,7 +21,7 @@ pub(super) struct DeviceLoss<'e> {
     pub sets: DeviceSets,
     /// V, the number of tokens in the vocabulary.
     pub vocabulary: usize,
-    /// One number, τ after the last step; `None` before the first.
+    /// τ after the last step, one f64; `None` before the first step.
     stepped: Option<Rc<DeviceBuffer<f64>>>,
 }
 
@@ -42,7 +42,7 @@ impl<'e> DeviceLoss<'e> {
                 actual: "a loss with check_finite".into(),
             });
         }
-        // From here on the temperature is on the host, or in `stepped`: not on a device of candle's.
+        // From here on the temperature is on the host or in `stepped`, and not on a device of candle.
         loss.temperature_mut()?;
         Ok(Self {
             sets: DeviceSets::new(&loss.sets)?,
@@ -61,7 +61,7 @@ impl<'e> DeviceLoss<'e> {
         })
     }
 
-    /// Notes that a pass that takes a step has been issued.
+    /// Records that a pass that takes a step was issued.
     pub fn take_step(&mut self, output: &LossOutput) {
         let mut known = self.loss.temperature.known().clone();
         if let Temperature::Adaptive(_) = known {
@@ -71,7 +71,7 @@ impl<'e> DeviceLoss<'e> {
         }
     }
 
-    /// Returns the temperature as it stands.
+    /// Returns the current temperature.
     pub fn temperature(&self) -> Result<Temperature> {
         let known = self.loss.temperature.known();
         match &self.stepped {
@@ -91,7 +91,7 @@ impl fmt::Debug for DeviceLoss<'_> {
     }
 }
 
-/// The temperature of a pass, and the number that it goes on from where that is on the device.
+/// The temperature of a pass, and the buffer of the temperature before it, if that is on the device.
 pub(super) struct PassTemperature<'a> {
     pub plan: TemperaturePlan,
     previous: Option<&'a DeviceBuffer<f64>>,

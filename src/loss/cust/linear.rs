@@ -5,7 +5,7 @@ use ::cust::stream::Stream;
 
 use super::device_loss::{DeviceLoss, PassTemperature, check_length, given};
 use super::output::LossOutput;
-use crate::backend::cust::memory::{address, there};
+use crate::backend::cust::memory::{address, nonempty_address};
 use crate::backend::cust::stream::CustStream;
 use crate::backend::cust::{Executor, Logit, driver_error};
 use crate::backend::launch::{
@@ -21,18 +21,18 @@ pub struct LinearInput<'a, T: Logit> {
     pub hidden: &'a DeviceSlice<T>,
     /// The head `[V, H]`.
     pub head: &'a DeviceSlice<T>,
-    /// The bias `[V]`; `None` where there is none.
+    /// The bias `[V]`; `None` if the head has none.
     pub bias: Option<&'a DeviceSlice<T>>,
 }
 
-/// The slices that gradients are written to, each of which is overwritten whole.
+/// The slices that gradients are written to. All of each slice is overwritten.
 #[derive(Debug)]
 pub struct LinearGradients<'a, T: Logit> {
     /// The gradient of the hidden states `[N, H]`.
     pub hidden: &'a mut DeviceSlice<T>,
-    /// The gradient of the head `[V, H]`; `None` where it is not wanted.
+    /// The gradient of the head `[V, H]`; `None` if it is not wanted.
     pub head: Option<&'a mut DeviceSlice<T>>,
-    /// The gradient of the bias `[V]`; `None` where it is not wanted.
+    /// The gradient of the bias `[V]`; `None` if it is not wanted.
     pub bias: Option<&'a mut DeviceSlice<T>>,
 }
 
@@ -50,8 +50,8 @@ impl<'e> LinearLoss<'e> {
     /// temperature and the convention of `loss`. Uploads the sets.
     ///
     /// # Errors
-    /// Sets with a token outside the vocabulary, a loss with `check_finite`, and what the driver
-    /// says.
+    /// Sets with a token outside the vocabulary, a loss with `check_finite`, and the driver's
+    /// error.
     pub fn new(
         executor: &'e Executor,
         loss: MaskedSoftmaxLoss,
@@ -69,7 +69,7 @@ impl<'e> LinearLoss<'e> {
     ///
     /// # Errors
     /// Rows that do not fit the token sets, slices of other lengths than the shapes ask for, a width of 0
-    /// or beyond 2²⁴, statistics that ATS cannot use, and what the driver says. The temperature
+    /// or beyond 2²⁴, statistics that ATS cannot use, and the driver's error. The temperature
     /// then stays as it was.
     pub fn forward<T: Logit>(
         &mut self,
@@ -112,10 +112,10 @@ impl<'e> LinearLoss<'e> {
         self.stepping(stream, input, rows, Some(gradients))
     }
 
-    /// Returns the temperature as it stands. After a step this waits for the device.
+    /// Returns the current temperature. After a step this waits for the device.
     ///
     /// # Errors
-    /// What the driver says.
+    /// The driver's error.
     pub fn temperature(&self) -> Result<Temperature> {
         self.on_device.temperature()
     }
@@ -173,12 +173,12 @@ impl<'e> LinearLoss<'e> {
         let direct = to_hidden.filter(|_| planned == launch::LinearGradients::Direct);
         let losses = plan.rows().totals.losses();
         LossOutput::of(executor, stream, losses, |stream, results| {
-            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` has compared with the
-            // vocabulary; the lengths have been compared just now, and the results have the sizes that are asked for;
-            // what `stream` holds is freed by `cuMemFree`, which waits for the device; and whoever works on these buffers
-            // in another stream answers for the order (see the module).
+            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` compared with the vocabulary. The
+            // lengths were compared above, and the results have the documented sizes. What `stream` holds is freed by
+            // `cuMemFree`, which waits for the device. A caller who uses these buffers in another stream must order it (see
+            // the module).
             unsafe {
-                // Before any launch, for which a copy would wait.
+                // This copy comes before any launch, because it would wait for one.
                 let ones = vec![1f32; losses];
                 let [ones] =
                     launch::Stream::upload(stream, [("upstream", bytemuck::cast_slice(&ones))])?;
@@ -230,7 +230,7 @@ impl<'e> LinearLoss<'e> {
 /// Sets a gradient that is wanted to zeros, and returns its address.
 ///
 /// # Safety
-/// No work of other streams may read or write the gradient until the stream has come past this.
+/// No work of other streams may read or write the gradient until the stream has executed this.
 unsafe fn zeroed<T: Logit>(
     stream: &CustStream,
     gradient: Option<&mut DeviceSlice<T>>,
@@ -240,5 +240,5 @@ unsafe fn zeroed<T: Logit>(
     };
     // SAFETY: the caller's promise; zeros are set in the order of the stream.
     unsafe { gradient.set_zero_async(stream.cust_stream()) }.map_err(driver_error)?;
-    there(gradient).map(Some)
+    nonempty_address(gradient).map(Some)
 }

@@ -6,14 +6,14 @@ use std::rc::Rc;
 use ::cust::memory::{DeviceBuffer, DeviceCopy, DeviceSlice};
 use ::cust::stream::Stream;
 
-use crate::backend::cust::memory::{there, uninitialised};
+use crate::backend::cust::memory::{nonempty_address, uninitialised};
 use crate::backend::cust::stream::CustStream;
 use crate::backend::cust::{Executor, driver_error};
 use crate::backend::launch::ForwardResults;
 use crate::{Result, Statistics};
 
-/// The results of a pass in device memory, to be read or used there. Reading them waits for the device, and so does
-/// dropping them, as the memory that the launches used is freed with them.
+/// The results of a pass in device memory. Reading them waits for the device, and so does dropping them, because this frees the
+/// memory that the launches use.
 pub struct LossOutput {
     loss: DeviceBuffer<f32>,
     losses: usize,
@@ -23,7 +23,7 @@ pub struct LossOutput {
 }
 
 impl LossOutput {
-    /// Issues a pass with `issue`, for a loss of so many numbers.
+    /// Issues a pass with `issue`, whose loss has `losses` elements.
     pub(super) fn of(
         executor: &Executor,
         stream: &Stream,
@@ -34,14 +34,14 @@ impl LossOutput {
             loss: uninitialised(losses)?,
             losses,
             temperature: Rc::new(uninitialised(1)?),
-            // Behind the statistics is the sum of BEAR's weights.
+            // The last element is the sum of BEAR's weights.
             statistics: uninitialised(Statistics::LENGTH + 1)?,
             _scratch: Vec::new(),
         };
         let results = ForwardResults {
-            loss: there(&output.loss)?,
-            statistics: there(&output.statistics)?,
-            temperature: there(&output.temperature)?,
+            loss: nonempty_address(&output.loss)?,
+            statistics: nonempty_address(&output.statistics)?,
+            temperature: nonempty_address(&output.temperature)?,
         };
         let mut stream = CustStream::new(executor, stream);
         issue(&mut stream, &results)?;
@@ -49,8 +49,8 @@ impl LossOutput {
         Ok(output)
     }
 
-    /// Returns the loss on the device, as [`read_loss`](Self::read_loss) has it; a buffer of one element
-    /// where there is no position.
+    /// Returns the loss on the device, with the elements of [`read_loss`](Self::read_loss). Without positions it is a buffer of
+    /// one element.
     #[must_use]
     pub fn loss(&self) -> &DeviceSlice<f32> {
         &self.loss
@@ -59,7 +59,7 @@ impl LossOutput {
     /// Reads the loss: one number, or one for each position where the reduction is none.
     ///
     /// # Errors
-    /// What the driver says of this and of the work before.
+    /// The driver's error, of this or of earlier work.
     pub fn read_loss(&self) -> Result<Vec<f32>> {
         let mut loss = read(&self.loss)?;
         loss.truncate(self.losses);
@@ -80,7 +80,7 @@ impl LossOutput {
     /// Those of [`read_loss`](Self::read_loss).
     pub fn read_statistics(&self) -> Result<Statistics> {
         let mut fields = [0.0; Statistics::LENGTH];
-        // Behind them is what BEAR writes.
+        // The last element is the sum of BEAR's weights.
         fields.copy_from_slice(&read(&self.statistics)?[..Statistics::LENGTH]);
         Ok(bytemuck::cast(fields))
     }

@@ -66,7 +66,7 @@ pub(super) fn backward(
     })
 }
 
-/// Computes loss and gradient in one pass, and writes the gradient over whatever `gradient` holds.
+/// Computes loss and gradient in one pass, and overwrites `gradient`.
 pub(super) fn forward_into(
     (gradient, gradient_layout): (&mut CpuStorage, &Layout),
     (logits, layout): (&CpuStorage, &Layout),
@@ -83,8 +83,8 @@ pub(super) fn forward_into(
     detached_output(layout.dims(), logits.dtype(), call, &forward)
 }
 
-/// Computes loss and gradient in one pass, and writes the gradient over the logits. It is first computed in memory of its
-/// own, as nothing is gained by doing without on the CPU.
+/// Computes loss and gradient in one pass, and overwrites the logits with the gradient. The gradient is computed in separate memory
+/// first, because nothing is gained by avoiding this on the CPU.
 pub(super) fn forward_over(
     storage: &mut CpuStorage,
     layout: &Layout,
@@ -105,13 +105,13 @@ pub(super) fn forward_over(
     detached_output(layout.dims(), storage.dtype(), call, &forward)
 }
 
-/// Computes statistics, temperature, softmax and, where asked for, the gradient.
+/// Computes statistics, temperature, softmax and, if `gradient` is given, the gradient.
 pub(in crate::loss) fn run<T: Scalar>(
     logits: Logits<T>,
     LossCall { batch, source, .. }: &LossCall,
     gradient: Option<Gradient<T>>,
 ) -> Result<CpuForward> {
-    // BEAR normalises the weights of all rows before any has a gradient.
+    // Under BEAR the gradient of a row depends on the weights of all rows.
     let (along, after) = match batch.bear {
         None => (gradient, None),
         Some(_) => (None, gradient),
@@ -135,7 +135,7 @@ pub(in crate::loss) fn run<T: Scalar>(
     Ok(forward)
 }
 
-/// Returns the output of a pass over logits of this shape that autograd does not see.
+/// Returns the output, detached from autograd, of a pass over logits of this shape.
 fn detached_output(
     shape: &[usize],
     dtype: DType,

@@ -34,7 +34,7 @@ pub(super) fn backward(
     let logits = (cuda(LOGITS, &storage)?, layout);
     let mut gradient = uninitialised_like(&logits.0.device, logits)?;
     let mut stream = CandleStream::new(&forward.executor);
-    // The launch reads them where the forward pass did.
+    // The launch reads the logits at the addresses that the forward pass saved.
     read_matrix(&mut stream, LOGITS, logits)?;
     let to = contiguous(&mut stream, &mut gradient, 0, layout)?;
     let (plan, saved) = &forward.saved;
@@ -56,7 +56,7 @@ pub(super) fn value_and_gradient(
     Ok((output, stepped, from_storage(gradient, layout.shape())))
 }
 
-/// Computes loss and gradient in one launch, and writes the gradient over whatever `gradient` holds.
+/// Computes loss and gradient in one launch, and overwrites `gradient`.
 pub(super) fn forward_into(
     (gradient, gradient_layout): (&mut CudaStorage, &Layout),
     logits: Stored,
@@ -68,7 +68,7 @@ pub(super) fn forward_into(
     }
 }
 
-/// Computes loss and gradient in one launch, and writes the gradient over the logits.
+/// Computes loss and gradient in one launch, and overwrites the logits with the gradient.
 pub(super) fn forward_over(
     storage: &mut CudaStorage,
     layout: &Layout,
@@ -85,7 +85,7 @@ pub(super) fn forward_over(
     detached(forward, layout, call)
 }
 
-/// Computes loss and gradient in one launch, and writes the gradient into `gradient` from element `start` on.
+/// Computes loss and gradient in one launch, and writes the gradient to `gradient` from element `start` on.
 fn forward_with(
     gradient: &mut CudaStorage,
     start: usize,
@@ -100,7 +100,7 @@ fn forward_with(
     detached(forward, logits.1, call)
 }
 
-/// Adds a gradient of these logits that launches write, contiguous from element `start` on.
+/// Adds the gradient that launches write, which is contiguous from element `start` on.
 fn contiguous<'a>(
     stream: &mut CandleStream<'a>,
     gradient: &'a mut CudaStorage,
@@ -132,16 +132,16 @@ fn issue_forward(
             sets: inputs.sets,
             previous: inputs.previous,
         };
-        // SAFETY: the sets are those of the rows, whose tokens the width was checked for, and the results have the sizes
-        // that are asked for. The stream holds all of candle's until after the launch; what it allocates it frees behind
-        // the launch.
+        // SAFETY: the sets are those of the rows, whose tokens were checked against the width, and the results have the documented
+        // sizes. The stream holds candle's buffers until the launch is issued, and frees its own memory in the order of the
+        // stream.
         let saved =
             unsafe { plan.issue_forward(stream, &tensors, inputs.temperature, gradient, results) }?;
         Ok((plan, saved))
     })
 }
 
-/// Returns the output of a pass that autograd does not see.
+/// Returns the output of a pass, detached from autograd.
 fn detached(
     (forward, loss): (SavedForward, CudaStorage),
     layout: &Layout,

@@ -13,14 +13,15 @@ use crate::backend::launch::{
 };
 use crate::loss::call::LossCall;
 use crate::loss::device::{
-    self, Stored, cuda, element, from_storage, read, read_matrix, there, uninitialised_like, write,
+    self, Stored, cuda, element, from_storage, read, read_matrix, require_address,
+    uninitialised_like, write,
 };
 use crate::loss::head::{BIAS, HEAD};
 use crate::loss::tensor::matrix_shape;
 
 pub(super) type SavedForward = device::SavedForward<(LinearPlan, LinearSaved)>;
 
-/// Hidden states, head and bias as candle hands them to the op.
+/// Hidden states, head and bias as candle passes them to the op.
 pub(super) struct Inputs<'a> {
     pub hidden: Stored<'a>,
     pub head: Stored<'a>,
@@ -69,9 +70,9 @@ pub(super) fn forward(
             sets: with.sets,
             previous: with.previous,
         };
-        // SAFETY: the sets are those of the rows, whose tokens the head was checked for, and the results have the sizes
-        // that are asked for. The stream holds all of candle's until after the last launch; what it allocates it frees
-        // behind the launches.
+        // SAFETY: the sets are those of the rows, whose tokens were checked against the head, and the results have the documented
+        // sizes. The stream holds candle's buffers until the last launch is issued, and frees its own memory in the order of the
+        // stream.
         let saved = unsafe { plan.issue_forward(stream, &tensors, with.temperature, to, results) }?;
         Ok((plan, saved))
     };
@@ -80,7 +81,7 @@ pub(super) fn forward(
     Ok((forward, loss))
 }
 
-/// Returns the gradients of hidden states, head and bias, where each is wanted.
+/// Returns the gradients of hidden states, head and bias; `None` for those that are not wanted.
 pub(super) fn backward(
     [hidden, head, bias]: [&Tensor; 3],
     has_bias: bool,
@@ -109,12 +110,12 @@ pub(super) fn backward(
         gradients[0] = Some(uninitialised_like(device, inputs.hidden)?);
     }
     let mut stream = CandleStream::new(&forward.executor);
-    // The launches read them where the forward pass did.
+    // The launches read the inputs at the addresses that the forward pass saved.
     read_inputs(&mut stream, &inputs)?;
     let mut to = [None; 3];
     for (to, gradient) in to.iter_mut().zip(&mut gradients) {
         if let Some(gradient) = gradient {
-            *to = Some(there(write(&mut stream, HIDDEN, gradient, 0)?)?);
+            *to = Some(require_address(write(&mut stream, HIDDEN, gradient, 0)?)?);
         }
     }
     let ([to_hidden, to_head, to_bias], (plan, saved)) = (to, &forward.saved);
@@ -137,7 +138,7 @@ pub(super) fn backward(
     }))
 }
 
-/// Adds the inputs that launches read.
+/// Adds the inputs, which launches read.
 fn read_inputs<'a>(
     stream: &mut CandleStream<'a>,
     inputs: &Inputs<'a>,

@@ -1,5 +1,5 @@
-//! The inputs of the loss over hidden states: hidden states, head and bias, checked once and then viewed as the slices of
-//! the backend.
+//! The inputs of the loss over hidden states: hidden states, head and bias. They are checked once, and then viewed as slices by the
+//! backend.
 
 use std::sync::Arc;
 
@@ -19,11 +19,11 @@ pub(super) struct CheckedInputs {
     pub hidden: Tensor,
     /// The head `[V, H]`.
     pub weight: Tensor,
-    /// The bias `[V]`. Without a bias it is empty, as candle's op takes three tensors, or of one element on a device, which has no
-    /// buffer without elements.
+    /// The bias `[V]`. candle's op takes three tensors, so without a bias this is a tensor of 0 elements, or of 1 on a device, which
+    /// has no buffers of 0 bytes.
     pub bias: Tensor,
     pub has_bias: bool,
-    /// Gathered rows of the head, where it is frozen.
+    /// The gathered rows of the head; `None` if it is not frozen.
     pub gathered: Option<Arc<Gathered>>,
 }
 
@@ -47,7 +47,7 @@ impl CheckedInputs {
             gathered: head.gathered.cloned(),
         };
         if batch.checked && !hidden.device().is_cpu() {
-            // To name the first score that is not finite is worth a copy to those who ask for it.
+            // The user has asked for the check, which needs a copy on the host to name the first score that is not finite.
             let copied = inputs.map(|tensor| tensor.to_device(&Device::Cpu))?;
             statistics_on_cpu(
                 &Self {
@@ -60,7 +60,7 @@ impl CheckedInputs {
         Ok(inputs)
     }
 
-    /// Returns the same inputs, which autograd does not see.
+    /// Returns the same inputs, detached from autograd.
     pub fn detached(&self) -> Result<Self> {
         self.map(|tensor| Ok(tensor.detach()))
     }
@@ -75,10 +75,10 @@ impl CheckedInputs {
         })
     }
 
-    /// Calls `look` with the slices of hidden states and head.
+    /// Calls `compute` with the slices of hidden states and head.
     pub fn viewed<T: Scalar, R>(
         &self,
-        look: impl FnOnce(Hidden<T>, &linear::Head<T>) -> Result<R>,
+        compute: impl FnOnce(Hidden<T>, &linear::Head<T>) -> Result<R>,
     ) -> Result<R> {
         let [hidden, weight, bias] =
             [&self.hidden, &self.weight, &self.bias].map(Tensor::storage_and_layout);
@@ -87,7 +87,7 @@ impl CheckedInputs {
             (cpu(BIAS, &bias.0)?, bias.1),
             self.gathered.as_ref(),
         )?;
-        look(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &head)
+        compute(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &head)
     }
 }
 
@@ -99,7 +99,7 @@ fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_head(head.weight, head.bias, &batch.sets)?;
     check_dtype(hidden, head.weight)?;
     let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
-    // The whole vocabulary needs no gathered rows, and takes a head frozen for any sets.
+    // Over the whole vocabulary gathered rows are not used, so the head may be frozen for any sets.
     if let (Some(other), None) = (other_sets, batch.whole_vocabulary()) {
         return Err(Error::Unsupported {
             what: HEAD,
@@ -113,8 +113,8 @@ fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a head that is not as wide as the hidden states. It comes before the vocabulary, so that a transposed head
-/// is called that.
+/// Refuses a head that is not as wide as the hidden states. It is checked before the vocabulary, so that the message for a transposed
+/// head is about its width.
 fn check_width(hidden: &Tensor, head: &Tensor) -> Result<()> {
     let width = |tensor: &Tensor| tensor.dims().last().copied().unwrap_or(0);
     match (width(hidden), width(head)) {
@@ -132,7 +132,7 @@ fn check_width(hidden: &Tensor, head: &Tensor) -> Result<()> {
     }
 }
 
-/// Describes token sets by how many there are, and how many tokens they have.
+/// Describes token sets in a message, by their number and the number of their tokens.
 fn sizes(sets: &TokenSets) -> String {
     match sets.as_raw() {
         Some((offsets, tokens)) => format!("sets: {}, tokens: {}", offsets.len() - 1, tokens.len()),

@@ -1,4 +1,4 @@
-//! The measurement behind `GROUPED_ROWS` and `GROUPED_WORK`: run by scripts/benchmarks.
+//! The measurement that `GROUPED_ROWS` and `GROUPED_WORK` are based on, which scripts/benchmarks runs.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use super::{Head, Hidden, Wanted, hidden_gradient};
 use crate::backend::batch::{Batch, Denominator};
 use crate::{Row, Rows, TokenSets};
 
-/// As many sets of each size as have something for every thread to do, as the tail of a batch has.
+/// The number of sets of each size, which is enough for every thread to have work.
 const SETS: usize = 16;
 const ROWS: [usize; 5] = [2, 4, 8, 32, 128];
 const TOKENS: [usize; 5] = [8, 32, 128, 512, 1024];
@@ -31,8 +31,7 @@ fn grouping() {
     }
 }
 
-/// How many times longer a pass over ragged rows takes than one in GEMMs, gathering of the
-/// head rows included.
+/// Returns the time of a pass over ragged rows divided by that of a pass by GEMMs, which includes gathering the head rows.
 fn ragged_to_grouped(rows: usize, tokens: usize, width: usize) -> f64 {
     let offsets = (0..=SETS).map(|set| (set * tokens) as u32).collect();
     let sets = TokenSets::from_raw(offsets, (0..(SETS * tokens) as u32).collect()).unwrap();

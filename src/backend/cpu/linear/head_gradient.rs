@@ -1,39 +1,44 @@
-//! The gradient of the head: Σ over rows of factor·(p_v − \[v = y\])·hidden for every token v that
-//! some row's set holds, and zero elsewhere. Sums run in the order of the slots.
+//! The gradient of the head over listed sets: for every token v of the batch, the sum of factor·(p_v − \[v = y\])·hidden over
+//! the rows whose sets contain v, in the order of the slots.
 
 use rayon::prelude::*;
 
 use super::plan::Plan;
-use super::{Hidden, LogitGradients, counting_position, gather_hidden};
+use super::{Hidden, LogitGradients, gather_hidden, loss_position};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
 use crate::backend::cpu::vector;
 
-/// Where the gradients of the head `[V, H]` and of its bias `[V]` (empty for none) are written; both hold zeros.
+/// The destinations of the gradients of the head `[V, H]` and of its bias `[V]`, which is empty if it is not wanted. Both hold
+/// zeros.
 pub(crate) struct HeadGradient<'a, T> {
     pub head: &'a mut [T],
     pub bias: &'a mut [T],
     pub width: usize,
 }
 
-/// The sums for the tokens that occur in the batch, in the type they are computed in.
+/// The gradients of the tokens of the batch, in the type that they are computed in.
 struct TokenSums<R> {
-    /// The distinct tokens, rising.
+    /// The distinct tokens, ascending.
     tokens: Vec<u32>,
-    /// The sums of the head rows `[tokens, H]`.
+    /// The gradients of their head rows `[tokens, H]`.
     head: Vec<R>,
+    /// The gradients of their biases `[tokens]`.
     bias: Vec<R>,
     width: usize,
 }
 
-/// An entry of the inverted index: a ragged slot, and its gradient of the logit of a token.
+/// An entry of the inverted index from tokens to ragged slots.
 struct IndexEntry<R> {
+    /// The index of the token in `TokenSums::tokens`.
     rank: u32,
     slot: u32,
+    /// The gradient of the token's logit in this slot.
     dlogit: R,
 }
 
+/// Computes the gradient of the head. `factor` returns the factor of p − \[v = y\] of the row with this index in the batch.
 pub(crate) fn head_gradient<T: Element>(
     dlogits: &LogitGradients<T::Real>,
     hidden: Hidden<T>,
@@ -43,7 +48,7 @@ pub(crate) fn head_gradient<T: Element>(
 ) {
     let plan = &dlogits.plan;
     let dlogits = scaled_gradients(dlogits, factor);
-    let positions = (plan.rows.iter()).map(|&row| counting_position(&batch.rows[row as usize]));
+    let positions = (plan.rows.iter()).map(|&row| loss_position(&batch.rows[row as usize]));
     let hidden = gather_hidden(hidden, positions);
     let mut sums = TokenSums::new(batch, gradient.width);
     sums.add_groups(plan, batch, &hidden, &dlogits);
@@ -80,7 +85,7 @@ impl<R: Real> TokenSums<R> {
         }
     }
 
-    /// Returns where the sum of a token is kept, which must be one of a set of the batch.
+    /// Returns the index of a token, which must be in a set of the batch.
     fn rank(&self, token: u32) -> usize {
         self.tokens.partition_point(|&other| other < token)
     }
@@ -107,7 +112,8 @@ impl<R: Real> TokenSums<R> {
         }
     }
 
-    /// Adds the ragged slots through an inverted index: token by token, each in the order of the slots.
+    /// Adds the ragged slots through an inverted index, in parallel over the tokens and for each token in the order of the
+    /// slots.
     fn add_ragged(&mut self, plan: &Plan, batch: &Batch, hidden: &[R], dlogits: &[R]) {
         let width = self.width;
         let stride = padded(width);

@@ -1,11 +1,10 @@
-//! The gradient of the hidden states: factor·(Σ p_v W_v − W_y) for every row that counts, and zero
-//! elsewhere.
+//! The gradient of the hidden states: factor·(Σ p_v W_v − W_y) for every row that has a loss, and 0 for all other positions.
 
 use std::borrow::Cow;
 
 use rayon::prelude::*;
 
-use super::scores::ragged_stretches;
+use super::scores::ragged_ranges;
 use super::{Head, HeadRows, LogitGradients, ROWS_PER_TASK, SavedGradient};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::split;
@@ -13,8 +12,8 @@ use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::matrix::{Matrix, ScaledGemm, ScaledRow, multiply_scaled};
 use crate::backend::cpu::vector;
 
-/// Returns the gradient `[N, H]`, `length` elements in all, from what the forward pass has saved. `factor` gives the factor of
-/// a row of the batch by its index.
+/// Returns the gradient `[N, H]`, which has `length` elements, from what the forward pass saved. `factor` returns the factor of
+/// the row with this index in the batch.
 pub(crate) fn hidden_gradient<T: Element>(
     saved: &SavedGradient<T::Real>,
     head: &Head<T>,
@@ -22,10 +21,10 @@ pub(crate) fn hidden_gradient<T: Element>(
     factor: impl Fn(usize) -> f64 + Send,
     length: usize,
 ) -> Vec<T> {
-    // One parallel region, not several: between them a caller that is none of rayon's threads would
-    // have to be woken.
+    // The scope makes this one parallel region. Between several regions, a caller that is not a rayon thread would have to be
+    // woken.
     rayon::scope(|_| {
-        // Mostly zeros, and so many that one thread would take twice as long.
+        // Most of the gradient is zeros. One thread would take twice as long to write them.
         let mut gradient: Vec<T> = rayon::iter::repeat_n(T::zeroed(), length).collect();
         let targets = targets(&mut gradient, batch, factor, head.width);
         match saved {
@@ -43,7 +42,8 @@ pub(crate) fn hidden_gradient<T: Element>(
     })
 }
 
-/// Returns where the gradient of each row of the batch is written, in the order of the batch, which is that of the positions.
+/// Returns the destination of the gradient of each row, in the order of the batch, which is that of the positions. It is `None`
+/// for a row without a loss.
 fn targets<'a, T>(
     gradient: &'a mut [T],
     batch: &Batch,
@@ -52,23 +52,23 @@ fn targets<'a, T>(
 ) -> Vec<Option<ScaledRow<'a, T>>> {
     let mut rest = gradient;
     let mut position = 0;
-    let of_row = |(index, row): (usize, &BatchRow)| {
+    let target = |(index, row): (usize, &BatchRow)| {
         rest.split_off_mut(..(row.position - position) as usize * width)?;
         position = row.position + 1;
         let values = rest.split_off_mut(..width)?;
-        // What gives no loss may hold NaN, which no factor makes a zero of.
-        row.counts().then(|| ScaledRow {
+        // The unscaled gradient of a row without a loss may be NaN, and NaN·0 is not 0.
+        row.has_loss().then(|| ScaledRow {
             factor: factor(index),
             values,
         })
     };
-    batch.rows.iter().enumerate().map(of_row).collect()
+    batch.rows.iter().enumerate().map(target).collect()
 }
 
-/// Reorders `of_rows` from the order of the batch to that of the slots.
-fn in_order_of<V>(slots: &[u32], mut of_rows: Vec<Option<V>>) -> Vec<Option<V>> {
+/// Reorders `rows` from the order of the batch to that of the slots.
+fn in_order_of<V>(slots: &[u32], mut rows: Vec<Option<V>>) -> Vec<Option<V>> {
     (slots.iter())
-        .map(|&row| of_rows[row as usize].take())
+        .map(|&row| rows[row as usize].take())
         .collect()
 }
 
@@ -88,7 +88,7 @@ fn write_unscaled<T: Element>(
         .for_each(|(unscaled, target)| write(unscaled, target));
 }
 
-/// Writes the rows of groups by GEMMs of their gradients of the logits and the head rows of their set.
+/// Computes the grouped rows by GEMMs of their gradients of the logits and the head rows of their set.
 fn write_grouped<'a, T: Element>(
     dlogits: &'a LogitGradients<T::Real>,
     head: &Head<T>,
@@ -119,7 +119,7 @@ fn write_grouped<'a, T: Element>(
     multiply_scaled(gemms);
 }
 
-/// Writes the ragged rows by adding up head rows where they lie.
+/// Computes the ragged rows by adding up head rows, without gathering them.
 fn write_ragged<T: Element>(
     dlogits: &LogitGradients<T::Real>,
     head: &Head<T>,
@@ -127,16 +127,16 @@ fn write_ragged<T: Element>(
     mut targets: Vec<Option<ScaledRow<T>>>,
 ) {
     let plan = &dlogits.plan;
-    let stretches = ragged_stretches(plan, head.width);
-    let of_stretches = split(&mut targets, stretches.iter().map(ExactSizeIterator::len));
-    (stretches.into_par_iter().zip(of_stretches)).for_each(|(slots, targets)| {
+    let ranges = ragged_ranges(plan, head.width);
+    let range_targets = split(&mut targets, ranges.iter().map(ExactSizeIterator::len));
+    (ranges.into_par_iter().zip(range_targets)).for_each(|(slots, targets)| {
         let mut widened = Vec::new();
         let mut unscaled = vec![T::Real::ZERO; head.width];
         for (slot, target) in slots.zip(targets) {
             let row = plan.row(batch, slot);
-            let of_slot = &dlogits.values[plan.starts[slot]..plan.starts[slot + 1]];
+            let slot_dlogits = &dlogits.values[plan.starts[slot]..plan.starts[slot + 1]];
             unscaled.fill(T::Real::ZERO);
-            for (&token, &dlogit) in batch.listed(row).iter().zip(of_slot) {
+            for (&token, &dlogit) in batch.listed(row).iter().zip(slot_dlogits) {
                 let head_row = T::widened(head.row(token), &mut widened);
                 vector::add_scaled(&mut unscaled, dlogit, head_row);
             }

@@ -1,10 +1,9 @@
 //! The loss over hidden states `[N, H]` and a head `[V, H]`, without materialising the logits: only the head rows of
 //! valid tokens are read.
 //!
-//! The rows of a batch are put in the order in which they are computed: set by set where a set has
-//! enough work for a GEMM, then the ragged rest. The scores of a row, and then the gradient of its logits, lie at its place in
-//! that order, its *slot*. The forward pass saves that gradient, and the backward pass computes those of hidden states and head
-//! from it.
+//! The rows of a batch are sorted into *slots*: first the rows of sets with enough work for a GEMM, set by set, and then the
+//! others, which are *ragged*. The buffer of scores, which later holds the gradient of the logits, is in the order of the
+//! slots. The forward pass saves this gradient, and the backward pass computes those of hidden states and head from it.
 
 #[cfg(test)]
 mod grouping;
@@ -28,10 +27,10 @@ use super::matrix::{Matrix, padded};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::{Error, Result};
 
-/// Rows handed to one thread at least.
+/// The smallest number of rows that is worth a task of its own.
 const ROWS_PER_TASK: usize = 8;
 
-/// Hidden states `[N, H]`, rows `stride` elements apart.
+/// Hidden states `[N, H]` with row stride `stride`, in elements.
 #[derive(Clone, Copy)]
 pub(crate) struct Hidden<'a, T> {
     pub values: &'a [T],
@@ -39,17 +38,18 @@ pub(crate) struct Hidden<'a, T> {
     pub width: usize,
 }
 
-/// A head `[V, H]`, rows `stride` elements apart, with its bias `[V]` and what was gathered of it.
+/// A head `[V, H]` with row stride `stride`, in elements, and with its bias.
 pub(crate) struct Head<'a, T: Element> {
     pub values: &'a [T],
     pub stride: usize,
     pub width: usize,
-    /// The bias `[V]`; empty where there is none.
+    /// The bias `[V]`; empty if the head has none.
     pub bias: &'a [T],
+    /// The gathered rows of a frozen head by token set; `None` for a head that is not frozen.
     pub frozen: Option<&'a HashMap<u32, HeadRows<T::Real>>>,
 }
 
-/// The head rows of one set, gathered and widened: `[tokens, H]`, rows `padded(H)` apart.
+/// The head rows of one set, gathered and widened: `[tokens, H]` with row stride `padded(H)`.
 #[derive(Debug, Clone)]
 pub(crate) struct HeadRows<R> {
     pub values: Vec<R>,
@@ -58,10 +58,10 @@ pub(crate) struct HeadRows<R> {
 /// What a forward pass saves for the gradients of a batch.
 #[derive(Debug)]
 pub(crate) enum SavedGradient<R> {
-    /// The gradient of the logits, over listed sets.
+    /// Over listed sets, the gradient of the logits.
     Logits(LogitGradients<R>),
-    /// The unscaled gradient Σ p_v W_v − W_y of the hidden state of every row `[rows, H]`, over the whole vocabulary, whose
-    /// logits are not kept. Empty where it is not wanted.
+    /// Over the whole vocabulary, whose logits are not kept, the unscaled gradient Σ p_v W_v − W_y of the hidden state of every
+    /// row `[rows, H]`. It is empty if it is not wanted.
     Hidden(Vec<R>),
 }
 
@@ -69,10 +69,10 @@ pub(crate) enum SavedGradient<R> {
 #[derive(Debug)]
 pub(crate) struct LogitGradients<R> {
     plan: Plan,
-    /// p_v − \[v = y\] of every slot, where its scores were. Empty where no gradient is wanted.
+    /// p_v − \[v = y\] of every slot, in the layout of the scores. It is empty if no gradient is wanted.
     values: Vec<R>,
-    /// The head rows of each group that were gathered for this batch, kept so as not to be gathered twice; `None` for a group
-    /// whose rows are frozen. Empty where the gradient of the hidden states is not wanted.
+    /// The head rows of each group, which the forward pass gathered; `None` for a group whose rows are frozen. It is empty if
+    /// the gradient of the hidden states is not wanted.
     head_rows: Vec<Option<HeadRows<R>>>,
 }
 
@@ -101,8 +101,7 @@ impl<R: Real> HeadRows<R> {
     }
 }
 
-/// Gathers the hidden states at these positions, widened, and zeros for `None`: `[positions, H]`, rows
-/// `padded(H)` apart.
+/// Gathers the hidden states at these positions, widened, with zeros for `None`: `[positions, H]` with row stride `padded(H)`.
 fn gather_hidden<T: Element>(
     hidden: Hidden<T>,
     positions: impl ExactSizeIterator<Item = Option<u32>>,
@@ -119,10 +118,10 @@ fn gather_hidden<T: Element>(
     gathered
 }
 
-/// Returns the position of a row's hidden state for the gradient of the head, and `None` for a row without a loss: its state
-/// may be NaN, which no factor makes a zero of.
-fn counting_position(row: &BatchRow) -> Option<u32> {
-    row.counts().then_some(row.position)
+/// Returns the position of a row for the gradient of the head, and `None` for a row without a loss, whose hidden state may be
+/// NaN: NaN·0 is not 0.
+fn loss_position(row: &BatchRow) -> Option<u32> {
+    row.has_loss().then_some(row.position)
 }
 
 impl<'a, T> Hidden<'a, T> {
@@ -144,7 +143,7 @@ impl<'a, T: Element> Head<'a, T> {
             .map_or(T::Real::ZERO, |bias| bias.widen())
     }
 
-    /// Returns how many bytes one gathered row takes.
+    /// Returns the size of one gathered row, in bytes.
     pub fn row_bytes(&self) -> usize {
         padded(self.width) * size_of::<T::Real>()
     }
@@ -157,9 +156,9 @@ impl<'a, T: Element> Head<'a, T> {
         }
     }
 
-    /// Refuses a head that has changed since the frozen rows of the plan's groups were gathered: with the rows
-    /// that are read where they lie, these would give the loss of neither head. One element of each is compared,
-    /// which costs next to nothing beside the products that the row is in.
+    /// Refuses a head that has changed since the frozen rows of the plan's groups were gathered. Ragged rows read the head
+    /// itself, so the loss would be a mixture of both versions. One element of each row is compared, whose cost is negligible
+    /// beside that of the GEMM.
     fn check_frozen(&self, batch: &Batch, plan: &Plan) -> Result<()> {
         let Some(frozen) = self.frozen else {
             return Ok(());
@@ -171,7 +170,7 @@ impl<'a, T: Element> Head<'a, T> {
                 continue;
             };
             for (gathered, &token) in rows.values.chunks(stride).zip(batch.listed(row)) {
-                // Neighbours' columns lie far apart, so that a change of few columns shows in some row.
+                // A hash of the token chooses the column, so that a change of few columns is found in some row.
                 let fraction = u64::from(token.wrapping_mul(0x9e37_79b1));
                 let column = ((fraction * self.width as u64) >> 32) as usize;
                 let (was, is) = (gathered[column], self.row(token)[column].widen());
@@ -191,7 +190,7 @@ impl<'a, T: Element> Head<'a, T> {
         Ok(())
     }
 
-    /// Gathers the rows of `tokens`.
+    /// Gathers the head rows of `tokens`, widened.
     pub fn gather(&self, tokens: impl ExactSizeIterator<Item = u32>) -> HeadRows<T::Real> {
         let stride = padded(self.width);
         let mut values = Vec::with_capacity(tokens.len() * stride);

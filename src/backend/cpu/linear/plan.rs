@@ -4,20 +4,21 @@ use std::ops::Range;
 
 use crate::backend::batch::{Batch, BatchRow};
 
-/// A set's rows become a GEMM from this many rows on: with fewer, gathering the head rows
-/// costs more than reading each once for a few rows saves. See "Grouping" in docs/benchmarks.md.
+/// The smallest number of rows of a set that are computed by a GEMM. With fewer, gathering the head rows costs more than a GEMM
+/// saves. See "Grouping" in docs/benchmarks.md.
 pub(super) const GROUPED_ROWS: usize = 4;
-/// Nor do fewer rows × tokens than this. By "Grouping" smaller products would pay from about 128 on, but in
-/// whole batches (64, 128 and 512 tried on two models) no difference shows.
+/// The smallest number of rows × tokens of such a set. According to "Grouping", GEMMs pay from about 128 on, but in whole
+/// batches there is no measurable difference (64, 128 and 512 were tried on two models).
 pub(super) const GROUPED_WORK: usize = 512;
 
+/// The order in which the rows of a batch are computed, and the rows that are computed by GEMMs.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// The row of the batch in each slot.
     pub rows: Vec<u32>,
-    /// Where the scores of each slot begin; one entry more than slots.
+    /// The index of the first score of each slot, and the number of all scores.
     pub starts: Vec<usize>,
-    /// The slots of each GEMM, from slot 0 on; the slots after them are ragged.
+    /// The slots of each GEMM, from slot 0 on. The slots after the last group are ragged.
     pub groups: Vec<Range<usize>>,
 }
 
@@ -28,7 +29,7 @@ impl Plan {
         })
     }
 
-    /// Makes the plan whose groups are the sets for whose numbers of rows and tokens `grouped` says so.
+    /// Makes a plan whose GEMMs are those of the sets for which `grouped(rows, tokens)` is true.
     pub fn grouping(batch: &Batch, grouped: impl Fn(usize, usize) -> bool) -> Self {
         let mut by_set: Vec<u32> = (0..batch.rows.len() as u32).collect();
         by_set.sort_by_key(|&row| batch.rows[row as usize].set);
@@ -69,12 +70,12 @@ impl Plan {
         &batch.rows[self.rows[slot] as usize]
     }
 
-    /// Returns the slots that no GEMM covers.
+    /// Returns the slots that are not computed by a GEMM.
     pub fn ragged(&self) -> Range<usize> {
         self.groups.last().map_or(0, |group| group.end)..self.rows.len()
     }
 
-    /// Returns where the scores of these slots lie.
+    /// Returns the range of the scores of these slots.
     pub fn scores(&self, slots: &Range<usize>) -> Range<usize> {
         self.starts[slots.start]..self.starts[slots.end]
     }

@@ -1,4 +1,5 @@
-//! Scores of the valid tokens, then their softmax: two phases with the temperature between them. Statistics are taken from the scores as these are made.
+//! The two phases of the forward pass over listed sets: the scores of the valid tokens and their statistics, from which the
+//! temperature is computed, and then the softmax of every row.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -13,12 +14,12 @@ use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::balance::{balanced, split};
 use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::matrix::{Gemm, Matrix, multiply_all, padded};
-use crate::backend::cpu::row_weights::RowWeigher;
+use crate::backend::cpu::row_weights::RowWeights;
 use crate::backend::cpu::softmax::{RowSoftmax, check_finite, statistics};
 use crate::backend::cpu::vector;
 use crate::{Result, Statistics};
 
-/// The first phase's result: everything by slot.
+/// The result of the first phase, in the order of the slots.
 pub(crate) struct Scores<'a, R: Clone> {
     plan: Plan,
     scores: Vec<R>,
@@ -30,15 +31,15 @@ pub(crate) struct Scores<'a, R: Clone> {
 impl<R: Real> Scores<'_, R> {
     /// Returns the scores of each row in the order of the batch, in f64.
     pub fn in_batch_order(&self) -> Vec<Vec<f64>> {
-        let of_slot = |slot: &[usize]| &self.scores[slot[0]..slot[1]];
-        let by_slot: Vec<&[R]> = self.plan.starts.windows(2).map(of_slot).collect();
+        let slot_scores = |slot: &[usize]| &self.scores[slot[0]..slot[1]];
+        let by_slot: Vec<&[R]> = self.plan.starts.windows(2).map(slot_scores).collect();
         let widened = |scores: &[R]| scores.iter().map(|&score| score.into()).collect();
         let in_order = self.plan.in_batch_order(&by_slot);
         in_order.into_iter().map(widened).collect()
     }
 }
 
-/// Phase one: computes the scores of every row's tokens, and the statistics.
+/// Runs the first phase, which computes the scores of every row's tokens and the statistics.
 pub(crate) fn score<'a, T: Element>(
     hidden: Hidden<T>,
     head: &Head<'a, T>,
@@ -47,6 +48,7 @@ pub(crate) fn score<'a, T: Element>(
     score_as_planned(Plan::new(batch), hidden, head, batch)
 }
 
+/// Does the same as [`score`] with a given plan.
 pub(super) fn score_as_planned<'a, T: Element>(
     plan: Plan,
     hidden: Hidden<T>,
@@ -54,8 +56,8 @@ pub(super) fn score_as_planned<'a, T: Element>(
     batch: &Batch,
 ) -> Result<Scores<'a, T::Real>> {
     let grouped = plan.starts[plan.ragged().start];
-    // What only one thread can do, or as fast as two, goes beside the ragged rows, which all can share.
-    let (of_groups, of_ragged): (Result<_>, _) = rayon::join(
+    // Gathering runs on one thread, so it is overlapped with the ragged rows, which use all the others.
+    let (group_scores, ragged_scores): (Result<_>, _) = rayon::join(
         || {
             head.check_frozen(batch, &plan)?;
             let slots = 0..plan.ragged().start;
@@ -69,9 +71,9 @@ pub(super) fn score_as_planned<'a, T: Element>(
         },
         || score_ragged(hidden, head, batch, &plan),
     );
-    let (mut scores, head_rows) = of_groups?;
-    scores.extend(of_ragged);
-    let statistics = measure(batch, &plan, &scores)?;
+    let (mut scores, head_rows) = group_scores?;
+    scores.extend(ragged_scores);
+    let statistics = compute_statistics(batch, &plan, &scores)?;
     Ok(Scores {
         plan,
         scores,
@@ -91,7 +93,7 @@ fn gather_head<'a, T: Element>(
         .collect()
 }
 
-/// Scores the grouped rows by GEMMs of their hidden states and the head rows of their set.
+/// Computes the scores of the grouped rows by GEMMs of their hidden states and the head rows of their set.
 fn score_groups<T: Element>(
     head: &Head<T>,
     batch: &Batch,
@@ -101,12 +103,12 @@ fn score_groups<T: Element>(
     scores: &mut [T::Real],
 ) {
     let stride = padded(head.width);
-    let of_groups = split(
+    let group_scores = split(
         scores,
         plan.groups.iter().map(|group| plan.scores(group).len()),
     );
     let gemms =
-        (plan.groups.iter().zip(head_rows).zip(of_groups)).map(|((group, rows), result)| {
+        (plan.groups.iter().zip(head_rows).zip(group_scores)).map(|((group, rows), result)| {
             let hidden = &hidden[group.start * stride..group.end * stride];
             Gemm {
                 left: Matrix::new(hidden, group.len(), head.width, stride),
@@ -140,7 +142,7 @@ fn add_bias<T: Element>(head: &Head<T>, batch: &Batch, row: &BatchRow, scores: &
     }
 }
 
-/// Scores the ragged rows by one dot product for each token, hidden state and head row read where they lie.
+/// Computes the scores of the ragged rows by one dot product for each token, without gathering hidden states or head rows.
 fn score_ragged<T: Element>(
     hidden: Hidden<T>,
     head: &Head<T>,
@@ -148,12 +150,12 @@ fn score_ragged<T: Element>(
     plan: &Plan,
 ) -> Vec<T::Real> {
     let mut scores = vec![T::Real::ZERO; plan.scores(&plan.ragged()).len()];
-    let stretches = ragged_stretches(plan, head.width);
-    let of_stretches = split(
+    let ranges = ragged_ranges(plan, head.width);
+    let range_scores = split(
         &mut scores,
-        stretches.iter().map(|slots| plan.scores(slots).len()),
+        ranges.iter().map(|slots| plan.scores(slots).len()),
     );
-    (stretches.into_par_iter().zip(of_stretches)).for_each(|(slots, mut scores)| {
+    (ranges.into_par_iter().zip(range_scores)).for_each(|(slots, mut scores)| {
         let (mut state, mut widened) = (Vec::new(), Vec::new());
         for slot in slots {
             let row = plan.row(batch, slot);
@@ -169,7 +171,7 @@ fn score_ragged<T: Element>(
     scores
 }
 
-pub(super) fn ragged_stretches(plan: &Plan, width: usize) -> Vec<Range<usize>> {
+pub(super) fn ragged_ranges(plan: &Plan, width: usize) -> Vec<Range<usize>> {
     let ragged = plan.ragged();
     let size = |slot: usize| plan.starts[slot + 1] - plan.starts[slot];
     (balanced(ragged.len(), |index| size(ragged.start + index) * width).into_iter())
@@ -178,8 +180,8 @@ pub(super) fn ragged_stretches(plan: &Plan, width: usize) -> Vec<Range<usize>> {
 }
 
 /// Computes the statistics row by row, and merges them in the order of the slots.
-fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statistics> {
-    let of_slot = |slot: usize| {
+fn compute_statistics<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statistics> {
+    let slot_scores = |slot: usize| {
         let row = plan.row(batch, slot);
         let scores = &scores[plan.starts[slot]..plan.starts[slot + 1]];
         if batch.checked {
@@ -197,14 +199,14 @@ fn measure<R: Real>(batch: &Batch, plan: &Plan, scores: &[R]) -> Result<Statisti
     let parts: Vec<Result<Statistics>> = (0..plan.rows.len())
         .into_par_iter()
         .with_min_len(ROWS_PER_TASK)
-        .map(of_slot)
+        .map(slot_scores)
         .collect();
-    // Not collected in parallel: of several errors always the same is to be heard.
+    // The results are collected sequentially, so that of several errors always the same is reported.
     let parts = parts.into_iter().collect::<Result<Vec<_>>>()?;
     Ok(parts.iter().sum())
 }
 
-/// Phase two: computes the softmax of every row, in the order of the batch, and what its gradients are computed from.
+/// Runs the second phase. Returns the softmax of every row in the order of the batch, and what the gradients are computed from.
 pub(crate) fn softmax<R: Real>(
     scored: Scores<R>,
     batch: &Batch,
@@ -217,7 +219,7 @@ pub(crate) fn softmax<R: Real>(
         head_rows,
         ..
     } = scored;
-    let by_slot = softmax_of_slots(batch, &plan, &mut scores, temperature, wanted);
+    let by_slot = softmax_slot_scoress(batch, &plan, &mut scores, temperature, wanted);
     let softmaxes = plan.in_batch_order(&by_slot);
     let gathered = |rows: Cow<HeadRows<R>>| match rows {
         Cow::Owned(rows) => Some(rows),
@@ -240,8 +242,8 @@ pub(crate) fn softmax<R: Real>(
     (softmaxes, SavedGradient::Logits(dlogits))
 }
 
-/// Computes the softmax of every slot, and replaces its scores by p_v − \[v = y\] where a gradient is wanted.
-fn softmax_of_slots<R: Real>(
+/// Computes the softmax of every slot and, if a gradient is wanted, replaces its scores by p_v − \[v = y\].
+fn softmax_slot_scoress<R: Real>(
     batch: &Batch,
     plan: &Plan,
     scores: &mut [R],
@@ -250,15 +252,15 @@ fn softmax_of_slots<R: Real>(
 ) -> Vec<RowSoftmax> {
     let sizes = plan.starts.windows(2).map(|pair| pair[1] - pair[0]);
     let slots = split(scores, sizes);
-    let weigher = || RowWeigher::new(batch);
+    let row_weights = || RowWeights::new(batch);
     (slots.into_par_iter().zip(&plan.rows))
         .with_min_len(ROWS_PER_TASK)
-        .map_init(weigher, |weigher, (scores, &row)| {
+        .map_init(row_weights, |row_weights, (scores, &row)| {
             let row = &batch.rows[row as usize];
             let rank = row.rank as usize;
-            let weight = weigher.weight(row, scores, temperature);
-            let softmax = RowSoftmax::new(scores, rank, temperature).weighing(weight);
-            if !row.counts() {
+            let weight = row_weights.weight(row, scores, temperature);
+            let softmax = RowSoftmax::new(scores, rank, temperature).with_weight(weight);
+            if !row.has_loss() {
                 scores.fill(R::ZERO);
             } else if wanted.hidden || wanted.head {
                 softmax.gradient(scores, rank);

@@ -1,5 +1,5 @@
-//! The plain language-model loss over hidden states and head: the head in chunks of tokens, the
-//! softmax carried along (as in flash attention), and never more than one chunk of logits at a time.
+//! The plain language-model loss over hidden states and a head. The head is processed in chunks of tokens with an online
+//! softmax (as in flash attention), so that only one chunk of logits is in memory at a time.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -7,7 +7,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::head_gradient::HeadGradient;
-use super::{Head, Hidden, SavedGradient, Wanted, counting_position, gather_hidden};
+use super::{Head, Hidden, SavedGradient, Wanted, gather_hidden, loss_position};
 use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
@@ -16,21 +16,21 @@ use crate::backend::cpu::softmax::{RowSoftmax, check_finite};
 use crate::backend::cpu::vector;
 use crate::{Result, Statistics};
 
-/// Logits held at a time: a chunk is as many tokens as make about this many with the batch's rows.
+/// The number of logits of a chunk, which determines its number of tokens.
 const CHUNK_LOGITS: usize = 1 << 21;
-/// Fewer tokens than this would make thin matrix products of long batches.
+/// The smallest number of tokens of a chunk. With fewer, the GEMMs of large batches would be too narrow to be fast.
 const LEAST_CHUNK: usize = 64;
 
-/// A batch whose rows all range over the tokens `0..size`.
+/// A batch in which the token set of every row is `0..size`.
 pub(crate) struct WholeVocabulary<'a, T: Element> {
     head: &'a Head<'a, T>,
     batch: &'a Batch,
     size: usize,
-    /// `[rows, H]`, rows `padded(H)` apart.
+    /// The hidden states of the rows, `[rows, H]` with row stride `padded(H)`.
     hidden: Vec<T::Real>,
 }
 
-/// The head rows of a chunk: as they lie where they need no widening.
+/// The head rows of a chunk. They are borrowed if they need no widening.
 struct ChunkHead<'a, R: Clone> {
     values: Cow<'a, [R]>,
     stride: usize,
@@ -38,17 +38,20 @@ struct ChunkHead<'a, R: Clone> {
     width: usize,
 }
 
-/// One row's softmax over the tokens seen so far, the target left out.
-struct Running<R> {
+/// The online softmax of one row over the tokens so far, without the target.
+struct RunningSoftmax<R> {
+    /// The largest logit.
     maximum: f64,
+    /// Σ exp((z_v − maximum)/τ).
     others: f64,
+    /// The target's logit; 0 before its chunk.
     target: f64,
-    /// The largest logits, the target's too, where BEAR weighs the row by them.
+    /// The largest logits, the target's included; `None` if BEAR does not need them.
     largest: Option<Largest<R>>,
 }
 
 impl<'a, T: Element> WholeVocabulary<'a, T> {
-    /// Returns `None` where the batch ranges over listed sets.
+    /// Gathers the hidden states of a batch over the whole vocabulary. Returns `None` if the batch has listed sets.
     pub fn new(hidden: Hidden<T>, head: &'a Head<'a, T>, batch: &'a Batch) -> Option<Self> {
         Some(Self {
             head,
@@ -58,19 +61,19 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         })
     }
 
-    /// Computes the statistics in a pass of its own, as the softmax needs the temperature first. Whether logits are finite is
-    /// checked here.
+    /// Computes the statistics in a pass of its own, because the softmax depends on the temperature. This pass also checks that
+    /// logits are finite.
     pub fn statistics(&self) -> Result<Statistics> {
         let rows = &self.batch.rows;
         if !self.batch.checked && !rows.iter().any(|row| row.in_statistics) {
             return Ok(Statistics::default());
         }
-        // Pooled moments of a row's logits merge as the statistics of rows do.
+        // The moments of a row's chunks are merged as if they were rows.
         let mut parts = vec![Statistics::default(); rows.len()];
         let mut targets = vec![0.0; rows.len()];
         for chunk in self.chunks() {
             let mut logits = self.logits(&ChunkHead::new(self.head, &chunk), &chunk);
-            let looked_at: Vec<Result<()>> = (logits
+            let results: Vec<Result<()>> = (logits
                 .par_chunks_mut(chunk.len())
                 .zip(rows)
                 .zip(&mut parts)
@@ -87,8 +90,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
                 Ok(())
             })
             .collect();
-            // Not collected in parallel: of several errors always the same is to be heard.
-            looked_at.into_iter().collect::<Result<()>>()?;
+            // The results are collected sequentially, so that of several errors always the same is reported.
+            results.into_iter().collect::<Result<()>>()?;
         }
         let whole = rows
             .iter()
@@ -101,8 +104,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
             .fold(Statistics::default(), |sum, row| sum.merge(&row)))
     }
 
-    /// Computes the softmax of every row and, where wanted, the gradient of the hidden states along with it: what was
-    /// added before a larger maximum was met is scaled down when it is.
+    /// Computes the softmax of every row and, if it is wanted, the gradient of the hidden states in the same pass. When a chunk
+    /// has a larger maximum than those before, the sums so far are rescaled.
     pub fn softmax(
         &self,
         temperature: f64,
@@ -112,8 +115,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         let rows = &self.batch.rows;
         let running = rows
             .iter()
-            .map(|row| Running::new(self.batch, row, self.size));
-        let mut running: Vec<Running<T::Real>> = running.collect();
+            .map(|row| RunningSoftmax::new(self.batch, row, self.size));
+        let mut running: Vec<RunningSoftmax<T::Real>> = running.collect();
         let mut gradient = vec![T::Real::ZERO; if wanted.hidden { rows.len() * width } else { 0 }];
         for chunk in self.chunks() {
             let head_rows = ChunkHead::new(self.head, &chunk);
@@ -141,10 +144,10 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         (softmaxes, SavedGradient::Hidden(gradient))
     }
 
-    /// Divides the gathered Σ e_v W_v by the sum and adds the target's (p_y − 1)·W_y.
+    /// Divides Σ e_v W_v by the softmax's sum and adds (p_y − 1)·W_y of the target.
     fn finish_gradient(
         &self,
-        running: &[Running<T::Real>],
+        running: &[RunningSoftmax<T::Real>],
         softmaxes: &[RowSoftmax],
         temperature: f64,
         gradient: &mut [T::Real],
@@ -180,8 +183,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
     }
 }
 
-/// Computes the gradient of the head from the logits, which are computed again chunk by chunk now that all sums are known.
-/// Every row of the gradient is written once.
+/// Computes the gradient of the head from the logits, which are computed again chunk by chunk. Every row of the gradient is
+/// written once.
 pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     softmaxes: &[RowSoftmax],
     hidden: Hidden<T>,
@@ -193,13 +196,13 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
 ) {
     let size = batch.whole_vocabulary().unwrap_or(0);
     let (rows, width) = (&batch.rows, head.width);
-    let hidden = gather_hidden(hidden, rows.iter().map(counting_position));
+    let hidden = gather_hidden(hidden, rows.iter().map(loss_position));
     for chunk in chunks(size, rows.len()) {
         let head_rows = ChunkHead::new(head, &chunk);
         let mut dlogits = logits(head, &head_rows, &hidden, rows.len(), &chunk);
         (dlogits.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes))
             .enumerate()
-            .for_each(|(index, ((logits, row), softmax))| match row.counts() {
+            .for_each(|(index, ((logits, row), softmax))| match row.has_loss() {
                 true => {
                     let rank = rank_in(row, &chunk);
                     softmax.gradient_of_chunk(logits, rank, temperature, factor(index));
@@ -222,7 +225,7 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
 }
 
 fn chunks(size: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
-    // No row has no logits to chunk.
+    // Without rows there are no logits.
     let size = if rows == 0 { 0 } else { size };
     let length = (CHUNK_LOGITS / rows.max(1)).max(LEAST_CHUNK);
     (0..size)
@@ -275,15 +278,15 @@ fn logits<T: Element>(
     logits
 }
 
-/// Returns where a row's target lies in the chunk, if it does.
+/// Returns the index of a row's target in the chunk, if it is there.
 fn rank_in(row: &BatchRow, chunk: &Range<usize>) -> Option<usize> {
     let rank = row.rank as usize;
     chunk.contains(&rank).then(|| rank - chunk.start)
 }
 
-impl<R: Real> Running<R> {
+impl<R: Real> RunningSoftmax<R> {
     fn new(batch: &Batch, row: &BatchRow, size: usize) -> Self {
-        let bear = batch.bear.filter(|_| row.counts());
+        let bear = batch.bear.filter(|_| row.has_loss());
         Self {
             maximum: f64::NEG_INFINITY,
             others: 0.0,
@@ -292,19 +295,19 @@ impl<R: Real> Running<R> {
         }
     }
 
-    /// Returns the softmax when all tokens have been added.
+    /// Returns the softmax after all tokens have been added.
     fn softmax(&mut self, batch: &Batch, temperature: f64) -> RowSoftmax {
         let softmax = RowSoftmax::from_parts(self.maximum, self.others, self.target, temperature);
         match (batch.bear, &mut self.largest) {
             (Some(bear), Some(largest)) => {
-                softmax.weighing(bear.weight(self.target, largest.last().into(), temperature))
+                softmax.with_weight(bear.weight(self.target, largest.last().into(), temperature))
             }
             _ => softmax,
         }
     }
 
-    /// Adds a chunk's logits, replacing them by their exponentials relative to the new maximum, and
-    /// returns what everything added before must be multiplied by.
+    /// Adds the logits of a chunk, and replaces them by their exponentials relative to the new maximum. Returns the factor that
+    /// rescales the sums so far.
     fn add(
         &mut self,
         logits: &mut [R],
@@ -321,7 +324,7 @@ impl<R: Real> Running<R> {
         }
         let maximum = vector::maximum(logits).into().max(self.maximum);
         if maximum == f64::NEG_INFINITY {
-            // Nothing but the target so far, or a vocabulary of −∞: as if nothing had come.
+            // All logits so far are −∞, apart from the target's, so their exponentials are 0.
             let nan = logits.iter().any(|&logit| logit.into().is_nan());
             logits.fill(R::ZERO);
             self.others += if nan { f64::NAN } else { 0.0 };

@@ -1,4 +1,4 @@
-//! The living beams of a step in the order in which the kernels take them.
+//! The active beams of a step of beam search, as the decoding kernels take them.
 
 use std::ops::Range;
 
@@ -6,40 +6,45 @@ use crate::backend::launch::kernel_params;
 use crate::{Error, Result};
 
 kernel_params! {
-    /// A living path, and the edges that leave its node.
+    /// An active beam: an unfinished path, and the edges that leave its node.
     pub struct DecodeBeam in "decode.cuh" {
-        log_probability: f64, first_edge: u32, edges: u32, living: u32, whole: u32,
-        first_living: u32, first_whole: u32,
+        log_probability: f64, first_edge: u32, edges: u32, unfinished: u32, complete: u32,
+        first_unfinished: u32, first_complete: u32,
     }
 }
 
 kernel_params! {
-    /// The numbers that an edge's path is ranked by besides its probability.
+    /// The numbers that the path of an edge is ranked by besides its probability.
     pub struct DecodeEdge in "decode.cuh" {
-        /// The order among paths of equal scores: the smaller comes first.
+        /// The tie-breaker: of equal scores, the smaller order comes first.
         order: u64,
-        /// The number that the log-probability is divided by to give the score.
+        /// The length normalisation: the score is the log-probability divided by this.
         divisor: f64,
     }
 }
 
-/// The edges of some node: those to living paths, those to whole ones, and those that are excluded.
+/// The edges of a node: first those to unfinished paths, then those to complete ones, then those that are excluded.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DecodeSet {
+    /// The index of the first edge.
     pub first_edge: usize,
-    pub living: usize,
-    pub whole: usize,
-    pub left_out: usize,
+    /// The number of edges to unfinished paths.
+    pub unfinished: usize,
+    /// The number of edges to complete paths.
+    pub complete: usize,
+    /// The number of excluded edges, which count in the normaliser only.
+    pub excluded: usize,
 }
 
 /// A beam at a node with these edges.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NewBeam {
+    /// ln p of the path so far.
     pub log_probability: f64,
     pub set: DecodeSet,
 }
 
-/// The living beams of a [`BeamSearch`](crate::BeamSearch) as the kernels take them.
+/// The active beams of a [`BeamSearch`](crate::BeamSearch), as the decoding kernels take them.
 ///
 /// [`BeamSearch::decode_beams`](crate::BeamSearch::decode_beams) makes them, and
 /// [`BeamSearch::apply_choices`](crate::BeamSearch::apply_choices) goes on with what the kernels have chosen.
@@ -47,13 +52,14 @@ pub(crate) struct NewBeam {
 pub struct DecodeBeams {
     pub(crate) beams: Vec<DecodeBeam>,
     pub(crate) edges: Vec<DecodeEdge>,
-    /// The column of the logits that each edge's token has.
+    /// The column of the logits of each edge's token.
     pub(crate) tokens: Vec<u32>,
-    /// Where the candidates of each user begin, the living before the whole, and where the last end.
+    /// The index of the first candidate of each segment, and the number of all candidates. A user has two segments: unfinished
+    /// paths, then complete ones.
     pub(crate) segments: Vec<u32>,
     /// The node that each edge leads to.
     pub(crate) nodes: Vec<u32>,
-    /// The token of each column, where not all have one.
+    /// The token of each column of the logits; `None` if column v is token v.
     columns: Option<Vec<u32>>,
     pub(super) over_vocabulary: bool,
     pub(super) temperature: f64,
@@ -61,7 +67,7 @@ pub struct DecodeBeams {
 }
 
 impl DecodeBeams {
-    /// Makes the beams of a search that keeps `width` for each user, without a beam yet.
+    /// Returns no beams yet, for a search that keeps `width` of them for each user.
     pub(crate) fn new(width: usize, temperature: f64, over_vocabulary: bool) -> Self {
         Self {
             beams: Vec::new(),
@@ -88,10 +94,10 @@ impl DecodeBeams {
         let all = |count: fn(&DecodeSet) -> usize| -> usize {
             beams.iter().map(|beam| count(&beam.set)).sum()
         };
-        let first_living = self.candidates();
-        let first_whole = first_living + all(|set| set.living);
-        let end = first_whole + all(|set| set.whole);
-        // The last number means that there is none.
+        let first_unfinished = self.candidates();
+        let first_complete = first_unfinished + all(|set| set.unfinished);
+        let end = first_complete + all(|set| set.complete);
+        // u32::MAX is DecodeChoice::NONE.
         let limit = u32::MAX as usize - 1;
         if end.max(self.edges.len()) > limit {
             return Err(Error::TooLarge {
@@ -100,7 +106,7 @@ impl DecodeBeams {
                 limit: limit as u64,
             });
         }
-        let [mut living, mut whole] = [first_living as u32, first_whole as u32];
+        let [mut unfinished, mut complete] = [first_unfinished as u32, first_complete as u32];
         for NewBeam {
             log_probability,
             set,
@@ -109,21 +115,22 @@ impl DecodeBeams {
             let beam = DecodeBeam {
                 log_probability: *log_probability,
                 first_edge: set.first_edge as u32,
-                edges: (set.living + set.whole + set.left_out) as u32,
-                living: set.living as u32,
-                whole: set.whole as u32,
-                first_living: living,
-                first_whole: whole,
+                edges: (set.unfinished + set.complete + set.excluded) as u32,
+                unfinished: set.unfinished as u32,
+                complete: set.complete as u32,
+                first_unfinished: unfinished,
+                first_complete: complete,
             };
-            living += beam.living;
-            whole += beam.whole;
+            unfinished += beam.unfinished;
+            complete += beam.complete;
             self.beams.push(beam);
         }
-        self.segments.extend([first_whole as u32, end as u32]);
+        self.segments.extend([first_complete as u32, end as u32]);
         Ok(())
     }
 
-    /// Returns the tokens that any beam needs, rising. From now on the logits are to have a column for these tokens only.
+    /// Returns the tokens that the beams need, ascending. From now on the logits must have columns for these tokens only, in
+    /// this order.
     pub fn gather(&mut self) -> &[u32] {
         let token = |&column: &u32| self.token(column);
         let all: Vec<u32> = self.tokens.iter().map(token).collect();
@@ -135,7 +142,7 @@ impl DecodeBeams {
         self.columns.insert(columns)
     }
 
-    /// Returns the living beams of all users.
+    /// Returns the active beams of all users.
     #[must_use]
     pub fn beams(&self) -> &[DecodeBeam] {
         &self.beams
@@ -148,34 +155,47 @@ impl DecodeBeams {
         token.copied().unwrap_or(column)
     }
 
-    /// Returns how many paths the beams can become.
+    /// Returns the number of candidates, the paths that extend the beams by one token.
     #[must_use]
     pub fn candidates(&self) -> usize {
         self.segments.last().map_or(0, |&end| end as usize)
     }
 
-    /// Returns how many choices are made in all: [`DecodeBeams::width`] living paths of each user, then as
-    /// many whole ones.
+    /// Returns the number of choices: for each user [`DecodeBeams::width`] unfinished paths, then as many complete ones.
     #[must_use]
     pub fn choices(&self) -> usize {
         self.segments.len().saturating_sub(1) * self.width()
     }
 
-    /// Returns how many paths are kept of each kind: the width of the search, or what its users have at the most.
+    /// Returns the number of choices for each user and kind: the width of the search, or less if no user has as many
+    /// candidates.
     #[must_use]
     pub fn width(&self) -> usize {
         self.width.min(self.longest_segment() as usize)
     }
 
-    /// Returns the row and the edge of a candidate among those of a user's rows.
+    /// Returns the row and the edge of a candidate, which is searched among the beams of a user's rows.
     pub(crate) fn find(&self, candidate: u32, rows: Range<usize>) -> Option<(usize, usize)> {
         let beams = self.beams.get(rows.clone())?;
-        let place = |first: u32, count: u32| candidate.checked_sub(first).filter(|&i| i < count);
-        beams.iter().zip(rows).find_map(|(beam, row)| {
-            let living = place(beam.first_living, beam.living);
-            let whole = place(beam.first_whole, beam.whole).map(|edge| beam.living + edge);
-            let edge = living.or(whole)?;
-            Some((row, (beam.first_edge + edge) as usize))
+        let of_kind = |first: fn(&DecodeBeam) -> u32, count: fn(&DecodeBeam) -> u32| {
+            // Beams without candidates of the kind begin where the next one does: the last that begins there has some.
+            let after = beams.partition_point(|beam| first(beam) <= candidate);
+            let beam = after.checked_sub(1)?;
+            let place = candidate - first(&beams[beam]);
+            (place < count(&beams[beam])).then_some((beam, place))
+        };
+        let unfinished = of_kind(|beam| beam.first_unfinished, |beam| beam.unfinished);
+        let complete = || of_kind(|beam| beam.first_complete, |beam| beam.complete);
+        let (beam, edge) = unfinished
+            .or_else(|| complete().map(|(beam, place)| (beam, beams[beam].unfinished + place)))?;
+        Some((rows.start + beam, (beams[beam].first_edge + edge) as usize))
+    }
+
+    /// Returns the numbers of a beam's candidates that lead to unfinished paths, in the order of its edges.
+    pub(crate) fn of_beam(&self, beam: usize) -> Range<usize> {
+        (self.beams.get(beam)).map_or(0..0, |beam| {
+            let first = beam.first_unfinished as usize;
+            first..first + beam.unfinished as usize
         })
     }
 

@@ -12,7 +12,7 @@ kernel_params! {
     }
 }
 
-/// The shape of the launch that writes the gradient from what the forward pass has saved.
+/// The launch that computes the gradient from what the forward pass saved.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DenseBackward<'a> {
     plan: &'a DensePlan,
@@ -21,7 +21,7 @@ pub(super) struct DenseBackward<'a> {
 }
 
 impl<'a> DenseBackward<'a> {
-    /// Returns `None` where there is no position.
+    /// Plans the launch. Returns `None` if the batch has no position.
     pub fn new(plan: &'a DensePlan) -> Option<Self> {
         let (kernel, threads) = (DenseBackwardParams::KERNEL, threads(&plan.rows));
         let warps = threads / WARP;

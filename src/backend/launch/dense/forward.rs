@@ -17,12 +17,12 @@ kernel_params! {
         partials: Option<DevicePtr>, statistics: Option<DevicePtr>, temperature: Option<DevicePtr>,
         previous: Option<DevicePtr>, given: f64, block_counter: Option<DevicePtr>, step: TemperatureStep,
         sizes: StatisticsSizes, beam_weights: BeamWeights, targets: Option<DevicePtr>,
-        nth_logits: Option<DevicePtr>, kept_capacity: u32, times_temperature: u32, adapts: u32,
+        nth_logits: Option<DevicePtr>, cache_capacity: u32, times_temperature: u32, adapts: u32,
         unused: u32,
     }
 }
 
-/// The shape of the launch that computes statistics, temperature, loss and, where asked for, the gradient of a batch.
+/// The launch that computes statistics, temperature, loss and, if wanted, the gradient of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct DenseForward<'a> {
     plan: &'a DensePlan,
@@ -30,14 +30,14 @@ pub(super) struct DenseForward<'a> {
     with_gradient: bool,
     threads: u32,
     blocks: u32,
-    /// How many logits a block keeps in shared memory.
-    kept: u32,
+    /// How many logits the cache of a block in shared memory holds.
+    cache_capacity: u32,
 }
 
 impl<'a> DenseForward<'a> {
-    /// Mirrors `BlockSums::bytes` and `scratch_bytes` of the kernel.
+    /// Mirrors `BlockSums::bytes` plus `scratch_bytes` of `kernels/totals.cuh`.
     const SCRATCH_BYTES: u32 = 64 + 512;
-    /// Fields that each block sums: six of the statistics, and the loss.
+    /// Mirrors `BlockSums::length` of `kernels/totals.cuh`: six sums of the statistics, and the loss.
     const SUMS: usize = 7;
 
     pub fn new(plan: &'a DensePlan, temperature: TemperaturePlan, with_gradient: bool) -> Self {
@@ -47,40 +47,41 @@ impl<'a> DenseForward<'a> {
             with_gradient,
             threads: threads(&plan.rows),
             blocks: 1,
-            kept: 0,
+            cache_capacity: 0,
         };
         forward.fill();
         forward
     }
 
-    /// Returns how many f64 of scratch the launch needs.
+    /// Returns the size of the workspace of the launch, in f64: the sums of the blocks and, under BEAR, two f32 for each row.
     pub fn partials(&self) -> usize {
-        // Two f32 a row where rows wait for their weights.
-        let of_rows = if self.weighs() {
-            self.plan.rows.counting
+        // Two f32, the target's and the B-th largest logit, take the size of one f64.
+        let row_partials = if self.has_beam_weights() {
+            self.plan.rows.loss_row_count
         } else {
             0
         };
-        Self::SUMS * self.blocks as usize + of_rows as usize
+        Self::SUMS * self.blocks as usize + row_partials as usize
     }
 
-    fn weighs(&self) -> bool {
-        self.plan.rows.totals.beam_weights.weighs()
+    fn has_beam_weights(&self) -> bool {
+        self.plan.rows.totals.beam_weights.is_enabled()
     }
 
-    /// Returns whether rows wait for something that depends on all rows.
-    fn waits(&self) -> bool {
-        self.temperature.adapts() || self.weighs()
+    /// Returns whether the loss of a row depends on all rows, so that the kernel has two phases with a barrier of the grid
+    /// between them.
+    fn is_two_phase(&self) -> bool {
+        self.temperature.adapts() || self.has_beam_weights()
     }
 
-    /// Returns whether all rows fit what their blocks can keep.
-    pub fn keeps_all(&self) -> bool {
-        self.kept >= self.wanted()
+    /// Returns whether all rows fit the caches of their blocks.
+    pub fn caches_all_rows(&self) -> bool {
+        self.cache_capacity >= self.cache_demand()
     }
 
     /// Returns the dynamic shared memory of a block, in bytes.
     fn shared_bytes(&self) -> u32 {
-        self.fixed_bytes() + self.kept * self.plan.element.bytes()
+        self.fixed_bytes() + self.cache_capacity * self.plan.element.bytes()
     }
 
     pub fn launch(
@@ -92,14 +93,15 @@ impl<'a> DenseForward<'a> {
         results: &ForwardResults,
     ) -> Launch<DenseForwardParams> {
         let (rows, totals) = (&self.plan.rows, &self.plan.rows.totals);
-        let of_blocks = 8 * Self::SUMS as u64 * u64::from(self.blocks);
-        let of_rows = (partials.filter(|_| self.weighs())).map(|first| first.offset(of_blocks));
+        let block_sum_bytes = 8 * Self::SUMS as u64 * u64::from(self.blocks);
+        let row_partials = (partials.filter(|_| self.has_beam_weights()))
+            .map(|first| first.offset(block_sum_bytes));
         Launch {
             kernel: self.kernel().name(self.plan.element),
             grid: [self.blocks, 1, 1],
             block: [self.threads, 1, 1],
             shared_bytes: self.shared_bytes(),
-            cooperative: self.waits(),
+            cooperative: self.is_two_phase(),
             params: DenseForwardParams {
                 batch: saved.batch,
                 gradient: gradient.and_then(|gradient| gradient.address),
@@ -115,10 +117,11 @@ impl<'a> DenseForward<'a> {
                 block_counter,
                 step: self.temperature.step.unwrap_or(TemperatureStep::zeroed()),
                 sizes: totals.statistics_sizes(),
-                beam_weights: (totals.beam_weights).with_sum_behind(Some(results.statistics)),
-                targets: of_rows,
-                nth_logits: of_rows.map(|of_rows| of_rows.offset(4 * u64::from(rows.counting))),
-                kept_capacity: self.kept,
+                beam_weights: (totals.beam_weights).with_sum_after(Some(results.statistics)),
+                targets: row_partials,
+                nth_logits: row_partials
+                    .map(|row_partials| row_partials.offset(4 * u64::from(rows.loss_row_count))),
+                cache_capacity: self.cache_capacity,
                 times_temperature: totals.times_temperature.into(),
                 adapts: self.temperature.adapts().into(),
                 unused: 0,
@@ -126,7 +129,8 @@ impl<'a> DenseForward<'a> {
         }
     }
 
-    /// Sets as many blocks as are resident, where there is work for them, and what remains of shared memory for logits.
+    /// Sets the number of blocks to those that are resident, or fewer if there is less work, and gives the rest of their shared
+    /// memory to the cache.
     fn fill(&mut self) {
         let (limits, bytes) = (&self.plan.limits, self.plan.element.bytes());
         let fixed = self.fixed_bytes();
@@ -135,15 +139,15 @@ impl<'a> DenseForward<'a> {
         self.blocks = self.work().min(u64::from(resident)) as u32;
         let per_multiprocessor = resident / limits.multiprocessors.max(1);
         let fits = limits.shared_bytes_of_each(per_multiprocessor) / bytes;
-        self.kept = (self.wanted()).min(fits.saturating_sub(fixed.div_ceil(bytes)));
+        self.cache_capacity = (self.cache_demand()).min(fits.saturating_sub(fixed.div_ceil(bytes)));
     }
 
-    /// Returns how many blocks find something to do. Blocks beyond the rows have none, with a gradient or
-    /// without, and so add zeros to the sums of the others: the sums stay the same to the bit.
+    /// Returns the number of blocks that have work. With a gradient there may be more blocks than rows. Those without a row add
+    /// zeros to the sums, which therefore have the same bits with and without a gradient.
     fn work(&self) -> u64 {
         let rows = &self.plan.rows;
         let ignored = rows.ignored.len() as u64;
-        // Of positions without a row, warps write pieces of the gradient, or else threads a loss each.
+        // For ignored positions, a warp writes a chunk of the gradient, and without a gradient a thread writes a loss.
         let ignored = match (self.with_gradient, rows.totals.reduced) {
             (true, _) => {
                 let warps = u64::from(self.threads / WARP);
@@ -156,7 +160,7 @@ impl<'a> DenseForward<'a> {
     }
 
     fn kernel(&self) -> Kernel {
-        match self.waits() {
+        match self.is_two_phase() {
             true => DenseForwardParams::ADAPTIVE,
             false => DenseForwardParams::GIVEN,
         }
@@ -171,18 +175,18 @@ impl<'a> DenseForward<'a> {
         Self::SCRATCH_BYTES + tiles
     }
 
-    /// Returns the most logits that any block could keep: those of all its statistics rows at once where they wait for the
-    /// temperature, and otherwise those of one row at a time.
-    fn wanted(&self) -> u32 {
-        // A stream is kept in the packets that it lies in, of which the first and the last may be shared.
+    /// Returns the largest number of logits that any block could cache: with two phases those of all its rows of the first
+    /// phase and of one other row, and otherwise those of one row at a time.
+    fn cache_demand(&self) -> u32 {
+        // Contiguous logits are cached in full packets, and the row may begin and end inside one.
         let rows = &self.plan.rows;
         let packet = 16 / self.plan.element.bytes();
         let in_packets = |size: u32| size.saturating_add(2 * packet - 2) / packet * packet;
         let longest = |sizes: &[u32]| sizes.iter().copied().max().map_or(0, in_packets);
-        if !self.waits() {
+        if !self.is_two_phase() {
             return longest(&rows.sizes);
         }
-        let first = if self.weighs() {
+        let first = if self.has_beam_weights() {
             0
         } else {
             rows.first_statistics
@@ -222,7 +226,7 @@ mod tests {
         DenseRows {
             rows: vec![Zeroable::zeroed(); sizes.len()],
             ignored: vec![0; sizes.len()],
-            counting: sizes.len() as u32,
+            loss_row_count: sizes.len() as u32,
             first_statistics: 0,
             totals: BatchTotals {
                 positions: 2 * sizes.len(),
@@ -249,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn all_blocks_are_resident_and_none_has_nothing_to_do() {
+    fn all_blocks_are_resident_and_have_work() {
         for count in [0, 1, 7, 500, 20_000] {
             for size in [5, 300, 1100, 50_000] {
                 let rows = rows(vec![size; count]);
@@ -273,15 +277,15 @@ mod tests {
     }
 
     #[test]
-    fn what_fits_the_chip_is_kept_there() {
+    fn rows_that_fit_the_shared_memory_are_cached() {
         let kept = |sizes: Vec<u32>, element: Element| {
             let plan = plan(&rows(sizes), element, &H100);
             let forward = forward(&plan, true);
-            (forward.keeps_all(), forward.kept)
+            (forward.caches_all_rows(), forward.cache_capacity)
         };
         assert!(kept(vec![1100; 400], Element::Bf16).0);
-        let (keeps_all, some) = kept(vec![1100; 40_000], Element::Bf16);
-        assert!(!keeps_all && some > 1100, "some fit");
+        let (caches_all_rows, some) = kept(vec![1100; 40_000], Element::Bf16);
+        assert!(!caches_all_rows && some > 1100, "some fit");
         assert!(!kept(vec![50_000; 4], Element::F32).0, "a whole vocabulary");
     }
 

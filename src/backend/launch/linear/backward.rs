@@ -1,4 +1,4 @@
-//! The launches of the gradients that a forward pass has prepared.
+//! The launches of the backward passes, for the gradients of hidden states, head and bias.
 
 use bytemuck::Zeroable;
 
@@ -11,15 +11,15 @@ use crate::backend::launch::{BeamWeights, DevicePtr, Launch, Lifetime, Stream, U
 use crate::{Error, Result};
 
 impl LinearPlan {
-    /// Issues the gradient of the hidden states `[N, H]`, which a forward pass with
-    /// [`LinearGradients::Hidden`](super::LinearGradients::Hidden) or [`All`](super::LinearGradients::All) has prepared.
+    /// Issues the backward pass that writes the gradient of the hidden states `[N, H]`. The plan must have been made with
+    /// [`LinearGradients::Hidden`](super::LinearGradients::Hidden) or [`All`](super::LinearGradients::All).
     ///
     /// # Safety
-    /// `saved` must be of this plan and its memory still kept. The addresses must be of such buffers as in
+    /// `saved` must be of this plan, and its memory unchanged. The addresses must be of buffers as in
     /// [`issue_forward`](Self::issue_forward).
     ///
     /// # Errors
-    /// What `stream` says.
+    /// Those of `stream`.
     pub unsafe fn issue_hidden_gradient<S: Stream>(
         &self,
         stream: &mut S,
@@ -57,16 +57,15 @@ impl LinearPlan {
         unsafe { stream.launch(&launch) }
     }
 
-    /// Issues the gradients of the head `[V, H]` and of its bias `[V]`, where they are wanted. Each must hold zeros, and is
-    /// written at the tokens of the batch.
+    /// Issues the backward pass that writes the gradients of the head `[V, H]` and of its bias `[V]`; `None` for one that is
+    /// not wanted. Both must hold zeros, because only the tokens of the batch are written.
     ///
     /// # Safety
-    /// That of [`issue_hidden_gradient`](Self::issue_hidden_gradient); hidden states, head and bias of the forward pass
-    /// must be where they were.
+    /// Those of [`issue_hidden_gradient`](Self::issue_hidden_gradient). Hidden states, head and bias of the forward pass must be
+    /// unchanged.
     ///
     /// # Errors
-    /// [`Error::Malformed`] for a plan without [`LinearGradients::All`](super::LinearGradients::All), and what `stream`
-    /// says.
+    /// [`Error::Malformed`] for a plan without [`LinearGradients::All`](super::LinearGradients::All), and those of `stream`.
     pub unsafe fn issue_head_gradient<S: Stream>(
         &self,
         stream: &mut S,
@@ -98,8 +97,8 @@ impl LinearPlan {
             what: "launch plan",
             detail: "it was made without the gradient of the head".into(),
         })?;
-        let of_scores = by_tokens.scores as usize * size_of::<f32>();
-        let [scores] = stream.allocate(Lifetime::Scratch, [("scores", of_scores)])?;
+        let score_bytes = by_tokens.scores as usize * size_of::<f32>();
+        let [scores] = stream.allocate(Lifetime::Scratch, [("scores", score_bytes)])?;
         let [records, targets, nth_scores, partials] = self.allocate_scores(stream, by_tokens)?;
         let mut again = LinearForwardParams {
             score_items: items,
@@ -121,7 +120,7 @@ impl LinearPlan {
                 count: by_tokens.groups[index].tokens,
                 ..params
             };
-            // The kernel takes the first group that it sees.
+            // Without segments the kernel reads group 0, so the table begins at the group of this chunk.
             params.batch.groups = groups.map(|groups| groups.offset(group));
             // SAFETY: as in `issue_forward`.
             unsafe {
@@ -132,7 +131,7 @@ impl LinearPlan {
         Ok(())
     }
 
-    /// Issues the sums of the gradient of the head over the tokens that `params` name.
+    /// Issues the launch that computes the gradient of the head for the tokens that `params` name.
     ///
     /// # Safety
     /// That of [`Stream::launch`].

@@ -12,18 +12,22 @@ use crate::backend::launch::{
     TemperatureStep,
 };
 
+/// Mirrors `ScoreRecord` of `kernels/linear_phase.cuh`.
+const RECORD_BYTES: usize = 16;
+/// The size of a packet, in which `Items::partials` is counted.
+const PACKET_BYTES: usize = 16;
+
 impl LinearPlan {
-    /// Issues the forward pass: statistics, temperature, loss and what gradients are computed from, or under
-    /// [`LinearGradients::Direct`](super::LinearGradients::Direct) the gradient of the hidden states `[N, H]` itself, to
-    /// `hidden_gradient`. All tables are uploaded in one piece, before any launch that a copy could wait for.
+    /// Issues the forward pass, which computes statistics, temperature and loss, and saves what the gradients are computed
+    /// from. Under [`LinearGradients::Direct`](super::LinearGradients::Direct) it writes the gradient of the hidden states `[N,
+    /// H]` to `hidden_gradient`. All tables are uploaded at once before the first launch, so that no copy waits for a launch.
     ///
     /// # Safety
-    /// The rows must name sets of `tensors.sets` and ranks in them, and tokens of the head. The addresses must be of
-    /// buffers of the sizes that are said there, on the device of `stream`, and live until what is issued is done, unread
-    /// and unwritten by others.
+    /// The rows must name sets of `tensors.sets`, ranks in these sets, and tokens of the head. The addresses must be of buffers of
+    /// the documented sizes on the device of `stream`. Nothing else may read, write or free them until the launches are done.
     ///
     /// # Errors
-    /// What `stream` says.
+    /// Those of `stream`.
     pub unsafe fn issue_forward<S: Stream>(
         &self,
         stream: &mut S,
@@ -37,7 +41,7 @@ impl LinearPlan {
         let tiles = self.head_tiles.as_ref().unwrap_or(&no_tiles);
         let head_items = self.head_items.as_ref().unwrap_or(&no_items);
         let counters = vec![0; items.counters.max(head_items.counters) as usize];
-        // Those with 64-bit fields first: each part begins where another ends.
+        // Tables with 64-bit fields come first, because each table begins where the previous one ends.
         let [
             groups,
             head_groups,
@@ -60,23 +64,23 @@ impl LinearPlan {
         let [segments, starts, head_tokens, ignored, counters] = tables;
         let only = |wanted: bool, bytes: usize| if wanted { bytes } else { 0 };
         let count = rows.rows.len();
-        let of_scores = items.scores as usize * size_of::<f32>();
-        let of_softmaxes = count * 3 * size_of::<f32>();
-        let unscaled = count * self.gradient_stride() as usize * size_of::<f32>();
+        let score_bytes = items.scores as usize * size_of::<f32>();
+        let softmax_bytes = count * 3 * size_of::<f32>();
+        let unscaled_bytes = count * self.gradient_stride() as usize * size_of::<f32>();
         let keeps_softmaxes = self.head_tiles.is_some() || self.head_items.is_some();
         let [gradient, kept_scores, kept_softmaxes] = stream.allocate(
             Lifetime::Kept,
             [
-                ("unscaled", only(self.unscaled, unscaled)),
-                ("kept scores", only(self.head_tiles.is_some(), of_scores)),
-                ("kept softmaxes", only(keeps_softmaxes, of_softmaxes)),
+                ("unscaled", only(self.unscaled, unscaled_bytes)),
+                ("kept scores", only(self.head_tiles.is_some(), score_bytes)),
+                ("kept softmaxes", only(keeps_softmaxes, softmax_bytes)),
             ],
         )?;
         let [scores, softmaxes, row_losses] = stream.allocate(
             Lifetime::Scratch,
             [
-                ("scores", only(self.head_tiles.is_none(), of_scores)),
-                ("softmaxes", only(!keeps_softmaxes, of_softmaxes)),
+                ("scores", only(self.head_tiles.is_none(), score_bytes)),
+                ("softmaxes", only(!keeps_softmaxes, softmax_bytes)),
                 ("row losses", count * size_of::<f64>()),
             ],
         )?;
@@ -118,17 +122,15 @@ impl LinearPlan {
             given: temperature.given,
             step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
             sizes: totals.statistics_sizes(),
-            beam_weights: totals
-                .beam_weights
-                .with_sum_behind(Some(results.statistics)),
+            beam_weights: totals.beam_weights.with_sum_after(Some(results.statistics)),
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
             times_temperature: totals.times_temperature.into(),
             ..LinearForwardParams::zeroed()
         };
         for (chunk, params) in self.forward_launches(params) {
-            // SAFETY: the parameters are the plan's, and the buffers have the sizes that it asks for; for
-            // those of the caller, the caller answers.
+            // SAFETY: the parameters are those of the kernel, and the plan's own buffers have the sizes that it needs.
+            // The caller promises the same of its buffers.
             unsafe { self.issue_chunk(stream, chunk, params) }?;
         }
         Ok(LinearSaved {
@@ -137,14 +139,15 @@ impl LinearPlan {
         })
     }
 
-    /// Returns what is launched in a forward pass: one chunk, but for rows over the whole vocabulary. Where all chunks must
-    /// wait for the statistics of all, their scores are computed twice.
+    /// Returns the launches of a forward pass: one for each chunk. If the loss depends on the statistics or weights of all rows
+    /// and there are several chunks, each chunk is launched twice: first for the scores only, and then, with the temperature
+    /// and weights known, for scores, loss and gradient.
     fn forward_launches(
         &self,
         params: LinearForwardParams,
     ) -> impl Iterator<Item = (&Chunk, LinearForwardParams)> {
         let chunks = &self.items.chunks;
-        let waits = params.adapts != 0 || params.beam_weights.weighs();
+        let waits = params.adapts != 0 || params.beam_weights.is_enabled();
         let twice = waits && chunks.len() > 1;
         let first_time = LinearForwardParams {
             scores_only: twice.into(),
@@ -154,7 +157,7 @@ impl LinearPlan {
             previous: params.temperature,
             statistics: None,
             adapts: 0,
-            // The shares of rows are what BEAR has made of them.
+            // The first launches have already multiplied the loss weights by BEAR's.
             beam_weights: BeamWeights::zeroed(),
             ..params
         };
@@ -162,15 +165,14 @@ impl LinearPlan {
             let last = chunks.len() - 1;
             (chunks.iter().enumerate()).map(move |(index, chunk)| match index == last {
                 true => (chunk, params),
-                // Others are still to come.
-                false => (chunk, unfinished(params)),
+                false => (chunk, without_totals(params)),
             })
         };
         let again = twice.then(|| of_chunks(second_time));
         of_chunks(first_time).chain(again.into_iter().flatten())
     }
 
-    /// Issues a cooperative launch over a chunk, of one block for each piece of work or as many as are resident.
+    /// Issues a cooperative launch over a chunk, with a block for each item, or as many as are resident.
     ///
     /// # Safety
     /// That of [`Stream::launch`].
@@ -214,28 +216,29 @@ impl LinearPlan {
         unsafe { stream.launch(&launch) }
     }
 
-    /// Allocates the records, targets, scores of the B-th rank and partial sums of launches over these items.
+    /// Allocates the scratch of launches over these items: records, target scores, B-th largest scores and partial sums.
     pub(super) fn allocate_scores<S: Stream>(
         &self,
         stream: &mut S,
         items: &Items,
     ) -> Result<[Option<DevicePtr>; 4], S::Error> {
-        let of_rows = self.rows.rows.len() * size_of::<f32>();
-        let weighs = self.rows.totals.beam_weights.weighs();
+        let row_bytes = self.rows.rows.len() * size_of::<f32>();
+        let has_beam_weights = self.rows.totals.beam_weights.is_enabled();
         stream.allocate(
             Lifetime::Scratch,
             [
-                ("records", items.records as usize * 16),
-                ("targets", of_rows),
-                ("nth scores", if weighs { of_rows } else { 0 }),
-                ("partials", items.partials as usize * 16),
+                ("records", items.records as usize * RECORD_BYTES),
+                ("targets", row_bytes),
+                ("nth scores", if has_beam_weights { row_bytes } else { 0 }),
+                ("partials", items.partials as usize * PACKET_BYTES),
             ],
         )
     }
 }
 
-/// Returns the parameters of a launch with others behind it, which settle and add up the results of all.
-fn unfinished(mut params: LinearForwardParams) -> LinearForwardParams {
+/// Returns the parameters of a launch that is not the last of a pass: the last one writes the statistics, the sum of the losses
+/// and the ignored positions.
+fn without_totals(mut params: LinearForwardParams) -> LinearForwardParams {
     (params.statistics, params.loss) = (None, None);
     params.batch.ignored_count = 0;
     params

@@ -1,29 +1,32 @@
-//! An inverted index from the tokens of a batch to the sets that have them, for the gradient of the head.
+//! The inverted index for the gradient of the head: from tiles of tokens to the rows whose sets contain them.
 
 use super::params::LinearSegment;
 use super::rows::LinearRows;
 use crate::{TokenSet, TokenSets};
 
-/// An inverted index: for each tile of the batch's distinct tokens, the sets that have some of them.
+/// An inverted index: for each tile of the batch's distinct tokens, the sets that contain some of them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HeadTiles {
-    /// The distinct tokens, rising.
+    /// The distinct tokens, ascending.
     pub tokens: Vec<u32>,
-    /// Tile by tile, each in the order of the groups.
+    /// The segments, sorted by tile and within a tile by group.
     pub segments: Vec<LinearSegment>,
-    /// Where the segments of each tile begin, and where those of the last end.
+    /// The index of the first segment of each tile, and the number of all segments.
     pub starts: Vec<u32>,
 }
 
 impl HeadTiles {
-    /// Mirrors `tile_tokens` and `tile_columns` of the kernel, and `sizeof(HeadShared)`.
+    /// The tokens of a tile. Mirrors `tile_tokens` of the kernel.
     pub const TOKENS: usize = 64;
+    /// The columns of a tile. Mirrors `tile_columns` of the kernel.
     pub const COLUMNS: u32 = 128;
+    /// The shared memory of a block. Mirrors `sizeof(HeadShared)` of the kernel.
     pub const SHARED_BYTES: u32 = 39_424;
 
-    /// Indexes the tokens of rows over `sets`, which are listed. Sets without a row that has a loss have no gradient.
+    /// Builds the index of the tokens of rows over listed `sets`. Sets without a row that has a loss are left out, as they have
+    /// no gradient.
     pub fn new(rows: &LinearRows, sets: &TokenSets) -> Self {
-        let listed = rows.sets.iter().enumerate().filter(|(_, set)| set.counts);
+        let listed = rows.sets.iter().enumerate().filter(|(_, set)| set.has_loss);
         let listed: Vec<(usize, &[u32])> = listed
             .filter_map(|(group, set)| Some((group, tokens_of(sets, set.first_token)?)))
             .collect();
@@ -38,18 +41,18 @@ impl HeadTiles {
         let mut by_tile = Vec::new();
         for (group, tokens) in listed {
             let mut first = 0;
-            for stretch in tokens.chunk_by(|&a, &b| tile_of(a) == tile_of(b)) {
+            for segment_tokens in tokens.chunk_by(|&a, &b| tile_of(a) == tile_of(b)) {
                 let segment = LinearSegment {
                     group: group as u32,
                     first,
-                    count: stretch.len() as u32,
+                    count: segment_tokens.len() as u32,
                     rows_before: 0,
                 };
-                by_tile.push((tile_of(stretch[0]), segment));
+                by_tile.push((tile_of(segment_tokens[0]), segment));
                 first += segment.count;
             }
         }
-        // Stable: the segments of a tile stay in the order of the groups.
+        // The sort is stable, so the segments of a tile stay in the order of the groups.
         by_tile.sort_by_key(|(tile, _)| *tile);
         let mut starts = vec![0];
         let mut segments = Vec::with_capacity(by_tile.len());
@@ -72,10 +75,10 @@ impl HeadTiles {
     }
 }
 
-/// Returns the tokens of the set that begins there among those of all sets.
+/// Returns the tokens of the listed set whose first token has index `first_token` among those of all sets.
 fn tokens_of(sets: &TokenSets, first_token: u32) -> Option<&[u32]> {
     let (offsets, _) = sets.as_raw()?;
-    // Of sets that begin there, all but the last are empty.
+    // Of the sets that begin at this index, all but the last are empty.
     let set = offsets
         .partition_point(|&offset| offset <= first_token)
         .checked_sub(1)?;

@@ -1,4 +1,4 @@
-//! How a batch is cut into pieces of work for blocks.
+//! The partition of a batch into items of work for blocks.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -8,33 +8,38 @@ use super::rows::{LinearRows, SetRows};
 use crate::backend::launch::{DeviceLimits, Element};
 use crate::{Error, Result};
 
-/// Tokens of a set whose scores have one record a row: `LinearGroup::tile`.
+/// The tokens of a score item. Mirrors `LinearGroup::tile`.
 const TILE_TOKENS: u32 = 64;
-/// Rows of an item: `LinearShared::most_rows`.
+/// The largest number of rows of an item. Mirrors `LinearShared::max_rows`.
 const MOST_ROWS: u32 = 64;
-/// Tokens of a gradient's item whose set is listed: `LinearShared::most_tokens`.
+/// The largest number of tokens of a gradient item. Mirrors `LinearShared::max_tokens`.
 const MOST_TOKENS: u32 = 2048;
-/// Columns of the gradient for eight rows; half as many for twice as many rows, and so on.
+/// The largest number of columns of a gradient item of eight rows. It is halved whenever the number of rows doubles, because
+/// the accumulators in registers bound the product of the two (`BlockGemm::max_fragments`).
 const MOST_COLUMNS: u32 = 1024;
-/// An item that would load less is not cut into slices, which would cost more than they save.
+/// The smallest slice of an item, in bytes to load. A split into smaller slices would cost more than it saves.
 const LEAST_SLICE_BYTES: u64 = 64 << 10;
 
-/// The shared memory of a block, in bytes, and how many blocks are resident.
+/// The number of resident blocks and the shared memory of each.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct BlockShape {
+    /// The number of resident blocks on all multiprocessors.
     pub blocks: u32,
+    /// The dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
+    /// The size of a stage of the pipeline, in bytes.
     pub stage_bytes: u32,
 }
 
 impl BlockShape {
-    /// `sizeof(LinearShared)`.
+    /// Mirrors `sizeof(LinearShared)`.
     const FIXED_BYTES: u32 = 18_288;
+    /// Mirrors `LinearShared::stages`.
     const STAGES: u32 = 3;
-    /// Where a stage would be smaller, blocks have a multiprocessor each.
+    /// If a stage were smaller than this, each multiprocessor gets one block with larger stages instead.
     const ENOUGH_STAGE_BYTES: u32 = 20 << 10;
-    /// All stages hold what warps add up in the end, `BlockGemm::bytes`; and a stage 64 rows by 64
-    /// tokens, or by 16 tokens with as many columns.
+    /// The smallest stage. Three of them must hold the split-K slices of a block's warps (`BlockGemm::bytes`), and one must
+    /// hold the operands of a score item of 64 rows × 64 tokens, and 16 tokens of a gradient item with 64 rows.
     const LEAST_STAGE_BYTES: u32 = 14 << 10;
 
     pub fn new(limits: &DeviceLimits) -> Result<Self> {
@@ -60,7 +65,7 @@ impl BlockShape {
             })
     }
 
-    /// The most columns of a gradient's item, whose stage holds 16 tokens at the least.
+    /// Returns the largest number of columns of a gradient item, a stage of which must hold at least 16 tokens.
     fn most_columns(&self, rows: u32, element: Element) -> u32 {
         let by_registers = MOST_COLUMNS / rows.div_ceil(8).next_power_of_two();
         let of_token = (self.stage_bytes - 80 * rows) / 16;
@@ -72,49 +77,52 @@ impl BlockShape {
 /// The work of one launch.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Chunk {
-    /// The items that compute scores.
+    /// The range of the score items in `Items::items`.
     pub scores: Range<usize>,
-    /// Its rows: the first, and how many.
+    /// The index of its first row in the batch, and the number of its rows.
     pub rows: [u32; 2],
-    /// The items that compute the loss and its gradient.
+    /// The range of the gradient items in `Items::items`.
     pub gradients: Range<usize>,
 }
 
-/// All pieces of work of a batch.
+/// All items of a batch.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Items {
     pub groups: Vec<LinearGroup>,
     pub items: Vec<LinearItem>,
     pub chunks: Vec<Chunk>,
-    /// How many f32 of scores the largest chunk has, and how many records all chunks have.
+    /// The scores of the largest chunk, in f32. Chunks reuse the memory.
     pub scores: u64,
+    /// The number of records of all chunks.
     pub records: u64,
-    /// How many packets of partial sums, and how many counters, the largest launch has.
+    /// The workspace for partial sums of the largest launch, in packets of 16 bytes.
     pub partials: u32,
+    /// The number of counters of the largest launch.
     pub counters: u32,
 }
 
-/// A part of the rows of a group, or of its tokens or columns.
+/// A range of the rows, tokens or columns of a group.
 #[derive(Clone, Copy)]
 struct Cut {
     first: u32,
     count: u32,
 }
 
-/// An item before it is cut into slices of what it sums over.
+/// An output tile before its sums are cut into split-K slices.
 struct Tile {
     group: u32,
     rows: Cut,
     columns: Cut,
+    /// The number of terms of each sum.
     inner: u32,
-    /// Slices begin at multiples of this, and have no more than `most`.
+    /// Slices begin at multiples of `step`, and have at most `most` terms.
     step: u32,
     most: u32,
-    /// The bytes that are loaded for each term of the sums.
+    /// The bytes to load for each term.
     inner_bytes: u64,
 }
 
-/// Cuts `count` into pieces of `most` at most and of about the same size, a multiple of `step`.
+/// Cuts `0..count` into ranges of about the same size, which is at most `most` and a multiple of `step`.
 fn cuts(count: u32, most: u32, step: u32) -> impl Iterator<Item = Cut> + Clone {
     let each = count
         .div_ceil(count.div_ceil(most).max(1))
@@ -126,8 +134,8 @@ fn cuts(count: u32, most: u32, step: u32) -> impl Iterator<Item = Cut> + Clone {
 }
 
 impl Items {
-    /// Cuts the work of the loss and, with `gradient`, of its gradient. Over the whole vocabulary the rows are taken in chunks, so
-    /// that no more than `most_scores` are in memory at a time, but for those of one row.
+    /// Cuts the work of the loss and, with `gradient`, of its gradient into items. Over the whole vocabulary the rows are cut
+    /// into chunks, so that at most `most_scores` scores, or those of one row, are in memory at a time.
     pub fn new(
         rows: &LinearRows,
         element: Element,
@@ -138,7 +146,7 @@ impl Items {
     ) -> Self {
         let mut items = Self::default();
         let chunks: Vec<Vec<SetRows>> = match rows.sets.first() {
-            Some(whole) if rows.is_whole => {
+            Some(whole) if rows.is_whole_vocabulary => {
                 let most =
                     (most_scores as u64 / u64::from(whole.tokens)).clamp(1, u64::from(whole.rows));
                 let of_rows = |cut: Cut| SetRows {
@@ -172,7 +180,7 @@ impl Items {
         items
     }
 
-    /// Cuts the work of the scores of all rows with a part of the whole vocabulary at a time.
+    /// Cuts the work of the scores of all rows into items, in chunks of tokens of the whole vocabulary.
     pub fn by_tokens(
         rows: &LinearRows,
         element: Element,
@@ -208,7 +216,7 @@ impl Items {
         items
     }
 
-    /// Scores of a chunk begin where those of another do; records stay until all chunks are done.
+    /// Adds the groups of a chunk. Chunks reuse the memory of scores, but not that of records, which the last launch reads.
     fn add_groups(&mut self, sets: &[SetRows], first_rank: u32) {
         let mut scores = 0;
         for set in sets {
@@ -267,25 +275,25 @@ impl Items {
                 };
                 let most = shape.most_columns(rows.count, element);
                 tiles.extend(cuts(width, most, 16).map(tile));
-                // Without columns the loss remains.
+                // Without a gradient, an item without columns computes the loss.
                 tiles.extend((width == 0).then(|| tile(Cut { first: 0, count: 0 })));
             }
         }
         tiles
     }
 
-    /// Cuts tiles into slices, so that no block has much more to do than others, and gives which items
-    /// they are: the longest first.
+    /// Cuts tiles into split-K slices, so that no block has much more work than others, and appends them as items, the longest
+    /// first. Returns the range of these items.
     fn add_tiles(&mut self, tiles: &[Tile], shape: &BlockShape) -> Range<usize> {
         let bytes = |tile: &Tile| u64::from(tile.inner) * tile.inner_bytes;
         let all: u64 = tiles.iter().map(bytes).sum();
-        let share = (all / u64::from(shape.blocks)).max(LEAST_SLICE_BYTES);
-        // The first two are those of the grid and of the items that are taken.
+        let slice_bytes = (all / u64::from(shape.blocks)).max(LEAST_SLICE_BYTES);
+        // Counters 0 and 1 are those of the grid and of the item queue.
         let (mut partials, mut counters) = (0u64, 2);
         let mut sized = Vec::new();
         for tile in tiles {
             let slices = bytes(tile)
-                .div_ceil(share)
+                .div_ceil(slice_bytes)
                 .max(1)
                 .min(u64::from(tile.inner)) as u32;
             let most = tile
@@ -313,13 +321,13 @@ impl Items {
                 sized.push((Reverse(u64::from(inner.count) * tile.inner_bytes), item));
             }
             if count > 1 {
-                // Columns in whole fragments, and a packet for the sum of a row.
+                // Mirrors BlockGemm::pitch: full fragments, and a packet of padding for sums of the row.
                 let pitch = tile.columns.count.next_multiple_of(16) + 4;
                 partials += u64::from(count) * u64::from(tile.rows.count) * u64::from(pitch / 4);
                 counters += 1;
             }
         }
-        // Stable: neighbours, which read the same head rows, stay together.
+        // The sort is stable, so that items that read the same head rows stay close to each other.
         sized.sort_by_key(|(size, _)| *size);
         let first = self.items.len();
         self.items.extend(sized.into_iter().map(|(_, item)| item));

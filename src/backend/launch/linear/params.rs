@@ -1,13 +1,13 @@
-//! The structs that the kernels mirror.
+//! The structs that the kernels over hidden states mirror. The kernel sources document the fields.
 
 use crate::backend::launch::{
     BeamWeights, DevicePtr, StatisticsSizes, TemperatureStep, kernel_params,
 };
 
 kernel_params! {
-    /// A row that has something to compute.
+    /// A row that has a loss, or whose scores enter the statistics.
     pub(super) struct LinearRow in "linear.cuh" {
-        position: u32, group: u32, rank: u32, share: f32, in_statistics: u32, maximum: u32, unused: [u32; 2],
+        position: u32, group: u32, rank: u32, loss_weight: f32, in_statistics: u32, maximum: u32, unused: [u32; 2],
     }
 }
 
@@ -20,7 +20,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// A piece of work for a block.
+    /// An item of work, which one block processes.
     pub(super) struct LinearItem in "linear_phase.cuh" {
         group: u32, first_row: u32, rows: u32, first: u32, count: u32, inner_first: u32,
         inner_count: u32, slice: u32, slices: u32, partials: u32, counter: u32, unused: u32,
@@ -28,14 +28,14 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// The tokens that a set has in a tile.
+    /// The tokens of a set that are in a tile of tokens.
     pub(super) struct LinearSegment in "linear_head_gradient.cu" {
         group: u32, first: u32, count: u32, rows_before: u32,
     }
 }
 
 kernel_params! {
-    /// Hidden states, head and rows.
+    /// The hidden states, the head and the rows of a batch.
     pub(super) struct LinearBatch in "linear.cuh" {
         hidden: Option<DevicePtr>, hidden_stride: u64, head: Option<DevicePtr>, head_stride: u64,
         bias: Option<DevicePtr>, rows: Option<DevicePtr>, groups: Option<DevicePtr>,
@@ -45,7 +45,7 @@ kernel_params! {
 }
 
 kernel_params! {
-    /// The factors of the unscaled gradient.
+    /// The factor of the unscaled gradient of a row.
     pub(super) struct GradientScale in "linear.cuh" {
         temperature: Option<DevicePtr>, upstream: Option<DevicePtr>, upstream_by_position: u32,
         times_temperature: u32,

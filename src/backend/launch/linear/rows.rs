@@ -1,4 +1,4 @@
-//! The rows of a batch in the order in which the kernels take them: token set by token set.
+//! The rows of a batch in the order that the kernels over hidden states require: sorted by token set.
 
 use std::collections::HashMap;
 
@@ -7,32 +7,33 @@ use crate::backend::batch::{Batch, BatchRow};
 use crate::backend::launch::BatchTotals;
 use crate::{TokenSet, TokenSets};
 
-/// The rows of one token set, and of others with the same tokens.
+/// The rows of one token set, and of other sets with the same tokens.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SetRows {
-    /// Where the set begins among the tokens of all sets; 0 for the whole vocabulary.
+    /// The index of the set's first token among the tokens of all sets; 0 for the whole vocabulary.
     pub first_token: u32,
-    /// How many tokens it has.
+    /// The number of its tokens.
     pub tokens: u32,
-    /// The first of its rows, and how many there are.
+    /// The index of its first row in the batch.
     pub first_row: u32,
+    /// The number of its rows.
     pub rows: u32,
-    /// Whether any of them has a loss.
-    pub counts: bool,
+    /// Whether any of its rows has a loss.
+    pub has_loss: bool,
 }
 
-/// The rows of a batch in the order in which the kernels over hidden states take them: token set by token set.
+/// The rows of a batch in the order that the kernels over hidden states require: sorted by token set.
 ///
 /// [`MaskedSoftmaxLoss::linear_rows`](crate::MaskedSoftmaxLoss::linear_rows) makes them.
 #[derive(Debug, Clone)]
 pub struct LinearRows {
     pub(super) rows: Vec<LinearRow>,
     pub(super) sets: Vec<SetRows>,
-    /// The positions that are no row's, rising.
+    /// The positions without a row, ascending.
     pub(super) ignored: Vec<u32>,
-    /// Whether every row ranges over the whole vocabulary.
-    pub(super) is_whole: bool,
-    /// What the batch amounts to.
+    /// Whether the token set of every row is the whole vocabulary.
+    pub(super) is_whole_vocabulary: bool,
+    /// The properties of the batch as a whole.
     pub totals: BatchTotals,
 }
 
@@ -41,7 +42,7 @@ impl LinearRows {
         let offsets = batch.sets.as_raw().map(|(offsets, _)| offsets);
         let named = batch.rows.iter().map(|row| row.set);
         let same = same_sets(&batch.sets, named.collect());
-        // Of the whole vocabulary there is one set, whatever rows call it.
+        // All sets are the same if they are the whole vocabulary.
         let set = |row: &BatchRow| same.get(&row.set).copied().unwrap_or(0);
         let mut by_set: Vec<(u32, &BatchRow)> =
             batch.rows.iter().map(|row| (set(row), row)).collect();
@@ -55,7 +56,7 @@ impl LinearRows {
                 tokens: batch.size(row) as u32,
                 first_row: rows.len() as u32,
                 rows: of_set.len() as u32,
-                counts: of_set.iter().any(|(_, row)| row.counts()),
+                has_loss: of_set.iter().any(|(_, row)| row.has_loss()),
             });
             let group = sets.len() as u32 - 1;
             rows.extend(of_set.iter().map(|(_, row)| linear_row(row, group)));
@@ -64,16 +65,16 @@ impl LinearRows {
             rows,
             sets,
             ignored: batch.ignored(),
-            is_whole: offsets.is_none(),
+            is_whole_vocabulary: offsets.is_none(),
             totals: BatchTotals::new(batch),
         }
     }
 }
 
-/// Finds for each of these listed sets the first of them that has the same tokens.
+/// Returns for each of these listed sets the first of them that has the same tokens.
 ///
-/// A trie has a set for every node, and nodes often have the same children: in a catalogue of semantic IDs, all nodes of the upper
-/// levels. Their rows are multiplied by the same head rows, which are loaded once where they are one group.
+/// A trie has a set for every node, and nodes often have the same children: in a catalogue of semantic IDs, all nodes of the
+/// upper levels. Their rows are multiplied by the same head rows, which are loaded once where they are one group.
 fn same_sets(sets: &TokenSets, mut named: Vec<u32>) -> HashMap<u32, u32> {
     named.sort_unstable();
     named.dedup();
@@ -82,7 +83,7 @@ fn same_sets(sets: &TokenSets, mut named: Vec<u32>) -> HashMap<u32, u32> {
         _ => None,
     };
     let mut same = HashMap::with_capacity(named.len());
-    // Sets that differ in size or at either end are not compared.
+    // Only sets of the same size, first token and last token are compared.
     let mut alike: HashMap<_, Vec<u32>> = HashMap::new();
     for set in named {
         let Some(of_set) = tokens(set) else { continue };
@@ -97,13 +98,17 @@ fn same_sets(sets: &TokenSets, mut named: Vec<u32>) -> HashMap<u32, u32> {
 }
 
 fn linear_row(row: &BatchRow, group: u32) -> LinearRow {
-    // The kernels tell by it which rows have a loss: a share must not round to 0.
-    let least = if row.counts() { f32::MIN_POSITIVE } else { 0.0 };
+    // A loss weight of 0 means that a row has no loss, so it must not round to 0.
+    let least = if row.has_loss() {
+        f32::MIN_POSITIVE
+    } else {
+        0.0
+    };
     LinearRow {
         position: row.position,
         group,
         rank: row.rank,
-        share: (row.share as f32).max(least),
+        loss_weight: (row.loss_weight as f32).max(least),
         in_statistics: row.in_statistics.into(),
         maximum: 0,
         unused: [0; 2],
@@ -132,16 +137,16 @@ mod tests {
             .map(|set| (set.first_token, set.first_row, set.rows))
             .collect();
         assert_eq!(groups, [(0, 0, 3), (2, 3, 1), (6, 4, 1)]);
-        let taken: Vec<_> = (rows.rows.iter())
+        let ordered: Vec<_> = (rows.rows.iter())
             .map(|row| (row.position, row.group, row.rank))
             .collect();
         let expected = [(0, 0, 1), (2, 0, 0), (4, 0, 0), (1, 1, 1), (3, 2, 0)];
-        assert_eq!(taken, expected);
+        assert_eq!(ordered, expected);
     }
 
-    /// The device knows rows by their shares; one that it took for none would have no gradient.
+    /// The kernels take a row whose loss weight is 0 for one without a loss, which has no gradient.
     #[test]
-    fn a_row_whose_share_is_too_small_for_f32_still_counts() {
+    fn a_loss_weight_that_is_too_small_for_f32_does_not_become_0() {
         let sets = TokenSets::from_raw(vec![0, 2], vec![0, 1]).unwrap();
         let row = |position| Row {
             position,
@@ -151,7 +156,7 @@ mod tests {
         let rows = Rows::from_raw(4, vec![row(1), row(2)]).unwrap();
         let batch = Batch::new(&sets, &rows, None, Denominator::Given(1e60)).unwrap();
         let rows = LinearRows::new(&batch);
-        assert!(rows.rows.iter().all(|row| row.share > 0.0));
+        assert!(rows.rows.iter().all(|row| row.loss_weight > 0.0));
         assert_eq!(rows.ignored, [0, 3]);
         assert_eq!(rows.totals.positions(), 4);
     }

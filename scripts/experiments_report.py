@@ -71,6 +71,11 @@ class Results:
         base = statistics.fmean(other.users(other_decoder, measure, seeds))
         return statistics.fmean(differences), standard_error(differences), base
 
+    def targets(self):
+        """For each seed what its evaluation over the trie says of targets in training rows and of those in none."""
+        evaluations = [self.runs.read(path, "trie.json") for path in self.paths.values()]
+        return [evaluation["rows"][-1].get("targets") for evaluation in evaluations]
+
     def steps(self, path):
         with open(path / "metrics.jsonl", encoding="utf-8") as file:
             return [json.loads(line) for line in file]
@@ -137,6 +142,21 @@ class Report:
         header = ["compared with LML", "rows", "NDCG@10", "", "NDCG@10, LML over the vocabulary", "", "item NLL"]
         return markdown(header, rows)
 
+    def targets_table(self):
+        """The same of targets that occur in training rows and of those that occur in none, where that was told apart."""
+        rows = []
+        for count, found in self.results.items():
+            for loss, results in found.items():
+                if all(results.targets()):
+                    cells = []
+                    for kind in ("in_training", "not_in_training"):
+                        for key in ("ndcg@10", "item_nll"):
+                            seeds = [targets[kind][key] for targets in results.targets()]
+                            cells.append(cell(statistics.fmean(seeds), standard_error(seeds)))
+                    rows.append([NAMES[loss], f"{count:,}", *cells])
+        kinds = [f"{measure}, {kind}" for kind in ("in training", "not") for measure in ("NDCG@10", "item NLL")]
+        return markdown(["targets that occur in training rows, or in none", "rows", *kinds], rows) if rows else ""
+
     def time_table(self):
         """How soon a loss's validation item NLL passes the best that LML reaches; means over the seeds."""
         rows = []
@@ -202,6 +222,8 @@ class Report:
 {self.time_table()}
 
 {self.measures_table()}
+
+{self.targets_table()}
 """
 
 

@@ -45,12 +45,13 @@ fn msl() -> Command {
     command
 }
 
-/// A small run: ats with micro-batches, so that its temperature lags, and a validation that chooses.
+/// A small run: ats with micro-batches, so that its temperature lags, and a validation that chooses. Its model is
+/// pretrained, which is not done again when the run is resumed.
 fn train(data: &Path, output: &Path) -> Command {
     let mut command = msl();
     command.arg("train").arg("--data").arg(data);
     command.arg("--output").arg(output);
-    let options = "--validation 12 --epochs 2 --batch-size 6 --micro-batch-size 4 --save-every 5 --vocabulary 400 \
+    let options = "--validation 12 --pretraining-epochs 1 --epochs 2 --batch-size 6 --micro-batch-size 4 --save-every 5 --vocabulary 400 \
                    --hidden 16 --intermediate 24 --layers 1 --heads 2 --key-value-heads 1 --prompt titles --scope branching";
     command.args(options.split_whitespace());
     command

@@ -2,13 +2,12 @@ use std::{ops::ControlFlow, time::Duration};
 
 use anyhow::Result;
 use candle_core::{DType, Device};
-use candle_trie::TokenTrie;
 
 use crate::{
     commands::arguments::DemoArguments,
     data::{
-        catalogue::{Catalogue, Interaction},
-        examples::{Example, examples},
+        catalogue::Interaction,
+        examples::{Example, examples, titles},
         prompt::{Prompt, PromptStyle},
         responses::Responses,
         synthetic::World,
@@ -68,13 +67,12 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
         |rows: &[Interaction]| examples(rows, &world.catalogue, &prompt, &tokenizer, &responses);
     let config = MODEL.config(tokenizer.vocabulary(), tokenizer.end());
     let pretrained = Llama::random(config, arguments.seed, DType::F32, device)?;
-    train(
-        "pretraining on the titles",
+    training_run::pretrain(
         &pretrained,
         responses.trie(),
-        LossKind::Lml,
         &training_settings(arguments.seed, arguments.pretraining_epochs),
-        &tokenize(&titles_alone(&world.catalogue))?,
+        &titles(&world.catalogue, &prompt, &tokenizer, &responses)?,
+        &Alone,
     )?;
     let demo = Demo {
         pretrained,
@@ -118,30 +116,12 @@ pub fn demo(arguments: &DemoArguments, device: &Device) -> Result<()> {
     .print(arguments.json)
 }
 
-/// Returns a row for each title, with an empty history: what a language model is pretrained on.
-fn titles_alone(catalogue: &Catalogue) -> Vec<Interaction> {
-    let row = |target| Interaction {
-        user: String::new(),
-        history: Vec::new(),
-        target,
-    };
-    (0..catalogue.items().len() as u64).map(row).collect()
-}
-
 impl Demo {
     fn tune_and_evaluate(&self, name: &str, loss: LossKind, seed: u64) -> Result<Line> {
-        let trie = self.responses.trie();
         let model = copy(&self.pretrained, seed)?;
-        let trained = train(
-            &format!("tuning {name}"),
-            &model,
-            trie,
-            loss,
-            &self.tuning,
-            &self.training_examples,
-        )?;
+        let trained = self.tune(&format!("tuning {name}"), &model, loss)?;
         let evaluator = Evaluator {
-            trie,
+            trie: self.responses.trie(),
             search: SearchSettings {
                 beams: BEAMS,
                 ..SearchSettings::default()
@@ -159,6 +139,32 @@ impl Demo {
         };
         Ok(line.trained(&trained))
     }
+
+    fn tune(&self, label: &str, model: &Llama, loss: LossKind) -> Result<Trained> {
+        let loss = LossSettings {
+            loss,
+            bear_beams: Some(BEAMS as u32),
+            ..LossSettings::default()
+        };
+        let (trie, settings) = (self.responses.trie(), &self.tuning);
+        let mut trainer = Trainer::new(model, trie, &loss, settings, &Alone)?;
+        let mut metrics = Vec::new();
+        let mut seconds = 0.0;
+        let after = |_: &Trainer, step, elapsed: Duration| {
+            metrics.push(step);
+            seconds = elapsed.as_secs_f64();
+            Ok(ControlFlow::Continue(()))
+        };
+        training_run::train(
+            label,
+            &mut trainer,
+            settings,
+            &self.training_examples,
+            after,
+        )?;
+        let temperature = trainer.temperature()?.value;
+        Ok(Trained::of(&metrics, temperature, seconds))
+    }
 }
 
 /// Copies a model, so that it can be trained on its own.
@@ -169,27 +175,6 @@ fn copy(model: &Llama, seed: u64) -> Result<Llama> {
         to.set(from.as_tensor())?;
     }
     Ok(copy)
-}
-
-fn train(
-    label: &str,
-    model: &Llama,
-    trie: &TokenTrie,
-    loss: LossKind,
-    settings: &TrainingSettings,
-    examples: &[Example],
-) -> Result<Trained> {
-    let mut trainer = Trainer::new(model, trie, &loss_settings(loss), settings, &Alone)?;
-    let mut metrics = Vec::new();
-    let mut seconds = 0.0;
-    let after = |_: &Trainer, step, elapsed: Duration| {
-        metrics.push(step);
-        seconds = elapsed.as_secs_f64();
-        Ok(ControlFlow::Continue(()))
-    };
-    training_run::train(label, &mut trainer, settings, examples, after)?;
-    let temperature = trainer.temperature()?.value;
-    Ok(Trained::of(&metrics, temperature, seconds))
 }
 
 fn training_settings(seed: u64, epochs: usize) -> TrainingSettings {
@@ -205,14 +190,6 @@ fn training_settings(seed: u64, epochs: usize) -> TrainingSettings {
         seed,
         dense: false,
         read_unary_tail: false,
-    }
-}
-
-fn loss_settings(loss: LossKind) -> LossSettings {
-    LossSettings {
-        loss,
-        bear_beams: Some(BEAMS as u32),
-        ..LossSettings::default()
     }
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     commands::arguments::{ResumeArguments, TrainArguments},
     console::{print, print_json, table},
-    data::tokenizer::TextTokenizer,
+    data::{examples::titles, tokenizer::TextTokenizer},
     exchange::Exchange,
     model::{Llama, pretrained::Pretrained},
     run::{
@@ -21,7 +21,8 @@ use crate::{
     },
     train::{
         metrics::{METRICS_FILE, read_metrics},
-        training_run::Trained,
+        settings::TrainingSettings,
+        training_run::{self, Trained},
     },
 };
 
@@ -55,6 +56,15 @@ pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchang
     let rows = rows.tokenize(&tokenizer, None)?;
     rows.warn_of_long_rows(&model);
     check_same(exchange, &rows.hash())?;
+    if let Some(epochs) = settings.pretraining_epochs {
+        let (prompt, responses) = (&settings.prompt, &rows.responses);
+        let titles = titles(&rows.catalogue, prompt, &tokenizer, responses)?;
+        let training = TrainingSettings {
+            epochs,
+            ..settings.training.clone()
+        };
+        training_run::pretrain(&model, responses.trie(), &training, &titles, exchange)?;
+    }
     let trainer = rows.trainer(&model, &settings, exchange)?;
     let state = TrainingState {
         step: 0,

@@ -61,6 +61,22 @@ pub fn examples(
     examples
 }
 
+/// Tokenizes every title of a catalogue behind a prompt without a history: what a model is pretrained on.
+pub fn titles(
+    catalogue: &Catalogue,
+    prompt: &Prompt,
+    tokenizer: &TextTokenizer,
+    responses: &Responses,
+) -> Result<Vec<Example>> {
+    let row = |target| Interaction {
+        user: String::new(),
+        history: Vec::new(),
+        target,
+    };
+    let rows: Vec<Interaction> = (0..catalogue.items().len() as u64).map(row).collect();
+    examples(&rows, catalogue, prompt, tokenizer, responses)
+}
+
 /// Counts the tokens of a response up to the last at a branching node of the trie.
 pub fn chosen(trie: &TokenTrie, response: &[u32]) -> usize {
     let mut node = Some(trie.root());

@@ -38,7 +38,10 @@ pub struct RunSettings {
         long = "model",
         value_name = "FOLDER|FILE.gguf",
         help_heading = "Model",
-        conflicts_with_all = ["tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads"]
+        conflicts_with_all = [
+            "tokenizer", "vocabulary", "hidden", "intermediate", "layers", "heads", "key_value_heads",
+            "pretraining_epochs"
+        ]
     )]
     pub pretrained: Option<PathBuf>,
 
@@ -61,6 +64,17 @@ pub struct RunSettings {
     /// Options of the sizes of a model from scratch.
     #[command(flatten, next_help_heading = "Model from scratch")]
     pub model: ModelSettings,
+
+    /// Epochs of pretraining on the titles alone, each behind a prompt without a history, with the plain language-model
+    /// loss and the options of the training [default: none]
+    #[arg(
+        long,
+        value_name = "EPOCHS",
+        help_heading = "Model from scratch",
+        value_parser = positive
+    )]
+    #[serde(default)]
+    pub pretraining_epochs: Option<usize>,
 
     /// Options of the prompt.
     #[command(flatten, next_help_heading = "Prompt")]

@@ -6,12 +6,21 @@ use std::{
 };
 
 use anyhow::Result;
+use candle_trie::TokenTrie;
 use serde::Serialize;
 
 use crate::{
     console::progress::Progress,
     data::examples::Example,
-    train::{Trainer, metrics::StepMetrics, schedule::Schedule, settings::TrainingSettings},
+    exchange::Exchange,
+    model::Llama,
+    train::{
+        Trainer,
+        loss_settings::{LossKind, LossSettings},
+        metrics::StepMetrics,
+        schedule::Schedule,
+        settings::TrainingSettings,
+    },
 };
 
 /// A summary of a training.
@@ -49,6 +58,25 @@ impl Trained {
             rows_per_second: rows as f64 / seconds,
         }
     }
+}
+
+/// Pretrains a model on the titles of a catalogue by the plain loss, so that it knows their language before it learns
+/// which of them comes next.
+pub fn pretrain(
+    model: &Llama,
+    trie: &TokenTrie,
+    settings: &TrainingSettings,
+    titles: &[Example],
+    exchange: &dyn Exchange,
+) -> Result<()> {
+    let loss = LossSettings {
+        loss: LossKind::Lml,
+        ..LossSettings::default()
+    };
+    let mut trainer = Trainer::new(model, trie, &loss, settings, exchange)?;
+    let label = "pretraining on the titles";
+    let after = |_: &Trainer, _, _| Ok(ControlFlow::Continue(()));
+    train(label, &mut trainer, settings, titles, after)
 }
 
 /// Runs the steps that a trainer has not taken yet. `after` is called after every step, and may end the training.

@@ -188,6 +188,10 @@ fn options_that_would_be_ignored_are_refused() {
             &["--vocabulary", "300", "--tokenizer", "x.json"],
             "cannot be used with",
         ),
+        (
+            &["--model", "smollm2", "--pretraining-epochs", "2"],
+            "cannot be used with",
+        ),
     ] {
         assert_says(&refused(folder.path(), options), &[asked]);
     }

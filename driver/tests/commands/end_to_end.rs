@@ -318,6 +318,25 @@ fn the_same_seed_gives_the_same_weights() {
 }
 
 #[test]
+fn a_model_that_is_pretrained_on_the_titles_begins_with_a_lower_loss() {
+    let folder = tempfile::tempdir().unwrap();
+    write_catalogue(folder.path());
+    let first_loss = |run: &str, pretraining: &[&str]| {
+        let options = ["train", "--data", ".", "--output", run, "--loss", "lml"];
+        let options = [&options[..], &SMALL, pretraining, &["--json"]].concat();
+        json(&msl(folder.path(), &options))["first_loss"]
+            .as_f64()
+            .unwrap()
+    };
+    let alone = first_loss("alone", &[]);
+    let pretrained = first_loss("pretrained", &["--pretraining-epochs", "20"]);
+    assert!(
+        pretrained < alone - 1.0,
+        "first loss {pretrained}, without pretraining {alone}"
+    );
+}
+
+#[test]
 fn the_demo_prints_one_object_or_one_table() {
     let folder = tempfile::tempdir().unwrap();
     let options = [

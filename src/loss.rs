@@ -80,7 +80,7 @@ impl MaskedSoftmaxLoss {
     /// an [`AdaptiveStrategy`](crate::AdaptiveStrategy)).
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a setting out of range, and [`Error::DegenerateScope`] for the root
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range, and [`Error::DegenerateScope`](crate::Error::DegenerateScope) for the root
     /// scope of a catalogue with η·n ≤ 1, for which ATS is not defined.
     pub fn new(sets: impl Into<TokenSets>, temperature: impl Into<Temperature>) -> Result<Self> {
         let (sets, temperature) = (sets.into(), temperature.into());
@@ -102,7 +102,7 @@ impl MaskedSoftmaxLoss {
     /// Returns the loss with another reduction. Whether the result is multiplied by τ stays as it was.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a [`Reduction::MeanOver`] of a number that is not positive and finite.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a [`Reduction::MeanOver`] of a number that is not positive and finite.
     pub fn with_reduction(mut self, reduction: Reduction) -> Result<Self> {
         self.set_reduction(reduction)?;
         Ok(self)
@@ -141,7 +141,7 @@ impl MaskedSoftmaxLoss {
     /// [`evaluate`](Self::evaluate) has the same weights. A loss without BEAR evaluates the plain mean of −ln p_y.
     ///
     /// # Errors
-    /// [`Error::OutOfRange`] for a setting out of range.
+    /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range.
     pub fn with_bear(mut self, bear: Bear) -> Result<Self> {
         bear.check()?;
         self.convention.reduction = Reduction::MeanOverBranching;
@@ -150,7 +150,7 @@ impl MaskedSoftmaxLoss {
     }
 
     /// Returns the loss with a check that values are finite: an infinite or NaN valid logit of a row that has a loss or
-    /// statistics is then an [`Error::NonFinite`] that names its row and token.
+    /// statistics is then an [`Error::NonFinite`](crate::Error::NonFinite) that names its row and token.
     ///
     /// The check reads every valid logit once more. On a GPU the scores are copied to the host for it. Without the check
     /// NaN comes out as NaN.
@@ -237,7 +237,7 @@ impl MaskedSoftmaxLoss {
     /// [`Temperature::step`].
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward), and [`Error::OutOfRange`] for `temperature`.
+    /// Those of [`forward`](Self::forward), and [`Error::OutOfRange`](crate::Error::OutOfRange) for `temperature`.
     pub fn forward_at<'a>(
         &self,
         scores: impl Into<Scores<'a>>,
@@ -298,7 +298,7 @@ impl MaskedSoftmaxLoss {
     /// ```
     ///
     /// # Errors
-    /// Those of [`forward`](Self::forward), and [`Error::Unsupported`] for a target that does not fit, that shares the
+    /// Those of [`forward`](Self::forward), and [`Error::Unsupported`](crate::Error::Unsupported) for a target that does not fit, that shares the
     /// memory of the logits, or that is not [`GradientTarget::New`] for hidden states, and for logits to be overwritten
     /// whose rows share memory.
     pub fn value_and_gradient<'a>(

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use crate::{Error, Result};
 
-/// A type of logits, hidden states and heads: f32, f64, [`f16`] or [`bf16`].
+/// A type of logits, hidden states and heads: f32, f64, [`half::f16`](struct@half::f16) or [`half::bf16`](struct@half::bf16).
 pub trait Element: sealed::Element {}
 
 mod sealed {

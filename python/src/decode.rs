@@ -88,6 +88,9 @@ fn log_sum_exp(scores: impl Iterator<Item = f64> + Clone) -> f64 {
 /// A recommended path: its items, its log-probability, and its score.
 type Found = (Vec<u64>, f64, f64);
 
+/// The row that each beam continues, and the tokens that continue it.
+type Step = (Vec<u32>, Vec<Vec<u32>>);
+
 /// See `candle_trie.BeamSearch`.
 #[pyclass(frozen)]
 pub struct BeamSearch(Mutex<candle_trie::BeamSearch>);
@@ -132,12 +135,7 @@ impl BeamSearch {
     }
 
     /// Takes the logits `[active beams, V]`. Returns the parents and the tokens of the next beams, and None at the end.
-    fn step(
-        &self,
-        py: Python,
-        dtype: Dtype,
-        logits: RawMatrix,
-    ) -> PyResult<Option<(Vec<u32>, Vec<Vec<u32>>)>> {
+    fn step(&self, py: Python, dtype: Dtype, logits: RawMatrix) -> PyResult<Option<Step>> {
         // SAFETY: the package keeps the tensor alive, and does not write it.
         let logits = with_element!(dtype, T => unsafe { copy::<T>(logits) })?;
         let step = py.detach(|| self.locked(|search| search.step(&logits)));

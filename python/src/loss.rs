@@ -50,7 +50,7 @@ impl Rows {
                 (Some(trie), true) => candle_trie::Rows::from_shifted(&trie.0, &labels),
                 (Some(trie), false) => candle_trie::Rows::from_unshifted(&trie.0, &labels),
                 (None, true) => candle_trie::Rows::unconstrained(&labels),
-                (None, false) => candle_trie::Rows::unconstrained(&labels.shifted()),
+                (None, false) => candle_trie::Rows::unconstrained(labels.shifted()),
             }
         });
         rows.map(Self).map_err(python_error)

@@ -1,4 +1,4 @@
-//! What a catalogue's size costs: builds the trie of a synthetic catalogue, saves it, and opens the file in another process, which
+//! Measures what a catalogue's size costs: builds the trie of a synthetic catalogue, saves it, and opens the file in another process, which
 //! takes training and decoding steps with it.
 //!
 //! ```sh
@@ -150,7 +150,7 @@ fn build(paths: Paths, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What a process does that trains and decodes with a saved catalogue.
+/// Trains and decodes with a saved catalogue, in a process of its own.
 fn use_file(path: &Path) -> Result<()> {
     report("memory before opening", memory());
     let start = Instant::now();

@@ -15,7 +15,7 @@ use candle_trie::{
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// What every process needs of a library that exchanges messages: the bytes that each has given, in the order of the processes.
+/// A library that exchanges messages, as every process needs it: it returns the bytes that each has given, in the order of the processes.
 struct Group {
     barrier: Barrier,
     given: Vec<Mutex<Vec<u8>>>,
@@ -36,7 +36,7 @@ impl Group {
     }
 }
 
-/// What came of a step: the temperature, and this process's terms of the loss and of the head's gradient.
+/// The result of a step: the temperature, and this process's terms of the loss and of the head's gradient.
 struct Share {
     temperature: f64,
     loss: f64,

@@ -250,6 +250,23 @@ fn in_few_digits(value: f64) -> String {
     value.to_string()
 }
 
+/// Refuses memory of `actual` elements for a matrix of this shape. A vector is a matrix of one column.
+pub(crate) fn check_length(
+    what: &'static str,
+    actual: usize,
+    [rows, columns]: [usize; 2],
+) -> Result<()> {
+    let expected = rows.saturating_mul(columns);
+    match expected == actual {
+        true => Ok(()),
+        false => Err(Error::LengthMismatch {
+            what,
+            expected,
+            actual,
+        }),
+    }
+}
+
 /// Refuses a size that 32 bits cannot count.
 pub(crate) fn check_numbered(what: &'static str, size: usize) -> Result<()> {
     if u32::try_from(size).is_ok() {

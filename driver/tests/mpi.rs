@@ -157,7 +157,7 @@ fn one_of_three_ranks() {
     exchange.barrier().unwrap();
 }
 
-/// What a sum of as many values costs as adapters of SmolLM2-135M have.
+/// Measures a sum of as many values as the adapters of SmolLM2-135M have.
 #[test]
 #[ignore = "a measurement: mpirun -n 2 TEST_BINARY --ignored --exact seconds_of_a_sum --nocapture"]
 fn seconds_of_a_sum() {

@@ -95,9 +95,9 @@ pub(crate) struct Order {
     other_blocks: u64,
     lanes: [u32; WARP],
     learnt: Option<Rc<Knowledge>>,
-    /// What the last fence released. Later atomics pass it on.
+    /// The accesses that the last fence released. Later atomics pass them on.
     fenced: Option<Rc<Knowledge>>,
-    /// What atomics have read since the last fence. The next fence acquires it.
+    /// The accesses that atomics have read since the last fence. The next fence acquires them.
     unfenced: Option<Box<Knowledge>>,
 }
 

@@ -33,10 +33,10 @@ use super::temperature::{Stepped, TemperatureSource};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::dense::{Gradient, Logits};
 use crate::backend::cpu::linear::{Head, HeadGradient, Hidden, Wanted};
+use crate::error::check_length;
 use crate::temperature::check_temperature;
 use crate::{Error, Result, Rows, Statistics};
 
-use matrix::check_length;
 pub use matrix::{Element, Matrix};
 
 /// A forward pass over logits `[N, V]`.
@@ -123,7 +123,7 @@ impl DenseForward {
     ) -> Result<()> {
         check_positions(&self.batch, logits.rows, logits.width)?;
         check_vocabulary(&self.batch, logits.width)?;
-        check_length("gradient", gradient.len(), logits.rows, logits.width)?;
+        check_length("gradient", gradient.len(), [logits.rows, logits.width])?;
         let upstream = checked_upstream(&self.batch, upstream)?;
         crate::backend::cpu::dense::backward(
             view(logits),
@@ -274,8 +274,7 @@ impl<T: Element> LinearForward<T> {
             check_length(
                 "gradient of the hidden states",
                 gradient.len(),
-                input.hidden.rows,
-                hidden.width,
+                [input.hidden.rows, hidden.width],
             )?;
             gradient.copy_from_slice(&self.saved.hidden_gradient(&head, &self.batch, &upstream)?);
         }
@@ -285,12 +284,11 @@ impl<T: Element> LinearForward<T> {
             check_length(
                 "gradient of the head",
                 gradient.len(),
-                vocabulary,
-                head.width,
+                [vocabulary, head.width],
             )?;
             let bias = gradients.bias.unwrap_or_default();
             if !bias.is_empty() {
-                check_length("gradient of the head bias", bias.len(), vocabulary, 1)?;
+                check_length("gradient of the head bias", bias.len(), [vocabulary, 1])?;
             }
             gradient.fill(T::zeroed());
             bias.fill(T::zeroed());
@@ -330,7 +328,7 @@ impl<'a, T: Element> LinearInput<'a, T> {
             });
         }
         if !bias.is_empty() {
-            check_length("head bias", bias.len(), head.rows, 1)?;
+            check_length("head bias", bias.len(), [head.rows, 1])?;
         }
         let hidden = Hidden {
             values: hidden.values,
@@ -358,7 +356,7 @@ fn view<'a, T>(logits: Matrix<'a, T>) -> Logits<'a, T> {
 
 fn checked_upstream(batch: &Batch, upstream: &[f64]) -> Result<Upstream> {
     let expected = if batch.reduced { 1 } else { batch.positions };
-    check_length("upstream gradient", upstream.len(), expected, 1)?;
+    check_length("upstream gradient", upstream.len(), [expected, 1])?;
     Ok(Upstream::of(upstream.to_vec()))
 }
 

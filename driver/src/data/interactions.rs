@@ -43,7 +43,7 @@ const TIME: &str = "timestamp";
 /// files have them where each row has its own history.
 pub type Parts = [Vec<Interaction>; 3];
 
-/// What was read of interactions.
+/// The choices that were read of all users.
 pub enum Read {
     /// The choices of users, which are still to be split.
     Choices(Users),

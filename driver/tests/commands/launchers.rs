@@ -1,4 +1,4 @@
-//! What the binary does where `mpirun` or `srun` starts it as several processes, and it was built to be one.
+//! Tests that a binary built without MPI refuses to be started as several processes by `mpirun` or `srun`.
 #![cfg(not(feature = "mpi"))]
 
 use std::process::{Command, Output};

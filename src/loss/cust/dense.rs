@@ -3,11 +3,12 @@
 use ::cust::memory::DeviceSlice;
 use ::cust::stream::Stream;
 
-use super::device_loss::{DeviceLoss, PassTemperature, check_length, given};
+use super::device_loss::{DeviceLoss, PassTemperature, given};
 use super::output::LossOutput;
 use crate::backend::cust::memory::address;
 use crate::backend::cust::{Executor, Logit};
 use crate::backend::launch::{DensePlan, DenseRows, DenseTensors, DeviceMatrix};
+use crate::error::check_length;
 use crate::loss::MaskedSoftmaxLoss;
 use crate::{Result, Rows, Temperature};
 
@@ -108,9 +109,9 @@ impl<'e> DenseLoss<'e> {
         gradient: Option<&mut DeviceSlice<T>>,
     ) -> Result<LossOutput> {
         let shape @ [_, width] = [rows.totals.positions(), self.0.vocabulary];
-        check_length("logits", logits, shape)?;
+        check_length("logits", logits.len(), shape)?;
         if let Some(gradient) = &gradient {
-            check_length("gradient", gradient, shape)?;
+            check_length("gradient", gradient.len(), shape)?;
         }
         let plan = DensePlan::new(rows, T::ELEMENT, width, self.0.executor.limits())?;
         let matrix = |slice: &DeviceSlice<T>| DeviceMatrix {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::rc::Rc;
 
-use ::cust::memory::{DeviceBuffer, DeviceSlice};
+use ::cust::memory::DeviceBuffer;
 
 use super::output::{LossOutput, read};
 use crate::backend::cust::Executor;
@@ -110,21 +110,4 @@ pub(super) fn given(temperature: f64) -> Result<PassTemperature<'static>> {
         plan: TemperaturePlan::at(temperature),
         previous: None,
     })
-}
-
-/// Refuses a slice that does not hold a matrix of this shape. A vector is a matrix of one column.
-pub(super) fn check_length<T: ::cust::memory::DeviceCopy>(
-    what: &'static str,
-    slice: &DeviceSlice<T>,
-    [rows, columns]: [usize; 2],
-) -> Result<()> {
-    let (expected, actual) = (rows.saturating_mul(columns), slice.len());
-    match expected == actual {
-        true => Ok(()),
-        false => Err(Error::LengthMismatch {
-            what,
-            expected,
-            actual,
-        }),
-    }
 }

@@ -3,7 +3,7 @@
 use ::cust::memory::DeviceSlice;
 use ::cust::stream::Stream;
 
-use super::device_loss::{DeviceLoss, PassTemperature, check_length, given};
+use super::device_loss::{DeviceLoss, PassTemperature, given};
 use super::output::LossOutput;
 use crate::backend::cust::memory::{address, nonempty_address};
 use crate::backend::cust::stream::CustStream;
@@ -11,6 +11,7 @@ use crate::backend::cust::{Executor, Logit, driver_error};
 use crate::backend::launch::{
     self, DeviceMatrix, DevicePtr, LinearPlan, LinearRows, LinearTensors, Upstream,
 };
+use crate::error::check_length;
 use crate::loss::MaskedSoftmaxLoss;
 use crate::{Result, Rows, Temperature};
 
@@ -208,20 +209,24 @@ impl<'e> LinearLoss<'e> {
     ) -> Result<()> {
         let (vocabulary, width) = (self.on_device.vocabulary, self.width);
         let [hidden, head, bias] = [[positions, width], [vocabulary, width], [vocabulary, 1]];
-        check_length("hidden states", input.hidden, hidden)?;
-        check_length("head", input.head, head)?;
+        check_length("hidden states", input.hidden.len(), hidden)?;
+        check_length("head", input.head.len(), head)?;
         if let Some(slice) = input.bias {
-            check_length("head bias", slice, bias)?;
+            check_length("head bias", slice.len(), bias)?;
         }
         let Some(gradients) = gradients else {
             return Ok(());
         };
-        check_length("gradient of the hidden states", gradients.hidden, hidden)?;
+        check_length(
+            "gradient of the hidden states",
+            gradients.hidden.len(),
+            hidden,
+        )?;
         if let Some(slice) = &gradients.head {
-            check_length("gradient of the head", slice, head)?;
+            check_length("gradient of the head", slice.len(), head)?;
         }
         if let Some(slice) = &gradients.bias {
-            check_length("gradient of the head bias", slice, bias)?;
+            check_length("gradient of the head bias", slice.len(), bias)?;
         }
         Ok(())
     }

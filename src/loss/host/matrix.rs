@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 
+use crate::error::check_length;
 use crate::{Error, Result};
 
 /// A type of logits, hidden states and heads: f32, f64, [`half::f16`](struct@half::f16) or [`half::bf16`](struct@half::bf16).
@@ -31,7 +32,7 @@ impl<'a, T> Matrix<'a, T> {
     /// # Errors
     /// [`Error::LengthMismatch`] where there are fewer or more values.
     pub fn new(values: &'a [T], rows: usize, width: usize) -> Result<Self> {
-        check_length("values of the matrix", values.len(), rows, width)?;
+        check_length("values of the matrix", values.len(), [rows, width])?;
         Self::with_stride(values, rows, width, width)
     }
 
@@ -71,22 +72,5 @@ impl<'a, T> Matrix<'a, T> {
         (self.values.get(range))
             .filter(|_| row < self.rows)
             .unwrap_or_default()
-    }
-}
-
-pub(super) fn check_length(
-    what: &'static str,
-    actual: usize,
-    rows: usize,
-    width: usize,
-) -> Result<()> {
-    let expected = rows.saturating_mul(width);
-    match expected == actual {
-        true => Ok(()),
-        false => Err(Error::LengthMismatch {
-            what,
-            expected,
-            actual,
-        }),
     }
 }

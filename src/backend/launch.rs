@@ -17,7 +17,9 @@ pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
 pub use dense::{DensePlan, DenseRows, DenseSaved, DenseTensors};
 pub use device_ptr::{DeviceMatrix, DevicePtr};
 use kernel_params::{Kernel, kernel_params};
-pub use linear::{LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors, LinearWork};
+pub use linear::{
+    HeadBase, LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors, LinearWork,
+};
 pub use results::{BatchTotals, ForwardResults, Upstream};
 #[cfg(any(feature = "cuda", feature = "cust"))]
 pub(crate) use stream::addresses_of_parts;

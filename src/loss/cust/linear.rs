@@ -166,6 +166,7 @@ impl<'e> LinearLoss<'e> {
         let tensors = LinearTensors {
             hidden: matrix(input.hidden),
             head: matrix(input.head),
+            base: None,
             bias: input.bias.and_then(|bias| address(bias)),
             sets: sets.view(),
             previous: temperature.previous_address(),

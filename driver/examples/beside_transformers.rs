@@ -128,7 +128,7 @@ fn main() -> Result<()> {
             let tokens = safetensors::load(&tokens, &Device::Cpu)?;
             let tokens = tokens.get("tokens").context("there are no tokens")?;
             let hidden = model.hidden(tokens)?;
-            let logits = hidden.broadcast_matmul(&model.head().t()?)?;
+            let logits = model.head()?.logits(&hidden)?;
             safetensors::save(&HashMap::from([("logits", logits)]), &output)?;
             Ok(())
         }

@@ -1,9 +1,11 @@
 //! Saves and loads adapters in PEFT's format.
 
+mod added_tokens;
 mod config;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -11,11 +13,12 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, safetensors};
 
 use crate::{
+    data::tokenizer::TextTokenizer,
     io::json::write_json,
     model::{
         Llama, Weights,
         precision::Precision,
-        pretrained::{Pretrained, SafetensorsWeights, model_name},
+        pretrained::{Pretrained, SafetensorsWeights, TOKENIZER_FILE, model_name},
     },
 };
 
@@ -38,7 +41,12 @@ pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))?;
     write_json(
         &folder.join(CONFIG_FILE),
-        &AdapterConfig::new(settings, base),
+        &AdapterConfig::new(
+            settings,
+            model.added_tokens(),
+            model.config().tie_word_embeddings,
+            base,
+        ),
     )
 }
 
@@ -54,8 +62,16 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
     let settings = config
         .settings(&model.linear_paths())
         .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
+    let added = config
+        .added_tokens()
+        .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
     (model.adapt(&settings, 0))
         .and_then(|()| set(model, &mut weights))
+        .and_then(|()| match added {
+            Some(tokens) => added_tokens::load(model, tokens, &mut weights),
+            None => Ok(()),
+        })
+        .and_then(|()| check_nothing_left(&weights))
         .with_context(|| path.display().to_string())
 }
 
@@ -73,6 +89,31 @@ fn check_rank(config: &AdapterConfig, weights: &SafetensorsWeights) -> Result<()
 }
 
 const DOWN: &str = ".lora_A.weight";
+
+/// Reads the tokenizer of a folder whose adapters have rows for `tokens`, which were added to those of the model's `own`.
+pub fn tokenizer(
+    folder: &Path,
+    own: &TextTokenizer,
+    tokens: &Range<usize>,
+) -> Result<TextTokenizer> {
+    let path = folder.join(TOKENIZER_FILE);
+    ensure!(
+        path.is_file(),
+        "the adapters of {} have rows for {} tokens that were added to the model, and there is no {TOKENIZER_FILE} beside \
+         them: save the tokenizer there",
+        folder.display(),
+        tokens.len()
+    );
+    let tokenizer = TextTokenizer::load_for(&path, own.end_text().as_deref(), None)?;
+    ensure!(
+        tokenizer.vocabulary() <= tokens.end,
+        "{} has {} tokens, and the adapters of its folder make {} of them",
+        path.display(),
+        tokenizer.vocabulary(),
+        tokens.end
+    );
+    tokenizer.for_rows(tokens.end)
+}
 
 /// Returns the path of the model that a folder's adapters belong to, by their `adapter_config.json`.
 pub fn base(folder: &Path) -> Result<PathBuf> {
@@ -103,6 +144,7 @@ pub fn load_onto(
     Ok(model)
 }
 
+/// Sets the adapters of a model.
 fn set(model: &Llama, weights: &mut SafetensorsWeights) -> Result<()> {
     for (name, weight) in model.parameters() {
         let Some(tensor) = weights.take(name)? else {
@@ -117,6 +159,10 @@ fn set(model: &Llama, weights: &mut SafetensorsWeights) -> Result<()> {
         let tensor = tensor.to_dtype(weight.dtype())?;
         weight.set(&tensor.to_device(weight.device())?)?;
     }
+    Ok(())
+}
+
+fn check_nothing_left(weights: &SafetensorsWeights) -> Result<()> {
     if let Some(name) = weights.left().iter().min() {
         bail!("the model and {CONFIG_FILE} have no place for the tensor {name}");
     }

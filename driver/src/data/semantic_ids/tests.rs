@@ -102,7 +102,7 @@ fn codes_that_are_tokens_already_are_all_used_or_refused() {
     let catalogue = catalogue(r#"{"1": ["<a_1>", "<b_1>"], "2": ["<a_1>", "<b_2>"]}"#);
     let codes = catalogue.semantic_ids().unwrap();
     let tokens = |known: &[&str]| {
-        let tokenizer = tokenizer(known, "null").with_codes(codes.codes())?;
+        let (tokenizer, _) = tokenizer(known, "null").with_codes(codes.codes())?;
         codes.tokens(&tokenizer)
     };
     assert_eq!(tokens(&[]).unwrap(), [2, 3, 4]);
@@ -155,7 +155,7 @@ fn the_token_of_a_code_is_looked_up_and_colliding_items_share_a_leaf() {
         r#"{"1": ["<a_1>", "<b_1>"], "2": ["<a_1>", "<b_2>"], "3": ["<a_1>", "<b_1>"], "4": ["<a_1>", "<b_1>"]}"#,
     );
     let codes = catalogue.semantic_ids().unwrap().codes();
-    let tokenizer = tokenizer(&[], "null").with_codes(codes).unwrap();
+    let (tokenizer, _) = tokenizer(&[], "null").with_codes(codes).unwrap();
     let responses = Responses::new(&catalogue, &tokenizer).unwrap();
     assert_eq!(responses.path(1).unwrap(), [2, 4, tokenizer.end()]);
     assert_eq!(responses.together_with(2).unwrap(), [0, 2, 3]);

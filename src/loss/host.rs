@@ -296,6 +296,7 @@ impl<T: Element> LinearForward<T> {
                 head: gradient,
                 bias,
                 width: head.width,
+                first_token: 0,
             };
             (self.saved).add_head_gradient(hidden, &head, &self.batch, &upstream, to);
         }
@@ -339,6 +340,7 @@ impl<'a, T: Element> LinearInput<'a, T> {
             values: head.values,
             stride: head.stride,
             width: head.width,
+            base: None,
             bias,
             frozen: None,
         };

@@ -12,7 +12,7 @@ use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Shape, Tensor};
 
-use inputs::{CheckedInputs, head_view, hidden_view};
+use inputs::{CheckedInputs, FrozenRows, head_view, hidden_view};
 
 use super::LossOutput;
 use super::call::{
@@ -21,7 +21,7 @@ use super::call::{
 use super::device_sets::DeviceSetCache;
 use super::head::{BIAS, HEAD, Head};
 use super::temperature::{Stepped, TemperatureSource};
-use super::tensor::{Gathered, Scalar, cpu as host, with_element};
+use super::tensor::{Scalar, cpu as host, with_element};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{HeadGradient, Wanted, WholeVocabulary, score};
 use crate::{Result, Statistics};
@@ -118,7 +118,7 @@ impl<T: Scalar> Applied<T> {
         let op = Arc::new(LinearLoss::<T> {
             call,
             has_bias: inputs.has_bias,
-            gathered: inputs.gathered.clone(),
+            frozen: inputs.frozen.clone(),
             wanted,
             direct,
             saved: Saved::default(),
@@ -159,12 +159,13 @@ impl<T: Scalar> Applied<T> {
     }
 }
 
-/// The custom op from hidden states `[.., H]`, head `[V, H]` and bias to the loss of one batch.
+/// The custom op from hidden states `[.., H]`, head `[V, H]` and bias to the loss of one batch. Of a head in two parts, its input is
+/// the added rows `[V′, H]`.
 #[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 struct LinearLoss<T: Scalar> {
     call: LossCall,
     has_bias: bool,
-    gathered: Option<Arc<Gathered>>,
+    frozen: FrozenRows,
     /// The gradients that the backward pass will compute.
     wanted: Wanted,
     /// Whether the forward pass on a device computes the gradient of the hidden states.
@@ -193,11 +194,13 @@ impl<T: Scalar> LinearLoss<T> {
         let (batch, wanted) = (&self.call.batch, self.wanted);
         let storages = [hidden, head, bias].map(Tensor::storage_and_layout);
         let [of_hidden, of_head, of_bias] = &storages;
+        let base = self.frozen.base();
         let hidden_view = hidden_view::<T>(host(HIDDEN, &of_hidden.0)?, of_hidden.1)?;
         let head_view = head_view::<T>(
             (host(HEAD, &of_head.0)?, of_head.1),
             (host(BIAS, &of_bias.0)?, of_bias.1),
-            self.gathered.as_ref(),
+            base.as_ref(),
+            self.frozen.gathered.as_ref(),
         )?;
         let like = |tensor: &Tensor, values: Vec<T>| {
             Tensor::from_vec(values, tensor.shape(), &Device::Cpu)
@@ -215,6 +218,7 @@ impl<T: Scalar> LinearLoss<T> {
                 head: &mut of_head,
                 bias: &mut of_bias,
                 width: head_view.width,
+                first_token: head_view.first_trained(),
             };
             saved.add_head_gradient(hidden_view, &head_view, batch, upstream, to);
             for ((gradient, tensor), values) in
@@ -244,8 +248,9 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         bias_layout: &Layout,
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (op, batch) = (&*self.0, &self.0.call.batch);
-        let gathered = op.gathered.as_ref();
-        let forward = head_view::<T>((head, head_layout), (bias, bias_layout), gathered)
+        let (base, gathered) = (op.frozen.base(), op.frozen.gathered.as_ref());
+        let (head, bias) = ((head, head_layout), (bias, bias_layout));
+        let forward = head_view::<T>(head, bias, base.as_ref(), gathered)
             .and_then(|head| {
                 let hidden = hidden_view(hidden, hidden_layout)?;
                 cpu::forward(hidden, &head, &op.call, op.wanted)

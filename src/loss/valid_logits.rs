@@ -94,13 +94,10 @@ pub(crate) fn in_columns(
     columns: &[u32],
 ) -> Result<Tensor> {
     // On a device, an index out of bounds would not be an error.
-    check_vocabulary(head.weight.dims().first(), all)?;
-    let columns = Tensor::new(columns, hidden.device())?;
-    let weight = head.weight.index_select(&columns, 0)?;
-    let bias = head.bias.map(|bias| bias.index_select(&columns, 0));
-    match bias.transpose()? {
-        Some(bias) => Head::with_bias(&weight, &bias).logits(hidden),
-        None => Head::from(&weight).logits(hidden),
+    check_vocabulary(Some(&head.vocabulary()?), all)?;
+    match head.select(columns)? {
+        (weight, Some(bias)) => Head::with_bias(&weight, &bias).logits(hidden),
+        (weight, None) => Head::from(&weight).logits(hidden),
     }
 }
 
@@ -185,17 +182,22 @@ mod tests {
         let hidden = Tensor::from_vec(numbers(4 * 3), (4, 3), &Device::Cpu)?;
         let weight = Tensor::from_vec(numbers(9 * 3), (9, 3), &Device::Cpu)?;
         let bias = Tensor::from_vec(numbers(9), 9, &Device::Cpu)?;
-        let head = Head::with_bias(&weight, &bias);
         let columns = tokens_of(&all, &sets);
         assert_eq!(columns, [0, 1, 2, 3, 4, 7, 8]);
-        let found = from_columns(
-            &in_columns(&hidden, head, &all, &columns)?,
-            &columns,
-            &all,
-            &sets,
-        )?;
-        assert_eq!(found, of_hidden(&hidden, head, &all, &sets)?);
-        assert_eq!(found, of_logits(&head.logits(&hidden)?, &all, &sets)?);
+        let (base, added) = (weight.narrow(0, 0, 4)?, weight.narrow(0, 4, 5)?);
+        for head in [
+            Head::with_bias(&weight, &bias),
+            Head::with_added_rows(&base, &added),
+        ] {
+            let found = from_columns(
+                &in_columns(&hidden, head, &all, &columns)?,
+                &columns,
+                &all,
+                &sets,
+            )?;
+            assert_eq!(found, of_hidden(&hidden, head, &all, &sets)?);
+            assert_eq!(found, of_logits(&head.logits(&hidden)?, &all, &sets)?);
+        }
         Ok(())
     }
 }

@@ -73,7 +73,9 @@ proptest! {
 
     #[test]
     fn hidden_states_and_a_head_give_what_their_logits_give(
-        items in catalogue(), normalise in normalise(), frozen: bool,
+        items in catalogue(), normalise in normalise(), kind in 0..3,
+        // The number of rows before the added ones of a head in two parts.
+        base_rows in 0..=VOCABULARY,
         // Few, for which a whole head is multiplied the other way round, and many.
         users in prop::sample::select(vec![3, 130]),
     ) {
@@ -81,17 +83,20 @@ proptest! {
         let search = BeamSearch::new(&trie, users, 4, 0.7).unwrap().with_normalisation(normalise);
         let random = |shape: (usize, usize)| Tensor::randn(0f64, 1.0, shape, &Device::Cpu).unwrap();
         let (head, bias) = (random((VOCABULARY, 5)), random((1, VOCABULARY)).get(0).unwrap());
-        let frozen = frozen.then(|| FrozenHead::with_limit(&head, Some(&bias), &trie, 1 << 20).unwrap());
+        let frozen = FrozenHead::with_limit(&head, Some(&bias), &trie, 1 << 20).unwrap();
+        let (base, added) = (head.narrow(0, 0, base_rows), head.narrow(0, base_rows, VOCABULARY - base_rows));
+        let (base, added) = (base.unwrap(), added.unwrap());
+        let (head_of_hidden, bias) = match kind {
+            0 => (Head::with_bias(&head, &bias), bias.clone()),
+            1 => (Head::from(&frozen), bias),
+            _ => (Head::with_added_rows(&base, &added), bias.zeros_like().unwrap()),
+        };
         let (mut by_logits, mut by_hidden) = (search.clone(), search);
         loop {
             let hidden = random((by_logits.active_beams(), 5));
             let logits = hidden.matmul(&head.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
             let step = by_logits.step(&logits).unwrap();
-            let head = match &frozen {
-                Some(frozen) => Head::from(frozen),
-                None => Head::with_bias(&head, &bias),
-            };
-            prop_assert_eq!(&step, &by_hidden.step((&hidden, head)).unwrap());
+            prop_assert_eq!(&step, &by_hidden.step((&hidden, head_of_hidden)).unwrap());
             if step.is_none() {
                 break;
             }

@@ -1,5 +1,5 @@
 use candle_core::{DType, Device, Tensor};
-use candle_trie::{Error, ExactSearch, Normalisation, SearchResult, TokenTrie, exact_top_k};
+use candle_trie::{Error, ExactSearch, Head, Normalisation, SearchResult, TokenTrie, exact_top_k};
 use proptest::prelude::*;
 
 use crate::model::{VOCABULARY, all, assert_found, catalogue, rows};
@@ -86,7 +86,14 @@ fn users_are_searched_side_by_side_from_hidden_states() {
     let trie =
         TokenTrie::new((0..9u64).map(|i| (i, [i as u32 % 3 + 1, i as u32 / 3 + 1, 0]))).unwrap();
     let head = Tensor::eye(VOCABULARY, DType::F32, &Device::Cpu).unwrap();
-    let mut search = ExactSearch::new(&trie, 2, 2, 1.0).unwrap();
+    let [base, added] = [0, 2].map(|first| head.narrow(0, first, 2 + first).unwrap());
+    for head in [Head::from(&head), Head::with_added_rows(&base, &added)] {
+        users_are_searched(&trie, head);
+    }
+}
+
+fn users_are_searched(trie: &TokenTrie, head: Head) {
+    let mut search = ExactSearch::new(trie, 2, 2, 1.0).unwrap();
     while let Some(expansion) = search.next_expansion() {
         // User 0 likes small tokens, user 1 large ones.
         let row = |&user: &u32| {
@@ -97,7 +104,7 @@ fn users_are_searched_side_by_side_from_hidden_states() {
         };
         let hidden: Vec<Vec<f32>> = expansion.users.iter().map(row).collect();
         search
-            .step((&Tensor::new(hidden, &Device::Cpu).unwrap(), &head))
+            .step((&Tensor::new(hidden, &Device::Cpu).unwrap(), head))
             .unwrap();
     }
     assert_eq!(search.results(0)[0].items, [0]);

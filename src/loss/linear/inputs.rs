@@ -1,13 +1,14 @@
 //! The inputs of the loss over hidden states: hidden states, head and bias. They are checked once, and then viewed as slices by the
 //! backend.
 
+use std::ops::Deref;
 use std::sync::Arc;
 
-use candle_core::{CpuStorage, Device, Layout, Tensor};
+use candle_core::{CpuStorage, Device, Layout, Storage, Tensor};
 
 use super::{HIDDEN, statistics_on_cpu};
 use crate::backend::batch::Batch;
-use crate::backend::cpu::linear::{self, Hidden};
+use crate::backend::cpu::linear::{self, BaseRows, Hidden};
 use crate::loss::head::{BIAS, HEAD, Head, check_dtype, check_head};
 use crate::loss::tensor::{Gathered, Scalar, check_loss_device, check_positions, cpu, matrix};
 use crate::{Error, Result, TokenSets};
@@ -17,12 +18,20 @@ use crate::{Error, Result, TokenSets};
 pub(super) struct CheckedInputs {
     /// The hidden states `[.., H]`.
     pub hidden: Tensor,
-    /// The head `[V, H]`.
+    /// The head `[V, H]` or, of a head in two parts, the added rows.
     pub weight: Tensor,
     /// The bias `[V]`. candle's op takes three tensors, so without a bias this is a tensor of 0 elements, or of 1 on a device, which
     /// has no buffers of 0 bytes.
     pub bias: Tensor,
     pub has_bias: bool,
+    pub frozen: FrozenRows,
+}
+
+/// The rows of a head that take no gradient, and so are no input of candle's op.
+#[derive(Clone)]
+pub(super) struct FrozenRows {
+    /// The rows of the tokens before the added ones; `None` for a head in one part.
+    pub base: Option<Tensor>,
     /// The gathered rows of the head; `None` if it is not frozen.
     pub gathered: Option<Arc<Gathered>>,
 }
@@ -44,18 +53,16 @@ impl CheckedInputs {
             weight: head.weight.clone(),
             bias,
             has_bias: head.bias.is_some(),
-            gathered: head.gathered.cloned(),
+            frozen: FrozenRows {
+                base: head.base.map(Tensor::detach),
+                gathered: head.gathered.cloned(),
+            },
         };
         if batch.checked && !hidden.device().is_cpu() {
             // The user has asked for the check, which needs a copy on the host to name the first score that is not finite.
-            let copied = inputs.map(|tensor| tensor.to_device(&Device::Cpu))?;
-            statistics_on_cpu(
-                &Self {
-                    gathered: None,
-                    ..copied
-                },
-                batch,
-            )?;
+            let mut copied = inputs.map(|tensor| tensor.to_device(&Device::Cpu))?;
+            copied.frozen.gathered = None;
+            statistics_on_cpu(&copied, batch)?;
         }
         Ok(inputs)
     }
@@ -71,7 +78,10 @@ impl CheckedInputs {
             weight: of(&self.weight)?,
             bias: of(&self.bias)?,
             has_bias: self.has_bias,
-            gathered: self.gathered.clone(),
+            frozen: FrozenRows {
+                base: self.frozen.base.as_ref().map(of).transpose()?,
+                gathered: self.frozen.gathered.clone(),
+            },
         })
     }
 
@@ -82,21 +92,38 @@ impl CheckedInputs {
     ) -> Result<R> {
         let [hidden, weight, bias] =
             [&self.hidden, &self.weight, &self.bias].map(Tensor::storage_and_layout);
+        let base = self.frozen.base();
         let head = head_view::<T>(
             (cpu(HEAD, &weight.0)?, weight.1),
             (cpu(BIAS, &bias.0)?, bias.1),
-            self.gathered.as_ref(),
+            base.as_ref(),
+            self.frozen.gathered.as_ref(),
         )?;
         compute(hidden_view::<T>(cpu(HIDDEN, &hidden.0)?, hidden.1)?, &head)
     }
 }
 
+impl FrozenRows {
+    /// Locks the rows of the tokens before the added ones.
+    pub fn base(&self) -> Option<(impl Deref<Target = Storage>, &Layout)> {
+        self.base.as_ref().map(Tensor::storage_and_layout)
+    }
+}
+
 fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_loss_device(HIDDEN, hidden)?;
+    head.check_parts()?;
+    if let (Some(base), false) = (head.base, hidden.device().is_cpu()) {
+        return Err(Error::Unsupported {
+            what: HEAD,
+            expected: "a head in one part: the kernels read no other".into(),
+            actual: format!("one of {:?} with added rows", base.dims()),
+        });
+    }
     check_same_device(hidden, head)?;
     check_positions(hidden, batch.positions)?;
     check_width(hidden, head.weight)?;
-    check_head(head.weight, head.bias, &batch.sets)?;
+    check_head(head, &batch.sets)?;
     check_dtype(hidden, head.weight)?;
     let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
     // Over the whole vocabulary gathered rows are not used, so the head may be frozen for any sets.
@@ -172,15 +199,28 @@ pub(super) fn hidden_view<'a, T: Scalar>(
 pub(super) fn head_view<'a, T: Scalar>(
     (head, head_layout): (&'a CpuStorage, &Layout),
     (bias, bias_layout): (&'a CpuStorage, &Layout),
+    base: Option<&'a (impl Deref<Target = Storage>, &Layout)>,
     gathered: Option<&'a Arc<Gathered>>,
 ) -> Result<linear::Head<'a, T>> {
-    let matrix = matrix(HEAD, T::cpu_storage_as_slice(head)?, head_layout)?;
+    let view = |storage, layout| matrix(HEAD, T::cpu_storage_as_slice(storage)?, layout);
+    let rows = view(head, head_layout)?;
     let bias = T::cpu_storage_as_slice(bias)?;
+    let base = base
+        .map(|(storage, layout)| {
+            let base = view(cpu(HEAD, storage)?, layout)?;
+            Ok::<_, Error>(BaseRows {
+                values: base.values,
+                stride: base.stride,
+                rows: layout.dims()[0],
+            })
+        })
+        .transpose()?;
     let (start, end) = bias_layout.contiguous_offsets().unwrap_or((0, 0));
     Ok(linear::Head {
-        values: matrix.values,
-        stride: matrix.stride,
-        width: matrix.width,
+        values: rows.values,
+        stride: rows.stride,
+        width: rows.width,
+        base,
         bias: bias.get(start..end).unwrap_or(&[]),
         frozen: gathered.and_then(|gathered| gathered.rows()),
     })

@@ -57,6 +57,7 @@ fn ragged_to_grouped(rows: usize, tokens: usize, width: usize) -> f64 {
         values: &head,
         stride: width,
         width,
+        base: None,
         bias: &[],
         frozen: None,
     };

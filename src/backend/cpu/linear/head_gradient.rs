@@ -1,5 +1,6 @@
 //! The gradient of the head over listed sets: for every token v of the batch, the sum of factor·(p_v − \[v = y\])·hidden over
-//! the rows whose sets contain v, in the order of the slots.
+//! the rows whose sets contain v, in the order of the slots. The tokens of frozen rows take none. The others are the end of each
+//! set, because sets are sorted.
 
 use rayon::prelude::*;
 
@@ -10,12 +11,14 @@ use crate::backend::cpu::element::{Element, Real};
 use crate::backend::cpu::matrix::{Matrix, multiply, padded};
 use crate::backend::cpu::vector;
 
-/// The destinations of the gradients of the head `[V, H]` and of its bias `[V]`, which is empty if it is not wanted. Both hold
-/// zeros.
+/// The destinations of the gradients of the head and of its bias `[V]`, which is empty if it is not wanted. Both hold zeros.
 pub(crate) struct HeadGradient<'a, T> {
+    /// The gradient of the rows from that of `first_token` on: `[V, H]`, or that of the added rows `[V′, H]`.
     pub head: &'a mut [T],
     pub bias: &'a mut [T],
     pub width: usize,
+    /// The first token whose row takes a gradient.
+    pub first_token: usize,
 }
 
 /// The gradients of the tokens of the batch, in the type that they are computed in.
@@ -27,6 +30,7 @@ struct TokenSums<R> {
     /// The gradients of their biases `[tokens]`.
     bias: Vec<R>,
     width: usize,
+    first_token: usize,
 }
 
 /// An entry of the inverted index from tokens to ragged slots.
@@ -46,11 +50,14 @@ pub(crate) fn head_gradient<T: Element>(
     factor: impl Fn(usize) -> f64,
     gradient: HeadGradient<T>,
 ) {
+    let mut sums = TokenSums::new(batch, &gradient);
+    if sums.tokens.is_empty() {
+        return;
+    }
     let plan = &dlogits.plan;
     let dlogits = scaled_gradients(dlogits, factor);
     let positions = (plan.rows.iter()).map(|&row| loss_position(&batch.rows[row as usize]));
     let hidden = gather_hidden(hidden, positions);
-    let mut sums = TokenSums::new(batch, gradient.width);
     sums.add_groups(plan, batch, &hidden, &dlogits);
     sums.add_ragged(plan, batch, &hidden, &dlogits);
     sums.write(gradient);
@@ -68,12 +75,14 @@ fn scaled_gradients<R: Real>(dlogits: &LogitGradients<R>, factor: impl Fn(usize)
 }
 
 impl<R: Real> TokenSums<R> {
-    fn new(batch: &Batch, width: usize) -> Self {
+    fn new<T>(batch: &Batch, gradient: &HeadGradient<T>) -> Self {
+        let (width, first_token) = (gradient.width, gradient.first_token);
         let mut sets: Vec<u32> = batch.rows.iter().map(|row| row.set).collect();
         sets.sort_unstable();
         sets.dedup();
         let mut tokens: Vec<u32> = (sets.iter())
             .flat_map(|&set| batch.sets.get(set).into_iter().flat_map(|set| set.iter()))
+            .filter(|&token| token as usize >= first_token)
             .collect();
         tokens.par_sort_unstable();
         tokens.dedup();
@@ -82,7 +91,14 @@ impl<R: Real> TokenSums<R> {
             bias: vec![R::ZERO; tokens.len()],
             tokens,
             width,
+            first_token,
         }
+    }
+
+    /// Returns the tokens of a set that take a gradient, and the rank of the first of them.
+    fn trained<'s>(&self, set: &'s [u32]) -> (&'s [u32], usize) {
+        let first_rank = set.partition_point(|&token| (token as usize) < self.first_token);
+        (&set[first_rank..], first_rank)
     }
 
     /// Returns the index of a token, which must be in a set of the batch.
@@ -95,13 +111,17 @@ impl<R: Real> TokenSums<R> {
         let stride = padded(width);
         for group in &plan.groups {
             let set = batch.listed(plan.row(batch, group.start));
-            let dlogits = &dlogits[plan.scores(group)];
-            let left = Matrix::new(dlogits, group.len(), set.len(), set.len());
+            let (tokens, first_rank) = self.trained(set);
+            if tokens.is_empty() {
+                continue;
+            }
+            let dlogits = &dlogits[plan.scores(group)][first_rank..];
+            let left = Matrix::new(dlogits, group.len(), tokens.len(), set.len());
             let hidden = &hidden[group.start * stride..group.end * stride];
             let right = Matrix::new(hidden, group.len(), width, stride);
-            let mut products = vec![R::ZERO; set.len() * width];
+            let mut products = vec![R::ZERO; tokens.len() * width];
             multiply(left.transposed(), right, &mut products, false);
-            for (index, &token) in set.iter().enumerate() {
+            for (index, &token) in tokens.iter().enumerate() {
                 let rank = self.rank(token);
                 let sum = &mut self.head[rank * width..][..width];
                 vector::add_scaled(sum, R::from_f64(1.0), &products[index * width..][..width]);
@@ -119,8 +139,8 @@ impl<R: Real> TokenSums<R> {
         let stride = padded(width);
         let mut index = Vec::new();
         for slot in plan.ragged() {
-            let tokens = batch.listed(plan.row(batch, slot));
-            let dlogits = &dlogits[plan.starts[slot]..plan.starts[slot + 1]];
+            let (tokens, first_rank) = self.trained(batch.listed(plan.row(batch, slot)));
+            let dlogits = &dlogits[plan.starts[slot] + first_rank..plan.starts[slot + 1]];
             index.extend(
                 tokens
                     .iter()
@@ -155,7 +175,8 @@ impl<R: Real> TokenSums<R> {
     fn write<T: Element<Real = R>>(&self, gradient: HeadGradient<T>) {
         let width = self.width;
         for (rank, &token) in self.tokens.iter().enumerate() {
-            let target = &mut gradient.head[token as usize * width..][..width];
+            let row = token as usize - self.first_token;
+            let target = &mut gradient.head[row * width..][..width];
             vector::scale_into(&self.head[rank * width..][..width], 1.0, target);
             if let Some(bias) = gradient.bias.get_mut(token as usize) {
                 *bias = T::narrow(self.bias[rank]);

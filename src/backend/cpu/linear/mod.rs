@@ -38,15 +38,26 @@ pub(crate) struct Hidden<'a, T> {
     pub width: usize,
 }
 
-/// A head `[V, H]` with row stride `stride`, in elements, and with its bias.
+/// A head `[V, H]`, with its bias.
 pub(crate) struct Head<'a, T: Element> {
+    /// The rows of all tokens or, after `base`, those of the added tokens.
     pub values: &'a [T],
+    /// Row stride of `values`, in elements.
     pub stride: usize,
     pub width: usize,
+    /// The frozen rows of the tokens before the added ones; `None` for a head in one part.
+    pub base: Option<BaseRows<'a, T>>,
     /// The bias `[V]`; empty if the head has none.
     pub bias: &'a [T],
     /// The gathered rows of a frozen head by token set; `None` for a head that is not frozen.
     pub frozen: Option<&'a HashMap<u32, HeadRows<T::Real>>>,
+}
+
+/// The frozen rows `[rows, H]` of a head in two parts, with row stride `stride`, in elements.
+pub(crate) struct BaseRows<'a, T> {
+    pub values: &'a [T],
+    pub stride: usize,
+    pub rows: usize,
 }
 
 /// The head rows of one set, gathered and widened: `[tokens, H]` with row stride `padded(H)`.
@@ -133,8 +144,23 @@ impl<'a, T> Hidden<'a, T> {
 
 impl<'a, T: Element> Head<'a, T> {
     fn row(&self, token: u32) -> &'a [T] {
-        let start = token as usize * self.stride;
-        &self.values[start..start + self.width]
+        &self.rows_from(token as usize).0[..self.width]
+    }
+
+    /// Returns the elements from a token's row to the end of its part, and their row stride.
+    fn rows_from(&self, token: usize) -> (&'a [T], usize) {
+        match &self.base {
+            Some(base) if token < base.rows => (&base.values[token * base.stride..], base.stride),
+            _ => {
+                let row = token - self.first_trained();
+                (&self.values[row * self.stride..], self.stride)
+            }
+        }
+    }
+
+    /// Returns the first token whose row may be trained. Those before it are in `base`.
+    pub fn first_trained(&self) -> usize {
+        self.base.as_ref().map_or(0, |base| base.rows)
     }
 
     fn bias(&self, token: u32) -> T::Real {

@@ -30,7 +30,7 @@ pub(crate) struct WholeVocabulary<'a, T: Element> {
     hidden: Vec<T::Real>,
 }
 
-/// The head rows of a chunk. They are borrowed if they need no widening.
+/// The head rows of a chunk, which must be in one part of the head. They are borrowed if they need no widening.
 struct ChunkHead<'a, R: Clone> {
     values: Cow<'a, [R]>,
     stride: usize,
@@ -168,8 +168,11 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
         }
     }
 
+    /// Returns chunks that are each in one part of the head.
     fn chunks(&self) -> impl Iterator<Item = Range<usize>> + use<T> {
-        chunks(self.size, self.batch.rows.len())
+        let (first_trained, rows) = (self.head.first_trained(), self.batch.rows.len());
+        let frozen = chunks(0..first_trained.min(self.size), rows);
+        frozen.chain(chunks(first_trained..self.size, rows))
     }
 
     fn logits(&self, head_rows: &ChunkHead<T::Real>, chunk: &Range<usize>) -> Vec<T::Real> {
@@ -183,8 +186,8 @@ impl<'a, T: Element> WholeVocabulary<'a, T> {
     }
 }
 
-/// Computes the gradient of the head from the logits, which are computed again chunk by chunk. Every row of the gradient is
-/// written once.
+/// Computes the gradient of the head from the logits of the tokens that take one, which are computed again chunk by chunk. Every
+/// row of the gradient is written once.
 pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     softmaxes: &[RowSoftmax],
     hidden: Hidden<T>,
@@ -195,9 +198,9 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     gradient: HeadGradient<T>,
 ) {
     let size = batch.whole_vocabulary().unwrap_or(0);
-    let (rows, width) = (&batch.rows, head.width);
+    let (rows, width, first_token) = (&batch.rows, head.width, gradient.first_token);
     let hidden = gather_hidden(hidden, rows.iter().map(loss_position));
-    for chunk in chunks(size, rows.len()) {
+    for chunk in chunks(first_token..size, rows.len()) {
         let head_rows = ChunkHead::new(head, &chunk);
         let mut dlogits = logits(head, &head_rows, &hidden, rows.len(), &chunk);
         (dlogits.par_chunks_mut(chunk.len()).zip(rows).zip(softmaxes))
@@ -213,7 +216,7 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
         let right = Matrix::new(&hidden, rows.len(), width, padded(width));
         let mut result = vec![T::Real::ZERO; chunk.len() * width];
         multiply(left.transposed(), right, &mut result, false);
-        let target = &mut gradient.head[chunk.start * width..chunk.end * width];
+        let target = &mut gradient.head[(chunk.start - first_token) * width..][..result.len()];
         vector::scale_into(&result, 1.0, target);
         if let Some(bias) = gradient.bias.get_mut(chunk) {
             for (index, bias) in bias.iter_mut().enumerate() {
@@ -224,22 +227,23 @@ pub(crate) fn whole_vocabulary_head_gradient<T: Element>(
     }
 }
 
-fn chunks(size: usize, rows: usize) -> impl Iterator<Item = Range<usize>> {
+fn chunks(tokens: Range<usize>, rows: usize) -> impl Iterator<Item = Range<usize>> {
     // Without rows there are no logits.
-    let size = if rows == 0 { 0 } else { size };
+    let end = if rows == 0 { 0 } else { tokens.end };
     let length = (CHUNK_LOGITS / rows.max(1)).max(LEAST_CHUNK);
-    (0..size)
+    (tokens.start..end)
         .step_by(length)
-        .map(move |start| start..(start + length).min(size))
+        .map(move |start| start..(start + length).min(end))
 }
 
 impl<'a, R: Real> ChunkHead<'a, R> {
     fn new<T: Element<Real = R>>(head: &Head<'a, T>, chunk: &Range<usize>) -> Self {
         let (rows, width) = (chunk.len(), head.width);
-        match T::as_real(&head.values[chunk.start * head.stride..]) {
+        let (values, stride) = head.rows_from(chunk.start);
+        match T::as_real(values) {
             Some(values) => Self {
                 values: Cow::Borrowed(values),
-                stride: head.stride,
+                stride,
                 rows,
                 width,
             },

@@ -21,13 +21,7 @@ pub struct LmHead {
 impl LmHead {
     /// Makes a head of the rows of the own tokens and of those added to them, in the own rows' type.
     pub fn new(own: &Tensor, added: Option<&Tensor>) -> Result<Self> {
-        let (own, added): (&Tensor, Option<Tensor>) = match added {
-            Some(added) => (
-                &Tensor::cat(&[own, &added.to_dtype(own.dtype())?], 0)?,
-                None,
-            ),
-            None => (own, None),
-        };
+        let added = added.map(|added| added.to_dtype(own.dtype())).transpose()?;
         Ok(Self {
             own: own.clone(),
             added,
@@ -70,7 +64,8 @@ impl<'a> From<&'a LmHead> for Head<'a> {
     fn from(head: &'a LmHead) -> Self {
         match (&head.gathered, &head.added) {
             (Some(gathered), _) => gathered.into(),
-            (None, _) => (&head.own).into(),
+            (None, Some(added)) => Head::with_added_rows(&head.own, added),
+            (None, None) => (&head.own).into(),
         }
     }
 }

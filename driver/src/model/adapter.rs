@@ -14,11 +14,14 @@ use candle_core::{Device, Tensor, safetensors};
 
 use crate::{
     data::tokenizer::TextTokenizer,
-    io::json::write_json,
+    io::json::{read_json, write_json},
     model::{
-        Llama, Weights,
+        Llama, LlamaConfig, Weights,
         precision::Precision,
-        pretrained::{Pretrained, SafetensorsWeights, TOKENIZER_FILE, model_name},
+        pretrained::{
+            CONFIG_FILE as MODEL_CONFIG_FILE, Pretrained, SafetensorsWeights, TOKENIZER_FILE,
+            model_name,
+        },
     },
 };
 
@@ -62,8 +65,11 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
     let settings = config
         .settings(&model.linear_paths())
         .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
-    let added = config
-        .added_tokens()
+    let added = (config.added_tokens())
+        .and_then(|added| match added {
+            Some(tokens) => check_behind(&tokens, folder, model).map(|()| Some(tokens)),
+            None => Ok(None),
+        })
         .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
     (model.adapt(&settings, 0))
         .and_then(|()| set(model, &mut weights))
@@ -73,6 +79,24 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
         })
         .and_then(|()| check_nothing_left(&weights))
         .with_context(|| path.display().to_string())
+}
+
+/// Refuses trained rows of tokens that a model has already. Models may have rows that no token uses: then the last token
+/// that was added is that of the configuration beside the adapters.
+fn check_behind(tokens: &Range<usize>, folder: &Path, model: &Llama) -> Result<()> {
+    let rows = model.config().vocab_size;
+    let ends_there = || -> Result<bool> {
+        let path = folder.join(MODEL_CONFIG_FILE);
+        Ok(path.is_file() && read_json::<LlamaConfig>(&path)?.vocab_size == tokens.end)
+    };
+    ensure!(
+        tokens.end >= rows || ends_there()?,
+        "trainable_token_indices has the tokens {} to {} of the {rows} that the model has: expected those that were added \
+         behind them",
+        tokens.start,
+        tokens.end - 1
+    );
+    Ok(())
 }
 
 /// Refuses a rank that the file's tensors do not have, before memory is taken for it.

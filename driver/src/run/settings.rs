@@ -32,8 +32,8 @@ pub struct RunSettings {
     pub tokenizer: TokenizerArguments,
 
     /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
-    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
-    /// of the sizes below is trained from scratch]
+    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known. Codes that are no
+    /// tokens of it are added [default: a model of the sizes below is trained from scratch]
     #[arg(
         long = "model",
         value_name = "FOLDER|FILE.gguf",

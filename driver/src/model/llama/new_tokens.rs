@@ -101,8 +101,8 @@ impl Llama {
         })
     }
 
-    /// Computes rows for tokens that are to be added behind the first `own`: for each the mean over the texts that it
-    /// stands for, each of which is the mean row of its tokens; and the mean of all own rows where there is no such text.
+    /// Computes rows for tokens that are to be added. The row of a token is the mean over the texts that it stands for, each
+    /// of which counts with the mean row of its tokens, or the mean of all rows before it where there is no such text.
     pub fn initial_rows(
         &self,
         tokens: Range<usize>,

@@ -158,10 +158,11 @@ impl TextTokenizer {
             .map_err(anyhow::Error::from_boxed)?;
         // tokenizers counts on from the number of tokens, also where ids were left out.
         for (code, expected) in codes.iter().zip(before..) {
-            let token = self.token(code);
+            let token =
+                (self.token(code)).with_context(|| format!("the code {code:?} became no token"))?;
             ensure!(
-                token.is_some_and(|token| token as usize == expected),
-                "the code {code:?} became the token {token:?}, expected {expected}: the ids of the tokenizer's tokens have \
+                token as usize == expected,
+                "the code {code:?} became the token {token}, expected {expected}: the ids of the tokenizer's tokens have \
                  gaps, behind which none can be added"
             );
         }

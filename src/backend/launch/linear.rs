@@ -76,6 +76,17 @@ pub struct LinearSaved {
     head_tables: [Option<DevicePtr>; 5],
 }
 
+impl LinearSaved {
+    /// Returns the same, with hidden states, head and bias of the forward pass at other places.
+    pub(crate) fn with_tensors(mut self, tensors: &LinearTensors) -> Self {
+        let batch = &mut self.params.batch;
+        (batch.hidden, batch.hidden_stride) = (tensors.hidden.address, tensors.hidden.row_stride);
+        (batch.head, batch.head_stride) = (tensors.head.address, tensors.head.row_stride);
+        (batch.bias, batch.tokens) = (tensors.bias, tensors.sets.tokens);
+        self
+    }
+}
+
 /// An item of work of a forward pass, which one block processes. Figures in docs/kernels.md are computed from these.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

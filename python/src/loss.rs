@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_trie::host::{self, LinearGradients, LinearInput};
+use candle_trie::raw;
 use candle_trie::{
     AdaptiveStrategy, Bear, Convention, MaskedSoftmaxLoss, Reduction, Scope, Statistics,
     Temperature, TemperatureState, TokenSets,
@@ -10,6 +11,7 @@ use candle_trie::{
 use half::{bf16, f16};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::memory::{Dtype, RawMatrix, slice, slice_mut, with_element};
 use crate::python_error;
@@ -23,7 +25,7 @@ type Fields = [f64; Statistics::LENGTH];
 
 /// The labelled positions of a batch.
 #[pyclass(frozen)]
-pub struct Rows(candle_trie::Rows);
+pub struct Rows(pub candle_trie::Rows);
 
 #[pymethods]
 impl Rows {
@@ -120,6 +122,16 @@ impl Loss {
         })
     }
 
+    /// Returns the tables of the token sets for a device, as u32; None for a whole vocabulary.
+    fn set_tables<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let loss = self.snapshot();
+        let tables = raw::set_tables(loss.sets()).map_err(python_error)?;
+        Ok(tables.map(|(offsets, tokens)| {
+            let tables = [offsets, tokens].concat();
+            PyBytes::new(py, bytemuck::cast_slice(&tables))
+        }))
+    }
+
     /// Takes a step with the statistics of the rows of all processes, and returns τ.
     fn step(&self, statistics: Fields) -> PyResult<f64> {
         self.locked(|loss| {
@@ -185,7 +197,13 @@ impl Loss {
 }
 
 impl Loss {
-    fn locked<R>(
+    /// Returns the loss as it stands, to be used without holding the lock.
+    pub fn snapshot(&self) -> MaskedSoftmaxLoss {
+        let loss = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loss.clone()
+    }
+
+    pub fn locked<R>(
         &self,
         body: impl FnOnce(&mut MaskedSoftmaxLoss) -> candle_trie::Result<R>,
     ) -> PyResult<R> {
@@ -196,7 +214,7 @@ impl Loss {
 
 /// Hidden states, head, and the address of the bias and its length, which is 0 for none.
 #[derive(Clone, Copy, FromPyObject)]
-pub struct RawInput(RawMatrix, RawMatrix, usize, usize);
+pub struct RawInput(pub RawMatrix, pub RawMatrix, pub usize, pub usize);
 
 impl RawInput {
     /// # Safety

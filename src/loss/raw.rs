@@ -16,7 +16,7 @@ pub use crate::backend::{
     launcher::{Launcher, raw::RawStream},
 };
 use crate::temperature::check_temperature;
-use crate::{Error, MaskedSoftmaxLoss, Reduction, Result, Rows, Temperature};
+use crate::{Error, MaskedSoftmaxLoss, Reduction, Result, Rows, Temperature, TokenSets};
 
 /// A forward pass to be issued.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +113,27 @@ impl Pass<'_> {
     }
 }
 
+/// Returns the tables of token sets for a device, offsets and tokens, which kernels look at no bounds of; `None` for the whole
+/// vocabulary.
+///
+/// # Errors
+/// [`Error::Malformed`] for sets of a mapped file that are damaged.
+pub fn set_tables(sets: &TokenSets) -> Result<Option<(&[u32], &[u32])>> {
+    sets.to_upload()
+}
+
+/// Returns the view of token sets whose [tables](set_tables) follow each other from `first` on.
+#[must_use]
+pub fn sets_at(sets: &TokenSets, first: Option<DevicePtr>) -> TokenSetsView {
+    let offsets = sets.as_raw().and(first);
+    let offset_bytes = sets.as_raw().map_or(0, |(offsets, _)| size_of_val(offsets));
+    TokenSetsView {
+        offsets,
+        tokens: offsets.map(|offsets| offsets.offset(offset_bytes as u64)),
+        vocabulary: u64::from(sets.max_token()) + 1,
+    }
+}
+
 /// Returns the number of elements of the loss of rows: one, or one for each position.
 #[must_use]
 pub fn losses(loss: &MaskedSoftmaxLoss, rows: &Rows) -> usize {
@@ -206,7 +227,7 @@ impl LinearForward {
     }
 
     /// Issues the backward pass that writes the gradients of the head `[V, H]` and of its bias `[V]`, which must hold zeros;
-    /// `None` for one that is not wanted. The tensors must have the values of the forward pass.
+    /// `None` for one that is not wanted. Hidden states, head and bias must have the values of the forward pass.
     ///
     /// # Safety
     /// That of [`DenseForward::issue_backward`].
@@ -216,11 +237,12 @@ impl LinearForward {
     pub unsafe fn issue_head_gradient<S: Stream>(
         &self,
         stream: &mut S,
-        tensors: &LinearTensors,
+        inputs: [DeviceMatrix; 2],
+        bias: Option<DevicePtr>,
         upstream: &Upstream,
         gradients: [Option<DevicePtr>; 2],
     ) -> Result<(), S::Error> {
-        let saved = self.saved.with_tensors(tensors);
+        let saved = self.saved.with_inputs(inputs, bias);
         // SAFETY: the caller's promise.
         unsafe {
             self.plan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
@@ -9,8 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from . import _native, _ops
-from ._memory import check_on_cpu
+from . import _cuda, _native, _ops
 from .trie import TokenTrie
 
 Reduction = Literal["mean", "mean_branching", "sum", "none"]
@@ -116,11 +116,13 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             named,
             self.times_temperature,
         )
+        self._on_devices = _cuda.DeviceState(self._native)
         self._number = _ops.register(self)
 
     @property
     def temperature(self) -> float:
-        """The temperature as it stands."""
+        """The temperature as it stands. After a step on a CUDA device this waits for the device."""
+        self._on_devices.settle()
         return self._native.state[0]
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -129,7 +131,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         Logits may be `[T, V]` or `[B, T, V]`. The loss is float32, or float64 for float64 logits.
         """
         self._check(labels, logits)
-        temperature = self._next_temperature(lambda rows: _ops.dense_statistics(self, logits, rows), labels)
+        temperature = self._next_temperature(lambda: _ops.dense_statistics(self, logits, labels))
         return _ops.dense(logits, labels, self._number, temperature, _wants_gradient(logits))[0]
 
     def forward_linear(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -143,11 +145,13 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         self._check(labels, hidden)
+        elsewhere = [tensor for tensor in (weight, bias) if tensor is not None and tensor.device != hidden.device]
+        if elsewhere:
+            raise ValueError(f"head: expected it on {hidden.device}, as the hidden states, found it on {elsewhere[0].device}")
         if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
             found = [str(tensor.dtype) for tensor in (weight, bias) if tensor is not None]
             raise ValueError(f"head: expected {hidden.dtype}, as the hidden states, found {', '.join(found)}")
-        statistics = lambda rows: _ops.linear_statistics(self, hidden, weight, bias, rows)  # noqa: E731
-        temperature = self._next_temperature(statistics, labels)
+        temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels))
         wanted = _wants_gradient(hidden), _wants_gradient(weight) or (bias is not None and _wants_gradient(bias))
         return _ops.linear(hidden, weight, bias, labels, self._number, temperature, *wanted)[0]
 
@@ -156,13 +160,15 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         return f"{self.trie!r}, temperature={temperature}, bear={self.bear}, reduction={self.reduction!r}"
 
     def get_extra_state(self) -> dict[str, Any]:
+        self._on_devices.settle()
         value, step = self._native.state
         return {"temperature": value, "step": step}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._on_devices.forget()
         self._native.restore(state["temperature"], state["step"])
 
-    def _next_temperature(self, statistics, labels: Tensor) -> float | None:
+    def _next_temperature(self, statistics: Callable[[], list[float]]) -> float | None:
         """Returns the temperature of this pass, and None where the pass takes a step of its own."""
         if not self.adaptive:
             return None
@@ -171,21 +177,23 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return None
         # The step needs the statistics of the batch of all processes.
-        return self._native.step(_merged_over_processes(statistics(self._rows(labels))))
+        return self._native.step(_merged_over_processes(statistics()))
 
     def _rows(self, labels: Tensor) -> _native.Rows:
         return _ops.rows(self, labels)
 
     def _check(self, labels: Tensor, scores: Tensor) -> None:
-        check_on_cpu("labels", labels)
+        if labels.device.type != "cpu" and labels.device != scores.device:
+            raise ValueError(f"labels: expected them on the CPU or on {scores.device}, as the scores, found {labels.device}")
         if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
             raise ValueError(f"labels: expected an integer dtype, found {labels.dtype}")
         if labels.shape != scores.shape[:-1]:
             raise ValueError(f"labels: expected the shape {list(scores.shape[:-1])}, found {list(labels.shape)}")
 
     def __getstate__(self) -> dict[str, Any]:
+        self._on_devices.settle()
         state = self.__dict__ | {"_state": self._native.state}
-        del state["_native"], state["_number"]
+        del state["_native"], state["_number"], state["_on_devices"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

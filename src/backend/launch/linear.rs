@@ -78,11 +78,15 @@ pub struct LinearSaved {
 
 impl LinearSaved {
     /// Returns the same, with hidden states, head and bias of the forward pass at other places.
-    pub(crate) fn with_tensors(mut self, tensors: &LinearTensors) -> Self {
+    pub(crate) fn with_inputs(
+        mut self,
+        [hidden, head]: [DeviceMatrix; 2],
+        bias: Option<DevicePtr>,
+    ) -> Self {
         let batch = &mut self.params.batch;
-        (batch.hidden, batch.hidden_stride) = (tensors.hidden.address, tensors.hidden.row_stride);
-        (batch.head, batch.head_stride) = (tensors.head.address, tensors.head.row_stride);
-        (batch.bias, batch.tokens) = (tensors.bias, tensors.sets.tokens);
+        (batch.hidden, batch.hidden_stride) = (hidden.address, hidden.row_stride);
+        (batch.head, batch.head_stride) = (head.address, head.row_stride);
+        batch.bias = bias;
         self
     }
 }

@@ -190,7 +190,8 @@ impl<'e> LinearLoss<'e> {
                 };
                 forward.issue_hidden_gradient(stream, &upstream, to_hidden)?;
                 let of_head = [zeroed(stream, of.head)?, zeroed(stream, of.bias)?];
-                forward.issue_head_gradient(stream, &tensors, &upstream, of_head)
+                let inputs = [tensors.hidden, tensors.head];
+                forward.issue_head_gradient(stream, inputs, tensors.bias, &upstream, of_head)
             }
         })
     }

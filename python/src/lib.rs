@@ -39,5 +39,5 @@ mod _native {
     #[pymodule_export]
     use super::loss::{DenseForward, LinearForward, Loss, Rows, merge_statistics};
     #[pymodule_export]
-    use super::trie::TokenTrie;
+    use super::trie::{TokenSets, TokenTrie};
 }

@@ -235,7 +235,7 @@ def test_it_compiles_into_one_graph(trie, logits, hidden, weight, labels):
     torch.testing.assert_close(gradients(found, hidden), gradients(expected, hidden))
     # The handles of two calls differ, which is all that the fourth test of opcheck would find.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(_ops.dense, (logits.requires_grad_(), labels, loss._number, None, True), test_utils=tests)
+    torch.library.opcheck(_ops.dense, (logits.requires_grad_(), labels, None, loss._number, None, True), test_utils=tests)
 
 
 def test_ten_thousand_steps_leave_nothing_behind(trie, labels):

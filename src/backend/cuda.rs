@@ -9,7 +9,7 @@ use candle_core::CudaDevice;
 use cudarc::driver::DevicePtr;
 
 use super::launch;
-use super::launcher::{Launcher, driver_error};
+use super::launcher::Launcher;
 use crate::Result;
 
 /// Launches the crate's kernels on one device.

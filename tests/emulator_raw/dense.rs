@@ -75,7 +75,7 @@ fn assert_of<T: Number + host::Element>(batch: &Batch, options: &Options, what: 
         let mut of_host = logits.clone();
         let from = Matrix::new(&logits, shape[0], width).unwrap();
         expected.backward(from, &upstream, &mut of_host).unwrap();
-        let of_host: Vec<f64> = of_host.into_iter().map(T::to_f64).collect();
+        let of_host: Vec<f64> = of_host.into_iter().map(Number::to_f64).collect();
         let found = f64s(&mut stream.memory, gradient);
         assert_close(&found, &of_host, 2.0 * T::STEP.max(1e-5), &what);
     }

@@ -44,7 +44,7 @@ fn assert_of<T: Number + host::Element>(batch: &Batch, options: &Options, what: 
             element: T::ELEMENT,
             results: results.addresses(),
         };
-        let mut upload = |stream: &mut EmulatedStream| {
+        let upload = |stream: &mut EmulatedStream| {
             let [hidden, head, bias] = values
                 .each_ref()
                 .map(|values| stream.memory.upload("input", values));
@@ -104,7 +104,7 @@ fn assert_of<T: Number + host::Element>(batch: &Batch, options: &Options, what: 
             (to_head, of_head, "head"),
         ];
         for (found, expected, of) in of.into_iter().chain(bias) {
-            let expected: Vec<f64> = expected.into_iter().map(T::to_f64).collect();
+            let expected: Vec<f64> = expected.into_iter().map(Number::to_f64).collect();
             let (found, what) = (f64s(&mut stream.memory, found), format!("{what}: {of}"));
             assert_close(&found, &expected, 2.0 * T::STEP.max(1e-5), &what);
         }

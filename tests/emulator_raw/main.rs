@@ -58,7 +58,7 @@ impl Results {
     /// Compares them with those of a pass over host memory.
     fn assert_close(&self, memory: &mut Memory, expected: (&[f64], f64, &Statistics), what: &str) {
         let (losses, temperature, statistics) = expected;
-        let mut close = |found: Vec<f64>, expected: &[f64], of: &str| {
+        let close = |found: Vec<f64>, expected: &[f64], of: &str| {
             assert_close(&found, expected, 2e-5, &format!("{what}: {of}"));
         };
         let found = memory.download(self.loss).unwrap();
@@ -109,7 +109,7 @@ fn upload_sets(memory: &mut Memory, loss: &MaskedSoftmaxLoss) -> TokenSetsView {
 
 fn f64s<T: Number>(memory: &mut Memory, buffer: Buffer<T>) -> Vec<f64> {
     let values = memory.download(buffer).unwrap();
-    values.into_iter().map(T::to_f64).collect()
+    values.into_iter().map(Number::to_f64).collect()
 }
 
 fn rounded<T: Number>(values: &[f64]) -> Vec<T> {

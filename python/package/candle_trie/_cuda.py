@@ -92,53 +92,52 @@ class Forward:
     def __init__(
         self,
         loss: MaskedSoftmaxLoss,
-        labels: Tensor,
+        shape: torch.Size,
         device: torch.device,
         temperature: float | None,
-        issue: Callable[[_native.CudaStream, _native.Rows, tuple], _native.CudaDense | _native.CudaLinear],
+        issue: Callable[[_native.CudaStream, tuple], _native.CudaDense | _native.CudaLinear],
     ) -> None:
-        # The labels are walked on the host, which waits for the stream where they are on a device.
-        rows = loss._rows(labels)
         with torch.cuda.device(device), loss._on_devices.lock:
             state, stream = loss._on_devices, Stream(device)
-            shape = labels.shape if loss.reduction == "none" else ()
-            self.loss = torch.empty(shape, dtype=torch.float32, device=device)
+            self.loss = torch.empty(shape if loss.reduction == "none" else (), dtype=torch.float32, device=device)
             # τ, the statistics, and the sum of BEAR's weights.
             self.results = torch.empty(_native.STATISTICS + 2, dtype=torch.float64, device=device)
             previous = state.previous(device) if temperature is None else None
-            sets = state.sets(device)
+            tables = state.sets(device)
             # Without a position no loss is written.
             to = address(self.loss) or address(self.results)
-            addresses = (temperature, address(sets), address(previous), to, address(self.results))
-            self._native = issue(stream.native, rows, addresses)
+            addresses = (temperature, address(tables), address(previous), to, address(self.results))
+            self._native = issue(stream.native, addresses)
             if temperature is None and loss.adaptive:
                 state.step(self.results[:1])
-        self._kept = [*stream.kept, sets, self.results]
+        self._kept = [*stream.kept, tables, self.results]
 
     @property
     def statistics(self) -> list[float]:
         """The statistics of the rows, for which it waits."""
         return self.results[1 : 1 + _native.STATISTICS].tolist()
 
-    def backward(self, upstream: Tensor, *arguments) -> None:
-        """Writes gradients. `arguments` are those of the native pass around the addresses of upstream gradient and results."""
+    def backward(self, upstream: Tensor, inputs: tuple, gradients: int | list[int | None]) -> None:
+        """Writes gradients to addresses. The inputs are those of the native pass."""
         with torch.cuda.device(self.results.device):
             for memory in self._kept:
                 _used_by_current_stream(memory)
-            upstream = upstream.to(torch.float32).contiguous()
-            *before, after = arguments
-            to = address(upstream) or address(self.results)
-            self._native.backward(Stream(self.results.device).native, *before, to, address(self.results), after)
+            upstream, results = upstream.to(torch.float32).contiguous(), address(self.results)
+            stream = Stream(self.results.device)
+            # Without a position there is no upstream gradient to be read.
+            self._native.backward(stream.native, inputs, address(upstream) or results, results, gradients)
 
 
-def dense(loss: MaskedSoftmaxLoss, logits: Tensor, labels: Tensor, temperature: float | None) -> Forward:
-    """Issues the forward pass over logits."""
+def dense(
+    loss: MaskedSoftmaxLoss, logits: Tensor, rows: _native.Rows, shape: torch.Size, temperature: float | None
+) -> Forward:
+    """Issues the forward pass over logits, for rows of labels of this shape."""
     matrix, dtype = as_matrix("logits", logits), dtype_name("logits", logits)
 
-    def issue(stream, rows, addresses):
+    def issue(stream, addresses):
         return _native.CudaDense(stream, loss._native, rows, dtype, raw(matrix), addresses)
 
-    return Forward(loss, labels, logits.device, temperature, issue)
+    return Forward(loss, shape, logits.device, temperature, issue)
 
 
 def dense_backward(forward: Forward, upstream: Tensor, logits: Tensor) -> Tensor:
@@ -150,14 +149,19 @@ def dense_backward(forward: Forward, upstream: Tensor, logits: Tensor) -> Tensor
 
 
 def linear(
-    loss: MaskedSoftmaxLoss, inputs: Inputs, labels: Tensor, temperature: float | None, wanted: list[bool]
+    loss: MaskedSoftmaxLoss,
+    inputs: Inputs,
+    rows: _native.Rows,
+    shape: torch.Size,
+    temperature: float | None,
+    wanted: list[bool],
 ) -> Forward:
-    """Issues the forward pass over hidden states and a head."""
+    """Issues the forward pass over hidden states and a head, for rows of labels of this shape."""
 
-    def issue(stream, rows, addresses):
+    def issue(stream, addresses):
         return _native.CudaLinear(stream, loss._native, rows, inputs.dtype, inputs.raw, wanted, addresses)
 
-    return Forward(loss, labels, inputs.hidden.device, temperature, issue)
+    return Forward(loss, shape, inputs.hidden.device, temperature, issue)
 
 
 def linear_backward(forward: Forward, upstream: Tensor, inputs: Inputs, gradients: list[Tensor], wanted: list[bool]) -> None:

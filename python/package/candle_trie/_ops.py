@@ -31,32 +31,35 @@ def register(loss: MaskedSoftmaxLoss) -> int:
     return number
 
 
-def rows(loss: MaskedSoftmaxLoss, labels: Tensor) -> _native.Rows:
-    """Walks the labels along the trie, on the host."""
+def rows(loss: MaskedSoftmaxLoss, labels: Tensor, sets: Tensor | None) -> _native.Rows:
+    """Walks the labels along the trie, or takes the numbers of their token sets, on the host."""
+    lines, numbers = _lines(labels), None if sets is None else _lines(sets)
+    numbered = None if numbers is None else raw(numbers)
+    return _native.Rows(loss.native_sets, raw(lines), numbered, loss.ignore_index, loss.labels_are_shifted)
+
+
+def _lines(labels: Tensor) -> Tensor:
     labels = labels.to("cpu", torch.int64)
-    lines = as_matrix("labels", labels if labels.dim() else labels.reshape(1)).contiguous()
-    trie = loss.trie
-    native = None if isinstance(trie, int) else trie._native
-    return _native.Rows(native, raw(lines), loss.ignore_index, loss.labels_are_shifted)
+    return as_matrix("labels", labels if labels.dim() else labels.reshape(1)).contiguous()
 
 
-def dense_statistics(loss: MaskedSoftmaxLoss, logits: Tensor, labels: Tensor) -> list[float]:
+def dense_statistics(loss: MaskedSoftmaxLoss, logits: Tensor, labels: Tensor, sets: Tensor | None) -> list[float]:
     """Returns the statistics of the rows, by which a temperature that all processes share takes a step."""
     if logits.is_cuda:
-        return _cuda.dense(loss, logits, labels, loss.temperature).statistics
+        return _cuda.dense(loss, logits, rows(loss, labels, sets), labels.shape, loss.temperature).statistics
     matrix = as_matrix("logits", logits)
-    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels), loss.temperature)
+    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels, sets), loss.temperature)
     return forward.statistics
 
 
 def linear_statistics(
-    loss: MaskedSoftmaxLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    loss: MaskedSoftmaxLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, sets: Tensor | None
 ) -> list[float]:
     """Returns the statistics of the rows, from hidden states and a head."""
     inputs, wanted = Inputs(hidden, weight, bias), [False, False]
     if hidden.is_cuda:
-        return _cuda.linear(loss, inputs, labels, loss.temperature, wanted).statistics
-    return loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels), loss.temperature, wanted).statistics
+        return _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, loss.temperature, wanted).statistics
+    return loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels, sets), loss.temperature, wanted).statistics
 
 
 def _save(forward: _native.DenseForward | _native.LinearForward | _cuda.Forward, wanted: bool) -> Tensor:
@@ -88,23 +91,24 @@ def _fake_loss(labels: Tensor, number: int, scores: Tensor) -> tuple[Tensor, Ten
 
 @torch.library.custom_op("candle_trie::dense", mutates_args=(), device_types="cpu")
 def dense(
-    logits: Tensor, labels: Tensor, number: int, temperature: float | None, wanted: bool
+    logits: Tensor, labels: Tensor, sets: Tensor | None, number: int, temperature: float | None, wanted: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of logits, and the handle of what is saved for the backward pass."""
     loss, matrix = _losses[number], as_matrix("logits", logits)
     loss._on_devices.settle()
-    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels), temperature)
+    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels, sets), temperature)
     return _loss_of(loss, forward, labels, logits.dtype), _save(forward, wanted)
 
 
 @dense.register_kernel("cuda")
-def _(logits, labels, number, temperature, wanted):
-    forward = _cuda.dense(_losses[number], logits, labels, temperature)
+def _(logits, labels, sets, number, temperature, wanted):
+    loss = _losses[number]
+    forward = _cuda.dense(loss, logits, rows(loss, labels, sets), labels.shape, temperature)
     return forward.loss, _save(forward, wanted)
 
 
 @dense.register_fake
-def _(logits, labels, number, temperature, wanted):
+def _(logits, labels, sets, number, temperature, wanted):
     return _fake_loss(labels, number, logits)
 
 
@@ -135,7 +139,7 @@ def _save_dense(ctx, inputs, output) -> None:
 
 def _backward_dense(ctx, upstream, _):
     gradient = None if upstream is None else dense_backward(upstream, *ctx.saved_tensors)
-    return gradient, None, None, None, None
+    return gradient, *(None,) * 5
 
 
 dense.register_autograd(_backward_dense, setup_context=_save_dense)
@@ -147,6 +151,7 @@ def linear(
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
+    sets: Tensor | None,
     number: int,
     temperature: float | None,
     hidden_wanted: bool,
@@ -155,19 +160,19 @@ def linear(
     """Returns the loss of hidden states and a head, and the handle of what is saved for the backward pass."""
     loss, inputs, wanted = _losses[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
     loss._on_devices.settle()
-    forward = loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels), temperature, wanted)
+    forward = loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels, sets), temperature, wanted)
     return _loss_of(loss, forward, labels, hidden.dtype), _save(forward, any(wanted))
 
 
 @linear.register_kernel("cuda")
-def _(hidden, weight, bias, labels, number, temperature, hidden_wanted, head_wanted):
-    wanted = [hidden_wanted, head_wanted]
-    forward = _cuda.linear(_losses[number], Inputs(hidden, weight, bias), labels, temperature, wanted)
+def _(hidden, weight, bias, labels, sets, number, temperature, hidden_wanted, head_wanted):
+    loss, inputs, wanted = _losses[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+    forward = _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, temperature, wanted)
     return forward.loss, _save(forward, any(wanted))
 
 
 @linear.register_fake
-def _(hidden, weight, bias, labels, number, temperature, hidden_wanted, head_wanted):
+def _(hidden, weight, bias, labels, sets, number, temperature, hidden_wanted, head_wanted):
     return _fake_loss(labels, number, hidden)
 
 
@@ -212,7 +217,7 @@ def _save_linear(ctx, inputs, output) -> None:
 
 def _backward_linear(ctx, upstream, _):
     hidden, weight, bias, handle = ctx.saved_tensors
-    none = (None,) * 8
+    none = (None,) * 9
     if upstream is None:
         return none
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]

@@ -11,7 +11,7 @@ import torch.distributed
 from torch import Tensor
 
 from . import _cuda, _native, _ops
-from .trie import TokenTrie
+from .trie import TokenSets, TokenTrie
 
 Reduction = Literal["mean", "mean_branching", "sum", "none"]
 
@@ -61,7 +61,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
 
     Args:
         trie: The titles. With an int in its place, the vocabulary's size, the softmax is over the whole vocabulary: the plain
-            loss of a language model.
+            loss of a language model. With `TokenSets`, each call takes the numbers of the sets of its labels.
         temperature: The temperature, or an `AdaptiveTemperature`, which takes a step in each forward pass of a module in
             training, with the statistics of its rows: with those of all processes where `torch.distributed` is initialised.
         bear: The row weights of BEAR; None for none.
@@ -79,7 +79,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
 
     def __init__(
         self,
-        trie: TokenTrie | int,
+        trie: TokenTrie | TokenSets | int,
         temperature: float | AdaptiveTemperature = 1.0,
         *,
         bear: Bear | None = None,
@@ -106,10 +106,8 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             named = ("mean_over", float(named))
         elif named is not None:
             named = (named, 1.0)
-        whole = isinstance(self.trie, int)
         self._native = _native.Loss(
-            None if whole else self.trie._native,
-            self.trie if whole else 0,
+            self.native_sets,
             self._fixed,
             astuple(self.adaptive) if self.adaptive else None,
             astuple(self.bear) if self.bear else None,
@@ -125,16 +123,30 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         self._on_devices.settle()
         return self._native.state[0]
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def native_sets(self) -> _native.TokenTrie | _native.TokenSets | int:
+        """What the native part takes for the token sets."""
+        return self.trie if isinstance(self.trie, int) else self.trie._native
+
+    def forward(self, logits: Tensor, labels: Tensor, *, sets: Tensor | None = None) -> Tensor:
         """Returns the loss of logits `[.., V]` for labels `[..]` of an integer type.
 
-        Logits may be `[T, V]` or `[B, T, V]`. The loss is float32, or float64 for float64 logits.
+        Logits may be `[T, V]` or `[B, T, V]`. The loss is float32, or float64 for float64 logits. A loss over `TokenSets` takes the
+        number of the set of each label, of the labels' shape.
         """
-        self._check(labels, logits)
-        temperature = self._next_temperature(lambda: _ops.dense_statistics(self, logits, labels))
-        return _ops.dense(logits, labels, self._number, temperature, _wants_gradient(logits))[0]
+        self._check(labels, sets, logits)
+        temperature = self._next_temperature(lambda: _ops.dense_statistics(self, logits, labels, sets))
+        return _ops.dense(logits, labels, sets, self._number, temperature, _wants_gradient(logits))[0]
 
-    def forward_linear(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward_linear(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None = None,
+        *,
+        sets: Tensor | None = None,
+    ) -> Tensor:
         """Returns the loss of hidden states `[.., H]` and a head `weight` `[V, H]` with an optional bias `[V]`.
 
         The logits `[.., V]` are not materialised: only the head rows of valid tokens are read. Under autocast the inputs are
@@ -144,16 +156,16 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        self._check(labels, hidden)
+        self._check(labels, sets, hidden)
         elsewhere = [tensor for tensor in (weight, bias) if tensor is not None and tensor.device != hidden.device]
         if elsewhere:
             raise ValueError(f"head: expected it on {hidden.device}, as the hidden states, found it on {elsewhere[0].device}")
         if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
             found = [str(tensor.dtype) for tensor in (weight, bias) if tensor is not None]
             raise ValueError(f"head: expected {hidden.dtype}, as the hidden states, found {', '.join(found)}")
-        temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels))
+        temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels, sets))
         wanted = _wants_gradient(hidden), _wants_gradient(weight) or (bias is not None and _wants_gradient(bias))
-        return _ops.linear(hidden, weight, bias, labels, self._number, temperature, *wanted)[0]
+        return _ops.linear(hidden, weight, bias, labels, sets, self._number, temperature, *wanted)[0]
 
     def extra_repr(self) -> str:
         temperature = self.adaptive or self._fixed
@@ -179,10 +191,14 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         # The step needs the statistics of the batch of all processes.
         return self._native.step(_merged_over_processes(statistics()))
 
-    def _rows(self, labels: Tensor) -> _native.Rows:
-        return _ops.rows(self, labels)
-
-    def _check(self, labels: Tensor, scores: Tensor) -> None:
+    def _check(self, labels: Tensor, sets: Tensor | None, scores: Tensor) -> None:
+        if (sets is not None) != isinstance(self.trie, TokenSets):
+            expected = "their numbers, as the loss is over TokenSets" if sets is None else "None, as the loss is not over TokenSets"
+            raise ValueError(f"sets: expected {expected}")
+        if sets is not None and (sets.shape != labels.shape or sets.dtype.is_floating_point):
+            raise ValueError(
+                f"sets: expected integers of the shape {list(labels.shape)}, found {sets.dtype} of {list(sets.shape)}"
+            )
         if labels.device.type != "cpu" and labels.device != scores.device:
             raise ValueError(f"labels: expected them on the CPU or on {scores.device}, as the scores, found {labels.device}")
         if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:

@@ -6,7 +6,7 @@ import types
 
 import torch
 
-from candle_trie import AdaptiveTemperature, MaskedSoftmaxLoss, TokenTrie, _cuda, _native
+from candle_trie import AdaptiveTemperature, MaskedSoftmaxLoss, TokenTrie, _cuda, _native, _ops
 from candle_trie._memory import Inputs
 
 STREAM = 77
@@ -21,10 +21,11 @@ trie = TokenTrie.from_sequences([[i % 12, 12 + i % 7, 20 + i // 3, 39] for i in 
 labels = torch.tensor([[-100, -100, 4, 16, 21, 39]])
 for dtype in (torch.float32, torch.float16, torch.bfloat16):
     loss = MaskedSoftmaxLoss(trie, AdaptiveTemperature(scope="branching"))
+    rows, shape = _ops.rows(loss, labels, None), labels.shape
     logits, hidden = torch.zeros(1, 6, 40, dtype=dtype), torch.zeros(1, 6, 16, dtype=dtype)
     weight, bias = torch.zeros(40, 16, dtype=dtype), torch.zeros(40, dtype=dtype)
 
-    forward = _cuda.dense(loss, logits, labels, None)
+    forward = _cuda.dense(loss, logits, rows, shape, None)
     assert forward.loss.shape == () and forward.loss.dtype == torch.float32 and len(forward.statistics) == 9
     upstream = torch.ones((), dtype=torch.float64)
     assert _cuda.dense_backward(forward, upstream, logits).shape == logits.shape
@@ -35,14 +36,14 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
 
     inputs = Inputs(hidden, weight, bias)
     for wanted in ([True, False, False], [False, False, True], [True, True, True], [False, False, False]):
-        forward = _cuda.linear(loss, inputs, labels, 1.5, [wanted[0], any(wanted[1:])])
+        forward = _cuda.linear(loss, inputs, rows, shape, 1.5, [wanted[0], any(wanted[1:])])
         gradients = [torch.empty_like(tensor) for tensor in (hidden, weight, bias)]
         _cuda.linear_backward(forward, upstream, inputs, gradients, wanted)
     assert loss.get_extra_state()["step"] == 1
 
-for wrong, part in [(lambda: _cuda.dense(loss, logits[..., :20], labels, None), "39"),
-                    (lambda: _cuda.linear(loss, Inputs(hidden, weight[:, :8], None), labels, None, [True, False]), "16"),
-                    (lambda: _cuda.linear(loss, Inputs(hidden, weight, bias[:5]), labels, None, [True, False]), "5")]:
+for wrong, part in [(lambda: _cuda.dense(loss, logits[..., :20], rows, shape, None), "39"),
+                    (lambda: _cuda.linear(loss, Inputs(hidden, weight[:, :8], None), rows, shape, None, [True, False]), "16"),
+                    (lambda: _cuda.linear(loss, Inputs(hidden, weight, bias[:5]), rows, shape, None, [True, False]), "5")]:
     try:
         wrong()
     except ValueError as error:
@@ -57,7 +58,7 @@ def out_of_memory(*_, **__):
 
 _cuda.Stream._allocate = out_of_memory
 try:
-    _cuda.dense(loss, logits, labels, None)
+    _cuda.dense(loss, logits, rows, shape, None)
 except torch.OutOfMemoryError as error:
     assert "no memory is left" in str(error)
 else:

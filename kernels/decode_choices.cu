@@ -1,14 +1,17 @@
 // Chooses the best `width` candidates of every segment, best first. A user has two segments: segment 2·u holds the
 // candidates of user u that are unfinished paths, and segment 2·u + 1 those that are complete paths.
 //
-// Launch: one block for each segment, of whole warps, with `reduce::scratch_bytes` of shared memory. A block:
+// Launch: one block for each segment, of whole warps, with sizeof(ChoicesShared) bytes of shared memory. A block:
 //
-//     1. Every thread finds the best of its candidates, which are every blockDim-th of the segment.
-//     2. A reduction over the block chooses the best of all, and thread 0 writes it.
-//     3. The thread that had it rescans its candidates for the next best. Repeat from step 2, `width` times.
+//     1. Selects the key of the width-th best candidate. It takes the bounds of the scores, counts the candidates in 256
+//        equal parts of the range between them, and goes on with the part that the width-th best is in, until all of that
+//        part are wanted. Candidates of equal scores are told apart in the same way by their orders and indices.
+//     2. Lists the candidates that are no worse, in any order.
+//     3. Sorts the list: the place of a choice is the number of choices before it.
 //
-// Bytes moved: each candidate's rank (16 bytes) is read once, and the ranks of a thread once more for each candidate
-// that is chosen from them. Each choice reads 4 bytes and writes 8.
+// Bytes moved: each candidate's rank (16 bytes) is read once for the bounds, once for each part (scores that are spread
+// evenly need log₂₅₆ of their number), and once for the list. Each choice writes 12 bytes, and reads the ranks of all
+// choices, which are in the L1 cache.
 
 #include "decode.cuh"
 #include "reduce.cuh"
@@ -35,63 +38,170 @@ struct DecodeChoicesParams {
     const uint32_t* segments;
     // [segments, width].
     DecodeChoice* choices;
+    // [segments, width]: scratch for the list of step 2.
+    uint32_t* listed;
     // The number of candidates to choose from each segment.
     uint64_t width;
 };
-static_assert(sizeof(DecodeChoicesParams) == 40 && offsetof(DecodeChoicesParams, log_probabilities) == 0 &&
+static_assert(sizeof(DecodeChoicesParams) == 48 && offsetof(DecodeChoicesParams, log_probabilities) == 0 &&
     offsetof(DecodeChoicesParams, ranks) == 8 && offsetof(DecodeChoicesParams, segments) == 16 &&
-    offsetof(DecodeChoicesParams, choices) == 24 && offsetof(DecodeChoicesParams, width) == 32,
+    offsetof(DecodeChoicesParams, choices) == 24 && offsetof(DecodeChoicesParams, listed) == 32 &&
+    offsetof(DecodeChoicesParams, width) == 40,
     "mirrors launch::DecodeChoicesParams");
 
 namespace {
 
-struct RankedCandidate {
-    Rank rank;
-    uint32_t candidate;
-};
+// The sort key of a candidate: the greater comes first. The index makes the order total.
+struct Key {
+    static constexpr int fields = 3;
+    uint64_t field[fields];
 
-// The reduction to the best candidate. The index breaks ties, so the order is total.
-struct BestFirst {
-    using Value = RankedCandidate;
-
-    __device__ __forceinline__ static bool before(const Value& a, const Value& b) {
-        if (a.rank.score != b.rank.score) return a.rank.score > b.rank.score;
-        if (a.rank.order != b.rank.order) return a.rank.order < b.rank.order;
-        return a.candidate < b.candidate;
+    __device__ __forceinline__ static Key load(const Rank* ranks, uint32_t candidate) {
+        const Rank rank = Rank::load(ranks + candidate);
+        return {{rank.score, ~rank.order, ~static_cast<uint64_t>(candidate)}};
     }
 
-    __device__ __forceinline__ Value identity() const { return {{0, ~0ull}, no_candidate}; }
-    __device__ __forceinline__ Value combine(Value a, Value b) const { return before(b, a) ? b : a; }
+    __device__ __forceinline__ bool operator<(const Key& other) const {
+        if (field[0] != other.field[0]) return field[0] < other.field[0];
+        if (field[1] != other.field[1]) return field[1] < other.field[1];
+        return field[2] < other.field[2];
+    }
+};
+
+// The keys from `low` to `high`, both included.
+struct KeyRange {
+    Key low = {{0, 0, 0}};
+    Key high = {{~0ull, ~0ull, ~0ull}};
+
+    __device__ __forceinline__ bool contains(const Key& key) const { return !(key < low) && !(high < key); }
+};
+
+// The reduction to the smallest and the largest number.
+struct Bounds {
+    struct Value {
+        uint64_t low, high;
+    };
+
+    __device__ __forceinline__ Value identity() const { return {~0ull, 0}; }
+    __device__ __forceinline__ Value combine(Value a, Value b) const {
+        return {a.low < b.low ? a.low : b.low, a.high > b.high ? a.high : b.high};
+    }
     __device__ __forceinline__ Value shuffle(Value value, int lanes) const {
-        return {{__shfl_xor_sync(reduce::full_warp_mask, value.rank.score, lanes),
-                 __shfl_xor_sync(reduce::full_warp_mask, value.rank.order, lanes)},
-                __shfl_xor_sync(reduce::full_warp_mask, value.candidate, lanes)};
+        return {__shfl_xor_sync(reduce::full_warp_mask, value.low, lanes),
+                __shfl_xor_sync(reduce::full_warp_mask, value.high, lanes)};
     }
 };
 
-// Returns the best of this thread's candidates in [begin, end) that ranks after `chosen`, or of all of them if that is
-// null.
-__device__ __forceinline__ RankedCandidate next_best(const Rank* ranks, uint32_t begin, uint32_t end,
-                                                     const RankedCandidate* chosen) {
-    RankedCandidate first = BestFirst().identity();
-    for (uint64_t i = static_cast<uint64_t>(begin) + threadIdx.x; i < end; i += blockDim.x) {
-        const RankedCandidate found = {Rank::load(ranks + i), static_cast<uint32_t>(i)};
-        if (!chosen || BestFirst::before(*chosen, found)) first = BestFirst().combine(first, found);
+// Mirrors CHOICE_SHARED_BYTES of the launch plan.
+struct ChoicesShared {
+    static constexpr uint32_t parts = 256;
+
+    alignas(16) unsigned char scratch[reduce::scratch_bytes<Bounds>()];
+    // The candidates in each part of the range.
+    uint32_t counts[parts];
+    // The part that the last wanted candidate is in, and the number of candidates in the parts above it.
+    uint32_t part;
+    uint32_t above;
+    uint32_t listed;
+    uint32_t unused;
+};
+static_assert(sizeof(ChoicesShared) == 1552, "mirrors CHOICE_SHARED_BYTES");
+
+// The candidates [begin, end) of a segment.
+struct Segment {
+    const Rank* ranks;
+    uint32_t begin;
+    uint32_t end;
+
+    // Calls `use` with every candidate of this thread and its key.
+    template <class Use>
+    __device__ __forceinline__ void each(Use use) const {
+        for (uint64_t i = static_cast<uint64_t>(begin) + threadIdx.x; i < end; i += blockDim.x) {
+            use(static_cast<uint32_t>(i), Key::load(ranks, static_cast<uint32_t>(i)));
+        }
     }
-    return first;
+};
+
+// Counts the candidates of a range in equal parts of one of its fields, 2^shift wide, and finds the part that the
+// `wanted`-th best of them is in.
+__device__ __forceinline__ void find_part(const Segment& segment, const KeyRange& range, int field, int shift, uint32_t wanted,
+                                          ChoicesShared& shared) {
+    for (uint32_t part = threadIdx.x; part < shared.parts; part += blockDim.x) shared.counts[part] = 0;
+    // All counts are 0 before any is raised.
+    __syncthreads();
+    segment.each([&](uint32_t, const Key& key) {
+        if (range.contains(key)) atomicAdd(&shared.counts[(key.field[field] - range.low.field[field]) >> shift], 1u);
+    });
+    // The counts are complete.
+    __syncthreads();
+    for (uint32_t part = threadIdx.x; part < shared.parts; part += blockDim.x) {
+        uint32_t above = 0;
+        for (uint32_t other = part + 1; other < shared.parts; ++other) above += shared.counts[other];
+        // Exactly one part has the wanted candidate.
+        if (above < wanted && wanted <= above + shared.counts[part]) shared.part = part, shared.above = above;
+    }
+    // Every thread reads the part that one of them found.
+    __syncthreads();
+}
+
+// Returns a key that exactly the `wanted` best candidates of a segment are no worse than, or all if there are fewer.
+__device__ __forceinline__ Key least_wanted(const Segment& segment, uint64_t width, ChoicesShared& shared) {
+    uint32_t count = segment.end - segment.begin;
+    uint32_t wanted = width < count ? static_cast<uint32_t>(width) : count;
+    KeyRange range;
+#pragma unroll
+    for (int field = 0; field < Key::fields; ++field) {
+        if (count == wanted) break;
+        Bounds::Value bounds = Bounds().identity();
+        segment.each([&](uint32_t, const Key& key) {
+            if (range.contains(key)) bounds = Bounds().combine(bounds, {key.field[field], key.field[field]});
+        });
+        bounds = reduce::block(Bounds(), bounds, shared.scratch);
+        uint64_t &low = range.low.field[field], &high = range.high.field[field];
+        low = bounds.low, high = bounds.high;
+        while (count > wanted && low < high) {
+            int shift = 0;
+            while ((high - low) >> shift >= shared.parts) ++shift;
+            find_part(segment, range, field, shift, wanted, shared);
+            wanted -= shared.above;
+            count = shared.counts[shared.part];
+            low += static_cast<uint64_t>(shared.part) << shift;
+            const uint64_t last = low + ((1ull << shift) - 1);
+            high = last < high ? last : high;
+            // The next round overwrites what a slower thread may still be reading.
+            __syncthreads();
+        }
+    }
+    return range.low;
 }
 
 }  // namespace
 
 KERNEL(decode_choices, DecodeChoicesParams, 1024, 1) {
-    const uint32_t begin = params.segments[blockIdx.x], end = params.segments[blockIdx.x + 1];
+    ChoicesShared& shared = *reinterpret_cast<ChoicesShared*>(device::shared_memory());
+    const Segment segment = {params.ranks, params.segments[blockIdx.x], params.segments[blockIdx.x + 1]};
+    uint32_t* listed = params.listed + blockIdx.x * params.width;
     DecodeChoice* choices = params.choices + blockIdx.x * params.width;
 
-    RankedCandidate mine = next_best(params.ranks, begin, end, nullptr);
-    for (uint64_t i = 0; i < params.width; ++i) {
-        const RankedCandidate chosen = reduce::block(BestFirst(), mine, device::shared_memory());
-        const bool none = chosen.candidate == no_candidate;
-        if (threadIdx.x == 0) choices[i] = {chosen.candidate, none ? 0.0f : params.log_probabilities[chosen.candidate]};
-        if (!none && mine.candidate == chosen.candidate) mine = next_best(params.ranks, begin, end, &chosen);
+    const Key least = least_wanted(segment, params.width, shared);
+    if (threadIdx.x == 0) shared.listed = 0;
+    // The number is 0 before any thread raises it.
+    __syncthreads();
+    segment.each([&](uint32_t candidate, const Key& key) {
+        if (!(key < least)) listed[atomicAdd(&shared.listed, 1u)] = candidate;
+    });
+    // The list is complete, and all threads see it.
+    __syncthreads();
+    const uint32_t count = shared.listed;
+    for (uint64_t i = threadIdx.x; i < params.width; i += blockDim.x) {
+        if (i >= count) {
+            choices[i] = {no_candidate, 0.0f};
+            continue;
+        }
+        const uint32_t candidate = listed[i];
+        const Key key = Key::load(params.ranks, candidate);
+        uint32_t place = 0;
+        for (uint32_t other = 0; other < count; ++other) place += key < Key::load(params.ranks, listed[other]);
+        choices[place] = {candidate, params.log_probabilities[candidate]};
     }
 }

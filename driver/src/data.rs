@@ -16,7 +16,7 @@ pub mod rows;
 pub mod semantic_ids;
 pub mod summary;
 pub mod synthetic;
+pub mod table;
 pub mod table_items;
 pub mod targets;
-pub mod text_table;
 pub mod tokenizer;

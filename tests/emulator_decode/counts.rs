@@ -9,9 +9,20 @@ use crate::emulated::noise;
 
 const USERS: usize = 5;
 
-/// All users at a root of so many tokens, every other one with a choice behind it, and how many tokens
-/// each leaves out.
+/// A step of all users at a root of so many tokens, every other one with two tokens behind it, of which each user leaves some
+/// out.
 fn first_step(
+    tokens: u32,
+    excluded: u64,
+    width: usize,
+    normalise: Normalisation,
+    row_stride: usize,
+) -> (Answer, usize) {
+    step_with_beams(10, tokens, excluded, width, normalise, row_stride)
+}
+
+fn step_with_beams(
+    kept: usize,
     tokens: u32,
     excluded: u64,
     width: usize,
@@ -23,7 +34,7 @@ fn first_step(
         (0..1 + token % 2).map(path)
     });
     let trie = TokenTrie::new(items).unwrap();
-    let search = BeamSearch::new(&trie, USERS, 10, 1.3).unwrap();
+    let search = BeamSearch::new(&trie, USERS, kept, 1.3).unwrap();
     let search = search.with_normalisation(normalise);
     let excluded: Vec<Vec<u64>> = vec![(0..2 * excluded).collect(); USERS];
     let search = search.exclude_items(&excluded).unwrap();
@@ -61,32 +72,36 @@ fn a_whole_vocabulary_streams() {
     assert_eq!(log_probabilities.loaded, 0);
 }
 
-fn a_choice_costs_one_thread_a_second_look() {
-    let (answer, candidates) = first_step(900, 0, 1024, Normalisation::Trie, 1024);
-    let ranks = answer.choosing.traffic("ranks");
-    // Two segments a user, whose 128 threads have four candidates each at the most.
-    let looks = candidates + USERS * 2 * 10 * 4;
-    assert!(ranks.loaded >= 16 * candidates as u64);
-    assert!(ranks.loaded <= 16 * looks as u64, "{}", ranks.loaded);
-    let chosen = (USERS * 2 * 10) as u64;
-    assert_eq!(answer.choosing.traffic("choices").stored, 8 * chosen);
-    assert_eq!(
-        answer.choosing.traffic("log-probabilities").loaded,
-        4 * chosen
-    );
+fn a_rank_is_read_a_few_times_whatever_the_number_of_beams() {
+    for kept in [1, 10, 200] {
+        let (answer, candidates) = step_with_beams(kept, 900, 0, 1024, Normalisation::Trie, 1024);
+        let ranks = answer.choosing.traffic("ranks");
+        let segments = 2 * USERS;
+        // The bounds, two to four ranges, and the list; then the choices are compared with each other.
+        let selected = 6 * candidates;
+        let sorted = segments * kept * (kept + 1);
+        assert!(ranks.loaded >= 16 * candidates as u64);
+        let most = 16 * (selected + sorted) as u64;
+        assert!(ranks.loaded <= most, "{kept}: {} > {most}", ranks.loaded);
+        let chosen = (segments * kept) as u64;
+        assert_eq!(answer.choosing.traffic("choices").stored, 8 * chosen);
+        assert_eq!(
+            answer.choosing.traffic("log-probabilities").loaded,
+            4 * chosen
+        );
+    }
 }
 
-fn reductions_have_no_bank_conflicts() {
+fn reductions_of_scores_have_no_bank_conflicts() {
     for normalise in [Normalisation::Trie, Normalisation::Vocabulary] {
         let (answer, _) = first_step(64, 0, 128, normalise, 128);
         assert_eq!(answer.scores.shared.bank_conflicts, 0);
-        assert_eq!(answer.choosing.shared.bank_conflicts, 0);
     }
 }
 
 candle_trie_emulator::emulated_tests! {
     a_valid_logit_is_loaded_once,
     a_whole_vocabulary_streams,
-    a_choice_costs_one_thread_a_second_look,
-    reductions_have_no_bank_conflicts,
+    a_rank_is_read_a_few_times_whatever_the_number_of_beams,
+    reductions_of_scores_have_no_bank_conflicts,
 }

@@ -153,6 +153,19 @@ fn the_gathered_rows_stay_within_their_bytes() {
 }
 
 #[test]
+fn rows_are_gathered_for_none_but_the_first_2_to_the_20_sets() {
+    let head = Tensor::zeros((40, 4), DType::F32, &Device::Cpu).unwrap();
+    for (before, gathered) in [((1 << 20) - 1, 1), (1 << 20, 0)] {
+        // Empty sets, and behind them one of 40 tokens.
+        let mut offsets = vec![0; before + 1];
+        offsets.push(40);
+        let sets = TokenSets::from_raw(offsets, (0..40).collect()).unwrap();
+        let frozen = FrozenHead::new(&head, &sets).unwrap();
+        assert_eq!(frozen.gathered_sets(), gathered);
+    }
+}
+
+#[test]
 fn tied_embeddings_receive_the_gradients_of_both_their_uses() {
     let batch = Batch::new(8, 11);
     let options = &every_option()[0];

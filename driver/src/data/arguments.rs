@@ -181,7 +181,7 @@ impl DataArguments {
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TableArguments {
-    /// A table of the items: .csv, .tsv or .jsonl, perhaps with .gz or .zst after that
+    /// A table of the items: .csv, .tsv or .jsonl, perhaps with .gz or .zst after that, or .parquet
     #[arg(long, value_name = "FILE", requires = "interactions")]
     pub items: Option<PathBuf>,
 

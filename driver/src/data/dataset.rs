@@ -16,8 +16,8 @@ use crate::{
         rows::read_rows,
         semantic_ids::SemanticIndex,
         summary::DataReport,
+        table::Layout,
         table_items::read_items,
-        text_table::Layout,
     },
     random::{Purpose, Random, random},
 };

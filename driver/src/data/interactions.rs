@@ -18,7 +18,7 @@ use crate::data::{
     json_format,
     rows::{has_histories, read_rows},
     summary::DataReport,
-    text_table::{Layout, Table},
+    table::{Layout, Table},
 };
 
 /// The columns of a table of choices, one a row.

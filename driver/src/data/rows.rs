@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::data::{
     catalogue::{Catalogue, Interaction},
     summary::DataReport,
-    text_table::{Layout, Table},
+    table::{Layout, Table},
 };
 
 /// The columns of the histories that are known, each with the column of the item that came next. Without one, that item

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::{
     data::{
         catalogue::Catalogue,
-        text_table::{Layout, Table},
+        table::{Layout, Table},
         tokenizer::TextTokenizer,
     },
     io::json::read_object,

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use crate::data::{
     catalogue::{Catalogue, Identifier, Item},
     summary::DataReport,
-    text_table::{Layout, Table},
+    table::{Layout, Table},
 };
 
 /// Reads the items of a table. The titles are in `title_column`, or else in the one that is called title or name, or the

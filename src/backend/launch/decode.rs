@@ -30,7 +30,7 @@ kernel_params! {
     /// The parameters of `kernels/decode_choices.cu`.
     pub struct DecodeChoicesParams in "decode_choices.cu" {
         log_probabilities: Option<DevicePtr>, ranks: Option<DevicePtr>, segments: Option<DevicePtr>,
-        choices: Option<DevicePtr>, width: u64,
+        choices: Option<DevicePtr>, listed: Option<DevicePtr>, width: u64,
     }
 }
 
@@ -101,8 +101,8 @@ impl<'a> DecodePlan<'a> {
         [(64, 32), (1024, 128), (16_384, 512), (u32::MAX, 1024)];
     /// The scratch of reductions of `Exponentials::Value` (`kernels/softmax.cuh`).
     const SCORE_SHARED_BYTES: u32 = reduction_bytes(8);
-    /// The scratch of reductions of `RankedCandidate` (`kernels/decode_choices.cu`).
-    const CHOICE_SHARED_BYTES: u32 = reduction_bytes(24);
+    /// Mirrors `sizeof(ChoicesShared)` of `kernels/decode_choices.cu`.
+    const CHOICE_SHARED_BYTES: u32 = 1552;
 
     /// Plans a step over logits of `width` elements a row. Returns `None` if there is no beam.
     ///
@@ -156,7 +156,7 @@ impl<'a> DecodePlan<'a> {
     ) -> Result<(), S::Error> {
         let [beams, edges, tokens, segments] = self.upload(stream)?;
         let tables = [beams, edges, tokens];
-        let [log_probabilities, ranks] = stream.allocate(
+        let [log_probabilities, ranks, listed] = stream.allocate(
             Lifetime::Scratch,
             [
                 (
@@ -164,6 +164,10 @@ impl<'a> DecodePlan<'a> {
                     self.beams.candidates() * size_of::<f32>(),
                 ),
                 self.ranks(),
+                (
+                    "list of the choices",
+                    self.beams.choices() * size_of::<u32>(),
+                ),
             ],
         )?;
         let scores = self.scores(logits, tables, [log_probabilities, ranks], results.faults);
@@ -178,6 +182,7 @@ impl<'a> DecodePlan<'a> {
                 ranks,
                 segments,
                 choices: Some(results.choices),
+                listed,
                 width: self.beams.width() as u64,
             },
         };

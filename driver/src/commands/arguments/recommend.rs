@@ -26,8 +26,8 @@ pub struct RecommendArguments {
     )]
     pub history: Vec<String>,
 
-    /// Recommend to many users: a table (.jsonl, .csv or .tsv, perhaps with .gz or .zst after that) with a column history,
-    /// the list of the ids of the items that a user has chosen, oldest first, and perhaps a column user_id
+    /// Recommend to many users: a table (.jsonl, .csv or .tsv, perhaps with .gz or .zst after that, or .parquet) with a column
+    /// history, the list of the ids of the items that a user has chosen, oldest first, and perhaps a column user_id
     #[arg(long, value_name = "FILE", requires = "output")]
     pub users: Option<PathBuf>,
 

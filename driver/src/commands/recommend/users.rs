@@ -17,7 +17,7 @@ use crate::{
         examples::warn_of_long_rows,
         rows::parse_list,
         summary::DataReport,
-        text_table::{Layout, Table},
+        table::{Layout, Table},
     },
     evaluate::search::Searcher,
     io::output::OutputFile,

@@ -1,15 +1,19 @@
-//! Reads tables in text files row by row: comma- and tab-separated values, RecBole's atomic files, and JSON lines.
+//! Reads tables row by row: comma- and tab-separated values, RecBole's atomic files, JSON lines and Parquet.
+
+mod objects;
 
 use std::{
-    io::{BufRead, Read},
+    io::Read,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Error, Result, anyhow, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use csv::{ErrorKind, Reader, ReaderBuilder, StringRecord, Terminator};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::io::{file_name, text::open_compressed};
+
+use objects::Objects;
 
 /// The types that the header of an atomic file may give a field.
 const TYPES: [&str; 4] = ["token", "token_seq", "float", "float_seq"];
@@ -26,6 +30,8 @@ pub enum Layout {
     Atomic,
     /// One JSON object per line, of which the first names the columns.
     JsonLines,
+    /// Apache Parquet, whose schema names the columns.
+    Parquet,
 }
 
 impl Layout {
@@ -44,9 +50,11 @@ impl Layout {
             () if ends(&[".tsv"]) => Self::TabSeparated,
             () if ends(&[".item", ".inter"]) => Self::Atomic,
             () if ends(&[".jsonl", ".ndjson", ".json"]) => Self::JsonLines,
+            // It compresses its columns itself.
+            () if name.ends_with(".parquet") => Self::Parquet,
             () => bail!(
                 "{}: expected a table whose name ends in .csv, .tsv, .jsonl, .item or .inter, and perhaps in .gz or .zst \
-                 after that",
+                 after that, or in .parquet",
                 path.display()
             ),
         })
@@ -56,69 +64,75 @@ impl Layout {
 /// A table while it is read.
 pub struct Table {
     path: PathBuf,
+    layout: Layout,
     rows: Rows,
     columns: Vec<String>,
     record: StringRecord,
-    /// The first line of the row that was read last.
+    /// The first line of the row that was read last; in Parquet, its number.
     line: u64,
 }
 
 enum Rows {
     Separated(Box<Reader<Box<dyn Read>>>),
-    JsonLines {
-        lines: Box<dyn BufRead>,
-        /// The object of the first line, which names the columns.
-        first: Option<Map<String, Value>>,
-        /// Number of lines that were read.
-        line: u64,
-    },
+    Objects(Objects),
 }
 
 impl Table {
     /// Opens a table and reads the names of its columns.
     pub fn open(path: &Path, layout: Layout) -> Result<Self> {
+        let (rows, columns) = match layout {
+            Layout::JsonLines => {
+                let mut objects = objects::json_lines(path)?.peekable();
+                let columns = match objects.peek() {
+                    Some(Ok((_, first))) => first.keys().cloned().collect(),
+                    Some(Err(_)) => Vec::new(),
+                    None => return Err(without_columns(path)),
+                };
+                (Rows::Objects(Box::new(objects)), columns)
+            }
+            Layout::Parquet => {
+                let (columns, rows) = objects::parquet(path)?;
+                (Rows::Objects(rows), columns)
+            }
+            _ => (Rows::separated(path, layout)?, Vec::new()),
+        };
         let mut table = Self {
             path: path.to_owned(),
-            rows: Rows::open(path, layout)?,
-            columns: Vec::new(),
+            layout,
+            rows,
+            columns,
             record: StringRecord::new(),
             line: 0,
         };
-        let empty = || {
-            anyhow!(
-                "{}: expected a first line that names the columns, found an empty file",
-                path.display()
-            )
-        };
-        if layout == Layout::JsonLines {
-            let object = table.next_object()?.ok_or_else(empty)?;
-            table.columns = object.keys().cloned().collect();
-            if let Rows::JsonLines { first, .. } = &mut table.rows {
-                *first = Some(object);
-            }
-            return Ok(table);
+        if let Rows::Separated(_) = table.rows {
+            table.read_header()?;
         }
-        ensure!(table.read_row()?, empty());
-        for place in 0..table.record.len() {
-            let header = table.field(place);
+        Ok(table)
+    }
+
+    /// Reads the first line, which names the columns.
+    fn read_header(&mut self) -> Result<()> {
+        ensure!(self.read_row()?, without_columns(&self.path));
+        for place in 0..self.record.len() {
+            let header = self.field(place);
             let name = match header.split_once(':') {
-                _ if layout != Layout::Atomic => header,
+                _ if self.layout != Layout::Atomic => header,
                 Some((name, kind)) if TYPES.contains(&kind) => name,
                 _ => bail!(
                     "{}: expected fields such as item_id:token, separated by tabs and typed {}, found {header:?}",
-                    table.place(),
+                    self.place(),
                     TYPES.join(", ")
                 ),
             };
             ensure!(
-                table.find_column(name).is_none(),
+                self.find_column(name).is_none(),
                 "{}: two columns are called {name}",
-                table.place()
+                self.place()
             );
             let name = name.to_owned();
-            table.columns.push(name);
+            self.columns.push(name);
         }
-        Ok(table)
+        Ok(())
     }
 
     /// Returns the names of the columns, in their order.
@@ -139,8 +153,12 @@ impl Table {
 
     /// Returns the error of a first line that lacks something.
     pub fn expected(&self, what: &str) -> Error {
+        let line = match self.layout {
+            Layout::Parquet => "",
+            _ => ", line 1",
+        };
         anyhow!(
-            "{}, line 1: expected {what}, found the columns {}",
+            "{}{line}: expected {what}, found the columns {}",
             self.path.display(),
             self.columns.join(", ")
         )
@@ -148,15 +166,20 @@ impl Table {
 
     /// Returns the file and the line of the row, for messages.
     pub fn place(&self) -> String {
-        format!("{}, line {}", self.path.display(), self.line)
+        let unit = match self.layout {
+            Layout::Parquet => "row",
+            _ => "line",
+        };
+        format!("{}, {unit} {}", self.path.display(), self.line)
     }
 
     /// Goes to the next row, and returns the number of its first line; `None` after the last row.
     pub fn next_row(&mut self) -> Result<Option<u64>> {
-        if let Rows::JsonLines { .. } = self.rows {
-            let Some(object) = self.next_object()? else {
+        if let Rows::Objects(objects) = &mut self.rows {
+            let Some((line, object)) = objects.next().transpose()? else {
                 return Ok(None);
             };
+            self.line = line;
             self.record.clear();
             for column in &self.columns {
                 self.record.push_field(&cell(object.get(column)));
@@ -206,49 +229,12 @@ impl Table {
             }
         }
     }
-
-    /// Returns the object of the next line that is not blank.
-    fn next_object(&mut self) -> Result<Option<Map<String, Value>>> {
-        let Rows::JsonLines { lines, first, line } = &mut self.rows else {
-            return Ok(None);
-        };
-        if let Some(object) = first.take() {
-            return Ok(Some(object));
-        }
-        let mut text = String::new();
-        while text.trim().is_empty() {
-            text.clear();
-            *line += 1;
-            self.line = *line;
-            let read = lines.read_line(&mut text);
-            if read.with_context(|| format!("cannot read {}, line {line}", self.path.display()))?
-                == 0
-            {
-                return Ok(None);
-            }
-        }
-        let object = serde_json::from_str(&text);
-        object.map(Some).with_context(|| {
-            format!(
-                "{}, line {line}: expected one JSON object, such as {{\"item_id\": 7}}",
-                self.path.display()
-            )
-        })
-    }
 }
 
 impl Rows {
-    fn open(path: &Path, layout: Layout) -> Result<Self> {
-        let text = open_compressed(path)?;
-        if layout == Layout::JsonLines {
-            return Ok(Self::JsonLines {
-                lines: text,
-                first: None,
-                line: 0,
-            });
-        }
+    fn separated(path: &Path, layout: Layout) -> Result<Self> {
         // Lines are counted by their ends, so that every row must have one. Rows of another length are said with theirs.
-        let text: Box<dyn Read> = Box::new(text.chain(&b"\n"[..]));
+        let text: Box<dyn Read> = Box::new(open_compressed(path)?.chain(&b"\n"[..]));
         let reader = ReaderBuilder::new()
             .delimiter(if layout == Layout::CommaSeparated {
                 b','
@@ -262,6 +248,14 @@ impl Rows {
             .from_reader(text);
         Ok(Self::Separated(Box::new(reader)))
     }
+}
+
+/// Returns the error of a file without a first line.
+fn without_columns(path: &Path) -> Error {
+    anyhow!(
+        "{}: expected a first line that names the columns, found an empty file",
+        path.display()
+    )
 }
 
 /// Returns the text of a field of an object: of a list, its JSON.

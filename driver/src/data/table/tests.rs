@@ -1,8 +1,82 @@
 //! Tests the reading of tables.
 
-use std::fs;
+use std::{fs, sync::Arc};
+
+use parquet::{
+    basic::{Compression, ZstdLevel},
+    data_type::{ByteArray, ByteArrayType, DoubleType},
+    file::{properties::WriterProperties, writer::SerializedFileWriter},
+    schema::parser::parse_message_type,
+};
 
 use super::*;
+
+/// Three rows: an id, a time that the second lacks, and a list of 2, 0 and 1 codes.
+fn parquet_bytes(compression: Compression) -> Vec<u8> {
+    let schema = "message rows { required binary id (UTF8); optional double at; required group codes (LIST) {
+        repeated group list { required binary element (UTF8); } } }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = WriterProperties::builder().set_compression(compression);
+    let mut file =
+        SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties.build())).unwrap();
+    let texts = |texts: &[&str]| -> Vec<ByteArray> {
+        texts.iter().map(|&text| ByteArray::from(text)).collect()
+    };
+    let mut rows = file.next_row_group().unwrap();
+    let mut column = rows.next_column().unwrap().unwrap();
+    let ids = texts(&["x", "Émma", "7"]);
+    let id = column.typed::<ByteArrayType>();
+    id.write_batch(&ids, None, None).unwrap();
+    column.close().unwrap();
+    let mut column = rows.next_column().unwrap().unwrap();
+    let at = column.typed::<DoubleType>();
+    at.write_batch(&[1.5, 3e9], Some(&[1, 0, 1]), None).unwrap();
+    column.close().unwrap();
+    let mut column = rows.next_column().unwrap().unwrap();
+    let (values, defined) = (texts(&["<a>", "<b>", "<c>"]), [1, 1, 0, 1]);
+    (column.typed::<ByteArrayType>())
+        .write_batch(&values, Some(&defined), Some(&[0, 1, 0, 0]))
+        .unwrap();
+    column.close().unwrap();
+    rows.close().unwrap();
+    file.into_inner().unwrap()
+}
+
+#[test]
+fn parquet_gives_texts_numbers_and_lists_as_json_lines_do() {
+    for compression in [
+        Compression::UNCOMPRESSED,
+        Compression::SNAPPY,
+        Compression::GZIP(Default::default()),
+        Compression::ZSTD(ZstdLevel::default()),
+    ] {
+        let rows = read(&parquet_bytes(compression), Layout::Parquet).unwrap();
+        assert_eq!(
+            rows,
+            [
+                ["id", "at", "codes"],
+                ["x", "1.5", "[\"<a>\",\"<b>\"]"],
+                ["Émma", "", "[]"],
+                ["7", "3000000000.0", "[\"<c>\"]"],
+            ]
+        );
+    }
+}
+
+#[test]
+fn damaged_parquet_is_an_error_that_names_the_file() {
+    let whole = parquet_bytes(Compression::SNAPPY);
+    for damaged in [&b""[..], b"{}", &whole[..whole.len() - 9], &whole[9..]] {
+        let error = format!("{:#}", read(damaged, Layout::Parquet).unwrap_err());
+        assert!(error.contains("as Parquet"), "{error}");
+    }
+    for byte in (0..whole.len()).step_by(3) {
+        let mut damaged = whole.clone();
+        damaged[byte] ^= 0xff;
+        // It may be read, as what is damaged may be a text, but nothing panics.
+        let _ = read(&damaged, Layout::Parquet);
+    }
+}
 
 fn read(bytes: &[u8], layout: Layout) -> Result<Vec<Vec<String>>> {
     let folder = tempfile::tempdir()?;
@@ -46,6 +120,7 @@ fn the_name_of_a_file_tells_its_layout() {
         ("x.tsv.zst", Layout::TabSeparated),
         ("x.jsonl", Layout::JsonLines),
         ("x.inter", Layout::Atomic),
+        ("x.parquet", Layout::Parquet),
     ] {
         assert_eq!(Layout::of(Path::new(name)).unwrap(), expected);
     }

@@ -70,20 +70,24 @@ class DeviceState:
             self._stepped = None
 
 
-class Stream:
-    """PyTorch's current stream of a device, and the memory of one native call."""
+class Memory:
+    """The memory that the launches of one native call need."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self._device = device
         self.kept: list[Tensor] = []
         self._scratch: list[Tensor] = []
-        handle = torch.cuda.current_stream(device).cuda_stream
-        self.native = _native.CudaStream(device.index, handle, self._allocate)
 
-    def _allocate(self, kept: bool, size: int) -> int:
-        memory = torch.empty(size, dtype=torch.uint8, device=self.device)
+    def allocate(self, kept: bool, size: int) -> int:
+        """Returns the address of new memory."""
+        memory = torch.empty(size, dtype=torch.uint8, device=self._device)
         (self.kept if kept else self._scratch).append(memory)
         return memory.data_ptr()
+
+    def stream(self) -> _native.CudaStream:
+        """Returns PyTorch's current stream with this memory. The memory must not own the stream, which owns it."""
+        handle = torch.cuda.current_stream(self._device).cuda_stream
+        return _native.CudaStream(self._device.index, handle, self.allocate)
 
 
 class Forward:
@@ -98,7 +102,7 @@ class Forward:
         issue: Callable[[_native.CudaStream, tuple], _native.CudaDense | _native.CudaLinear],
     ) -> None:
         with torch.cuda.device(device), loss._on_devices.lock:
-            state, stream = loss._on_devices, Stream(device)
+            state, memory = loss._on_devices, Memory(device)
             self.loss = torch.empty(shape if loss.reduction == "none" else (), dtype=torch.float32, device=device)
             # τ, the statistics, and the sum of BEAR's weights.
             self.results = torch.empty(_native.STATISTICS + 2, dtype=torch.float64, device=device)
@@ -107,10 +111,10 @@ class Forward:
             # Without a position no loss is written.
             to = address(self.loss) or address(self.results)
             addresses = (temperature, address(tables), address(previous), to, address(self.results))
-            self._native = issue(stream.native, addresses)
+            self._native = issue(memory.stream(), addresses)
             if temperature is None and loss.adaptive:
                 state.step(self.results[:1])
-        self._kept = [*stream.kept, tables, self.results]
+        self._kept = [*memory.kept, tables, self.results]
 
     @property
     def statistics(self) -> list[float]:
@@ -120,12 +124,12 @@ class Forward:
     def backward(self, upstream: Tensor, inputs: tuple, gradients: int | list[int | None]) -> None:
         """Writes gradients to addresses. The inputs are those of the native pass."""
         with torch.cuda.device(self.results.device):
-            for memory in self._kept:
-                _used_by_current_stream(memory)
+            for kept in self._kept:
+                _used_by_current_stream(kept)
             upstream, results = upstream.to(torch.float32).contiguous(), address(self.results)
-            stream = Stream(self.results.device)
+            stream = Memory(self.results.device).stream()
             # Without a position there is no upstream gradient to be read.
-            self._native.backward(stream.native, inputs, address(upstream) or results, results, gradients)
+            self._native.backward(stream, inputs, address(upstream) or results, results, gradients)
 
 
 def dense(

@@ -1,8 +1,10 @@
 """Runs passes over tensors of the host as if they were on a CUDA device, with the stand-in for NVIDIA's driver."""
 
 import contextlib
+import gc
 import sys
 import types
+import weakref
 
 import torch
 
@@ -16,6 +18,19 @@ torch.cuda.Event = lambda: types.SimpleNamespace(record=lambda: None, wait=lambd
 torch.Tensor.record_stream = lambda tensor, stream: None
 native_stream = _native.CudaStream
 _native.CudaStream = lambda device, handle, allocate: native_stream(0, handle, allocate)
+
+# Memory goes when the last reference to it does, and does not wait for the collector.
+gc.disable()
+memories = []
+make = _cuda.Memory.__init__
+
+
+def made(memory, device):
+    make(memory, device)
+    memories.append(weakref.ref(memory))
+
+
+_cuda.Memory.__init__ = made
 
 trie = TokenTrie.from_sequences([[i % 12, 12 + i % 7, 20 + i // 3, 39] for i in range(30)])
 labels = torch.tensor([[-100, -100, 4, 16, 21, 39]])
@@ -41,6 +56,9 @@ for dtype in (torch.float32, torch.float16, torch.bfloat16):
         _cuda.linear_backward(forward, upstream, inputs, gradients, wanted)
     assert loss.get_extra_state()["step"] == 1
 
+del forward
+assert memories and not any(memory() for memory in memories)
+
 for wrong, part in [(lambda: _cuda.dense(loss, logits[..., :20], rows, shape, None), "39"),
                     (lambda: _cuda.linear(loss, Inputs(hidden, weight[:, :8], None), rows, shape, None, [True, False]), "16"),
                     (lambda: _cuda.linear(loss, Inputs(hidden, weight, bias[:5]), rows, shape, None, [True, False]), "5")]:
@@ -56,7 +74,7 @@ def out_of_memory(*_, **__):
     raise torch.OutOfMemoryError("no memory is left")
 
 
-_cuda.Stream._allocate = out_of_memory
+_cuda.Memory.allocate = out_of_memory
 try:
     _cuda.dense(loss, logits, rows, shape, None)
 except torch.OutOfMemoryError as error:

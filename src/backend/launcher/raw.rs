@@ -7,7 +7,7 @@ use bytemuck::Pod;
 use cudarc::driver::CudaContext;
 use cudarc::driver::sys::CUstream;
 
-use super::Launcher;
+use super::{Launcher, driver_error};
 use crate::backend::launch::{
     self, DevicePtr, Launch, Lifetime, addresses_of_parts, bytes_of_parts,
 };
@@ -17,8 +17,8 @@ use crate::{Error, Result};
 const ALIGNMENT: usize = 256;
 
 impl Launcher {
-    /// Makes a launcher on a stream of another library, in the primary context of the device with this number. The first call
-    /// opens NVIDIA's driver.
+    /// Makes a launcher on a stream of another library, in the primary context of the device with this number, which becomes that of
+    /// the calling thread. The first call opens NVIDIA's driver.
     ///
     /// # Safety
     /// The handle must be of a stream of that context, or that of a default stream, and the stream must outlive the launcher.
@@ -27,6 +27,8 @@ impl Launcher {
     /// The driver's error, if there is no driver or no such device, or the kernels cannot be loaded on this device.
     pub unsafe fn on_stream(device: usize, handle: usize) -> Result<Self> {
         let context = primary_context(device)?;
+        // Copies are issued to the context of the thread, which may have none yet.
+        context.bind_to_thread().map_err(driver_error)?;
         // SAFETY: the caller's promise.
         Self::new(unsafe { context.wrap_borrowed_stream(handle as CUstream) })
     }

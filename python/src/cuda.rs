@@ -190,6 +190,7 @@ impl CudaLinear {
             hidden: of_hidden,
             head: of_head,
             bias,
+            base: None,
             sets: sets_at(snapshot.sets(), DevicePtr::new(pass.1)),
             previous: pass.previous(),
         };

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 TOLERANCE = 1e-4
+DOUBLE_TOLERANCE = 1e-9
 STEPS = 10
+ADDED = 24
 ALL_TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 SIZES = dict(
     vocab_size=320,
@@ -37,11 +39,11 @@ class Checks:
     def __init__(self):
         self.passed = self.failed = 0
 
-    def compare(self, name, ours, theirs):
+    def compare(self, name, ours, theirs, tolerance=TOLERANCE):
         """The largest difference relative to the largest value beside it, along the last dimension."""
         largest = theirs.abs().amax(-1, keepdim=True).clamp_min(1e-30)
         error = ((ours - theirs).abs() / largest).max().item() if ours.shape == theirs.shape else float("inf")
-        passed = error <= TOLERANCE
+        passed = error <= tolerance
         self.passed += passed
         self.failed += not passed
         print(f"{'passed' if passed else 'FAILED'}  {error:8.1e}  {name}", flush=True)
@@ -82,18 +84,22 @@ def make(config, dtype, shard, folder):
 
 
 class Model:
-    """One checkpoint, in transformers and in msl."""
+    """One checkpoint, in transformers and in msl, to which tokens may be added."""
 
-    def __init__(self, checks, tools, name, path, scratch, tokens):
+    def __init__(self, checks, tools, name, path, scratch, tokens, added=0):
         self.checks, self.tools, self.name, self.path = checks, tools, name, path
-        self.scratch, self.tokens = scratch, tokens
+        self.scratch, self.tokens, self.added = scratch, tokens, added
+        scratch.mkdir(exist_ok=True)
         save_file({"tokens": tokens.to(torch.uint32)}, scratch / "tokens.safetensors")
 
     def fresh(self):
-        return beside.load_model(self.path)
+        model = beside.load_model(self.path)
+        if self.added:
+            model.resize_token_embeddings(model.config.vocab_size + self.added)
+        return model
 
-    def compare(self, what, ours, theirs):
-        self.checks.compare(f"{self.name}: {what}", ours, theirs)
+    def compare(self, what, ours, theirs, **more):
+        self.checks.compare(f"{self.name}: {what}", ours, theirs, **more)
 
     def logits(self, model):
         with torch.no_grad():
@@ -110,8 +116,15 @@ class Model:
 
     def check_our_adapter(self, targets):
         folder = self.scratch / "ours"
-        self.tools.run("adapter", self.path, folder, "--targets", ",".join(targets))
-        adapted = peft.PeftModel.from_pretrained(self.fresh(), folder)
+        self.tools.run("adapter", self.path, folder, "--targets", ",".join(targets), "--added", self.added)
+        fresh = self.fresh()
+        if self.added:
+            tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+            codes = torch.tensor([tokenizer("<a_1><a_0>", add_special_tokens=False).input_ids])
+            first = fresh.config.vocab_size - self.added
+            self.compare("codes in our tokenizer", codes.float(), torch.tensor([[first + 1.0, first]]))
+            fresh.resize_token_embeddings(len(tokenizer))
+        adapted = peft.PeftModel.from_pretrained(fresh, folder)
         theirs = self.logits(adapted)
         what = f"our adapter ({', '.join(targets)}) in PEFT"
         self.compare(what, self.our_logits(folder), theirs)
@@ -121,10 +134,10 @@ class Model:
 
     def check_their_adapter(self, targets):
         folder = self.scratch / "theirs"
-        adapted = beside.with_adapter(self.fresh(), targets)
+        adapted = beside.with_adapter(self.fresh(), targets, self.added)
         with torch.no_grad():
             for name, weight in adapted.named_parameters():
-                if "lora_" in name:
+                if "lora_" in name or "trainable_tokens" in name:
                     weight.normal_(0, 0.05)
         adapted.save_pretrained(folder)
         self.compare(f"PEFT's adapter ({', '.join(targets)}) in msl", self.our_logits(folder), self.logits(adapted))
@@ -132,7 +145,7 @@ class Model:
     def check_training(self, loss, learning_rate, responses, dtype):
         """In f64 the weights too: in f32 Adam makes steps of full size out of the rounding of gradients that are next to nothing."""
         start, end = self.scratch / "start", self.scratch / "end"
-        beside.with_adapter(self.fresh(), ["q_proj", "v_proj"]).save_pretrained(start)
+        beside.with_adapter(self.fresh(), ["q_proj", "v_proj"], self.added).save_pretrained(start)
         data = beside.random_batches(responses, STEPS, rows=4, vocabulary=self.tokens.max().item(), prompt=24)
         (self.scratch / "batches.json").write_text(json.dumps(data))
         options = ["--loss", loss, "--temperature", "1.5", "--batch-size", "4", "--clip", "1e9"]
@@ -144,15 +157,19 @@ class Model:
         with beside.in_double(adapted) if double else contextlib.nullcontext():
             theirs = beside.train(adapted, data, loss, 1.5, learning_rate)["losses"]
         what = f"{STEPS} steps of LoRA under {loss} in {'f64' if double else 'f32'}"
-        self.compare(f"{what}, losses", torch.tensor(ours).unsqueeze(1), torch.tensor(theirs).unsqueeze(1))
+        tolerance = DOUBLE_TOLERANCE if double else TOLERANCE
+        ours, theirs = (torch.tensor(losses, dtype=torch.float64).unsqueeze(1) for losses in (ours, theirs))
+        self.compare(f"{what}, losses", ours, theirs, tolerance=tolerance)
         if not double:
             return
         weights = load_file(end / "adapter_model.safetensors")
-        trained = peft.get_peft_model_state_dict(adapted)
+        trained = peft.get_peft_model_state_dict(adapted, save_embedding_layers=False)
         assert weights.keys() == trained.keys()
-        for kind in ["lora_A", "lora_B"]:
+        for kind in ["lora_A", "lora_B"] + ["embed_tokens", "lm_head"] * bool(self.added):
+            if not any(kind in name for name in trained):
+                continue
             flat = lambda tensors: torch.cat([tensors[name].flatten() for name in sorted(tensors) if kind in name])
-            self.compare(f"{what}, all {kind}", flat(weights), flat(trained).detach())
+            self.compare(f"{what}, all {kind}", flat(weights), flat(trained).detach(), tolerance=tolerance)
 
 
 class Tools:
@@ -182,6 +199,20 @@ def check_small(checks, tools, scratch):
         for loss in ["lml", "msl"]:
             for dtype in [torch.float32, torch.float64]:
                 model.check_training(loss, 1e-3, beside.random_responses(60, config.vocab_size), dtype)
+        check_added(model, 1e-3)
+
+
+def check_added(model, learning_rate):
+    """The same model with more tokens, which stand in prompts and responses."""
+    own = transformers.AutoConfig.from_pretrained(model.path).vocab_size
+    tokens = torch.cat([model.tokens[:, :30], torch.randint(own, own + ADDED, (len(model.tokens), 30))], 1)
+    name, scratch = f"{model.name}, {ADDED} added tokens", model.scratch / "added"
+    added = Model(model.checks, model.tools, name, model.path, scratch, tokens, ADDED)
+    added.check_our_adapter(["q_proj", "v_proj"])
+    added.check_their_adapter(ALL_TARGETS)
+    for loss in ["lml", "msl"]:
+        responses = beside.random_codes(60, own, own + ADDED)
+        added.check_training(loss, learning_rate, responses, torch.float64)
 
 
 def check_smollm2(checks, tools, scratch, gguf):
@@ -206,6 +237,7 @@ def check_smollm2(checks, tools, scratch, gguf):
     for loss in ["lml", "msl"]:
         for dtype in [torch.float32, torch.float64]:
             model.check_training(loss, 1e-4, beside.random_responses(60, 2_000), dtype)
+    check_added(model, 1e-4)
 
 
 def main():
@@ -219,7 +251,10 @@ def main():
     checks, tools = Checks(), Tools(arguments.example, arguments.msl)
     versions = [f"{module.__name__} {module.__version__}" for module in (torch, transformers, peft)]
     print(", ".join(versions))
-    print(f"Largest difference, relative to the largest value at its position; at most {TOLERANCE}.\n")
+    print(
+        f"Largest difference, relative to the largest value at its position; at most {TOLERANCE}, and {DOUBLE_TOLERANCE} after "
+        "steps in f64.\n"
+    )
     with tempfile.TemporaryDirectory() as scratch:
         check_small(checks, tools, Path(scratch))
         if arguments.gguf:

@@ -31,9 +31,18 @@ def in_double(adapted):
         yield
 
 
-def with_adapter(model, targets):
-    """New adapters of the paper's sizes."""
-    settings = peft.LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+def with_adapter(model, targets, added=0):
+    """New adapters of the paper's sizes, and the last `added` tokens trained with them."""
+    last = list(range(model.config.vocab_size - added, model.config.vocab_size))
+    tokens = last if model.config.tie_word_embeddings else {"embed_tokens": last, "lm_head": last}
+    settings = peft.LoraConfig(
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+        trainable_token_indices=tokens if added else None,
+    )
     return peft.get_peft_model(model, settings)
 
 
@@ -42,6 +51,13 @@ def random_responses(count, vocabulary):
     generator = torch.Generator().manual_seed(2)
     draw = lambda low, high, size: torch.randint(low, high, (size,), generator=generator).tolist()
     paths = {tuple(draw(1, 6, 2) + draw(6, vocabulary, 3)) + (0,) for _ in range(count)}
+    return [list(path) for path in sorted(paths)]
+
+
+def random_codes(count, first, vocabulary):
+    """Paths of three of the tokens from `first` on, each ended by token 0."""
+    generator = torch.Generator().manual_seed(3)
+    paths = {tuple(torch.randint(first, vocabulary, (3,), generator=generator).tolist()) + (0,) for _ in range(count)}
     return [list(path) for path in sorted(paths)]
 
 

@@ -20,6 +20,7 @@ pub mod host;
 mod labels;
 mod linear;
 mod output;
+pub mod raw;
 pub mod reference;
 mod scores;
 mod temperature;

@@ -52,6 +52,9 @@ enum Task {
         folder: PathBuf,
         #[arg(long, value_delimiter = ',')]
         targets: Vec<String>,
+        /// So many tokens are added to the model.
+        #[arg(long, default_value_t = 0)]
+        added: usize,
     },
     /// Writes batches of the first training rows of a catalogue.
     Batches {
@@ -128,7 +131,7 @@ fn main() -> Result<()> {
             let tokens = safetensors::load(&tokens, &Device::Cpu)?;
             let tokens = tokens.get("tokens").context("there are no tokens")?;
             let hidden = model.hidden(tokens)?;
-            let logits = hidden.broadcast_matmul(&model.head().t()?)?;
+            let logits = model.head()?.logits(&hidden)?;
             safetensors::save(&HashMap::from([("logits", logits)]), &output)?;
             Ok(())
         }
@@ -136,17 +139,26 @@ fn main() -> Result<()> {
             model: path,
             folder,
             targets,
+            added,
         } => {
-            let mut model = open(&path, None)?;
+            let (mut model, tokenizer) =
+                Pretrained::open(&path, None)?.read(Precision::F32, &Device::Cpu)?;
             let settings = LoraSettings {
                 targets,
                 ..LoraSettings::default()
             };
             model.adapt(&settings, 5)?;
+            let codes: Vec<String> = (0..added).map(|code| format!("<a_{code}>")).collect();
+            let (tokenizer, tokens) = tokenizer.with_codes(&codes)?;
+            if !tokens.is_empty() {
+                let rows = model.initial_rows(tokens.clone(), &[])?;
+                model.add_tokens(tokens, rows)?;
+            }
             for (_, weight) in model.parameters() {
                 weight.set(&weight.randn_like(0.0, 0.05)?)?;
             }
             std::fs::create_dir_all(&folder)?;
+            tokenizer.save(&folder.join(pretrained::TOKENIZER_FILE))?;
             adapter::save(&folder, &model, &path)
         }
         Task::Batches {

@@ -78,7 +78,7 @@ fn train_a_little(device: &Device) -> Result<()> {
     let rows = Rows::from_shifted(&trie, &vec![vec![1i64, 3]])?;
     let hidden = model.hidden_in_training(&Tensor::new(&[[2u32, 1]], device)?, &[0])?;
     let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
-    let output = loss.forward((&hidden, model.head()), &rows)?;
+    let output = loss.forward((&hidden, &model.head()?), &rows)?;
     output.loss.backward()?;
     Ok(())
 }

@@ -149,11 +149,10 @@ impl Evaluator<'_> {
         examples: &[&Example],
     ) -> Result<Vec<f64>> {
         let longest = longest_response(examples);
-        let device = model.head().device();
-        let batch = Batch::new(examples, longest, Reading::Chosen, device)?;
+        let batch = Batch::new(examples, longest, Reading::Chosen, model.device())?;
         let hidden = batch.response_hidden(&model.hidden(&batch.tokens)?)?;
         let rows = response_rows(examples, self.trie)?;
-        let output = loss.evaluate((&hidden, model.head()), &rows)?;
+        let output = loss.evaluate((&hidden, &model.head()?), &rows)?;
         let item_nlls = output.loss.to_dtype(DType::F64)?.sum(1)?;
         Ok(item_nlls.to_vec1()?)
     }

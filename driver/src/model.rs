@@ -6,6 +6,7 @@ mod cache;
 mod config;
 pub mod device;
 mod forward;
+mod head;
 mod layer;
 mod linear;
 mod llama;
@@ -18,7 +19,8 @@ mod sizes;
 
 pub use cache::{Cache, Sequence};
 pub use config::{Architecture, EndTokens, LlamaConfig, RopeParameters};
-pub use llama::{EMBEDDING, Llama};
+pub use head::LmHead;
+pub use llama::{AddedRows, EMBEDDING, HEAD, Llama, NamedText, trained_rows_of};
 pub use lora::{LoraSettings, TARGETS, is_end_of};
 pub use parameters::{NamedTensors, Parameters, Weights};
 pub use sizes::ModelSettings;

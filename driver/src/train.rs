@@ -17,15 +17,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail};
 use candle_core::{DType, Tensor, Var};
 use candle_trie::{
-    Convention, FrozenHead, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Statistics,
-    Temperature, TemperatureState, TokenTrie,
+    Convention, LossOutput, MaskedSoftmaxLoss, Reduction, Rows, Statistics, Temperature,
+    TemperatureState, TokenTrie,
 };
 use rand::RngCore;
 
 use crate::{
     data::{batch::Reading, examples::Example},
     exchange::{self, Exchange, share},
-    model::Llama,
+    model::{Llama, LmHead},
     random::{Purpose, random_at},
     train::{
         gradients::Gradients,
@@ -48,7 +48,7 @@ pub struct Trainer<'a> {
     /// A loss over the trie for the statistics that are reported where the loss itself has none.
     observer: MaskedSoftmaxLoss,
     /// The head with its gathered rows, where it is not trained and the trie masks the loss.
-    frozen_head: Option<FrozenHead>,
+    frozen_head: Option<LmHead>,
     optimizer: AdamW,
     workers: Workers,
     reading: Reading,
@@ -66,7 +66,7 @@ impl<'a> Trainer<'a> {
         exchange: &'a dyn Exchange,
     ) -> Result<Self> {
         settings.check()?;
-        let head = model.head();
+        let head = model.head()?;
         let reading = match loss.loss.is_masked() && !settings.read_unary_tail {
             true => Reading::Chosen,
             false => Reading::Whole,
@@ -81,12 +81,12 @@ impl<'a> Trainer<'a> {
             convention: loss.convention(),
             loss,
             observer,
-            frozen_head: match head.track_op() || !kind.is_masked() {
+            frozen_head: match head.is_trained() || !kind.is_masked() {
                 true => None,
-                false => Some(FrozenHead::new(head, trie)?),
+                false => Some(head.frozen(trie)?),
             },
             optimizer: AdamW::new(model.parameters(), settings.weight_decay)?,
-            workers: Workers::new(head.device())?,
+            workers: Workers::new(model.device())?,
             reading,
             exchange,
         })
@@ -198,7 +198,7 @@ impl<'a> Trainer<'a> {
 
     /// Returns what to try where numbers are not finite.
     fn advice(&self) -> &'static str {
-        match (self.model.head().dtype(), self.optimizer.steps()) {
+        match (self.model.dtype(), self.optimizer.steps()) {
             (DType::F16, 0) => {
                 "nothing was learned yet, so that the model itself leaves the range of f16, which ends at 65504: try \
                  --dtype bf16 or --dtype f32"
@@ -221,7 +221,7 @@ impl<'a> Trainer<'a> {
         let seeded = examples.iter().map(|&example| (example, random.next_u64()));
         let seeded: Vec<(&Example, u64)> = seeded.collect();
         let own: Vec<(&Example, u64)> = share(self.exchange, &seeded).copied().collect();
-        let device = self.model.head().device();
+        let device = self.model.device();
         own.chunks(self.settings.micro_batch_size())
             .map(|examples| {
                 let shard_size = shard_size(self.settings.micro_batch_size(), device);
@@ -246,7 +246,7 @@ impl<'a> Trainer<'a> {
     /// Returns the factor of the loss before it is differentiated. In f16 the gradient of a mean over many rows
     /// underflows, and that of about their sum does not.
     fn gradient_scale(&self, rows: usize) -> f64 {
-        match self.model.head().dtype() {
+        match self.model.dtype() {
             DType::F16 => rows.next_power_of_two() as f64,
             _ => 1.0,
         }
@@ -275,7 +275,7 @@ impl<'a> Trainer<'a> {
         }
         let statistics = output.read_statistics()?;
         let observed = match statistics.rows() {
-            0 => (self.observer).statistics((&joined, self.head()), &piece.rows)?,
+            0 => (self.observer).statistics((&joined, &self.head()?), &piece.rows)?,
             _ => statistics,
         };
         let mut piece_gradients = (&output.loss * gradients.scale())?.backward()?;
@@ -340,16 +340,16 @@ impl<'a> Trainer<'a> {
             false => Some(self.loss.temperature()?.value()),
         };
         if self.settings.dense {
-            let logits = logits(hidden, self.model.head())?;
+            let logits = self.model.head()?.logits(hidden)?;
             return Ok(match given {
                 None => self.loss.forward(&logits, rows)?,
                 Some(temperature) => self.loss.forward_at(&logits, rows, temperature)?,
             });
         }
-        let head = head(&self.frozen_head, self.model);
+        let head = self.head()?;
         Ok(match given {
-            None => self.loss.forward((hidden, head), rows)?,
-            Some(temperature) => self.loss.forward_at((hidden, head), rows, temperature)?,
+            None => self.loss.forward((hidden, &head), rows)?,
+            Some(temperature) => self.loss.forward_at((hidden, &head), rows, temperature)?,
         })
     }
 
@@ -359,10 +359,10 @@ impl<'a> Trainer<'a> {
             return Ok(Statistics::default());
         }
         if self.settings.dense {
-            let logits = logits(hidden, self.model.head())?;
+            let logits = self.model.head()?.logits(hidden)?;
             return Ok(self.loss.statistics(&logits, rows)?);
         }
-        Ok((self.loss).statistics((hidden, self.head()), rows)?)
+        Ok((self.loss).statistics((hidden, &self.head()?), rows)?)
     }
 
     /// Moves the temperature by the statistics of all ranks, of which these are this one's.
@@ -376,22 +376,11 @@ impl<'a> Trainer<'a> {
         Ok(())
     }
 
-    fn head(&self) -> Head<'_> {
-        head(&self.frozen_head, self.model)
+    /// Returns the head as the losses take it.
+    fn head(&self) -> Result<LmHead> {
+        match &self.frozen_head {
+            Some(frozen) => Ok(frozen.clone()),
+            None => self.model.head(),
+        }
     }
-}
-
-/// Returns the head as the losses take it.
-fn head<'h>(frozen: &'h Option<FrozenHead>, model: &'h Llama) -> Head<'h> {
-    match frozen {
-        Some(frozen) => frozen.into(),
-        None => model.head().into(),
-    }
-}
-
-/// Returns the logits `[rows, labels, vocabulary]` of hidden states.
-fn logits(hidden: &Tensor, head: &Tensor) -> Result<Tensor> {
-    let (rows, labels, width) = hidden.dims3()?;
-    let logits = hidden.reshape((rows * labels, width))?.matmul(&head.t()?)?;
-    Ok(logits.reshape((rows, labels, head.dim(0)?))?)
 }

@@ -1,7 +1,7 @@
 //! The models' gradients against finite differences, and their decoding against their forward pass.
 
 use candle_core::{DType, Device, Tensor};
-use msl::model::{Llama, LlamaConfig, LoraSettings, RopeParameters, TARGETS};
+use msl::model::{AddedRows, Llama, LlamaConfig, LoraSettings, NamedText, RopeParameters, TARGETS};
 
 const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
@@ -59,6 +59,22 @@ fn adapted(architecture: &str, dropout: f64, targets: &[&str]) -> Llama {
     model
 }
 
+/// An adapted model whose last tokens, from this one on, are added to the others.
+fn with_added_tokens(architecture: &str, first: usize) -> Llama {
+    let mut model = adapted(architecture, 0.0, &["q_proj", "v_proj"]);
+    let added = 11 - first;
+    let rows = |from: f64| {
+        let rows = Tensor::zeros((added, 8), DType::F64, &Device::Cpu).unwrap();
+        (wave(&rows, 0.5) + from).unwrap()
+    };
+    let rows = AddedRows {
+        embedding: rows(0.1),
+        head: (architecture == "qwen2").then(|| rows(-0.2)),
+    };
+    model.add_tokens(first..11, rows).unwrap();
+    model
+}
+
 fn tokens() -> Tensor {
     Tensor::new(&[[1u32, 4, 9, 2, 7], [3, 3, 10, 5, 8]], &Device::Cpu).unwrap()
 }
@@ -67,7 +83,7 @@ fn tokens() -> Tensor {
 fn objective(model: &Llama) -> Tensor {
     let hidden = model.hidden_in_training(&tokens(), &[77, 78]).unwrap();
     let hidden = hidden.flatten_to(1).unwrap();
-    let logits = hidden.matmul(&model.head().t().unwrap()).unwrap();
+    let logits = model.head().unwrap().logits(&hidden).unwrap();
     (logits.tanh().unwrap() * wave(&logits, 1.0))
         .unwrap()
         .sum_all()
@@ -107,15 +123,97 @@ fn every_adapter_has_its_true_gradient() {
 }
 
 #[test]
+fn rows_of_added_tokens_have_their_true_gradient_tied_and_untied() {
+    for architecture in ARCHITECTURES {
+        let model = with_added_tokens(architecture, 7);
+        let rows = if architecture == "qwen2" { 2 } else { 1 };
+        let names: Vec<&String> = (model.parameters().iter())
+            .map(|(name, _)| name)
+            .filter(|name| name.ends_with("token_adapter.trainable_tokens_delta"))
+            .collect();
+        assert_eq!(names.len(), rows, "{architecture}: {names:?}");
+        assert_eq!(model.parameters().len(), 2 * 2 * 2 + rows);
+        assert_true_gradients(&model, &format!("{architecture} with added tokens"));
+    }
+}
+
+#[test]
 fn nothing_frozen_gets_a_gradient() {
     for architecture in ARCHITECTURES {
-        let model = adapted(architecture, 0.0, &["q_proj", "v_proj"]);
-        let hidden = model.hidden_in_training(&tokens(), &[77, 78]).unwrap();
-        let gradients = hidden.sum_all().unwrap().backward().unwrap();
-        // The store also keeps what was given to a tensor that nothing trained leads to.
-        assert_eq!(gradients.get_ids().count(), model.parameters().len());
-        for (name, weight) in model.parameters() {
-            assert!(gradients.get(weight).is_some(), "{name}");
+        for (model, untouched) in [
+            (adapted(architecture, 0.0, &["q_proj", "v_proj"]), 0),
+            // Rows of an untied head have no part in the hidden states.
+            (
+                with_added_tokens(architecture, 7),
+                usize::from(architecture == "qwen2"),
+            ),
+        ] {
+            let hidden = model.hidden_in_training(&tokens(), &[77, 78]).unwrap();
+            let gradients = hidden.sum_all().unwrap().backward().unwrap();
+            // The store also keeps what was given to a tensor that nothing trained leads to.
+            let trained = model.parameters().len() - untouched;
+            assert_eq!(gradients.get_ids().count(), trained);
+            for (name, weight) in &model.parameters()[..trained] {
+                assert!(gradients.get(weight).is_some(), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tokens_are_added_where_they_fit_and_refused_with_numbers_elsewhere() {
+    let rows = |tokens: usize, head: bool| {
+        let rows = Tensor::zeros((tokens, 8), DType::F64, &Device::Cpu).unwrap();
+        AddedRows {
+            embedding: rows.clone(),
+            head: head.then_some(rows),
+        }
+    };
+    for (tokens, rows, expected) in [
+        (0..3, rows(3, false), "tokens are added from 0 on"),
+        (12..14, rows(2, false), "from 12 on, and the model has 11"),
+        (9..12, rows(2, false), "the shape [2, 8], expected [3, 8]"),
+        (11..11, rows(0, false), "the rows of 0 added tokens"),
+        (9..12, rows(3, true), "and nowhere else"),
+    ] {
+        let mut model = adapted("llama", 0.0, &["q_proj"]);
+        let refused = model.add_tokens(tokens, rows).unwrap_err().to_string();
+        assert!(refused.contains(expected), "{refused}");
+    }
+    let mut twice = with_added_tokens("llama", 7);
+    assert!(twice.add_tokens(11..12, rows(1, false)).is_err());
+    assert!(twice.adapt(&LoraSettings::default(), 1).is_err());
+    assert!(model("llama").add_tokens(11..12, rows(1, false)).is_err());
+}
+
+#[test]
+fn rows_of_added_tokens_begin_as_the_mean_of_the_texts_that_they_stand_for_or_of_all_tokens() {
+    for architecture in ["llama", "qwen2"] {
+        let model = adapted(architecture, 0.0, &["q_proj"]);
+        let text = |text: &[u32], added: &[u32]| NamedText {
+            text: text.to_vec(),
+            added: added.to_vec(),
+        };
+        let texts = [text(&[1, 2], &[0, 1]), text(&[3], &[1]), text(&[], &[2])];
+        let rows = model.initial_rows(10..13, &texts).unwrap();
+        let own = model.own_rows(10).unwrap();
+        let mean = |weight: &Tensor, tokens: &[u32]| {
+            let tokens = Tensor::new(tokens, &Device::Cpu).unwrap();
+            weight.index_select(&tokens, 0).unwrap().mean(0).unwrap()
+        };
+        assert_eq!(rows.head.is_some(), architecture == "qwen2");
+        let of_head = rows.head.iter().zip(&own.head);
+        for (rows, own) in of_head.chain([(&rows.embedding, &own.embedding)]) {
+            assert_eq!(rows.dims(), [3, 8]);
+            let first = mean(own, &[1, 2]);
+            let second = ((&first + mean(own, &[3])).unwrap() / 2.0).unwrap();
+            let all: Vec<u32> = (0..10).collect();
+            for (row, expected) in [first, second, mean(own, &all)].iter().enumerate() {
+                assert!(
+                    difference(&rows.get(row).unwrap(), expected) < 1e-6,
+                    "{row}"
+                );
+            }
         }
     }
 }
@@ -171,6 +269,7 @@ fn decoding_gives_the_hidden_states_of_the_forward_pass() {
     for architecture in ARCHITECTURES {
         assert_decoding_agrees(&model(architecture));
         assert_decoding_agrees(&adapted(architecture, 0.3, &TARGETS));
+        assert_decoding_agrees(&with_added_tokens(architecture, 7));
     }
 }
 
@@ -254,23 +353,27 @@ fn prompts_that_begin_alike_are_read_and_continued_as_each_alone() {
 #[test]
 fn a_merged_model_is_the_adapted_one() {
     for architecture in ARCHITECTURES {
-        let mut adapted = adapted(architecture, 0.3, &TARGETS);
-        let merged = model(architecture);
-        let weights = adapted.merged_weights().unwrap();
-        assert_eq!(weights.len(), merged.parameters().len());
-        for ((name, weight), (_, value)) in merged.parameters().iter().zip(&weights) {
-            assert_eq!(weight.dims(), value.dims(), "{name}");
-            weight.set(value).unwrap();
-        }
-        let (a, b) = (
-            adapted.hidden(&tokens()).unwrap(),
-            merged.hidden(&tokens()).unwrap(),
-        );
-        assert!(difference(&a, &b) < 1e-12, "{architecture}");
-        let plain = model(architecture).hidden(&tokens()).unwrap();
-        assert!(
-            difference(&a, &plain) > 1e-3,
-            "{architecture}: the adapters change nothing"
-        );
+        assert_merged_is_the_same(architecture, adapted(architecture, 0.3, &TARGETS));
+        assert_merged_is_the_same(architecture, with_added_tokens(architecture, 7));
     }
+}
+
+fn assert_merged_is_the_same(architecture: &str, mut adapted: Llama) {
+    let merged = model(architecture);
+    let weights = adapted.merged_weights().unwrap();
+    assert_eq!(weights.len(), merged.parameters().len());
+    for ((name, weight), (_, value)) in merged.parameters().iter().zip(&weights) {
+        assert_eq!(weight.dims(), value.dims(), "{name}");
+        weight.set(value).unwrap();
+    }
+    let (a, b) = (
+        adapted.hidden(&tokens()).unwrap(),
+        merged.hidden(&tokens()).unwrap(),
+    );
+    assert!(difference(&a, &b) < 1e-12, "{architecture}");
+    let plain = model(architecture).hidden(&tokens()).unwrap();
+    assert!(
+        difference(&a, &plain) > 1e-3,
+        "{architecture}: the adapters change nothing"
+    );
 }

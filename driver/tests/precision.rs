@@ -105,11 +105,11 @@ fn wide(tensor: &Tensor) -> Tensor {
 
 /// Logits of all tokens, with products as the model's type has them.
 fn logits(model: &Llama) -> Tensor {
-    let tokens = tokens(model.head().device());
+    let tokens = tokens(model.device());
     let hidden = model.hidden_in_training(&tokens, &[0]).unwrap();
     let hidden = hidden.flatten_to(1).unwrap();
-    assert_eq!(hidden.dtype(), model.head().dtype());
-    hidden.matmul(&model.head().t().unwrap()).unwrap()
+    assert_eq!(hidden.dtype(), model.dtype());
+    model.head().unwrap().logits(&hidden).unwrap()
 }
 
 fn norm(tensor: &Tensor) -> f64 {
@@ -168,7 +168,7 @@ fn adapters_get_the_gradients_of_f32_within_a_few_roundings_and_in_f32() {
 #[test]
 fn decoding_is_as_close_to_f32_as_the_forward_pass() {
     let last_token = |model: &Llama| {
-        let hidden = model.hidden(&tokens(model.head().device())).unwrap();
+        let hidden = model.hidden(&tokens(model.device())).unwrap();
         hidden.narrow(1, 23, 1).unwrap().squeeze(1).unwrap()
     };
     for architecture in ARCHITECTURES {

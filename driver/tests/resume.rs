@@ -66,6 +66,9 @@ fn train_adapters(data: &Path, output: &Path) -> Command {
     let options = "--validation 12 --epochs 2 --batch-size 8 --save-every 5 --prompt titles --scope branching \
                    --learning-rate 1e-2 --lora-dropout 0.2 --dtype bf16";
     command.args(options.split_whitespace());
+    if data.join("world.index.json").exists() {
+        command.args(["--identifier", "codes-title"]);
+    }
     command
 }
 
@@ -175,6 +178,32 @@ fn a_run_that_is_killed_at_random_steps_ends_with_the_bits_of_one_that_is_not() 
 #[test]
 fn adapters_with_dropout_end_with_the_same_bits_after_a_kill() {
     let data = data();
+    assert_kills_of_adapters_change_nothing(&data);
+}
+
+#[test]
+fn added_tokens_end_with_the_same_bits_after_a_kill() {
+    let data = data();
+    let world = World::new(3, ROWS, 1).unwrap();
+    let index: BTreeMap<&str, [String; 2]> = (world.catalogue.items().iter().enumerate())
+        .map(|(number, item)| {
+            let codes = [
+                format!("<a_{}>", number % 13),
+                format!("<b_{}>", number / 13),
+            ];
+            (item.id.as_str(), codes)
+        })
+        .collect();
+    let index = serde_json::to_string(&index).unwrap();
+    fs::write(data.path().join("world.index.json"), index).unwrap();
+    let trained = assert_kills_of_adapters_change_nothing(&data);
+    let rows = "model.embed_tokens.token_adapter.trainable_tokens_delta.first_moment";
+    let moments = candle_core::safetensors::load(trained, &Device::Cpu).unwrap();
+    assert_eq!(moments[rows].dims()[1], 16);
+}
+
+/// Returns the file of the moments of a training that was not killed.
+fn assert_kills_of_adapters_change_nothing(data: &tempfile::TempDir) -> PathBuf {
     write_pretrained_model(&data.path().join("base"));
     let runs = tempfile::tempdir().unwrap();
     let whole = runs.path().join("whole");
@@ -200,6 +229,10 @@ fn adapters_with_dropout_end_with_the_same_bits_after_a_kill() {
         assert!(resume(&killed).status().unwrap().success());
         assert_same(&killed, &whole);
     }
+    let moments = data.path().join("moments");
+    let checkpoint = whole.join(format!("checkpoint-{steps}"));
+    fs::rename(checkpoint.join("optimizer.safetensors"), &moments).unwrap();
+    moments
 }
 
 #[cfg(unix)]

@@ -169,8 +169,7 @@ impl Demo {
 
 /// Copies a model, so that it can be trained on its own.
 fn copy(model: &Llama, seed: u64) -> Result<Llama> {
-    let head = model.head();
-    let copy = Llama::random(model.config().clone(), seed, head.dtype(), head.device())?;
+    let copy = Llama::random(model.config().clone(), seed, model.dtype(), model.device())?;
     for ((_, to), (_, from)) in copy.parameters().iter().zip(model.parameters()) {
         to.set(from.as_tensor())?;
     }

@@ -50,7 +50,14 @@ pub fn inspect(arguments: &InspectArguments) -> Result<()> {
     let dataset = Dataset::read(&data, 0)?;
     let catalogue = &dataset.catalogue;
     let tokenizer = match &arguments.pretrained {
-        Some(model) => Pretrained::open(model, arguments.tokenizer.end_token.as_deref())?.tokenizer,
+        Some(model) => {
+            let end_token = arguments.tokenizer.end_token.as_deref();
+            let tokenizer = Pretrained::open(model, end_token)?.tokenizer;
+            match catalogue.semantic_ids() {
+                Some(codes) => tokenizer.with_codes(codes.codes())?.0,
+                None => tokenizer,
+            }
+        }
         None => arguments.tokenizer.open(catalogue, prompt)?,
     };
     let responses = Responses::open(catalogue, &tokenizer, None)?;

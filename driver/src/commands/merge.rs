@@ -50,9 +50,14 @@ pub fn merge(arguments: &MergeArguments) -> Result<()> {
             (checkpoint.model, checkpoint.tokenizer)
         }
         Source::Adapters { base, .. } => {
-            let (mut model, tokenizer) = Pretrained::open(base, arguments.end_token.as_deref())?
-                .read(Precision::F32, &place.device)?;
+            let end_token = arguments.end_token.as_deref();
+            let (mut model, tokenizer) =
+                Pretrained::open(base, end_token)?.read(Precision::F32, &place.device)?;
             adapter::load(&arguments.adapter, &mut model)?;
+            let tokenizer = match model.added_tokens() {
+                Some(tokens) => adapter::tokenizer(&arguments.adapter, &tokenizer, &tokens)?,
+                None => tokenizer,
+            };
             (model, tokenizer)
         }
     };

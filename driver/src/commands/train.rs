@@ -7,9 +7,8 @@ use serde::Serialize;
 use crate::{
     commands::arguments::{ResumeArguments, TrainArguments},
     console::{print, print_json, table},
-    data::{examples::titles, tokenizer::TextTokenizer},
+    data::examples::titles,
     exchange::Exchange,
-    model::{Llama, pretrained::Pretrained},
     run::{
         checkpoint::{self, Best, TrainingState},
         folder::RunFolder,
@@ -48,7 +47,7 @@ pub fn train(arguments: &TrainArguments, device: &Device, exchange: &dyn Exchang
     };
     let rows = RunRows::read(&settings)?;
     let (model, tokenizer) = match &settings.pretrained {
-        Some(base) => adapted_model(&settings, base, device)?,
+        Some(base) => rows.adapted_model(&settings, base, device)?,
         None => rows.new_model(&settings, device)?,
     };
     settings.tokenizer.end_token = tokenizer.end_text();
@@ -134,7 +133,7 @@ pub fn resume(arguments: &ResumeArguments, device: &Device, exchange: &dyn Excha
     check_same(exchange, &rows.hash())?;
     let mut trainer = rows.trainer(&model, settings, exchange)?;
     let folder = run.checkpoint_path(state.step);
-    let moments = checkpoint::load_moments(&folder, model.head().device())?;
+    let moments = checkpoint::load_moments(&folder, model.device())?;
     trainer
         .restore(state.step, moments, state.temperature)
         .with_context(|| folder.display().to_string())?;
@@ -173,18 +172,6 @@ fn check_same(exchange: &dyn Exchange, rows: &str) -> Result<()> {
         other.unwrap_or_default()
     );
     Ok(())
-}
-
-/// Opens a pretrained model and gives it new adapters.
-fn adapted_model(
-    settings: &RunSettings,
-    base: &Path,
-    device: &Device,
-) -> Result<(Llama, TextTokenizer)> {
-    let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
-    let (mut model, tokenizer) = pretrained.read(settings.precision, device)?;
-    model.adapt(&settings.adapter, settings.training.seed)?;
-    Ok((model, tokenizer))
 }
 
 /// Makes a path absolute, so that a run can be resumed from any folder.

@@ -144,8 +144,8 @@ impl SemanticIds {
             .collect();
         ensure!(
             missing.is_empty(),
-            "the tokenizer has no token for {} of the {} codes: {}. Train from scratch, without --model; or give a model \
-             whose tokenizer has them; or take --identifier title",
+            "the tokenizer has no token for {} of the {} codes: {}. Give a tokenizer to which \
+             they were added, as msl train does; or take --identifier title",
             missing.len(),
             self.codes.len(),
             first_of(&missing)

@@ -4,15 +4,13 @@ use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Tensor;
-use candle_trie::{
-    BeamSearch, ExactSearch, Expansion, FrozenHead, Normalisation, SearchResult, TokenTrie,
-};
+use candle_trie::{BeamSearch, ExactSearch, Expansion, Normalisation, SearchResult, TokenTrie};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     console::{finite, positive},
-    model::{Cache, Llama, Sequence},
+    model::{Cache, Llama, LmHead, Sequence},
     train::workers::Workers,
 };
 
@@ -99,7 +97,7 @@ impl SearchSettings {
 pub struct Searcher<'a> {
     trie: &'a TokenTrie,
     model: &'a Llama,
-    head: FrozenHead,
+    head: LmHead,
     settings: SearchSettings,
     temperature: f64,
     workers: Workers,
@@ -126,10 +124,10 @@ impl<'a> Searcher<'a> {
         Ok(Self {
             trie,
             model,
-            head: FrozenHead::new(model.head(), trie)?,
+            head: model.head()?.frozen(trie)?,
             settings,
             temperature,
-            workers: Workers::new(model.head().device())?,
+            workers: Workers::new(model.device())?,
         })
     }
 

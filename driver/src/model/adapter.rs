@@ -1,9 +1,11 @@
 //! Saves and loads adapters in PEFT's format.
 
+mod added_tokens;
 mod config;
 
 use std::{
     collections::HashMap,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -11,11 +13,15 @@ use anyhow::{Context, Result, bail, ensure};
 use candle_core::{Device, Tensor, safetensors};
 
 use crate::{
-    io::json::write_json,
+    data::tokenizer::TextTokenizer,
+    io::json::{read_json, write_json},
     model::{
-        Llama, Weights,
+        Llama, LlamaConfig, Weights,
         precision::Precision,
-        pretrained::{Pretrained, SafetensorsWeights, model_name},
+        pretrained::{
+            CONFIG_FILE as MODEL_CONFIG_FILE, Pretrained, SafetensorsWeights, TOKENIZER_FILE,
+            model_name,
+        },
     },
 };
 
@@ -38,7 +44,12 @@ pub fn save(folder: &Path, model: &Llama, base: &Path) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))?;
     write_json(
         &folder.join(CONFIG_FILE),
-        &AdapterConfig::new(settings, base),
+        &AdapterConfig::new(
+            settings,
+            model.added_tokens(),
+            model.config().tie_word_embeddings,
+            base,
+        ),
     )
 }
 
@@ -54,9 +65,38 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
     let settings = config
         .settings(&model.linear_paths())
         .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
+    let added = (config.added_tokens())
+        .and_then(|added| match added {
+            Some(tokens) => check_behind(&tokens, folder, model).map(|()| Some(tokens)),
+            None => Ok(None),
+        })
+        .with_context(|| folder.join(CONFIG_FILE).display().to_string())?;
     (model.adapt(&settings, 0))
         .and_then(|()| set(model, &mut weights))
+        .and_then(|()| match added {
+            Some(tokens) => added_tokens::load(model, tokens, &mut weights),
+            None => Ok(()),
+        })
+        .and_then(|()| check_nothing_left(&weights))
         .with_context(|| path.display().to_string())
+}
+
+/// Refuses trained rows of tokens that a model has already. Models may have rows that no token uses: then the last token
+/// that was added is that of the configuration beside the adapters.
+fn check_behind(tokens: &Range<usize>, folder: &Path, model: &Llama) -> Result<()> {
+    let rows = model.config().vocab_size;
+    let ends_there = || -> Result<bool> {
+        let path = folder.join(MODEL_CONFIG_FILE);
+        Ok(path.is_file() && read_json::<LlamaConfig>(&path)?.vocab_size == tokens.end)
+    };
+    ensure!(
+        tokens.end >= rows || ends_there()?,
+        "trainable_token_indices has the tokens {} to {} of the {rows} that the model has: expected those that were added \
+         behind them",
+        tokens.start,
+        tokens.end - 1
+    );
+    Ok(())
 }
 
 /// Refuses a rank that the file's tensors do not have, before memory is taken for it.
@@ -73,6 +113,31 @@ fn check_rank(config: &AdapterConfig, weights: &SafetensorsWeights) -> Result<()
 }
 
 const DOWN: &str = ".lora_A.weight";
+
+/// Reads the tokenizer of a folder whose adapters have rows for `tokens`, which were added to those of the model's `own`.
+pub fn tokenizer(
+    folder: &Path,
+    own: &TextTokenizer,
+    tokens: &Range<usize>,
+) -> Result<TextTokenizer> {
+    let path = folder.join(TOKENIZER_FILE);
+    ensure!(
+        path.is_file(),
+        "the adapters of {} have rows for {} tokens that were added to the model, and there is no {TOKENIZER_FILE} beside \
+         them: save the tokenizer there",
+        folder.display(),
+        tokens.len()
+    );
+    let tokenizer = TextTokenizer::load_for(&path, own.end_text().as_deref(), None)?;
+    ensure!(
+        tokenizer.vocabulary() <= tokens.end,
+        "{} has {} tokens, and the adapters of its folder make {} of them",
+        path.display(),
+        tokenizer.vocabulary(),
+        tokens.end
+    );
+    tokenizer.for_rows(tokens.end)
+}
 
 /// Returns the path of the model that a folder's adapters belong to, by their `adapter_config.json`.
 pub fn base(folder: &Path) -> Result<PathBuf> {
@@ -103,6 +168,7 @@ pub fn load_onto(
     Ok(model)
 }
 
+/// Sets the adapters of a model.
 fn set(model: &Llama, weights: &mut SafetensorsWeights) -> Result<()> {
     for (name, weight) in model.parameters() {
         let Some(tensor) = weights.take(name)? else {
@@ -117,6 +183,10 @@ fn set(model: &Llama, weights: &mut SafetensorsWeights) -> Result<()> {
         let tensor = tensor.to_dtype(weight.dtype())?;
         weight.set(&tensor.to_device(weight.device())?)?;
     }
+    Ok(())
+}
+
+fn check_nothing_left(weights: &SafetensorsWeights) -> Result<()> {
     if let Some(name) = weights.left().iter().min() {
         bail!("the model and {CONFIG_FILE} have no place for the tensor {name}");
     }

@@ -1,5 +1,7 @@
 //! The whole model.
 
+mod new_tokens;
+
 use std::{path::Path, sync::Arc};
 
 use anyhow::{Context, Result, ensure};
@@ -9,29 +11,34 @@ use super::{
     Cache, LlamaConfig, Parameters,
     cache::{LayerCache, Sequence},
     forward::Sequences,
+    head::LmHead,
     layer::Layer,
     lora::{Adapter, LoraSettings},
     norm::Norm,
     parameters::{NamedTensors, NamedVariables, Weights, cast},
 };
 use crate::{
-    ops::KeysValues,
+    ops::{self, KeysValues},
     random::{Purpose, random},
 };
+
+pub use new_tokens::{AddedRows, NamedText, trained_rows_of};
 
 /// A Llama-style model: RMSNorm, rotary positions, grouped-query attention and gated feed-forward blocks.
 pub struct Llama {
     config: LlamaConfig,
-    /// `[vocabulary, hidden]`.
+    /// `[own tokens, hidden]`.
     embedding: Tensor,
     /// Radians by which each pair of a head's elements turns from one position to the next.
     frequencies: Vec<f64>,
     layers: Vec<Layer>,
     /// The norm behind the last layer.
     norm: Norm,
-    /// `[vocabulary, hidden]`; `None` where the embedding is the head.
+    /// `[own tokens, hidden]`; `None` where the embedding is the head.
     head: Option<Tensor>,
-    /// All weights, without adapters.
+    /// The rows of tokens that were added to the own ones.
+    added: Option<AddedRows<Var>>,
+    /// All weights, without adapters and added tokens.
     weights: NamedTensors,
     /// The type in which each of the weights was stored.
     stored: Vec<DType>,
@@ -103,6 +110,7 @@ impl Llama {
             layers,
             norm,
             head,
+            added: None,
             weights: kept.weights,
             stored: kept.stored,
             parameters: kept.trained,
@@ -114,6 +122,10 @@ impl Llama {
     /// adapter changes no result.
     pub fn adapt(&mut self, settings: &LoraSettings, seed: u64) -> Result<()> {
         settings.check()?;
+        ensure!(
+            self.added.is_none(),
+            "a model gets its adapters before tokens are added to it"
+        );
         self.adapters = Some(settings.clone());
         let mut random = random(seed, Purpose::Weights);
         self.embedding = self.embedding.detach();
@@ -138,7 +150,8 @@ impl Llama {
         Ok(())
     }
 
-    /// Returns all weights under Hugging Face's names, with each adapter added to the weight that it stands beside.
+    /// Returns all weights under Hugging Face's names, with each adapter added to the weight that it stands beside, and
+    /// the rows of added tokens behind those of the own ones.
     pub fn merged_weights(&mut self) -> Result<NamedTensors> {
         let mut merged = self.weights.clone();
         for (index, layer) in self.layers.iter_mut().enumerate() {
@@ -148,6 +161,9 @@ impl Llama {
                     *weight = linear.merged_weight()?;
                 }
             }
+        }
+        for (name, weight) in &mut merged {
+            *weight = self.with_added_rows(name, weight)?;
         }
         Ok(merged)
     }
@@ -174,7 +190,7 @@ impl Llama {
             .collect()
     }
 
-    /// Writes the weights under Hugging Face's names, without adapters.
+    /// Writes the weights under Hugging Face's names, without adapters and added tokens.
     pub fn save(&self, path: &Path) -> Result<()> {
         let tensors = self.weights.iter().cloned().collect();
         safetensors::save(&tensors, path)
@@ -191,14 +207,27 @@ impl Llama {
         self.adapters.as_ref()
     }
 
-    /// Returns what is trained, with its names: all weights, or the adapters.
+    /// Returns what is trained, with its names: all weights, or the adapters and the rows of added tokens.
     pub fn parameters(&self) -> &[(String, Var)] {
         &self.parameters
     }
 
-    /// Returns the head `[vocabulary, hidden]`.
-    pub fn head(&self) -> &Tensor {
-        self.head.as_ref().unwrap_or(&self.embedding)
+    /// Returns the head `[vocabulary, hidden]` as it is now. Where rows of added tokens are in another type than the rest,
+    /// later steps of an optimizer do not change what was returned.
+    pub fn head(&self) -> Result<LmHead> {
+        let own = self.head.as_ref().unwrap_or(&self.embedding);
+        let added = (self.added.as_ref()).map(|rows| rows.head.as_ref().unwrap_or(&rows.embedding));
+        LmHead::new(own, added.map(Var::as_tensor))
+    }
+
+    /// Returns the type in which the model computes.
+    pub fn dtype(&self) -> DType {
+        self.embedding.dtype()
+    }
+
+    /// Returns the device that the model is on.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
     }
 
     /// Computes hidden states `[batch, tokens, hidden]` of whole sequences `tokens [batch, tokens]`, without a gradient: no
@@ -290,7 +319,7 @@ impl Llama {
             last.push(tokens.len() as u32 - 1);
             tokens.resize((row + 1) * longest, 0);
         }
-        let device = self.embedding.device();
+        let device = self.device();
         let tokens = Tensor::from_vec(tokens, (sequences.len(), longest), device)?;
         let past = match beginning.first() {
             Some(layer) => layer.keys.dim(1)?,
@@ -326,7 +355,7 @@ impl Llama {
             sequences.len()
         );
         let step = cache.append(sequences, tokens, &self.frequencies, &self.embedding)?;
-        let device = self.embedding.device();
+        let device = self.device();
         let mut x = self.embed(&Tensor::new(tokens.concat(), device)?.unsqueeze(1)?)?;
         for (layer, cached) in self.layers.iter().zip(&mut cache.layers) {
             x = layer.decode(&x, cached, &step)?.detach();
@@ -343,15 +372,19 @@ impl Llama {
     /// Looks up the embeddings `[batch, tokens, hidden]` of `tokens [batch, tokens]`.
     fn embed(&self, tokens: &Tensor) -> candle_core::Result<Tensor> {
         let (batch, length) = tokens.dims2()?;
-        self.embedding
-            .index_select(&tokens.flatten_all()?, 0)?
-            .reshape((batch, length, self.config.hidden_size))
+        let tokens = tokens.flatten_all()?;
+        let rows = match &self.added {
+            None => self.embedding.index_select(&tokens, 0)?,
+            Some(added) => ops::embedding(&tokens, &self.embedding, &added.embedding)?,
+        };
+        rows.reshape((batch, length, self.config.hidden_size))
     }
 }
 
 /// The name of the embedding in Hugging Face's models.
 pub const EMBEDDING: &str = "model.embed_tokens.weight";
-const HEAD: &str = "lm_head.weight";
+/// The name of the head in Hugging Face's models.
+pub const HEAD: &str = "lm_head.weight";
 
 /// The number of prompts that are read side by side: enough for matrix products to reach their full speed.
 const PROMPTS_AT_ONCE: usize = 4;

@@ -1,8 +1,11 @@
 //! Reads and tokenizes the rows of a run.
 
+use std::{ops::Range, path::Path};
+
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device};
 use candle_trie::TokenTrie;
+use rayon::prelude::*;
 
 use crate::{
     data::{
@@ -11,12 +14,16 @@ use crate::{
         examples::{Example, examples, warn_of_long_rows},
         prompt::Prompt,
         responses::Responses,
+        semantic_ids::SemanticIds,
         tokenizer::TextTokenizer,
     },
     exchange::Exchange,
-    model::Llama,
+    model::{Llama, NamedText, pretrained::Pretrained},
     random::{Purpose, random},
-    run::{made_with::hash_rows, settings::RunSettings},
+    run::{
+        made_with::hash_rows,
+        settings::{NewTokens, RunSettings},
+    },
     train::Trainer,
 };
 
@@ -87,6 +94,62 @@ impl RunRows {
         let config = (settings.model).config(tokenizer.vocabulary(), tokenizer.end());
         let model = Llama::random(config, settings.training.seed, DType::F32, device)?;
         Ok((model, tokenizer))
+    }
+
+    /// Opens a pretrained model and gives it new adapters, and rows for the codes of the items that it does not have.
+    pub fn adapted_model(
+        &self,
+        settings: &RunSettings,
+        base: &Path,
+        device: &Device,
+    ) -> Result<(Llama, TextTokenizer)> {
+        let pretrained = Pretrained::open(base, settings.tokenizer.end_token.as_deref())?;
+        let (mut model, tokenizer) = pretrained.read(settings.precision, device)?;
+        model.adapt(&settings.adapter, settings.training.seed)?;
+        let Some(codes) = self.catalogue().semantic_ids() else {
+            return Ok((model, tokenizer));
+        };
+        let (tokenizer, new) = tokenizer.with_codes(codes.codes())?;
+        if !new.is_empty() {
+            let texts = match settings.new_tokens.unwrap_or_default() {
+                NewTokens::Titles => self.named_texts(codes, &tokenizer, &new)?,
+                NewTokens::Mean => Vec::new(),
+            };
+            let rows = model.initial_rows(new.clone(), &texts)?;
+            model.add_tokens(new.clone(), rows)?;
+            eprintln!(
+                "new tokens: {} to {} of {} codes, whose rows are trained beside the adapters",
+                new.start,
+                new.end - 1,
+                codes.codes().len()
+            );
+        }
+        Ok((model, tokenizer))
+    }
+
+    /// Returns the titles of the items in tokens that the model has, each with the new tokens among its item's codes.
+    fn named_texts(
+        &self,
+        codes: &SemanticIds,
+        tokenizer: &TextTokenizer,
+        new: &Range<usize>,
+    ) -> Result<Vec<NamedText>> {
+        let tokens = codes.tokens(tokenizer)?;
+        let items = self.catalogue().items().par_iter().enumerate();
+        let texts = items.map(|(number, item)| {
+            let path = codes.path(number).unwrap_or_default().iter();
+            let path = path.map(|&code| tokens[code as usize] as usize);
+            let mut text = tokenizer.encode(&item.title)?;
+            text.retain(|&token| (token as usize) < new.start);
+            Ok(NamedText {
+                text,
+                added: path
+                    .filter_map(|token| token.checked_sub(new.start))
+                    .map(|token| token as u32)
+                    .collect(),
+            })
+        });
+        texts.collect()
     }
 
     /// Tokenizes the rows, with the trie that a run keeps of its catalogue where there is one.

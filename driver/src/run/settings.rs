@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -32,8 +32,8 @@ pub struct RunSettings {
     pub tokenizer: TokenizerArguments,
 
     /// A pretrained language model to tune by adapters: a Hugging Face folder (config.json, *.safetensors,
-    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known [default: a model
-    /// of the sizes below is trained from scratch]
+    /// tokenizer.json) or a GGUF file. Llama 2 and 3, TinyLlama, SmolLM2, Qwen 2, 2.5 and 3 are known. Codes that are no
+    /// tokens of it are added [default: a model of the sizes below is trained from scratch]
     #[arg(
         long = "model",
         value_name = "FOLDER|FILE.gguf",
@@ -60,6 +60,19 @@ pub struct RunSettings {
     /// Options of the adapters of a pretrained model.
     #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
     pub adapter: LoraSettings,
+
+    /// What the rows of codes begin with that a pretrained model does not have, and that are trained beside its adapters: for
+    /// each code the mean row of the titles of its items (where none has a title, of all tokens), or the mean of all tokens
+    /// [default: titles]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ROWS",
+        help_heading = "Adapters of a pretrained model",
+        requires = "pretrained"
+    )]
+    #[serde(default)]
+    pub new_tokens: Option<NewTokens>,
 
     /// Options of the sizes of a model from scratch.
     #[command(flatten, next_help_heading = "Model from scratch")]
@@ -124,7 +137,14 @@ impl RunSettings {
             .prompt
             .with_defaults(scratch && identifier == Identifier::Codes);
         prompt.check(identifier)?;
+        let added = self.pretrained.is_some() && identifier != Identifier::Title;
+        ensure!(
+            added || self.new_tokens.is_none(),
+            "--new-tokens is for codes that a pretrained model does not have: name one with --model, and take --identifier \
+             codes or codes-title"
+        );
         Ok(Self {
+            new_tokens: added.then(|| self.new_tokens.unwrap_or_default()),
             data,
             prompt,
             adapter: self.adapter.with_separate_targets(),
@@ -156,6 +176,17 @@ impl RunSettings {
         );
         Ok(())
     }
+}
+
+/// What the rows of new tokens begin with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NewTokens {
+    /// The mean over the titles of a code's items of the mean row of their tokens.
+    #[default]
+    Titles,
+    /// The mean row of all tokens.
+    Mean,
 }
 
 /// Options of the checkpoints.

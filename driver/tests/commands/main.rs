@@ -7,6 +7,7 @@ mod devices;
 mod end_to_end;
 mod evaluating;
 mod launchers;
+mod new_tokens;
 mod pretrained_models;
 mod report;
 mod run_folders;

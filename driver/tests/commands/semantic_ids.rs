@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::running::{SMALL, errors, json, last_checkpoint, line, msl, write_catalogue};
 
 /// Number of items; the last two have the same codes.
-const ITEMS: usize = 20;
+pub const ITEMS: usize = 20;
 
 /// The codes of an item: one of five first codes, and one of four second ones.
 fn codes(item: usize) -> [String; 2] {
@@ -16,7 +16,7 @@ fn codes(item: usize) -> [String; 2] {
 }
 
 /// Writes a catalogue as LC-Rec shares it: twenty films, and thirty users who watch seven in a row.
-fn write_index(folder: &Path) {
+pub fn write_index(folder: &Path) {
     let index: serde_json::Map<String, Value> = (0..ITEMS)
         .map(|item| (item.to_string(), codes(item).to_vec().into()))
         .collect();

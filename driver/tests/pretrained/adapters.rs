@@ -1,12 +1,13 @@
 //! Adapters as PEFT keeps them.
 
 use std::{
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
 };
 
-use candle_core::Device;
-use msl::model::{Llama, LoraSettings, adapter, precision::Precision};
+use candle_core::{DType, Device, Tensor, safetensors};
+use msl::model::{AddedRows, Llama, LoraSettings, adapter, precision::Precision};
 use serde_json::{Value, json};
 
 use crate::{hidden, models::write_model, read};
@@ -192,5 +193,144 @@ fn a_model_that_is_not_where_the_adapters_say_is_asked_for() {
             refusal.contains("adapter_config.json") && refusal.contains(expected),
             "{refusal}"
         );
+    }
+}
+
+/// Number of tokens that are added in the tests.
+const ADDED: usize = 3;
+
+/// A model with adapters and added tokens, untied, and the folder that they were saved in.
+fn with_added_tokens(folder: &Path) -> (Llama, PathBuf) {
+    let (config, _) = write_model(folder);
+    let mut model = read(folder);
+    model.adapt(&LoraSettings::default(), 1).unwrap();
+    let rows = Tensor::zeros((ADDED, 16), DType::F32, &Device::Cpu).unwrap();
+    let rows = AddedRows {
+        embedding: rows.clone(),
+        head: Some(rows),
+    };
+    let own = config.vocab_size;
+    model.add_tokens(own..own + ADDED, rows).unwrap();
+    for (_, weight) in model.parameters() {
+        weight.set(&weight.randn_like(0.0, 1.0).unwrap()).unwrap();
+    }
+    let adapters = folder.join("adapters");
+    fs::create_dir(&adapters).unwrap();
+    adapter::save(&adapters, &model, folder).unwrap();
+    (model, adapters)
+}
+
+/// The logits of a text that ends with added tokens.
+fn logits(model: &Llama) -> Vec<f32> {
+    let last = model.config().vocab_size as u32 - 1;
+    let tokens = Tensor::new(&[[1u32, last, 70, last - 2, 5]], &Device::Cpu).unwrap();
+    let logits = model
+        .head()
+        .unwrap()
+        .logits(&model.hidden(&tokens).unwrap());
+    logits.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+const EMBEDDING_ROWS: &str =
+    "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta";
+const HEAD_ROWS: &str = "base_model.model.lm_head.token_adapter.trainable_tokens_delta";
+
+#[test]
+fn rows_of_added_tokens_are_saved_as_peft_names_them_and_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (model, adapters) = with_added_tokens(folder.path());
+    let config = fs::read_to_string(adapters.join("adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    let first = model.config().vocab_size - ADDED;
+    let tokens = json!([first, first + 1, first + 2]);
+    assert_eq!(
+        config["trainable_token_indices"],
+        json!({"embed_tokens": tokens, "lm_head": tokens})
+    );
+    let file = adapters.join("adapter_model.safetensors");
+    let saved = safetensors::load(file, &Device::Cpu).unwrap();
+    for name in [EMBEDDING_ROWS, HEAD_ROWS] {
+        assert_eq!(saved[name].dims(), [ADDED, 16], "{name}");
+    }
+    let back = load(&adapters).unwrap();
+    assert_eq!(logits(&back), logits(&model));
+    assert_eq!(back.added_tokens(), Some(first..first + ADDED));
+    assert_eq!(back.parameters().len(), model.parameters().len());
+}
+
+#[test]
+fn embeddings_that_peft_saves_whole_after_a_resize_are_read_and_must_be_those_of_the_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut model, adapters) = with_added_tokens(folder.path());
+    let file = adapters.join("adapter_model.safetensors");
+    let saved = safetensors::load(&file, &Device::Cpu).unwrap();
+    let merged: HashMap<String, Tensor> = model.merged_weights().unwrap().into_iter().collect();
+    let embedding = &merged["model.embed_tokens.weight"];
+    let head = &merged["lm_head.weight"];
+    let first = model.config().vocab_size - ADDED;
+    let list = json!({"trainable_token_indices": [first, first + 1, first + 2]});
+    let (wrapped, plain) = (
+        "base_model.model.model.embed_tokens.token_adapter.base_layer.weight",
+        "base_model.model.lm_head.weight",
+    );
+    let load_with_tensors = |changes: &[(&str, Option<&Tensor>)], config: &Value| {
+        let mut tensors = saved.clone();
+        for (name, tensor) in changes {
+            tensors.remove(*name);
+            tensors.extend(tensor.map(|tensor| (name.to_string(), tensor.clone())));
+        }
+        safetensors::save(&tensors, &file).unwrap();
+        load_with(&adapters, config)
+    };
+    // The embedding's rows alone were trained, and the whole head is beside them.
+    let whole = [
+        (wrapped, Some(embedding)),
+        (plain, Some(head)),
+        (HEAD_ROWS, None),
+    ];
+    let loaded = load_with_tensors(&whole, &list).unwrap();
+    assert_eq!(logits(&loaded), logits(&model));
+
+    let padded = Tensor::cat(&[head, &head.narrow(0, 0, 5).unwrap()], 0).unwrap();
+    let other = embedding.flip(&[1]).unwrap();
+    let refused = |changes: &[(&str, Option<&Tensor>)], config: &Value, expected: &str| {
+        let refusal = load_with_tensors(changes, config).err().unwrap();
+        assert!(refusal.contains(expected), "{refusal}");
+    };
+    refused(&[(HEAD_ROWS, None)], &list, "save_embedding_layers=True");
+    refused(&[(EMBEDDING_ROWS, None)], &json!({}), EMBEDDING_ROWS);
+    refused(&[(plain, Some(&padded))], &json!({}), "pad_to_multiple_of");
+    refused(
+        &[(wrapped, Some(&other))],
+        &json!({}),
+        "belong to another model",
+    );
+    refused(
+        &[(EMBEDDING_ROWS, Some(head))],
+        &json!({}),
+        "the shape [278, 16]",
+    );
+    refused(
+        &[],
+        &json!({"trainable_token_indices": null}),
+        "no place for the tensor",
+    );
+    for (tokens, expected) in [
+        (json!([first, first + 2]), "277 after 275"),
+        (
+            json!([4, 5, 6]),
+            "the tokens 4 to 6 of the 275 that the model has",
+        ),
+        (
+            json!([first + 5, first + 6, first + 7]),
+            "added from 280 on, and the model has 275",
+        ),
+        (json!({"wte": [first]}), "the module wte"),
+        (
+            json!({"embed_tokens": [first], "lm_head": [first, first + 1]}),
+            "275..277 for lm_head and 275..276 for embed_tokens",
+        ),
+    ] {
+        refused(&[], &json!({"trainable_token_indices": tokens}), expected);
     }
 }

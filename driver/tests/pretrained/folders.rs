@@ -109,7 +109,11 @@ fn write_index(folder: &Path, files: &HashMap<String, String>) {
 }
 
 fn head(model: &Llama) -> Vec<f32> {
-    model.head().flatten_all().unwrap().to_vec1().unwrap()
+    let head = model.head().unwrap();
+    let identity = Tensor::eye(model.config().hidden_size, DType::F32, &Device::Cpu).unwrap();
+    let columns = head.logits(&identity).unwrap();
+    let rows = columns.t().unwrap().flatten_all().unwrap();
+    rows.to_vec1().unwrap()
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod threads;
 
 use std::ops::ControlFlow;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use candle_trie::{AdaptiveStrategy, Statistics, Temperature};
 use msl::{
     data::{
@@ -19,7 +19,7 @@ use msl::{
         tokenizer::TextTokenizer,
     },
     exchange::{Alone, Exchange},
-    model::{Llama, LlamaConfig, LoraSettings, ModelSettings, TARGETS},
+    model::{AddedRows, Llama, LlamaConfig, LoraSettings, ModelSettings, TARGETS},
     train::{
         Trainer,
         loss_settings::{LossKind, LossSettings, StatisticsScope},
@@ -52,6 +52,22 @@ fn losses_temperatures_and_statistics_of_the_dense_and_the_linear_path_agree_ste
             let dense = train(&loss, &dense);
             assert_same_steps(&linear, &dense, &format!("{kind:?}, {scope:?}"));
         }
+    }
+}
+
+#[test]
+fn the_dense_and_the_linear_path_agree_where_tokens_were_added_to_the_model() {
+    for kind in LOSSES {
+        let loss = loss(kind, StatisticsScope::Branching);
+        let [linear, dense] = [false, true].map(|dense| {
+            let training = TrainingSettings {
+                dense,
+                learning_rate: Some(1e-2),
+                ..training()
+            };
+            train_model(&loss, &training, |config| adapted(config, DType::F32, 0.0)).0
+        });
+        assert_same_steps(&linear, &dense, &format!("{kind:?}"));
     }
 }
 
@@ -153,19 +169,10 @@ fn the_temperature_takes_one_step_a_batch_which_micro_batches_use_in_the_next() 
 }
 
 #[test]
-fn adapters_learn_in_every_type_as_they_do_in_f32() {
+fn adapters_and_added_tokens_learn_in_every_type_as_they_do_in_f32() {
     let loss = loss(LossKind::Ats, StatisticsScope::Branching);
-    let adapters = LoraSettings {
-        targets: TARGETS.map(str::to_owned).into(),
-        ..LoraSettings::default()
-    };
     let learn = |dtype, settings: &TrainingSettings| {
-        let adapted = |config| {
-            let mut model = Llama::random(config, 7, dtype, &Device::Cpu).unwrap();
-            model.adapt(&adapters, 1).unwrap();
-            model
-        };
-        train_model(&loss, settings, adapted).0
+        train_model(&loss, settings, |config| adapted(config, dtype, 0.0)).0
     };
     let settings = TrainingSettings {
         learning_rate: Some(2e-2),
@@ -289,6 +296,27 @@ fn train_with_fan_out(
     train_model(loss, training, |config| {
         Llama::random(config, 7, DType::F32, &Device::Cpu).unwrap()
     })
+}
+
+/// A model with adapters everywhere, the second half of whose tokens counts as added.
+fn adapted(config: LlamaConfig, dtype: DType, dropout: f64) -> Llama {
+    let tokens = config.vocab_size;
+    let mut model = Llama::random(config, 7, dtype, &Device::Cpu).unwrap();
+    let adapters = LoraSettings {
+        targets: TARGETS.map(str::to_owned).into(),
+        dropout,
+        ..LoraSettings::default()
+    };
+    model.adapt(&adapters, 1).unwrap();
+    let all = model.own_rows(tokens).unwrap();
+    let first = tokens / 2;
+    let later = |rows: Tensor| rows.narrow(0, first, tokens - first).unwrap();
+    let rows = AddedRows {
+        embedding: later(all.embedding),
+        head: all.head.map(later),
+    };
+    model.add_tokens(first..tokens, rows).unwrap();
+    model
 }
 
 /// The same of another model.

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use msl::{
     exchange::{self, Alone, share},
-    model::{Llama, LoraSettings, TARGETS},
+    model::Llama,
     train::{
         loss_settings::{LossKind, LossSettings, StatisticsScope},
         metrics::StepMetrics,
@@ -11,7 +11,7 @@ use msl::{
     },
 };
 
-use super::{LOSSES, threads::run_ranks, train_as, training};
+use super::{LOSSES, adapted, threads::run_ranks, train_as, training};
 
 /// A loss whose adaptive temperature follows the statistics, as no estimate reaches the ends of its clamp.
 fn loss(kind: LossKind, scope: StatisticsScope) -> LossSettings {
@@ -32,7 +32,7 @@ fn every_loss_on_several_ranks_has_the_steps_and_the_weights_of_one_process() {
                 };
                 // Temperatures of micro-batches come a step later, on one process too.
                 let what = format!("{kind:?}, {scope:?}, {ranks} ranks");
-                assert_same_as_one_process(&loss(kind, scope), &training, 0.0, ranks, &what);
+                assert_same_as_one_process(&loss(kind, scope), &training, None, ranks, &what);
             }
         }
     }
@@ -48,25 +48,31 @@ fn ranks_without_a_row_take_part() {
             };
             let loss = loss(kind, StatisticsScope::Branching);
             let what = format!("{kind:?}, {micro_batch_size:?}");
-            assert_same_as_one_process(&loss, &training, 0.0, 9, &what);
+            assert_same_as_one_process(&loss, &training, None, 9, &what);
         }
     }
 }
 
 #[test]
-fn the_same_elements_drop_out_however_a_batch_is_shared() {
+fn the_same_elements_drop_out_and_added_tokens_learn_the_same_however_a_batch_is_shared() {
     let loss = loss(LossKind::Ats, StatisticsScope::Branching);
     for ranks in [2, 3] {
-        assert_same_as_one_process(&loss, &training(), 0.3, ranks, &format!("{ranks} ranks"));
+        assert_same_as_one_process(
+            &loss,
+            &training(),
+            Some(0.3),
+            ranks,
+            &format!("{ranks} ranks"),
+        );
     }
 }
 
 #[test]
 fn in_f32_ranks_agree_bit_for_bit_and_with_one_process_within_rounding() {
     let loss = loss(LossKind::Ats, StatisticsScope::Root);
-    let (expected, _) = trained(DType::F32, &loss, &training(), 0.0, 1).swap_remove(0);
-    let ranks = trained(DType::F32, &loss, &training(), 0.0, 3);
-    let again = trained(DType::F32, &loss, &training(), 0.0, 3);
+    let (expected, _) = trained(DType::F32, &loss, &training(), None, 1).swap_remove(0);
+    let ranks = trained(DType::F32, &loss, &training(), None, 3);
+    let again = trained(DType::F32, &loss, &training(), None, 3);
     for (steps, weights) in ranks.iter().chain(&again) {
         assert_eq!(*weights, ranks[0].1);
         for (found, expected) in steps.iter().zip(&expected) {
@@ -80,7 +86,7 @@ fn in_f32_ranks_agree_bit_for_bit_and_with_one_process_within_rounding() {
 fn assert_same_as_one_process(
     loss: &LossSettings,
     training: &TrainingSettings,
-    dropout: f64,
+    dropout: Option<f64>,
     ranks: usize,
     what: &str,
 ) {
@@ -115,25 +121,17 @@ fn assert_same_as_one_process(
     }
 }
 
-/// The steps and the weights of every rank; with dropout, adapters are trained.
+/// The steps and the weights of every rank; with dropout, adapters and added tokens are trained.
 fn trained(
     dtype: DType,
     loss: &LossSettings,
     training: &TrainingSettings,
-    dropout: f64,
+    dropout: Option<f64>,
     ranks: usize,
 ) -> Vec<(Vec<StepMetrics>, Vec<f64>)> {
-    let model = |config| {
-        let mut model = Llama::random(config, 7, dtype, &Device::Cpu).unwrap();
-        if dropout > 0.0 {
-            let adapters = LoraSettings {
-                targets: TARGETS.map(str::to_owned).into(),
-                dropout,
-                ..LoraSettings::default()
-            };
-            model.adapt(&adapters, 1).unwrap();
-        }
-        model
+    let model = |config| match dropout {
+        None => Llama::random(config, 7, dtype, &Device::Cpu).unwrap(),
+        Some(dropout) => adapted(config, dtype, dropout),
     };
     if ranks == 1 {
         let (steps, _, weights) = train_as(&Alone, loss, training, model);

@@ -96,6 +96,21 @@ pub struct LinearSaved {
     head_tables: [Option<DevicePtr>; 5],
 }
 
+impl LinearSaved {
+    /// Returns the same, with hidden states, head and bias of the forward pass at other places.
+    pub(crate) fn with_inputs(
+        mut self,
+        [hidden, head]: [DeviceMatrix; 2],
+        bias: Option<DevicePtr>,
+    ) -> Self {
+        let batch = &mut self.params.batch;
+        (batch.hidden, batch.hidden_stride) = (hidden.address, hidden.row_stride);
+        (batch.head, batch.head_stride) = (head.address, head.row_stride);
+        batch.bias = bias;
+        self
+    }
+}
+
 /// An item of work of a forward pass, which one block processes. Figures in docs/kernels.md are computed from these.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

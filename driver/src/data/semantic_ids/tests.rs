@@ -19,6 +19,11 @@ fn catalogue(text: &str) -> Catalogue {
 
 /// Builds a tokenizer that has these tokens, and reads every letter as one and all others as `?`.
 fn tokenizer(tokens: &[&str], normalizer: &str) -> TextTokenizer {
+    let json = tokenizer_json(tokens, normalizer);
+    TextTokenizer::new(json.to_string().parse().unwrap(), None, None).unwrap()
+}
+
+fn tokenizer_json(tokens: &[&str], normalizer: &str) -> Value {
     let tokens = ["</s>", "?"].iter().chain(tokens).zip(0..);
     let vocabulary: HashMap<&str, u32> = tokens.map(|(token, id)| (*token, id)).collect();
     let json = format!(
@@ -28,7 +33,7 @@ fn tokenizer(tokens: &[&str], normalizer: &str) -> TextTokenizer {
             "model": {{"type": "WordLevel", "unk_token": "?", "vocab": {}}}}}"#,
         serde_json::to_string(&vocabulary).unwrap()
     );
-    TextTokenizer::new(json.parse().unwrap(), None, None).unwrap()
+    serde_json::from_str(&json).unwrap()
 }
 
 #[test]
@@ -102,7 +107,7 @@ fn codes_that_are_tokens_already_are_all_used_or_refused() {
     let catalogue = catalogue(r#"{"1": ["<a_1>", "<b_1>"], "2": ["<a_1>", "<b_2>"]}"#);
     let codes = catalogue.semantic_ids().unwrap();
     let tokens = |known: &[&str]| {
-        let tokenizer = tokenizer(known, "null").with_codes(codes.codes())?;
+        let (tokenizer, _) = tokenizer(known, "null").with_codes(codes.codes())?;
         codes.tokens(&tokenizer)
     };
     assert_eq!(tokens(&[]).unwrap(), [2, 3, 4]);
@@ -118,6 +123,42 @@ fn codes_that_are_tokens_already_are_all_used_or_refused() {
         .to_string();
     assert!(
         error.contains("has no token for 2 of the 3 codes: \"<a_1>\", \"<b_2>\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn codes_get_the_tokens_behind_those_that_both_the_tokenizer_and_its_model_have() {
+    let catalogue = catalogue(r#"{"1": ["<a_1>", "<b_1>"], "2": ["<a_1>", "<b_2>"]}"#);
+    let codes = catalogue.semantic_ids().unwrap();
+    let all = ["<a_1>", "<b_1>", "<b_2>"];
+    for (known, rows, new, tokens) in [
+        (&[][..], 2, 2..5, [2, 3, 4]),
+        // The model has rows that no token uses.
+        (&[], 10, 2..5, [2, 3, 4]),
+        // The tokenizer has tokens that the model does not have.
+        (&["x", "y"], 3, 3..7, [4, 5, 6]),
+        (&all, 3, 3..5, [2, 3, 4]),
+        // Nothing is new.
+        (&all, 5, 5..5, [2, 3, 4]),
+        (&all, 10, 5..5, [2, 3, 4]),
+    ] {
+        let tokenizer = tokenizer(known, "null").for_rows(rows).unwrap();
+        let (tokenizer, found) = tokenizer.with_codes(codes.codes()).unwrap();
+        assert_eq!(found, new, "{known:?} and {rows} rows");
+        assert_eq!(codes.tokens(&tokenizer).unwrap(), tokens);
+    }
+    let mut json = tokenizer_json(&["x"], "null");
+    json["model"]["vocab"]["x"] = 9.into();
+    let tokenizer = json.to_string().parse().unwrap();
+    let tokenizer = TextTokenizer::new(tokenizer, None, None).unwrap();
+    let error = tokenizer
+        .with_codes(codes.codes())
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("\"<a_1>\" became the token 3, expected 10"),
         "{error}"
     );
 }
@@ -155,7 +196,7 @@ fn the_token_of_a_code_is_looked_up_and_colliding_items_share_a_leaf() {
         r#"{"1": ["<a_1>", "<b_1>"], "2": ["<a_1>", "<b_2>"], "3": ["<a_1>", "<b_1>"], "4": ["<a_1>", "<b_1>"]}"#,
     );
     let codes = catalogue.semantic_ids().unwrap().codes();
-    let tokenizer = tokenizer(&[], "null").with_codes(codes).unwrap();
+    let (tokenizer, _) = tokenizer(&[], "null").with_codes(codes).unwrap();
     let responses = Responses::new(&catalogue, &tokenizer).unwrap();
     assert_eq!(responses.path(1).unwrap(), [2, 4, tokenizer.end()]);
     assert_eq!(responses.together_with(2).unwrap(), [0, 2, 3]);

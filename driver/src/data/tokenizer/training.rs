@@ -1,6 +1,6 @@
 //! Trains byte-pair tokenizers on a catalogue, and defines the options that choose a tokenizer.
 
-use std::path::PathBuf;
+use std::{ops::Range, path::PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
@@ -16,7 +16,7 @@ use tokenizers::{
 };
 
 use super::{
-    END_TOKEN, TextTokenizer,
+    END_TOKEN, LARGEST_ID, TextTokenizer,
     byte_level::{LLAMA_3_DIGITS, byte_level, split_words},
 };
 use crate::data::{
@@ -79,7 +79,7 @@ impl TokenizerArguments {
             }
         };
         match codes {
-            Some(codes) => tokenizer.with_codes(codes),
+            Some(codes) => Ok(tokenizer.with_codes(codes)?.0),
             None => Ok(tokenizer),
         }
     }
@@ -114,8 +114,25 @@ impl TextTokenizer {
         Self::new(tokenizer, None, None)
     }
 
-    /// Adds each code as a token of its own, unless all of them are tokens already.
-    pub fn with_codes(mut self, codes: &[String]) -> Result<Self> {
+    /// Adds each code as a token of its own, unless all of them are tokens already. Also returns the tokens from the first
+    /// that its model does not have to the last, if a code is among them.
+    pub fn with_codes(mut self, codes: &[String]) -> Result<(Self, Range<usize>)> {
+        let before = self.vocabulary();
+        self.add_codes(codes, before)?;
+        let own = before.min(self.rows.unwrap_or(before));
+        let is_new = |code: &String| self.token(code).is_some_and(|token| token as usize >= own);
+        let new = match codes.iter().any(is_new) {
+            true => own..self.vocabulary(),
+            false => own..own,
+        };
+        if !new.is_empty() {
+            self.rows = self.rows.map(|_| new.end);
+        }
+        Ok((self, new))
+    }
+
+    /// Adds codes to a tokenizer that needs `before` rows.
+    fn add_codes(&mut self, codes: &[String], before: usize) -> Result<()> {
         let known: Vec<&String> = (codes.iter())
             .filter(|code| self.token(code).is_some())
             .collect();
@@ -127,13 +144,29 @@ impl TextTokenizer {
                 known.len(),
                 codes.len()
             );
-            return Ok(self);
+            return Ok(());
         }
+        ensure!(
+            before.saturating_add(codes.len()) <= LARGEST_ID as usize + 1,
+            "the tokenizer has {before} tokens and the items {} codes: expected at most {} tokens in all",
+            codes.len(),
+            LARGEST_ID as usize + 1
+        );
         let token = |code: &String| AddedToken::from(code, false).normalized(false);
         self.tokenizer
             .add_tokens(codes.iter().map(token))
             .map_err(anyhow::Error::from_boxed)?;
-        Ok(self)
+        // tokenizers counts on from the number of tokens, also where ids were left out.
+        for (code, expected) in codes.iter().zip(before..) {
+            let token =
+                (self.token(code)).with_context(|| format!("the code {code:?} became no token"))?;
+            ensure!(
+                token as usize == expected,
+                "the code {code:?} became the token {token}, expected {expected}: the ids of the tokenizer's tokens have \
+                 gaps, behind which none can be added"
+            );
+        }
+        Ok(())
     }
 
     /// Trains byte-pair merges on texts, to at most `vocabulary` tokens.

@@ -1,7 +1,7 @@
 //! Reads and writes `adapter_config.json`. Keys of PEFT that are not known, and values that do not mean plain LoRA, are
 //! refused.
 
-use std::path::Path;
+use std::{collections::BTreeMap, ops::Range, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use fancy_regex::Regex;
@@ -35,6 +35,8 @@ pub struct AdapterConfig {
     /// Whether α is divided by the square root of the rank, and not by the rank.
     #[serde(default, skip_serializing_if = "is_false")]
     use_rslora: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trainable_token_indices: Option<TokenIndices>,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
@@ -54,6 +56,16 @@ enum Modules {
 enum Layers {
     One(usize),
     Several(Vec<usize>),
+}
+
+/// Tokens whose rows are trained.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(untagged)]
+enum TokenIndices {
+    /// Those of the embedding, and of the head where that is the embedding.
+    OfEmbedding(Vec<usize>),
+    /// Those of each module.
+    OfModules(BTreeMap<String, Vec<usize>>),
 }
 
 fn is_false(value: &bool) -> bool {
@@ -78,12 +90,30 @@ const WITHOUT_EFFECT: [&str; 9] = [
 const PLAIN_BEGINNINGS: [&str; 3] = ["gaussian", "eva", "orthogonal"];
 
 /// Modules that PEFT gives adapters to, and that get none here.
-const OTHER_MODULES: [&str; 2] = ["lm_head", "model.embed_tokens"];
+const OTHER_MODULES: [&str; 2] = [HEAD_MODULE, "model.embed_tokens"];
+
+/// PEFT's names for the modules whose rows of added tokens are trained.
+const EMBEDDING_MODULE: &str = "embed_tokens";
+const HEAD_MODULE: &str = "lm_head";
 
 impl AdapterConfig {
-    /// Builds the configuration of adapters to a model.
-    pub fn new(settings: &LoraSettings, base: &Path) -> Self {
+    /// Builds the configuration of adapters to a model, and of the tokens that were `added` to it.
+    pub fn new(
+        settings: &LoraSettings,
+        added: Option<Range<usize>>,
+        tied: bool,
+        base: &Path,
+    ) -> Self {
+        let indices = |tokens: Range<usize>| match tied {
+            true => TokenIndices::OfEmbedding(tokens.collect()),
+            false => TokenIndices::OfModules(
+                [EMBEDDING_MODULE, HEAD_MODULE]
+                    .map(|module| (module.to_owned(), tokens.clone().collect()))
+                    .into(),
+            ),
+        };
         Self {
+            trainable_token_indices: added.map(indices),
             peft_type: "LORA".into(),
             task_type: Some("CAUSAL_LM".into()),
             base_model_name_or_path: Some(base.display().to_string()),
@@ -127,6 +157,50 @@ impl AdapterConfig {
         };
         settings.check()?;
         Ok(settings)
+    }
+
+    /// Returns the tokens that were added to the model, whose rows are trained.
+    pub fn added_tokens(&self) -> Result<Option<Range<usize>>> {
+        let Some(indices) = &self.trainable_token_indices else {
+            return Ok(None);
+        };
+        let modules: Vec<(&str, &[usize])> = match indices {
+            TokenIndices::OfEmbedding(tokens) => vec![(EMBEDDING_MODULE, tokens)],
+            TokenIndices::OfModules(modules) => (modules.iter())
+                .map(|(module, tokens)| (module.as_str(), tokens.as_slice()))
+                .collect(),
+        };
+        let mut added: Option<(&str, Range<usize>)> = None;
+        for (module, tokens) in modules {
+            ensure!(
+                module.ends_with(EMBEDDING_MODULE) || module.ends_with(HEAD_MODULE),
+                "trainable_token_indices names the module {module}, expected {EMBEDDING_MODULE} or {HEAD_MODULE}"
+            );
+            let (Some(&first), Some(&last)) = (tokens.first(), tokens.last()) else {
+                continue;
+            };
+            let gap = tokens
+                .windows(2)
+                .find(|pair| pair[0].checked_add(1) != Some(pair[1]));
+            if let Some(pair) = gap {
+                bail!(
+                    "trainable_token_indices has {} after {} for {module}, expected tokens that were added to a model, one \
+                     after another",
+                    pair[1],
+                    pair[0]
+                );
+            }
+            let tokens = first..last.saturating_add(1);
+            match &added {
+                Some((other, before)) => ensure!(
+                    *before == tokens,
+                    "trainable_token_indices has the tokens {tokens:?} for {module} and {before:?} for {other}, expected \
+                     the same ones"
+                ),
+                None => added = Some((module, tokens)),
+            }
+        }
+        Ok(added.map(|(_, tokens)| tokens))
     }
 
     /// Returns the layers that get adapters: by their short names where these are meant in every layer, else by their
@@ -229,7 +303,8 @@ fn check_values(values: &Map<String, Value>) -> Result<()> {
             | "target_modules"
             | "exclude_modules"
             | "layers_to_transform"
-            | "use_rslora" => true,
+            | "use_rslora"
+            | "trainable_token_indices" => true,
             "peft_type" => value == "LORA",
             "task_type" => value.is_null() || value == "CAUSAL_LM" || value == "FEATURE_EXTRACTION",
             "bias" => value == "none",

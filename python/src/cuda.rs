@@ -189,6 +189,7 @@ impl CudaLinear {
         let tensors = LinearTensors {
             hidden: of_hidden,
             head: of_head,
+            base: None,
             bias,
             sets: sets_at(snapshot.sets(), DevicePtr::new(pass.1)),
             previous: pass.previous(),

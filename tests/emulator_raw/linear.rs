@@ -51,6 +51,7 @@ fn assert_of<T: Number + host::Element>(batch: &Batch, options: &Options, what: 
             let tensors = LinearTensors {
                 hidden: matrix(hidden, width),
                 head: matrix(head, width),
+                base: None,
                 bias: options.bias.then_some(pointer(bias)),
                 sets,
                 previous,

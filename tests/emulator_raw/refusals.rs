@@ -30,6 +30,7 @@ fn refused(
     let linear = LinearTensors {
         hidden: Recorder::matrix(8),
         head: Recorder::matrix(8),
+        base: None,
         bias: None,
         sets: Recorder::SETS,
         previous: None,

@@ -189,6 +189,7 @@ impl CudaLinear {
         let tensors = LinearTensors {
             hidden: of_hidden,
             head: of_head,
+            base: None,
             bias,
             base: None,
             sets: sets_at(snapshot.sets(), DevicePtr::new(pass.1)),

@@ -7,8 +7,8 @@ use crate::backend::launch::{
     BatchTotals, DensePlan, DenseSaved, LinearPlan, LinearSaved, Stream, TemperaturePlan,
 };
 pub use crate::backend::launch::{
-    DenseTensors, DeviceLimits, DeviceMatrix, DevicePtr, Element, ForwardResults, LinearGradients,
-    LinearTensors, TokenSetsView, Upstream,
+    DenseTensors, DeviceLimits, DeviceMatrix, DevicePtr, Element, ForwardResults, HeadBase,
+    LinearGradients, LinearTensors, TokenSetsView, Upstream,
 };
 #[cfg(feature = "raw-cuda")]
 pub use crate::backend::{

@@ -191,7 +191,6 @@ impl CudaLinear {
             head: of_head,
             base: None,
             bias,
-            base: None,
             sets: sets_at(snapshot.sets(), DevicePtr::new(pass.1)),
             previous: pass.previous(),
         };

@@ -1,4 +1,4 @@
-//! With the feature `cuda` or `cust`: compiles kernels/*.cu, one fatbin each, for the crate to embed.
+//! With the feature `cuda`, `cust` or `raw-cuda`: compiles kernels/*.cu, one fatbin each, for the crate to embed.
 //!
 //! `NVCC`, `CUDA_HOME`, `CUDA_PATH` and `PATH` say where nvcc is, and `CANDLE_TRIE_CUDA_ARCHS` (`90a`, or `80,90`) for which
 //! architectures it compiles. On docs.rs, where there is no nvcc, no kernels are embedded. Where there is no CUDA toolkit,
@@ -30,7 +30,7 @@ const VARIABLES: [&str; 6] = [
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
-    let wanted = ["CARGO_FEATURE_CUDA", "CARGO_FEATURE_CUST"];
+    let wanted = ["CUDA", "CUST", "RAW_CUDA"].map(|name| format!("CARGO_FEATURE_{name}"));
     if wanted.iter().all(|feature| env::var_os(feature).is_none()) {
         return;
     }
@@ -104,6 +104,10 @@ impl Compiler {
                 nvcc::listing(&unknown)
             );
         }
+        println!(
+            "cargo::rustc-env=CANDLE_TRIE_COMPILED_FOR={}",
+            nvcc::listing(&architectures)
+        );
         Ok(Self {
             version: run(Command::new(&nvcc).arg("--version"))?.0,
             targets: nvcc::targets(&architectures),
@@ -251,7 +255,7 @@ fn find_nvcc() -> Result<PathBuf, String> {
     let suffix = env::consts::EXE_SUFFIX;
     let found = (nvcc::candidates(variable, suffix).into_iter()).find(|path| path.is_file());
     let nvcc = found.ok_or(
-        "The features `cuda` and `cust` need NVIDIA's compiler, nvcc, and there is none in NVCC, CUDA_HOME/bin, CUDA_PATH/bin or PATH.\n\
+        "The features `cuda`, `cust` and `raw-cuda` need NVIDIA's compiler, nvcc, and there is none in NVCC, CUDA_HOME/bin, CUDA_PATH/bin or PATH.\n\
          Install the CUDA toolkit (13.0 or later) and put its folder `bin` into PATH, or in a clone of the repository run:\n\
          eval \"$(scripts/cuda-toolkit)\"\n\
          Without these features nothing of CUDA is needed.",

@@ -79,10 +79,14 @@ struct LinearBatch {
     const void* hidden;
     // Row stride of `hidden`, in elements.
     uint64_t hidden_stride;
-    // [V, width].
+    // [V − base_rows, width]: the rows of the tokens from base_rows on, which are all tokens of a head in one part.
     const void* head;
     // Row stride of `head`, in elements.
     uint64_t head_stride;
+    // [base_rows, width]: the frozen rows of the tokens before them; null for a head in one part.
+    const void* base;
+    // Row stride of `base`, in elements.
+    uint64_t base_stride;
     // [V]; null if the head has no bias.
     const void* bias;
     // [row_count]. The score items raise their maxima, and BEAR overwrites their loss weights.
@@ -97,7 +101,8 @@ struct LinearBatch {
     uint32_t ignored_count;
     // H, the elements of a hidden state.
     uint32_t width;
-    uint32_t unused;
+    // The number of rows of `base`; 0 for a head in one part.
+    uint32_t base_rows;
 
     __device__ __forceinline__ uint32_t token(const LinearGroup& group, uint32_t index) const {
         return tokens ? tokens[group.first_token + index] : group.first_token + index;
@@ -110,7 +115,14 @@ struct LinearBatch {
 
     template <class T>
     __device__ __forceinline__ Vector<T> head_row(uint32_t token) const {
-        return Vector<T>(static_cast<const T*>(head) + token * head_stride, width);
+        // A head in one part pays one compare.
+        const void* part = head;
+        uint64_t offset = (token - base_rows) * head_stride;
+        if (token < base_rows) {
+            part = base;
+            offset = token * base_stride;
+        }
+        return Vector<T>(static_cast<const T*>(part) + offset, width);
     }
 
     template <class T>
@@ -118,12 +130,13 @@ struct LinearBatch {
         return bias ? number::widen(static_cast<const T*>(bias)[token]) : 0.0f;
     }
 };
-static_assert(sizeof(LinearBatch) == 88 && offsetof(LinearBatch, hidden) == 0 && offsetof(LinearBatch,
+static_assert(sizeof(LinearBatch) == 104 && offsetof(LinearBatch, hidden) == 0 && offsetof(LinearBatch,
     hidden_stride) == 8 && offsetof(LinearBatch, head) == 16 && offsetof(LinearBatch, head_stride) == 24 &&
-    offsetof(LinearBatch, bias) == 32 && offsetof(LinearBatch, rows) == 40 && offsetof(LinearBatch, groups) == 48 &&
-    offsetof(LinearBatch, tokens) == 56 && offsetof(LinearBatch, ignored) == 64 && offsetof(LinearBatch, row_count) ==
-    72 && offsetof(LinearBatch, ignored_count) == 76 && offsetof(LinearBatch, width) == 80 && offsetof(LinearBatch,
-    unused) == 84, "mirrors launch::LinearBatch");
+    offsetof(LinearBatch, base) == 32 && offsetof(LinearBatch, base_stride) == 40 && offsetof(LinearBatch, bias) == 48
+    && offsetof(LinearBatch, rows) == 56 && offsetof(LinearBatch, groups) == 64 && offsetof(LinearBatch, tokens) == 72
+    && offsetof(LinearBatch, ignored) == 80 && offsetof(LinearBatch, row_count) == 88 && offsetof(LinearBatch,
+    ignored_count) == 92 && offsetof(LinearBatch, width) == 96 && offsetof(LinearBatch, base_rows) == 100,
+    "mirrors launch::LinearBatch");
 
 // The factor of the unscaled gradient of a row. Mirrors launch::GradientScale.
 struct GradientScale {

@@ -12,6 +12,9 @@
 // tokens of a set that are in a tile are contiguous in the set. They form a segment. The segments of all tiles are an
 // inverted index: token → rows.
 //
+// Of a head in two parts, only the tokens of `head` take a gradient. They are the end of each set, and no tile contains
+// others.
+//
 // Launch: blocks of 256 threads. A block takes every gridDim-th tile of 64 tokens × 128 columns. For each tile:
 //
 //     1. Take the next 16 rows of the tile's segments. Write their dlogits [64, 16] and their hidden states [128, 16] in f32 to
@@ -51,23 +54,23 @@ struct LinearHeadGradientParams {
     // vocabulary, where every tile has one segment, with the rows of group 0.
     const LinearSegment* segments;
     const uint32_t* starts;
-    // [count]: the distinct tokens, ascending; null over a part of the whole vocabulary, where they are those of group
-    // 0.
+    // [count]: the distinct tokens that take a gradient, ascending; null over a part of the whole vocabulary, where they
+    // are those of group 0.
     const uint32_t* tokens;
-    // [V, width]: the gradient of the head, contiguous; null if it is not wanted.
+    // [V − base_rows, width]: the gradient of the rows of `head`, contiguous; null if it is not wanted.
     void* head;
     // [V]: the gradient of the bias; null if it is not wanted.
     void* bias;
-    // The number of distinct tokens.
+    // The number of distinct tokens that take a gradient.
     uint32_t count;
     uint32_t unused;
 };
-static_assert(sizeof(LinearHeadGradientParams) == 176 && offsetof(LinearHeadGradientParams, batch) == 0 &&
-    offsetof(LinearHeadGradientParams, scale) == 88 && offsetof(LinearHeadGradientParams, scores) == 112 &&
-    offsetof(LinearHeadGradientParams, softmaxes) == 120 && offsetof(LinearHeadGradientParams, segments) == 128 &&
-    offsetof(LinearHeadGradientParams, starts) == 136 && offsetof(LinearHeadGradientParams, tokens) == 144 &&
-    offsetof(LinearHeadGradientParams, head) == 152 && offsetof(LinearHeadGradientParams, bias) == 160 &&
-    offsetof(LinearHeadGradientParams, count) == 168 && offsetof(LinearHeadGradientParams, unused) == 172,
+static_assert(sizeof(LinearHeadGradientParams) == 192 && offsetof(LinearHeadGradientParams, batch) == 0 &&
+    offsetof(LinearHeadGradientParams, scale) == 104 && offsetof(LinearHeadGradientParams, scores) == 128 &&
+    offsetof(LinearHeadGradientParams, softmaxes) == 136 && offsetof(LinearHeadGradientParams, segments) == 144 &&
+    offsetof(LinearHeadGradientParams, starts) == 152 && offsetof(LinearHeadGradientParams, tokens) == 160 &&
+    offsetof(LinearHeadGradientParams, head) == 168 && offsetof(LinearHeadGradientParams, bias) == 176 &&
+    offsetof(LinearHeadGradientParams, count) == 184 && offsetof(LinearHeadGradientParams, unused) == 188,
     "mirrors launch::LinearHeadGradientParams");
 
 namespace {
@@ -264,7 +267,8 @@ private:
             for (uint32_t k = 0; k < Packet<T>::size; ++k) {
                 packet.values[k] = number::narrow<T>(shared.sums[row * sum_pitch + p * Packet<T>::size + k]);
             }
-            store_packet(head + shared.tokens[row] * static_cast<uint64_t>(batch.width), batch.width, index, packet);
+            const uint64_t head_row = shared.tokens[row] - batch.base_rows;
+            store_packet(head + head_row * batch.width, batch.width, index, packet);
         }
         T* bias = static_cast<T*>(params.bias);
         if (!bias || first_column != 0) return;

@@ -108,22 +108,22 @@ struct LinearForwardParams {
     // 1 if the launch ends after the first phase: scores, maxima, records and what is computed from them.
     uint32_t scores_only;
 };
-static_assert(sizeof(LinearForwardParams) == 392 && offsetof(LinearForwardParams, batch) == 0 &&
-    offsetof(LinearForwardParams, score_items) == 88 && offsetof(LinearForwardParams, gradient_items) == 96 &&
-    offsetof(LinearForwardParams, scores) == 104 && offsetof(LinearForwardParams, records) == 112 &&
-    offsetof(LinearForwardParams, targets) == 120 && offsetof(LinearForwardParams, nth_scores) == 128 &&
-    offsetof(LinearForwardParams, softmaxes) == 136 && offsetof(LinearForwardParams, row_losses) == 144 &&
-    offsetof(LinearForwardParams, partials) == 152 && offsetof(LinearForwardParams, counters) == 160 &&
-    offsetof(LinearForwardParams, gradient) == 168 && offsetof(LinearForwardParams, gradient_stride) == 176 &&
-    offsetof(LinearForwardParams, hidden_gradient) == 184 && offsetof(LinearForwardParams, losses) == 192 &&
-    offsetof(LinearForwardParams, loss) == 200 && offsetof(LinearForwardParams, statistics) == 208 &&
-    offsetof(LinearForwardParams, temperature) == 216 && offsetof(LinearForwardParams, previous) == 224 &&
-    offsetof(LinearForwardParams, given) == 232 && offsetof(LinearForwardParams, step) == 240 &&
-    offsetof(LinearForwardParams, sizes) == 280 && offsetof(LinearForwardParams, beam_weights) == 312 &&
-    offsetof(LinearForwardParams, first_row) == 360 && offsetof(LinearForwardParams, rows) == 364 &&
-    offsetof(LinearForwardParams, score_count) == 368 && offsetof(LinearForwardParams, gradient_count) == 372 &&
-    offsetof(LinearForwardParams, stage_bytes) == 376 && offsetof(LinearForwardParams, adapts) == 380 &&
-    offsetof(LinearForwardParams, times_temperature) == 384 && offsetof(LinearForwardParams, scores_only) == 388,
+static_assert(sizeof(LinearForwardParams) == 408 && offsetof(LinearForwardParams, batch) == 0 &&
+    offsetof(LinearForwardParams, score_items) == 104 && offsetof(LinearForwardParams, gradient_items) == 112 &&
+    offsetof(LinearForwardParams, scores) == 120 && offsetof(LinearForwardParams, records) == 128 &&
+    offsetof(LinearForwardParams, targets) == 136 && offsetof(LinearForwardParams, nth_scores) == 144 &&
+    offsetof(LinearForwardParams, softmaxes) == 152 && offsetof(LinearForwardParams, row_losses) == 160 &&
+    offsetof(LinearForwardParams, partials) == 168 && offsetof(LinearForwardParams, counters) == 176 &&
+    offsetof(LinearForwardParams, gradient) == 184 && offsetof(LinearForwardParams, gradient_stride) == 192 &&
+    offsetof(LinearForwardParams, hidden_gradient) == 200 && offsetof(LinearForwardParams, losses) == 208 &&
+    offsetof(LinearForwardParams, loss) == 216 && offsetof(LinearForwardParams, statistics) == 224 &&
+    offsetof(LinearForwardParams, temperature) == 232 && offsetof(LinearForwardParams, previous) == 240 &&
+    offsetof(LinearForwardParams, given) == 248 && offsetof(LinearForwardParams, step) == 256 &&
+    offsetof(LinearForwardParams, sizes) == 296 && offsetof(LinearForwardParams, beam_weights) == 328 &&
+    offsetof(LinearForwardParams, first_row) == 376 && offsetof(LinearForwardParams, rows) == 380 &&
+    offsetof(LinearForwardParams, score_count) == 384 && offsetof(LinearForwardParams, gradient_count) == 388 &&
+    offsetof(LinearForwardParams, stage_bytes) == 392 && offsetof(LinearForwardParams, adapts) == 396 &&
+    offsetof(LinearForwardParams, times_temperature) == 400 && offsetof(LinearForwardParams, scores_only) == 404,
     "mirrors launch::LinearForwardParams");
 
 // The shared memory of a block: this struct, followed by the stages of the pipeline. Its size mirrors

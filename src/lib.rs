@@ -60,7 +60,8 @@
 //!
 //! # Tensors that are not candle's
 //!
-//! The module [`host`] has the same losses over slices of host memory. The feature `cust` has them over buffers of CUDA devices.
+//! The module [`host`] has the same losses over slices of host memory. The feature `cust` has them over buffers of CUDA devices. For
+//! PyTorch there is a Python package in the repository, which the feature `raw-cuda` is for.
 //!
 //! # Custom masks
 //!
@@ -88,6 +89,7 @@
 //! | `x86-v4` (default) | AVX-512 in gemm, and so in candle's own matmuls, whose last bits change | an x86-64 CPU that has it, else nothing changes |
 //! | `cuda` | the same losses and beam search for CUDA tensors of candle (f32, f16, bf16) | an NVIDIA GPU of compute capability 8.0 or newer; to build, `nvcc` in `PATH` |
 //! | `cust` | the losses over buffers and streams of the crate [cust](https://docs.rs/cust), in the module `cust` | the same; candle's CUDA is not used |
+//! | `raw-cuda` | what the Python package needs for CUDA tensors of PyTorch: no public item | the same; the driver is opened at run time |
 //!
 //! `CANDLE_TRIE_CUDA_ARCHS` chooses the architectures that kernels are compiled for, for example `90`, `90a` or `80,90`. By default
 //! these are 80, 86, 89, 90, 100 and 120, as far as nvcc knows them.
@@ -125,6 +127,8 @@ pub use error::{Error, Result};
 #[cfg(feature = "cust")]
 pub use loss::cust;
 pub use loss::host;
+#[doc(hidden)]
+pub use loss::raw;
 pub use loss::{
     Convention, FrozenHead, GradientTarget, Head, LossOutput, MaskedSoftmaxLoss, Reduction, Scores,
     reference,

@@ -20,6 +20,7 @@ pub mod host;
 mod labels;
 mod linear;
 mod output;
+pub mod raw;
 pub mod reference;
 mod scores;
 mod temperature;
@@ -205,8 +206,8 @@ impl MaskedSoftmaxLoss {
     ///
     /// Hidden states, head and its bias (contiguous) share a device and a dtype, which may be f64 on the CPU only. The
     /// gradient of the head is computed only where the head is tracked: pass `&head.detach()` or a [`FrozenHead`] when
-    /// it is not trained. Like candle's own operations, the backward pass reads hidden states and head again: do not
-    /// overwrite them before it has run.
+    /// it is not trained, and [`Head::with_added_rows`] when only the rows of new tokens are. Like candle's own
+    /// operations, the backward pass reads hidden states and head again: do not overwrite them before it has run.
     ///
     /// # What autograd costs
     ///

@@ -175,7 +175,6 @@ impl TokenSets {
     }
 
     /// Returns the arrays for a device, whose kernels look at no bounds: those that were not checked are checked now.
-    #[cfg(any(feature = "cuda", feature = "cust"))]
     pub(crate) fn to_upload(&self) -> Result<Option<(&[u32], &[u32])>> {
         match &self.0 {
             Kind::Listed(listed) if !listed.checked => listed.check()?,

@@ -63,6 +63,7 @@ impl<'a> Launches<'a> {
         let tensors = LinearTensors {
             hidden: matrix(launches.address_of::<T>(inputs.hidden)?),
             head: matrix(launches.address_of::<T>(inputs.head)?),
+            base: None,
             bias: None,
             sets: launches.sets(inputs.sets)?,
             previous: None,

@@ -36,6 +36,7 @@ pub fn issue_linear(
     let tensors = LinearTensors {
         hidden: Recorder::matrix(width),
         head: Recorder::matrix(width),
+        base: None,
         bias: None,
         sets: Recorder::SETS,
         previous: None,

@@ -6,6 +6,7 @@ use candle_core::{Device, Tensor, WithDType};
 use candle_trie::Normalisation;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 use rayon::prelude::*;
 
 use crate::memory::{Dtype, RawMatrix, slice_mut, with_element};
@@ -29,12 +30,7 @@ pub fn mask_scores(
     to: (usize, usize),
 ) -> PyResult<()> {
     let vocabulary = scores.width();
-    let largest = trie.0.max_token().max(end) as usize;
-    if largest >= vocabulary {
-        return Err(PyValueError::new_err(format!(
-            "token {largest} is outside of the {vocabulary} scores of a row"
-        )));
-    }
+    check_vocabulary(trie, end, vocabulary)?;
     // SAFETY: the package keeps the tensor alive, and does not write it.
     let ids = unsafe { ids.view::<i64>() }?;
     with_element!(dtype, T => {
@@ -62,6 +58,42 @@ pub fn mask_scores(
         });
     });
     Ok(())
+}
+
+/// Returns the numbers, int64 `[2, n]`, of the rows and the tokens that [`mask_scores`] would leave of scores `[R, vocabulary]`.
+#[pyfunction]
+pub fn allowed_tokens<'py>(
+    py: Python<'py>,
+    trie: &TokenTrie,
+    ids: RawMatrix,
+    start: usize,
+    vocabulary: usize,
+    end: u32,
+) -> PyResult<Bound<'py, PyBytes>> {
+    check_vocabulary(trie, end, vocabulary)?;
+    let count = ids.rows();
+    // SAFETY: the package keeps the tensor alive, and does not write it.
+    let ids = unsafe { ids.view::<i64>() }?;
+    let (mut rows, mut tokens) = (Vec::new(), Vec::new());
+    for row in 0..count {
+        let prefix = ids.row(row).get(start..).unwrap_or_default();
+        let end = [end];
+        let allowed = allowed(&trie.0, prefix).unwrap_or(&end);
+        rows.extend(std::iter::repeat_n(row as i64, allowed.len()));
+        tokens.extend(allowed.iter().map(|&token| i64::from(token)));
+    }
+    rows.append(&mut tokens);
+    Ok(PyBytes::new(py, bytemuck::cast_slice(&rows)))
+}
+
+fn check_vocabulary(trie: &TokenTrie, end: u32, vocabulary: usize) -> PyResult<()> {
+    let largest = trie.0.max_token().max(end) as usize;
+    match largest < vocabulary {
+        true => Ok(()),
+        false => Err(PyValueError::new_err(format!(
+            "token {largest} is outside of the {vocabulary} scores of a row"
+        ))),
+    }
 }
 
 /// Returns the tokens that continue an item behind a prefix, and `None` behind a whole item or what begins none.

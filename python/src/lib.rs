@@ -3,18 +3,23 @@
 //! Tensors come as addresses, with what is needed to read them. Only the Python code of the package calls these functions: it
 //! has checked device, dtype and layout, and keeps the tensors alive until a call returns.
 
+#[cfg_attr(not(feature = "cuda"), path = "no_cuda.rs")]
+mod cuda;
 mod decode;
 mod loss;
 mod memory;
 mod trie;
 
-use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
-/// Returns an error of the library as Python's: `OSError` for files, `ValueError` for the rest.
+/// Returns an error of the library as Python's: `OSError` for files, `RuntimeError` of CUDA, `ValueError` for the rest.
 fn python_error(error: candle_trie::Error) -> PyErr {
     match error {
         candle_trie::Error::Io { .. } => PyOSError::new_err(error.to_string()),
+        candle_trie::Error::Candle(candle_core::Error::Cuda(error)) => {
+            PyRuntimeError::new_err(error.to_string())
+        }
         _ => PyValueError::new_err(error.to_string()),
     }
 }
@@ -22,9 +27,17 @@ fn python_error(error: candle_trie::Error) -> PyErr {
 #[pymodule]
 mod _native {
     #[pymodule_export]
-    use super::decode::{BeamSearch, exact_top_k, mask_scores};
+    use super::cuda::CudaStream;
+    /// The number of float64 of the statistics of rows.
+    #[pymodule_export]
+    const STATISTICS: usize = candle_trie::Statistics::LENGTH;
+    #[cfg(feature = "cuda")]
+    #[pymodule_export]
+    use super::cuda::{CudaDense, CudaLinear};
+    #[pymodule_export]
+    use super::decode::{BeamSearch, allowed_tokens, exact_top_k, mask_scores};
     #[pymodule_export]
     use super::loss::{DenseForward, LinearForward, Loss, Rows, merge_statistics};
     #[pymodule_export]
-    use super::trie::TokenTrie;
+    use super::trie::{TokenSets, TokenTrie};
 }

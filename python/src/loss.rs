@@ -3,6 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use candle_trie::host::{self, LinearGradients, LinearInput};
+use candle_trie::raw;
 use candle_trie::{
     AdaptiveStrategy, Bear, Convention, MaskedSoftmaxLoss, Reduction, Scope, Statistics,
     Temperature, TemperatureState, TokenSets,
@@ -10,10 +11,11 @@ use candle_trie::{
 use half::{bf16, f16};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::memory::{Dtype, RawMatrix, slice, slice_mut, with_element};
 use crate::python_error;
-use crate::trie::TokenTrie;
+use crate::trie::Sets;
 
 /// The label of an ignored position, as the library has it.
 const IGNORED: i64 = -100;
@@ -23,29 +25,45 @@ type Fields = [f64; Statistics::LENGTH];
 
 /// The labelled positions of a batch.
 #[pyclass(frozen)]
-pub struct Rows(candle_trie::Rows);
+pub struct Rows(pub candle_trie::Rows);
 
 #[pymethods]
 impl Rows {
-    /// Walks labels `[B, T]` of int64. Without a trie, no trie constrains them. `ignored` is the label of positions that have
-    /// none. `shifted` says that position t predicts the label at t, and not the one after it.
+    /// Takes labels `[B, T]` of int64, which are walked along a trie. Over token sets, `numbers` `[B, T]` of int64 has the
+    /// number of each label's set. `ignored` is the label of positions that have none. `shifted` says that position t predicts
+    /// the label at t, and not the one after it.
     #[new]
     fn new(
         py: Python,
-        trie: Option<&TokenTrie>,
+        sets: Sets,
         labels: RawMatrix,
+        numbers: Option<RawMatrix>,
         ignored: i64,
         shifted: bool,
     ) -> PyResult<Self> {
+        let trie = match &sets {
+            Sets::Trie(trie) => Some(trie.get()),
+            _ => None,
+        };
         let width = labels.width();
-        // SAFETY: the package keeps the tensor of labels alive, and does not write it.
-        let labels = unsafe { labels.view::<i64>() }?;
+        // SAFETY: the package keeps the tensors alive, and does not write them.
+        let (labels, numbers) = unsafe {
+            let numbers = numbers.map(|numbers| numbers.view::<i64>()).transpose()?;
+            (labels.view::<i64>()?, numbers)
+        };
         let rows = py.detach(|| {
-            let labels: Vec<i64> = (0..labels.rows())
+            let values: Vec<i64> = (0..labels.rows())
                 .flat_map(|row| labels.row(row))
                 .map(|&label| if label == ignored { IGNORED } else { label })
                 .collect();
-            let labels = candle_trie::Labels::new(&labels, width)?;
+            if let Some(numbers) = numbers {
+                let numbers: Vec<i64> = (0..numbers.rows())
+                    .flat_map(|row| numbers.row(row))
+                    .copied()
+                    .collect();
+                return rows_of_sets(&values, &numbers, width, shifted);
+            }
+            let labels = candle_trie::Labels::new(&values, width)?;
             match (trie, shifted) {
                 (Some(trie), true) => candle_trie::Rows::from_shifted(&trie.0, &labels),
                 (Some(trie), false) => candle_trie::Rows::from_unshifted(&trie.0, &labels),
@@ -61,6 +79,40 @@ impl Rows {
     }
 }
 
+/// Returns the rows of labels `[B, T]` whose token sets have these numbers `[B, T]`.
+fn rows_of_sets(
+    labels: &[i64],
+    numbers: &[i64],
+    width: usize,
+    shifted: bool,
+) -> candle_trie::Result<candle_trie::Rows> {
+    let mut rows = Vec::new();
+    for (index, (&label, &number)) in labels.iter().zip(numbers).enumerate() {
+        let (batch_row, position) = (index / width, index % width);
+        // Without a position before it, a label is predicted by nothing.
+        if label == IGNORED || (!shifted && position == 0) {
+            continue;
+        }
+        let invalid = |label| candle_trie::Error::InvalidLabel {
+            batch_row,
+            position,
+            label,
+        };
+        let target = u32::try_from(label).map_err(|_| invalid(label))?;
+        let set = u32::try_from(number).map_err(|_| candle_trie::Error::Malformed {
+            what: "numbers of token sets",
+            detail: format!("batch row {batch_row}, position {position}: found {number}"),
+        })?;
+        let position = (index - usize::from(!shifted)) as u32;
+        rows.push(candle_trie::Row {
+            position,
+            set,
+            target,
+        });
+    }
+    candle_trie::Rows::from_raw(labels.len(), rows)
+}
+
 /// A loss: token sets, temperature and convention.
 #[pyclass(frozen)]
 pub struct Loss(Mutex<MaskedSoftmaxLoss>);
@@ -70,21 +122,21 @@ type Adaptive = (String, f64, f64, f64, f64, f64, u64, bool);
 
 #[pymethods]
 impl Loss {
-    /// `sets` is a trie, or the size of a whole vocabulary. `reduction` is "mean", "mean_branching", "sum", "none" or a number
+    /// `reduction` is "mean", "mean_branching", "sum", "none" or a number
     /// that the sum is divided by; None for the published convention.
     #[new]
     fn new(
-        trie: Option<&TokenTrie>,
-        vocabulary: usize,
+        sets: Sets,
         temperature: f64,
         adaptive: Option<Adaptive>,
         bear: Option<(u32, f64, f64)>,
         reduction: Option<(String, f64)>,
         times_temperature: Option<bool>,
     ) -> PyResult<Self> {
-        let sets = match trie {
-            Some(trie) => TokenSets::from(&trie.0),
-            None => TokenSets::whole_vocabulary(vocabulary).map_err(python_error)?,
+        let sets = match sets {
+            Sets::Trie(trie) => TokenSets::from(&trie.get().0),
+            Sets::Listed(sets) => sets.get().0.clone(),
+            Sets::Vocabulary(size) => TokenSets::whole_vocabulary(size).map_err(python_error)?,
         };
         let temperature = match adaptive {
             None => Temperature::fixed(temperature),
@@ -118,6 +170,16 @@ impl Loss {
             loss.temperature_mut()?
                 .restore(TemperatureState { value, step })
         })
+    }
+
+    /// Returns the tables of the token sets for a device, as u32; None for a whole vocabulary.
+    fn set_tables<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+        let loss = self.snapshot();
+        let tables = raw::set_tables(loss.sets()).map_err(python_error)?;
+        Ok(tables.map(|(offsets, tokens)| {
+            let tables = [offsets, tokens].concat();
+            PyBytes::new(py, bytemuck::cast_slice(&tables))
+        }))
     }
 
     /// Takes a step with the statistics of the rows of all processes, and returns τ.
@@ -185,7 +247,13 @@ impl Loss {
 }
 
 impl Loss {
-    fn locked<R>(
+    /// Returns the loss as it stands, to be used without holding the lock.
+    pub fn snapshot(&self) -> MaskedSoftmaxLoss {
+        let loss = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        loss.clone()
+    }
+
+    pub fn locked<R>(
         &self,
         body: impl FnOnce(&mut MaskedSoftmaxLoss) -> candle_trie::Result<R>,
     ) -> PyResult<R> {
@@ -196,7 +264,7 @@ impl Loss {
 
 /// Hidden states, head, and the address of the bias and its length, which is 0 for none.
 #[derive(Clone, Copy, FromPyObject)]
-pub struct RawInput(RawMatrix, RawMatrix, usize, usize);
+pub struct RawInput(pub RawMatrix, pub RawMatrix, pub usize, pub usize);
 
 impl RawInput {
     /// # Safety

@@ -19,6 +19,16 @@ impl RawMatrix {
         self.2
     }
 
+    #[cfg(feature = "cuda")]
+    pub fn address(self) -> usize {
+        self.0
+    }
+
+    #[cfg(feature = "cuda")]
+    pub fn stride(self) -> usize {
+        self.3
+    }
+
     /// Returns the matrix.
     ///
     /// # Safety

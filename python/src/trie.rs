@@ -1,9 +1,10 @@
-//! The trie over a catalogue.
+//! The trie over a catalogue, and token sets that come from no trie.
 
 use std::path::PathBuf;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
 use crate::python_error;
 
@@ -37,6 +38,11 @@ impl TokenTrie {
 
     fn save(&self, py: Python, path: PathBuf) -> PyResult<()> {
         py.detach(|| self.0.save(path)).map_err(python_error)
+    }
+
+    /// Returns the bytes of the file that `save` writes.
+    fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &py.detach(|| self.0.to_bytes()))
     }
 
     #[staticmethod]
@@ -81,4 +87,36 @@ impl TokenTrie {
     fn max_token(&self) -> u32 {
         self.0.max_token()
     }
+}
+
+/// See `candle_trie.TokenSets`.
+#[pyclass(frozen, module = "candle_trie._native")]
+pub struct TokenSets(pub candle_trie::TokenSets);
+
+#[pymethods]
+impl TokenSets {
+    /// Makes sets of offsets and tokens.
+    #[new]
+    fn new(offsets: Vec<u32>, tokens: Vec<u32>) -> PyResult<Self> {
+        candle_trie::TokenSets::from_raw(offsets, tokens)
+            .map(Self)
+            .map_err(python_error)
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.count().unwrap_or_default()
+    }
+
+    #[getter]
+    fn max_token(&self) -> u32 {
+        self.0.max_token()
+    }
+}
+
+/// What a softmax is restricted to: the tokens that continue an item, those of sets, or a whole vocabulary of this size.
+#[derive(FromPyObject)]
+pub enum Sets<'py> {
+    Trie(Bound<'py, TokenTrie>),
+    Listed(Bound<'py, TokenSets>),
+    Vocabulary(usize),
 }

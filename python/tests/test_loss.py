@@ -3,11 +3,12 @@
 import copy
 import gc
 import pickle
+import re
 
 import pytest
 import torch
 
-from candle_trie import AdaptiveTemperature, Bear, MaskedSoftmaxLoss, TokenTrie, _ops
+from candle_trie import AdaptiveTemperature, Bear, MaskedSoftmaxLoss, TokenSets, TokenTrie, _ops
 
 from conftest import END, VOCABULARY, WIDTH
 
@@ -163,6 +164,28 @@ def test_over_the_whole_vocabulary_it_is_cross_entropy(logits, labels):
     torch.testing.assert_close(value, expected, rtol=1e-12, atol=0)
 
 
+def test_sets_that_come_from_no_trie_are_named_by_their_numbers(trie, sequences, logits, hidden, weight, labels):
+    prefixes = sorted({tuple(sequence[:length]) for sequence in sequences for length in range(4)})
+    sets = TokenSets([reversed(trie.children(prefix)) for prefix in prefixes])
+    numbers = torch.full((2, 8), -1)
+    for line, first, item in [(0, 3, 4), (1, 4, 17)]:
+        for length in range(4):
+            numbers[line, first + length] = prefixes.index(tuple(sequences[item][:length]))
+    for loss in (MaskedSoftmaxLoss(sets, 0.8), pickle.loads(pickle.dumps(MaskedSoftmaxLoss(sets, 0.8)))):
+        expected = MaskedSoftmaxLoss(trie, 0.8)
+        assert loss(logits, labels, sets=numbers) == expected(logits, labels)
+        linear = loss.forward_linear(hidden, weight, labels, sets=numbers)
+        assert linear == expected.forward_linear(hidden, weight, labels)
+    for wrong, part in [(None, "numbers"), (numbers[:1], "[1, 8]"), (numbers.float(), "float32"), (numbers - 1, "-1"),
+                        (numbers * 0 + 99, "99")]:
+        with pytest.raises(ValueError, match=re.escape(part)):
+            MaskedSoftmaxLoss(sets)(logits, labels, sets=wrong)
+    with pytest.raises(ValueError, match="None"):
+        MaskedSoftmaxLoss(trie)(logits, labels, sets=numbers)
+    with pytest.raises(ValueError, match="5 is followed by 5"):
+        TokenSets([[5, 5]])
+
+
 def test_bear_weighs_rows_by_whether_beam_search_would_keep_their_targets(trie, logits, labels, definition):
     logits.requires_grad_()
     value = MaskedSoftmaxLoss(trie, bear=Bear(beams=2, weight=1.5, xi=0.5))(logits, labels)
@@ -235,7 +258,7 @@ def test_it_compiles_into_one_graph(trie, logits, hidden, weight, labels):
     torch.testing.assert_close(gradients(found, hidden), gradients(expected, hidden))
     # The handles of two calls differ, which is all that the fourth test of opcheck would find.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(_ops.dense, (logits.requires_grad_(), labels, loss._number, None, True), test_utils=tests)
+    torch.library.opcheck(_ops.dense, (logits.requires_grad_(), labels, None, loss._number, None, True), test_utils=tests)
 
 
 def test_ten_thousand_steps_leave_nothing_behind(trie, labels):

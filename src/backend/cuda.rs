@@ -1,23 +1,16 @@
 //! Runs launch plans on a CUDA device, through candle's stream.
 
-mod kernels;
 pub(crate) mod sets;
-mod staging;
 pub(crate) mod stream;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::ops::Deref;
 
-use bytemuck::Pod;
 use candle_core::CudaDevice;
-use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, LaunchConfig,
-    PushKernelArg,
-};
+use cudarc::driver::DevicePtr;
 
-use super::launch::{self, DeviceLimits, Launch};
-use crate::{Error, Result};
-use kernels::{Kernels, kernels_of, limits_of};
-use staging::Staging;
+use super::launch;
+use super::launcher::Launcher;
+use crate::Result;
 
 /// Launches the crate's kernels on one device.
 ///
@@ -26,18 +19,8 @@ use staging::Staging;
 #[derive(Clone)]
 pub struct Executor {
     device: CudaDevice,
-    stream: Arc<CudaStream>,
-    kernels: Kernels,
-    staging: Arc<Mutex<Staging>>,
-    limits: DeviceLimits,
+    launcher: Launcher,
 }
-
-/// A parameter struct that is passed to a kernel by value.
-#[repr(transparent)]
-struct ByValue<P>(P);
-
-// SAFETY: any bytes of a Pod type may be copied into a kernel's parameter space.
-unsafe impl<P: Pod> DeviceRepr for ByValue<P> {}
 
 impl Executor {
     /// Makes an executor on candle's device and stream. The first one of a context loads the kernels.
@@ -45,22 +28,10 @@ impl Executor {
     /// # Errors
     /// The driver's error, if the kernels cannot be loaded on this device.
     pub fn new(device: &CudaDevice) -> Result<Self> {
-        let stream = device.cuda_stream();
-        let context = stream.context();
-        let (kernels, staging) = kernels_of(context)?;
         Ok(Self {
             device: device.clone(),
-            kernels,
-            staging,
-            limits: limits_of(context).map_err(driver_error)?,
-            stream,
+            launcher: Launcher::new(device.cuda_stream())?,
         })
-    }
-
-    /// Returns the limits of the device, which plans depend on.
-    #[must_use]
-    pub fn limits(&self) -> &DeviceLimits {
-        &self.limits
     }
 
     /// Returns candle's device.
@@ -72,66 +43,12 @@ impl Executor {
     pub fn address<T>(&self, buffer: &impl DevicePtr<T>) -> Option<launch::DevicePtr> {
         launch::DevicePtr::new(buffer.device_ptr(&self.stream).0)
     }
-
-    /// Issues a launch.
-    ///
-    /// # Safety
-    /// The parameters must be those of the kernel. Their addresses must be of device buffers that have the sizes that the
-    /// kernel's source documents, and that nothing else reads or writes until the launch is done.
-    ///
-    /// # Errors
-    /// The driver's error, if it refuses the launch.
-    pub unsafe fn launch<P: Pod>(&self, launch: &Launch<P>) -> Result<()> {
-        let shape = LaunchConfig {
-            grid_dim: launch.grid.into(),
-            block_dim: launch.block.into(),
-            shared_mem_bytes: launch.shared_bytes,
-        };
-        let params = ByValue(launch.params);
-        let mut issue = self.stream.launch_builder(self.kernel(launch.kernel)?);
-        issue.arg(&params);
-        // SAFETY: the caller's promise about the parameters and their buffers.
-        let issued = unsafe {
-            if launch.cooperative {
-                issue.launch_cooperative(shape)
-            } else {
-                issue.launch(shape)
-            }
-        };
-        issued.map(drop).map_err(driver_error)
-    }
-
-    /// Issues one copy of the concatenated tables to the beginning of `to`.
-    fn upload(&self, tables: &[&[u32]], to: &mut CudaSlice<u32>) -> Result<()> {
-        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
-        let issued = staging.upload(&self.stream, tables, to);
-        issued.map_err(driver_error)
-    }
-
-    /// Returns how many blocks of a launch are resident at the same time, from the driver's occupancy calculation.
-    ///
-    /// # Errors
-    /// The driver's error.
-    #[doc(hidden)]
-    pub fn resident_blocks<P>(&self, launch: &Launch<P>) -> Result<u32> {
-        let each = self
-            .kernel(launch.kernel)?
-            .occupancy_max_active_blocks_per_multiprocessor(
-                launch.block[0],
-                launch.shared_bytes as usize,
-                None,
-            );
-        Ok(each.map_err(driver_error)? * self.limits.multiprocessors)
-    }
-
-    fn kernel(&self, name: &str) -> Result<&CudaFunction> {
-        self.kernels.get(name).ok_or_else(|| Error::Malformed {
-            what: "launch",
-            detail: format!("there is no kernel '{name}'"),
-        })
-    }
 }
 
-fn driver_error(error: DriverError) -> Error {
-    candle_core::Error::Cuda(Box::new(error)).into()
+impl Deref for Executor {
+    type Target = Launcher;
+
+    fn deref(&self) -> &Launcher {
+        &self.launcher
+    }
 }

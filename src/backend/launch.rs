@@ -17,11 +17,13 @@ pub(crate) use decode::{DecodeEdge, DecodeSet, NewBeam};
 pub use dense::{DensePlan, DenseRows, DenseSaved, DenseTensors};
 pub use device_ptr::{DeviceMatrix, DevicePtr};
 use kernel_params::{Kernel, kernel_params};
-pub use linear::{LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors, LinearWork};
+pub use linear::{
+    HeadBase, LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors, LinearWork,
+};
 pub use results::{BatchTotals, ForwardResults, Upstream};
-#[cfg(any(feature = "cuda", feature = "cust"))]
+#[cfg(any(feature = "cuda", feature = "cust", feature = "raw-cuda"))]
 pub(crate) use stream::addresses_of_parts;
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "raw-cuda"))]
 pub(crate) use stream::bytes_of_parts;
 pub use stream::{Lifetime, Stream};
 pub use temperature::TemperaturePlan;

@@ -274,12 +274,16 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
         bias_layout: &Layout,
     ) -> candle_core::Result<(CudaStorage, Shape)> {
         let op = &*self.0;
-        let inputs = cuda::Inputs {
-            hidden: (hidden, hidden_layout),
-            head: (head, head_layout),
-            bias: op.has_bias.then_some((bias, bias_layout)),
-        };
-        let forward = cuda::forward(&inputs, &op.call, op.wanted, op.direct);
+        let base = op.frozen.base();
+        let forward = cuda::stored_base(&base).and_then(|base| {
+            let inputs = cuda::Inputs {
+                hidden: (hidden, hidden_layout),
+                head: (head, head_layout),
+                base,
+                bias: op.has_bias.then_some((bias, bias_layout)),
+            };
+            cuda::forward(&inputs, &op.call, op.wanted, op.direct)
+        });
         let forward = forward.map(|(forward, loss)| (SavedForward::OnCuda(forward.into()), loss));
         let loss = op.saved.save(forward)?;
         Ok((loss, loss_shape(&op.call.batch, hidden_layout.dims())))
@@ -300,9 +304,14 @@ impl<T: Scalar> CustomOp3 for SharedLoss<T> {
                 op.gradients(saved, tensors, &Upstream::new(upstream)?)?
             }
             #[cfg(feature = "cuda")]
-            SavedForward::OnCuda(forward) => {
-                cuda::backward(tensors, op.has_bias, op.wanted, forward, upstream)?
-            }
+            SavedForward::OnCuda(forward) => cuda::backward(
+                tensors,
+                &op.frozen,
+                op.has_bias,
+                op.wanted,
+                forward,
+                upstream,
+            )?,
         };
         Ok((of_hidden, of_head, of_bias))
     }

@@ -16,8 +16,8 @@ use crate::{Error, Result, Statistics};
 ///
 /// - `&logits`, a tensor `[.., V]`;
 /// - `(&hidden, &head)`, hidden states `[.., H]` and anything that a [`Head`] is made from: a tensor `[V, H]`,
-///   a [`FrozenHead`](crate::FrozenHead), or a head with a bias. The logits are then never materialised: only the
-///   head rows of valid tokens are read.
+///   a [`FrozenHead`](crate::FrozenHead), a head with a bias, or one with added rows. The logits are then never
+///   materialised: only the head rows of valid tokens are read.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

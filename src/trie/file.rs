@@ -32,6 +32,21 @@ impl TokenTrie {
     /// # Errors
     /// [`Error::Io`] where the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        // An atomic write: an interrupted save leaves the file that was there.
+        let mut aside = path.as_ref().as_os_str().to_owned();
+        aside.push(".partial");
+        write(aside.as_ref(), &self.file_parts())
+            .and_then(|()| std::fs::rename(&aside, path.as_ref()))
+            .map_err(|source| io_error(path.as_ref(), source))
+    }
+
+    /// Returns the bytes of the file that [`save`](Self::save) writes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.file_parts().concat()
+    }
+
+    /// Returns the bytes of the file: the header, and the arrays behind it.
+    fn file_parts(&self) -> Vec<Cow<'_, [u8]>> {
         let (offsets, tokens) = self.raw();
         let leaves = &self.leaves;
         // The widest first, so that each begins at a multiple of its own width.
@@ -43,12 +58,9 @@ impl TokenTrie {
             Stored::new("item_offsets", leaves.offsets()),
             Stored::new("items_by_id", leaves.by_id()),
         ];
-        // An atomic write: an interrupted save leaves the file that was there.
-        let mut aside = path.as_ref().as_os_str().to_owned();
-        aside.push(".partial");
-        write(aside.as_ref(), self.max_token(), &arrays)
-            .and_then(|()| std::fs::rename(&aside, path.as_ref()))
-            .map_err(|source| io_error(path.as_ref(), source))
+        let mut parts = vec![Cow::Owned(header(self.max_token(), &arrays))];
+        parts.extend(arrays.map(|array| array.bytes));
+        parts
     }
 
     /// Reads a trie that [`save`](Self::save) wrote into memory.
@@ -64,7 +76,7 @@ impl TokenTrie {
         Self::from_bytes(&bytes).map_err(|error| named(path, error))
     }
 
-    /// Reads a trie from the bytes of a file that [`save`](Self::save) wrote.
+    /// Reads a trie from the bytes of a file that [`save`](Self::save) wrote, or from [`to_bytes`](Self::to_bytes).
     ///
     /// # Errors
     /// [`Error::Malformed`] says what is wrong with them.
@@ -161,9 +173,9 @@ impl<'a> Stored<'a> {
     }
 }
 
-/// Writes a safetensors file whose bytes depend on the trie alone. The format's own crate takes the metadata as a hash map
-/// and writes them in its random order.
-fn write(path: &Path, max_token: u32, arrays: &[Stored]) -> io::Result<()> {
+/// Returns the header of a safetensors file whose bytes depend on the trie alone. The format's own crate takes the metadata as a
+/// hash map and writes them in its random order.
+fn header(max_token: u32, arrays: &[Stored]) -> Vec<u8> {
     let mut header = format!(
         r#"{{"__metadata__":{{"format":"{FORMAT}","version":"{VERSION}","max_token":"{max_token}"}}"#
     );
@@ -184,11 +196,14 @@ fn write(path: &Path, max_token: u32, arrays: &[Stored]) -> io::Result<()> {
     header.push('}');
     // Spaces are allowed at its end: the arrays begin at a multiple of eight bytes.
     let padded = header.len().next_multiple_of(8);
+    let length = (padded as u64).to_le_bytes();
+    [&length, format!("{header:padded$}").as_bytes()].concat()
+}
+
+fn write(path: &Path, parts: &[Cow<[u8]>]) -> io::Result<()> {
     let mut file = BufWriter::new(File::create(path)?);
-    file.write_all(&(padded as u64).to_le_bytes())?;
-    write!(file, "{header:padded$}")?;
-    for array in arrays {
-        file.write_all(&array.bytes)?;
+    for part in parts {
+        file.write_all(part)?;
     }
     file.into_inner()?.sync_all()
 }

@@ -2,7 +2,7 @@
 
 use candle_trie::Statistics;
 use candle_trie::launch::{
-    DeviceLimits, DeviceMatrix, ForwardResults, LinearGradients, LinearPlan, LinearRows,
+    DeviceLimits, DeviceMatrix, ForwardResults, HeadBase, LinearGradients, LinearPlan, LinearRows,
     LinearSaved, LinearTensors, Upstream,
 };
 use candle_trie_emulator::{Emulator, Fault, Memory, Report, same_for_every_schedule};
@@ -26,6 +26,8 @@ pub struct Case<'a> {
     pub loss_scale: f64,
     /// Whether the head's gradient is wanted, or that of its bias alone.
     pub with_head_gradient: bool,
+    /// The number of frozen rows of a head in two parts; `None` for a head in one part.
+    pub base_rows: Option<usize>,
     /// Elements that lie unused before the first and between all rows of hidden states and head.
     pub apart: usize,
     pub limits: DeviceLimits,
@@ -54,7 +56,7 @@ pub struct Outcome {
     pub temperature: f64,
     /// The sum of the rows' weights under BEAR.
     pub bear_weight: f64,
-    /// `[N, H]`, `[V, H]` and `[V]`; empty where there is none.
+    /// `[N, H]`, `[V, H]` or that of the added rows, and `[V]`; empty where there is none.
     pub gradient: Vec<f64>,
     pub head_gradient: Vec<f64>,
     pub bias_gradient: Vec<f64>,
@@ -84,6 +86,7 @@ impl<'a> Case<'a> {
             backward_passes: 1,
             loss_scale: 1.0,
             with_head_gradient: true,
+            base_rows: None,
             apart: 0,
             limits: LIMITS,
             most_blocks: u32::MAX,
@@ -113,7 +116,13 @@ impl<'a> Case<'a> {
             Gradients::None => LinearGradients::None,
             Gradients::Direct => LinearGradients::Direct,
             Gradients::Hidden => LinearGradients::Hidden,
-            Gradients::All => LinearGradients::All(&sets),
+            Gradients::All => match self.base_rows {
+                None => LinearGradients::All(&sets),
+                Some(rows) => LinearGradients::AddedRows {
+                    sets: &sets,
+                    first_token: rows as u32,
+                },
+            },
         };
         let plan = LinearPlan::new(
             rows,
@@ -199,7 +208,8 @@ impl<'a> Case<'a> {
         let (width, vocabulary) = (self.batch.width, self.batch.vocabulary);
         let memory = &mut stream.memory;
         let hidden = memory.allocate::<T>("gradient", self.batch.positions * width);
-        let head = memory.upload("head gradient", &vec![T::zeroed(); vocabulary * width]);
+        let trained = vocabulary - self.base_rows.unwrap_or(0);
+        let head = memory.upload("head gradient", &vec![T::zeroed(); trained * width]);
         let bias = memory.upload("bias gradient", &vec![T::zeroed(); vocabulary]);
         let wanted = [
             self.with_head_gradient.then_some(pointer(head)),
@@ -232,7 +242,14 @@ impl<'a> Case<'a> {
                 row_stride: (batch.width + self.apart) as u64,
             }
         };
-        let (hidden, head) = (matrix("hidden", &batch.hidden), matrix("head", &batch.head));
+        let hidden = matrix("hidden", &batch.hidden);
+        let base_rows = self.base_rows.unwrap_or(0);
+        let (base, head) = batch.head.split_at(base_rows * batch.width);
+        let head = matrix("head", head);
+        let base = self.base_rows.map(|rows| HeadBase {
+            matrix: matrix("base", base),
+            rows: rows as u32,
+        });
         let bias: Vec<T> = batch.bias.iter().map(|&value| T::from_f64(value)).collect();
         let bias = pointer(memory.upload("bias", &bias));
         let previous = 2.0 * self.options.temperature.value();
@@ -240,6 +257,7 @@ impl<'a> Case<'a> {
         LinearTensors {
             hidden,
             head,
+            base,
             bias: self.options.bias.then_some(bias),
             sets: upload_sets(memory, &batch.sets(self.options)),
             previous: self.resident.then_some(previous),
@@ -341,7 +359,8 @@ impl<'a> Case<'a> {
             return;
         }
         if self.with_head_gradient {
-            close(&found.head_gradient, &head, "head");
+            let trained = &head[self.base_rows.unwrap_or(0) * width..];
+            close(&found.head_gradient, trained, "head");
         } else {
             assert!(found.head_gradient.iter().all(|&value| value == 0.0));
         }

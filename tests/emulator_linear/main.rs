@@ -14,6 +14,7 @@ mod number;
 #[path = "../../benches/support/mod.rs"]
 mod support;
 
+mod added_rows;
 mod boundaries;
 mod counts;
 mod device;

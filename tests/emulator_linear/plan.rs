@@ -68,13 +68,25 @@ pub fn item_counts(launch: &Issued) -> (usize, usize) {
     assert!(launch.kernel.starts_with("linear_forward"));
     // `score_count` and `gradient_count` of `LinearForwardParams`.
     let count = |at: usize| bytemuck::pod_read_unaligned::<u32>(&launch.params[at..at + 4]);
-    (count(368) as usize, count(372) as usize)
+    (count(384) as usize, count(388) as usize)
 }
 
 /// What a plan has issued.
 pub struct Plan {
     pub tables: Tables,
     pub recorder: Recorder,
+}
+
+/// Inputs of this width, of which nothing is read.
+pub fn tensors(width: usize) -> LinearTensors {
+    LinearTensors {
+        hidden: Recorder::matrix(width),
+        head: Recorder::matrix(width),
+        base: None,
+        bias: None,
+        sets: Recorder::SETS,
+        previous: None,
+    }
 }
 
 impl Plan {
@@ -89,13 +101,7 @@ impl Plan {
     ) -> Self {
         let most = LinearPlan::MOST_SCORES;
         let plan = LinearPlan::new(rows, element, width, gradients, limits, most).unwrap();
-        let tensors = LinearTensors {
-            hidden: Recorder::matrix(width),
-            head: Recorder::matrix(width),
-            bias: None,
-            sets: Recorder::SETS,
-            previous: None,
-        };
+        let tensors = tensors(width);
         let (mut recorder, upstream) = (Recorder::default(), Recorder::UPSTREAM);
         // SAFETY: nothing is run.
         unsafe {

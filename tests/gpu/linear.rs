@@ -267,6 +267,57 @@ fn the_rows_of_a_head_may_lie_apart() {
     assert_eq!(of(&strided), of(&weight));
 }
 
+/// Loss, evaluation, and the gradients of hidden states and of the added rows. The rows before `first_added` are frozen.
+fn in_two_parts(
+    batch: &Batch,
+    options: &Options,
+    dtype: DType,
+    device: &Device,
+    first_added: usize,
+) -> [Vec<f64>; 4] {
+    let [hidden, head, _] = batch.tensors(dtype).map(|tensor| {
+        let moved = tensor.to_device(device).unwrap();
+        Var::from_tensor(&moved).unwrap()
+    });
+    let base = head.narrow(0, 0, first_added).unwrap();
+    let added = head.narrow(0, first_added, batch.vocabulary - first_added);
+    let added = Var::from_tensor(&added.unwrap().contiguous().unwrap()).unwrap();
+    let (scores, rows) = (
+        (&hidden, Head::with_added_rows(&base, &added)),
+        batch.rows(options),
+    );
+    let mut loss = batch.loss(options).check_finite();
+    let evaluated = f64s(&loss.evaluate(scores, &rows).unwrap().loss);
+    let output = loss.forward(scores, &rows).unwrap();
+    let gradients = output.loss.sum_all().unwrap().backward().unwrap();
+    assert!(gradients.get(&head).is_none());
+    let of_added = gradients.get(&added).unwrap();
+    assert_eq!(of_added.dims(), added.dims());
+    let of_hidden = f64s(gradients.get(&hidden).unwrap());
+    [f64s(&output.loss), evaluated, of_hidden, f64s(of_added)]
+}
+
+#[test]
+#[ignore = "needs a GPU"]
+fn a_head_in_two_parts_gives_what_it_gives_on_the_cpu() {
+    let (device, batch) = (cuda(), Batch::new(40, 7));
+    for (dtype, tolerance) in [F32, F16, BF16] {
+        for (index, options) in every_option().into_iter().enumerate() {
+            let options = Options {
+                bias: false,
+                ..options
+            };
+            let first_added = [1, 100, 150, 208][index % 4];
+            let [on_cpu, on_gpu] = [&Device::Cpu, &device]
+                .map(|device| in_two_parts(&batch, &options, dtype, device, first_added));
+            for (part, (found, expected)) in on_gpu.iter().zip(&on_cpu).enumerate() {
+                let what = format!("{dtype:?}, option {index}, part {part}");
+                assert_close(found, expected, tolerance, &what);
+            }
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs a GPU"]
 fn a_head_elsewhere_is_refused() {

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_trie::{
-    AdaptiveStrategy, FrozenHead, MaskedSoftmaxLoss, Rows, Scope, TokenSets, TokenTrie,
+    AdaptiveStrategy, FrozenHead, Head, MaskedSoftmaxLoss, Rows, Scope, TokenSets, TokenTrie,
 };
 
 use crate::{alone, peak_of};
@@ -96,4 +96,36 @@ fn memory_and_time_of_the_linear_operation_do_not_depend_on_the_vocabulary() {
         peak < POSITIONS * vocabulary * 4 / 3,
         "{peak} bytes for LML at V = {vocabulary}"
     );
+}
+
+#[test]
+fn added_rows_are_trained_without_a_copy_or_a_gradient_of_the_frozen_ones() {
+    let _alone = alone();
+    const BASE_ROWS: usize = 2_000_000;
+    // Enough for every token of the trie.
+    const ADDED: usize = 120;
+    let vocabulary = BASE_ROWS + ADDED;
+    let base = Tensor::zeros((BASE_ROWS, WIDTH), DType::F32, &Device::Cpu).unwrap();
+    let added = Var::ones((ADDED, WIDTH), DType::F32, &Device::Cpu).unwrap();
+    let hidden = Var::ones((POSITIONS, WIDTH), DType::F32, &Device::Cpu).unwrap();
+    let (trie, whole) = (
+        trie(vocabulary),
+        TokenSets::whole_vocabulary(vocabulary).unwrap(),
+    );
+    let rows = rows(&trie, vocabulary);
+    let bytes = BASE_ROWS * WIDTH * 4;
+    // Over the whole vocabulary a chunk of 8 MiB of logits is held, and in matrix products each thread holds about 1 MiB.
+    for sets in [trie.sets().clone(), whole] {
+        let loss = MaskedSoftmaxLoss::new(sets, candle_trie::Temperature::fixed(1.0)).unwrap();
+        let head = Head::with_added_rows(&base, &added);
+        let (peak, gradients) = peak_of(|| {
+            let output = loss.forward_at((&hidden, head), &rows, 1.0).unwrap();
+            output.loss.backward().unwrap()
+        });
+        assert!(peak < bytes / 2, "{peak} bytes beside {bytes} of the base");
+        let gradient = gradients.get(&added).unwrap();
+        assert_eq!(gradient.dims(), [ADDED, WIDTH]);
+        let sum = gradient.abs().unwrap().sum_all().unwrap();
+        assert!(sum.to_scalar::<f32>().unwrap() > 0.0);
+    }
 }

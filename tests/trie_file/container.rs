@@ -40,6 +40,7 @@ fn a_saved_trie_loads_as_it_was() {
     assert_eq!(TokenTrie::load(file.path()).unwrap(), sound_trie());
     let saved = std::fs::read(file.path()).unwrap();
     assert_eq!(TokenTrie::from_bytes(&saved).unwrap(), sound_trie());
+    assert!(sound_trie().to_bytes() == saved);
 }
 
 #[test]

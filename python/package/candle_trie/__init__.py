@@ -19,7 +19,7 @@ and `exact_top_k` decode over the same trie.
 
 from .generation import BeamSearch, Found, TrieLogitsProcessor, exact_top_k, prefix_allowed_tokens_fn
 from .loss import AdaptiveTemperature, Bear, MaskedSoftmaxLoss
-from .trie import TokenTrie
+from .trie import TokenSets, TokenTrie
 
 __all__ = [
     "AdaptiveTemperature",
@@ -27,6 +27,7 @@ __all__ = [
     "BeamSearch",
     "Found",
     "MaskedSoftmaxLoss",
+    "TokenSets",
     "TokenTrie",
     "TrieLogitsProcessor",
     "exact_top_k",

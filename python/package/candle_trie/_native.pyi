@@ -1,5 +1,7 @@
 from collections.abc import Callable
 
+STATISTICS: int
+
 _Matrix = tuple[int, int, int, int]
 _Vector = tuple[int, int]
 _Found = tuple[list[int], float, float]
@@ -10,6 +12,7 @@ class TokenTrie:
     def load(path: str) -> TokenTrie: ...
     @staticmethod
     def from_bytes(bytes: bytes) -> TokenTrie: ...
+    def to_bytes(self) -> bytes: ...
     def save(self, path: str) -> None: ...
     def children(self, prefix: list[int]) -> list[int] | None: ...
     def items(self, sequence: list[int]) -> list[int]: ...
@@ -24,15 +27,24 @@ class TokenTrie:
     @property
     def max_token(self) -> int: ...
 
+class TokenSets:
+    def __init__(self, offsets: list[int], tokens: list[int]) -> None: ...
+    def __len__(self) -> int: ...
+    @property
+    def max_token(self) -> int: ...
+
+_Sets = TokenTrie | TokenSets | int
+
 class Rows:
-    def __init__(self, trie: TokenTrie | None, labels: _Matrix, ignored: int, shifted: bool) -> None: ...
+    def __init__(
+        self, sets: _Sets, labels: _Matrix, numbers: _Matrix | None, ignored: int, shifted: bool
+    ) -> None: ...
     def __len__(self) -> int: ...
 
 class Loss:
     def __init__(
         self,
-        trie: TokenTrie | None,
-        vocabulary: int,
+        sets: _Sets,
         temperature: float,
         adaptive: tuple[str, float, float, float, float, float, int, bool] | None,
         bear: tuple[int, float, float] | None,
@@ -42,6 +54,7 @@ class Loss:
     @property
     def state(self) -> tuple[float, int]: ...
     def restore(self, value: float, step: int) -> None: ...
+    def set_tables(self) -> bytes | None: ...
     def step(self, statistics: list[float]) -> float: ...
     def dense(self, dtype: str, logits: _Matrix, rows: Rows, temperature: float | None) -> DenseForward: ...
     def linear(
@@ -69,6 +82,38 @@ class LinearForward:
     def statistics(self) -> list[float]: ...
     def backward(
         self, input: tuple[_Matrix, _Matrix, int, int], upstream: _Vector, gradients: list[_Vector | None]
+    ) -> None: ...
+
+class CudaStream:
+    def __init__(self, device: int, handle: int, allocate: Callable[[bool, int], int]) -> None: ...
+
+# temperature, token sets, temperature before, loss, results
+_Pass = tuple[float | None, int, int, int, int]
+
+class CudaDense:
+    def __init__(
+        self, stream: CudaStream, loss: Loss, rows: Rows, dtype: str, logits: _Matrix, addresses: _Pass
+    ) -> None: ...
+    def backward(self, stream: CudaStream, logits: _Matrix, upstream: int, results: int, gradient: int) -> None: ...
+
+class CudaLinear:
+    def __init__(
+        self,
+        stream: CudaStream,
+        loss: Loss,
+        rows: Rows,
+        dtype: str,
+        input: tuple[_Matrix, _Matrix, int, int],
+        wanted: list[bool],
+        addresses: _Pass,
+    ) -> None: ...
+    def backward(
+        self,
+        stream: CudaStream,
+        input: tuple[_Matrix, _Matrix, int, int],
+        upstream: int,
+        results: int,
+        gradients: list[int | None],
     ) -> None: ...
 
 class BeamSearch:
@@ -100,6 +145,7 @@ def mask_scores(
     temperature: float | None,
     to: _Vector,
 ) -> None: ...
+def allowed_tokens(trie: TokenTrie, ids: _Matrix, start: int, vocabulary: int, end: int) -> bytes: ...
 def exact_top_k(
     trie: TokenTrie, k: int, temperature: float, model: Callable[[list[list[int]]], tuple[str, _Matrix]]
 ) -> list[_Found]: ...

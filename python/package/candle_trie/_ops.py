@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _native
-from ._memory import as_matrix, dtype_name, raw, raw_vector
+from . import _cuda, _native
+from ._memory import Inputs, as_matrix, dtype_name, raw, raw_vector
 
 if TYPE_CHECKING:
     from .loss import MaskedSoftmaxLoss
 
 _numbers = itertools.count()
 _losses: weakref.WeakValueDictionary[int, MaskedSoftmaxLoss] = weakref.WeakValueDictionary()
-_saved: dict[int, _native.DenseForward | _native.LinearForward] = {}
+_saved: dict[int, _native.DenseForward | _native.LinearForward | _cuda.Forward] = {}
 
 
 def register(loss: MaskedSoftmaxLoss) -> int:
@@ -31,53 +31,50 @@ def register(loss: MaskedSoftmaxLoss) -> int:
     return number
 
 
-def rows(loss: MaskedSoftmaxLoss, labels: Tensor) -> _native.Rows:
-    """Walks the labels along the trie."""
-    labels = labels.to(torch.int64)
-    lines = as_matrix("labels", labels if labels.dim() else labels.reshape(1)).contiguous()
-    trie = loss.trie
-    native = None if isinstance(trie, int) else trie._native
-    return _native.Rows(native, raw(lines), loss.ignore_index, loss.labels_are_shifted)
+def rows(loss: MaskedSoftmaxLoss, labels: Tensor, sets: Tensor | None) -> _native.Rows:
+    """Walks the labels along the trie, or takes the numbers of their token sets, on the host."""
+    lines, numbers = _lines(labels), None if sets is None else _lines(sets)
+    numbered = None if numbers is None else raw(numbers)
+    return _native.Rows(loss.native_sets, raw(lines), numbered, loss.ignore_index, loss.labels_are_shifted)
 
 
-def dense_statistics(loss: MaskedSoftmaxLoss, logits: Tensor, rows: _native.Rows) -> list[float]:
+def _lines(labels: Tensor) -> Tensor:
+    labels = labels.to("cpu", torch.int64)
+    return as_matrix("labels", labels if labels.dim() else labels.reshape(1)).contiguous()
+
+
+def dense_statistics(loss: MaskedSoftmaxLoss, logits: Tensor, labels: Tensor, sets: Tensor | None) -> list[float]:
     """Returns the statistics of the rows, by which a temperature that all processes share takes a step."""
+    if logits.is_cuda:
+        return _cuda.dense(loss, logits, rows(loss, labels, sets), labels.shape, loss.temperature).statistics
     matrix = as_matrix("logits", logits)
-    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows, loss.temperature)
+    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels, sets), loss.temperature)
     return forward.statistics
 
 
 def linear_statistics(
-    loss: MaskedSoftmaxLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, rows: _native.Rows
+    loss: MaskedSoftmaxLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, sets: Tensor | None
 ) -> list[float]:
     """Returns the statistics of the rows, from hidden states and a head."""
-    inputs = _LinearInputs(hidden, weight, bias)
-    return loss._native.linear(inputs.dtype, inputs.raw, rows, loss.temperature, [False, False]).statistics
+    inputs, wanted = Inputs(hidden, weight, bias), [False, False]
+    if hidden.is_cuda:
+        return _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, loss.temperature, wanted).statistics
+    return loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels, sets), loss.temperature, wanted).statistics
 
 
-class _LinearInputs:
-    """Hidden states, head and bias as matrices, which must outlive the calls that their addresses are passed to."""
-
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        self.dtype = dtype_name("hidden states", hidden)
-        self.hidden, self.weight = as_matrix("hidden states", hidden), as_matrix("head", weight)
-        self.bias = None if bias is None else bias.detach().contiguous()
-        self.raw = (raw(self.hidden), raw(self.weight), *raw_vector(self.bias))
-
-
-def _save(forward: _native.DenseForward | _native.LinearForward, wanted: bool) -> Tensor:
-    """Returns the tensor that holds the number of what is saved. It is forgotten when the tensor's storage is freed."""
+def _save(forward: _native.DenseForward | _native.LinearForward | _cuda.Forward, wanted: bool) -> Tensor:
+    """Returns the tensor that holds the number of what is saved, on the CPU. It is forgotten when the tensor's storage is freed."""
     if not wanted:
-        return torch.full((1,), -1, dtype=torch.int64)
+        return torch.full((1,), -1, dtype=torch.int64, device="cpu")
     number = next(_numbers)
     _saved[number] = forward
-    handle = torch.full((1,), number, dtype=torch.int64)
+    handle = torch.full((1,), number, dtype=torch.int64, device="cpu")
     weakref.finalize(handle.untyped_storage(), _saved.pop, number, None)
     return handle
 
 
 def _loss_of(loss: MaskedSoftmaxLoss, forward, labels: Tensor, dtype: torch.dtype) -> Tensor:
-    values = torch.empty(labels.shape if loss.reduction == "none" else (), dtype=torch.float64)
+    values = torch.empty(labels.shape if loss.reduction == "none" else (), dtype=torch.float64, device="cpu")
     forward.write_loss(values.data_ptr(), values.numel())
     return values.to(_loss_dtype(dtype))
 
@@ -88,21 +85,30 @@ def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _fake_loss(labels: Tensor, number: int, scores: Tensor) -> tuple[Tensor, Tensor]:
     shape = labels.shape if _losses[number].reduction == "none" else ()
-    return scores.new_empty(shape, dtype=_loss_dtype(scores.dtype)), scores.new_empty((1,), dtype=torch.int64)
+    handle = torch.empty((1,), dtype=torch.int64, device="cpu")
+    return scores.new_empty(shape, dtype=_loss_dtype(scores.dtype)), handle
 
 
 @torch.library.custom_op("candle_trie::dense", mutates_args=(), device_types="cpu")
 def dense(
-    logits: Tensor, labels: Tensor, number: int, temperature: float | None, wanted: bool
+    logits: Tensor, labels: Tensor, sets: Tensor | None, number: int, temperature: float | None, wanted: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of logits, and the handle of what is saved for the backward pass."""
     loss, matrix = _losses[number], as_matrix("logits", logits)
-    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels), temperature)
+    loss._on_devices.settle()
+    forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels, sets), temperature)
     return _loss_of(loss, forward, labels, logits.dtype), _save(forward, wanted)
 
 
+@dense.register_kernel("cuda")
+def _(logits, labels, sets, number, temperature, wanted):
+    loss = _losses[number]
+    forward = _cuda.dense(loss, logits, rows(loss, labels, sets), labels.shape, temperature)
+    return forward.loss, _save(forward, wanted)
+
+
 @dense.register_fake
-def _(logits, labels, number, temperature, wanted):
+def _(logits, labels, sets, number, temperature, wanted):
     return _fake_loss(labels, number, logits)
 
 
@@ -110,10 +116,15 @@ def _(logits, labels, number, temperature, wanted):
 def dense_backward(upstream: Tensor, logits: Tensor, handle: Tensor) -> Tensor:
     """Returns the gradient of the logits."""
     matrix, upstream = as_matrix("logits", logits), upstream.to(torch.float64).contiguous()
-    gradient = torch.empty(logits.shape, dtype=logits.dtype)
+    gradient = logits.new_empty(logits.shape)
     forward = _saved[handle.item()]
     forward.backward(dtype_name("logits", logits), raw(matrix), raw_vector(upstream), raw_vector(gradient))
     return gradient
+
+
+@dense_backward.register_kernel("cuda")
+def _(upstream, logits, handle):
+    return _cuda.dense_backward(_saved[handle.item()], upstream, logits)
 
 
 @dense_backward.register_fake
@@ -128,7 +139,7 @@ def _save_dense(ctx, inputs, output) -> None:
 
 def _backward_dense(ctx, upstream, _):
     gradient = None if upstream is None else dense_backward(upstream, *ctx.saved_tensors)
-    return gradient, None, None, None, None
+    return gradient, *(None,) * 5
 
 
 dense.register_autograd(_backward_dense, setup_context=_save_dense)
@@ -140,19 +151,28 @@ def linear(
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
+    sets: Tensor | None,
     number: int,
     temperature: float | None,
     hidden_wanted: bool,
     head_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of hidden states and a head, and the handle of what is saved for the backward pass."""
-    loss, inputs, wanted = _losses[number], _LinearInputs(hidden, weight, bias), [hidden_wanted, head_wanted]
-    forward = loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels), temperature, wanted)
+    loss, inputs, wanted = _losses[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+    loss._on_devices.settle()
+    forward = loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels, sets), temperature, wanted)
     return _loss_of(loss, forward, labels, hidden.dtype), _save(forward, any(wanted))
 
 
+@linear.register_kernel("cuda")
+def _(hidden, weight, bias, labels, sets, number, temperature, hidden_wanted, head_wanted):
+    loss, inputs, wanted = _losses[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+    forward = _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, temperature, wanted)
+    return forward.loss, _save(forward, any(wanted))
+
+
 @linear.register_fake
-def _(hidden, weight, bias, labels, number, temperature, hidden_wanted, head_wanted):
+def _(hidden, weight, bias, labels, sets, number, temperature, hidden_wanted, head_wanted):
     return _fake_loss(labels, number, hidden)
 
 
@@ -161,7 +181,7 @@ def linear_backward(
     upstream: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, handle: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """Returns the gradients of hidden states, head and bias, each an empty tensor where it is not wanted."""
-    inputs, upstream = _LinearInputs(hidden, weight, bias), upstream.to(torch.float64).contiguous()
+    inputs, upstream = Inputs(hidden, weight, bias), upstream.to(torch.float64).contiguous()
     gradients = _new_gradients(hidden, weight, bias, wanted)
     to = [raw_vector(gradient) if given else None for gradient, given in zip(gradients, wanted)]
     if wanted[2] and not wanted[1]:
@@ -169,6 +189,13 @@ def linear_backward(
         of_head = torch.empty_like(weight, memory_format=torch.contiguous_format)
         to[1] = raw_vector(of_head)
     _saved[handle.item()].backward(inputs.raw, raw_vector(upstream), to)
+    return gradients
+
+
+@linear_backward.register_kernel("cuda")
+def _(upstream, hidden, weight, bias, handle, wanted):
+    gradients = _new_gradients(hidden, weight, bias, wanted)
+    _cuda.linear_backward(_saved[handle.item()], upstream, Inputs(hidden, weight, bias), gradients, wanted)
     return gradients
 
 
@@ -190,7 +217,7 @@ def _save_linear(ctx, inputs, output) -> None:
 
 def _backward_linear(ctx, upstream, _):
     hidden, weight, bias, handle = ctx.saved_tensors
-    none = (None,) * 8
+    none = (None,) * 9
     if upstream is None:
         return none
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]

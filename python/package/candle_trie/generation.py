@@ -17,7 +17,8 @@ from .trie import TokenTrie
 class TrieLogitsProcessor:
     """Masks the scores of all tokens that do not continue an item, for `generate(logits_processor=[...])` of transformers.
 
-    One pass over the scores of all beams takes the place of lists of allowed tokens.
+    One pass over the scores of all beams takes the place of lists of allowed tokens. For tensors on a CUDA device the tokens are
+    copied to the host, which waits for the stream, and the numbers of the allowed tokens back; scores stay on the device.
 
     Args:
         trie: The items.
@@ -47,22 +48,39 @@ class TrieLogitsProcessor:
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns scores `[R, V]` for tokens `[R, T]`, in which only tokens that continue an item are finite."""
-        host, ids = as_matrix("scores", scores.cpu()), as_matrix("input_ids", input_ids.cpu().to(torch.int64))
-        if len(host) != len(ids):
-            raise ValueError(f"scores: expected {len(ids)} rows, as input_ids has, found {len(host)}")
-        masked = torch.empty(host.shape, dtype=host.dtype)
-        name = dtype_name("scores", host)
+        matrix, ids = as_matrix("scores", scores), as_matrix("input_ids", input_ids.to("cpu", torch.int64))
+        if len(matrix) != len(ids):
+            raise ValueError(f"scores: expected {len(ids)} rows, as input_ids has, found {len(matrix)}")
+        if scores.is_cuda:
+            return self._mask_on_device(ids, matrix)
+        masked = matrix.new_empty(matrix.shape)
+        name = dtype_name("scores", matrix)
         _native.mask_scores(
             self.trie._native,
             raw(ids),
             self.prompt_length,
             name,
-            raw(host),
+            raw(matrix),
             self.end_token,
             self.temperature,
             raw_vector(masked),
         )
-        return masked.to(scores.device)
+        return masked
+
+    def _mask_on_device(self, ids: Tensor, scores: Tensor) -> Tensor:
+        """Masks scores by operations of PyTorch, which leave them where they are."""
+        allowed = _native.allowed_tokens(
+            self.trie._native, raw(ids), self.prompt_length, scores.shape[1], self.end_token
+        )
+        rows, tokens = torch.frombuffer(bytearray(allowed), dtype=torch.int64).reshape(2, -1).to(scores.device)
+        kept = scores[rows, tokens]
+        if self.temperature is None:
+            return torch.full_like(scores, -torch.inf).index_put((rows, tokens), kept)
+        scaled = scores.new_full(scores.shape, -torch.inf, dtype=torch.float64)
+        scaled[rows, tokens] = kept.double() / self.temperature
+        # The sum of a row all of whose allowed tokens are masked already is that of nothing.
+        sums = torch.logsumexp(scaled, 1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
+        return (scaled - sums).to(scores.dtype)
 
 
 def prefix_allowed_tokens_fn(trie: TokenTrie, prompt_length: int, end_token: int) -> Callable[[int, Tensor], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 from typing import Any, Literal
 
@@ -9,9 +10,8 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from . import _native, _ops
-from ._memory import check_on_cpu
-from .trie import TokenTrie
+from . import _cuda, _native, _ops
+from .trie import TokenSets, TokenTrie
 
 Reduction = Literal["mean", "mean_branching", "sum", "none"]
 
@@ -61,7 +61,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
 
     Args:
         trie: The titles. With an int in its place, the vocabulary's size, the softmax is over the whole vocabulary: the plain
-            loss of a language model.
+            loss of a language model. With `TokenSets`, each call takes the numbers of the sets of its labels.
         temperature: The temperature, or an `AdaptiveTemperature`, which takes a step in each forward pass of a module in
             training, with the statistics of its rows: with those of all processes where `torch.distributed` is initialised.
         bear: The row weights of BEAR; None for none.
@@ -79,7 +79,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
 
     def __init__(
         self,
-        trie: TokenTrie | int,
+        trie: TokenTrie | TokenSets | int,
         temperature: float | AdaptiveTemperature = 1.0,
         *,
         bear: Bear | None = None,
@@ -106,33 +106,47 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             named = ("mean_over", float(named))
         elif named is not None:
             named = (named, 1.0)
-        whole = isinstance(self.trie, int)
         self._native = _native.Loss(
-            None if whole else self.trie._native,
-            self.trie if whole else 0,
+            self.native_sets,
             self._fixed,
             astuple(self.adaptive) if self.adaptive else None,
             astuple(self.bear) if self.bear else None,
             named,
             self.times_temperature,
         )
+        self._on_devices = _cuda.DeviceState(self._native)
         self._number = _ops.register(self)
 
     @property
     def temperature(self) -> float:
-        """The temperature as it stands."""
+        """The temperature as it stands. After a step on a CUDA device this waits for the device."""
+        self._on_devices.settle()
         return self._native.state[0]
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+    @property
+    def native_sets(self) -> _native.TokenTrie | _native.TokenSets | int:
+        """What the native part takes for the token sets."""
+        return self.trie if isinstance(self.trie, int) else self.trie._native
+
+    def forward(self, logits: Tensor, labels: Tensor, *, sets: Tensor | None = None) -> Tensor:
         """Returns the loss of logits `[.., V]` for labels `[..]` of an integer type.
 
-        Logits may be `[T, V]` or `[B, T, V]`. The loss is float32, or float64 for float64 logits.
+        Logits may be `[T, V]` or `[B, T, V]`. The loss is float32, or float64 for float64 logits. A loss over `TokenSets` takes the
+        number of the set of each label, of the labels' shape.
         """
-        self._check(labels, logits)
-        temperature = self._next_temperature(lambda rows: _ops.dense_statistics(self, logits, rows), labels)
-        return _ops.dense(logits, labels, self._number, temperature, _wants_gradient(logits))[0]
+        self._check(labels, sets, logits)
+        temperature = self._next_temperature(lambda: _ops.dense_statistics(self, logits, labels, sets))
+        return _ops.dense(logits, labels, sets, self._number, temperature, _wants_gradient(logits))[0]
 
-    def forward_linear(self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward_linear(
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        bias: Tensor | None = None,
+        *,
+        sets: Tensor | None = None,
+    ) -> Tensor:
         """Returns the loss of hidden states `[.., H]` and a head `weight` `[V, H]` with an optional bias `[V]`.
 
         The logits `[.., V]` are not materialised: only the head rows of valid tokens are read. Under autocast the inputs are
@@ -142,27 +156,31 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             bias = None if bias is None else bias.to(dtype)
-        self._check(labels, hidden)
+        self._check(labels, sets, hidden)
+        elsewhere = [tensor for tensor in (weight, bias) if tensor is not None and tensor.device != hidden.device]
+        if elsewhere:
+            raise ValueError(f"head: expected it on {hidden.device}, as the hidden states, found it on {elsewhere[0].device}")
         if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
             found = [str(tensor.dtype) for tensor in (weight, bias) if tensor is not None]
             raise ValueError(f"head: expected {hidden.dtype}, as the hidden states, found {', '.join(found)}")
-        statistics = lambda rows: _ops.linear_statistics(self, hidden, weight, bias, rows)  # noqa: E731
-        temperature = self._next_temperature(statistics, labels)
+        temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels, sets))
         wanted = _wants_gradient(hidden), _wants_gradient(weight) or (bias is not None and _wants_gradient(bias))
-        return _ops.linear(hidden, weight, bias, labels, self._number, temperature, *wanted)[0]
+        return _ops.linear(hidden, weight, bias, labels, sets, self._number, temperature, *wanted)[0]
 
     def extra_repr(self) -> str:
         temperature = self.adaptive or self._fixed
         return f"{self.trie!r}, temperature={temperature}, bear={self.bear}, reduction={self.reduction!r}"
 
     def get_extra_state(self) -> dict[str, Any]:
+        self._on_devices.settle()
         value, step = self._native.state
         return {"temperature": value, "step": step}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
+        self._on_devices.forget()
         self._native.restore(state["temperature"], state["step"])
 
-    def _next_temperature(self, statistics, labels: Tensor) -> float | None:
+    def _next_temperature(self, statistics: Callable[[], list[float]]) -> float | None:
         """Returns the temperature of this pass, and None where the pass takes a step of its own."""
         if not self.adaptive:
             return None
@@ -171,21 +189,27 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return None
         # The step needs the statistics of the batch of all processes.
-        return self._native.step(_merged_over_processes(statistics(self._rows(labels))))
+        return self._native.step(_merged_over_processes(statistics()))
 
-    def _rows(self, labels: Tensor) -> _native.Rows:
-        return _ops.rows(self, labels)
-
-    def _check(self, labels: Tensor, scores: Tensor) -> None:
-        check_on_cpu("labels", labels)
+    def _check(self, labels: Tensor, sets: Tensor | None, scores: Tensor) -> None:
+        if (sets is not None) != isinstance(self.trie, TokenSets):
+            expected = "their numbers, as the loss is over TokenSets" if sets is None else "None, as the loss is not over TokenSets"
+            raise ValueError(f"sets: expected {expected}")
+        if sets is not None and (sets.shape != labels.shape or sets.dtype.is_floating_point):
+            raise ValueError(
+                f"sets: expected integers of the shape {list(labels.shape)}, found {sets.dtype} of {list(sets.shape)}"
+            )
+        if labels.device.type != "cpu" and labels.device != scores.device:
+            raise ValueError(f"labels: expected them on the CPU or on {scores.device}, as the scores, found {labels.device}")
         if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
             raise ValueError(f"labels: expected an integer dtype, found {labels.dtype}")
         if labels.shape != scores.shape[:-1]:
             raise ValueError(f"labels: expected the shape {list(scores.shape[:-1])}, found {list(labels.shape)}")
 
     def __getstate__(self) -> dict[str, Any]:
+        self._on_devices.settle()
         state = self.__dict__ | {"_state": self._native.state}
-        del state["_native"], state["_number"]
+        del state["_native"], state["_number"], state["_on_devices"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:

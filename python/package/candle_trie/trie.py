@@ -1,11 +1,9 @@
-"""The trie over a catalogue."""
+"""The trie over a catalogue, and token sets that come from no trie."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from . import _native
 
@@ -89,10 +87,47 @@ class TokenTrie:
         return f"TokenTrie({self.item_count} items, {self.node_count} nodes)"
 
     def __reduce__(self):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "trie.safetensors"
-            self.save(path)
-            return _from_bytes, (path.read_bytes(),)
+        return _from_bytes, (self._native.to_bytes(),)
+
+
+class TokenSets:
+    """Sets of tokens, numbered from 0, for masks that come from no trie: grammars, candidates of a user, slates.
+
+    A loss over them takes the number of the set of each label.
+
+    >>> len(TokenSets([[1, 2], [7]]))
+    2
+    """
+
+    def __init__(self, sets: Iterable[Iterable[int]]) -> None:
+        """Makes sets of their tokens, in any order.
+
+        Raises:
+            ValueError: If a set has a token twice.
+        """
+        offsets, tokens = [0], []
+        for listed in sets:
+            tokens += sorted(int(token) for token in listed)
+            offsets.append(len(tokens))
+        self._parts = offsets, tokens
+        self._native = _native.TokenSets(offsets, tokens)
+
+    @property
+    def max_token(self) -> int:
+        """The largest token of any set."""
+        return self._native.max_token
+
+    def __len__(self) -> int:
+        return len(self._native)
+
+    def __repr__(self) -> str:
+        return f"TokenSets({len(self)} sets)"
+
+    def __getstate__(self):
+        return self._parts
+
+    def __setstate__(self, parts) -> None:
+        self._parts, self._native = parts, _native.TokenSets(*parts)
 
 
 def _from_bytes(content: bytes) -> TokenTrie:

@@ -6,9 +6,9 @@ use std::thread::ThreadId;
 use candle_core::CudaDevice;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream};
 
-use super::driver_error;
 use super::stream::CandleStream;
 use crate::backend::launch::TokenSetsView;
+use crate::backend::launcher::driver_error;
 use crate::{Result, TokenSets};
 
 /// Token sets in device memory, which any number of host threads may use.

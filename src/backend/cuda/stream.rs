@@ -107,7 +107,10 @@ impl launch::Stream for CandleStream<'_> {
         let tables = tables.map(|(_, table)| table);
         let words = tables.iter().map(|table| table.len()).sum();
         let mut memory = uninitialised(self.executor.device(), words)?;
-        self.executor.upload(&tables, &mut memory)?;
+        let (address, written) = memory.device_ptr_mut(&self.executor.stream);
+        // SAFETY: the memory was allocated for these tables.
+        unsafe { self.executor.upload(&tables, address) }?;
+        drop(written);
         Ok(self.keep(
             Lifetime::Kept,
             memory,

@@ -90,6 +90,14 @@ pub struct DenseSaved {
     softmaxes: Option<DevicePtr>,
 }
 
+impl DenseSaved {
+    /// Returns the same, with the logits of the forward pass at another place.
+    pub(crate) fn with_logits(mut self, logits: DeviceMatrix) -> Self {
+        (self.batch.logits, self.batch.row_stride) = (logits.address, logits.row_stride);
+        self
+    }
+}
+
 impl DensePlan {
     /// Plans passes over logits of `width` elements a position.
     ///

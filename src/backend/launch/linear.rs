@@ -31,6 +31,13 @@ pub enum LinearGradients<'a> {
     /// Backward passes write the gradients of hidden states, head and bias. The token sets are those that the rows were made
     /// with.
     All(&'a TokenSets),
+    /// Backward passes write the gradients of hidden states and of the added rows of a head in two parts.
+    AddedRows {
+        /// The token sets that the rows were made with.
+        sets: &'a TokenSets,
+        /// The first added token, which is the number of rows of [`LinearTensors::base`].
+        first_token: u32,
+    },
 }
 
 /// A plan for the loss over one batch of hidden states `[N, H]` and a head `[V, H]`, whose passes are issued to a
@@ -45,6 +52,8 @@ pub struct LinearPlan {
     items: Items,
     /// Whether the forward pass saves the gradient of the hidden states, unscaled.
     unscaled: bool,
+    /// The first token whose row takes a gradient; `None` if the plan is without the gradient of the head.
+    first_trained: Option<u32>,
     /// The inverted index for the gradient of the head over listed sets, which is computed from the scores of the forward pass.
     head_tiles: Option<HeadTiles>,
     /// The items for the gradient of the head over the whole vocabulary, for which scores are computed again in chunks of
@@ -57,14 +66,25 @@ pub struct LinearPlan {
 pub struct LinearTensors {
     /// The hidden states `[N, H]`.
     pub hidden: DeviceMatrix,
-    /// The head `[V, H]`.
+    /// The head `[V, H]` or, of a head in two parts, the added rows `[V′, H]`.
     pub head: DeviceMatrix,
+    /// The frozen rows before the added ones; `None` for a head in one part.
+    pub base: Option<HeadBase>,
     /// The bias `[V]`; `None` if the head has none.
     pub bias: Option<DevicePtr>,
     /// The token sets that the rows name.
     pub sets: TokenSetsView,
     /// The temperature before the pass, one f64; `None` if it is not on the device.
     pub previous: Option<DevicePtr>,
+}
+
+/// The frozen rows of a head in two parts, in device memory. Added rows follow them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadBase {
+    /// The rows `[rows, H]`.
+    pub matrix: DeviceMatrix,
+    /// The number of rows, which is the first added token.
+    pub rows: u32,
 }
 
 /// What a forward pass saves for the gradients, in kept memory of its stream.
@@ -74,6 +94,21 @@ pub struct LinearSaved {
     /// The tables of the gradient of the head: groups and items over the whole vocabulary, and segments, their starts and the
     /// distinct tokens over listed sets. `None` for those that the plan does not need.
     head_tables: [Option<DevicePtr>; 5],
+}
+
+impl LinearSaved {
+    /// Returns the same, with hidden states, head and bias of the forward pass at other places.
+    pub(crate) fn with_inputs(
+        mut self,
+        [hidden, head]: [DeviceMatrix; 2],
+        bias: Option<DevicePtr>,
+    ) -> Self {
+        let batch = &mut self.params.batch;
+        (batch.hidden, batch.hidden_stride) = (hidden.address, hidden.row_stride);
+        (batch.head, batch.head_stride) = (head.address, head.row_stride);
+        batch.bias = bias;
+        self
+    }
 }
 
 /// An item of work of a forward pass, which one block processes. Figures in docs/kernels.md are computed from these.
@@ -134,18 +169,21 @@ impl LinearPlan {
         let width = check_width(width)?;
         let shape = BlockShape::new(limits)?;
         let gradient = gradients != LinearGradients::None;
-        let by_tokens = || Items::by_tokens(&rows, element, width, most_scores, &shape);
+        let by_tokens =
+            |first_token| Items::by_tokens(&rows, first_token, element, width, most_scores, &shape);
         let head_over = match gradients {
-            LinearGradients::All(sets) => Some(sets),
+            LinearGradients::All(sets) => Some((sets, 0)),
+            LinearGradients::AddedRows { sets, first_token } => Some((sets, first_token)),
             _ => None,
         };
         Ok(Self {
             items: Items::new(&rows, element, width, gradient, most_scores, &shape),
             head_items: head_over
                 .filter(|_| rows.is_whole_vocabulary)
-                .map(|_| by_tokens()),
+                .map(|(_, first_token)| by_tokens(first_token)),
             head_tiles: (head_over.filter(|_| !rows.is_whole_vocabulary))
-                .map(|sets| HeadTiles::new(&rows, sets)),
+                .map(|(sets, first_token)| HeadTiles::new(&rows, sets, first_token)),
+            first_trained: head_over.map(|(_, first_token)| first_token),
             rows,
             element,
             width,

@@ -62,14 +62,14 @@ pub trait Stream {
 }
 
 /// Returns the size of consecutive parts, in bytes, each aligned to `alignment`.
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "raw-cuda"))]
 pub(crate) fn bytes_of_parts(bytes: &[usize], alignment: usize) -> usize {
     (bytes.iter().map(|bytes| bytes.next_multiple_of(alignment))).sum()
 }
 
 /// Returns the addresses of consecutive parts in memory that begins at `first`, each aligned to `alignment`. Returns `None` for
 /// a part of 0 bytes.
-#[cfg(any(feature = "cuda", feature = "cust"))]
+#[cfg(any(feature = "cuda", feature = "cust", feature = "raw-cuda"))]
 pub(crate) fn addresses_of_parts<const N: usize>(
     first: Option<DevicePtr>,
     bytes: [usize; N],

@@ -3,13 +3,14 @@
 use ::cust::memory::DeviceSlice;
 use ::cust::stream::Stream;
 
-use super::device_loss::{DeviceLoss, PassTemperature, given};
+use super::device_loss::DeviceLoss;
 use super::output::LossOutput;
 use crate::backend::cust::memory::address;
 use crate::backend::cust::{Executor, Logit};
-use crate::backend::launch::{DensePlan, DenseRows, DenseTensors, DeviceMatrix};
+use crate::backend::launch::{DenseTensors, DeviceMatrix};
 use crate::error::check_length;
 use crate::loss::MaskedSoftmaxLoss;
+use crate::loss::raw::losses;
 use crate::{Result, Rows, Temperature};
 
 /// A [`MaskedSoftmaxLoss`] over logits `[N, V]` in device memory.
@@ -53,14 +54,7 @@ impl<'e> DenseLoss<'e> {
         rows: &Rows,
         temperature: f64,
     ) -> Result<LossOutput> {
-        let temperature = given(temperature)?;
-        self.run(
-            stream,
-            logits,
-            self.0.loss.dense_rows(rows)?,
-            &temperature,
-            None,
-        )
+        self.run(stream, logits, rows, Some(temperature), None)
     }
 
     /// Returns the loss, and writes the gradient of the logits (of the loss's sum where the reduction is none) over all of
@@ -93,10 +87,8 @@ impl<'e> DenseLoss<'e> {
         rows: &Rows,
         gradient: Option<&mut DeviceSlice<T>>,
     ) -> Result<LossOutput> {
-        let dense = self.0.loss.dense_rows(rows)?;
-        let temperature = self.0.next(&dense.totals)?;
-        let output = self.run(stream, logits, dense, &temperature, gradient)?;
-        self.0.take_step(&output);
+        let output = self.run(stream, logits, rows, None, gradient)?;
+        self.0.take_step(&output)?;
         Ok(output)
     }
 
@@ -104,16 +96,15 @@ impl<'e> DenseLoss<'e> {
         &self,
         stream: &Stream,
         logits: &DeviceSlice<T>,
-        rows: DenseRows,
-        temperature: &PassTemperature,
+        rows: &Rows,
+        temperature: Option<f64>,
         gradient: Option<&mut DeviceSlice<T>>,
     ) -> Result<LossOutput> {
-        let shape @ [_, width] = [rows.totals.positions(), self.0.vocabulary];
+        let shape @ [_, width] = [rows.positions(), self.0.vocabulary];
         check_length("logits", logits.len(), shape)?;
         if let Some(gradient) = &gradient {
             check_length("gradient", gradient.len(), shape)?;
         }
-        let plan = DensePlan::new(rows, T::ELEMENT, width, self.0.executor.limits())?;
         let matrix = |slice: &DeviceSlice<T>| DeviceMatrix {
             address: address(slice),
             row_stride: width as u64,
@@ -121,19 +112,16 @@ impl<'e> DenseLoss<'e> {
         let tensors = DenseTensors {
             logits: matrix(logits),
             sets: self.0.sets.view(),
-            previous: temperature.previous_address(),
+            previous: self.0.previous(),
         };
         let gradient = gradient.map(|gradient| matrix(gradient));
-        let losses = plan.rows().totals.losses();
+        let losses = losses(&self.0.loss, rows);
         LossOutput::of(self.0.executor, stream, losses, |stream, results| {
-            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` compared with the vocabulary. The
-            // lengths were compared above, and the results have the documented sizes. What `stream` holds is freed by
+            let pass = self.0.pass::<T>(rows, temperature, results);
+            // SAFETY: the lengths were compared above, and the results have the documented sizes. What `stream` holds is freed by
             // `cuMemFree`, which waits for the device. A caller who uses these buffers in another stream must order it (see
             // the module).
-            let saved = unsafe {
-                plan.issue_forward(stream, &tensors, temperature.plan, gradient, results)
-            };
-            saved.map(drop)
+            unsafe { pass.dense(stream, &tensors, shape, gradient) }.map(drop)
         })
     }
 }

@@ -6,13 +6,12 @@ use std::rc::Rc;
 use ::cust::memory::DeviceBuffer;
 
 use super::output::{LossOutput, read};
-use crate::backend::cust::Executor;
 use crate::backend::cust::memory::{DeviceSets, address};
-use crate::backend::launch::{BatchTotals, DevicePtr, TemperaturePlan};
+use crate::backend::cust::{Executor, Logit};
+use crate::backend::launch::{DevicePtr, ForwardResults};
 use crate::loss::MaskedSoftmaxLoss;
-use crate::loss::temperature::Stepped;
-use crate::temperature::check_temperature;
-use crate::{Error, Result, Temperature};
+use crate::loss::raw::{Pass, check_loss, count_step};
+use crate::{Result, Rows, Temperature};
 
 /// A loss with its token sets, and its temperature after the last step, in device memory.
 pub(super) struct DeviceLoss<'e> {
@@ -31,17 +30,7 @@ impl<'e> DeviceLoss<'e> {
         mut loss: MaskedSoftmaxLoss,
         vocabulary: usize,
     ) -> Result<Self> {
-        let token = loss.sets.max_token();
-        if token as usize >= vocabulary {
-            return Err(Error::TokenOutsideVocabulary { token, vocabulary });
-        }
-        if loss.checked {
-            return Err(Error::Unsupported {
-                what: "loss",
-                expected: "a loss without check_finite, which looks at logits on the host".into(),
-                actual: "a loss with check_finite".into(),
-            });
-        }
+        check_loss(&loss, vocabulary)?;
         // From here on the temperature is on the host or in `stepped`, and not on a device of candle.
         loss.temperature_mut()?;
         Ok(Self {
@@ -53,22 +42,34 @@ impl<'e> DeviceLoss<'e> {
         })
     }
 
-    /// Returns the temperature of a pass that takes a step with the statistics of this batch.
-    pub fn next(&self, totals: &BatchTotals) -> Result<PassTemperature<'_>> {
-        Ok(PassTemperature {
-            plan: totals.next(self.loss.temperature.known())?,
-            previous: self.stepped.as_deref(),
-        })
+    /// Returns the pass over tensors of this type.
+    pub fn pass<'a, T: Logit>(
+        &'a self,
+        rows: &'a Rows,
+        temperature: Option<f64>,
+        results: ForwardResults,
+    ) -> Pass<'a> {
+        Pass {
+            loss: &self.loss,
+            rows,
+            temperature,
+            limits: self.executor.limits(),
+            element: T::ELEMENT,
+            results,
+        }
+    }
+
+    /// Returns the address of the temperature before the next step, if that is on the device.
+    pub fn previous(&self) -> Option<DevicePtr> {
+        self.stepped.as_deref().and_then(|stepped| address(stepped))
     }
 
     /// Records that a pass that takes a step was issued.
-    pub fn take_step(&mut self, output: &LossOutput) {
-        let mut known = self.loss.temperature.known().clone();
-        if let Temperature::Adaptive(_) = known {
-            known.count_step();
-            self.loss.temperature.take(Stepped::OnHost(known));
+    pub fn take_step(&mut self, output: &LossOutput) -> Result<()> {
+        if count_step(&mut self.loss)? {
             self.stepped = Some(output.temperature.clone());
         }
+        Ok(())
     }
 
     /// Returns the current temperature.
@@ -89,25 +90,4 @@ impl fmt::Debug for DeviceLoss<'_> {
             .field("vocabulary", &self.vocabulary)
             .finish_non_exhaustive()
     }
-}
-
-/// The temperature of a pass, and the buffer of the temperature before it, if that is on the device.
-pub(super) struct PassTemperature<'a> {
-    pub plan: TemperaturePlan,
-    previous: Option<&'a DeviceBuffer<f64>>,
-}
-
-impl PassTemperature<'_> {
-    pub fn previous_address(&self) -> Option<DevicePtr> {
-        self.previous.and_then(|previous| address(previous))
-    }
-}
-
-/// Returns the temperature of a pass that takes no step.
-pub(super) fn given(temperature: f64) -> Result<PassTemperature<'static>> {
-    check_temperature("temperature", temperature)?;
-    Ok(PassTemperature {
-        plan: TemperaturePlan::at(temperature),
-        previous: None,
-    })
 }

@@ -3,16 +3,15 @@
 use ::cust::memory::DeviceSlice;
 use ::cust::stream::Stream;
 
-use super::device_loss::{DeviceLoss, PassTemperature, given};
+use super::device_loss::DeviceLoss;
 use super::output::LossOutput;
 use crate::backend::cust::memory::{address, nonempty_address};
 use crate::backend::cust::stream::CustStream;
 use crate::backend::cust::{Executor, Logit, driver_error};
-use crate::backend::launch::{
-    self, DeviceMatrix, DevicePtr, LinearPlan, LinearRows, LinearTensors, Upstream,
-};
+use crate::backend::launch::{self, DeviceMatrix, DevicePtr, LinearTensors, Upstream};
 use crate::error::check_length;
 use crate::loss::MaskedSoftmaxLoss;
+use crate::loss::raw::losses;
 use crate::{Result, Rows, Temperature};
 
 /// Hidden states, and the head that they are multiplied by.
@@ -93,9 +92,7 @@ impl<'e> LinearLoss<'e> {
         rows: &Rows,
         temperature: f64,
     ) -> Result<LossOutput> {
-        let temperature = given(temperature)?;
-        let linear = self.on_device.loss.linear_rows(rows)?;
-        self.run(stream, input, linear, &temperature, None)
+        self.run(stream, input, rows, Some(temperature), None)
     }
 
     /// Returns the loss, and writes the gradients of the hidden states and, where they are wanted, of head and bias (of the
@@ -128,10 +125,8 @@ impl<'e> LinearLoss<'e> {
         rows: &Rows,
         gradients: Option<LinearGradients<T>>,
     ) -> Result<LossOutput> {
-        let linear = self.on_device.loss.linear_rows(rows)?;
-        let temperature = self.on_device.next(&linear.totals)?;
-        let output = self.run(stream, input, linear, &temperature, gradients)?;
-        self.on_device.take_step(&output);
+        let output = self.run(stream, input, rows, None, gradients)?;
+        self.on_device.take_step(&output)?;
         Ok(output)
     }
 
@@ -139,8 +134,8 @@ impl<'e> LinearLoss<'e> {
         &self,
         stream: &Stream,
         input: LinearInput<T>,
-        rows: LinearRows,
-        temperature: &PassTemperature,
+        rows: &Rows,
+        temperature: Option<f64>,
         gradients: Option<LinearGradients<T>>,
     ) -> Result<LossOutput> {
         let DeviceLoss {
@@ -149,7 +144,9 @@ impl<'e> LinearLoss<'e> {
             sets,
             ..
         } = &self.on_device;
-        self.check(&input, gradients.as_ref(), rows.totals.positions())?;
+        let shape @ [positions, _, width] =
+            [rows.positions(), self.on_device.vocabulary, self.width];
+        self.check(&input, gradients.as_ref(), positions)?;
         let planned = match &gradients {
             None => launch::LinearGradients::None,
             Some(of) if of.head.is_some() || of.bias.is_some() => {
@@ -157,8 +154,6 @@ impl<'e> LinearLoss<'e> {
             }
             Some(_) => launch::LinearGradients::Direct,
         };
-        let (width, limits, most) = (self.width, executor.limits(), LinearPlan::MOST_SCORES);
-        let plan = LinearPlan::new(rows, T::ELEMENT, width, planned, limits, most)?;
         let matrix = |slice: &DeviceSlice<T>| DeviceMatrix {
             address: address(slice),
             row_stride: width as u64,
@@ -166,16 +161,17 @@ impl<'e> LinearLoss<'e> {
         let tensors = LinearTensors {
             hidden: matrix(input.hidden),
             head: matrix(input.head),
+            base: None,
             bias: input.bias.and_then(|bias| address(bias)),
             sets: sets.view(),
-            previous: temperature.previous_address(),
+            previous: self.on_device.previous(),
         };
         let to_hidden = gradients.as_ref().and_then(|of| address(of.hidden));
         let direct = to_hidden.filter(|_| planned == launch::LinearGradients::Direct);
-        let losses = plan.rows().totals.losses();
+        let losses = losses(loss, rows);
         LossOutput::of(executor, stream, losses, |stream, results| {
-            // SAFETY: the rows were resolved against the loss's own sets, whose tokens `new` compared with the vocabulary. The
-            // lengths were compared above, and the results have the documented sizes. What `stream` holds is freed by
+            let pass = self.on_device.pass::<T>(rows, temperature, results);
+            // SAFETY: the lengths were compared above, and the results have the documented sizes. What `stream` holds is freed by
             // `cuMemFree`, which waits for the device. A caller who uses these buffers in another stream must order it (see
             // the module).
             unsafe {
@@ -183,8 +179,7 @@ impl<'e> LinearLoss<'e> {
                 let ones = vec![1f32; losses];
                 let [ones] =
                     launch::Stream::upload(stream, [("upstream", bytemuck::cast_slice(&ones))])?;
-                let saved =
-                    plan.issue_forward(stream, &tensors, temperature.plan, direct, results)?;
+                let forward = pass.linear(stream, &tensors, shape, planned, direct)?;
                 let (Some(of), launch::LinearGradients::All(_), Some(loss), Some(to_hidden)) =
                     (gradients, planned, ones, to_hidden)
                 else {
@@ -194,9 +189,10 @@ impl<'e> LinearLoss<'e> {
                     loss,
                     temperature: results.temperature,
                 };
-                plan.issue_hidden_gradient(stream, &saved, &upstream, to_hidden)?;
+                forward.issue_hidden_gradient(stream, &upstream, to_hidden)?;
                 let of_head = [zeroed(stream, of.head)?, zeroed(stream, of.bias)?];
-                plan.issue_head_gradient(stream, &saved, &upstream, of_head)
+                let inputs = [tensors.hidden, tensors.head];
+                forward.issue_head_gradient(stream, inputs, tensors.bias, &upstream, of_head)
             }
         })
     }

@@ -28,7 +28,7 @@ impl LossOutput {
         executor: &Executor,
         stream: &Stream,
         losses: usize,
-        issue: impl FnOnce(&mut CustStream, &ForwardResults) -> Result<()>,
+        issue: impl FnOnce(&mut CustStream, ForwardResults) -> Result<()>,
     ) -> Result<Self> {
         let mut output = Self {
             loss: uninitialised(losses)?,
@@ -44,7 +44,7 @@ impl LossOutput {
             temperature: nonempty_address(&output.temperature)?,
         };
         let mut stream = CustStream::new(executor, stream);
-        issue(&mut stream, &results)?;
+        issue(&mut stream, results)?;
         output._scratch = stream.into_held();
         Ok(output)
     }

@@ -1,15 +1,19 @@
 //! The loss over hidden states on CUDA: a `launch::LinearPlan` over candle's storage. Nothing here waits for the device.
 
+use std::ops::Deref;
+
+use bytemuck::Zeroable;
 use candle_core::backend::{BackendDevice, BackendStorage};
-use candle_core::{CudaStorage, Shape, Tensor};
+use candle_core::{CudaStorage, Layout, Shape, Storage, Tensor};
 
 use super::HIDDEN;
+use super::inputs::FrozenRows;
 use crate::Result;
 use crate::backend::cpu::linear::Wanted;
 use crate::backend::cuda::Executor;
 use crate::backend::cuda::stream::CandleStream;
 use crate::backend::launch::{
-    DeviceMatrix, DevicePtr, LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors,
+    HeadBase, LinearGradients, LinearPlan, LinearRows, LinearSaved, LinearTensors, TokenSetsView,
 };
 use crate::loss::call::LossCall;
 use crate::loss::device::{
@@ -21,10 +25,11 @@ use crate::loss::tensor::matrix_shape;
 
 pub(super) type SavedForward = device::SavedForward<(LinearPlan, LinearSaved)>;
 
-/// Hidden states, head and bias as candle passes them to the op.
+/// Hidden states, head and bias as candle passes them to the op, and the frozen rows before those of the head.
 pub(super) struct Inputs<'a> {
     pub hidden: Stored<'a>,
     pub head: Stored<'a>,
+    pub base: Option<Stored<'a>>,
     pub bias: Option<Stored<'a>>,
 }
 
@@ -36,8 +41,12 @@ pub(super) fn forward(
     direct: bool,
 ) -> Result<(SavedForward, CudaStorage)> {
     let (hidden, layout) = inputs.hidden;
+    let sets = &call.batch.sets;
     let gradients = match wanted {
-        Wanted { head: true, .. } => LinearGradients::All(&call.batch.sets),
+        Wanted { head: true, .. } => match inputs.base.map_or(0, base_rows) {
+            0 => LinearGradients::All(sets),
+            first_token => LinearGradients::AddedRows { sets, first_token },
+        },
         Wanted { hidden: true, .. } if direct => LinearGradients::Direct,
         Wanted { hidden: true, .. } => LinearGradients::Hidden,
         _ => LinearGradients::None,
@@ -56,7 +65,7 @@ pub(super) fn forward(
         _ => None,
     };
     let mut stream = CandleStream::new(&executor);
-    let (hidden, head, bias) = read_inputs(&mut stream, inputs)?;
+    let tensors = read_inputs(&mut stream, inputs)?;
     let to = match &mut gradient {
         Some(gradient) => write(&mut stream, HIDDEN, gradient, 0)?,
         None => None,
@@ -64,11 +73,9 @@ pub(super) fn forward(
     let totals = plan.rows().totals.clone();
     let issue = |stream: &mut CandleStream, with: &device::ForwardInputs, results: &_| {
         let tensors = LinearTensors {
-            hidden,
-            head,
-            bias,
             sets: with.sets,
             previous: with.previous,
+            ..tensors
         };
         // SAFETY: the sets are those of the rows, whose tokens were checked against the head, and the results have the documented
         // sizes. The stream holds candle's buffers until the last launch is issued, and frees its own memory in the order of the
@@ -84,6 +91,7 @@ pub(super) fn forward(
 /// Returns the gradients of hidden states, head and bias; `None` for those that are not wanted.
 pub(super) fn backward(
     [hidden, head, bias]: [&Tensor; 3],
+    frozen: &FrozenRows,
     has_bias: bool,
     wanted: Wanted,
     forward: &SavedForward,
@@ -94,9 +102,11 @@ pub(super) fn backward(
         let (storage, layout) = &locked[index];
         Ok((cuda(HIDDEN, storage)?, layout))
     };
+    let base = frozen.base();
     let inputs = Inputs {
         hidden: stored(0)?,
         head: stored(1)?,
+        base: stored_base(&base)?,
         bias: if has_bias { Some(stored(2)?) } else { None },
     };
     let device = forward.executor.device();
@@ -138,15 +148,39 @@ pub(super) fn backward(
     }))
 }
 
-/// Adds the inputs, which launches read.
-fn read_inputs<'a>(
-    stream: &mut CandleStream<'a>,
-    inputs: &Inputs<'a>,
-) -> Result<(DeviceMatrix, DeviceMatrix, Option<DevicePtr>)> {
-    let bias = match inputs.bias {
-        Some(bias) => read(stream, BIAS, bias)?,
-        None => None,
+/// Returns the storage of the frozen rows before the added ones.
+pub(super) fn stored_base<'a>(
+    base: &'a Option<(impl Deref<Target = Storage>, &'a Layout)>,
+) -> Result<Option<Stored<'a>>> {
+    match base {
+        Some((storage, layout)) => Ok(Some((cuda(HEAD, storage)?, layout))),
+        None => Ok(None),
+    }
+}
+
+/// Returns the number of the frozen rows before the added ones, which fits 32 bits as tokens do.
+fn base_rows((_, layout): Stored) -> u32 {
+    layout.dims()[0] as u32
+}
+
+/// Adds the inputs, which launches read. Token sets and the temperature are not among them.
+fn read_inputs<'a>(stream: &mut CandleStream<'a>, inputs: &Inputs<'a>) -> Result<LinearTensors> {
+    let mut tensors = LinearTensors {
+        hidden: read_matrix(stream, HIDDEN, inputs.hidden)?,
+        head: read_matrix(stream, HEAD, inputs.head)?,
+        base: None,
+        bias: None,
+        sets: TokenSetsView::zeroed(),
+        previous: None,
     };
-    let hidden = read_matrix(stream, HIDDEN, inputs.hidden)?;
-    Ok((hidden, read_matrix(stream, HEAD, inputs.head)?, bias))
+    if let Some(base) = inputs.base {
+        tensors.base = Some(HeadBase {
+            matrix: read_matrix(stream, HEAD, base)?,
+            rows: base_rows(base),
+        });
+    }
+    if let Some(bias) = inputs.bias {
+        tensors.bias = read(stream, BIAS, bias)?;
+    }
+    Ok(tensors)
 }

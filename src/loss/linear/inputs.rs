@@ -113,13 +113,6 @@ impl FrozenRows {
 fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_loss_device(HIDDEN, hidden)?;
     head.check_parts()?;
-    if let (Some(base), false) = (head.base, hidden.device().is_cpu()) {
-        return Err(Error::Unsupported {
-            what: HEAD,
-            expected: "a head in one part: the kernels read no other".into(),
-            actual: format!("one of {:?} with added rows", base.dims()),
-        });
-    }
     check_same_device(hidden, head)?;
     check_positions(hidden, batch.positions)?;
     check_width(hidden, head.weight)?;

@@ -12,7 +12,8 @@ use crate::{Error, Result};
 
 impl LinearPlan {
     /// Issues the backward pass that writes the gradient of the hidden states `[N, H]`. The plan must have been made with
-    /// [`LinearGradients::Hidden`](super::LinearGradients::Hidden) or [`All`](super::LinearGradients::All).
+    /// [`LinearGradients::Hidden`](super::LinearGradients::Hidden), [`All`](super::LinearGradients::All) or
+    /// [`AddedRows`](super::LinearGradients::AddedRows).
     ///
     /// # Safety
     /// `saved` must be of this plan, and its memory unchanged. The addresses must be of buffers as in
@@ -57,15 +58,16 @@ impl LinearPlan {
         unsafe { stream.launch(&launch) }
     }
 
-    /// Issues the backward pass that writes the gradients of the head `[V, H]` and of its bias `[V]`; `None` for one that is
-    /// not wanted. Both must hold zeros, because only the tokens of the batch are written.
+    /// Issues the backward pass that writes the gradients of the head `[V, H]`, or of its added rows `[V′, H]`, and of its bias
+    /// `[V]`; `None` for one that is not wanted. Both must hold zeros, because only the tokens of the batch are written.
     ///
     /// # Safety
     /// Those of [`issue_hidden_gradient`](Self::issue_hidden_gradient). Hidden states, head and bias of the forward pass must be
     /// unchanged.
     ///
     /// # Errors
-    /// [`Error::Malformed`] for a plan without [`LinearGradients::All`](super::LinearGradients::All), and those of `stream`.
+    /// [`Error::Malformed`] for a plan without [`LinearGradients::All`](super::LinearGradients::All) or
+    /// [`AddedRows`](super::LinearGradients::AddedRows), and those of `stream`.
     pub unsafe fn issue_head_gradient<S: Stream>(
         &self,
         stream: &mut S,

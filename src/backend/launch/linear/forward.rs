@@ -6,11 +6,11 @@ use super::head::HeadTiles;
 use super::items::{Chunk, Items};
 use super::params::{LinearBatch, LinearForwardParams, LinearItem};
 use super::{LinearPlan, LinearSaved, LinearTensors, THREADS};
-use crate::Result;
 use crate::backend::launch::{
     BeamWeights, DevicePtr, ForwardResults, Launch, Lifetime, Stream, TemperaturePlan,
     TemperatureStep,
 };
+use crate::{Error, Result};
 
 /// Mirrors `ScoreRecord` of `kernels/linear_phase.cuh`.
 const RECORD_BYTES: usize = 16;
@@ -27,7 +27,8 @@ impl LinearPlan {
     /// the documented sizes on the device of `stream`. Nothing else may read, write or free them until the launches are done.
     ///
     /// # Errors
-    /// Those of `stream`.
+    /// [`Error::Malformed`] for a plan with the gradient of other rows of the head than those after `tensors.base`, and those of
+    /// `stream`.
     pub unsafe fn issue_forward<S: Stream>(
         &self,
         stream: &mut S,
@@ -36,6 +37,15 @@ impl LinearPlan {
         hidden_gradient: Option<DevicePtr>,
         results: &ForwardResults,
     ) -> Result<LinearSaved, S::Error> {
+        let base_rows = tensors.base.map_or(0, |base| base.rows);
+        if let Some(first_trained) = self.first_trained.filter(|&first| first != base_rows) {
+            return Err(Error::Malformed {
+                what: "launch plan",
+                detail: format!(
+                    "it was made for the gradient of the head from row {first_trained} on, but {base_rows} rows are frozen"
+                ),
+            })?;
+        }
         let (rows, totals, items) = (&self.rows, &self.rows.totals, &self.items);
         let (no_tiles, no_items) = (HeadTiles::default(), Items::default());
         let tiles = self.head_tiles.as_ref().unwrap_or(&no_tiles);
@@ -91,6 +101,8 @@ impl LinearPlan {
                 hidden_stride: tensors.hidden.row_stride,
                 head: tensors.head.address,
                 head_stride: tensors.head.row_stride,
+                base: tensors.base.and_then(|base| base.matrix.address),
+                base_stride: tensors.base.map_or(0, |base| base.matrix.row_stride),
                 bias: tensors.bias,
                 rows: row_table,
                 groups,
@@ -99,7 +111,7 @@ impl LinearPlan {
                 row_count: count as u32,
                 ignored_count: rows.ignored.len() as u32,
                 width: self.width,
-                unused: 0,
+                base_rows,
             },
             score_items: item_table,
             gradient_items: item_table,

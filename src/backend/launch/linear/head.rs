@@ -7,7 +7,7 @@ use crate::{TokenSet, TokenSets};
 /// An inverted index: for each tile of the batch's distinct tokens, the sets that contain some of them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HeadTiles {
-    /// The distinct tokens, ascending.
+    /// The distinct tokens that take a gradient, ascending.
     pub tokens: Vec<u32>,
     /// The segments, sorted by tile and within a tile by group.
     pub segments: Vec<LinearSegment>,
@@ -23,24 +23,29 @@ impl HeadTiles {
     /// The shared memory of a block. Mirrors `sizeof(HeadShared)` of the kernel.
     pub const SHARED_BYTES: u32 = 39_424;
 
-    /// Builds the index of the tokens of rows over listed `sets`. Sets without a row that has a loss are left out, as they have
-    /// no gradient.
-    pub fn new(rows: &LinearRows, sets: &TokenSets) -> Self {
+    /// Builds the index of the tokens from `first_token` on of rows over listed `sets`. Sets without a row that has a loss are
+    /// left out, as they have no gradient.
+    pub fn new(rows: &LinearRows, sets: &TokenSets, first_token: u32) -> Self {
         let listed = rows.sets.iter().enumerate().filter(|(_, set)| set.has_loss);
-        let listed: Vec<(usize, &[u32])> = listed
-            .filter_map(|(group, set)| Some((group, tokens_of(sets, set.first_token)?)))
+        // The group, the rank of the first token that takes a gradient, and the tokens from that on.
+        let listed: Vec<(usize, usize, &[u32])> = listed
+            .filter_map(|(group, set)| {
+                let tokens = tokens_of(sets, set.first_token)?;
+                let first_rank = tokens.partition_point(|&token| token < first_token);
+                Some((group, first_rank, &tokens[first_rank..]))
+            })
             .collect();
         let mut tokens: Vec<u32> = listed
             .iter()
-            .flat_map(|(_, tokens)| *tokens)
+            .flat_map(|(.., tokens)| *tokens)
             .copied()
             .collect();
         tokens.sort_unstable();
         tokens.dedup();
         let tile_of = |token: u32| tokens.partition_point(|&other| other < token) / Self::TOKENS;
         let mut by_tile = Vec::new();
-        for (group, tokens) in listed {
-            let mut first = 0;
+        for (group, first_rank, tokens) in listed {
+            let mut first = first_rank as u32;
             for segment_tokens in tokens.chunk_by(|&a, &b| tile_of(a) == tile_of(b)) {
                 let segment = LinearSegment {
                     group: group as u32,

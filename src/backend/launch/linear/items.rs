@@ -180,9 +180,10 @@ impl Items {
         items
     }
 
-    /// Cuts the work of the scores of all rows into items, in chunks of tokens of the whole vocabulary.
+    /// Cuts the work of the scores of all rows into items, in chunks of the tokens of the whole vocabulary from `first_token` on.
     pub fn by_tokens(
         rows: &LinearRows,
+        first_token: u32,
         element: Element,
         width: u32,
         most_scores: usize,
@@ -193,16 +194,16 @@ impl Items {
             let most = (most_scores as u64 / u64::from(whole.rows))
                 .clamp(1, u64::from(whole.tokens)) as u32;
             for cut in cuts(
-                whole.tokens,
+                whole.tokens.saturating_sub(first_token),
                 most.next_multiple_of(TILE_TOKENS),
                 TILE_TOKENS,
             ) {
                 let part = SetRows {
-                    first_token: cut.first,
+                    first_token: first_token + cut.first,
                     tokens: cut.count,
                     ..*whole
                 };
-                items.add_groups(&[part], cut.first);
+                items.add_groups(&[part], part.first_token);
                 let last = items.groups.len() - 1;
                 let tiles = items.score_tiles(last..last + 1, element, width);
                 let chunk = Chunk {

@@ -38,9 +38,9 @@ kernel_params! {
     /// The hidden states, the head and the rows of a batch.
     pub(super) struct LinearBatch in "linear.cuh" {
         hidden: Option<DevicePtr>, hidden_stride: u64, head: Option<DevicePtr>, head_stride: u64,
-        bias: Option<DevicePtr>, rows: Option<DevicePtr>, groups: Option<DevicePtr>,
-        tokens: Option<DevicePtr>, ignored: Option<DevicePtr>, row_count: u32, ignored_count: u32,
-        width: u32, unused: u32,
+        base: Option<DevicePtr>, base_stride: u64, bias: Option<DevicePtr>, rows: Option<DevicePtr>,
+        groups: Option<DevicePtr>, tokens: Option<DevicePtr>, ignored: Option<DevicePtr>, row_count: u32,
+        ignored_count: u32, width: u32, base_rows: u32,
     }
 }
 

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut, DriverError};
-use cudarc::driver::{PinnedHostSlice, result};
+use cudarc::driver::{CudaContext, CudaEvent, CudaStream, DriverError, PinnedHostSlice, result};
 
 /// A ring of page-locked buffers of a context.
 #[derive(Default)]
@@ -23,18 +22,17 @@ impl Staging {
     const BUFFERS: usize = 8;
     const LEAST_ELEMENTS: usize = 1 << 16;
 
-    /// Issues one copy of the concatenated tables to the beginning of `to`.
-    pub fn upload(
+    /// Issues one copy of the concatenated tables to the address `to`.
+    ///
+    /// # Safety
+    /// That of [`Launcher::upload`](super::Launcher::upload).
+    pub unsafe fn upload(
         &mut self,
         stream: &Arc<CudaStream>,
         tables: &[&[u32]],
-        to: &mut CudaSlice<u32>,
+        to: u64,
     ) -> Result<(), DriverError> {
-        let length = tables
-            .iter()
-            .map(|table| table.len())
-            .sum::<usize>()
-            .min(to.len());
+        let length = tables.iter().map(|table| table.len()).sum();
         let buffer = self.buffer(stream.context(), length)?;
         buffer.copied.synchronize()?;
         let elements = buffer.elements.as_mut_slice()?;
@@ -43,9 +41,8 @@ impl Staging {
             elements[end..end + table.len()].copy_from_slice(table);
             end += table.len();
         }
-        let (address, _written) = to.device_ptr_mut(stream);
-        // SAFETY: `to` has as many elements, and the buffer is not written again before `copied`.
-        unsafe { result::memcpy_htod_async(address, &elements[..length], stream.cu_stream()) }?;
+        // SAFETY: the caller's promise, and the buffer is not written again before `copied`.
+        unsafe { result::memcpy_htod_async(to, &elements[..length], stream.cu_stream()) }?;
         buffer.copied.record(stream)
     }
 

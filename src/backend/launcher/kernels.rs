@@ -4,16 +4,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::sys::{
-    CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute,
+    CUdevice_attribute as Attribute, CUfunction_attribute as FunctionAttribute, cuDriverGetVersion,
 };
 use cudarc::driver::{CudaContext, CudaFunction, DriverError};
 use cudarc::nvrtc::Ptx;
 
-use super::driver_error;
 use super::staging::Staging;
-use crate::Result;
 use crate::backend::launch::DeviceLimits;
 use crate::backend::modules::MODULES;
+use crate::{Error, Result};
 
 pub(super) type Kernels = Arc<HashMap<&'static str, CudaFunction>>;
 type OfContext = (Kernels, Arc<Mutex<Staging>>);
@@ -30,10 +29,26 @@ pub(super) fn kernels_of(context: &Arc<CudaContext>) -> Result<OfContext> {
     if let Some(of_context) = loaded.get(&address) {
         return Ok(of_context.clone());
     }
-    let kernels = Arc::new(load(context).map_err(driver_error)?);
+    let kernels = Arc::new(load(context).map_err(|error| cannot_load(context, error))?);
     let of_context = (kernels, Arc::default());
     loaded.insert(address, of_context.clone());
     Ok(of_context)
+}
+
+/// Returns the error of a GPU or a driver that the kernels were not compiled for.
+fn cannot_load(context: &CudaContext, error: DriverError) -> Error {
+    let (major, minor) = context.compute_capability().unwrap_or_default();
+    let mut version = 0;
+    // SAFETY: the driver writes one int to `version`.
+    unsafe { cuDriverGetVersion(&raw mut version) };
+    let message = format!(
+        "the kernels cannot be loaded: {error}. They were compiled for the architectures {}. This GPU has the compute capability \
+         {major}.{minor}, and its driver is of CUDA {}.{}",
+        option_env!("CANDLE_TRIE_COMPILED_FOR").unwrap_or("none"),
+        version / 1000,
+        version % 1000 / 10,
+    );
+    candle_core::Error::Cuda(message.into()).into()
 }
 
 fn load(context: &Arc<CudaContext>) -> Result<HashMap<&'static str, CudaFunction>, DriverError> {

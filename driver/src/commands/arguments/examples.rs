@@ -41,6 +41,8 @@ Examples:
     msl train --data data/ml-100k --noun movie --verb watched --samples 200 --epochs 1 \\
       --model data/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --scope branching \\
       --batch-size 8 --micro-batch-size 4 --learning-rate 1e-3 --output runs/smollm2
+  The same over semantic IDs, whose codes become new tokens of the model (docs/semantic-ids.md):
+    msl train --data data/films --model … --output runs/codes
   The baselines that a result should be compared with:
     msl train … --loss lml                     the plain language-model loss
     msl train … --loss msl --temperature 1     the masked loss at a fixed temperature

@@ -9,9 +9,10 @@ use candle_trie::{Error, MaskedSoftmaxLoss};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::loss::{Loss, RawInput, Rows};
+use crate::loss::{Loss, RawInput};
 use crate::memory::{Dtype, RawMatrix};
 use crate::python_error;
+use crate::rows::Rows;
 
 /// A stream of PyTorch.
 #[pyclass(frozen)]

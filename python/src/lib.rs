@@ -8,6 +8,7 @@ mod cuda;
 mod decode;
 mod loss;
 mod memory;
+mod rows;
 mod trie;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
@@ -37,7 +38,9 @@ mod _native {
     #[pymodule_export]
     use super::decode::{BeamSearch, allowed_tokens, exact_top_k, mask_scores};
     #[pymodule_export]
-    use super::loss::{DenseForward, LinearForward, Loss, Rows, merge_statistics};
+    use super::loss::{DenseForward, LinearForward, Loss, merge_statistics};
+    #[pymodule_export]
+    use super::rows::Rows;
     #[pymodule_export]
     use super::trie::{TokenSets, TokenTrie};
 }

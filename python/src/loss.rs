@@ -1,4 +1,4 @@
-//! The loss, its rows, and its forward passes.
+//! The loss and its forward passes.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,103 +15,11 @@ use pyo3::types::PyBytes;
 
 use crate::memory::{Dtype, RawMatrix, slice, slice_mut, with_element};
 use crate::python_error;
+use crate::rows::Rows;
 use crate::trie::Sets;
-
-/// The label of an ignored position, as the library has it.
-const IGNORED: i64 = -100;
 
 /// The fields of a [`Statistics`].
 type Fields = [f64; Statistics::LENGTH];
-
-/// The labelled positions of a batch.
-#[pyclass(frozen)]
-pub struct Rows(pub candle_trie::Rows);
-
-#[pymethods]
-impl Rows {
-    /// Takes labels `[B, T]` of int64, which are walked along a trie. Over token sets, `numbers` `[B, T]` of int64 has the
-    /// number of each label's set. `ignored` is the label of positions that have none. `shifted` says that position t predicts
-    /// the label at t, and not the one after it.
-    #[new]
-    fn new(
-        py: Python,
-        sets: Sets,
-        labels: RawMatrix,
-        numbers: Option<RawMatrix>,
-        ignored: i64,
-        shifted: bool,
-    ) -> PyResult<Self> {
-        let trie = match &sets {
-            Sets::Trie(trie) => Some(trie.get()),
-            _ => None,
-        };
-        let width = labels.width();
-        // SAFETY: the package keeps the tensors alive, and does not write them.
-        let (labels, numbers) = unsafe {
-            let numbers = numbers.map(|numbers| numbers.view::<i64>()).transpose()?;
-            (labels.view::<i64>()?, numbers)
-        };
-        let rows = py.detach(|| {
-            let values: Vec<i64> = (0..labels.rows())
-                .flat_map(|row| labels.row(row))
-                .map(|&label| if label == ignored { IGNORED } else { label })
-                .collect();
-            if let Some(numbers) = numbers {
-                let numbers: Vec<i64> = (0..numbers.rows())
-                    .flat_map(|row| numbers.row(row))
-                    .copied()
-                    .collect();
-                return rows_of_sets(&values, &numbers, width, shifted);
-            }
-            let labels = candle_trie::Labels::new(&values, width)?;
-            match (trie, shifted) {
-                (Some(trie), true) => candle_trie::Rows::from_shifted(&trie.0, &labels),
-                (Some(trie), false) => candle_trie::Rows::from_unshifted(&trie.0, &labels),
-                (None, true) => candle_trie::Rows::unconstrained(&labels),
-                (None, false) => candle_trie::Rows::unconstrained(labels.shifted()),
-            }
-        });
-        rows.map(Self).map_err(python_error)
-    }
-
-    fn __len__(&self) -> usize {
-        self.0.len()
-    }
-}
-
-/// Returns the rows of labels `[B, T]` whose token sets have these numbers `[B, T]`.
-fn rows_of_sets(
-    labels: &[i64],
-    numbers: &[i64],
-    width: usize,
-    shifted: bool,
-) -> candle_trie::Result<candle_trie::Rows> {
-    let mut rows = Vec::new();
-    for (index, (&label, &number)) in labels.iter().zip(numbers).enumerate() {
-        let (batch_row, position) = (index / width, index % width);
-        // Without a position before it, a label is predicted by nothing.
-        if label == IGNORED || (!shifted && position == 0) {
-            continue;
-        }
-        let invalid = |label| candle_trie::Error::InvalidLabel {
-            batch_row,
-            position,
-            label,
-        };
-        let target = u32::try_from(label).map_err(|_| invalid(label))?;
-        let set = u32::try_from(number).map_err(|_| candle_trie::Error::Malformed {
-            what: "numbers of token sets",
-            detail: format!("batch row {batch_row}, position {position}: found {number}"),
-        })?;
-        let position = (index - usize::from(!shifted)) as u32;
-        rows.push(candle_trie::Row {
-            position,
-            set,
-            target,
-        });
-    }
-    candle_trie::Rows::from_raw(labels.len(), rows)
-}
 
 /// A loss: token sets, temperature and convention.
 #[pyclass(frozen)]

@@ -9,9 +9,11 @@
 //     2. Lists the candidates that are no worse, in any order.
 //     3. Sorts the list: the place of a choice is the number of choices before it.
 //
-// Bytes moved: each candidate's rank (16 bytes) is read once for the bounds, once for each part (scores that are spread
-// evenly need log₂₅₆ of their number), and once for the list. Each choice writes 12 bytes, and reads the ranks of all
-// choices, which are in the L1 cache.
+// A segment of few candidates is its own list, of which the first `width` places are written.
+//
+// Bytes moved: each candidate's rank (16 bytes) is read twice for each range, of which scores that are spread evenly need
+// log₂₅₆ of their number, and once for the list. Each choice writes 12 bytes, and reads the ranks of all choices, which are
+// in the L1 cache up to some thousands.
 
 #include "decode.cuh"
 #include "reduce.cuh"
@@ -113,6 +115,8 @@ struct Segment {
     uint32_t begin;
     uint32_t end;
 
+    __device__ __forceinline__ uint32_t count() const { return end - begin; }
+
     // Calls `use` with every candidate of this thread and its key.
     template <class Use>
     __device__ __forceinline__ void each(Use use) const {
@@ -144,35 +148,49 @@ __device__ __forceinline__ void find_part(const Segment& segment, const KeyRange
     __syncthreads();
 }
 
-// Returns a key that exactly the `wanted` best candidates of a segment are no worse than, or all if there are fewer.
+// Returns the key of the `width`-th best candidate of a segment, or one that none is below if there are no more.
 __device__ __forceinline__ Key least_wanted(const Segment& segment, uint64_t width, ChoicesShared& shared) {
-    uint32_t count = segment.end - segment.begin;
+    uint32_t count = segment.count();
     uint32_t wanted = width < count ? static_cast<uint32_t>(width) : count;
     KeyRange range;
 #pragma unroll
     for (int field = 0; field < Key::fields; ++field) {
-        if (count == wanted) break;
-        Bounds::Value bounds = Bounds().identity();
-        segment.each([&](uint32_t, const Key& key) {
-            if (range.contains(key)) bounds = Bounds().combine(bounds, {key.field[field], key.field[field]});
-        });
-        bounds = reduce::block(Bounds(), bounds, shared.scratch);
         uint64_t &low = range.low.field[field], &high = range.high.field[field];
-        low = bounds.low, high = bounds.high;
-        while (count > wanted && low < high) {
+        while (count > wanted) {
+            Bounds::Value bounds = Bounds().identity();
+            segment.each([&](uint32_t, const Key& key) {
+                if (range.contains(key)) bounds = Bounds().combine(bounds, {key.field[field], key.field[field]});
+            });
+            // Its barriers also keep the counts until every thread has read them.
+            bounds = reduce::block(Bounds(), bounds, shared.scratch);
+            low = bounds.low, high = bounds.high;
+            // All candidates in the range are alike in this field.
+            if (low == high) break;
             int shift = 0;
             while ((high - low) >> shift >= shared.parts) ++shift;
             find_part(segment, range, field, shift, wanted, shared);
             wanted -= shared.above;
             count = shared.counts[shared.part];
             low += static_cast<uint64_t>(shared.part) << shift;
-            const uint64_t last = low + ((1ull << shift) - 1);
-            high = last < high ? last : high;
-            // The next round overwrites what a slower thread may still be reading.
-            __syncthreads();
+            // The last part may reach beyond the largest number.
+            const uint64_t span = (1ull << shift) - 1;
+            if (high - low > span) high = low + span;
         }
     }
     return range.low;
+}
+
+// Writes the best of `count` candidates, which `at` names, to their places, and no_candidate behind them.
+template <class At>
+__device__ __forceinline__ void sort(const DecodeChoicesParams& params, uint32_t count, DecodeChoice* choices, At at) {
+    for (uint64_t i = threadIdx.x; i < count; i += blockDim.x) {
+        const uint32_t candidate = at(static_cast<uint32_t>(i));
+        const Key key = Key::load(params.ranks, candidate);
+        uint32_t place = 0;
+        for (uint32_t other = 0; other < count; ++other) place += key < Key::load(params.ranks, at(other));
+        if (place < params.width) choices[place] = {candidate, params.log_probabilities[candidate]};
+    }
+    for (uint64_t i = count + threadIdx.x; i < params.width; i += blockDim.x) choices[i] = {no_candidate, 0.0f};
 }
 
 }  // namespace
@@ -183,6 +201,11 @@ KERNEL(decode_choices, DecodeChoicesParams, 1024, 1) {
     uint32_t* listed = params.listed + blockIdx.x * params.width;
     DecodeChoice* choices = params.choices + blockIdx.x * params.width;
 
+    // So few are sorted sooner than the best of them are found.
+    if (segment.count() <= 2 * blockDim.x) {
+        sort(params, segment.count(), choices, [&](uint32_t i) { return segment.begin + i; });
+        return;
+    }
     const Key least = least_wanted(segment, params.width, shared);
     if (threadIdx.x == 0) shared.listed = 0;
     // The number is 0 before any thread raises it.
@@ -192,16 +215,5 @@ KERNEL(decode_choices, DecodeChoicesParams, 1024, 1) {
     });
     // The list is complete, and all threads see it.
     __syncthreads();
-    const uint32_t count = shared.listed;
-    for (uint64_t i = threadIdx.x; i < params.width; i += blockDim.x) {
-        if (i >= count) {
-            choices[i] = {no_candidate, 0.0f};
-            continue;
-        }
-        const uint32_t candidate = listed[i];
-        const Key key = Key::load(params.ranks, candidate);
-        uint32_t place = 0;
-        for (uint32_t other = 0; other < count; ++other) place += key < Key::load(params.ranks, listed[other]);
-        choices[place] = {candidate, params.log_probabilities[candidate]};
-    }
+    sort(params, shared.listed, choices, [&](uint32_t i) { return listed[i]; });
 }

@@ -39,7 +39,7 @@ impl CudaStream {
     /// an address. Opens NVIDIA's driver.
     #[new]
     fn new(py: Python, device: usize, handle: usize, allocate: Py<PyAny>) -> PyResult<Self> {
-        // SAFETY: the package passes a stream of PyTorch, which lives as long as the process.
+        // SAFETY: the package passes PyTorch's current stream, and keeps this object for one call of it.
         let launcher = py.detach(|| unsafe { Launcher::on_stream(device, handle) });
         launcher
             .map(|launcher| Self { launcher, allocate })

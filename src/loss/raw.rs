@@ -64,7 +64,7 @@ impl Pass<'_> {
     }
 
     /// Issues the pass over hidden states `[N, H]` and a head `[V, H]`, with the token sets of the loss in `tensors`. `width` is H.
-    /// Under [`LinearGradients::Direct`] the gradient of the hidden states is written to `direct`, for an upstream gradient of 1.
+    /// Of a head in two parts, V counts the rows of both. Under [`LinearGradients::Direct`] the gradient of the hidden states is written to `direct`, for an upstream gradient of 1.
     ///
     /// # Safety
     /// That of [`dense`](Self::dense).
@@ -226,14 +226,14 @@ impl LinearForward {
         }
     }
 
-    /// Issues the backward pass that writes the gradients of the head `[V, H]` and of its bias `[V]`, which must hold zeros;
-    /// `None` for one that is not wanted. Hidden states, head and bias must have the values of the forward pass.
+    /// Issues the backward pass that writes the gradients of the head `[V, H]`, or of its added rows `[V′, H]`, and of its bias
+    /// `[V]`, which must hold zeros; `None` for one that is not wanted. Hidden states, head and bias must have the values of the forward pass.
     ///
     /// # Safety
     /// That of [`DenseForward::issue_backward`].
     ///
     /// # Errors
-    /// [`Error::Malformed`] for a pass that was made without [`LinearGradients::All`], and those of `stream`.
+    /// [`Error::Malformed`] for a pass that was made for the hidden states' gradient alone, and those of `stream`.
     pub unsafe fn issue_head_gradient<S: Stream>(
         &self,
         stream: &mut S,

@@ -161,21 +161,21 @@ fn a_wide_root_goes_as_on_the_cpu() {
     }
 }
 
-fn equal_scores_come_in_the_order_of_nodes_and_of_items() {
-    // 60 whole paths and 60 living ones, all equally probable; ids fall where nodes rise.
-    let one = (0..60u32).map(|token| (u64::from(500 - token), vec![token + 1, 0]));
-    let two = (60..120u32)
-        .flat_map(|token| [1, 2].map(|next| (u64::from(1000 - token), vec![token + 1, next, 0])));
-    let items: Vec<_> = one.chain(two).collect();
+/// Whole searches of some widths, for one user whose logits are all equal.
+fn assert_equal_scores_go_as_on_the_cpu(
+    items: Vec<(u64, Vec<u32>)>,
+    vocabulary: usize,
+    widths: &[usize],
+) {
     let trie = TokenTrie::new(items).unwrap();
     for normalise in NORMALISE {
-        for width in [1, 3, 61] {
+        for &width in widths {
             let search = BeamSearch::new(&trie, 1, width, 1.0).unwrap();
             let search = search.with_normalisation(normalise);
             let (mut on_cpu, mut by_kernels) = (search.clone(), search);
             loop {
-                let even = vec![0.0; on_cpu.active_beams() * 125];
-                let logits = Logits::<f16>::new(&even, 125);
+                let even = vec![0.0; on_cpu.active_beams() * vocabulary];
+                let logits = Logits::<f16>::new(&even, vocabulary);
                 let expected = on_cpu.step(&logits.tensor()).unwrap();
                 let what = format!("{normalise:?}, width {width}");
                 assert_eq!(step(&mut by_kernels, &logits).unwrap(), expected, "{what}");
@@ -186,6 +186,26 @@ fn equal_scores_come_in_the_order_of_nodes_and_of_items() {
             }
         }
     }
+}
+
+fn equal_scores_come_in_the_order_of_nodes_and_of_items() {
+    // 60 whole paths and 60 living ones, all equally probable; ids fall where nodes rise.
+    let one = (0..60u32).map(|token| (u64::from(500 - token), vec![token + 1, 0]));
+    let two = (60..120u32)
+        .flat_map(|token| [1, 2].map(|next| (u64::from(1000 - token), vec![token + 1, next, 0])));
+    assert_equal_scores_go_as_on_the_cpu(one.chain(two).collect(), 125, &[1, 3, 61]);
+}
+
+fn many_equal_scores_are_told_apart_up_to_the_smallest_and_largest_orders() {
+    // So many are not sorted whole, and the range of their orders ends beside the largest number that there is.
+    let whole = |token: u32| match token {
+        0 => (u64::MAX, vec![1]),
+        _ => (u64::from(token - 1), vec![token + 1]),
+    };
+    assert_equal_scores_go_as_on_the_cpu((0..600).map(whole).collect(), 601, &[1, 2, 300]);
+    let unfinished =
+        (0..1028u32).flat_map(|token| [0, 1].map(|next| (u64::from(token), vec![token, next])));
+    assert_equal_scores_go_as_on_the_cpu(unfinished.collect(), 1028, &[1, 2, 3]);
 }
 
 fn no_user_and_one_item_need_no_kernel() {
@@ -215,5 +235,6 @@ candle_trie_emulator::emulated_tests! {
     every_dtype_goes_as_the_cpu_does_for_users_who_leave_out_items,
     a_wide_root_goes_as_on_the_cpu,
     equal_scores_come_in_the_order_of_nodes_and_of_items,
+    many_equal_scores_are_told_apart_up_to_the_smallest_and_largest_orders,
     no_user_and_one_item_need_no_kernel,
 }

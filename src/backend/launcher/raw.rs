@@ -69,9 +69,29 @@ impl<'a, A> RawStream<'a, A> {
     ///
     /// # Safety
     /// Memory of [`Lifetime::Scratch`] must stay until the launches are issued, and that of [`Lifetime::Kept`] as long as its
-    /// addresses are used. It may be used again in the order of the stream only.
+    /// addresses are used. It may be used again in the order of the stream only. Its address must be a multiple of 16.
     pub unsafe fn new(launcher: &'a Launcher, allocate: A) -> Self {
         Self { launcher, allocate }
+    }
+
+    /// Returns the address of so many bytes; `None` for none.
+    fn allocate_bytes<E: From<Error>>(
+        &mut self,
+        lifetime: Lifetime,
+        bytes: usize,
+    ) -> Result<Option<DevicePtr>, E>
+    where
+        A: FnMut(Lifetime, usize) -> Result<Option<DevicePtr>, E>,
+    {
+        if bytes == 0 {
+            return Ok(None);
+        }
+        let first = (self.allocate)(lifetime, bytes)?;
+        let none = || Error::Malformed {
+            what: "memory of a launch",
+            detail: format!("the allocator returned no address for {bytes} bytes"),
+        };
+        Ok(Some(first.ok_or_else(none)?))
     }
 }
 
@@ -87,10 +107,7 @@ impl<E: From<Error>, A: FnMut(Lifetime, usize) -> Result<Option<DevicePtr>, E>> 
         parts: [(&'static str, usize); N],
     ) -> Result<[Option<DevicePtr>; N], E> {
         let bytes = parts.map(|(_, bytes)| bytes);
-        let first = match bytes_of_parts(&bytes, ALIGNMENT) {
-            0 => None,
-            all => (self.allocate)(lifetime, all)?,
-        };
+        let first = self.allocate_bytes(lifetime, bytes_of_parts(&bytes, ALIGNMENT))?;
         Ok(addresses_of_parts(first, bytes, ALIGNMENT))
     }
 
@@ -101,10 +118,7 @@ impl<E: From<Error>, A: FnMut(Lifetime, usize) -> Result<Option<DevicePtr>, E>> 
     ) -> Result<[Option<DevicePtr>; N], E> {
         let tables = tables.map(|(_, table)| table);
         let bytes = tables.map(size_of_val);
-        let first = match bytes.iter().sum() {
-            0 => None,
-            all => (self.allocate)(Lifetime::Kept, all)?,
-        };
+        let first = self.allocate_bytes(Lifetime::Kept, bytes.iter().sum())?;
         if let Some(first) = first {
             // SAFETY: the buffer was allocated for these tables, in the order of the stream.
             unsafe { self.launcher.upload(&tables, first.address()) }?;

@@ -64,7 +64,8 @@ impl Pass<'_> {
     }
 
     /// Issues the pass over hidden states `[N, H]` and a head `[V, H]`, with the token sets of the loss in `tensors`. `width` is H.
-    /// Of a head in two parts, V counts the rows of both. Under [`LinearGradients::Direct`] the gradient of the hidden states is written to `direct`, for an upstream gradient of 1.
+    /// Of a head in two parts, V counts the rows of both. Under [`LinearGradients::Direct`] the gradient of the hidden states is
+    /// written to `direct`, for an upstream gradient of 1.
     ///
     /// # Safety
     /// That of [`dense`](Self::dense).

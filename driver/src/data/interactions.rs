@@ -165,7 +165,12 @@ impl Users {
                 report.leave_out_row_of(&table.place(), name)?;
                 continue;
             };
-            self.add(table.field(user), Choice { moment, part, item });
+            let user = table.field(user);
+            if user.is_empty() {
+                report.leave_out_row(&table.place(), "it names no user")?;
+                continue;
+            }
+            self.add(user, Choice { moment, part, item });
             known += 1;
         }
         let read = [columns.user, columns.item].into_iter().chain(columns.time);

@@ -166,11 +166,15 @@ impl Table {
 
     /// Returns the file and the line of the row, for messages.
     pub fn place(&self) -> String {
-        let unit = match self.layout {
-            Layout::Parquet => "row",
-            _ => "line",
-        };
-        format!("{}, {unit} {}", self.path.display(), self.line)
+        format!("{}, {}", self.path.display(), self.place_of(self.line))
+    }
+
+    /// Returns what a number of a line is called in a message.
+    pub fn place_of(&self, line: u64) -> String {
+        match self.layout {
+            Layout::Parquet => format!("row {line}"),
+            _ => format!("line {line}"),
+        }
     }
 
     /// Goes to the next row, and returns the number of its first line; `None` after the last row.

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::data::{
     catalogue::{Catalogue, Identifier, Item},
@@ -32,10 +32,16 @@ pub fn read_items(
     let mut lines: HashMap<String, u64> = HashMap::new();
     while let Some(line) = table.next_row()? {
         let id = table.field(id);
+        ensure!(
+            !id.is_empty(),
+            "{}: expected the id of an item, found none",
+            table.place()
+        );
         if let Some(first) = lines.insert(id.to_owned(), line) {
             bail!(
-                "{}: expected another item than {id:?}, which line {first} has already",
-                table.place()
+                "{}: expected another item than {id:?}, which {} has already",
+                table.place(),
+                table.place_of(first)
             );
         }
         let title = title.map_or("", |title| table.field(title).trim());

@@ -82,17 +82,25 @@ pub fn load(folder: &Path, model: &mut Llama) -> Result<()> {
 }
 
 /// Refuses trained rows of tokens that a model has already. Models may have rows that no token uses: then the last token
-/// that was added is that of the configuration beside the adapters.
+/// that was added is that of the configuration beside the adapters, or of the tokenizer there, which PEFT writes no
+/// configuration beside.
 fn check_behind(tokens: &Range<usize>, folder: &Path, model: &Llama) -> Result<()> {
     let rows = model.config().vocab_size;
     let ends_there = || -> Result<bool> {
-        let path = folder.join(MODEL_CONFIG_FILE);
-        Ok(path.is_file() && read_json::<LlamaConfig>(&path)?.vocab_size == tokens.end)
+        let [config, tokenizer] = [MODEL_CONFIG_FILE, TOKENIZER_FILE].map(|name| folder.join(name));
+        let rows = match config.is_file() {
+            true => read_json::<LlamaConfig>(&config)?.vocab_size,
+            false if tokenizer.is_file() => {
+                TextTokenizer::load_for(&tokenizer, None, None)?.vocabulary()
+            }
+            false => return Ok(false),
+        };
+        Ok(rows == tokens.end)
     };
     ensure!(
         tokens.end >= rows || ends_there()?,
         "trainable_token_indices has the tokens {} to {} of the {rows} that the model has: expected those that were added \
-         behind them",
+         behind them, or up to the last token of a tokenizer in the same folder",
         tokens.start,
         tokens.end - 1
     );
@@ -130,8 +138,9 @@ pub fn tokenizer(
     );
     let tokenizer = TextTokenizer::load_for(&path, own.end_text().as_deref(), None)?;
     ensure!(
-        tokenizer.vocabulary() <= tokens.end,
-        "{} has {} tokens, and the adapters of its folder make {} of them",
+        tokenizer.vocabulary() == tokens.end,
+        "{} has {} tokens, and the adapters of its folder were trained with {}: save the tokenizer there that the codes were \
+         added to",
         path.display(),
         tokenizer.vocabulary(),
         tokens.end

@@ -10,7 +10,11 @@ use candle_core::{DType, Device, Tensor, safetensors};
 use msl::model::{AddedRows, Llama, LoraSettings, adapter, precision::Precision};
 use serde_json::{Value, json};
 
-use crate::{hidden, models::write_model, read};
+use crate::{
+    hidden,
+    models::{tokenizer, write_model},
+    read,
+};
 
 /// A model with adapters that change it, and the folder that they were saved in.
 fn adapted(folder: &Path, settings: &LoraSettings) -> (Llama, PathBuf) {
@@ -333,4 +337,42 @@ fn embeddings_that_peft_saves_whole_after_a_resize_are_read_and_must_be_those_of
     ] {
         refused(&[], &json!({"trainable_token_indices": tokens}), expected);
     }
+}
+
+#[test]
+fn the_tokenizer_beside_adapters_must_have_the_tokens_that_were_added() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, _) = write_model(folder.path());
+    let mut model = read(folder.path());
+    model.adapt(&LoraSettings::default(), 1).unwrap();
+    // Two rows of the model, which no token used, gave way to the first two of three new tokens.
+    let tokens = config.vocab_size - 2..config.vocab_size + 1;
+    let rows = Tensor::ones((3, 16), DType::F32, &Device::Cpu).unwrap();
+    let rows = AddedRows {
+        embedding: rows.clone(),
+        head: Some(rows),
+    };
+    model.add_tokens(tokens.clone(), rows).unwrap();
+    let adapters = folder.path().join("adapters");
+    fs::create_dir(&adapters).unwrap();
+    adapter::save(&adapters, &model, folder.path()).unwrap();
+    let own = tokenizer();
+    let file = adapters.join("tokenizer.json");
+
+    own.save(&file).unwrap();
+    let refusal = adapter::tokenizer(&adapters, &own, &tokens).err().unwrap();
+    let refusal = format!("{refusal:#}");
+    let expected = format!(
+        "has {} tokens, and the adapters of its folder were trained with {}",
+        tokens.end - 1,
+        tokens.end
+    );
+    assert!(refusal.contains(&expected), "{refusal}");
+
+    let (grown, _) = own.with_codes(&["<x_0>".into()]).unwrap();
+    grown.save(&file).unwrap();
+    assert_eq!(logits(&load(&adapters).unwrap()), logits(&model));
+    let padded = json!({"trainable_token_indices": [1, 2, 3]});
+    let refusal = load_with(&adapters, &padded).err().unwrap();
+    assert!(refusal.contains("the tokens 1 to 3 of the"), "{refusal}");
 }

@@ -182,18 +182,20 @@ fn exact_names_of_the_title_column_come_before_names_that_end_so() {
 #[test]
 fn items_without_a_title_and_rows_of_unknown_items_are_left_out() {
     let items = format!("{ITEMS}50\t \n");
-    let rows = format!("{HEADER}a\t10\t1\na\t50\t2\na\t99\t3\na\t20\t4\na\t30\t5\na\t40\t6\n");
+    let rows =
+        format!("{HEADER}a\t10\t1\na\t50\t2\na\t99\t3\na\t20\t4\na\t30\t5\na\t40\t6\n\t40\t7\n");
     let ([training, _, test], report) = read(&items, &[("x.inter", &rows)], 9).unwrap();
     assert_eq!(training, [Interaction::of("a", &[0], 1)]);
     assert_eq!(test, [Interaction::of("a", &[0, 1, 2], 3)]);
     assert_eq!(
         (report.items_left_out.count, report.rows_left_out.count),
-        (1, 2)
+        (1, 3)
     );
     let places = [
         "x.item, line 6: item \"50\" has no title",
         "x.inter, line 3: item \"50\" has no title",
         "x.inter, line 4: item \"99\" is not in the catalogue",
+        "x.inter, line 8: it names no user",
     ];
     let examples = [
         report.items_left_out.examples,
@@ -240,6 +242,10 @@ fn what_is_wrong_is_said_with_file_line_and_what_was_expected() {
         (
             item("item_id:token\ttitle:token_seq\n1\tA\n1\tB\n"),
             "line 3: expected another item than \"1\", which line 2 has",
+        ),
+        (
+            item("item_id:token\ttitle:token_seq\n\tA\n"),
+            "line 2: expected the id of an item, found none",
         ),
         (item("item_id:token\ttitle:token_seq\n"), "holds no item"),
     ] {

@@ -2,8 +2,11 @@
 
 use std::{io::BufRead, path::Path};
 
-use anyhow::{Context, Result};
-use parquet::file::{reader::FileReader, serialized_reader::SerializedFileReader};
+use anyhow::{Context, Result, bail};
+use parquet::{
+    file::{reader::FileReader, serialized_reader::SerializedFileReader},
+    record::Field,
+};
 use serde_json::{Map, Value};
 
 use crate::io::{binary, text::open_compressed};
@@ -42,7 +45,10 @@ pub fn json_lines(path: &Path) -> Result<Objects> {
 
 /// Opens a Parquet file, and returns the names of its columns and its rows.
 pub fn parquet(path: &Path) -> Result<(Vec<String>, Objects)> {
-    let unreadable = format!("cannot read {} as Parquet", path.display());
+    let unreadable = format!(
+        "cannot read {} as Parquet, uncompressed or compressed by snappy, gzip or zstd",
+        path.display()
+    );
     let file = binary::open(path)?;
     let reader = binary::catch_panic(|| SerializedFileReader::new(file))
         .and_then(|reader| Ok(reader?))
@@ -54,17 +60,42 @@ pub fn parquet(path: &Path) -> Result<(Vec<String>, Objects)> {
     let mut rows = (1..).zip(reader);
     let mut next = move || {
         let (number, row) = rows.next()?;
-        let object = row.map(|row| {
+        let object = row.map_err(Into::into).and_then(|row| {
             let fields = row.get_column_iter();
-            let fields = fields.map(|(name, field)| (name.clone(), field.to_json_value()));
-            (number, fields.collect())
+            let fields = fields.map(|(name, field)| {
+                let value = value(field).with_context(|| format!("row {number}, column {name}"))?;
+                Ok((name.clone(), value))
+            });
+            Ok((number, fields.collect::<Result<_>>()?))
         });
         Some(object)
     };
     let rows = std::iter::from_fn(move || {
         let row = binary::catch_panic(&mut next).transpose()?;
-        let row = row.and_then(|row| Ok(row?));
+        let row = row.flatten();
         Some(row.with_context(|| unreadable.clone()))
     });
     Ok((columns, Box::new(rows)))
+}
+
+/// Returns a field as JSON lines have it: bytes are texts, and times are numbers, in the unit of the column.
+fn value(field: &Field) -> Result<Value> {
+    Ok(match field {
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => text.into(),
+            Err(_) => bail!("expected text in UTF-8, found {} other bytes", bytes.len()),
+        },
+        Field::TimestampMillis(time) | Field::TimestampMicros(time) => (*time).into(),
+        Field::Date(days) => (*days).into(),
+        // An integer ends in a point there.
+        Field::Decimal(_) => match field.to_json_value() {
+            Value::String(number) => number.trim_end_matches('.').into(),
+            other => other,
+        },
+        Field::ListInternal(list) => (list.elements().iter())
+            .map(value)
+            .collect::<Result<Vec<_>>>()?
+            .into(),
+        _ => field.to_json_value(),
+    })
 }

@@ -4,7 +4,7 @@ use std::{fs, sync::Arc};
 
 use parquet::{
     basic::{Compression, ZstdLevel},
-    data_type::{ByteArray, ByteArrayType, DoubleType},
+    data_type::{ByteArray, ByteArrayType, DoubleType, Int32Type, Int64Type},
     file::{properties::WriterProperties, writer::SerializedFileWriter},
     schema::parser::parse_message_type,
 };
@@ -61,6 +61,51 @@ fn parquet_gives_texts_numbers_and_lists_as_json_lines_do() {
             ]
         );
     }
+}
+
+#[test]
+fn bytes_are_texts_times_are_numbers_and_decimals_have_no_bare_point_in_parquet() {
+    let schema = "message rows { required binary name; required int64 at (TIMESTAMP_MILLIS); required int32 day (DATE);
+        required int32 price (DECIMAL(5, 0)); }";
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let bytes = |name: &[u8]| {
+        let mut file =
+            SerializedFileWriter::new(Vec::new(), schema.clone(), Default::default()).unwrap();
+        let mut rows = file.next_row_group().unwrap();
+        let mut column = rows.next_column().unwrap().unwrap();
+        let name = ByteArray::from(name.to_vec());
+        (column
+            .typed::<ByteArrayType>()
+            .write_batch(&[name], None, None))
+        .unwrap();
+        column.close().unwrap();
+        let mut column = rows.next_column().unwrap().unwrap();
+        (column
+            .typed::<Int64Type>()
+            .write_batch(&[1_600_000_000_500], None, None))
+        .unwrap();
+        column.close().unwrap();
+        for value in [18_000, 17] {
+            let mut column = rows.next_column().unwrap().unwrap();
+            (column
+                .typed::<Int32Type>()
+                .write_batch(&[value], None, None))
+            .unwrap();
+            column.close().unwrap();
+        }
+        rows.close().unwrap();
+        file.into_inner().unwrap()
+    };
+    let rows = read(&bytes("Émma".as_bytes()), Layout::Parquet).unwrap();
+    assert_eq!(rows[1], ["Émma", "1600000000500", "18000", "17"]);
+    let error = format!(
+        "{:#}",
+        read(&bytes(b"\xff\xfe"), Layout::Parquet).unwrap_err()
+    );
+    assert!(
+        error.contains("row 1, column name: expected text in UTF-8, found 2 other bytes"),
+        "{error}"
+    );
 }
 
 #[test]

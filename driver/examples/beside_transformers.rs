@@ -52,7 +52,7 @@ enum Task {
         folder: PathBuf,
         #[arg(long, value_delimiter = ',')]
         targets: Vec<String>,
-        /// So many tokens are added to the model.
+        /// Adds this number of tokens to the model.
         #[arg(long, default_value_t = 0)]
         added: usize,
     },

@@ -113,7 +113,7 @@ impl TokenSets {
     }
 }
 
-/// What a softmax is restricted to: the tokens that continue an item, those of sets, or a whole vocabulary of this size.
+/// The tokens that a softmax is restricted to: those that continue an item, those of sets, or a whole vocabulary of this size.
 #[derive(FromPyObject)]
 pub enum Sets<'py> {
     Trie(Bound<'py, TokenTrie>),

@@ -31,7 +31,7 @@ pub struct Pass<'a> {
     pub limits: &'a DeviceLimits,
     /// The element type of the tensors.
     pub element: Element,
-    /// Where the results are written.
+    /// The addresses that the results are written to.
     pub results: ForwardResults,
 }
 

@@ -18,10 +18,11 @@ fn options() -> impl Iterator<Item = Options> {
     })
 }
 
-/// Of a batch whose largest set is of 150 of 211 tokens: few frozen rows, tiles of both parts, and few added rows.
+/// The numbers of frozen rows that are tried, of 211 tokens: few frozen rows, tiles of both parts (the largest set has 150
+/// tokens), and few added rows.
 const BASE_ROWS: [usize; 4] = [1, 100, 150, 208];
 
-/// Every so-manieth option, of listed sets and of the whole vocabulary in chunks of any size.
+/// Every n-th option, of listed sets and of the whole vocabulary in chunks of any size.
 fn options_in<T: Number>(step: usize) {
     let batch = Batch::new(24, 7);
     let row = batch.vocabulary.next_multiple_of(8);

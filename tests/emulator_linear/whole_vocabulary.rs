@@ -21,7 +21,7 @@ fn chunks(batch: &Batch) -> [usize; 4] {
     [1, 7 * row, 60 * row, usize::MAX]
 }
 
-/// Every so-manieth option.
+/// Every n-th option.
 fn options_in_chunks_in<T: Number>(step: usize) {
     let batch = Batch::new(24, 7);
     for (index, options) in options().enumerate().step_by(step) {

@@ -1,4 +1,4 @@
-//! What does not fit.
+//! Refusals of tensors, sets and allocators that do not fit.
 
 use super::*;
 use crate::emulated::Recorder;

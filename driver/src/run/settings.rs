@@ -61,8 +61,8 @@ pub struct RunSettings {
     #[command(flatten, next_help_heading = "Adapters of a pretrained model")]
     pub adapter: LoraSettings,
 
-    /// What the rows of codes begin with that a pretrained model does not have, and that are trained beside its adapters: for
-    /// each code the mean row of the titles of its items (where none has a title, of all tokens), or the mean of all tokens
+    /// The first values of the rows of new tokens, the codes that a pretrained model does not have: for each code the mean
+    /// row of the titles of its items (where none has a title, of all tokens), or the mean of all tokens
     /// [default: titles]
     #[arg(
         long,
@@ -178,7 +178,7 @@ impl RunSettings {
     }
 }
 
-/// What the rows of new tokens begin with.
+/// The first values of the rows of new tokens, before training.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum NewTokens {

@@ -7,7 +7,10 @@ use msl::model::{adapter, precision::Precision, pretrained::Pretrained};
 use serde_json::{Value, json};
 
 use crate::{
-    running::{errors, json, last_checkpoint, line, msl, write_pretrained_model},
+    running::{
+        assert_training_is_refused, errors, json, last_checkpoint, line, msl,
+        write_pretrained_model,
+    },
     semantic_ids::{ITEMS, write_index},
 };
 
@@ -214,15 +217,7 @@ fn rows_of_codes_begin_as_is_asked_for_and_other_runs_have_no_such_option() {
     loss("both", &["--identifier", "codes-title", "--dtype", "bf16"]);
 
     let refused = |options: &[&str], expected: &str| {
-        let output = msl(
-            folder,
-            &[&["train", "--data", ".", "--output", "none"], options].concat(),
-        );
-        let said = errors(&output);
-        assert!(
-            !output.status.success() && said.contains(expected),
-            "{said}"
-        );
+        assert_training_is_refused(folder, options, expected);
     };
     let mean = ["--new-tokens", "mean"];
     refused(&mean, "--model");

@@ -53,6 +53,17 @@ pub fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
+/// Trains on the data of a folder, which must fail and say this.
+pub fn assert_training_is_refused(folder: &Path, options: &[&str], expected: &str) {
+    let train = ["train", "--data", ".", "--output", "none"];
+    let output = msl(folder, &[&train, options].concat());
+    let said = errors(&output);
+    assert!(
+        !output.status.success() && said.contains(expected),
+        "{said}"
+    );
+}
+
 /// Writes a catalogue in the paper's format: forty books, two of them with one title, and users who read on.
 pub fn write_catalogue(folder: &Path) {
     let subjects = ["Sea", "Glass", "Winter", "Garden", "Harbour"];

@@ -4,7 +4,9 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 
-use crate::running::{SMALL, errors, json, last_checkpoint, line, msl, write_catalogue};
+use crate::running::{
+    SMALL, assert_training_is_refused, errors, json, last_checkpoint, line, msl, write_catalogue,
+};
 
 /// Number of items; the last two have the same codes.
 pub const ITEMS: usize = 20;
@@ -212,15 +214,7 @@ fn codes_and_titles_are_read_together_and_options_that_contradict_are_refused() 
     );
 
     let refused = |options: &[&str], expected: &str| {
-        let output = msl(
-            folder,
-            &[&["train", "--data", ".", "--output", "none"], options].concat(),
-        );
-        let said = errors(&output);
-        assert!(
-            !output.status.success() && said.contains(expected),
-            "{said}"
-        );
+        assert_training_is_refused(folder, options, expected);
     };
     refused(
         &["--prompt", "codes", "--identifier", "title"],

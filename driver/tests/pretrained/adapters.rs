@@ -16,17 +16,23 @@ use crate::{
     read,
 };
 
-/// A model with adapters that change it, and the folder that they were saved in.
-fn adapted(folder: &Path, settings: &LoraSettings) -> (Llama, PathBuf) {
-    write_model(folder);
-    let mut model = read(folder);
-    model.adapt(settings, 1).unwrap();
+/// Gives what is trained of a model random values, and saves it in a folder of its own.
+fn save_with_random_values(folder: &Path, model: &Llama) -> PathBuf {
     for (_, weight) in model.parameters() {
         weight.set(&weight.randn_like(0.0, 1.0).unwrap()).unwrap();
     }
     let adapters = folder.join("adapters");
     fs::create_dir(&adapters).unwrap();
-    adapter::save(&adapters, &model, folder).unwrap();
+    adapter::save(&adapters, model, folder).unwrap();
+    adapters
+}
+
+/// A model with adapters that change it, and the folder that they were saved in.
+fn adapted(folder: &Path, settings: &LoraSettings) -> (Llama, PathBuf) {
+    write_model(folder);
+    let mut model = read(folder);
+    model.adapt(settings, 1).unwrap();
+    let adapters = save_with_random_values(folder, &model);
     (model, adapters)
 }
 
@@ -215,12 +221,7 @@ fn with_added_tokens(folder: &Path) -> (Llama, PathBuf) {
     };
     let own = config.vocab_size;
     model.add_tokens(own..own + ADDED, rows).unwrap();
-    for (_, weight) in model.parameters() {
-        weight.set(&weight.randn_like(0.0, 1.0).unwrap()).unwrap();
-    }
-    let adapters = folder.join("adapters");
-    fs::create_dir(&adapters).unwrap();
-    adapter::save(&adapters, &model, folder).unwrap();
+    let adapters = save_with_random_values(folder, &model);
     (model, adapters)
 }
 
@@ -353,9 +354,7 @@ fn the_tokenizer_beside_adapters_must_have_the_tokens_that_were_added() {
         head: Some(rows),
     };
     model.add_tokens(tokens.clone(), rows).unwrap();
-    let adapters = folder.path().join("adapters");
-    fs::create_dir(&adapters).unwrap();
-    adapter::save(&adapters, &model, folder.path()).unwrap();
+    let adapters = save_with_random_values(folder.path(), &model);
     let own = tokenizer();
     let file = adapters.join("tokenizer.json");
 

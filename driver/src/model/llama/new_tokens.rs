@@ -12,7 +12,7 @@ use crate::{
     ops::accumulator_dtype,
 };
 
-/// What PEFT calls the trained rows of a module.
+/// PEFT's name for the trained rows of a module.
 pub const TRAINED_ROWS: &str = "token_adapter.trainable_tokens_delta";
 
 /// Rows of the embedding that are summed at once, and texts that are averaged at once. In another type than the weights'

@@ -3,8 +3,8 @@
     python python/benchmark.py [DATA]
 
 DATA is a folder with the paper's files (default: shared/data/Amazon_Books beside the clone). The tokenizer is that of
-SmolLM2 (scripts/get-smollm2). Hidden states and head are random, in the sizes of three models, and both ways compute the
-gradient of the hidden states of 128 responses. Prints the medians of several runs, made in turns.
+SmolLM2 (scripts/get-smollm2). Hidden states and head are random, in the sizes of three models, and all ways compute the
+gradient of the hidden states of 128 responses. Prints the medians of several runs, made in turns, as a table.
 """
 
 import ast
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from candle_trie import MaskedSoftmaxLoss, TokenTrie
+from candle_trie import FrozenHead, MaskedSoftmaxLoss, TokenTrie
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -53,6 +53,7 @@ def main():
     loss = MaskedSoftmaxLoss(trie, labels_are_shifted=True)
     mask_rows = [trie.children(response[:length]) for response in responses for length in range(len(response))]
 
+    print(f"{len(labels)} rows\n| | with a FrozenHead | with a weight | PyTorch and the published loss |\n|---|---:|---:|---:|")
     for model, (width, vocabulary) in MODELS.items():
         torch.manual_seed(0)
         hidden = torch.randn(RESPONSES, lines, width).requires_grad_()
@@ -62,26 +63,37 @@ def main():
             mask[row, allowed] = True
         there = padded.flatten() != -100
 
-        def ours():
-            value = loss.forward_linear(hidden, head, padded)
+        frozen = FrozenHead(head, trie)
+
+        def with_head(of):
+            value = loss.forward_linear(hidden, of, padded)
             return value, torch.autograd.grad(value, hidden)[0]
 
         def published():
             value = published_loss(hidden.flatten(0, 1)[there] @ head.T, mask, labels, 1.0)
             return value, torch.autograd.grad(value, hidden)[0]
 
-        (ours_value, ours_gradient), (value, gradient) = ours(), published()
-        torch.testing.assert_close(ours_value, value, rtol=1e-4, atol=0)
-        torch.testing.assert_close(ours_gradient, gradient, rtol=0, atol=1e-5)
-        times = {ours: [], published: []}
+        ways = {
+            "a FrozenHead": (lambda: with_head(frozen), 20),
+            "a weight": (lambda: with_head(head), 20),
+            "PyTorch and the published loss": (published, 1),
+        }
+        expected_value, expected_gradient = published()
+        for way, _ in ways.values():
+            value, gradient = way()
+            torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=0)
+            torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-5)
+        times = {name: [] for name in ways}
         for turn in range(3):
-            for way, count in ((ours, 20), (published, 1)):
+            for name, (way, count) in ways.items():
                 for _ in range(count):
                     start = time.perf_counter()
                     way()
-                    times[way].append(time.perf_counter() - start)
-        fast, slow = (statistics.median(times[way]) * 1000 for way in (ours, published))
-        print(f"{model}: {len(labels)} rows, ours {fast:.2f} ms, published {slow:.0f} ms, {slow / fast:.0f} times as long")
+                    times[name].append(time.perf_counter() - start)
+        medians = {name: statistics.median(taken) * 1000 for name, taken in times.items()}
+        slow = medians["PyTorch and the published loss"]
+        cells = (f"{taken:,.2f} ms ({slow / taken:,.0f} ×)" for taken in medians.values())
+        print(f"| {model} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ mod dense;
 #[cfg(feature = "cuda")]
 pub(crate) mod device;
 mod device_sets;
+mod gathered;
 mod head;
 pub mod host;
 mod labels;

@@ -15,7 +15,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from candle_trie import AdaptiveTemperature, MaskedSoftmaxLoss, TokenTrie
+from candle_trie import AdaptiveTemperature, FrozenHead, MaskedSoftmaxLoss, TokenTrie
 
 data, steps = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 100
 folder, file = "data/smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -27,6 +27,7 @@ titles = {int(item): title for item, title in json.loads((data / "id2name4Rec.js
 tokens = {item: tokenizer(f' "{title}"')["input_ids"] + [tokenizer.eos_token_id] for item, title in titles.items()}
 trie = TokenTrie.from_sequences(tokens.values(), ids=tokens.keys())
 loss = MaskedSoftmaxLoss(trie, AdaptiveTemperature(scope="branching"))
+head = FrozenHead(model.base_model.model.lm_head.weight, trie)
 
 with (data / "train_10000.csv").open() as rows:
     histories = [ast.literal_eval(row["item_ids"]) for row in csv.DictReader(rows)]
@@ -39,7 +40,7 @@ for step in range(steps):
     ids = torch.tensor([p + a + [0] * (width - len(p) - len(a)) for p, a in rows])
     labels = torch.tensor([[-100] * len(p) + a + [-100] * (width - len(p) - len(a)) for p, a in rows])
     hidden = model.base_model.model.model(ids).last_hidden_state
-    value = loss.forward_linear(hidden, model.base_model.model.lm_head.weight, labels)
+    value = loss.forward_linear(hidden, head, labels)
     value.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -7,15 +7,16 @@ use candle_trie::Normalisation;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
-use rayon::prelude::*;
 
 use crate::memory::{Dtype, RawMatrix, slice_mut, with_element};
 use crate::python_error;
 use crate::trie::TokenTrie;
 
-/// Writes scores `[R, V]` over which only the tokens that continue an item are finite, contiguous, to `to`. `ids` are int64
-/// tokens `[R, T]`, whose part of an item begins at `start`. Behind a whole item, and behind tokens that begin none, `end`
-/// is allowed alone. With a temperature, the scores are log-probabilities of the allowed tokens at it.
+/// Copies the scores `[R, V]` of the tokens that continue an item to `to`, contiguous, which holds −∞. `ids` are int64 tokens
+/// `[R, T]`, whose part of an item begins at `start`. Behind a whole item, and behind tokens that begin none, `end` is allowed
+/// alone. With a temperature, the scores are log-probabilities of the allowed tokens at it.
+///
+/// It runs on one thread: these are few numbers, and between the layers of a model PyTorch's own threads wait busily on all cores.
 #[pyfunction]
 #[allow(clippy::too_many_arguments)]
 pub fn mask_scores(
@@ -38,10 +39,9 @@ pub fn mask_scores(
         let (scores, to) = unsafe { (scores.view::<T>()?, slice_mut::<T>(to.0, to.1)) };
         py.detach(|| {
             let end = [end];
-            (to.par_chunks_mut(vocabulary).enumerate()).for_each(|(row, to)| {
+            for (row, to) in to.chunks_mut(vocabulary).enumerate() {
                 let prefix = ids.row(row).get(start..).unwrap_or_default();
                 let allowed = allowed(&trie.0, prefix).unwrap_or(&end);
-                to.fill(T::NEG_INFINITY);
                 let scores = scores.row(row);
                 let shift = temperature.map(|temperature| {
                     let scaled = allowed.iter().map(|&v| scores[v as usize].to_f64() / temperature);
@@ -54,7 +54,7 @@ pub fn mask_scores(
                         Some((temperature, sum)) => T::from_f64(score.to_f64() / temperature - sum),
                     };
                 }
-            });
+            }
         });
     });
     Ok(())

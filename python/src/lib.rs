@@ -6,6 +6,7 @@
 #[cfg_attr(not(feature = "cuda"), path = "no_cuda.rs")]
 mod cuda;
 mod decode;
+mod frozen_head;
 mod loss;
 mod memory;
 mod rows;
@@ -37,6 +38,8 @@ mod _native {
     use super::cuda::{CudaDense, CudaLinear};
     #[pymodule_export]
     use super::decode::{BeamSearch, allowed_tokens, exact_top_k, mask_scores};
+    #[pymodule_export]
+    use super::frozen_head::FrozenRows;
     #[pymodule_export]
     use super::loss::{DenseForward, LinearForward, Loss, merge_statistics};
     #[pymodule_export]

@@ -6,13 +6,14 @@ use candle_trie::host::{self, LinearGradients, LinearInput};
 use candle_trie::raw;
 use candle_trie::{
     AdaptiveStrategy, Bear, Convention, MaskedSoftmaxLoss, Reduction, Scope, Statistics,
-    Temperature, TemperatureState, TokenSets,
+    Temperature, TemperatureState,
 };
 use half::{bf16, f16};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use crate::frozen_head::FrozenRows;
 use crate::memory::{Dtype, RawMatrix, slice, slice_mut, with_element};
 use crate::python_error;
 use crate::rows::Rows;
@@ -41,11 +42,7 @@ impl Loss {
         reduction: Option<(String, f64)>,
         times_temperature: Option<bool>,
     ) -> PyResult<Self> {
-        let sets = match sets {
-            Sets::Trie(trie) => TokenSets::from(&trie.get().0),
-            Sets::Listed(sets) => sets.get().0.clone(),
-            Sets::Vocabulary(size) => TokenSets::whole_vocabulary(size).map_err(python_error)?,
-        };
+        let sets = sets.token_sets()?;
         let temperature = match adaptive {
             None => Temperature::fixed(temperature),
             Some(settings) => strategy(settings)?.into(),
@@ -127,13 +124,14 @@ impl Loss {
         dtype: Dtype,
         input: RawInput,
         rows: &Rows,
+        frozen: Option<Py<FrozenRows>>,
         temperature: Option<f64>,
         wanted: [bool; 2],
     ) -> PyResult<LinearForward> {
         macro_rules! run {
             ($T:ty, $variant:ident) => {{
                 // SAFETY: the package keeps the tensors alive, and does not write them.
-                let input = unsafe { input.view::<$T>() }?;
+                let input = unsafe { input.view::<$T>(frozen.as_ref()) }?;
                 let pass = py.detach(|| {
                     self.locked(|loss| match temperature {
                         None => host::LinearForward::new(loss, input, &rows.0, wanted),
@@ -142,7 +140,8 @@ impl Loss {
                         }
                     })
                 });
-                pass.map(|pass| LinearForward(Linear::$variant(pass)))
+                let pass = Linear::$variant(pass?);
+                Ok(LinearForward { pass, frozen })
             }};
         }
         match dtype {
@@ -177,7 +176,7 @@ pub struct RawInput(pub RawMatrix, pub RawMatrix, pub usize, pub usize);
 impl RawInput {
     /// # Safety
     /// That of [`RawMatrix::view`], for each of the tensors.
-    unsafe fn view<'a, T>(self) -> PyResult<LinearInput<'a, T>> {
+    unsafe fn view<T>(self, frozen: Option<&Py<FrozenRows>>) -> PyResult<LinearInput<'_, T>> {
         let Self(hidden, head, bias, length) = self;
         // SAFETY: the caller's promise.
         unsafe {
@@ -185,6 +184,7 @@ impl RawInput {
                 hidden: hidden.view()?,
                 head: head.view()?,
                 bias: slice(bias, length),
+                frozen: frozen.map(|frozen| &frozen.get().0),
             })
         }
     }
@@ -234,7 +234,11 @@ impl DenseForward {
 
 /// A forward pass over hidden states and a head.
 #[pyclass(frozen)]
-pub struct LinearForward(Linear);
+pub struct LinearForward {
+    pass: Linear,
+    /// The gathered rows of the head, which the backward pass uses again.
+    frozen: Option<Py<FrozenRows>>,
+}
 
 enum Linear {
     F32(host::LinearForward<f32>),
@@ -259,19 +263,19 @@ macro_rules! with_pass {
 impl LinearForward {
     /// Writes the loss, float64, to an address.
     fn write_loss(&self, address: usize, length: usize) -> PyResult<()> {
-        let loss = with_pass!(self.0, pass => pass.loss());
+        let loss = with_pass!(self.pass, pass => pass.loss());
         // SAFETY: the package passes a new tensor of this length.
         write(&loss, unsafe { slice_mut(address, length) })
     }
 
     #[getter]
     fn temperature(&self) -> f64 {
-        with_pass!(self.0, pass => pass.temperature())
+        with_pass!(self.pass, pass => pass.temperature())
     }
 
     #[getter]
     fn statistics(&self) -> Fields {
-        bytemuck::cast(with_pass!(self.0, pass => *pass.statistics()))
+        bytemuck::cast(with_pass!(self.pass, pass => *pass.statistics()))
     }
 
     /// Writes the gradients, contiguous and of the dtype of the inputs, each given as address and length; None for those that
@@ -283,11 +287,11 @@ impl LinearForward {
         upstream: (usize, usize),
         gradients: [Option<(usize, usize)>; 3],
     ) -> PyResult<()> {
-        with_pass!(self.0, pass => {
+        with_pass!(self.pass, pass => {
             // SAFETY: the package keeps the tensors alive. The gradients are new ones.
             let (input, upstream, [hidden, head, bias]) = unsafe {
                 let gradients = gradients.map(|to| to.map(|(address, length)| slice_mut(address, length)));
-                (input.view()?, slice(upstream.0, upstream.1), gradients)
+                (input.view(self.frozen.as_ref())?, slice(upstream.0, upstream.1), gradients)
             };
             py.detach(|| pass.backward(input, upstream, LinearGradients { hidden, head, bias }))
         })

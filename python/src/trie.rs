@@ -120,3 +120,16 @@ pub enum Sets<'py> {
     Listed(Bound<'py, TokenSets>),
     Vocabulary(usize),
 }
+
+impl Sets<'_> {
+    /// Returns the token sets of the library.
+    pub fn token_sets(self) -> PyResult<candle_trie::TokenSets> {
+        match self {
+            Self::Trie(trie) => Ok(candle_trie::TokenSets::from(&trie.get().0)),
+            Self::Listed(sets) => Ok(sets.get().0.clone()),
+            Self::Vocabulary(size) => {
+                candle_trie::TokenSets::whole_vocabulary(size).map_err(python_error)
+            }
+        }
+    }
+}

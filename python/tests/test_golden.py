@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from candle_trie import AdaptiveTemperature, MaskedSoftmaxLoss, TokenSets
+from candle_trie import AdaptiveTemperature, Bear, MaskedSoftmaxLoss, TokenSets
 
 FOLDER = Path(os.environ.get("CANDLE_TRIE_GOLDEN", "no folder"))
 CASES = json.loads((FOLDER / "index.json").read_text())["cases"] if FOLDER.is_dir() else []
@@ -41,21 +41,25 @@ class Case:
         if not inside or published["grad_has_nan"] or not math.isfinite(float(published["loss"] or "nan")):
             return None
         found = self.tensors[f"{kind}.grad.f64"]
-        gradient = torch.zeros(len(self.labels), self.vocabulary, dtype=torch.float64)
-        if kind == "lml":
-            gradient = found
-        else:
-            starts = self.tensors["valid_off"]
-            rows = torch.repeat_interleave(torch.arange(len(self.labels)), starts.diff())
-            gradient[rows, self.tensors["valid_idx"].long()] = found
+        gradient = found if kind == "lml" else self.dense(found)
         return float(published["loss"]), gradient
 
+    def dense(self, valid):
+        """The gradient of all logits from that of the valid ones, row by row."""
+        gradient = torch.zeros(len(self.labels), self.vocabulary, dtype=torch.float64)
+        rows = torch.repeat_interleave(torch.arange(len(self.labels)), self.tensors["valid_off"].diff())
+        gradient[rows, self.tensors["valid_idx"].long()] = valid
+        return gradient
+
     def check(self, kind, loss, sets, numbers):
-        """Compares logits, and hidden states with the identity as head, in both dtypes."""
+        """Compares a loss with the published one, where there is a published one."""
         published = self.published(kind)
-        if published is None:
-            return False
-        expected, expected_gradient = published
+        if published is not None:
+            self.check_against(*published, loss, numbers, f"{self.index['name']}, {kind}")
+        return published is not None
+
+    def check_against(self, expected, expected_gradient, loss, numbers, what):
+        """Compares logits, and hidden states with the identity as head, in both dtypes."""
         state = loss.get_extra_state()
         for dtype, tolerance in DTYPES:
             for call in (lambda z: loss(z, self.labels, sets=numbers), self.through_head(loss, numbers)):
@@ -63,11 +67,9 @@ class Case:
                 logits = self.tensors["logits"].to(dtype).requires_grad_()
                 value = call(logits)
                 (gradient,) = torch.autograd.grad(value, logits)
-                what = f"{self.index['name']}, {kind}, {dtype}"
-                assert abs(value.item() - expected) <= tolerance * max(1, abs(expected)), what
+                assert abs(value.item() - expected) <= tolerance * max(1, abs(expected)), (what, dtype)
                 largest = expected_gradient.abs().max()
-                assert ((gradient - expected_gradient).abs() <= tolerance * largest).all(), what
-        return True
+                assert ((gradient - expected_gradient).abs() <= tolerance * largest).all(), (what, dtype)
 
     def through_head(self, loss, numbers):
         identity = lambda dtype: torch.eye(self.vocabulary, dtype=dtype)  # noqa: E731
@@ -118,3 +120,16 @@ def test_losses_and_temperatures_of_ats_are_the_published_ones():
         return loss, sets, numbers
 
     compared("ats", make)
+
+
+def test_bear_gives_the_losses_and_gradients_of_an_independent_implementation():
+    safetensors = pytest.importorskip("safetensors.torch")
+    golden, indices = json.loads((FOLDER / "bear.json").read_text()), {index["file"]: index for index in CASES}
+    for expected in golden["cases"]:
+        case = Case(indices[expected["inputs"]])
+        gradients = safetensors.load_file(FOLDER / expected["file"])["bear.grad"].reshape(len(golden["settings"]), -1)
+        for setting, value, gradient in zip(golden["settings"], expected["loss"], gradients):
+            bear = Bear(setting["beams"], setting["weight"], setting["xi"])
+            loss = MaskedSoftmaxLoss(TokenSets(case.sets), setting["tau"], bear=bear, labels_are_shifted=True)
+            what = f"{case.index['name']}, {bear}, temperature {setting['tau']}"
+            case.check_against(value, case.dense(gradient), loss, torch.arange(len(case.labels)), what)

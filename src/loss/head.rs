@@ -1,13 +1,12 @@
 //! The head of a language model.
 
-use std::cmp::Reverse;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor, Var};
 
-use super::tensor::{Gathered, check_loss_device, cpu, matrix, with_element};
-use crate::backend::cpu::linear;
-use crate::{Error, Result, TokenSet, TokenSets};
+use super::gathered::{self, Gathered};
+use super::tensor::{check_loss_device, cpu, matrix, with_element};
+use crate::{Error, Result, TokenSets};
 
 pub(super) const HEAD: &str = "head";
 pub(super) const BIAS: &str = "head bias";
@@ -245,14 +244,7 @@ pub struct FrozenHead {
 
 impl FrozenHead {
     /// The limit of the memory of the gathered rows in [`new`](Self::new), in bytes: 64 MiB.
-    pub const DEFAULT_LIMIT: usize = 64 << 20;
-
-    /// The smallest size of a set whose rows are gathered, in tokens. Smaller sets are seldom worth a GEMM.
-    const LEAST_TOKENS: usize = 32;
-
-    /// The number of sets that the largest are chosen from. In a trie the later ones are those of longer prefixes, which few
-    /// rows have, and there may be any number of them.
-    const CONSIDERED_SETS: usize = 1 << 20;
+    pub const DEFAULT_LIMIT: usize = gathered::DEFAULT_LIMIT;
 
     /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets`, within
     /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes.
@@ -302,45 +294,9 @@ impl FrozenHead {
 fn gather_on_cpu(weight: &Tensor, sets: &TokenSets, bytes: usize) -> Result<Gathered> {
     with_element!(weight.dtype(), HEAD, T => {
         let (storage, layout) = weight.storage_and_layout();
-        let matrix = matrix(HEAD, <T as candle_core::WithDType>::cpu_storage_as_slice(cpu(HEAD, &storage)?)?, layout)?;
-        let head = linear::Head::<T> {
-            values: matrix.values,
-            stride: matrix.stride,
-            width: matrix.width,
-            base: None,
-            bias: &[],
-            frozen: None,
-        };
-        let gathered = (largest_sets(sets, head.row_bytes(), bytes).into_iter())
-            .map(|(set, tokens)| (set, head.gather(tokens.iter().copied())))
-            .collect();
-        Ok(Gathered::new(gathered))
+        let values = <T as candle_core::WithDType>::cpu_storage_as_slice(cpu(HEAD, &storage)?)?;
+        Ok(Gathered::new(matrix(HEAD, values, layout)?, sets, bytes))
     })
-}
-
-/// Returns the largest sets whose rows, `row_bytes` each, stay within `bytes` in all.
-fn largest_sets(sets: &TokenSets, row_bytes: usize, bytes: usize) -> Vec<(u32, &[u32])> {
-    let count = sets.count().unwrap_or(0).min(FrozenHead::CONSIDERED_SETS) as u32;
-    let mut candidates: Vec<(u32, &[u32])> = (0..count)
-        .filter_map(|set| match sets.get(set) {
-            Some(TokenSet::Listed(tokens)) if tokens.len() >= FrozenHead::LEAST_TOKENS => {
-                Some((set, tokens))
-            }
-            _ => None,
-        })
-        .collect();
-    candidates.sort_by_key(|(set, tokens)| (Reverse(tokens.len()), *set));
-    let mut left = bytes;
-    candidates.retain(
-        |(_, tokens)| match left.checked_sub(tokens.len() * row_bytes) {
-            Some(rest) => {
-                left = rest;
-                true
-            }
-            None => false,
-        },
-    );
-    candidates
 }
 
 /// Refuses a head that does not fit its bias or the tokens of the sets.

@@ -1,12 +1,10 @@
 //! Conversions from candle's storage and layouts to the slices that the backend takes.
 
 use std::any::Any;
-use std::collections::HashMap;
 
 use candle_core::{CpuStorage, DType, Device, Layout, Storage, Tensor, WithDType};
 
-use crate::backend::cpu::element::{Element, Real};
-use crate::backend::cpu::linear::HeadRows;
+use crate::backend::cpu::element::Element;
 use crate::{Error, Result};
 
 /// An element type that both candle and the CPU backend support.
@@ -24,35 +22,6 @@ pub(super) fn values_mut<T: Scalar>(storage: &mut CpuStorage) -> Option<&mut [T]
         _ => return None,
     };
     values.downcast_mut::<Vec<T>>().map(Vec::as_mut_slice)
-}
-
-/// Gathered head rows by token set, in the type they are computed in.
-#[derive(Debug)]
-pub(super) struct Gathered {
-    /// The number of sets whose rows are gathered.
-    pub sets: usize,
-    /// A `HashMap<u32, HeadRows<R>>` for the R of the head's dtype; `None` for a head on a device, whose kernels read the head
-    /// itself.
-    rows: Option<Box<dyn Any + Send + Sync>>,
-}
-
-impl Gathered {
-    pub const ON_DEVICE: Self = Self {
-        sets: 0,
-        rows: None,
-    };
-
-    pub fn new<R: Real>(rows: HashMap<u32, HeadRows<R>>) -> Self {
-        Self {
-            sets: rows.len(),
-            rows: Some(Box::new(rows)),
-        }
-    }
-
-    /// Returns the rows if they are computed in this type.
-    pub fn rows<R: Real>(&self) -> Option<&HashMap<u32, HeadRows<R>>> {
-        self.rows.as_ref()?.downcast_ref()
-    }
 }
 
 /// Runs `$body` with `$T` bound to the element type of `$dtype`.

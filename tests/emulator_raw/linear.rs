@@ -25,6 +25,7 @@ fn assert_of<T: Number + host::Element>(batch: &Batch, options: &Options, what: 
         hidden: Matrix::new(hidden, positions, width).unwrap(),
         head: Matrix::new(head, vocabulary, width).unwrap(),
         bias: if options.bias { bias } else { &[] },
+        frozen: None,
     };
     let (mut on_host, mut loss) = (batch.loss(options), batch.loss(options));
     let emulator = Emulator::with_seed(1);

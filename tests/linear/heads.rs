@@ -70,7 +70,7 @@ fn a_head_that_has_changed_since_it_was_frozen_is_refused() {
     let changed = |error: Error| {
         let words = error.to_string();
         assert!(
-            words.contains("has changed since") && words.contains("make the FrozenHead anew"),
+            words.contains("has changed since") && words.contains("make the frozen head anew"),
             "{words}"
         );
     };

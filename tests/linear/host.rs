@@ -2,9 +2,9 @@
 
 use candle_core::{DType, WithDType};
 use candle_trie::host::{
-    DenseForward, Element, LinearForward, LinearGradients, LinearInput, Matrix,
+    DenseForward, Element, FrozenRows, LinearForward, LinearGradients, LinearInput, Matrix,
 };
-use candle_trie::{Error, Reduction};
+use candle_trie::{Error, Reduction, TokenSets};
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options, assert_close, every_option, every_option_with_bear};
@@ -39,17 +39,22 @@ fn ones(options: &Options, batch: &Batch) -> Vec<f64> {
     }
 }
 
-fn check_linear<T: Element + WithDType>(dtype: DType) {
+/// Frozen rows must change nothing, whether they are those of all sets or of none.
+fn check_linear<T: Element + WithDType>(dtype: DType, frozen_limit: Option<usize>) {
     let batch = Batch::new(40, 7);
     let hidden = narrowed::<T>(&batch.hidden);
     let (hidden, stride) = spread(&hidden, batch.width);
     let [head, bias] = [&batch.head, &batch.bias].map(|values| narrowed::<T>(values));
     for (index, options) in all_options().iter().enumerate() {
         let what = format!("{dtype:?}, option {index}");
+        let matrix = Matrix::new(&head, batch.vocabulary, batch.width).unwrap();
+        let frozen =
+            frozen_limit.map(|limit| FrozenRows::new(matrix, batch.sets(options), limit).unwrap());
         let input = LinearInput {
             hidden: Matrix::with_stride(&hidden, batch.positions, batch.width, stride).unwrap(),
-            head: Matrix::new(&head, batch.vocabulary, batch.width).unwrap(),
+            head: matrix,
             bias: if options.bias { &bias } else { &[] },
+            frozen: frozen.as_ref(),
         };
         let mut loss = batch.loss(options);
         let rows = batch.rows(options);
@@ -90,10 +95,79 @@ fn check_linear<T: Element + WithDType>(dtype: DType) {
 
 #[test]
 fn hidden_states_in_slices_give_the_bits_of_tensors_in_every_option_and_type() {
-    check_linear::<f64>(DType::F64);
-    check_linear::<f32>(DType::F32);
-    check_linear::<f16>(DType::F16);
-    check_linear::<bf16>(DType::BF16);
+    for frozen_limit in [None, Some(0), Some(FrozenRows::DEFAULT_LIMIT)] {
+        check_linear::<f64>(DType::F64, frozen_limit);
+        check_linear::<f32>(DType::F32, frozen_limit);
+        check_linear::<f16>(DType::F16, frozen_limit);
+        check_linear::<bf16>(DType::BF16, frozen_limit);
+    }
+}
+
+#[test]
+fn frozen_rows_of_another_head_or_of_other_sets_are_refused() {
+    let batch = Batch::new(24, 5);
+    let options = &all_options()[0];
+    let (mut loss, rows) = (batch.loss(options), batch.rows(options));
+    let other: Vec<f64> = batch.head.iter().map(|value| value + 1.0).collect();
+    let [head, other] =
+        [&batch.head, &other].map(|head| Matrix::new(head, batch.vocabulary, batch.width).unwrap());
+    let freeze = |head, sets| FrozenRows::new(head, sets, FrozenRows::DEFAULT_LIMIT).unwrap();
+    let frozen = freeze(head, batch.sets(options));
+    assert_eq!(frozen.gathered_sets(), 2);
+    let one_set = TokenSets::from_raw(vec![0, 2], vec![3, 5]).unwrap();
+    let of_other_sets = freeze(head, one_set);
+    let wider = vec![0.0; batch.vocabulary * 25];
+    let wider = Matrix::new(&wider, batch.vocabulary, 25).unwrap();
+    let of_wider_head = freeze(wider, batch.sets(options));
+    let fitting = LinearInput {
+        hidden: Matrix::new(&batch.hidden, batch.positions, batch.width).unwrap(),
+        head,
+        bias: &[],
+        frozen: Some(&frozen),
+    };
+    let changed_head = LinearInput {
+        head: other,
+        ..fitting
+    };
+    let refused = [
+        (changed_head, ["has changed since", "anew"]),
+        (
+            LinearInput {
+                frozen: Some(&of_other_sets),
+                ..fitting
+            },
+            ["sets: 1", "tokens: 2"],
+        ),
+        (
+            LinearInput {
+                frozen: Some(&of_wider_head),
+                ..fitting
+            },
+            ["[211, 25]", "[211, 24]"],
+        ),
+    ];
+    for (input, parts) in refused {
+        let pass = LinearForward::new(&mut loss, input, &rows, [true, false]);
+        let words = pass.err().unwrap().to_string();
+        assert!(parts.iter().all(|part| words.contains(part)), "{words}");
+    }
+
+    let pass = LinearForward::new(&mut loss, fitting, &rows, [true, false]).unwrap();
+    let mut gradient = vec![0.0; batch.hidden.len()];
+    let gradients = LinearGradients {
+        hidden: Some(&mut gradient),
+        head: None,
+        bias: None,
+    };
+    let changed = pass.backward(changed_head, &[1.0], gradients);
+    let words = changed.err().unwrap().to_string();
+    assert!(words.contains("has changed since"), "{words}");
+    let small = Matrix::new(&batch.head[..240], 10, 24).unwrap();
+    let small = FrozenRows::new(small, batch.sets(options), 0);
+    assert!(matches!(
+        small,
+        Err(Error::TokenOutsideVocabulary { vocabulary: 10, .. })
+    ));
 }
 
 #[test]
@@ -157,6 +231,7 @@ fn arguments_that_do_not_fit_are_errors_with_numbers() {
             hidden: Matrix::new(&batch.hidden[..hidden * 8], hidden, 8)?,
             head: Matrix::new(&batch.head[..head * 8], head, 8)?,
             bias: &batch.bias[..bias],
+            frozen: None,
         })
     };
     let whole = input(97, 211, 0).unwrap();

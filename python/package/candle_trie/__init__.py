@@ -17,6 +17,7 @@ and `exact_top_k` decode over the same trie.
 0.4621
 """
 
+from .frozen_head import FrozenHead
 from .generation import BeamSearch, Found, TrieLogitsProcessor, exact_top_k, prefix_allowed_tokens_fn
 from .loss import AdaptiveTemperature, Bear, MaskedSoftmaxLoss
 from .trie import TokenSets, TokenTrie
@@ -26,6 +27,7 @@ __all__ = [
     "Bear",
     "BeamSearch",
     "Found",
+    "FrozenHead",
     "MaskedSoftmaxLoss",
     "TokenSets",
     "TokenTrie",

@@ -41,6 +41,11 @@ class Rows:
     ) -> None: ...
     def __len__(self) -> int: ...
 
+class FrozenRows:
+    def __init__(self, dtype: str, head: _Matrix, sets: _Sets, limit: int) -> None: ...
+    @property
+    def gathered_sets(self) -> int: ...
+
 class Loss:
     def __init__(
         self,
@@ -62,6 +67,7 @@ class Loss:
         dtype: str,
         input: tuple[_Matrix, _Matrix, int, int],
         rows: Rows,
+        frozen: FrozenRows | None,
         temperature: float | None,
         wanted: list[bool],
     ) -> LinearForward: ...

@@ -1,6 +1,6 @@
 """The operations of PyTorch that the loss is made of: opaque to `torch.compile`, with backward passes of their own.
 
-An operation takes tensors and numbers alone. A loss is passed by its number, and what a forward pass saves for the backward
+An operation takes tensors and numbers alone. Losses and frozen heads are passed by their numbers, and what a forward pass saves for the backward
 pass is an object of the native part, which lives as long as the storage of a tensor of one element that holds its number.
 """
 
@@ -17,18 +17,23 @@ from . import _cuda, _native
 from ._memory import Inputs, as_matrix, dtype_name, raw, raw_vector
 
 if TYPE_CHECKING:
+    from .frozen_head import FrozenHead
     from .loss import MaskedSoftmaxLoss
 
 _numbers = itertools.count()
-_losses: weakref.WeakValueDictionary[int, MaskedSoftmaxLoss] = weakref.WeakValueDictionary()
+_registered: weakref.WeakValueDictionary[int, MaskedSoftmaxLoss | FrozenHead] = weakref.WeakValueDictionary()
 _saved: dict[int, _native.DenseForward | _native.LinearForward | _cuda.Forward] = {}
 
 
-def register(loss: MaskedSoftmaxLoss) -> int:
-    """Returns the number by which operations find a loss."""
+def register(owner: MaskedSoftmaxLoss | FrozenHead) -> int:
+    """Returns the number by which operations find a loss or a frozen head."""
     number = next(_numbers)
-    _losses[number] = loss
+    _registered[number] = owner
     return number
+
+
+def _frozen_rows(number: int | None) -> _native.FrozenRows | None:
+    return None if number is None else _registered[number].native
 
 
 def rows(loss: MaskedSoftmaxLoss, labels: Tensor, sets: Tensor | None) -> _native.Rows:
@@ -53,13 +58,20 @@ def dense_statistics(loss: MaskedSoftmaxLoss, logits: Tensor, labels: Tensor, se
 
 
 def linear_statistics(
-    loss: MaskedSoftmaxLoss, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, sets: Tensor | None
+    loss: MaskedSoftmaxLoss,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    sets: Tensor | None,
+    frozen: int | None,
 ) -> list[float]:
     """Returns the statistics of the rows, from hidden states and a head."""
     inputs, wanted = Inputs(hidden, weight, bias), [False, False]
     if hidden.is_cuda:
         return _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, loss.temperature, wanted).statistics
-    return loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels, sets), loss.temperature, wanted).statistics
+    of_batch, gathered = rows(loss, labels, sets), _frozen_rows(frozen)
+    return loss._native.linear(inputs.dtype, inputs.raw, of_batch, gathered, loss.temperature, wanted).statistics
 
 
 def _save(forward: _native.DenseForward | _native.LinearForward | _cuda.Forward, wanted: bool) -> Tensor:
@@ -84,7 +96,7 @@ def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _fake_loss(labels: Tensor, number: int, scores: Tensor) -> tuple[Tensor, Tensor]:
-    shape = labels.shape if _losses[number].reduction == "none" else ()
+    shape = labels.shape if _registered[number].reduction == "none" else ()
     handle = torch.empty((1,), dtype=torch.int64, device="cpu")
     return scores.new_empty(shape, dtype=_loss_dtype(scores.dtype)), handle
 
@@ -94,7 +106,7 @@ def dense(
     logits: Tensor, labels: Tensor, sets: Tensor | None, number: int, temperature: float | None, wanted: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of logits, and the handle of what is saved for the backward pass."""
-    loss, matrix = _losses[number], as_matrix("logits", logits)
+    loss, matrix = _registered[number], as_matrix("logits", logits)
     loss._on_devices.settle()
     forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels, sets), temperature)
     return _loss_of(loss, forward, labels, logits.dtype), _save(forward, wanted)
@@ -102,7 +114,7 @@ def dense(
 
 @dense.register_kernel("cuda")
 def _(logits, labels, sets, number, temperature, wanted):
-    loss = _losses[number]
+    loss = _registered[number]
     forward = _cuda.dense(loss, logits, rows(loss, labels, sets), labels.shape, temperature)
     return forward.loss, _save(forward, wanted)
 
@@ -153,26 +165,28 @@ def linear(
     labels: Tensor,
     sets: Tensor | None,
     number: int,
+    frozen: int | None,
     temperature: float | None,
     hidden_wanted: bool,
     head_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of hidden states and a head, and the handle of what is saved for the backward pass."""
-    loss, inputs, wanted = _losses[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+    loss, inputs, wanted = _registered[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
     loss._on_devices.settle()
-    forward = loss._native.linear(inputs.dtype, inputs.raw, rows(loss, labels, sets), temperature, wanted)
+    of_batch, gathered = rows(loss, labels, sets), _frozen_rows(frozen)
+    forward = loss._native.linear(inputs.dtype, inputs.raw, of_batch, gathered, temperature, wanted)
     return _loss_of(loss, forward, labels, hidden.dtype), _save(forward, any(wanted))
 
 
 @linear.register_kernel("cuda")
-def _(hidden, weight, bias, labels, sets, number, temperature, hidden_wanted, head_wanted):
-    loss, inputs, wanted = _losses[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+def _(hidden, weight, bias, labels, sets, number, frozen, temperature, hidden_wanted, head_wanted):
+    loss, inputs, wanted = _registered[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
     forward = _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, temperature, wanted)
     return forward.loss, _save(forward, any(wanted))
 
 
 @linear.register_fake
-def _(hidden, weight, bias, labels, sets, number, temperature, hidden_wanted, head_wanted):
+def _(hidden, weight, bias, labels, sets, number, frozen, temperature, hidden_wanted, head_wanted):
     return _fake_loss(labels, number, hidden)
 
 
@@ -217,7 +231,7 @@ def _save_linear(ctx, inputs, output) -> None:
 
 def _backward_linear(ctx, upstream, _):
     hidden, weight, bias, handle = ctx.saved_tensors
-    none = (None,) * 9
+    none = (None,) * 10
     if upstream is None:
         return none
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]

@@ -53,7 +53,7 @@ class TrieLogitsProcessor:
             raise ValueError(f"scores: expected {len(ids)} rows, as input_ids has, found {len(matrix)}")
         if scores.is_cuda:
             return self._mask_on_device(ids, matrix)
-        masked = matrix.new_empty(matrix.shape)
+        masked = torch.full(matrix.shape, -torch.inf, dtype=matrix.dtype)
         name = dtype_name("scores", matrix)
         _native.mask_scores(
             self.trie._native,

@@ -11,6 +11,7 @@ import torch.distributed
 from torch import Tensor
 
 from . import _cuda, _native, _ops
+from .frozen_head import FrozenHead
 from .trie import TokenSets, TokenTrie
 
 Reduction = Literal["mean", "mean_branching", "sum", "none"]
@@ -141,7 +142,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
     def forward_linear(
         self,
         hidden: Tensor,
-        weight: Tensor,
+        weight: Tensor | FrozenHead,
         labels: Tensor,
         bias: Tensor | None = None,
         *,
@@ -149,13 +150,21 @@ class MaskedSoftmaxLoss(torch.nn.Module):
     ) -> Tensor:
         """Returns the loss of hidden states `[.., H]` and a head `weight` `[V, H]` with an optional bias `[V]`.
 
-        The logits `[.., V]` are not materialised: only the head rows of valid tokens are read. Under autocast the inputs are
-        cast as `torch.nn.functional.linear` casts them.
+        The logits `[.., V]` are not materialised: only the head rows of valid tokens are read. A head that is not trained may be a
+        `FrozenHead`, which has its own bias and saves gathering rows anew. Under autocast the inputs are cast as
+        `torch.nn.functional.linear` casts them, but for a frozen head, which must have autocast's dtype.
         """
+        # The operation finds the frozen head by its number, so it must live until then.
+        head, frozen = weight, None
+        if isinstance(head, FrozenHead):
+            if bias is not None:
+                raise ValueError("bias: expected None beside a FrozenHead, which has its own")
+            frozen, weight, bias = head.number, head.weight, head.bias
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight = hidden.to(dtype), weight.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
+            hidden = hidden.to(dtype)
+            if frozen is None:
+                weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         self._check(labels, sets, hidden)
         elsewhere = [tensor for tensor in (weight, bias) if tensor is not None and tensor.device != hidden.device]
         if elsewhere:
@@ -163,9 +172,9 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
             found = [str(tensor.dtype) for tensor in (weight, bias) if tensor is not None]
             raise ValueError(f"head: expected {hidden.dtype}, as the hidden states, found {', '.join(found)}")
-        temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels, sets))
+        temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels, sets, frozen))
         wanted = _wants_gradient(hidden), _wants_gradient(weight) or (bias is not None and _wants_gradient(bias))
-        return _ops.linear(hidden, weight, bias, labels, sets, self._number, temperature, *wanted)[0]
+        return _ops.linear(hidden, weight, bias, labels, sets, self._number, frozen, temperature, *wanted)[0]
 
     def extra_repr(self) -> str:
         temperature = self.adaptive or self._fixed

@@ -74,3 +74,13 @@ impl<'a, T> Matrix<'a, T> {
             .unwrap_or_default()
     }
 }
+
+impl<'a, T> From<Matrix<'a, T>> for crate::loss::tensor::Matrix<'a, T> {
+    fn from(matrix: Matrix<'a, T>) -> Self {
+        Self {
+            values: matrix.values,
+            stride: matrix.stride,
+            width: matrix.width,
+        }
+    }
+}

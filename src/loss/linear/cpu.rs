@@ -5,7 +5,7 @@ use crate::Result;
 use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{
     self, Hidden, SavedGradient, Wanted, WholeVocabulary, hidden_gradient, score, softmax,
-    whole_vocabulary_head_gradient,
+    whole_vocabulary_head_gradient, write_hidden_gradient,
 };
 use crate::loss::call::{LossCall, Upstream};
 use crate::loss::tensor::Scalar;
@@ -57,6 +57,20 @@ impl<T: Scalar> SavedForward<T> {
         let factor = |index| upstream.factor(batch, &self.forward, index);
         let length = batch.positions * head.width;
         Ok(hidden_gradient(&self.gradient, head, batch, factor, length))
+    }
+
+    /// Writes the same gradient over whatever `gradient` holds.
+    pub fn write_hidden_gradient(
+        &self,
+        head: &linear::Head<T>,
+        batch: &Batch,
+        upstream: &Upstream,
+        gradient: &mut [T],
+    ) -> Result<()> {
+        self.gradient.check_frozen(head, batch)?;
+        let factor = |index| upstream.factor(batch, &self.forward, index);
+        write_hidden_gradient(&self.gradient, head, batch, factor, gradient);
+        Ok(())
     }
 
     /// Adds the gradients of the head `[V, H]` and of its bias `[V]` to memory that holds zeros, of a pass that was made for

@@ -9,9 +9,10 @@ use candle_core::{CpuStorage, Device, Layout, Storage, Tensor};
 use super::{HIDDEN, statistics_on_cpu};
 use crate::backend::batch::Batch;
 use crate::backend::cpu::linear::{self, BaseRows, Hidden};
+use crate::loss::gathered::{Gathered, check_gathered_sets};
 use crate::loss::head::{BIAS, HEAD, Head, check_dtype, check_head};
-use crate::loss::tensor::{Gathered, Scalar, check_loss_device, check_positions, cpu, matrix};
-use crate::{Error, Result, TokenSets};
+use crate::loss::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix};
+use crate::{Error, Result};
 
 /// Hidden states and a head that fit each other and a batch: [`new`](Self::new) has checked everything that the backends
 /// rely on.
@@ -118,19 +119,10 @@ fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_width(hidden, head.weight)?;
     check_head(head, &batch.sets)?;
     check_dtype(hidden, head.weight)?;
-    let other_sets = (head.gathered_sets).filter(|&sets| *sets != batch.sets);
-    // Over the whole vocabulary gathered rows are not used, so the head may be frozen for any sets.
-    if let (Some(other), None) = (other_sets, batch.whole_vocabulary()) {
-        return Err(Error::Unsupported {
-            what: HEAD,
-            expected: format!(
-                "a FrozenHead made for the token sets of this loss ({})",
-                sizes(&batch.sets)
-            ),
-            actual: format!("one made for others ({})", sizes(other)),
-        });
+    match head.gathered_sets {
+        Some(sets) => check_gathered_sets(sets, batch),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Refuses a head that is not as wide as the hidden states. It is checked before the vocabulary, so that the message for a transposed
@@ -149,14 +141,6 @@ fn check_width(hidden: &Tensor, head: &Tensor) -> Result<()> {
             actual,
         }),
         _ => Ok(()),
-    }
-}
-
-/// Describes token sets in a message, by their number and the number of their tokens.
-fn sizes(sets: &TokenSets) -> String {
-    match sets.as_raw() {
-        Some((offsets, tokens)) => format!("sets: {}, tokens: {}", offsets.len() - 1, tokens.len()),
-        None => format!("the whole vocabulary of {}", sets.max_token() + 1),
     }
 }
 

@@ -26,20 +26,45 @@ pub(crate) fn hidden_gradient<T: Element>(
     rayon::scope(|_| {
         // Most of the gradient is zeros. One thread would take twice as long to write them.
         let mut gradient: Vec<T> = rayon::iter::repeat_n(T::zeroed(), length).collect();
-        let targets = targets(&mut gradient, batch, factor, head.width);
-        match saved {
-            SavedGradient::Hidden(unscaled) => write_unscaled(unscaled, head.width, targets),
-            SavedGradient::Logits(dlogits) => {
-                let mut grouped = in_order_of(&dlogits.plan.rows, targets);
-                let ragged = grouped.split_off(dlogits.plan.ragged().start);
-                rayon::join(
-                    || write_grouped(dlogits, head, batch, grouped),
-                    || write_ragged(dlogits, head, batch, ragged),
-                );
-            }
-        }
+        write_over_zeros(saved, head, batch, factor, &mut gradient);
         gradient
     })
+}
+
+/// Writes the same gradient over whatever `gradient` holds.
+pub(crate) fn write_hidden_gradient<T: Element>(
+    saved: &SavedGradient<T::Real>,
+    head: &Head<T>,
+    batch: &Batch,
+    factor: impl Fn(usize) -> f64 + Send,
+    gradient: &mut [T],
+) {
+    rayon::scope(|_| {
+        let rows = gradient.par_chunks_mut(head.width);
+        (rows.with_min_len(ROWS_PER_TASK)).for_each(|row| row.fill(T::zeroed()));
+        write_over_zeros(saved, head, batch, factor, gradient);
+    });
+}
+
+fn write_over_zeros<T: Element>(
+    saved: &SavedGradient<T::Real>,
+    head: &Head<T>,
+    batch: &Batch,
+    factor: impl Fn(usize) -> f64,
+    gradient: &mut [T],
+) {
+    let targets = targets(gradient, batch, factor, head.width);
+    match saved {
+        SavedGradient::Hidden(unscaled) => write_unscaled(unscaled, head.width, targets),
+        SavedGradient::Logits(dlogits) => {
+            let mut grouped = in_order_of(&dlogits.plan.rows, targets);
+            let ragged = grouped.split_off(dlogits.plan.ragged().start);
+            rayon::join(
+                || write_grouped(dlogits, head, batch, grouped),
+                || write_ragged(dlogits, head, batch, ragged),
+            );
+        }
+    }
 }
 
 /// Returns the destination of the gradient of each row, in the order of the batch, which is that of the positions. It is `None`

@@ -17,7 +17,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 pub(crate) use head_gradient::{HeadGradient, head_gradient};
-pub(crate) use hidden_gradient::hidden_gradient;
+pub(crate) use hidden_gradient::{hidden_gradient, write_hidden_gradient};
 pub(crate) use plan::Plan;
 pub(crate) use scores::{score, softmax};
 pub(crate) use whole_vocabulary::{WholeVocabulary, whole_vocabulary_head_gradient};

@@ -252,14 +252,14 @@ impl RawMatrix {
 
 impl RawInput {
     fn on_device(self) -> ([DeviceMatrix; 2], Option<DevicePtr>) {
-        let Self(hidden, head, bias, length) = self;
-        let bias = DevicePtr::new(bias as u64).filter(|_| length > 0);
+        let Self(hidden, head, bias) = self;
+        let bias = bias.and_then(|(address, _)| DevicePtr::new(address as u64));
         ([hidden.on_device(), head.on_device()], bias)
     }
 
     /// Refuses a head that does not fit the hidden states, and a bias that does not fit the head.
     fn check(self) -> Result<(), Error> {
-        let Self(hidden, head, _, length) = self;
+        let Self(hidden, head, bias) = self;
         let mismatch = |what, expected, actual| Error::LengthMismatch {
             what,
             expected,
@@ -269,9 +269,11 @@ impl RawInput {
             let what = "width H of the head [V, H], which is that of the hidden states [N, H]";
             return Err(mismatch(what, hidden.width(), head.width()));
         }
-        match length == 0 || length == head.rows() {
-            true => Ok(()),
-            false => Err(mismatch("head bias", head.rows(), length)),
+        match bias {
+            Some((_, length)) if length != head.rows() => {
+                Err(mismatch("head bias", head.rows(), length))
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -10,6 +10,7 @@ use pyo3::types::PyBytes;
 
 use crate::memory::{Dtype, RawMatrix, slice_mut, with_element};
 use crate::python_error;
+use crate::threads::on_threads;
 use crate::trie::TokenTrie;
 
 /// Copies the scores `[R, V]` of the tokens that continue an item to `to`, contiguous, which holds −∞. `ids` are int64 tokens
@@ -32,16 +33,16 @@ pub fn mask_scores(
 ) -> PyResult<()> {
     let vocabulary = scores.width();
     check_vocabulary(trie, end, vocabulary)?;
+    check_start(ids, start)?;
     // SAFETY: the package keeps the tensor alive, and does not write it.
     let ids = unsafe { ids.view::<i64>() }?;
     with_element!(dtype, T => {
         // SAFETY: the package keeps the tensors alive. The result is a new one.
-        let (scores, to) = unsafe { (scores.view::<T>()?, slice_mut::<T>(to.0, to.1)) };
+        let (scores, to) = unsafe { (scores.view::<T>()?, slice_mut::<T>(to.0, to.1)?) };
         py.detach(|| {
             let end = [end];
             for (row, to) in to.chunks_mut(vocabulary).enumerate() {
-                let prefix = ids.row(row).get(start..).unwrap_or_default();
-                let allowed = allowed(&trie.0, prefix).unwrap_or(&end);
+                let allowed = allowed(&trie.0, &ids.row(row)[start..]).unwrap_or(&end);
                 let scores = scores.row(row);
                 let shift = temperature.map(|temperature| {
                     let scaled = allowed.iter().map(|&v| scores[v as usize].to_f64() / temperature);
@@ -71,19 +72,30 @@ pub fn allowed_tokens<'py>(
     end: u32,
 ) -> PyResult<Bound<'py, PyBytes>> {
     check_vocabulary(trie, end, vocabulary)?;
+    check_start(ids, start)?;
     let count = ids.rows();
     // SAFETY: the package keeps the tensor alive, and does not write it.
     let ids = unsafe { ids.view::<i64>() }?;
     let (mut rows, mut tokens) = (Vec::new(), Vec::new());
     for row in 0..count {
-        let prefix = ids.row(row).get(start..).unwrap_or_default();
         let end = [end];
-        let allowed = allowed(&trie.0, prefix).unwrap_or(&end);
+        let allowed = allowed(&trie.0, &ids.row(row)[start..]).unwrap_or(&end);
         rows.extend(std::iter::repeat_n(row as i64, allowed.len()));
         tokens.extend(allowed.iter().map(|&token| i64::from(token)));
     }
     rows.append(&mut tokens);
     Ok(PyBytes::new(py, bytemuck::cast_slice(&rows)))
+}
+
+fn check_start(ids: RawMatrix, start: usize) -> PyResult<()> {
+    match start <= ids.width() {
+        true => Ok(()),
+        false => Err(PyValueError::new_err(format!(
+            "prompt_length: expected at most the {} tokens of input_ids, found {start} (with inputs_embeds, and in the decoder of an \
+             encoder-decoder model, generate passes other tokens than those of the prompt)",
+            ids.width()
+        ))),
+    }
 }
 
 fn check_vocabulary(trie: &TokenTrie, end: u32, vocabulary: usize) -> PyResult<()> {
@@ -170,7 +182,7 @@ impl BeamSearch {
     fn step(&self, py: Python, dtype: Dtype, logits: RawMatrix) -> PyResult<Option<Step>> {
         // SAFETY: the package keeps the tensor alive, and does not write it.
         let logits = with_element!(dtype, T => unsafe { copy::<T>(logits) })?;
-        let step = py.detach(|| self.locked(|search| search.step(&logits)));
+        let step = on_threads(py, || self.locked(|search| search.step(&logits)));
         Ok((step.map_err(python_error)?).map(|step| (step.parents, step.tokens)))
     }
 

@@ -5,6 +5,7 @@ use pyo3::prelude::*;
 
 use crate::memory::{Dtype, RawMatrix, with_element};
 use crate::python_error;
+use crate::threads::on_threads;
 use crate::trie::Sets;
 
 /// The gathered rows of a head.
@@ -20,7 +21,7 @@ impl FrozenRows {
         with_element!(dtype, T => {
             // SAFETY: the package keeps the tensor alive, and does not write it.
             let head = unsafe { head.view::<T>() }?;
-            py.detach(|| host::FrozenRows::new(head, sets, limit))
+            on_threads(py, || host::FrozenRows::new(head, sets, limit))
         })
         .map(Self)
         .map_err(python_error)

@@ -10,6 +10,7 @@ mod frozen_head;
 mod loss;
 mod memory;
 mod rows;
+mod threads;
 mod trie;
 
 use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};

@@ -17,6 +17,7 @@ use crate::frozen_head::FrozenRows;
 use crate::memory::{Dtype, RawMatrix, slice, slice_mut, with_element};
 use crate::python_error;
 use crate::rows::Rows;
+use crate::threads::on_threads;
 use crate::trie::Sets;
 
 /// The fields of a [`Statistics`].
@@ -108,7 +109,7 @@ impl Loss {
         with_element!(dtype, T => {
             // SAFETY: the package keeps the tensor of logits alive, and does not write it.
             let logits = unsafe { logits.view::<T>() }?;
-            let pass = py.detach(|| self.locked(|loss| match temperature {
+            let pass = on_threads(py, || self.locked(|loss| match temperature {
                 None => host::DenseForward::new(loss, logits, &rows.0),
                 Some(temperature) => host::DenseForward::at(loss, logits, &rows.0, temperature),
             }));
@@ -132,7 +133,7 @@ impl Loss {
             ($T:ty, $variant:ident) => {{
                 // SAFETY: the package keeps the tensors alive, and does not write them.
                 let input = unsafe { input.view::<$T>(frozen.as_ref()) }?;
-                let pass = py.detach(|| {
+                let pass = on_threads(py, || {
                     self.locked(|loss| match temperature {
                         None => host::LinearForward::new(loss, input, &rows.0, wanted),
                         Some(temperature) => {
@@ -169,21 +170,21 @@ impl Loss {
     }
 }
 
-/// Hidden states, head, and the address of the bias and its length, which is 0 for none.
+/// Hidden states, head, and the address and the length of the bias, if there is one.
 #[derive(Clone, Copy, FromPyObject)]
-pub struct RawInput(pub RawMatrix, pub RawMatrix, pub usize, pub usize);
+pub struct RawInput(pub RawMatrix, pub RawMatrix, pub Option<(usize, usize)>);
 
 impl RawInput {
     /// # Safety
     /// That of [`RawMatrix::view`], for each of the tensors.
     unsafe fn view<T>(self, frozen: Option<&Py<FrozenRows>>) -> PyResult<LinearInput<'_, T>> {
-        let Self(hidden, head, bias, length) = self;
+        let Self(hidden, head, bias) = self;
         // SAFETY: the caller's promise.
         unsafe {
             Ok(LinearInput {
                 hidden: hidden.view()?,
                 head: head.view()?,
-                bias: slice(bias, length),
+                bias: bias.map_or(Ok(&[][..]), |(address, length)| slice(address, length))?,
                 frozen: frozen.map(|frozen| &frozen.get().0),
             })
         }
@@ -199,7 +200,7 @@ impl DenseForward {
     /// Writes the loss, float64, to an address.
     fn write_loss(&self, address: usize, length: usize) -> PyResult<()> {
         // SAFETY: the package passes a new tensor of this length.
-        write(&self.0.loss(), unsafe { slice_mut(address, length) })
+        write(&self.0.loss(), unsafe { slice_mut(address, length) }?)
     }
 
     #[getter]
@@ -224,9 +225,9 @@ impl DenseForward {
         with_element!(dtype, T => {
             // SAFETY: the package keeps the tensors alive. The gradient is a new one.
             let (logits, upstream, gradient) = unsafe {
-                (logits.view::<T>()?, slice(upstream.0, upstream.1), slice_mut(gradient.0, gradient.1))
+                (logits.view::<T>()?, slice(upstream.0, upstream.1)?, slice_mut(gradient.0, gradient.1)?)
             };
-            py.detach(|| self.0.backward(logits, upstream, gradient))
+            on_threads(py, || self.0.backward(logits, upstream, gradient))
         })
         .map_err(python_error)
     }
@@ -265,7 +266,7 @@ impl LinearForward {
     fn write_loss(&self, address: usize, length: usize) -> PyResult<()> {
         let loss = with_pass!(self.pass, pass => pass.loss());
         // SAFETY: the package passes a new tensor of this length.
-        write(&loss, unsafe { slice_mut(address, length) })
+        write(&loss, unsafe { slice_mut(address, length) }?)
     }
 
     #[getter]
@@ -283,17 +284,27 @@ impl LinearForward {
     fn backward(
         &self,
         py: Python,
+        dtype: Dtype,
         input: RawInput,
         upstream: (usize, usize),
         gradients: [Option<(usize, usize)>; 3],
     ) -> PyResult<()> {
+        dtype.check(match &self.pass {
+            Linear::F32(_) => Dtype::F32,
+            Linear::F64(_) => Dtype::F64,
+            Linear::F16(_) => Dtype::F16,
+            Linear::Bf16(_) => Dtype::Bf16,
+        })?;
         with_pass!(self.pass, pass => {
             // SAFETY: the package keeps the tensors alive. The gradients are new ones.
-            let (input, upstream, [hidden, head, bias]) = unsafe {
-                let gradients = gradients.map(|to| to.map(|(address, length)| slice_mut(address, length)));
-                (input.view(self.frozen.as_ref())?, slice(upstream.0, upstream.1), gradients)
+            let (input, upstream) = unsafe {
+                (input.view(self.frozen.as_ref())?, slice(upstream.0, upstream.1)?)
             };
-            py.detach(|| pass.backward(input, upstream, LinearGradients { hidden, head, bias }))
+            let [hidden, head, bias] = gradients
+                // SAFETY: as above.
+                .map(|to| to.map(|(address, length)| unsafe { slice_mut(address, length) }).transpose());
+            let (hidden, head, bias) = (hidden?, head?, bias?);
+            on_threads(py, || pass.backward(input, upstream, LinearGradients { hidden, head, bias }))
         })
         .map_err(python_error)
     }

@@ -35,13 +35,12 @@ impl RawMatrix {
     /// The address must be that of a tensor of this type with these rows, which nobody writes while the matrix is used.
     pub unsafe fn view<'a, T>(self) -> PyResult<Matrix<'a, T>> {
         let Self(address, rows, width, stride) = self;
-        let elements = if rows == 0 {
-            0
-        } else {
-            (rows - 1) * stride + width
+        let elements = match rows == 0 || width == 0 {
+            true => 0,
+            false => (rows - 1) * stride + width,
         };
         // SAFETY: the caller's promise: the last row ends at this element.
-        let values = unsafe { slice(address, elements) };
+        let values = unsafe { slice(address, elements) }?;
         Matrix::with_stride(values, rows, width, stride).map_err(python_error)
     }
 }
@@ -50,33 +49,57 @@ impl RawMatrix {
 ///
 /// # Safety
 /// There must be so many elements of this type, which nobody writes while the slice is used.
-pub unsafe fn slice<'a, T>(address: usize, length: usize) -> &'a [T] {
+pub unsafe fn slice<'a, T>(address: usize, length: usize) -> PyResult<&'a [T]> {
     if length == 0 {
-        return &[];
+        return Ok(&[]);
     }
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts(address as *const T, length) }
+    check_address::<T>(address)?;
+    // SAFETY: the caller's promise, and the address is neither null nor between two elements.
+    Ok(unsafe { std::slice::from_raw_parts(address as *const T, length) })
 }
 
 /// Returns the elements at an address, to be written.
 ///
 /// # Safety
 /// There must be so many elements of this type, which nobody else reads or writes while the slice is used.
-pub unsafe fn slice_mut<'a, T>(address: usize, length: usize) -> &'a mut [T] {
+pub unsafe fn slice_mut<'a, T>(address: usize, length: usize) -> PyResult<&'a mut [T]> {
     if length == 0 {
-        return &mut [];
+        return Ok(&mut []);
     }
-    // SAFETY: the caller's promise.
-    unsafe { std::slice::from_raw_parts_mut(address as *mut T, length) }
+    check_address::<T>(address)?;
+    // SAFETY: the caller's promise, and the address is neither null nor between two elements.
+    Ok(unsafe { std::slice::from_raw_parts_mut(address as *mut T, length) })
+}
+
+/// Refuses an address that no slice may have. The package has refused such tensors in words.
+fn check_address<T>(address: usize) -> PyResult<()> {
+    match address != 0 && address.is_multiple_of(align_of::<T>()) {
+        true => Ok(()),
+        false => Err(PyValueError::new_err(format!(
+            "a tensor has no memory, or memory that is not aligned: its address is {address:#x}"
+        ))),
+    }
 }
 
 /// A dtype of tensors that losses take.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Dtype {
     F32,
     F64,
     F16,
     Bf16,
+}
+
+impl Dtype {
+    /// Refuses tensors of another dtype than those of the forward pass.
+    pub fn check(self, of_forward_pass: Self) -> PyResult<()> {
+        match self == of_forward_pass {
+            true => Ok(()),
+            false => Err(PyValueError::new_err(format!(
+                "the tensors of the backward pass are {self:?}, and those of the forward pass were {of_forward_pass:?}"
+            ))),
+        }
+    }
 }
 
 impl<'py> FromPyObject<'_, 'py> for Dtype {

@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 use crate::memory::RawMatrix;
 use crate::python_error;
+use crate::threads::on_threads;
 use crate::trie::Sets;
 
 /// The label of an ignored position, as the library has it.
@@ -37,11 +38,20 @@ impl Rows {
             let numbers = numbers.map(|numbers| numbers.view::<i64>()).transpose()?;
             (labels.view::<i64>()?, numbers)
         };
-        let rows = py.detach(|| {
-            let values: Vec<i64> = (0..labels.rows())
+        let rows = on_threads(py, || {
+            let values = (0..labels.rows())
                 .flat_map(|row| labels.row(row))
-                .map(|&label| if label == ignored { IGNORED } else { label })
-                .collect();
+                .enumerate()
+                .map(|(index, &label)| match label {
+                    _ if label == ignored => Ok(IGNORED),
+                    IGNORED => Err(candle_trie::Error::InvalidLabel {
+                        batch_row: index / width,
+                        position: index % width,
+                        label,
+                    }),
+                    _ => Ok(label),
+                })
+                .collect::<candle_trie::Result<Vec<i64>>>()?;
             if let Some(numbers) = numbers {
                 let numbers: Vec<i64> = (0..numbers.rows())
                     .flat_map(|row| numbers.row(row))

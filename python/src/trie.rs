@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use crate::python_error;
+use crate::threads::on_threads;
 
 /// See `candle_trie.TokenTrie`.
 #[pyclass(frozen, subclass, module = "candle_trie._native")]
@@ -26,28 +27,30 @@ impl TokenTrie {
                 ids.len()
             )));
         }
-        let trie = py.detach(|| candle_trie::TokenTrie::new(ids.into_iter().zip(sequences)));
+        let trie = on_threads(py, || {
+            candle_trie::TokenTrie::new(ids.into_iter().zip(sequences))
+        });
         trie.map(Self).map_err(python_error)
     }
 
     #[staticmethod]
     fn load(py: Python, path: PathBuf) -> PyResult<Self> {
-        let trie = py.detach(|| candle_trie::TokenTrie::load(path));
+        let trie = on_threads(py, || candle_trie::TokenTrie::load(path));
         trie.map(Self).map_err(python_error)
     }
 
     fn save(&self, py: Python, path: PathBuf) -> PyResult<()> {
-        py.detach(|| self.0.save(path)).map_err(python_error)
+        on_threads(py, || self.0.save(path)).map_err(python_error)
     }
 
     /// Returns the bytes of the file that `save` writes.
     fn to_bytes<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
-        PyBytes::new(py, &py.detach(|| self.0.to_bytes()))
+        PyBytes::new(py, &on_threads(py, || self.0.to_bytes()))
     }
 
     #[staticmethod]
     fn from_bytes(py: Python, bytes: &[u8]) -> PyResult<Self> {
-        let trie = py.detach(|| candle_trie::TokenTrie::from_bytes(bytes));
+        let trie = on_threads(py, || candle_trie::TokenTrie::from_bytes(bytes));
         trie.map(Self).map_err(python_error)
     }
 

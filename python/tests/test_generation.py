@@ -104,7 +104,7 @@ def test_scores_are_normalised_over_the_trie_at_the_temperature_of_training(trie
 def test_arguments_that_do_not_fit_are_value_errors(trie):
     ids, scores = torch.zeros(2, 3, dtype=torch.long), torch.zeros(2, VOCABULARY)
     for call, part in [
-        (lambda: TrieLogitsProcessor(trie, 3, END)(ids, scores[:1]), "expected 2 rows"),
+        (lambda: TrieLogitsProcessor(trie, 3, END)(ids, scores[:1]), "found \\[1, 40\\] and \\[2, 3\\]"),
         (lambda: TrieLogitsProcessor(trie, 3, END)(ids, scores[:, :20]), "39"),
         (lambda: TrieLogitsProcessor(trie, 3, END, normalise="beam"), "beam"),
         (lambda: BeamSearch(trie, 1, 0), "beam"),

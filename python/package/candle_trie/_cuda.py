@@ -98,6 +98,7 @@ class Forward:
         loss: MaskedSoftmaxLoss,
         shape: torch.Size,
         device: torch.device,
+        dtype: str,
         temperature: float | None,
         issue: Callable[[_native.CudaStream, tuple], _native.CudaDense | _native.CudaLinear],
     ) -> None:
@@ -115,14 +116,17 @@ class Forward:
             if temperature is None and loss.adaptive:
                 state.step(self.results[:1])
         self._kept = [*memory.kept, tables, self.results]
+        self._dtype = dtype
 
     @property
     def statistics(self) -> list[float]:
         """The statistics of the rows, for which it waits."""
         return self.results[1 : 1 + _native.STATISTICS].tolist()
 
-    def backward(self, upstream: Tensor, inputs: tuple, gradients: int | list[int | None]) -> None:
-        """Writes gradients to addresses. The inputs are those of the native pass."""
+    def backward(self, dtype: str, upstream: Tensor, inputs: tuple, gradients: int | list[int | None]) -> None:
+        """Writes gradients to addresses. The inputs are those of the native pass, and must have its dtype."""
+        if dtype != self._dtype:
+            raise ValueError(f"expected tensors of {self._dtype}, as in the forward pass, found {dtype}")
         with torch.cuda.device(self.results.device):
             for kept in self._kept:
                 _used_by_current_stream(kept)
@@ -141,14 +145,14 @@ def dense(
     def issue(stream, addresses):
         return _native.CudaDense(stream, loss._native, rows, dtype, raw(matrix), addresses)
 
-    return Forward(loss, shape, logits.device, temperature, issue)
+    return Forward(loss, shape, logits.device, dtype, temperature, issue)
 
 
 def dense_backward(forward: Forward, upstream: Tensor, logits: Tensor) -> Tensor:
     """Issues the backward pass to the logits, and returns their gradient."""
     matrix = as_matrix("logits", logits)
     gradient = logits.new_empty(logits.shape)
-    forward.backward(upstream, raw(matrix), address(gradient))
+    forward.backward(dtype_name("logits", logits), upstream, raw(matrix), address(gradient))
     return gradient
 
 
@@ -165,7 +169,7 @@ def linear(
     def issue(stream, addresses):
         return _native.CudaLinear(stream, loss._native, rows, inputs.dtype, inputs.raw, wanted, addresses)
 
-    return Forward(loss, shape, inputs.hidden.device, temperature, issue)
+    return Forward(loss, shape, inputs.hidden.device, inputs.dtype, temperature, issue)
 
 
 def linear_backward(forward: Forward, upstream: Tensor, inputs: Inputs, gradients: list[Tensor], wanted: list[bool]) -> None:
@@ -175,7 +179,7 @@ def linear_backward(forward: Forward, upstream: Tensor, inputs: Inputs, gradient
         if given:
             gradient.zero_()
     to = [address(gradient) if given else None for gradient, given in zip(gradients, wanted)]
-    forward.backward(upstream, inputs.raw, to)
+    forward.backward(inputs.dtype, upstream, inputs.raw, to)
 
 
 def _used_by_current_stream(tensor: Tensor | None) -> Tensor | None:

@@ -29,15 +29,46 @@ def check_device(what: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{what}: expected a tensor on the CPU or a CUDA device, found one on {tensor.device}")
 
 
+def readable(what: str, tensor: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor of the same values whose elements can be read at its address: itself, or a copy."""
+    check_device(what, tensor)
+    # A negation that PyTorch has put off until the elements are read.
+    tensor = tensor.detach().resolve_neg()
+    if tensor.numel() == 0:
+        return tensor
+    if tensor.data_ptr() == 0:
+        raise ValueError(
+            f"{what}: expected a tensor that has its elements in memory, found a {type(tensor).__name__} that has none "
+            "(full_tensor() gathers the parts of a DTensor)"
+        )
+    last = tensor.storage_offset() + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride()))
+    there = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if last >= there:
+        raise ValueError(f"{what}: expected memory for {last + 1} elements, found {there}: it has been freed")
+    return tensor.clone() if tensor.data_ptr() % tensor.element_size() else tensor
+
+
 def as_matrix(what: str, tensor: torch.Tensor) -> torch.Tensor:
     """Returns a tensor [.., W] as one [N, W] whose rows are contiguous: a view where there is one, else a copy."""
-    check_device(what, tensor)
+    tensor = readable(what, tensor)
     if tensor.dim() == 0:
         raise ValueError(f"{what}: expected at least one dimension, found a scalar")
-    matrix = tensor.detach().reshape(-1, tensor.shape[-1]) if tensor.numel() else tensor.detach().new_empty(
-        (tensor.shape[:-1].numel(), tensor.shape[-1])
-    )
-    return matrix if matrix.stride(1) == 1 or matrix.shape[1] <= 1 else matrix.contiguous()
+    leading, width = tensor.shape[:-1], tensor.shape[-1]
+    matrix = tensor.reshape(leading.numel(), width)
+    return matrix if matrix.stride(1) == 1 or width <= 1 else matrix.contiguous()
+
+
+def check_head(hidden: torch.dtype, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Refuses a head whose parts do not fit each other, or are of another dtype than hidden states."""
+    if weight.dim() != 2:
+        raise ValueError(f"head: expected the shape [V, H], found {list(weight.shape)}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias: expected the shape {list(weight.shape[:1])}, found {list(bias.shape)}")
+    for what, tensor in (("head", weight), ("bias", bias)):
+        if tensor is not None and tensor.dtype != hidden:
+            raise ValueError(f"{what}: expected {hidden}, as the hidden states, found {tensor.dtype}")
+        if tensor is not None and tensor.device != weight.device:
+            raise ValueError(f"{what}: expected it on {weight.device}, as the head, found it on {tensor.device}")
 
 
 def raw(matrix: torch.Tensor) -> RawMatrix:
@@ -61,7 +92,8 @@ class Inputs:
     """Hidden states, head and bias as matrices, which must outlive the calls that their addresses are passed to."""
 
     def __init__(self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        check_head(hidden.dtype, weight, bias)
         self.dtype = dtype_name("hidden states", hidden)
         self.hidden, self.weight = as_matrix("hidden states", hidden), as_matrix("head", weight)
-        self.bias = None if bias is None else bias.detach().contiguous()
-        self.raw = (raw(self.hidden), raw(self.weight), *raw_vector(self.bias))
+        self.bias = None if bias is None else readable("bias", bias).contiguous()
+        self.raw = (raw(self.hidden), raw(self.weight), None if bias is None else raw_vector(self.bias))

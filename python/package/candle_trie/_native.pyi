@@ -65,7 +65,7 @@ class Loss:
     def linear(
         self,
         dtype: str,
-        input: tuple[_Matrix, _Matrix, int, int],
+        input: tuple[_Matrix, _Matrix, _Vector | None],
         rows: Rows,
         frozen: FrozenRows | None,
         temperature: float | None,
@@ -87,7 +87,7 @@ class LinearForward:
     @property
     def statistics(self) -> list[float]: ...
     def backward(
-        self, input: tuple[_Matrix, _Matrix, int, int], upstream: _Vector, gradients: list[_Vector | None]
+        self, dtype: str, input: tuple[_Matrix, _Matrix, _Vector | None], upstream: _Vector, gradients: list[_Vector | None]
     ) -> None: ...
 
 class CudaStream:
@@ -109,14 +109,14 @@ class CudaLinear:
         loss: Loss,
         rows: Rows,
         dtype: str,
-        input: tuple[_Matrix, _Matrix, int, int],
+        input: tuple[_Matrix, _Matrix, _Vector | None],
         wanted: list[bool],
         addresses: _Pass,
     ) -> None: ...
     def backward(
         self,
         stream: CudaStream,
-        input: tuple[_Matrix, _Matrix, int, int],
+        input: tuple[_Matrix, _Matrix, _Vector | None],
         upstream: int,
         results: int,
         gradients: list[int | None],

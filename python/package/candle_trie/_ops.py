@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _cuda, _native
-from ._memory import Inputs, as_matrix, dtype_name, raw, raw_vector
+from ._memory import Inputs, as_matrix, dtype_name, raw, raw_vector, readable
 
 if TYPE_CHECKING:
     from .frozen_head import FrozenHead
@@ -33,14 +33,18 @@ def register(owner: MaskedSoftmaxLoss | FrozenHead) -> int:
 
 
 def _frozen_rows(number: int | None) -> _native.FrozenRows | None:
-    return None if number is None else _registered[number].native
+    """Returns the gathered rows of a frozen head, which must not have changed."""
+    if number is None:
+        return None
+    _registered[number]._check_unchanged()
+    return _registered[number]._rows
 
 
 def rows(loss: MaskedSoftmaxLoss, labels: Tensor, sets: Tensor | None) -> _native.Rows:
     """Walks the labels along the trie, or takes the numbers of their token sets, on the host."""
     lines, numbers = _lines(labels), None if sets is None else _lines(sets)
     numbered = None if numbers is None else raw(numbers)
-    return _native.Rows(loss.native_sets, raw(lines), numbered, loss.ignore_index, loss.labels_are_shifted)
+    return _native.Rows(loss._native_sets, raw(lines), numbered, loss.ignore_index, loss.labels_are_shifted)
 
 
 def _lines(labels: Tensor) -> Tensor:
@@ -91,6 +95,10 @@ def _loss_of(loss: MaskedSoftmaxLoss, forward, labels: Tensor, dtype: torch.dtyp
     return values.to(_loss_dtype(dtype))
 
 
+def _upstream(gradient: Tensor) -> Tensor:
+    return readable("upstream gradient", gradient.to(torch.float64)).contiguous()
+
+
 def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
@@ -127,7 +135,7 @@ def _(logits, labels, sets, number, temperature, wanted):
 @torch.library.custom_op("candle_trie::dense_backward", mutates_args=(), device_types="cpu")
 def dense_backward(upstream: Tensor, logits: Tensor, handle: Tensor) -> Tensor:
     """Returns the gradient of the logits."""
-    matrix, upstream = as_matrix("logits", logits), upstream.to(torch.float64).contiguous()
+    matrix, upstream = as_matrix("logits", logits), _upstream(upstream)
     gradient = logits.new_empty(logits.shape)
     forward = _saved[handle.item()]
     forward.backward(dtype_name("logits", logits), raw(matrix), raw_vector(upstream), raw_vector(gradient))
@@ -145,12 +153,14 @@ def _(upstream, logits, handle):
 
 
 def _save_dense(ctx, inputs, output) -> None:
-    ctx.save_for_backward(inputs[0], output[1])
+    # Hooks of saved tensors may replace them by copies, by which what is saved would not be found.
+    ctx.handle = output[1]
+    ctx.save_for_backward(inputs[0])
     ctx.set_materialize_grads(False)
 
 
 def _backward_dense(ctx, upstream, _):
-    gradient = None if upstream is None else dense_backward(upstream, *ctx.saved_tensors)
+    gradient = None if upstream is None else dense_backward(upstream, *ctx.saved_tensors, ctx.handle)
     return gradient, *(None,) * 5
 
 
@@ -181,6 +191,7 @@ def linear(
 @linear.register_kernel("cuda")
 def _(hidden, weight, bias, labels, sets, number, frozen, temperature, hidden_wanted, head_wanted):
     loss, inputs, wanted = _registered[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+    _frozen_rows(frozen)
     forward = _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, temperature, wanted)
     return forward.loss, _save(forward, any(wanted))
 
@@ -195,14 +206,14 @@ def linear_backward(
     upstream: Tensor, hidden: Tensor, weight: Tensor, bias: Tensor | None, handle: Tensor, wanted: list[bool]
 ) -> list[Tensor]:
     """Returns the gradients of hidden states, head and bias, each an empty tensor where it is not wanted."""
-    inputs, upstream = Inputs(hidden, weight, bias), upstream.to(torch.float64).contiguous()
+    inputs, upstream = Inputs(hidden, weight, bias), _upstream(upstream)
     gradients = _new_gradients(hidden, weight, bias, wanted)
     to = [raw_vector(gradient) if given else None for gradient, given in zip(gradients, wanted)]
     if wanted[2] and not wanted[1]:
         # The sums of the bias are a by-product of those of the head.
         of_head = torch.empty_like(weight, memory_format=torch.contiguous_format)
         to[1] = raw_vector(of_head)
-    _saved[handle.item()].backward(inputs.raw, raw_vector(upstream), to)
+    _saved[handle.item()].backward(inputs.dtype, inputs.raw, raw_vector(upstream), to)
     return gradients
 
 
@@ -225,17 +236,18 @@ def _new_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: 
 
 def _save_linear(ctx, inputs, output) -> None:
     hidden, weight, bias, *_ = inputs
-    ctx.save_for_backward(hidden, weight, bias, output[1])
+    ctx.handle = output[1]
+    # A module that is cast to another dtype gives its parameters new memory, and a detached one keeps the old.
+    ctx.save_for_backward(hidden, weight.detach(), None if bias is None else bias.detach())
     ctx.set_materialize_grads(False)
 
 
 def _backward_linear(ctx, upstream, _):
-    hidden, weight, bias, handle = ctx.saved_tensors
     none = (None,) * 10
     if upstream is None:
         return none
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
-    gradients = linear_backward(upstream, hidden, weight, bias, handle, wanted)
+    gradients = linear_backward(upstream, *ctx.saved_tensors, ctx.handle, wanted)
     return *(gradient if given else None for gradient, given in zip(gradients, wanted)), *none[3:]
 
 

@@ -22,9 +22,9 @@ class TrieLogitsProcessor:
 
     Args:
         trie: The items.
-        prompt_length: The number of tokens before those of the item: `input_ids.shape[1]`.
-        end_token: The token that is allowed behind a whole item, as `generate` goes on until all beams have ended. By
-            default the last token of the items, which they then must share.
+        prompt_length: The number of tokens before those of the item: `input_ids.shape[1]` of a decoder-only model, 1 for the decoder of
+            an encoder-decoder model, and 0 where `generate` is given `inputs_embeds`.
+        end_token: The token that is allowed behind a whole item, as `generate` goes on until all beams have ended.
         normalise: "vocabulary" leaves the scores of allowed tokens as they are. "trie" makes them log-probabilities over
             the allowed tokens, which are probabilities of items.
         temperature: The temperature of those log-probabilities: that of training.
@@ -43,18 +43,23 @@ class TrieLogitsProcessor:
             raise ValueError(f'normalise: expected "vocabulary" or "trie", found {normalise!r}')
         if not temperature > 0.0:
             raise ValueError(f"temperature: expected a positive number, found {temperature}")
+        _check_token("prompt_length", prompt_length)
+        _check_token("end_token", end_token)
         self.trie, self.prompt_length, self.end_token = trie, prompt_length, end_token
         self.temperature = temperature if normalise == "trie" else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Returns scores `[R, V]` for tokens `[R, T]`, in which only tokens that continue an item are finite."""
+        if scores.dim() != 2 or input_ids.dim() != 2 or len(scores) != len(input_ids):
+            found = f"{list(scores.shape)} and {list(input_ids.shape)}"
+            raise ValueError(f"scores, input_ids: expected the shapes [R, V] and [R, T], found {found}")
+        if input_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"input_ids: expected int64 or int32, found {input_ids.dtype}")
+        name = dtype_name("scores", scores)
         matrix, ids = as_matrix("scores", scores), as_matrix("input_ids", input_ids.to("cpu", torch.int64))
-        if len(matrix) != len(ids):
-            raise ValueError(f"scores: expected {len(ids)} rows, as input_ids has, found {len(matrix)}")
         if scores.is_cuda:
             return self._mask_on_device(ids, matrix)
-        masked = torch.full(matrix.shape, -torch.inf, dtype=matrix.dtype)
-        name = dtype_name("scores", matrix)
+        masked = torch.full_like(matrix, -torch.inf, memory_format=torch.contiguous_format)
         _native.mask_scores(
             self.trie._native,
             raw(ids),
@@ -89,10 +94,20 @@ def prefix_allowed_tokens_fn(trie: TokenTrie, prompt_length: int, end_token: int
     `TrieLogitsProcessor` does the same in one pass over all beams.
     """
 
+    _check_token("prompt_length", prompt_length)
+    _check_token("end_token", end_token)
+
     def allowed(batch_id: int, input_ids: Tensor) -> list[int]:
+        if len(input_ids) < prompt_length:
+            raise ValueError(f"prompt_length: expected at most the {len(input_ids)} tokens of input_ids, found {prompt_length}")
         return trie.children(input_ids[prompt_length:].tolist()) or [end_token]
 
     return allowed
+
+
+def _check_token(name: str, value: int) -> None:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{name}: expected an integer of 0 or more, found {value!r}")
 
 
 @dataclass(frozen=True)

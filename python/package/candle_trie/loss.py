@@ -11,10 +11,14 @@ import torch.distributed
 from torch import Tensor
 
 from . import _cuda, _native, _ops
+from ._memory import check_device, check_head
 from .frozen_head import FrozenHead
 from .trie import TokenSets, TokenTrie
 
 Reduction = Literal["mean", "mean_branching", "sum", "none"]
+
+# The settings that the native loss is made with.
+_FIXED = ("trie", "adaptive", "bear", "reduction", "times_temperature")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class AdaptiveTemperature:
     """The settings of the Adaptive Temperature Strategy (ATS, arXiv 2504.04178, section 4.2). The defaults are the paper's.
 
     Each step estimates the temperature at which the target's probability is `eta`, and moves towards it by the share `alpha`.
+
+    A forward pass that activation checkpointing computes again takes another step: keep the loss out of checkpointed functions.
     """
 
     scope: Literal["root", "branching"] = "root"
@@ -108,7 +114,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         elif named is not None:
             named = (named, 1.0)
         self._native = _native.Loss(
-            self.native_sets,
+            self._native_sets,
             self._fixed,
             astuple(self.adaptive) if self.adaptive else None,
             astuple(self.bear) if self.bear else None,
@@ -125,9 +131,14 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         return self._native.state[0]
 
     @property
-    def native_sets(self) -> _native.TokenTrie | _native.TokenSets | int:
+    def _native_sets(self) -> _native.TokenTrie | _native.TokenSets | int:
         """What the native part takes for the token sets."""
         return self.trie if isinstance(self.trie, int) else self.trie._native
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and "_number" in self.__dict__:
+            raise AttributeError(f"{name} is fixed when a loss is made: make another one")
+        super().__setattr__(name, value)
 
     def forward(self, logits: Tensor, labels: Tensor, *, sets: Tensor | None = None) -> Tensor:
         """Returns the loss of logits `[.., V]` for labels `[..]` of an integer type.
@@ -159,19 +170,21 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         if isinstance(head, FrozenHead):
             if bias is not None:
                 raise ValueError("bias: expected None beside a FrozenHead, which has its own")
-            frozen, weight, bias = head.number, head.weight, head.bias
+            frozen, weight, bias = head._number, head._weight, head._bias
+        check_device("hidden states", hidden)
+        if weight.device != hidden.device:
+            raise ValueError(f"head: expected it on {hidden.device}, as the hidden states, found it on {weight.device}")
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden = hidden.to(dtype)
-            if frozen is None:
-                weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+            if frozen is not None and weight.dtype != dtype:
+                raise ValueError(f"head: expected a FrozenHead of {dtype}, autocast's dtype, found one of {weight.dtype}")
+            # autocast leaves float64 alone.
+            hidden, weight, bias = (
+                tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype)
+                for tensor in (hidden, weight, bias)
+            )
+        check_head(hidden.dtype, weight, bias)
         self._check(labels, sets, hidden)
-        elsewhere = [tensor for tensor in (weight, bias) if tensor is not None and tensor.device != hidden.device]
-        if elsewhere:
-            raise ValueError(f"head: expected it on {hidden.device}, as the hidden states, found it on {elsewhere[0].device}")
-        if weight.dtype != hidden.dtype or (bias is not None and bias.dtype != hidden.dtype):
-            found = [str(tensor.dtype) for tensor in (weight, bias) if tensor is not None]
-            raise ValueError(f"head: expected {hidden.dtype}, as the hidden states, found {', '.join(found)}")
         temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels, sets, frozen))
         wanted = _wants_gradient(hidden), _wants_gradient(weight) or (bias is not None and _wants_gradient(bias))
         return _ops.linear(hidden, weight, bias, labels, sets, self._number, frozen, temperature, *wanted)[0]
@@ -204,13 +217,13 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         if (sets is not None) != isinstance(self.trie, TokenSets):
             expected = "their numbers, as the loss is over TokenSets" if sets is None else "None, as the loss is not over TokenSets"
             raise ValueError(f"sets: expected {expected}")
-        if sets is not None and (sets.shape != labels.shape or sets.dtype.is_floating_point):
+        if sets is not None and (sets.shape != labels.shape or not _is_integer(sets.dtype)):
             raise ValueError(
                 f"sets: expected integers of the shape {list(labels.shape)}, found {sets.dtype} of {list(sets.shape)}"
             )
         if labels.device.type != "cpu" and labels.device != scores.device:
             raise ValueError(f"labels: expected them on the CPU or on {scores.device}, as the scores, found {labels.device}")
-        if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype == torch.bool:
+        if not _is_integer(labels.dtype):
             raise ValueError(f"labels: expected an integer dtype, found {labels.dtype}")
         if labels.shape != scores.shape[:-1]:
             raise ValueError(f"labels: expected the shape {list(scores.shape[:-1])}, found {list(labels.shape)}")
@@ -226,6 +239,10 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         super().__setstate__(state)
         self._open()
         self._native.restore(value, step)
+
+
+def _is_integer(dtype: torch.dtype) -> bool:
+    return not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
 
 
 def _wants_gradient(tensor: Tensor) -> bool:

@@ -85,7 +85,7 @@ impl DenseForward {
     }
 
     /// Writes the gradient `[N, V]` of the logits, which must be those of the forward pass. `upstream` is the gradient of
-    /// the loss, as many numbers as [`loss`](Self::loss) returns. `gradient` may be uninitialised, and is overwritten whole.
+    /// the loss, as many numbers as [`loss`](Self::loss) returns. `gradient` is overwritten whole, whatever it holds.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] and [`Error::PositionMismatch`] where the arguments do not fit each other.

@@ -46,7 +46,8 @@ impl FrozenRows {
     /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets`, within `limit` bytes.
     ///
     /// # Errors
-    /// [`Error::TokenOutsideVocabulary`] where the head is too small for the tokens of the sets.
+    /// [`Error::TokenOutsideVocabulary`] where the head is too small for the tokens of the sets, and [`Error::Unsupported`] for one
+    /// of width 0.
     pub fn new<T: Element>(
         head: Matrix<T>,
         sets: impl Into<TokenSets>,
@@ -58,6 +59,13 @@ impl FrozenRows {
             return Err(Error::TokenOutsideVocabulary {
                 token,
                 vocabulary: head.rows,
+            });
+        }
+        if head.width == 0 {
+            return Err(Error::Unsupported {
+                what: "head",
+                expected: "a width of at least 1".into(),
+                actual: format!("shape {head_shape:?}"),
             });
         }
         let gathered = Gathered::new(head.into(), &sets, limit);

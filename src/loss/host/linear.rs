@@ -27,7 +27,7 @@ pub struct LinearInput<'a, T> {
     pub frozen: Option<&'a FrozenRows>,
 }
 
-/// The slices that gradients are written to. They may be uninitialised, and are overwritten whole.
+/// The slices that gradients are written to. They are overwritten whole, whatever they hold.
 #[derive(Debug)]
 pub struct LinearGradients<'a, T> {
     /// The gradient of the hidden states `[N, H]`; `None` where it is not wanted.

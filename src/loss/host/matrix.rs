@@ -41,8 +41,10 @@ impl<'a, T> Matrix<'a, T> {
     /// # Errors
     /// [`Error::LengthMismatch`] where there are too few values for the last row.
     pub fn with_stride(values: &'a [T], rows: usize, width: usize, stride: usize) -> Result<Self> {
-        let before = rows.saturating_sub(1).saturating_mul(stride);
-        let needed = before.saturating_add(if rows == 0 { 0 } else { width });
+        let needed = match rows == 0 || width == 0 {
+            true => 0,
+            false => (rows - 1).saturating_mul(stride).saturating_add(width),
+        };
         match values.len() >= needed {
             true => Ok(Self {
                 values,

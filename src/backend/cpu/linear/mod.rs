@@ -205,10 +205,9 @@ impl<'a, T: Element> Head<'a, T> {
                     return Err(Error::Unsupported {
                         what: "head",
                         expected: format!(
-                            "the values that its FrozenHead was made with ({was} for token {token} at column \
-                             {column}): make the FrozenHead anew whenever the head changes"
+                            "the head that was frozen, which has {was} for token {token} at column {column}"
                         ),
-                        actual: format!("a head that has changed since ({is})"),
+                        actual: format!("{is}: it has changed since, so make the frozen head anew"),
                     });
                 }
             }

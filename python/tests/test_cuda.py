@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from candle_trie import AdaptiveTemperature, Bear, MaskedSoftmaxLoss, TrieLogitsProcessor, _native, _ops
+from candle_trie import AdaptiveTemperature, Bear, FrozenHead, MaskedSoftmaxLoss, TrieLogitsProcessor, _native, _ops
 
 from conftest import END, VOCABULARY
 
@@ -129,6 +129,18 @@ class TestOnAGpu:
                     assert_same(found, expected, tolerance, f"step {step}")
             assert on_gpu.get_extra_state()["step"] == on_cpu.get_extra_state()["step"]
             assert on_gpu.temperature == pytest.approx(on_cpu.temperature, rel=1e-4)
+
+    def test_a_frozen_head_gives_what_its_weight_gives_and_notices_writes(self, trie, hidden, weight, labels):
+        loss, hidden, weight = MaskedSoftmaxLoss(trie), hidden.float().cuda().requires_grad_(), weight.float().cuda()
+        head = FrozenHead(weight, trie)
+        assert head.gathered_sets == 0
+        values = [loss.forward_linear(hidden, of, labels) for of in (weight, head)]
+        gradients = [torch.autograd.grad(value, hidden)[0] for value in values]
+        torch.testing.assert_close(*values, rtol=0, atol=0)
+        torch.testing.assert_close(*gradients, rtol=0, atol=0)
+        weight.mul_(2.0)
+        with pytest.raises(ValueError, match="make the FrozenHead anew"):
+            loss.forward_linear(hidden, head, labels)
 
     @pytest.mark.parametrize("wanted", range(1, 8))
     def test_only_the_gradients_that_are_wanted_are_computed(self, trie, hidden, weight, labels, wanted):

@@ -10,7 +10,7 @@ use pyo3::types::PyBytes;
 
 use crate::memory::{Dtype, RawMatrix, slice_mut, with_element};
 use crate::python_error;
-use crate::threads::on_threads;
+use crate::threads::{locked_on_threads, on_threads};
 use crate::trie::TokenTrie;
 
 /// Copies the scores `[R, V]` of the tokens that continue an item to `to`, contiguous, which holds −∞. `ids` are int64 tokens
@@ -182,7 +182,7 @@ impl BeamSearch {
     fn step(&self, py: Python, dtype: Dtype, logits: RawMatrix) -> PyResult<Option<Step>> {
         // SAFETY: the package keeps the tensor alive, and does not write it.
         let logits = with_element!(dtype, T => unsafe { copy::<T>(logits) })?;
-        let step = on_threads(py, || self.locked(|search| search.step(&logits)));
+        let step = locked_on_threads(py, &self.0, |search| search.step(&logits));
         Ok((step.map_err(python_error)?).map(|step| (step.parents, step.tokens)))
     }
 
@@ -218,21 +218,27 @@ unsafe fn copy<T: WithDType>(logits: RawMatrix) -> PyResult<Tensor> {
 /// their logits, which must stay until it is called again.
 #[pyfunction]
 pub fn exact_top_k(
+    py: Python,
     trie: &TokenTrie,
     k: usize,
     temperature: f64,
-    model: &Bound<PyAny>,
+    model: Py<PyAny>,
 ) -> PyResult<Vec<Found>> {
     let mut raised = None;
-    let results = candle_trie::exact_top_k(&trie.0, k, temperature, |prefixes| {
-        let answer = (model.call1((prefixes.to_vec(),)))
-            .and_then(|answer| answer.extract::<(Dtype, RawMatrix)>())
+    let logits_of = |prefixes: &[Vec<u32>]| {
+        Python::attach(|py| {
+            let answer = model.call1(py, (prefixes.to_vec(),))?;
+            let (dtype, logits) = answer.extract::<(Dtype, RawMatrix)>(py)?;
             // SAFETY: the package keeps the tensor until the next call, and does not write it.
-            .and_then(|(dtype, logits)| with_element!(dtype, T => unsafe { copy::<T>(logits) }));
-        answer.map_err(|error| {
+            with_element!(dtype, T => unsafe { copy::<T>(logits) })
+        })
+        .map_err(|error| {
             raised = Some(error);
             candle_core::Error::Msg("the model raised an exception".into()).into()
         })
+    };
+    let results = on_threads(py, || {
+        candle_trie::exact_top_k(&trie.0, k, temperature, logits_of)
     });
     match (results, raised) {
         (Ok(results), _) => Ok(results.into_iter().map(found).collect()),

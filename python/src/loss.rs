@@ -17,7 +17,7 @@ use crate::frozen_head::FrozenRows;
 use crate::memory::{Dtype, RawMatrix, slice, slice_mut, with_element};
 use crate::python_error;
 use crate::rows::Rows;
-use crate::threads::on_threads;
+use crate::threads::{locked_on_threads, on_threads};
 use crate::trie::Sets;
 
 /// The fields of a [`Statistics`].
@@ -109,11 +109,11 @@ impl Loss {
         with_element!(dtype, T => {
             // SAFETY: the package keeps the tensor of logits alive, and does not write it.
             let logits = unsafe { logits.view::<T>() }?;
-            let pass = on_threads(py, || self.locked(|loss| match temperature {
+            let pass = locked_on_threads(py, &self.0, |loss| match temperature {
                 None => host::DenseForward::new(loss, logits, &rows.0),
                 Some(temperature) => host::DenseForward::at(loss, logits, &rows.0, temperature),
-            }));
-            pass.map(DenseForward)
+            });
+            pass.map(DenseForward).map_err(python_error)
         })
     }
 
@@ -133,15 +133,14 @@ impl Loss {
             ($T:ty, $variant:ident) => {{
                 // SAFETY: the package keeps the tensors alive, and does not write them.
                 let input = unsafe { input.view::<$T>(frozen.as_ref()) }?;
-                let pass = on_threads(py, || {
-                    self.locked(|loss| match temperature {
-                        None => host::LinearForward::new(loss, input, &rows.0, wanted),
-                        Some(temperature) => {
-                            host::LinearForward::at(loss, input, &rows.0, temperature, wanted)
-                        }
-                    })
+                let pass = locked_on_threads(py, &self.0, |loss| match temperature {
+                    None => host::LinearForward::new(loss, input, &rows.0, wanted),
+                    Some(temperature) => {
+                        host::LinearForward::at(loss, input, &rows.0, temperature, wanted)
+                    }
                 });
-                let pass = Linear::$variant(pass?);
+                let pass = pass.map_err(python_error)?;
+                let pass = Linear::$variant(pass);
                 Ok(LinearForward { pass, frozen })
             }};
         }

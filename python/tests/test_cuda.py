@@ -62,10 +62,10 @@ class TestWithoutAGpu:
         with FakeTensorMode():
             logits = torch.empty(2, 8, VOCABULARY, dtype=torch.bfloat16, device="cuda")
             labels = torch.empty(2, 8, dtype=torch.int64, device="cuda")
-            value, handle = _ops.dense(logits, labels, None, loss._number, None, True)
+            value, handle = _ops.dense(logits, labels, None, loss._number, True, True)
             assert (value.device.type, value.dtype, value.shape) == ("cuda", torch.float32, ())
             assert handle.device.type == "cpu"
-            assert _ops.dense(logits, labels, None, each._number, None, True)[0].shape == labels.shape
+            assert _ops.dense(logits, labels, None, each._number, True, True)[0].shape == labels.shape
             gradient = _ops.dense_backward(value, logits, handle)
             assert (gradient.device, gradient.dtype, gradient.shape) == (logits.device, logits.dtype, logits.shape)
 

@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -258,7 +259,7 @@ def test_it_compiles_into_one_graph(trie, logits, hidden, weight, labels):
     torch.testing.assert_close(gradients(found, hidden), gradients(expected, hidden))
     # The handles of two calls differ, which is all that the fourth test of opcheck would find.
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(_ops.dense, (logits.requires_grad_(), labels, None, loss._number, None, True), test_utils=tests)
+    torch.library.opcheck(_ops.dense, (logits.requires_grad_(), labels, None, loss._number, True, True), test_utils=tests)
 
 
 def test_ten_thousand_steps_leave_nothing_behind(trie, labels):
@@ -286,14 +287,62 @@ def _resident_bytes():
         return int(file.read().split()[1]) * 4096
 
 
-def test_threads_share_a_loss(trie, logits, labels):
-    from concurrent.futures import ThreadPoolExecutor
-
-    loss = MaskedSoftmaxLoss(trie)
-    expected = loss(logits, labels)
-    with ThreadPoolExecutor(4) as pool:
-        values = list(pool.map(lambda _: loss(logits, labels), range(200)))
+@pytest.mark.parametrize("linear", [False, True])
+def test_threads_share_a_loss(linear):
+    """With so many rows that the native part splits them over its threads, which must not wait for each other."""
+    trie = TokenTrie.from_sequences([[i % 1000, 1000 + i // 1000, 3000] for i in range(5000)])
+    loss, head = MaskedSoftmaxLoss(trie), torch.randn(3001, 16)
+    hidden, labels = torch.randn(64, 4, 16), torch.full((64, 4), -100)
+    labels[:, 1], labels[:, 2], labels[:, 3] = torch.arange(64), 1000, 3000
+    logits = hidden @ head.T
+    call = (lambda: loss.forward_linear(hidden, head, labels)) if linear else (lambda: loss(logits, labels))
+    expected = call()
+    pool = ThreadPoolExecutor(4)
+    values = list(pool.map(lambda _: call(), range(400), timeout=100))
+    pool.shutdown()
     assert all(value == expected for value in values)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_what_a_pass_saves_lives_as_long_as_autograd_keeps_it(trie, logits, hidden, weight, labels, linear):
+    loss, before = MaskedSoftmaxLoss(trie), len(_ops._saved)
+    tensor = (hidden if linear else logits).requires_grad_()
+    call = (lambda: loss.forward_linear(hidden, weight, labels)) if linear else (lambda: loss(logits, labels))
+    value = call()
+    assert len(_ops._saved) == before + 1
+    first = torch.autograd.grad(value, tensor, retain_graph=True)[0]
+    assert len(_ops._saved) == before + 1
+    assert torch.equal(torch.autograd.grad(value, tensor)[0], first)
+    # The loss itself may be kept, as for a log.
+    assert len(_ops._saved) == before
+    with pytest.raises(RuntimeError, match="second time"):
+        value.backward()
+    unused = call()
+    del unused
+    assert len(_ops._saved) == before
+
+
+@pytest.mark.parametrize("tracked", ["hidden", "weight", "bias"])
+def test_a_second_derivative_is_an_error(trie, hidden, weight, labels, tracked):
+    tensors = {"hidden": hidden, "weight": weight, "bias": torch.zeros(VOCABULARY, dtype=torch.float64)}
+    given = tensors[tracked].requires_grad_()
+    value = MaskedSoftmaxLoss(trie).forward_linear(hidden, weight, labels, tensors["bias"])
+    (gradient,) = torch.autograd.grad(value, given, create_graph=True)
+    with pytest.raises(RuntimeError, match="candle_trie.linear_backward"):
+        gradient.pow(2).sum().backward()
+
+
+def test_a_compiled_loss_is_evaluated_at_any_temperature(trie, logits, labels):
+    loss = MaskedSoftmaxLoss(trie, AdaptiveTemperature(scope="branching", alpha=0.5, minimum=0.1))
+    compiled = torch.compile(lambda logits: loss(logits, labels), fullgraph=True, backend="aot_eager")
+    temperatures = set()
+    for step in range(12):
+        loss.eval()
+        assert torch.equal(compiled(logits), loss(logits, labels))
+        loss.train()
+        compiled(logits * (1 + step))
+        temperatures.add(loss.temperature)
+    assert len(temperatures) == 12
 
 
 class TestRefusals:
@@ -323,6 +372,8 @@ class TestRefusals:
     def test_settings_out_of_range_are_value_errors(self, trie):
         for make in [
             lambda: MaskedSoftmaxLoss(trie, 0.0),
+            lambda: MaskedSoftmaxLoss(-1),
+            lambda: MaskedSoftmaxLoss(True),
             lambda: MaskedSoftmaxLoss(trie, reduction="average"),
             lambda: MaskedSoftmaxLoss(trie, reduction=-1.0),
             lambda: MaskedSoftmaxLoss(trie, AdaptiveTemperature(scope="leaf")),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from candle_trie import AdaptiveTemperature, BeamSearch, FrozenHead, MaskedSoftmaxLoss, TokenTrie, TrieLogitsProcessor
+from candle_trie import AdaptiveTemperature, BeamSearch, FrozenHead, MaskedSoftmaxLoss, TokenTrie, TrieLogitsProcessor, exact_top_k
 
 VOCABULARY, WIDTH = 2001, 16
 
@@ -67,7 +67,7 @@ def test_tensors_of_another_dtype_than_in_the_forward_pass_are_refused(loss):
             value.backward()
     operation = torch.ops.candle_trie.linear
     with pytest.raises(ValueError, match="head: expected torch.float32"):
-        operation(hidden, weight.double(), None, LABELS, None, loss._number, None, None, True, False)
+        operation(hidden, weight.double(), None, LABELS, None, loss._number, None, True, True, False)
 
 
 def test_hooks_may_copy_what_is_saved(loss):
@@ -86,7 +86,13 @@ def test_tensors_without_memory_are_value_errors(trie, loss):
     scores, ids = torch.zeros(2, VOCABULARY), torch.zeros(2, 3, dtype=torch.long)
     freed = weight.clone()
     freed.untyped_storage().resize_(0)
+    labels, of_logits = LABELS.int(), torch.zeros(1, 3, VOCABULARY)
+    labels.untyped_storage().resize_(0)
+    ids32 = ids.int()
+    ids32.untyped_storage().resize_(0)
     for call in [
+        lambda: loss(of_logits, labels),
+        lambda: TrieLogitsProcessor(trie, 2, 0)(ids32, scores),
         lambda: FrozenHead(WithoutMemory(weight), trie),
         lambda: TrieLogitsProcessor(trie, 2, 0)(ids, WithoutMemory(scores)),
         lambda: FrozenHead(freed, trie),
@@ -172,12 +178,14 @@ def test_a_frozen_head_whose_parameter_has_new_memory_is_refused(trie, loss):
     assert torch.equal(loss.forward_linear(hidden, head, LABELS), loss.forward_linear(hidden, weight, LABELS))
 
 
-def test_autocast_leaves_float64_alone(loss):
+def test_autocast_leaves_float64_alone(trie, loss):
     hidden, weight = inputs()
     hidden, weight = hidden.detach().double().requires_grad_(), weight.double()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = loss.forward_linear(hidden, weight, LABELS)
+        of_frozen = loss.forward_linear(hidden, FrozenHead(weight, trie), LABELS)
     assert value.dtype == torch.float64 and torch.equal(value, loss.forward_linear(hidden, weight, LABELS))
+    assert torch.equal(of_frozen, value)
 
 
 def _in_child(expected, results):
@@ -187,7 +195,8 @@ def _in_child(expected, results):
     value = loss.forward_linear(hidden, FrozenHead(weight, trie), LABELS)
     search = BeamSearch(trie, 1, 4)
     search.step(torch.zeros(1, VOCABULARY))
-    results.put(value.item() == expected)
+    best = exact_top_k(trie, 5, lambda prefixes: torch.zeros(len(prefixes), VOCABULARY))
+    results.put(value.item() == expected and len(best) == 5)
 
 
 def test_a_process_that_was_forked_has_threads_of_its_own(trie):
@@ -195,6 +204,7 @@ def test_a_process_that_was_forked_has_threads_of_its_own(trie):
     expected = MaskedSoftmaxLoss(trie, AdaptiveTemperature()).forward_linear(hidden, weight, LABELS).item()
     fork = multiprocessing.get_context("fork")
     results = fork.SimpleQueue()
+    exact_top_k(trie, 5, lambda prefixes: torch.zeros(len(prefixes), VOCABULARY))
     child = fork.Process(target=_in_child, args=(expected, results))
     child.start()
     child.join(60)

@@ -19,10 +19,10 @@ def run(rank, address, queue):
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=3)
     logits, labels = batch()
     loss = MaskedSoftmaxLoss(TokenTrie.from_sequences(SEQUENCES), ADAPTIVE)
-    for _ in range(2):
-        # Parts of unequal size.
+    # Compiled or not, and in parts of unequal size.
+    for call in (loss, torch.compile(lambda *batch: loss(*batch), fullgraph=True, backend="aot_eager")):
         part = [slice(0, 1), slice(1, 3), slice(3, 6)][rank]
-        loss(logits[part], labels[part])
+        call(logits[part], labels[part])
     queue.put((rank, loss.temperature))
     torch.distributed.destroy_process_group()
 

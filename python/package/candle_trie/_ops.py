@@ -48,7 +48,7 @@ def rows(loss: MaskedSoftmaxLoss, labels: Tensor, sets: Tensor | None) -> _nativ
 
 
 def _lines(labels: Tensor) -> Tensor:
-    labels = labels.to("cpu", torch.int64)
+    labels = readable("labels", labels).to("cpu", torch.int64)
     return as_matrix("labels", labels if labels.dim() else labels.reshape(1)).contiguous()
 
 
@@ -62,17 +62,11 @@ def dense_statistics(loss: MaskedSoftmaxLoss, logits: Tensor, labels: Tensor, se
 
 
 def linear_statistics(
-    loss: MaskedSoftmaxLoss,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    labels: Tensor,
-    sets: Tensor | None,
-    frozen: int | None,
+    loss: MaskedSoftmaxLoss, inputs: Inputs, labels: Tensor, sets: Tensor | None, frozen: int | None
 ) -> list[float]:
     """Returns the statistics of the rows, from hidden states and a head."""
-    inputs, wanted = Inputs(hidden, weight, bias), [False, False]
-    if hidden.is_cuda:
+    wanted = [False, False]
+    if inputs.hidden.is_cuda:
         return _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, loss.temperature, wanted).statistics
     of_batch, gathered = rows(loss, labels, sets), _frozen_rows(frozen)
     return loss._native.linear(inputs.dtype, inputs.raw, of_batch, gathered, loss.temperature, wanted).statistics
@@ -89,6 +83,27 @@ def _save(forward: _native.DenseForward | _native.LinearForward | _cuda.Forward,
     return handle
 
 
+def _found(handle: Tensor) -> _native.DenseForward | _native.LinearForward | _cuda.Forward:
+    try:
+        return _saved[handle.item()]
+    except KeyError:
+        raise RuntimeError(
+            "what the forward pass saved is gone: hooks of saved tensors must not copy those of a compiled loss"
+        ) from None
+
+
+def _taken(ctx) -> Tensor:
+    """Returns the handle in a backward pass, and lets it go where autograd lets go of what is saved."""
+    handle = ctx.handle
+    if not _keeps_graph():
+        ctx.handle = None
+    return handle
+
+
+# Without this function of PyTorch, what is saved lives as long as the loss.
+_keeps_graph = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
 def _loss_of(loss: MaskedSoftmaxLoss, forward, labels: Tensor, dtype: torch.dtype) -> Tensor:
     values = torch.empty(labels.shape if loss.reduction == "none" else (), dtype=torch.float64, device="cpu")
     forward.write_loss(values.data_ptr(), values.numel())
@@ -96,7 +111,7 @@ def _loss_of(loss: MaskedSoftmaxLoss, forward, labels: Tensor, dtype: torch.dtyp
 
 
 def _upstream(gradient: Tensor) -> Tensor:
-    return readable("upstream gradient", gradient.to(torch.float64)).contiguous()
+    return readable("upstream gradient", gradient).to(torch.float64).contiguous()
 
 
 def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -111,24 +126,26 @@ def _fake_loss(labels: Tensor, number: int, scores: Tensor) -> tuple[Tensor, Ten
 
 @torch.library.custom_op("candle_trie::dense", mutates_args=(), device_types="cpu")
 def dense(
-    logits: Tensor, labels: Tensor, sets: Tensor | None, number: int, temperature: float | None, wanted: bool
+    logits: Tensor, labels: Tensor, sets: Tensor | None, number: int, training: bool, wanted: bool
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of logits, and the handle of what is saved for the backward pass."""
     loss, matrix = _registered[number], as_matrix("logits", logits)
+    temperature = loss._temperature_of_pass(training, lambda: dense_statistics(loss, logits, labels, sets))
     loss._on_devices.settle()
     forward = loss._native.dense(dtype_name("logits", logits), raw(matrix), rows(loss, labels, sets), temperature)
     return _loss_of(loss, forward, labels, logits.dtype), _save(forward, wanted)
 
 
 @dense.register_kernel("cuda")
-def _(logits, labels, sets, number, temperature, wanted):
+def _(logits, labels, sets, number, training, wanted):
     loss = _registered[number]
+    temperature = loss._temperature_of_pass(training, lambda: dense_statistics(loss, logits, labels, sets))
     forward = _cuda.dense(loss, logits, rows(loss, labels, sets), labels.shape, temperature)
     return forward.loss, _save(forward, wanted)
 
 
 @dense.register_fake
-def _(logits, labels, sets, number, temperature, wanted):
+def _(logits, labels, sets, number, training, wanted):
     return _fake_loss(labels, number, logits)
 
 
@@ -137,14 +154,14 @@ def dense_backward(upstream: Tensor, logits: Tensor, handle: Tensor) -> Tensor:
     """Returns the gradient of the logits."""
     matrix, upstream = as_matrix("logits", logits), _upstream(upstream)
     gradient = logits.new_empty(logits.shape)
-    forward = _saved[handle.item()]
+    forward = _found(handle)
     forward.backward(dtype_name("logits", logits), raw(matrix), raw_vector(upstream), raw_vector(gradient))
     return gradient
 
 
 @dense_backward.register_kernel("cuda")
 def _(upstream, logits, handle):
-    return _cuda.dense_backward(_saved[handle.item()], upstream, logits)
+    return _cuda.dense_backward(_found(handle), upstream, logits)
 
 
 @dense_backward.register_fake
@@ -160,8 +177,10 @@ def _save_dense(ctx, inputs, output) -> None:
 
 
 def _backward_dense(ctx, upstream, _):
-    gradient = None if upstream is None else dense_backward(upstream, *ctx.saved_tensors, ctx.handle)
-    return gradient, *(None,) * 5
+    if upstream is None:
+        return (None,) * 6
+    (logits,) = ctx.saved_tensors
+    return dense_backward(upstream, logits, _taken(ctx)), *(None,) * 5
 
 
 dense.register_autograd(_backward_dense, setup_context=_save_dense)
@@ -176,12 +195,14 @@ def linear(
     sets: Tensor | None,
     number: int,
     frozen: int | None,
-    temperature: float | None,
+    training: bool,
     hidden_wanted: bool,
     head_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     """Returns the loss of hidden states and a head, and the handle of what is saved for the backward pass."""
     loss, inputs, wanted = _registered[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
+    statistics = lambda: linear_statistics(loss, inputs, labels, sets, frozen)  # noqa: E731
+    temperature = loss._temperature_of_pass(training, statistics)
     loss._on_devices.settle()
     of_batch, gathered = rows(loss, labels, sets), _frozen_rows(frozen)
     forward = loss._native.linear(inputs.dtype, inputs.raw, of_batch, gathered, temperature, wanted)
@@ -189,15 +210,17 @@ def linear(
 
 
 @linear.register_kernel("cuda")
-def _(hidden, weight, bias, labels, sets, number, frozen, temperature, hidden_wanted, head_wanted):
+def _(hidden, weight, bias, labels, sets, number, frozen, training, hidden_wanted, head_wanted):
     loss, inputs, wanted = _registered[number], Inputs(hidden, weight, bias), [hidden_wanted, head_wanted]
     _frozen_rows(frozen)
+    statistics = lambda: linear_statistics(loss, inputs, labels, sets, frozen)  # noqa: E731
+    temperature = loss._temperature_of_pass(training, statistics)
     forward = _cuda.linear(loss, inputs, rows(loss, labels, sets), labels.shape, temperature, wanted)
     return forward.loss, _save(forward, any(wanted))
 
 
 @linear.register_fake
-def _(hidden, weight, bias, labels, sets, number, frozen, temperature, hidden_wanted, head_wanted):
+def _(hidden, weight, bias, labels, sets, number, frozen, training, hidden_wanted, head_wanted):
     return _fake_loss(labels, number, hidden)
 
 
@@ -213,14 +236,14 @@ def linear_backward(
         # The sums of the bias are a by-product of those of the head.
         of_head = torch.empty_like(weight, memory_format=torch.contiguous_format)
         to[1] = raw_vector(of_head)
-    _saved[handle.item()].backward(inputs.dtype, inputs.raw, raw_vector(upstream), to)
+    _found(handle).backward(inputs.dtype, inputs.raw, raw_vector(upstream), to)
     return gradients
 
 
 @linear_backward.register_kernel("cuda")
 def _(upstream, hidden, weight, bias, handle, wanted):
     gradients = _new_gradients(hidden, weight, bias, wanted)
-    _cuda.linear_backward(_saved[handle.item()], upstream, Inputs(hidden, weight, bias), gradients, wanted)
+    _cuda.linear_backward(_found(handle), upstream, Inputs(hidden, weight, bias), gradients, wanted)
     return gradients
 
 
@@ -237,8 +260,9 @@ def _new_gradients(hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: 
 def _save_linear(ctx, inputs, output) -> None:
     hidden, weight, bias, *_ = inputs
     ctx.handle = output[1]
-    # A module that is cast to another dtype gives its parameters new memory, and a detached one keeps the old.
-    ctx.save_for_backward(hidden, weight.detach(), None if bias is None else bias.detach())
+    # A module that is cast to another dtype gives its parameters new memory, and detached ones keep the old.
+    of_head = weight.detach(), None if bias is None else bias.detach()
+    ctx.save_for_backward(hidden, weight, bias, *of_head)
     ctx.set_materialize_grads(False)
 
 
@@ -247,7 +271,10 @@ def _backward_linear(ctx, upstream, _):
     if upstream is None:
         return none
     wanted = [bool(needed) for needed in ctx.needs_input_grad[:3]]
-    gradients = linear_backward(upstream, *ctx.saved_tensors, ctx.handle, wanted)
+    hidden, weight, bias, *of_head = ctx.saved_tensors
+    # Of gradients that are differentiated in turn, PyTorch says that there are none, if they follow from what is tracked.
+    head = (weight, bias) if torch.is_grad_enabled() else of_head
+    gradients = linear_backward(upstream, hidden, *head, _taken(ctx), wanted)
     return *(gradient if given else None for gradient, given in zip(gradients, wanted)), *none[3:]
 
 

@@ -19,8 +19,9 @@ class FrozenHead:
     It keeps the gathered rows of the largest token sets, which every batch uses again, and takes no gradient, even if the weight
     requires one. On CUDA nothing is gathered, as the kernels read the head itself.
 
-    Make a new one when the head changes, also after `.to()` of its module: a head that has been written, moved or resized since is a
-    ValueError. PyTorch counts no writes through `weight.data`. On the CPU, one element of every gathered row is compared too.
+    Make it when the module is complete, and a new one when the head changes. A head that has been written, moved or resized since is a
+    ValueError, also where the values stay, as by `DistributedDataParallel`, `load_state_dict` and `.to()`. PyTorch counts no writes through
+    `weight.data`: of a weight on the CPU that was not copied, one element of every gathered row is compared too.
 
     >>> import torch
     >>> from candle_trie import FrozenHead, MaskedSoftmaxLoss, TokenTrie

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import _native
-from ._memory import as_matrix, dtype_name, raw, raw_vector
+from ._memory import as_matrix, dtype_name, raw, raw_vector, readable
 from .trie import TokenTrie
 
 
@@ -56,7 +56,7 @@ class TrieLogitsProcessor:
         if input_ids.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"input_ids: expected int64 or int32, found {input_ids.dtype}")
         name = dtype_name("scores", scores)
-        matrix, ids = as_matrix("scores", scores), as_matrix("input_ids", input_ids.to("cpu", torch.int64))
+        matrix, ids = as_matrix("scores", scores), as_matrix("input_ids", readable("input_ids", input_ids).to("cpu", torch.int64))
         if scores.is_cuda:
             return self._mask_on_device(ids, matrix)
         masked = torch.full_like(matrix, -torch.inf, memory_format=torch.contiguous_format)

@@ -96,6 +96,8 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         labels_are_shifted: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(trie, int) and (isinstance(trie, bool) or trie < 1):
+            raise ValueError(f"trie: expected titles, token sets, or the size of the vocabulary, found {trie}")
         self.trie = trie
         self.adaptive = temperature if isinstance(temperature, AdaptiveTemperature) else None
         self.bear = bear
@@ -147,8 +149,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         number of the set of each label, of the labels' shape.
         """
         self._check(labels, sets, logits)
-        temperature = self._next_temperature(lambda: _ops.dense_statistics(self, logits, labels, sets))
-        return _ops.dense(logits, labels, sets, self._number, temperature, _wants_gradient(logits))[0]
+        return _ops.dense(logits, labels, sets, self._number, self.training, _wants_gradient(logits))[0]
 
     def forward_linear(
         self,
@@ -176,7 +177,7 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             raise ValueError(f"head: expected it on {hidden.device}, as the hidden states, found it on {weight.device}")
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-            if frozen is not None and weight.dtype != dtype:
+            if frozen is not None and weight.dtype not in (dtype, torch.float64):
                 raise ValueError(f"head: expected a FrozenHead of {dtype}, autocast's dtype, found one of {weight.dtype}")
             # autocast leaves float64 alone.
             hidden, weight, bias = (
@@ -185,9 +186,8 @@ class MaskedSoftmaxLoss(torch.nn.Module):
             )
         check_head(hidden.dtype, weight, bias)
         self._check(labels, sets, hidden)
-        temperature = self._next_temperature(lambda: _ops.linear_statistics(self, hidden, weight, bias, labels, sets, frozen))
         wanted = _wants_gradient(hidden), _wants_gradient(weight) or (bias is not None and _wants_gradient(bias))
-        return _ops.linear(hidden, weight, bias, labels, sets, self._number, frozen, temperature, *wanted)[0]
+        return _ops.linear(hidden, weight, bias, labels, sets, self._number, frozen, self.training, *wanted)[0]
 
     def extra_repr(self) -> str:
         temperature = self.adaptive or self._fixed
@@ -202,11 +202,11 @@ class MaskedSoftmaxLoss(torch.nn.Module):
         self._on_devices.forget()
         self._native.restore(state["temperature"], state["step"])
 
-    def _next_temperature(self, statistics: Callable[[], list[float]]) -> float | None:
-        """Returns the temperature of this pass, and None where the pass takes a step of its own."""
+    def _temperature_of_pass(self, training: bool, statistics: Callable[[], list[float]]) -> float | None:
+        """Returns the temperature of a pass, and None where it is fixed, or the pass takes a step of its own."""
         if not self.adaptive:
             return None
-        if not self.training:
+        if not training:
             return self.temperature
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return None

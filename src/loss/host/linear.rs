@@ -203,7 +203,14 @@ impl<'a, T: Element> LinearInput<'a, T> {
         } = *self;
         check_positions(batch, hidden.rows, hidden.width)?;
         check_vocabulary(batch, head.rows)?;
-        if hidden.width == 0 || hidden.width != head.width {
+        if hidden.width == 0 {
+            return Err(Error::Unsupported {
+                what: "hidden states",
+                expected: "a width of at least 1".into(),
+                actual: "width 0".into(),
+            });
+        }
+        if hidden.width != head.width {
             return Err(Error::LengthMismatch {
                 what: "width H of the head [V, H], which is that of the hidden states [N, H]",
                 expected: hidden.width,

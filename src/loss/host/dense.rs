@@ -88,7 +88,8 @@ impl DenseForward {
     /// the loss, as many numbers as [`loss`](Self::loss) returns. `gradient` is overwritten whole, whatever it holds.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`] and [`Error::PositionMismatch`] where the arguments do not fit each other.
+    /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) and
+    /// [`Error::PositionMismatch`](crate::Error::PositionMismatch) where the arguments do not fit each other.
     pub fn backward<T: Element>(
         &self,
         logits: Matrix<T>,

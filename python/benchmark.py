@@ -4,7 +4,9 @@
 
 DATA is a folder with the paper's files (default: shared/data/Amazon_Books beside the clone). The tokenizer is that of
 SmolLM2 (scripts/get-smollm2). Hidden states and head are random, in the sizes of three models, and all ways compute the
-gradient of the hidden states of 128 responses. Prints the medians of several runs, made in turns, as a table.
+gradient of the hidden states of 128 responses. Prints the medians of several runs, made in turns, as a table. The last column is
+the way with a weight once more, each time directly behind a matmul of PyTorch, which is not timed: see what OMP_WAIT_POLICY=passive
+changes.
 """
 
 import ast
@@ -53,7 +55,8 @@ def main():
     loss = MaskedSoftmaxLoss(trie, labels_are_shifted=True)
     mask_rows = [trie.children(response[:length]) for response in responses for length in range(len(response))]
 
-    print(f"{len(labels)} rows\n| | with a FrozenHead | with a weight | PyTorch and the published loss |\n|---|---:|---:|---:|")
+    print(f"{len(labels)} rows\n| | with a FrozenHead | with a weight | PyTorch and the published loss | with a weight, behind a matmul |")
+    print("|---|---:|---:|---:|---:|")
     for model, (width, vocabulary) in MODELS.items():
         torch.manual_seed(0)
         hidden = torch.randn(RESPONSES, lines, width).requires_grad_()
@@ -73,20 +76,25 @@ def main():
             value = published_loss(hidden.flatten(0, 1)[there] @ head.T, mask, labels, 1.0)
             return value, torch.autograd.grad(value, hidden)[0]
 
+        square = torch.randn(width, width)
+        nothing, matmul = lambda: None, lambda: hidden.detach() @ square
+        # What comes before each run, the run, and the runs in a turn.
         ways = {
-            "a FrozenHead": (lambda: with_head(frozen), 20),
-            "a weight": (lambda: with_head(head), 20),
-            "PyTorch and the published loss": (published, 1),
+            "a FrozenHead": (nothing, lambda: with_head(frozen), 20),
+            "a weight": (nothing, lambda: with_head(head), 20),
+            "PyTorch and the published loss": (nothing, published, 1),
+            "a weight, behind a matmul": (matmul, lambda: with_head(head), 20),
         }
         expected_value, expected_gradient = published()
-        for way, _ in ways.values():
+        for _, way, _ in ways.values():
             value, gradient = way()
             torch.testing.assert_close(value, expected_value, rtol=1e-4, atol=0)
             torch.testing.assert_close(gradient, expected_gradient, rtol=0, atol=1e-5)
         times = {name: [] for name in ways}
         for turn in range(3):
-            for name, (way, count) in ways.items():
+            for name, (before, way, count) in ways.items():
                 for _ in range(count):
+                    before()
                     start = time.perf_counter()
                     way()
                     times[name].append(time.perf_counter() - start)

@@ -208,7 +208,9 @@ class Report:
             yield {"name": NAMES[loss], "points": points}
 
     def text(self):
-        example = " ".join(self.experiment.train_options(self.experiment.rows[0], self.experiment.epochs))
+        options = self.experiment.train_options(self.experiment.rows[0], self.experiment.epochs)
+        # Where Amazon's data lie on this machine says nothing to a reader.
+        example = " ".join(f"$AMAZON/{Path(word).name}" if "/Amazon_" in word else word for word in options)
         example = example.replace(str(ROOT) + "/", "")
         plots = "\n\n".join(self.plots())
         return f"""## {self.experiment.title}

@@ -86,6 +86,8 @@ def test_tensors_without_memory_are_value_errors(trie, loss):
     scores, ids = torch.zeros(2, VOCABULARY), torch.zeros(2, 3, dtype=torch.long)
     freed = weight.clone()
     freed.untyped_storage().resize_(0)
+    shrunk = weight.clone()
+    shrunk.untyped_storage().resize_(64)
     labels, of_logits = LABELS.int(), torch.zeros(1, 3, VOCABULARY)
     labels.untyped_storage().resize_(0)
     ids32 = ids.int()
@@ -96,6 +98,8 @@ def test_tensors_without_memory_are_value_errors(trie, loss):
         lambda: FrozenHead(WithoutMemory(weight), trie),
         lambda: TrieLogitsProcessor(trie, 2, 0)(ids, WithoutMemory(scores)),
         lambda: FrozenHead(freed, trie),
+        lambda: FrozenHead(shrunk, trie),
+        lambda: loss.forward_linear(hidden, shrunk, LABELS),
         lambda: loss.forward_linear(hidden, freed, LABELS),
         lambda: FrozenHead(weight.to("meta"), trie),
         lambda: loss.forward_linear(hidden.to("meta"), weight.to("meta"), LABELS),

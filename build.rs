@@ -27,6 +27,9 @@ const VARIABLES: [&str; 6] = [
     "DOCS_RS",
 ];
 
+/// What nvcc is told for every source.
+const FLAGS: [&str; 5] = ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"];
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build");
@@ -189,7 +192,7 @@ impl Compiler {
         }
         fs::create_dir_all(&kept).map_err(failed)?;
         let mut command = Command::new(&self.nvcc);
-        command.args(["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"]);
+        command.args(FLAGS);
         command.arg("--threads").arg(threads.to_string());
         command.arg("--keep").arg("--keep-dir").arg(&kept);
         command.args(&self.targets).arg(source).arg("-o").arg(image);
@@ -202,7 +205,7 @@ impl Compiler {
     /// A hash of all that a source's image depends on.
     fn key(&self, source: &Path, texts: &BTreeMap<PathBuf, String>) -> String {
         let mut hasher = DefaultHasher::new();
-        (&self.version, &self.targets).hash(&mut hasher);
+        (&self.version, &self.targets, FLAGS).hash(&mut hasher);
         let mut files = vec![source.to_path_buf()];
         let mut index = 0;
         while let Some((path, text)) = files.get(index).and_then(|path| texts.get_key_value(path)) {

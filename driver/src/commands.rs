@@ -36,6 +36,11 @@ pub fn run(arguments: &Arguments, exchange: &dyn Exchange) -> Result<()> {
          without mpirun or srun",
         exchange.size()
     );
+    let computes = shared || matches!(arguments.command, Command::Demo(_) | Command::Recommend(_));
+    ensure!(
+        computes || !matches!(arguments.device, DeviceChoice::Cuda(_)),
+        "--device names a GPU, which this command does not use: leave it out"
+    );
     let device = || open_device(arguments.device);
     match &arguments.command {
         Command::Demo(arguments) => demo::demo(arguments, &device()?),

@@ -7,6 +7,7 @@ use std::{
     error::Error,
     fmt,
     io::{self, ErrorKind, Write},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
 };
 
@@ -22,6 +23,11 @@ pub fn print(text: impl fmt::Display) -> Result<()> {
         Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(OutputClosed.into()),
         printed => printed.context("cannot write to standard output"),
     }
+}
+
+/// Prints where a file was written to, if [`finish_and_name`](crate::io::output::OutputFile::finish_and_name) says so.
+pub fn print_path(path: Option<PathBuf>) -> Result<()> {
+    path.map_or(Ok(()), |path| print(path.display()))
 }
 
 /// Prints a value as one JSON object.

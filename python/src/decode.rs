@@ -11,7 +11,7 @@ use pyo3::types::PyBytes;
 use crate::memory::{Dtype, RawMatrix, slice_mut, with_element};
 use crate::python_error;
 use crate::threads::{locked_on_threads, on_threads};
-use crate::trie::TokenTrie;
+use crate::trie::{TokenTrie, walk};
 
 /// Copies the scores `[R, V]` of the tokens that continue an item to `to`, contiguous, which holds −∞. `ids` are int64 tokens
 /// `[R, T]`, whose part of an item begins at `start`. Behind a whole item, and behind tokens that begin none, `end` is allowed
@@ -110,10 +110,7 @@ fn check_vocabulary(trie: &TokenTrie, end: u32, vocabulary: usize) -> PyResult<(
 
 /// Returns the tokens that continue an item behind a prefix, and `None` behind a whole item or what begins none.
 fn allowed<'a>(trie: &'a candle_trie::TokenTrie, prefix: &[i64]) -> Option<&'a [u32]> {
-    let mut node = trie.root();
-    for &token in prefix {
-        node = trie.child(node, u32::try_from(token).ok()?)?;
-    }
+    let node = walk(trie, prefix)?;
     Some(trie.children(node)).filter(|tokens| !tokens.is_empty())
 }
 

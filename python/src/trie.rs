@@ -55,15 +55,13 @@ impl TokenTrie {
     }
 
     /// Returns the tokens that may follow a prefix, and None where no item begins so.
-    fn children(&self, prefix: Vec<u32>) -> Option<&[u32]> {
-        self.0.walk(&prefix).map(|node| self.0.children(node))
+    fn children(&self, prefix: Vec<i64>) -> Option<&[u32]> {
+        walk(&self.0, &prefix).map(|node| self.0.children(node))
     }
 
     /// Returns the ids of the items that a sequence of tokens spells.
-    fn items(&self, sequence: Vec<u32>) -> &[u64] {
-        self.0
-            .walk(&sequence)
-            .map_or(&[], |node| self.0.items(node))
+    fn items(&self, sequence: Vec<i64>) -> &[u64] {
+        walk(&self.0, &sequence).map_or(&[], |node| self.0.items(node))
     }
 
     #[getter]
@@ -90,6 +88,13 @@ impl TokenTrie {
     fn max_token(&self) -> u32 {
         self.0.max_token()
     }
+}
+
+/// Walks along tokens as Python has them, of which some may be none, like -100.
+pub fn walk(trie: &candle_trie::TokenTrie, prefix: &[i64]) -> Option<u32> {
+    prefix.iter().try_fold(trie.root(), |node, &token| {
+        trie.child(node, u32::try_from(token).ok()?)
+    })
 }
 
 /// See `candle_trie.TokenSets`.

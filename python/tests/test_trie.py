@@ -9,7 +9,7 @@ from candle_trie import TokenTrie
 
 def test_prefixes_and_items_are_found(trie, sequences):
     assert trie.children([]) == list(range(12))
-    assert trie.children(sequences[3]) == trie.children([11, 11]) == []
+    assert trie.children(sequences[3]) == trie.children([11, 11]) == trie.children([-100]) == trie.items([2**32]) == []
     for item, sequence in enumerate(sequences):
         assert item in trie.items(sequence)
     assert len(trie) == trie.item_count == 30
@@ -36,6 +36,9 @@ def test_it_is_saved_loaded_and_pickled(trie, tmp_path):
         (([[1], []],), "empty"),
         (([[1, 2], [1, 2, 3]],), "item"),
         (([[1, 2]], [1, 2]), "found 2"),
+        (([[1, 2], [3, -100]],), "sequence 1.* -100 at 1"),
+        (([[2**32]],), "sequence 0.* 4294967296 at 0"),
+        (([[1]], [-1]), "ids.* -1 at 0"),
     ],
 )
 def test_catalogues_that_are_none_are_value_errors(arguments, part):

@@ -96,16 +96,16 @@ pub(super) fn check_gathered_sets(sets: &TokenSets, batch: &Batch) -> Result<()>
         what: HEAD,
         expected: format!(
             "a frozen head made for the token sets of this loss ({})",
-            sizes(&batch.sets)
+            described(&batch.sets)
         ),
-        actual: format!("one made for others ({})", sizes(sets)),
+        actual: format!("one made for others ({})", described(sets)),
     })
 }
 
-/// Describes token sets in a message, by their number and the number of their tokens.
-fn sizes(sets: &TokenSets) -> String {
-    match sets.as_raw() {
-        Some((offsets, tokens)) => format!("sets: {}, tokens: {}", offsets.len() - 1, tokens.len()),
+/// Describes token sets in a message, so that different ones differ there.
+fn described(sets: &TokenSets) -> String {
+    match sets.fingerprint() {
+        Some(fingerprint) => fingerprint.to_string(),
         None => format!("the whole vocabulary of {}", sets.max_token() + 1),
     }
 }

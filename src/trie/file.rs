@@ -2,7 +2,6 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -32,12 +31,8 @@ impl TokenTrie {
     /// # Errors
     /// [`Error::Io`] where the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        // An atomic write: an interrupted save leaves the file that was there.
-        let mut aside = path.as_ref().as_os_str().to_owned();
-        aside.push(".partial");
-        write(aside.as_ref(), &self.file_parts())
-            .and_then(|()| std::fs::rename(&aside, path.as_ref()))
-            .map_err(|source| io_error(path.as_ref(), source))
+        let path = path.as_ref();
+        write(path, &self.file_parts()).map_err(|source| io_error(path, source))
     }
 
     /// Returns the bytes of the file that [`save`](Self::save) writes.
@@ -200,12 +195,27 @@ fn header(max_token: u32, arrays: &[Stored]) -> Vec<u8> {
     [&length, format!("{header:padded$}").as_bytes()].concat()
 }
 
+/// Writes a file atomically: an interrupted or failed write leaves what was there, and several at a time do not meet.
 fn write(path: &Path, parts: &[Cow<[u8]>]) -> io::Result<()> {
-    let mut file = BufWriter::new(File::create(path)?);
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    let mut prefix = path.file_name().unwrap_or_default().to_owned();
+    prefix.push(".partial-");
+    let mut beside = tempfile::Builder::new();
+    beside.prefix(&prefix);
+    // As of any new file; the crate's own default keeps temporary files from others.
+    #[cfg(unix)]
+    beside.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    let mut file = BufWriter::new(beside.tempfile_in(folder)?);
     for part in parts {
         file.write_all(part)?;
     }
-    file.into_inner()?.sync_all()
+    let file = file.into_inner()?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
 
 /// The arrays of a file, and where the file is mapped if it is.

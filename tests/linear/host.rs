@@ -257,20 +257,21 @@ fn arguments_that_do_not_fit_are_errors_with_numbers() {
 
     let pass = LinearForward::new(&mut loss, whole, &rows, [true, false]).unwrap();
     let mut gradient = vec![0.0; batch.hidden.len() + 1];
-    let mut backward = |upstream: &[f64], length: usize, head: &mut [f64]| {
+    let mut backward = |upstream: &[f64], length: usize, [head, bias]: [&mut [f64]; 2]| {
         let gradients = LinearGradients {
             hidden: Some(&mut gradient[..length]),
             head: (!head.is_empty()).then_some(head),
-            bias: None,
+            bias: Some(bias),
         };
         pass.backward(whole, upstream, gradients)
             .err()
             .unwrap()
             .to_string()
     };
-    refusals.push(backward(&[1.0, 1.0], 776, &mut []));
-    refusals.push(backward(&[1.0], 777, &mut []));
-    refusals.push(backward(&[1.0], 776, &mut [0.0]));
+    refusals.push(backward(&[1.0, 1.0], 776, [&mut [], &mut []]));
+    refusals.push(backward(&[1.0], 777, [&mut [], &mut []]));
+    refusals.push(backward(&[1.0], 776, [&mut [0.0], &mut []]));
+    refusals.push(backward(&[1.0], 776, [&mut [], &mut [0.0]]));
 
     let expected = [
         ["97", "96"],
@@ -282,6 +283,7 @@ fn arguments_that_do_not_fit_are_errors_with_numbers() {
         ["1", "2"],
         ["776", "777"],
         ["made for it", "one that was not"],
+        ["head bias", "beside it"],
     ];
     assert_eq!(refusals.len(), expected.len());
     for (refusal, parts) in refusals.iter().zip(expected) {

@@ -43,6 +43,27 @@ fn a_saved_trie_loads_as_it_was() {
     assert!(sound_trie().to_bytes() == saved);
 }
 
+/// The writers of a path do not meet in one temporary file, and a save that fails leaves none.
+#[test]
+fn a_file_that_several_save_at_a_time_is_whole_at_any_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("trie.safetensors");
+    sound_trie().save(&path).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    sound_trie().save(&path).unwrap();
+                    assert_eq!(TokenTrie::load(&path).unwrap(), sound_trie());
+                }
+            });
+        }
+    });
+    std::fs::create_dir(folder.path().join("folder")).unwrap();
+    sound_trie().save(folder.path().join("folder")).unwrap_err();
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+}
+
 #[test]
 fn a_file_that_is_not_there_is_named() {
     let path = std::path::Path::new("no/such/trie.safetensors");

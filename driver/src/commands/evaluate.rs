@@ -29,7 +29,7 @@ use crate::{
         search::{SearchKind, SearchSettings},
     },
     exchange::Exchange,
-    io::output::OutputFile,
+    io::{file_name, output::OutputFile, parent},
     model::precision::Place,
     random::{Purpose, random},
     run::{
@@ -265,10 +265,12 @@ impl<'a> Outputs<'a> {
             OutputFile::create(file)
         };
         let (ranks, lists) = (&arguments.ranks, &arguments.lists);
-        ensure!(
-            ranks.is_none() || ranks != lists,
-            "--ranks and --lists name the same file"
-        );
+        if let (Some(ranks), Some(lists)) = (ranks, lists) {
+            ensure!(
+                !is_place(ranks, parent(lists), &file_name(lists)),
+                "--ranks and --lists name the same file"
+            );
+        }
         let lists = lists
             .as_deref()
             .map(|file| named("--lists", file))

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::{
     commands::arguments::ExportArguments,
-    console::print,
+    console::print_path,
     data::{catalogue::Catalogue, dataset::Dataset},
     io::output::OutputFile,
     run::{apart::check_apart, folder::RunFolder, layout::run_files},
@@ -49,8 +49,7 @@ pub fn export(arguments: &ExportArguments) -> Result<()> {
     write_lines(&trie, &dataset.catalogue, &mut lines).with_context(cannot)?;
     lines.flush().with_context(cannot)?;
     drop(lines);
-    output.finish()?;
-    print(arguments.output.display())
+    print_path(output.finish_and_name()?)
 }
 
 /// Writes a line for every node of the trie, from the root downwards.

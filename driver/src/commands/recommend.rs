@@ -45,9 +45,15 @@ pub fn recommend(arguments: &RecommendArguments, device: &Device) -> Result<()> 
     let run = OpenedRun::new(folder, arguments.checkpoint, &device.into())?;
     let catalogue = &run.dataset.catalogue;
     let temperature = run.temperature(arguments.temperature);
+    let beams = arguments.beams.unwrap_or(arguments.top);
+    ensure!(
+        beams >= arguments.top,
+        "--beams {beams} cannot find the {} titles of --top: give at least as many beams",
+        arguments.top
+    );
     let search = SearchSettings {
         search: arguments.search,
-        beams: arguments.beams.unwrap_or(0).max(arguments.top),
+        beams,
         ..SearchSettings::default()
     };
     let searcher = Searcher::new(

@@ -1,10 +1,13 @@
-use std::path::{Path, PathBuf};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     commands::arguments::ReportArguments,
-    console::print,
+    console::print_path,
     io::output::OutputFile,
     report::{ReportedRun, page},
     run::{apart::check_apart, layout::run_files},
@@ -21,6 +24,8 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
         inputs.push(&run.data);
         check_apart("--output", &arguments.output, &inputs)?;
     }
-    OutputFile::write_whole(&arguments.output, page.as_bytes())?;
-    print(arguments.output.display())
+    let mut output = OutputFile::create(&arguments.output)?;
+    (output.write_all(page.as_bytes()))
+        .with_context(|| format!("cannot write {}", arguments.output.display()))?;
+    print_path(output.finish_and_name()?)
 }

@@ -69,6 +69,13 @@ impl OutputFile {
         aside.persist(&target).with_context(cannot)
     }
 
+    /// Renames the complete file to its target, and returns the path to print: none of a stream, into which it would go itself.
+    pub fn finish_and_name(self) -> Result<Option<PathBuf>> {
+        let name = self.aside.is_some().then(|| self.path.clone());
+        self.finish()?;
+        Ok(name)
+    }
+
     /// Writes a whole file atomically.
     pub fn write_whole(path: &Path, content: &[u8]) -> Result<()> {
         let mut file = Self::create(path)?;

@@ -86,10 +86,10 @@ fn table(runs: &[&Shown]) -> Markup {
         let steps = &shown.run.steps;
         let tenth = &steps[steps.len() - steps.len().div_ceil(10)..];
         let loss = tenth.iter().map(|step| step.loss).sum::<f64>() / tenth.len() as f64;
-        let looks = steps
+        let validations = steps
             .iter()
             .filter_map(|step| Some((step.step, step.validation_nll?)));
-        let best = looks.min_by(|a, b| a.1.total_cmp(&b.1));
+        let best = validations.min_by(|a, b| a.1.total_cmp(&b.1));
         let tokens: usize = steps.iter().map(|step| step.tokens).sum();
         let seconds: f64 = steps
             .iter()

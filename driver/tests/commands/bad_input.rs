@@ -158,6 +158,14 @@ fn options_that_make_no_sense_are_refused() {
 fn options_that_would_be_ignored_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     write_catalogue(folder.path());
+    for (command, asked) in [
+        ("export run --output lines --device cuda:7", "--device"),
+        ("recommend run Emma --batch-size 4", "--users"),
+        ("recommend run --users u.csv --output o --json", "--json"),
+    ] {
+        let command: Vec<&str> = command.split(' ').collect();
+        assert_says(&errors(&msl(folder.path(), &command)), &[asked]);
+    }
     for (options, asked) in [
         (["--lora-rank", "4"], "--model"),
         (["--lora-targets", "q_proj"], "--model"),

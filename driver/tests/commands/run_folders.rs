@@ -99,6 +99,7 @@ fn a_report_and_files_of_an_evaluation_take_the_place_of_nothing_that_is_read() 
         &["evaluate", "run", "--ranks", "test.csv"][..],
         &["evaluate", "run", "--lists", "run/training.json"],
         &["evaluate", "run", "--ranks", "x.csv", "--lists", "x.csv"],
+        &["evaluate", "run", "--ranks", "x.csv", "--lists", "./x.csv"],
         &["evaluate", "run", "--ranks", "id2name4Rec.json"],
         &["report", "run", "--output", "run/metrics.jsonl"],
         &["report", "run", "--output", "run"],

@@ -93,6 +93,16 @@ fn tables_are_trained_on_and_many_users_are_recommended_to_at_once() {
         "{said}"
     );
     let lists = fs::read_to_string(folder.join("lists.jsonl")).unwrap();
+    // A stream gets these lines alone, and as fewer beams than titles find fewer titles, they are refused.
+    let streamed = recommend.map(|word| word.replace("lists.jsonl", "/dev/stdout"));
+    let streamed = streamed.each_ref().map(String::as_str);
+    assert_eq!(msl(folder, &streamed).stdout, lists.as_bytes());
+    let few = msl(folder, &[&recommend[..], &["--beams", "19"]].concat());
+    let said = errors(&few);
+    assert!(
+        said.contains("--beams 19 cannot find the 20 titles"),
+        "{said}"
+    );
     let lists: Vec<Value> = lists
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())

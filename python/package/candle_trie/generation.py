@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import _native
 from ._memory import as_matrix, dtype_name, raw, raw_vector, readable
-from .trie import TokenTrie
+from .trie import ID_BITS, TokenTrie, check_range
 
 
 class TrieLogitsProcessor:
@@ -152,7 +152,7 @@ class BeamSearch:
     ) -> None:
         if normalise not in ("vocabulary", "trie"):
             raise ValueError(f'normalise: expected "trie" or "vocabulary", found {normalise!r}')
-        excluded = None if exclude is None else [list(items) for items in exclude]
+        excluded = None if exclude is None else [check_range("exclude", list(items), ID_BITS) for items in exclude]
         over_vocabulary = normalise == "vocabulary"
         self._native = _native.BeamSearch(
             trie._native, users, width, float(temperature), over_vocabulary, length_penalty, excluded

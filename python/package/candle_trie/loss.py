@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _cuda, _native, _ops
 from ._memory import check_device, check_head
 from .frozen_head import FrozenHead
-from .trie import TokenSets, TokenTrie
+from .trie import ID_BITS, TOKEN_BITS, TokenSets, TokenTrie, check_range
 
 Reduction = Literal["mean", "mean_branching", "sum", "none"]
 
@@ -47,6 +47,9 @@ class AdaptiveTemperature:
     allow_degenerate: bool = False
     """Whether the published arithmetic is computed where eta times the fan-out is 1 or less, instead of refused."""
 
+    def __post_init__(self) -> None:
+        check_range("warm_up", [self.warm_up], ID_BITS)
+
 
 @dataclass(frozen=True)
 class Bear:
@@ -58,6 +61,9 @@ class Bear:
     """The lambda of the weights."""
     xi: float = 2.75
     """The width of the rise of the weights, in nats."""
+
+    def __post_init__(self) -> None:
+        check_range("beams of BEAR", [self.beams], TOKEN_BITS)
 
 
 class MaskedSoftmaxLoss(torch.nn.Module):

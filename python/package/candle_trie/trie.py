@@ -7,6 +7,18 @@ from collections.abc import Iterable, Sequence
 
 from . import _native
 
+# Of the numbers of tokens, and of the ids of items.
+TOKEN_BITS = 32
+ID_BITS = 64
+
+
+def check_range(what: str, values: Sequence[int], bits: int) -> Sequence[int]:
+    """Returns the values, all of which are from 0 to 2**bits - 1: another is a ValueError that says which."""
+    for place, value in enumerate(values):
+        if not 0 <= value < 2**bits:
+            raise ValueError(f"{what}: expected numbers from 0 to 2**{bits} - 1, found {value} at {place}")
+    return values
+
 
 class TokenTrie:
     """An immutable trie over the token sequences of a catalogue's items.
@@ -33,10 +45,18 @@ class TokenTrie:
             ids: The id of each item, an integer from 0 to 2**64 - 1. By default items are numbered from 0.
 
         Raises:
-            ValueError: If there is no item, a sequence is empty, a sequence continues another, or there are not as many ids.
+            ValueError: If there is no item, a sequence is empty, a sequence continues another, a token or an id is out of range,
+                or there are not as many ids.
         """
         listed = [[int(token) for token in sequence] for sequence in sequences]
-        return cls(_native.TokenTrie(listed, None if ids is None else [int(i) for i in ids]))
+        numbers = None if ids is None else [int(number) for number in ids]
+        try:
+            return cls(_native.TokenTrie(listed, numbers))
+        except OverflowError:
+            for number, sequence in enumerate(listed):
+                check_range(f"sequence {number}", sequence, TOKEN_BITS)
+            check_range("ids", numbers or (), ID_BITS)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TokenTrie:
@@ -103,11 +123,11 @@ class TokenSets:
         """Makes sets of their tokens, in any order.
 
         Raises:
-            ValueError: If a set has a token twice.
+            ValueError: If a set has a token twice, or one that is out of range.
         """
         offsets, tokens = [0], []
-        for listed in sets:
-            tokens += sorted(int(token) for token in listed)
+        for number, listed in enumerate(sets):
+            tokens += check_range(f"set {number}", sorted(int(token) for token in listed), TOKEN_BITS)
             offsets.append(len(tokens))
         self._parts = offsets, tokens
         self._native = _native.TokenSets(offsets, tokens)

@@ -176,6 +176,12 @@ impl<T: Element> LinearForward<T> {
                 first_token: 0,
             };
             (self.saved).add_head_gradient(hidden, &head, &self.batch, &upstream, to);
+        } else if gradients.bias.is_some_and(|bias| !bias.is_empty()) {
+            return Err(Error::Unsupported {
+                what: "gradient of the head bias",
+                expected: "the gradient of the head beside it, which is computed with it".into(),
+                actual: "none".into(),
+            });
         }
         Ok(())
     }

@@ -40,7 +40,7 @@ pub struct RecommendArguments {
     pub exclude: Option<String>,
 
     /// Users of --users in a batch
-    #[arg(long, default_value_t = 32, value_name = "USERS", value_parser = positive)]
+    #[arg(long, default_value_t = 32, value_name = "USERS", value_parser = positive, requires = "users")]
     pub batch_size: usize,
 
     /// How many titles to recommend
@@ -72,6 +72,6 @@ pub struct RecommendArguments {
     pub temperature: Option<f64>,
 
     /// Print one JSON object instead of the table
-    #[arg(long)]
+    #[arg(long, conflicts_with = "users")]
     pub json: bool,
 }

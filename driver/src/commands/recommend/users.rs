@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::{Recommended, recommended};
 use crate::{
     commands::{arguments::RecommendArguments, opened_run::OpenedRun},
-    console::{print, progress::Progress},
+    console::{print_path, progress::Progress},
     data::{
         catalogue::Catalogue,
         examples::warn_of_long_rows,
@@ -104,8 +104,7 @@ pub fn recommend_to_users(
     progress.finish();
     lines.flush().with_context(cannot)?;
     drop(lines);
-    file.finish()?;
-    print(output.display())
+    print_path(file.finish_and_name()?)
 }
 
 /// Reads the users of a table. Items that the catalogue does not have are left out of histories, and said.

@@ -1,6 +1,8 @@
 """Writes docs/experiments.md and the plots in docs/plots from what the runs of scripts/experiments left."""
 
 import csv
+import functools
+import itertools
 import json
 import math
 import statistics
@@ -14,13 +16,42 @@ NAMES = {"lml": "LML", "msl": "MSL, τ = 1", "ats": "MSL + ATS", "bear": "MSL + 
 # What is made of a user's rank (0 where the item is not in the list) and item NLL.
 MEASURES = {
     "HR@10": lambda rank, nll: float(1 <= rank <= 10),
+    "HR@20": lambda rank, nll: float(1 <= rank <= 20),
     "NDCG@10": lambda rank, nll: 1 / math.log2(rank + 1) if 1 <= rank <= 10 else 0.0,
     "item NLL": lambda rank, nll: nll,
 }
+# The quantile of the normal distribution for an interval of 95 %.
+QUANTILE = 1.96
 
 
 def standard_error(values):
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def mean_and_error(table):
+    """The mean of one row of values for each seed, with one column for each user, and its standard error if both seeds and
+    users are drawn at random: the variances of the two means, less what both count of the rest. Over the users alone where
+    there is one seed."""
+    seeds, users = [statistics.fmean(row) for row in table], [statistics.fmean(column) for column in zip(*table)]
+    mean = statistics.fmean(seeds)
+    variance = standard_error(seeds) ** 2 + standard_error(users) ** 2
+    if len(seeds) > 1:
+        rest = sum((value - seed - user + mean) ** 2 for row, seed in zip(table, seeds) for value, user in zip(row, users))
+        degrees, most = (len(seeds) - 1) * (len(users) - 1), max(standard_error(seeds), standard_error(users))
+        variance = max(variance - rest / degrees / (len(seeds) * len(users)), most**2)
+    return mean, math.sqrt(variance)
+
+
+def gain(mine, others):
+    """By how many per cent the mean of a table is above that of another of the same seeds and users, and the interval of 95 %
+    from the error of the logarithm of their ratio."""
+    mean, base = mean_and_error(mine)[0], mean_and_error(others)[0]
+    if not mean or not base:
+        return ""
+    relative = [[m / mean - o / base for m, o in zip(*rows)] for rows in zip(mine, others)]
+    error = mean_and_error(relative)[1]
+    low, middle, high = (100 * (mean / base * math.exp(z * error) - 1) for z in (-QUANTILE, 0, QUANTILE))
+    return f"{middle:+.0f} % ({low:+.0f} to {high:+.0f})"
 
 
 def markdown(header, rows):
@@ -43,33 +74,39 @@ class Results:
 
     def __init__(self, runs, loss, rows):
         self.runs, self.loss, self.rows = runs, loss, rows
-        rate = runs.rate(rows)
-        paths = {seed: runs.path(loss, rows, rate, seed) for seed in runs.experiment.seeds} if rate else {}
+        rate, _ = runs.rate(rows)
+        paths = {seed: runs.path(loss, rows, rate, seed) for seed in runs.seeds()} if rate else {}
         self.paths = {seed: path for seed, path in paths.items() if (path / "vocabulary.json").exists()}
         self.rate = rate
 
-    def users(self, decoder, measure, seeds=None):
-        """For each test user the mean over the seeds."""
-        tables = [self.table(seed, decoder, measure) for seed in seeds or self.paths]
-        return [statistics.fmean(values) for values in zip(*tables)]
+    def table(self, decoder, measure, seeds=None):
+        """A row for each seed, with the value of each test user."""
+        return [[MEASURES[measure](*rank) for rank in self.ranks(seed, decoder)] for seed in seeds or self.paths]
 
-    def table(self, seed, decoder, measure):
+    @functools.cache
+    def ranks(self, seed, decoder):
         with open(self.paths[seed] / f"{decoder}.csv", encoding="utf-8") as file:
-            return [MEASURES[measure](int(row["rank"] or 0), float(row["item_nll"])) for row in csv.DictReader(file)]
+            return [(int(row["rank"] or 0), float(row["item_nll"])) for row in csv.DictReader(file)]
 
-    def estimate(self, decoder, measure):
-        """The mean, and its standard error over the seeds if there are several, else over the users."""
-        seeds = [statistics.fmean(self.table(seed, decoder, measure)) for seed in self.paths]
-        users = self.users(decoder, measure)
-        return statistics.fmean(users), standard_error(seeds if len(seeds) > 1 else users)
+    def items(self):
+        """The item that came next, of each test user."""
+        with open(next(iter(self.paths.values())) / "trie.csv", encoding="utf-8") as file:
+            return [row["item_id"] for row in csv.DictReader(file)]
 
-    def difference(self, other, decoder, other_decoder, measure):
-        """How much more than the other, user by user over the seeds that both have; its error over the users."""
+    def pair(self, other, other_decoder, measure):
+        """Both tables, of the seeds that both have; this one's lists are decoded over the trie."""
         seeds = [seed for seed in self.paths if seed in other.paths]
-        pairs = zip(self.users(decoder, measure, seeds), other.users(other_decoder, measure, seeds))
-        differences = [mine - others for mine, others in pairs]
-        base = statistics.fmean(other.users(other_decoder, measure, seeds))
-        return statistics.fmean(differences), standard_error(differences), base
+        return self.table("trie", measure, seeds), other.table(other_decoder, measure, seeds)
+
+    def best_validation(self):
+        """For each seed the lowest item NLL on the validation rows, at any step."""
+        return {seed: self.runs.read(path, "trained.json")["best"]["item_nll"] for seed, path in self.paths.items()}
+
+    def checkpoints(self):
+        """The steps whose checkpoints count, of how many."""
+        steps = sorted({self.runs.chosen(path) for path in self.paths.values()})
+        last = self.runs.read(next(iter(self.paths.values())), "trained.json")["steps"]
+        return f"{'–'.join(map(str, sorted({steps[0], steps[-1]})))} of {last}"
 
     def targets(self):
         """For each seed what its evaluation over the trie says of targets in training rows and of those in none."""
@@ -89,17 +126,17 @@ class Results:
         return statistics.median(step["tokens"] / step["tokens_per_second"] for step in steps)
 
     def validation(self, seed):
-        """Step, seconds of training and validation item NLL of each look."""
+        """Step, seconds of training and validation item NLL at each evaluation."""
         second = self.seconds()
-        looks = [step for step in self.steps(self.paths[seed]) if "validation_nll" in step]
-        return [(look["step"], look["step"] * second, look["validation_nll"]) for look in looks]
+        evaluated = [step for step in self.steps(self.paths[seed]) if "validation_nll" in step]
+        return [(step["step"], step["step"] * second, step["validation_nll"]) for step in evaluated]
 
 
 class Report:
     def __init__(self, runs):
         self.runs, self.experiment = runs, runs.experiment
         self.results = {}
-        for rows in self.experiment.rows:
+        for rows in runs.rows():
             found = {loss: Results(runs, loss, rows) for loss in self.experiment.losses}
             found = {loss: results for loss, results in found.items() if results.paths}
             if "lml" in found:
@@ -118,29 +155,59 @@ class Report:
         for baseline in self.baselines()[0]:
             keys = [measure.lower().replace(" ", "_") for measure in MEASURES]
             cells = [cell(baseline[key], baseline.get(f"{key}_error", 0.0)) for key in keys]
-            rows.append([baseline["name"], "", "", "", *cells])
+            rows.append([baseline["name"], *[""] * 5, *cells])
         for count, found in self.results.items():
             for loss, results in found.items():
                 for decoder in ("trie", "vocabulary"):
-                    cells = [cell(*results.estimate(decoder, measure)) for measure in MEASURES]
-                    seeds = str(len(results.paths))
-                    rows.append([NAMES[loss], f"{count:,}", decoder, f"{results.rate}, {seeds}", *cells])
-        return markdown(["", "rows", "decoded over the", "learning rate, seeds", *MEASURES], rows)
+                    cells = [cell(*mean_and_error(results.table(decoder, measure))) for measure in MEASURES]
+                    made = [results.rate, str(len(results.paths)), results.checkpoints()]
+                    rows.append([NAMES[loss], f"{count:,}", decoder, *made, *cells])
+        header = ["", "rows", "decoded over the", "learning rate", "seeds", "checkpoints, steps", *MEASURES]
+        return markdown(header, rows)
 
-    def difference_table(self):
-        rows = []
+    def pairs(self):
+        """Each loss beside LML, on each number of rows."""
         for count, found in self.results.items():
             for loss, results in found.items():
                 if loss != "lml":
-                    cells = []
-                    for other in ("trie", "vocabulary"):
-                        mean, error, base = results.difference(found["lml"], "trie", other, "NDCG@10")
-                        percent = f"{100 * mean / base:+.0f} % ±{100 * error / base:.0f} %" if base else ""
-                        cells += [f"{mean:+.4f} ±{error:.4f}", percent]
-                    mean, error, _ = results.difference(found["lml"], "trie", "trie", "item NLL")
-                    rows.append([NAMES[loss], f"{count:,}", *cells, f"{mean:+.3f} ±{error:.3f}"])
-        header = ["compared with LML", "rows", "NDCG@10", "", "NDCG@10, LML over the vocabulary", "", "item NLL"]
-        return markdown(header, rows)
+                    yield [NAMES[loss], f"{count:,}"], results, found["lml"]
+
+    def difference_table(self):
+        rows = []
+        for name, results, lml in self.pairs():
+            cells = []
+            for decoder in ("trie", "vocabulary"):
+                mine, others = results.pair(lml, decoder, "NDCG@10")
+                cells += [change(mine, others, 4), gain(mine, others)]
+            mine, others = results.best_validation(), lml.best_validation()
+            best = [[mine[seed] - others[seed] for seed in mine if seed in others]]
+            cells += [change(*results.pair(lml, "trie", "item NLL"), 3), signed(*mean_and_error(best), 3)]
+            rows.append([*name, *cells])
+        lists = ["NDCG@10", "gain (95 %)", "NDCG@10, LML over the vocabulary", "gain (95 %)"]
+        return markdown(["compared with LML", "rows", *lists, "item NLL", "best item NLL in validation"], rows)
+
+    def popularity_table(self):
+        """The differences from LML by how often the item that came next occurs in the data, as the users' quartiles."""
+        count = next((count for count in (4000, 10000) if count in self.results), max(self.results))
+        counts, items = self.runs.experiment.item_counts(), self.results[count]["lml"].items()
+        edges = [-1, *sorted(set(statistics.quantiles([counts[item] for item in items], n=4))), math.inf]
+        rows, header = [], [f"difference from LML, {count:,} rows"]
+        for low, high in itertools.pairwise(edges):
+            least, most = math.floor(low) + 1, math.floor(high) if high < math.inf else None
+            within = [least <= counts[item] and (most is None or counts[item] <= most) for item in items]
+            times = f"{least}" if least == most else f"{least} and more" if most is None else f"{least} to {most}"
+            header += [f"NDCG@10, {times} times ({sum(within)} users)", "item NLL"]
+            rows.append(within)
+        lines = []
+        for loss, results in self.results[count].items():
+            cells = []
+            for within in rows:
+                for measure, digits in (("NDCG@10", 4), ("item NLL", 3)):
+                    tables = results.pair(self.results[count]["lml"], "trie", measure)
+                    mine, others = ([list(itertools.compress(row, within)) for row in table] for table in tables)
+                    cells.append(f"{mean_and_error(mine)[0]:.{digits}f}" if loss == "lml" else change(mine, others, digits))
+            lines.append([NAMES[loss] + (" itself" if loss == "lml" else ""), *cells])
+        return markdown(header, lines)
 
     def targets_table(self):
         """The same of targets that occur in training rows and of those that occur in none, where that was told apart."""
@@ -164,8 +231,8 @@ class Report:
             for loss, results in found.items():
                 times = []
                 for seed in (seed for seed in results.paths if seed in found["lml"].paths):
-                    *lml, best = min(found["lml"].validation(seed), key=lambda look: look[2])
-                    passed = [look[:2] for look in results.validation(seed) if look[2] <= best]
+                    *lml, best = min(found["lml"].validation(seed), key=lambda evaluation: evaluation[2])
+                    passed = [(step, second) for step, second, nll in results.validation(seed) if nll <= best]
                     times.append((*lml, *(passed[0] if passed else (math.nan, math.nan))))
                 steps, seconds, own_steps, own_seconds = (statistics.fmean(column) for column in zip(*times))
                 if loss != "lml":
@@ -189,7 +256,8 @@ class Report:
     def by_rows(self, measure):
         lines = [("lml", "vocabulary")] + [(loss, "trie") for loss in self.experiment.losses]
         for loss, decoder in lines:
-            points = [(c, *f[loss].estimate(decoder, measure)) for c, f in self.results.items() if loss in f]
+            tables = [(count, found[loss].table(decoder, measure)) for count, found in self.results.items() if loss in found]
+            points = [(count, *mean_and_error(table)) for count, table in tables]
             suffix = ", decoded over the vocabulary" if decoder == "vocabulary" else ""
             if not (suffix and measure == "item NLL"):
                 yield {"name": NAMES[loss] + suffix, "points": points}
@@ -200,9 +268,9 @@ class Report:
 
     def by_time(self, count, timed):
         for loss, results in self.results[count].items():
-            looks = [results.validation(seed) for seed in results.paths]
+            validations = [results.validation(seed) for seed in results.paths]
             points = []
-            for at in zip(*looks):
+            for at in zip(*validations):
                 steps, seconds, nll = zip(*at)
                 points.append((statistics.fmean(seconds if timed else steps), statistics.fmean(nll), standard_error(nll)))
             yield {"name": NAMES[loss], "points": points}
@@ -221,6 +289,8 @@ class Report:
 
 {self.difference_table()}
 
+{self.popularity_table()}
+
 {self.time_table()}
 
 {self.measures_table()}
@@ -233,11 +303,19 @@ def cell(mean, error):
     return f"{mean:.4f}" + (f" ±{error:.4f}" if error else "")
 
 
+def signed(mean, error, digits):
+    return f"{mean:+.{digits}f}" + (f" ±{error:.{digits}f}" if error else "")
+
+
+def change(mine, others, digits):
+    """How much one table's mean is above another's of the same seeds and users, pair by pair."""
+    return signed(*mean_and_error([[m - o for m, o in zip(*rows)] for rows in zip(mine, others)]), digits)
+
+
 def write_report(all_runs):
-    processor = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("model name")[1].split("\n")[0].strip("\t :")
     notes = (ROOT / "docs/experiments-notes.md").read_text(encoding="utf-8")
     opening = notes.split("<!-- results -->")
     reports = [report for report in map(Report, all_runs) if report.results]
-    made = f"Made by `scripts/experiments report` on {date.today()} from runs on a machine of two cores ({processor})."
+    made = f"Made by `scripts/experiments report` on {date.today()}."
     sections = [opening[0].strip(), made, *(report.text().strip() for report in reports), opening[1].strip()]
     (ROOT / "docs/experiments.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")

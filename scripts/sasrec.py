@@ -7,8 +7,8 @@ usage: scripts/sasrec.py --data FOLDER --output FOLDER [options]        needs Py
 The loss is the cross entropy over the whole catalogue at every position of a row, and the scores are the products with the
 items' own embeddings. The epoch that counts is the one with the lowest item NLL on the validation rows. Test rows are those
 of msl evaluate. RecBole's atomic files are split as msl does. Of the paper's training rows those of whole users are held out,
-where msl draws single rows: rows of a user overlap, and histories are trained on here. Items with one title are one item, as
-for msl, so both rank the same catalogue.
+where msl draws single rows: rows of a user overlap, and histories are trained on here. Both rank the same catalogue: items with one
+title are one item, as those with the same codes are where the folder has codes, and rows with an item that has no title are left out.
 
 The output folder gets ranks.csv as msl evaluate writes it (here with every user's rank, because all items are ranked),
 evaluation.json and trained.json.
@@ -72,6 +72,14 @@ def read_recbole(folder, options):
             row = user, chosen[max(0, place - options.history) : place + 1]
             splits[min(2, len(chosen) - 1 - place)].append(row)
     return titles, splits[2], splits[1][: options.validation], splits[0]
+
+
+def item_names(folder, titles):
+    """What tells each item from the others: its codes, where the folder has them, or its title. Items without one are left out."""
+    index = next(folder.glob("*.index.json"), None)
+    codes = json.loads(index.read_text(encoding="utf-8")) if index else {}
+    named = {item: tuple(codes[item]) if item in codes else title.strip() for item, title in titles.items()}
+    return {item: name for item, name in named.items() if name and (item in codes or not codes)}
 
 
 class SASRec(nn.Module):
@@ -181,8 +189,10 @@ def main():
     titles, *splits = read(options.data, options)
     if not (splits[0] and splits[1]):
         parser.error(f"--validation {options.validation} leaves no rows to train on, or none to choose the epoch by")
-    number = {title: index for index, title in enumerate(dict.fromkeys(titles.values()))}
-    numbered = [[(user, [number[titles[item]] for item in items]) for user, items in rows] for rows in splits]
+    named = item_names(options.data, titles)
+    splits = [[(user, items) for user, items in rows if all(item in named for item in items)] for rows in splits]
+    number = {name: index for index, name in enumerate(dict.fromkeys(named.values()))}
+    numbered = [[(user, [number[named[item]] for item in items]) for user, items in rows] for rows in splits]
     training, validation, test = numbered
     longest = max(len(items) for rows in numbered for _, items in rows) - 1
     model = SASRec(len(number), longest, options).to(options.device)

@@ -70,11 +70,10 @@ def plot(name, title, x, series, logarithmic=False):
 
 
 class Results:
-    """What the seeds of one loss reached on so many rows."""
+    """What the seeds of one loss reached on so many rows, at a learning rate."""
 
-    def __init__(self, runs, loss, rows):
+    def __init__(self, runs, loss, rows, rate):
         self.runs, self.loss, self.rows = runs, loss, rows
-        rate, _ = runs.rate(rows)
         paths = {seed: runs.path(loss, rows, rate, seed) for seed in runs.seeds()} if rate else {}
         self.paths = {seed: path for seed, path in paths.items() if (path / "vocabulary.json").exists()}
         self.rate = rate
@@ -137,7 +136,7 @@ class Report:
         self.runs, self.experiment = runs, runs.experiment
         self.results = {}
         for rows in runs.rows():
-            found = {loss: Results(runs, loss, rows) for loss in self.experiment.losses}
+            found = {loss: Results(runs, loss, rows, runs.rate(rows)) for loss in self.experiment.losses}
             found = {loss: results for loss, results in found.items() if results.paths}
             if "lml" in found:
                 self.results[rows] = found
@@ -185,6 +184,20 @@ class Report:
             rows.append([*name, *cells])
         lists = ["NDCG@10", "gain (95 %)", "NDCG@10, LML over the vocabulary", "gain (95 %)"]
         return markdown(["compared with LML", "rows", *lists, "item NLL", "best item NLL in validation"], rows)
+
+    def own_rates_table(self):
+        """Each loss at the learning rate that suits itself, where every rate was tried with it."""
+        rows = []
+        for count, found in self.results.items():
+            for loss in found:
+                own = Results(self.runs, loss, count, self.runs.rate(count, loss))
+                if loss != "lml" and own.paths:
+                    gains = [gain(*own.pair(found["lml"], decoder, "NDCG@10")) for decoder in ("trie", "vocabulary")]
+                    mean = cell(*mean_and_error(own.table("trie", "NDCG@10")))
+                    rows.append([NAMES[loss], f"{count:,}", own.rate, found["lml"].rate, mean, *gains])
+        lists = ["NDCG@10", "gain over LML (95 %)", "gain over LML over the vocabulary (95 %)"]
+        header = ["each at its own learning rate", "rows", "learning rate", "of LML", *lists]
+        return markdown(header, rows) if rows else ""
 
     def popularity_table(self):
         """The differences from LML by how often the item that came next occurs in the data, as the users' quartiles."""
@@ -288,6 +301,8 @@ class Report:
 {plots}
 
 {self.difference_table()}
+
+{self.own_rates_table()}
 
 {self.popularity_table()}
 

@@ -188,7 +188,7 @@ class Report:
     def own_rates_table(self):
         """Each loss at the learning rate that suits itself, where every rate was tried with it."""
         rows = []
-        for count, found in self.results.items():
+        for count, found in self.results.items() if len(self.experiment.rates) > 1 else ():
             for loss in found:
                 own = Results(self.runs, loss, count, self.runs.rate(count, loss))
                 if loss != "lml" and own.paths:
@@ -327,10 +327,25 @@ def change(mine, others, digits):
     return signed(*mean_and_error([[m - o for m, o in zip(*rows)] for rows in zip(mine, others)]), digits)
 
 
+def overview(reports):
+    """The gain of every loss on all data, over LML decoded as it ranks best."""
+    rows = []
+    for report in reports:
+        for count, found in report.results.items():
+            lml = found["lml"]
+            means = {decoder: mean_and_error(lml.table(decoder, "NDCG@10"))[0] for decoder in ("trie", "vocabulary")}
+            decoder = max(means, key=means.get)
+            losses = [gain(*found[loss].pair(lml, decoder, "NDCG@10")) if loss in found else "" for loss in ("msl", "ats", "bear")]
+            rows.append([report.experiment.title, f"{count:,}", f"{means[decoder]:.4f}", decoder, *losses])
+    header = ["model and data", "rows", "NDCG@10 of LML", "decoded over the", *(NAMES[loss] for loss in ("msl", "ats", "bear"))]
+    return markdown(header, rows)
+
+
 def write_report(all_runs):
     notes = (ROOT / "docs/experiments-notes.md").read_text(encoding="utf-8")
     opening = notes.split("<!-- results -->")
     reports = [report for report in map(Report, all_runs) if report.results]
+    opening[0] = opening[0].replace("<!-- overview -->", overview(reports))
     made = f"Made by `scripts/experiments report` on {date.today()}."
     sections = [opening[0].strip(), made, *(report.text().strip() for report in reports), opening[1].strip()]
     (ROOT / "docs/experiments.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")

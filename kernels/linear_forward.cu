@@ -7,7 +7,7 @@
 // both times τ where the convention multiplies the loss by τ. The gradient of the hidden states is written in their
 // type, or without the factor w/τ in f32 for linear_backward.cu.
 //
-// Launch: cooperative, as many blocks of 256 threads as are resident. The rows are grouped by token set. The host cuts
+// Launch: cooperative, blocks of 256 threads, at most as many as are resident or there are items. The rows are grouped by token set. The host cuts
 // the work of all groups into items and sorts them, the longest first, and blocks fetch them from an atomic queue. A
 // block:
 //
@@ -26,7 +26,7 @@
 // Every sum has an order that depends on the batch and the device alone.
 //
 // Bytes moved: each phase reads the head rows and the hidden states (or scores) of an item once. A score (4 bytes) is
-// written once, and read once for each tile of columns. A split-K slice writes and reads 4 bytes for each sum. A record
+// written once, and read once for each tile of columns, and under BEAR 32 times more to find the B-th largest. A split-K slice writes and reads 4 bytes for each sum. A record
 // takes 16 bytes for each row and 64 tokens. The unscaled gradient is 4·H bytes a row, written here and read by
 // linear_backward.cu; otherwise the gradient is written once in the type of the hidden states. The target's head row is
 // read once. An item is 48 bytes and a row 32.

@@ -140,7 +140,8 @@ impl MaskedSoftmaxLoss {
     /// chosen afterwards: [`Reduction::MeanOverLabelled`] counts a unary row, where p_y = q_B, with the weight 1 + λ/2,
     /// and the others divide by what they are given, or not at all.
     ///
-    /// [`evaluate`](Self::evaluate) has the same weights. A loss without BEAR evaluates the plain mean of −ln p_y.
+    /// [`evaluate`](Self::evaluate) has the same weights, reduction and factor τ. For a plain mean of −ln p_y, evaluate a loss without BEAR
+    /// and with [`Convention::fixed`].
     ///
     /// # Errors
     /// [`Error::OutOfRange`](crate::Error::OutOfRange) for a setting out of range.
@@ -218,9 +219,18 @@ impl MaskedSoftmaxLoss {
     /// gradient of hidden states is small, and costs little either way.
     ///
     /// # Errors
-    /// Rows that do not fit the scores or the token sets, a dtype, device or layout that is not supported, hidden
-    /// states of width 0, a head that does not fit them, and statistics that ATS cannot use. The temperature then
-    /// stays as it was.
+    /// In all cases the temperature stays as it was.
+    /// - [`PositionMismatch`](crate::Error::PositionMismatch): the rows were made for another number of positions.
+    /// - [`UnknownSet`](crate::Error::UnknownSet), [`TargetNotInSet`](crate::Error::TargetNotInSet) and
+    ///   [`TokenOutsideVocabulary`](crate::Error::TokenOutsideVocabulary): the rows do not fit the token sets, or these the vocabulary.
+    /// - [`Unsupported`](crate::Error::Unsupported): a dtype, device or layout that there is no code for, hidden states of width 0, or
+    ///   rows or a frozen head made for other token sets.
+    /// - [`LengthMismatch`](crate::Error::LengthMismatch): a head or bias that does not fit the hidden states.
+    /// - [`TooLarge`](crate::Error::TooLarge): on a GPU, a width beyond 2²⁴ or rows whose scratch cannot be numbered.
+    /// - [`Malformed`](crate::Error::Malformed): a scope of marked rows where none is marked.
+    /// - [`DegenerateScope`](crate::Error::DegenerateScope) and [`UnequalFanOut`](crate::Error::UnequalFanOut): statistics that ATS cannot
+    ///   use.
+    /// - [`NonFinite`](crate::Error::NonFinite): an infinite or NaN logit, if [`check_finite`](Self::check_finite) was called.
     pub fn forward<'a>(
         &mut self,
         scores: impl Into<Scores<'a>>,

@@ -64,7 +64,7 @@ impl Rows {
     ///
     /// # Errors
     /// [`Error::NotInTrie`] with the batch row, position, token and prefix of the first label that
-    /// continues no item, [`Error::InvalidLabel`], and those of making [`Labels`].
+    /// continues no item, [`Error::InvalidLabel`], [`Error::TooLarge`] for 2³² positions or more, and those of making [`Labels`].
     pub fn from_unshifted<L>(trie: &TokenTrie, labels: L) -> Result<Self>
     where
         L: TryInto<Labels>,
@@ -93,7 +93,7 @@ impl Rows {
     /// [`Labels::shifted`] first.
     ///
     /// # Errors
-    /// [`Error::InvalidLabel`], and those of making [`Labels`].
+    /// [`Error::InvalidLabel`], [`Error::TooLarge`] for 2³² positions or more, and those of making [`Labels`].
     pub fn unconstrained<L>(labels: L) -> Result<Self>
     where
         L: TryInto<Labels>,
@@ -106,8 +106,8 @@ impl Rows {
     /// the leading dimensions of the logits or hidden states.
     ///
     /// # Errors
-    /// [`Error::Malformed`] where the positions of `rows` do not rise strictly or reach `positions`.
-    /// Whether each target is in its set is checked by the loss, which knows the sets.
+    /// [`Error::Malformed`] where the positions of `rows` do not rise strictly or reach `positions`, and [`Error::TooLarge`] for 2³²
+    /// positions or more. Whether each target is in its set is checked by the loss, which knows the sets.
     pub fn from_raw(positions: usize, rows: Vec<Row>) -> Result<Self> {
         check_numbered("positions", positions)?;
         let malformed = |detail| Error::Malformed {

@@ -215,6 +215,7 @@ impl BeamSearch {
 
     fn step_over_hidden(&mut self, hidden: &Tensor, head: Head) -> Result<Option<BeamStep>> {
         if self.rules.normalise == Normalisation::Vocabulary {
+            valid_logits::check_fit(hidden, &head, self.sets())?;
             return self.step_over_logits(&head.logits(hidden)?);
         }
         #[cfg(feature = "cuda")]

@@ -221,8 +221,8 @@ impl ExactSearch {
             .collect()
     }
 
-    /// Returns the proof of the results: no other path of this user has a higher log-probability than this bound, in
-    /// nats. It is −∞ where there is no other path.
+    /// Returns the bound, in nats, that proves the results: no path behind a prefix that is not expanded yet has a higher
+    /// log-probability. It is −∞ where no prefix is left. Paths that were dropped before are no better than the last of `k` results.
     pub fn bound(&self, user: usize) -> f64 {
         let Some(user) = self.users.get(user) else {
             return f64::NEG_INFINITY;

@@ -43,7 +43,7 @@ pub(super) struct CpuForward {
     /// The temperature after its step; `None` where τ was given.
     pub stepped: Option<Temperature>,
     /// The sum of the branching rows' weights under BEAR; `None` without BEAR.
-    bear_weight: Option<f64>,
+    pub bear_weight: Option<f64>,
 }
 
 impl CpuForward {

@@ -246,8 +246,8 @@ impl FrozenHead {
     /// The limit of the memory of the gathered rows in [`new`](Self::new), in bytes: 64 MiB.
     pub const DEFAULT_LIMIT: usize = gathered::DEFAULT_LIMIT;
 
-    /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets`, within
-    /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes.
+    /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets` that have at least 32 tokens, within
+    /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes. They are kept in f32, of a head in f64 in f64. Smaller sets are read from the head.
     ///
     /// # Errors
     /// A head that is not two-dimensional, of a dtype, device or layout that is not supported, or

@@ -12,6 +12,7 @@ use candle_core::CudaStorage;
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp3, Device, Layout, Shape, Tensor};
 
+pub(crate) use inputs::check_fit;
 use inputs::{CheckedInputs, FrozenRows, head_view, hidden_view};
 
 use super::LossOutput;

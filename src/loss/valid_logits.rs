@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::head::Head;
 use super::linear;
+pub(crate) use super::linear::check_fit;
 #[cfg(feature = "cuda")]
 use super::tensor::check_loss_device;
 use super::tensor::{Scalar, cpu, matrix, with_element};
@@ -93,8 +94,8 @@ pub(crate) fn in_columns(
     all: &TokenSets,
     columns: &[u32],
 ) -> Result<Tensor> {
-    // On a device, an index out of bounds would not be an error.
-    check_vocabulary(Some(&head.vocabulary()?), all)?;
+    // On a device, an index out of bounds ends the context instead of being an error.
+    check_fit(hidden, &head, all)?;
     match head.select(columns)? {
         (weight, Some(bias)) => Head::with_bias(&weight, &bias).logits(hidden),
         (weight, None) => Head::from(&weight).logits(hidden),
@@ -173,6 +174,40 @@ pub(crate) fn check_vocabulary(size: Option<&usize>, sets: &TokenSets) -> Result
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_head_that_does_not_fit_is_refused_before_its_columns_are_selected() -> Result<()> {
+        let all = TokenSets::from_raw(vec![0, 2], vec![1, 4])?;
+        let zeros = |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu);
+        let (hidden, weight) = (zeros(&[1, 3])?, zeros(&[5, 3])?);
+        let refused = |head: Head| in_columns(&hidden, head, &all, &[1, 4]).unwrap_err();
+        let error = refused(Head::with_bias(&weight, &zeros(&[4])?)).to_string();
+        assert!(error.contains('4') && error.contains('5'), "{error}");
+        let error = refused(Head::from(&zeros(&[5, 2])?));
+        assert!(
+            matches!(
+                error,
+                Error::LengthMismatch {
+                    expected: 3,
+                    actual: 2,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        let error = refused(Head::from(&zeros(&[4, 3])?));
+        assert!(
+            matches!(
+                error,
+                Error::TokenOutsideVocabulary {
+                    token: 4,
+                    vocabulary: 4
+                }
+            ),
+            "{error}"
+        );
+        Ok(())
+    }
 
     #[test]
     fn gathered_columns_give_the_same_logits_as_whole_rows() -> Result<()> {

@@ -1,5 +1,6 @@
 //! Labels as a training loop has them.
 
+use crate::error::check_numbered;
 use crate::{Error, Result};
 
 /// The label of an ignored position, PyTorch's `ignore_index`.
@@ -10,7 +11,7 @@ const IGNORED: i64 = -100;
 /// Methods that take labels accept, by reference, any of these:
 ///
 /// - a tensor `[T]` or `[B, T]` of i64, i32 or u32, from any device;
-/// - vectors of labels, one for each batch row, of i64, i32, u32 or another integer type. Rows that are shorter than the
+/// - vectors of labels, one for each batch row, of i64, i32, u32 or a smaller integer type. Rows that are shorter than the
 ///   longest are padded at their end with ignored positions, so that `T` is the length of the longest;
 /// - `Labels`.
 ///
@@ -91,6 +92,8 @@ impl<T: Copy + Into<i64>> TryFrom<&[Vec<T>]> for Labels {
 
     fn try_from(lines: &[Vec<T>]) -> Result<Self> {
         let length = lines.iter().map(Vec::len).max().unwrap_or(0);
+        // Before padding, which a single long line among many makes large.
+        check_numbered("positions", length.saturating_mul(lines.len()))?;
         let padded: Vec<i64> = (lines.iter())
             .flat_map(|line| {
                 let padding = std::iter::repeat_n(IGNORED, length - line.len());

@@ -4,7 +4,7 @@ use candle_core::{DType, WithDType};
 use candle_trie::host::{
     DenseForward, Element, FrozenRows, LinearForward, LinearGradients, LinearInput, Matrix,
 };
-use candle_trie::{Error, Reduction, TokenSets};
+use candle_trie::{Bear, Error, MaskedSoftmaxLoss, Reduction, Rows, TokenSets, TokenTrie};
 use half::{bf16, f16};
 
 use crate::batch::{Batch, Options, assert_close, every_option, every_option_with_bear};
@@ -219,6 +219,65 @@ fn the_upstream_gradient_is_applied_before_rounding() {
     };
     let lost = |gradient: Vec<f16>| gradient.iter().filter(|entry| **entry != f16::ZERO).count();
     assert!(lost(gradient(65536.0)) > lost(gradient(1.0)));
+}
+
+/// At equal scores p_y = q_B, so that a row has BEAR's weight 1 + λ/2.
+#[test]
+fn the_sum_of_bears_weights_is_that_of_the_rows() {
+    let trie = TokenTrie::new([(0, [1, 9]), (1, [2, 9])]).unwrap();
+    let rows = Rows::from_shifted(&trie, &vec![vec![2, 9], vec![1, 9]]).unwrap();
+    let plain = MaskedSoftmaxLoss::new(&trie, 1.0).unwrap();
+    let bear = plain.clone().with_bear(Bear::default()).unwrap();
+    let zeros = [0f32; 40];
+    let logits = Matrix::new(&zeros, 4, 10).unwrap();
+    let input = LinearInput {
+        hidden: Matrix::new(&zeros[..8], 4, 2).unwrap(),
+        head: Matrix::new(&zeros[..20], 10, 2).unwrap(),
+        bias: &[],
+        frozen: None,
+    };
+    for (mut loss, expected) in [(plain, None), (bear, Some(2.0 * 1.125))] {
+        let dense = DenseForward::new(&mut loss, logits, &rows).unwrap();
+        let linear = LinearForward::new(&mut loss, input, &rows, [false, false]).unwrap();
+        assert_eq!([dense.bear_weight(), linear.bear_weight()], [expected; 2]);
+    }
+}
+
+#[test]
+fn inputs_of_another_size_than_those_of_the_forward_pass_are_refused() {
+    let batch = Batch::new(16, 3);
+    let options = &all_options()[0];
+    let (mut loss, rows) = (batch.loss(options), batch.rows(options));
+    let zeros = vec![0.0; batch.vocabulary * (batch.positions + 1)];
+    let input = |width| LinearInput {
+        hidden: Matrix::new(&zeros[..batch.positions * width], batch.positions, width).unwrap(),
+        head: Matrix::new(&zeros[..batch.vocabulary * width], batch.vocabulary, width).unwrap(),
+        bias: &[],
+        frozen: None,
+    };
+    let pass = LinearForward::new(&mut loss, input(16), &rows, [true, true]).unwrap();
+    for width in [8, 24] {
+        let mut gradient = vec![0.0; batch.positions * width];
+        let gradients = LinearGradients {
+            hidden: Some(&mut gradient),
+            head: None,
+            bias: None,
+        };
+        let refused = pass.backward(input(width), &[1.0], gradients);
+        assert!(
+            matches!(refused, Err(Error::LengthMismatch { expected: 16, actual, .. }) if actual == width),
+            "{refused:?}"
+        );
+    }
+    let logits = |width| Matrix::new(&zeros[..batch.positions * width], batch.positions, width);
+    let vocabulary = batch.vocabulary;
+    let pass = DenseForward::new(&mut loss, logits(vocabulary).unwrap(), &rows).unwrap();
+    let mut gradient = vec![0.0; batch.positions * (vocabulary + 1)];
+    let refused = pass.backward(logits(vocabulary + 1).unwrap(), &[1.0], &mut gradient);
+    assert!(
+        matches!(refused, Err(Error::LengthMismatch { expected, .. }) if expected == vocabulary),
+        "{refused:?}"
+    );
 }
 
 #[test]

@@ -17,6 +17,7 @@ use params::LinearForwardParams;
 pub use rows::LinearRows;
 
 use super::{DeviceLimits, DeviceMatrix, DevicePtr, Element, TokenSetsView};
+use crate::error::check_numbered;
 use crate::{Error, Result, TokenSets};
 
 /// The gradients that a forward pass computes or prepares.
@@ -157,7 +158,7 @@ impl LinearPlan {
     ///
     /// # Errors
     /// [`Error::Unsupported`] for a width of 0 or a device with too little shared memory, and
-    /// [`Error::TooLarge`] for a width beyond 2²⁴.
+    /// [`Error::TooLarge`] for a width beyond 2²⁴, and for rows whose partial sums take more than 64 GiB.
     pub fn new(
         rows: LinearRows,
         element: Element,
@@ -176,11 +177,17 @@ impl LinearPlan {
             LinearGradients::AddedRows { sets, first_token } => Some((sets, first_token)),
             _ => None,
         };
+        let items = Items::new(&rows, element, width, gradient, most_scores, &shape);
+        let head_items = head_over
+            .filter(|_| rows.is_whole_vocabulary)
+            .map(|(_, first_token)| by_tokens(first_token));
+        for items in [Some(&items), head_items.as_ref()].into_iter().flatten() {
+            let packets = items.partials as usize;
+            check_numbered("packets of 16 bytes for partial sums", packets)?;
+        }
         Ok(Self {
-            items: Items::new(&rows, element, width, gradient, most_scores, &shape),
-            head_items: head_over
-                .filter(|_| rows.is_whole_vocabulary)
-                .map(|(_, first_token)| by_tokens(first_token)),
+            items,
+            head_items,
             head_tiles: (head_over.filter(|_| !rows.is_whole_vocabulary))
                 .map(|(sets, first_token)| HeadTiles::new(&rows, sets, first_token)),
             first_trained: head_over.map(|(_, first_token)| first_token),

@@ -18,6 +18,8 @@ use crate::{Result, Rows, Statistics};
 pub struct DenseForward {
     batch: Batch,
     forward: CpuForward,
+    /// The width V of the logits.
+    vocabulary: usize,
 }
 
 impl DenseForward {
@@ -63,7 +65,11 @@ impl DenseForward {
         let call = LossCall::new(batch, source, &loss.device_sets);
         let forward = cpu::run(view(logits), &call, None)?;
         let LossCall { batch, .. } = call;
-        Ok(Self { batch, forward })
+        Ok(Self {
+            batch,
+            forward,
+            vocabulary: logits.width,
+        })
     }
 
     /// Returns the loss: one number, or one for each position where the reduction is none.
@@ -84,12 +90,19 @@ impl DenseForward {
         &self.forward.statistics
     }
 
+    /// Returns the sum of the row weights under BEAR, as
+    /// [`LossOutput::bear_weight`](crate::LossOutput::bear_weight) has it.
+    #[must_use]
+    pub fn bear_weight(&self) -> Option<f64> {
+        self.forward.bear_weight
+    }
+
     /// Writes the gradient `[N, V]` of the logits, which must be those of the forward pass. `upstream` is the gradient of
     /// the loss, as many numbers as [`loss`](Self::loss) returns. `gradient` is overwritten whole, whatever it holds.
     ///
     /// # Errors
     /// [`Error::LengthMismatch`](crate::Error::LengthMismatch) and
-    /// [`Error::PositionMismatch`](crate::Error::PositionMismatch) where the arguments do not fit each other.
+    /// [`Error::PositionMismatch`](crate::Error::PositionMismatch) where the arguments do not fit each other or the forward pass.
     pub fn backward<T: Element>(
         &self,
         logits: Matrix<T>,
@@ -97,7 +110,7 @@ impl DenseForward {
         gradient: &mut [T],
     ) -> Result<()> {
         check_positions(&self.batch, logits.rows, logits.width)?;
-        check_vocabulary(&self.batch, logits.width)?;
+        check_length("width of the logits", logits.width, [self.vocabulary, 1])?;
         check_length("gradient", gradient.len(), [logits.rows, logits.width])?;
         let upstream = checked_upstream(&self.batch, upstream)?;
         dense::backward(

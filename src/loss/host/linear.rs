@@ -44,6 +44,8 @@ pub struct LinearForward<T: Element> {
     batch: Batch,
     saved: cpu::SavedForward<T>,
     wanted: Wanted,
+    /// The shape [V, H] of the head.
+    head_shape: [usize; 2],
 }
 
 impl<T: Element> LinearForward<T> {
@@ -110,6 +112,7 @@ impl<T: Element> LinearForward<T> {
             batch,
             saved,
             wanted,
+            head_shape: [input.head.rows, input.head.width],
         })
     }
 
@@ -131,11 +134,19 @@ impl<T: Element> LinearForward<T> {
         &self.saved.forward.statistics
     }
 
+    /// Returns the sum of the row weights under BEAR, as
+    /// [`LossOutput::bear_weight`](crate::LossOutput::bear_weight) has it.
+    #[must_use]
+    pub fn bear_weight(&self) -> Option<f64> {
+        self.saved.forward.bear_weight
+    }
+
     /// Writes the gradients that are wanted. The input must be that of the forward pass. `upstream` is the gradient of the
     /// loss, as many numbers as [`loss`](Self::loss) returns.
     ///
     /// # Errors
-    /// [`Error::LengthMismatch`] and [`Error::PositionMismatch`] where the arguments do not fit each other, and
+    /// [`Error::LengthMismatch`], [`Error::PositionMismatch`] and [`Error::TokenOutsideVocabulary`] where the arguments do not fit each other
+    /// or the forward pass, and
     /// [`Error::Unsupported`] for a gradient that the forward pass was not made for, and for a head that has changed since its rows
     /// were gathered.
     pub fn backward(
@@ -145,6 +156,9 @@ impl<T: Element> LinearForward<T> {
         gradients: LinearGradients<T>,
     ) -> Result<()> {
         let (hidden, head) = input.views(&self.batch)?;
+        let [vocabulary, width] = self.head_shape;
+        check_length("rows of the head", input.head.rows, [vocabulary, 1])?;
+        check_length("width of the head", input.head.width, [width, 1])?;
         let upstream = checked_upstream(&self.batch, upstream)?;
         if let Some(gradient) = gradients.hidden {
             self.check_wanted("gradient of the hidden states", self.wanted.hidden)?;
@@ -157,7 +171,6 @@ impl<T: Element> LinearForward<T> {
         }
         if let Some(gradient) = gradients.head {
             self.check_wanted("gradient of the head", self.wanted.head)?;
-            let vocabulary = input.head.rows;
             check_length(
                 "gradient of the head",
                 gradient.len(),

@@ -12,7 +12,7 @@ use crate::backend::cpu::linear::{self, BaseRows, Hidden};
 use crate::loss::gathered::{Gathered, check_gathered_sets};
 use crate::loss::head::{BIAS, HEAD, Head, check_dtype, check_head};
 use crate::loss::tensor::{Scalar, check_loss_device, check_positions, cpu, matrix};
-use crate::{Error, Result};
+use crate::{Error, Result, TokenSets};
 
 /// Hidden states and a head that fit each other and a batch: [`new`](Self::new) has checked everything that the backends
 /// rely on.
@@ -113,16 +113,21 @@ impl FrozenRows {
 
 fn check(hidden: &Tensor, head: &Head, batch: &Batch) -> Result<()> {
     check_loss_device(HIDDEN, hidden)?;
-    head.check_parts()?;
-    check_same_device(hidden, head)?;
     check_positions(hidden, batch.positions)?;
-    check_width(hidden, head.weight)?;
-    check_head(head, &batch.sets)?;
-    check_dtype(hidden, head.weight)?;
+    check_fit(hidden, head, &batch.sets)?;
     match head.gathered_sets {
         Some(sets) => check_gathered_sets(sets, batch),
         None => Ok(()),
     }
+}
+
+/// Refuses a head that does not fit these hidden states, or does not have all tokens of these sets.
+pub(crate) fn check_fit(hidden: &Tensor, head: &Head, sets: &TokenSets) -> Result<()> {
+    head.check_parts()?;
+    check_same_device(hidden, head)?;
+    check_width(hidden, head.weight)?;
+    check_head(head, sets)?;
+    check_dtype(hidden, head.weight)
 }
 
 /// Refuses a head that is not as wide as the hidden states. It is checked before the vocabulary, so that the message for a transposed

@@ -7,7 +7,9 @@ use super::params::{
     GradientScale, LinearBackwardParams, LinearForwardParams, LinearGroup, LinearHeadGradientParams,
 };
 use super::{LinearPlan, LinearSaved, THREADS};
-use crate::backend::launch::{BeamWeights, DevicePtr, Launch, Lifetime, Stream, Upstream, WARP};
+use crate::backend::launch::{
+    BeamWeights, DevicePtr, Launch, Lifetime, StatisticsSizes, Stream, Upstream, WARP,
+};
 use crate::{Error, Result};
 
 impl LinearPlan {
@@ -101,7 +103,8 @@ impl LinearPlan {
         })?;
         let score_bytes = by_tokens.scores as usize * size_of::<f32>();
         let [scores] = stream.allocate(Lifetime::Scratch, [("scores", score_bytes)])?;
-        let [records, targets, nth_scores, partials] = self.allocate_scores(stream, by_tokens)?;
+        let [records, targets, nth_scores, partials] =
+            self.allocate_scores(stream, by_tokens, false)?;
         let mut again = LinearForwardParams {
             score_items: items,
             scores,
@@ -110,6 +113,7 @@ impl LinearPlan {
             nth_scores,
             partials,
             statistics: None,
+            sizes: StatisticsSizes::zeroed(),
             beam_weights: BeamWeights::zeroed(),
             scores_only: 1,
             ..saved.params

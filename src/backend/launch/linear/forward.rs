@@ -94,7 +94,10 @@ impl LinearPlan {
                 ("row losses", count * size_of::<f64>()),
             ],
         )?;
-        let [records, targets, nth_scores, partials] = self.allocate_scores(stream, items)?;
+        let sizes = totals.statistics_sizes();
+        let has_statistics = sizes.rows > 0.0;
+        let [records, targets, nth_scores, partials] =
+            self.allocate_scores(stream, items, has_statistics)?;
         let params = LinearForwardParams {
             batch: LinearBatch {
                 hidden: tensors.hidden.address,
@@ -133,7 +136,7 @@ impl LinearPlan {
             previous: tensors.previous.filter(|_| temperature.continues),
             given: temperature.given,
             step: temperature.step.unwrap_or(TemperatureStep::zeroed()),
-            sizes: totals.statistics_sizes(),
+            sizes,
             beam_weights: totals.beam_weights.with_sum_after(Some(results.statistics)),
             stage_bytes: self.shape.stage_bytes,
             adapts: temperature.adapts().into(),
@@ -228,18 +231,21 @@ impl LinearPlan {
         unsafe { stream.launch(&launch) }
     }
 
-    /// Allocates the scratch of launches over these items: records, target scores, B-th largest scores and partial sums.
+    /// Allocates the scratch of launches over these items: records, which only statistics read, target scores, B-th largest scores
+    /// and partial sums.
     pub(super) fn allocate_scores<S: Stream>(
         &self,
         stream: &mut S,
         items: &Items,
+        has_statistics: bool,
     ) -> Result<[Option<DevicePtr>; 4], S::Error> {
         let row_bytes = self.rows.rows.len() * size_of::<f32>();
+        let record_bytes = items.records as usize * RECORD_BYTES;
         let has_beam_weights = self.rows.totals.beam_weights.is_enabled();
         stream.allocate(
             Lifetime::Scratch,
             [
-                ("records", items.records as usize * RECORD_BYTES),
+                ("records", if has_statistics { record_bytes } else { 0 }),
                 ("targets", row_bytes),
                 ("nth scores", if has_beam_weights { row_bytes } else { 0 }),
                 ("partials", items.partials as usize * PACKET_BYTES),

@@ -95,8 +95,8 @@ pub(super) struct Items {
     pub scores: u64,
     /// The number of records of all chunks.
     pub records: u64,
-    /// The workspace for partial sums of the largest launch, in packets of 16 bytes.
-    pub partials: u32,
+    /// The workspace for partial sums of the largest launch, in packets of 16 bytes. Items number them by 32 bits.
+    pub partials: u64,
     /// The number of counters of the largest launch.
     pub counters: u32,
 }
@@ -332,7 +332,7 @@ impl Items {
         sized.sort_by_key(|(size, _)| *size);
         let first = self.items.len();
         self.items.extend(sized.into_iter().map(|(_, item)| item));
-        self.partials = self.partials.max(partials as u32);
+        self.partials = self.partials.max(partials);
         self.counters = self.counters.max(counters);
         first..self.items.len()
     }

@@ -187,8 +187,9 @@ class Report:
 
     def own_rates_table(self):
         """Each loss at the learning rate that suits itself, where every rate was tried with it."""
+        tried = len(self.experiment.rates) > 1 and not self.experiment.rate_rows
         rows = []
-        for count, found in self.results.items() if len(self.experiment.rates) > 1 else ():
+        for count, found in self.results.items() if tried else ():
             for loss in found:
                 own = Results(self.runs, loss, count, self.runs.rate(count, loss))
                 if loss != "lml" and own.paths:

@@ -88,6 +88,18 @@ impl Temperature {
     }
 
     /// Returns the state, to be saved with a checkpoint. The state of a fixed temperature has step 0.
+    ///
+    /// ```
+    /// use candle_trie::{AdaptiveStrategy, MaskedSoftmaxLoss, TokenTrie};
+    /// let trie = TokenTrie::new((0..100).map(|item| (item, [item as u32, 100])))?;
+    /// let trained = MaskedSoftmaxLoss::new(&trie, AdaptiveStrategy::default())?;
+    /// let saved = trained.temperature()?.state();
+    ///
+    /// let mut resumed = MaskedSoftmaxLoss::new(&trie, AdaptiveStrategy::default())?;
+    /// resumed.temperature_mut()?.restore(saved)?;
+    /// assert_eq!(resumed.temperature()?.value(), 1.5);
+    /// # Ok::<(), candle_trie::Error>(())
+    /// ```
     pub fn state(&self) -> TemperatureState {
         match self {
             Self::Fixed(value) => TemperatureState {

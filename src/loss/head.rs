@@ -226,12 +226,19 @@ impl<'a> From<&'a FrozenHead> for Head<'a> {
 /// unchanged is not noticed, nor is any change on a GPU.
 ///
 /// ```
-/// use candle_core::{DType, Device, Tensor};
-/// use candle_trie::{FrozenHead, TokenTrie};
+/// use candle_core::{DType, Device, Tensor, Var};
+/// use candle_trie::{FrozenHead, MaskedSoftmaxLoss, Rows, TokenTrie};
 /// let trie = TokenTrie::new((0..100).map(|item| (item, [item as u32, 100])))?;
 /// let head = Tensor::zeros((101, 8), DType::F32, &Device::Cpu)?;
 /// let head = FrozenHead::new(&head, &trie)?;
 /// assert_eq!(head.gathered_sets(), 1); // the root's
+///
+/// let mut loss = MaskedSoftmaxLoss::new(&trie, 1.0)?;
+/// let rows = Rows::from_shifted(&trie, &vec![vec![7, 100]])?;
+/// let hidden = Var::zeros((2, 8), DType::F32, &Device::Cpu)?; // of a model
+/// let output = loss.forward((hidden.as_tensor(), &head), &rows)?;
+/// let gradients = output.loss.backward()?;
+/// assert!(gradients.get(&hidden).is_some());
 /// # Ok::<(), candle_trie::Error>(())
 /// ```
 #[derive(Debug, Clone)]

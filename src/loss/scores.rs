@@ -17,7 +17,8 @@ use crate::{Error, Result, Statistics};
 /// - `&logits`, a tensor `[.., V]`;
 /// - `(&hidden, &head)`, hidden states `[.., H]` and anything that a [`Head`] is made from: a tensor `[V, H]`,
 ///   a [`FrozenHead`](crate::FrozenHead), a head with a bias, or one with added rows. The logits are then never
-///   materialised: only the head rows of valid tokens are read.
+///   materialised: only the head rows of valid tokens are read. The scores of the valid tokens, 4 bytes each (8 in f64), are in memory
+///   together for token sets that are listed, and in chunks over the whole vocabulary. So sets as large as a vocabulary save nothing.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -4,8 +4,11 @@ use bytemuck::{Pod, Zeroable};
 use candle_trie::launch::{
     DeviceLimits, Element, LinearGradients, LinearPlan, LinearRows, LinearTensors, TemperaturePlan,
 };
+use candle_trie::{Error, MaskedSoftmaxLoss, Row, Rows, TokenSets};
 
-use crate::emulated::{Issued, Recorder, Table};
+use crate::device::Case;
+use crate::emulated::{Issued, LIMITS, Recorder, Table};
+use crate::shapes::{batch, temperatures};
 
 /// Mirrors `LinearGroup` of kernels/linear.cuh.
 #[derive(Debug, Clone, Copy, Pod, Zeroable)]
@@ -128,5 +131,56 @@ impl Plan {
         let (scores, gradients) = item_counts(&self.recorder.launches[0]);
         assert_eq!(scores + gradients, self.tables.items.len());
         self.tables.items.split_at(scores)
+    }
+}
+
+#[test]
+fn partial_sums_that_32_bits_cannot_number_are_refused_before_anything_is_allocated() {
+    // 49 slices of the sums over 100,000 tokens, for each of 98,304 rows and 4,096 columns.
+    let (tokens, positions) = (100_000, 98_304);
+    let sets = TokenSets::from_raw(vec![0, tokens], (0..tokens).collect()).unwrap();
+    let row = |position| Row {
+        position,
+        set: 0,
+        target: 7,
+    };
+    let rows = Rows::from_raw(positions as usize, (0..positions).map(row).collect()).unwrap();
+    let loss = MaskedSoftmaxLoss::new(sets, 1.0).unwrap();
+    let plan = |gradients| {
+        let (rows, most) = (loss.linear_rows(&rows).unwrap(), LinearPlan::MOST_SCORES);
+        LinearPlan::new(rows, Element::Bf16, 4096, gradients, &LIMITS, most)
+    };
+    let refused = plan(LinearGradients::Hidden);
+    assert!(
+        matches!(
+            refused,
+            Err(Error::TooLarge {
+                size: 4_294_967_296..,
+                ..
+            })
+        ),
+        "{:?}",
+        refused.err()
+    );
+    assert!(plan(LinearGradients::None).is_ok());
+}
+
+/// They are read by the statistics alone, which the plain loss does not ask for.
+#[test]
+fn records_take_memory_only_where_rows_enter_the_statistics() {
+    let batch = batch(8, 20, &[(2, 3), (5, 4)]);
+    for (options, expected) in temperatures().into_iter().zip([false, true]) {
+        let case = Case::new(&batch, &options);
+        let temperature = TemperaturePlan::at(1.0);
+        let plan = Plan::new(
+            case.rows(),
+            Element::F32,
+            8,
+            LinearGradients::Hidden,
+            &LIMITS,
+            temperature,
+        );
+        let mut records = (plan.recorder.allocated.iter()).filter(|(name, _)| *name == "records");
+        assert_eq!(records.next().unwrap().1 > 0, expected);
     }
 }

@@ -1,9 +1,8 @@
 //! Sizes and layouts: odd, empty, one, long, apart.
 
-use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPlan, TemperaturePlan};
+use candle_trie::launch::{DeviceLimits, Element, LinearGradients, LinearPlan};
 use candle_trie::{
-    AdaptiveStrategy, Convention, Error, MaskedSoftmaxLoss, Row, Rows, Scope, Temperature,
-    TokenSets, TokenTrie,
+    AdaptiveStrategy, Convention, Error, Row, Rows, Scope, Temperature, TokenSets, TokenTrie,
 };
 use candle_trie_emulator::Emulator;
 use half::{bf16, f16};
@@ -12,7 +11,6 @@ use crate::batch::{Batch, Options};
 use crate::device::{Case, Gradients};
 use crate::emulated::LIMITS;
 use crate::number::Number;
-use crate::plan::Plan;
 
 pub fn options(temperature: impl Into<Temperature>) -> Options {
     Options {
@@ -201,57 +199,6 @@ fn a_chip_that_is_too_small_is_refused() {
             plan(&limits),
             Err(Error::Unsupported { what: "device", .. })
         ));
-    }
-}
-
-#[test]
-fn partial_sums_that_32_bits_cannot_number_are_refused_before_anything_is_allocated() {
-    // 49 slices of the sums over 100,000 tokens, for each of 98,304 rows and 4,096 columns.
-    let (tokens, positions) = (100_000, 98_304);
-    let sets = TokenSets::from_raw(vec![0, tokens], (0..tokens).collect()).unwrap();
-    let row = |position| Row {
-        position,
-        set: 0,
-        target: 7,
-    };
-    let rows = Rows::from_raw(positions as usize, (0..positions).map(row).collect()).unwrap();
-    let loss = MaskedSoftmaxLoss::new(sets, 1.0).unwrap();
-    let plan = |gradients| {
-        let (rows, most) = (loss.linear_rows(&rows).unwrap(), LinearPlan::MOST_SCORES);
-        LinearPlan::new(rows, Element::Bf16, 4096, gradients, &LIMITS, most)
-    };
-    let refused = plan(LinearGradients::Hidden);
-    assert!(
-        matches!(
-            refused,
-            Err(Error::TooLarge {
-                size: 4_294_967_296..,
-                ..
-            })
-        ),
-        "{:?}",
-        refused.err()
-    );
-    assert!(plan(LinearGradients::None).is_ok());
-}
-
-/// They are read by the statistics alone, which the plain loss does not ask for.
-#[test]
-fn records_take_memory_only_where_rows_enter_the_statistics() {
-    let batch = batch(8, 20, &[(2, 3), (5, 4)]);
-    for (options, expected) in temperatures().into_iter().zip([false, true]) {
-        let case = Case::new(&batch, &options);
-        let temperature = TemperaturePlan::at(1.0);
-        let plan = Plan::new(
-            case.rows(),
-            Element::F32,
-            8,
-            LinearGradients::Hidden,
-            &LIMITS,
-            temperature,
-        );
-        let mut records = (plan.recorder.allocated.iter()).filter(|(name, _)| *name == "records");
-        assert_eq!(records.next().unwrap().1 > 0, expected);
     }
 }
 

@@ -75,12 +75,17 @@ class Results:
     def __init__(self, runs, loss, rows, rate):
         self.runs, self.loss, self.rows = runs, loss, rows
         paths = {seed: runs.path(loss, rows, rate, seed) for seed in runs.seeds()} if rate else {}
-        self.paths = {seed: path for seed, path in paths.items() if (path / "vocabulary.json").exists()}
+        self.paths = {seed: path for seed, path in paths.items() if (path / "trie.json").exists()}
         self.rate = rate
 
     def table(self, decoder, measure, seeds=None):
         """A row for each seed, with the value of each test user."""
         return [[MEASURES[measure](*rank) for rank in self.ranks(seed, decoder)] for seed in seeds or self.paths]
+
+    def decoders(self):
+        """What all of its seeds have been decoded over."""
+        there = lambda decoder: all((path / f"{decoder}.json").exists() for path in self.paths.values())
+        return [decoder for decoder in ("trie", "vocabulary") if there(decoder)]
 
     @functools.cache
     def ranks(self, seed, decoder):
@@ -157,7 +162,7 @@ class Report:
             rows.append([baseline["name"], *[""] * 5, *cells])
         for count, found in self.results.items():
             for loss, results in found.items():
-                for decoder in ("trie", "vocabulary"):
+                for decoder in results.decoders():
                     cells = [cell(*mean_and_error(results.table(decoder, measure))) for measure in MEASURES]
                     made = [results.rate, str(len(results.paths)), results.checkpoints()]
                     rows.append([NAMES[loss], f"{count:,}", decoder, *made, *cells])
@@ -176,8 +181,8 @@ class Report:
         for name, results, lml in self.pairs():
             cells = []
             for decoder in ("trie", "vocabulary"):
-                mine, others = results.pair(lml, decoder, "NDCG@10")
-                cells += [change(mine, others, 4), gain(mine, others)]
+                pair = results.pair(lml, decoder, "NDCG@10") if decoder in lml.decoders() else None
+                cells += [change(*pair, 4), gain(*pair)] if pair else ["", ""]
             mine, others = results.best_validation(), lml.best_validation()
             best = [[mine[seed] - others[seed] for seed in mine if seed in others]]
             cells += [change(*results.pair(lml, "trie", "item NLL"), 3), signed(*mean_and_error(best), 3)]
@@ -193,7 +198,7 @@ class Report:
             for loss in found:
                 own = Results(self.runs, loss, count, self.runs.rate(count, loss))
                 if loss != "lml" and own.paths:
-                    gains = [gain(*own.pair(found["lml"], decoder, "NDCG@10")) for decoder in ("trie", "vocabulary")]
+                    gains = [gain(*own.pair(found["lml"], decoder, "NDCG@10")) for decoder in found["lml"].decoders()]
                     mean = cell(*mean_and_error(own.table("trie", "NDCG@10")))
                     rows.append([NAMES[loss], f"{count:,}", own.rate, found["lml"].rate, mean, *gains])
         lists = ["NDCG@10", "gain over LML (95 %)", "gain over LML over the vocabulary (95 %)"]
@@ -333,7 +338,7 @@ def overview(reports):
     for report in reports:
         for count, found in report.results.items():
             lml = found["lml"]
-            means = {decoder: mean_and_error(lml.table(decoder, "NDCG@10"))[0] for decoder in ("trie", "vocabulary")}
+            means = {decoder: mean_and_error(lml.table(decoder, "NDCG@10"))[0] for decoder in lml.decoders()}
             decoder = max(means, key=means.get)
             losses = [gain(*found[loss].pair(lml, decoder, "NDCG@10")) if loss in found else "" for loss in ("msl", "ats", "bear")]
             rows.append([report.experiment.title, f"{count:,}", f"{means[decoder]:.4f}", decoder, *losses])

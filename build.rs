@@ -27,7 +27,7 @@ const VARIABLES: [&str; 6] = [
     "DOCS_RS",
 ];
 
-/// What nvcc is told for every source.
+/// The options of nvcc that are the same for every source.
 const FLAGS: [&str; 5] = ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v"];
 
 fn main() {

@@ -6,7 +6,8 @@
 //! continue some item of the catalogue. MSL restricts the softmax to those tokens:
 //!
 //! * [`TokenTrie`] has the catalogue's token paths, and [`TokenSets`] the tokens that may follow each of its nodes.
-//! * [`Rows`] has the labelled positions of a batch, each with its node of the trie and its target.
+//! * [`Rows`] has the labelled positions of a batch, each with its node of the trie and its target. A row is *unary* if its
+//!   token set has one token, and then has loss 0. It is *branching* if the set has more.
 //! * [`MaskedSoftmaxLoss`] is the loss. It is differentiable, and takes logits, or hidden states and a head without
 //!   materialising the logits (see [`Scores`]).
 //! * [`Temperature`] is fixed or adaptive. An adaptive one is computed from [`Statistics`].

@@ -46,8 +46,9 @@ use temperature::{CurrentTemperature, Stepped, TemperatureSource};
 /// unary row, whose C(u) has one token, has loss 0 and gradient 0. Over
 /// [`TokenSets::whole_vocabulary`] it is the plain language-model loss.
 ///
-/// Logits may be f32, f16 or bf16 (computed in f32) or f64 (computed in f64). The convention follows
-/// the temperature, as published, unless [`with_convention`](Self::with_convention) says otherwise.
+/// Logits may be f32, f16 or bf16 (computed in f32) or f64 (computed in f64). The [`Convention`] (the
+/// reduction, and whether the loss is multiplied by τ) is the published one of a fixed or of an adaptive temperature, unless
+/// [`with_convention`](Self::with_convention) says otherwise.
 ///
 /// ```
 /// use candle_core::{Device, Tensor, Var};
@@ -226,7 +227,7 @@ impl MaskedSoftmaxLoss {
     /// - [`Unsupported`](crate::Error::Unsupported): a dtype, device or layout that there is no code for, hidden states of width 0, or
     ///   rows or a frozen head made for other token sets.
     /// - [`LengthMismatch`](crate::Error::LengthMismatch): a head or bias that does not fit the hidden states.
-    /// - [`TooLarge`](crate::Error::TooLarge): on a GPU, a width beyond 2²⁴ or rows whose scratch cannot be numbered.
+    /// - [`TooLarge`](crate::Error::TooLarge): on a GPU, a width beyond 2²⁴ or rows whose partial sums take more than 64 GiB.
     /// - [`Malformed`](crate::Error::Malformed): a scope of marked rows where none is marked.
     /// - [`DegenerateScope`](crate::Error::DegenerateScope) and [`UnequalFanOut`](crate::Error::UnequalFanOut): statistics that ATS cannot
     ///   use.

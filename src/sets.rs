@@ -12,7 +12,7 @@ pub(crate) use fingerprint::Fingerprint;
 /// Token sets, numbered from 0, each with the tokens that a row's softmax ranges over.
 ///
 /// They are stored as compressed sparse rows (`offsets[s]..offsets[s + 1]` index `tokens`, strictly rising
-/// inside a set), or as the whole vocabulary, which is not stored and is the set of every number.
+/// inside a set), or as the whole vocabulary, which is not stored: every set number then stands for all tokens.
 /// A [`TokenTrie`](crate::TokenTrie) has a token set for each node, with the tokens of its children. Custom masks are made
 /// by [`TokenSets::from_raw`].
 ///

@@ -4,9 +4,9 @@ use bytemuck::{Pod, Zeroable};
 
 /// Statistics of the valid logits of some rows, in f64.
 ///
-/// A value is of any number of rows. Two values [`merge`](Self::merge) into the statistics of the rows of both,
-/// exactly up to rounding, so that micro-batches, devices and processes can each compute their part. The default is
-/// that of no row.
+/// One value can hold the statistics of any number of rows. Two values [`merge`](Self::merge) into the statistics of the
+/// rows of both, exactly up to rounding, so that micro-batches, devices and processes can each compute their part. The
+/// default holds those of zero rows.
 ///
 /// The value has what both forms of ATS need: pooled moments (as published, arXiv 2504.04178 section
 /// 4.2) and sums of row-centred quantities (for the branching scope).

@@ -254,7 +254,7 @@ impl FrozenHead {
     pub const DEFAULT_LIMIT: usize = gathered::DEFAULT_LIMIT;
 
     /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets` that have at least 32 tokens, within
-    /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes. They are kept in f32, of a head in f64 in f64. Smaller sets are read from the head.
+    /// [`DEFAULT_LIMIT`](Self::DEFAULT_LIMIT) bytes. They are kept in f32, or in f64 for a head in f64. Smaller sets are read from the head.
     ///
     /// # Errors
     /// A head that is not two-dimensional, of a dtype, device or layout that is not supported, or

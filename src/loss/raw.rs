@@ -1,7 +1,7 @@
 //! The losses over addresses in device memory, issued to any stream that runs launch plans: that of cust, of another library
 //! (feature `raw-cuda`), or of the emulator.
 //!
-//! Nothing here allocates results or gradients, waits for a device, or keeps a temperature: the doors made of it do.
+//! Nothing here allocates results or gradients, waits for a device, or keeps a temperature: the modules built on it do.
 
 use crate::backend::launch::{
     BatchTotals, DensePlan, DenseSaved, LinearPlan, LinearSaved, Stream, TemperaturePlan,

@@ -38,8 +38,8 @@ impl Labels {
     ///
     /// # Errors
     /// [`Error::LengthMismatch`] where `labels` does not divide into rows of that length, and
-    /// [`Error::InvalidLabel`] for a label that is neither a token nor ignored: −100 and `u32::MAX`
-    /// are.
+    /// [`Error::InvalidLabel`] for a label that is neither a token nor one of the ignored values −100 and
+    /// `u32::MAX`.
     pub fn new(labels: &[i64], length: usize) -> Result<Self> {
         if !labels.is_empty() && (length == 0 || !labels.len().is_multiple_of(length)) {
             return Err(Error::LengthMismatch {

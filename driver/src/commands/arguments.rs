@@ -52,15 +52,15 @@ pub enum Command {
     Train(Box<TrainArguments>),
     /// Resume a training that was interrupted, to a bit-identical result
     Resume(ResumeArguments),
-    /// Print statistics of the trie of a catalogue, and which scope of ats is defined for it
+    /// Print statistics of the trie of a catalogue, and for which --scope the adaptive temperature (ats) is defined
     Inspect(InspectArguments),
     /// Merge adapters into the weights of their model, and write a Hugging Face folder
     Merge(MergeArguments),
-    /// Write which tokens may follow each prefix of a run's responses, for a server that is not this program
+    /// Write which tokens may follow each prefix of a run's responses, for a model server such as vLLM
     Export(ExportArguments),
     /// Evaluate a trained model on the test rows of a catalogue
     Evaluate(EvaluateArguments),
-    /// Recommend titles to one user, whose history is given on the command line
+    /// Recommend titles to one user, whose history is given on the command line, or to many users of a table (--users)
     Recommend(RecommendArguments),
     /// Compare runs in one HTML page: their training, their evaluations and their settings
     Report(ReportArguments),
@@ -155,7 +155,7 @@ pub struct InspectArguments {
     #[command(flatten)]
     pub tokenizer: TokenizerArguments,
 
-    /// The pretrained language model whose tokenizer it is: a Hugging Face folder or a GGUF file
+    /// The pretrained language model whose tokenizer is used: a Hugging Face folder or a GGUF file
     #[arg(
         long = "model",
         value_name = "FOLDER|FILE.gguf",

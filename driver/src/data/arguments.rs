@@ -46,8 +46,8 @@ pub struct DataArguments {
     #[arg(long, value_name = "FILE")]
     pub train: Option<PathBuf>,
 
-    /// Validation rows, by which the best checkpoint is chosen: some of RecBole's validation rows, or held out of the
-    /// paper's training rows. With 0 the last checkpoint is used
+    /// The number of validation rows, by which the best checkpoint is chosen. They are drawn from the data's validation
+    /// rows or, in the paper's format, held out of the training rows. With 0 the last checkpoint is used
     #[arg(long, default_value_t = 0, value_name = "ROWS")]
     pub validation: usize,
 
@@ -62,7 +62,8 @@ pub struct DataArguments {
     #[arg(long, value_name = "COLUMN")]
     pub title_column: Option<String>,
 
-    /// The most items in a history, but for the paper's format: the user's last ones [default: 10]
+    /// The largest number of items in a history, which are the user's last ones; not for the paper's format, whose rows
+    /// have histories of their own [default: 10]
     #[arg(long, value_name = "ITEMS", value_parser = positive)]
     pub history: Option<usize>,
 

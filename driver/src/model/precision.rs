@@ -12,9 +12,9 @@ pub enum Precision {
     /// 32 bits: the fastest on a processor
     #[default]
     F32,
-    /// 16 bits, 11 of them digits; gradients are scaled to stay within its range
+    /// 16 bits, with 11 bits of precision; gradients are scaled to stay within its range
     F16,
-    /// 16 bits, 8 of them digits, with the range of f32; GPUs have it from compute capability 8.0 on
+    /// 16 bits, with 8 bits of precision and the range of f32; GPUs have it from compute capability 8.0 on
     Bf16,
     /// As the model's files have it; f32 for a quantised GGUF file
     Stored,

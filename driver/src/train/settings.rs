@@ -64,8 +64,8 @@ pub struct TrainingSettings {
     #[arg(long)]
     pub dense: bool,
 
-    /// Let the model read the unary end of a response too, where masked losses have neither loss nor gradient: the same
-    /// numbers, more slowly
+    /// Let the model also read the end of a response, where only one token can follow and masked losses have neither loss
+    /// nor gradient: the same numbers, more slowly
     #[arg(long)]
     pub read_unary_tail: bool,
 }

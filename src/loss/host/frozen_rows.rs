@@ -44,7 +44,7 @@ impl FrozenRows {
     pub const DEFAULT_LIMIT: usize = DEFAULT_LIMIT;
 
     /// Gathers the rows of `head` `[V, H]` for the largest of the first 2²⁰ `sets` that have at least 32 tokens, within `limit` bytes. They
-    /// are kept in f32, of a head in f64 in f64. Smaller sets are read from the head.
+    /// are kept in f32, or in f64 for a head in f64. Smaller sets are read from the head.
     ///
     /// # Errors
     /// [`Error::TokenOutsideVocabulary`] where the head is too small for the tokens of the sets, and [`Error::Unsupported`] for one

@@ -15,15 +15,17 @@ On real data, which two scripts of the repository fetch and `msl inspect` descri
 pub const DEMO_EXAMPLES: &str = "\
 The catalogue holds 2,016 books of 168 authors, in series and single; every title names its author. Its shape
 is that of the Amazon data sets of the paper: 1.6 training rows per item, titles of some 14 tokens of which
-three in four are unary, and a fan-out of about 95 at the root. One book of every author comes out after the
-training rows, and half of the test targets are such books: a model can only know them by their titles. A user
-mostly takes the next volume of a series, or else another book of the author, of the genre, or a popular one.
+three in four are unary (no other token can follow), and 93 tokens that a title can begin with. One book of
+every author comes out after the training rows, and half of the test targets are such books: a model can only
+know them by their titles. A user mostly takes the next volume of a series, or else another book of the author,
+of the genre, or a popular one.
 
 A small Llama-style model is pretrained on the titles alone. From these weights it is tuned on the same rows
 with each loss: the plain language-model loss (LML), the masked softmax loss (MSL) at temperature 1, MSL with
 the adaptive temperature strategy (ATS, root scope), and MSL at temperature 1 with BEAR's row weights. Each is
-evaluated by beam search over the trie. At temperature 1 the masked losses rank about as well as the plain one:
-after few rows all of them are overconfident, and the higher temperature of ATS helps against that.
+evaluated by beam search over the trie. At temperature 1 the masked losses rank about as well as the plain one,
+and better on new books. After few rows these three are overconfident, and the higher temperature of ATS helps
+against that.
 
 Examples:
   msl demo

@@ -1,6 +1,7 @@
 //! Fibers, which run the threads of a block: each has its own stack, and control switches between them explicitly.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+#[cfg(target_arch = "x86_64")]
 use std::arch::naked_asm;
 use std::ops::Range;
 
@@ -96,6 +97,7 @@ impl Fiber {
 }
 
 /// Pushes the callee-saved registers of the System V calling convention, switches stacks, and pops those of the other stack.
+#[cfg(target_arch = "x86_64")]
 #[unsafe(naked)]
 unsafe extern "sysv64" fn switch(save: *mut *mut u8, load: *mut u8) {
     naked_asm!(
@@ -115,4 +117,10 @@ unsafe extern "sysv64" fn switch(save: *mut *mut u8, load: *mut u8) {
         "pop rbp",
         "ret",
     )
+}
+
+/// Never called, as no kernel is emulated on other architectures.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe extern "C" fn switch(_: *mut *mut u8, _: *mut u8) {
+    std::process::abort()
 }

@@ -27,7 +27,12 @@ impl Site {
     /// Returns whether two sites are the same line of the source. A compiler may duplicate the instructions of a line. A line
     /// that is inlined in several places is a different line in each.
     pub(crate) fn same_line(self, other: Self) -> bool {
-        self == other || self.lines() == other.lines()
+        if self == other {
+            return true;
+        }
+        // In a stripped program two sites have no lines, which does not make them the same.
+        let lines = self.lines();
+        !lines.is_empty() && lines == other.lines()
     }
 
     /// Returns the line as `file:line`, followed by the lines at which it is inlined, innermost first.
@@ -77,5 +82,17 @@ impl fmt::Display for Site {
 impl fmt::Debug for Site {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{self}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sites_without_lines_are_not_the_same_line() {
+        let [first, second] = [Site(1), Site(2)];
+        assert!(first.lines().is_empty());
+        assert!(first.same_line(first) && !first.same_line(second));
     }
 }

@@ -212,7 +212,8 @@ unsafe fn copy<T: WithDType>(logits: RawMatrix) -> PyResult<Tensor> {
 }
 
 /// Finds the `k` most probable items by best-first search. `model` takes prefixes and returns the dtype and the memory of
-/// their logits, which must stay until it is called again.
+/// their logits, which must stay until it is called again. It is called on the caller's thread, where PyTorch keeps whether
+/// gradients are wanted, autocast, and the current device.
 #[pyfunction]
 pub fn exact_top_k(
     py: Python,
@@ -221,25 +222,26 @@ pub fn exact_top_k(
     temperature: f64,
     model: Py<PyAny>,
 ) -> PyResult<Vec<Found>> {
-    let mut raised = None;
-    let logits_of = |prefixes: &[Vec<u32>]| {
-        Python::attach(|py| {
-            let answer = model.call1(py, (prefixes.to_vec(),))?;
-            let (dtype, logits) = answer.extract::<(Dtype, RawMatrix)>(py)?;
-            // SAFETY: the package keeps the tensor until the next call, and does not write it.
-            with_element!(dtype, T => unsafe { copy::<T>(logits) })
-        })
-        .map_err(|error| {
-            raised = Some(error);
-            candle_core::Error::Msg("the model raised an exception".into()).into()
-        })
-    };
-    let results = on_threads(py, || {
-        candle_trie::exact_top_k(&trie.0, k, temperature, logits_of)
-    });
-    match (results, raised) {
-        (Ok(results), _) => Ok(results.into_iter().map(found).collect()),
-        (_, Some(error)) => Err(error),
-        (Err(error), None) => Err(python_error(error)),
+    let search = candle_trie::ExactSearch::new(&trie.0, 1, k, temperature);
+    let mut search = search.map_err(python_error)?;
+    let mut read: Vec<Vec<u32>> = Vec::new();
+    while let Some(wanted) = search.next_expansion() {
+        let prefix = |(parent, tokens): (&Option<u32>, &Vec<u32>)| {
+            let read = parent.map_or(search.common_prefix(), |row| &read[row as usize]);
+            [read, tokens].concat()
+        };
+        let prefixes: Vec<_> = wanted
+            .parents
+            .iter()
+            .zip(&wanted.tokens)
+            .map(prefix)
+            .collect();
+        let answer = model.call1(py, (prefixes.clone(),))?;
+        let (dtype, logits) = answer.extract::<(Dtype, RawMatrix)>(py)?;
+        // SAFETY: the package keeps the tensor until the next call, and does not write it.
+        let logits = with_element!(dtype, T => unsafe { copy::<T>(logits) })?;
+        read.extend(prefixes);
+        on_threads(py, || search.step(&logits)).map_err(python_error)?;
     }
+    Ok(search.results(0).into_iter().map(found).collect())
 }

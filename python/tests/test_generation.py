@@ -1,6 +1,7 @@
 """Decoding over the trie."""
 
 import itertools
+import threading
 
 import pytest
 import torch
@@ -69,6 +70,18 @@ def test_exceptions_of_a_model_come_through(trie):
 
     with pytest.raises(RuntimeError, match="out of memory"):
         exact_top_k(trie, 1, model)
+
+
+def test_a_model_is_called_on_the_callers_thread(trie):
+    seen = set()
+
+    def model(prefixes):
+        seen.add((threading.get_ident(), torch.is_grad_enabled()))
+        return torch.zeros(len(prefixes), VOCABULARY)
+
+    with torch.no_grad():
+        exact_top_k(trie, 1, model)
+    assert seen == {(threading.get_ident(), False)}
 
 
 def test_only_tokens_that_continue_an_item_keep_their_scores(trie, sequences):

@@ -237,7 +237,9 @@ impl ExactSearch {
         let root = Path::root(&self.trie);
         let (path, common_prefix) = root.follow_unary(&self.trie);
         self.common_prefix = common_prefix;
+        self.rows = 0;
         for user in &mut self.users {
+            user.open.clear();
             (user.expanding, user.found) = (Vec::new(), Vec::new());
             if user.excluded.holds(&root) {
                 continue;

@@ -64,6 +64,9 @@ impl<'a> Paths<'a> {
             return Err(too_large("paths", ids.len()));
         }
         let survey = survey(offsets, tokens).map_err(|path| no_path(ids, offsets, tokens, path))?;
+        if survey.highest.len() >= u32::MAX as usize {
+            return Err(too_large("tokens of a path", survey.highest.len()));
+        }
         let max_token = survey.highest.iter().copied().max().unwrap_or(0);
         if max_token == u32::MAX {
             return Err(too_large("token", max_token as usize));

@@ -1,5 +1,6 @@
 use std::collections::HashSet;
 
+use candle_core::{DType, Device, Tensor};
 use candle_trie::{BeamSearch, ExactSearch, Normalisation, TokenTrie};
 use proptest::prelude::*;
 
@@ -97,4 +98,25 @@ fn a_user_who_leaves_out_everything_is_done() {
         .exclude_items(&[vec![0], vec![0, 1], vec![]])
         .unwrap();
     assert_eq!(search.beam_users(), [0, 2]);
+}
+
+#[test]
+fn a_search_that_has_begun_starts_again_without_the_items_that_are_left_out() {
+    let paths = [[1, 1, 0], [1, 2, 0], [2, 1, 0], [2, 2, 0]];
+    let trie = TokenTrie::new((0..).zip(paths)).unwrap();
+    let search = ExactSearch::new(&trie, 1, 4, 1.0).unwrap();
+    let mut search = search.with_prefixes_per_step(1).unwrap();
+    let equal = Tensor::zeros((1, 3), DType::F32, &Device::Cpu).unwrap();
+    search.step(&equal).unwrap();
+    let mut search = search.exclude_items(&[[0]]).unwrap();
+    while search.next_expansion().is_some() {
+        search.step(&equal).unwrap();
+    }
+    let found: Vec<_> = search
+        .results(0)
+        .into_iter()
+        .flat_map(|found| found.items)
+        .collect();
+    assert_eq!(found.len(), 3);
+    assert_eq!(HashSet::from_iter(found), HashSet::from([1, 2, 3]));
 }

@@ -242,15 +242,10 @@ struct Outputs<'a> {
 
 impl<'a> Outputs<'a> {
     fn create(arguments: &'a EvaluateArguments, folder: &RunFolder) -> Result<Self> {
-        let settings = folder.settings();
-        let data = [
-            Some(settings.data.data.as_path()),
-            settings.pretrained.as_deref(),
-        ];
-        let others = [arguments.test.as_deref(), settings.data.train.as_deref()];
         let own = run_files(folder.path())?;
-        let inputs: Vec<&Path> = (data.into_iter().chain(others).flatten())
-            .chain(own.iter().map(|path| path.as_path()))
+        let read = folder.settings().inputs();
+        let inputs: Vec<&Path> = (read.into_iter().chain(arguments.test.as_deref()))
+            .chain(own.iter().map(PathBuf::as_path))
             .collect();
         let run = &arguments.run;
         let named = |option: &str, file: &Path| {

@@ -19,9 +19,9 @@ pub fn report(arguments: &ReportArguments) -> Result<()> {
     let page = page(&runs)?;
     for run in &runs {
         let files = run_files(&run.path)?;
-        let mut inputs: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
         // The page does not need the data, but the runs do.
-        inputs.push(&run.data);
+        let inputs = files.iter().chain(&run.inputs);
+        let inputs: Vec<&Path> = inputs.map(PathBuf::as_path).collect();
         check_apart("--output", &arguments.output, &inputs)?;
     }
     let mut output = OutputFile::create(&arguments.output)?;

@@ -1,6 +1,6 @@
 //! Tokenizes rows: prompts with the responses that a model should give.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_trie::TokenTrie;
 
 use crate::{
@@ -49,8 +49,11 @@ pub fn examples(
         progress.advance(1);
         let text = prompt.text(row.history.iter().map(|&item| catalogue.name(item)));
         let response = responses.path(row.target)?;
+        let prompt = tokenizer.encode_prompt(&text)?;
+        // The first token of the response is predicted at the last one of the prompt.
+        ensure!(!prompt.is_empty(), "a row's prompt has no token: {text:?}");
         Ok(Example {
-            prompt: tokenizer.encode_prompt(&text)?,
+            prompt,
             chosen: chosen(responses.trie(), &response),
             response,
             target: row.target,

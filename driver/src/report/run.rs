@@ -31,6 +31,8 @@ pub struct ReportedRun {
     pub settings: Vec<(String, String)>,
     /// The folder of its catalogue and users.
     pub data: PathBuf,
+    /// The paths of everything that it reads.
+    pub inputs: Vec<PathBuf>,
     /// The hash of its titles; runs of earlier versions do not have it.
     pub titles: Option<String>,
     /// The metrics of its steps; empty where it has not begun.
@@ -67,6 +69,9 @@ impl ReportedRun {
             name,
             settings,
             data: folder.settings().data.data.clone(),
+            inputs: (folder.settings().inputs().into_iter())
+                .map(Path::to_owned)
+                .collect(),
             titles: folder.made_with().map(|made| made.titles.clone()),
             steps: read_metrics(path, usize::MAX)?,
             evaluation: if_there(&path.join(EVALUATION_FILE), read_json)?,

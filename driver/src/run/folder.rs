@@ -18,7 +18,7 @@ use crate::{
     },
     model::precision::Place,
     run::{
-        checkpoint::{Checkpoint, TrainingState},
+        checkpoint::{Checkpoint, STATE_FILE, TrainingState},
         layout::{
             CHECKPOINT, MADE_WITH_FILE, SETTINGS_FILE, TRIE_FILE, check_contained, checkpoint_step,
             is_left_over,
@@ -218,13 +218,20 @@ impl RunFolder {
         self.check_model()?;
         let precision = place.precision.unwrap_or(self.settings.precision);
         let base = self.settings.pretrained.as_deref();
-        Checkpoint::load(
+        let checkpoint = Checkpoint::load(
             &path,
             &self.settings.tokenizer,
             base,
             precision,
             &place.device,
-        )
+        )?;
+        let state = &checkpoint.state;
+        ensure!(
+            state.step == step && state.best.is_none_or(|best| best.step <= step),
+            "{} is not the state of step {step}",
+            path.join(STATE_FILE).display()
+        );
+        Ok(checkpoint)
     }
 
     /// Saves the checkpoint of a step, which `save` writes, and then deletes all but this one and the best.

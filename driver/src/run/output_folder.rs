@@ -140,13 +140,23 @@ impl OutputFolder {
         self.folder.path()
     }
 
-    /// Renames the complete folder to its target, and returns its lock.
+    /// Renames the complete folder to its target, and returns its lock. What is there is looked at again, as hours may
+    /// have passed.
     pub fn finish(self) -> Result<Lock> {
+        let target = &self.folder.target;
         if let Some(old) = &self.old {
             ensure!(
-                old.is_in(&self.folder.target)?,
+                old.is_in(target)?,
                 "{} is no longer the run that was to be replaced: it was moved or deleted in the meantime",
-                self.folder.target.display()
+                target.display()
+            );
+        }
+        if self.overwrite && target.exists() {
+            let there = layout::replaceable(target)?;
+            ensure!(
+                self.old.is_some() || there != Kind::Run,
+                "another process has created the run {} in the meantime: name another --output",
+                target.display()
             );
         }
         self.folder.publish(self.overwrite)?;
@@ -313,6 +323,25 @@ mod tests {
         let refusal = second.finish().err().unwrap();
         assert!(refusal.to_string().contains("another process"), "{refusal}");
         assert!(lock.is_in(&target).unwrap());
+        assert_eq!(names(folder.path()), ["one"]);
+    }
+
+    #[test]
+    fn what_comes_into_a_folder_that_is_to_be_replaced_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("one");
+        fs::create_dir(&target).unwrap();
+        let [first, second] = [0, 1].map(|_| OutputFolder::create(&target, true, &[]).unwrap());
+        write_run(first.path());
+        let lock = first.finish().unwrap();
+        let refusal = second.finish().err().unwrap();
+        assert!(refusal.to_string().contains("another process"), "{refusal}");
+        assert!(lock.is_in(&target).unwrap());
+        drop(lock);
+        let third = OutputFolder::create(&target, true, &[]).unwrap();
+        fs::write(target.join("notes.txt"), "precious").unwrap();
+        assert!(third.finish().is_err());
+        assert!(target.join("notes.txt").exists());
         assert_eq!(names(folder.path()), ["one"]);
     }
 

@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     console::positive,
     data::{
-        arguments::DataArguments, catalogue::Identifier, prompt::Prompt,
+        arguments::DataArguments,
+        catalogue::Identifier,
+        prompt::{Prompt, PromptStyle},
         tokenizer::TokenizerArguments,
     },
     model::{LoraSettings, ModelSettings, precision::Precision},
@@ -137,6 +139,11 @@ impl RunSettings {
             .prompt
             .with_defaults(scratch && identifier == Identifier::Codes);
         prompt.check(identifier)?;
+        ensure!(
+            self.pretraining_epochs.is_none() || prompt.style() != PromptStyle::Codes,
+            "--pretraining-epochs reads items behind a prompt without a history, which is empty with --prompt codes: take \
+             --prompt titles or alpaca"
+        );
         let added = self.pretrained.is_some() && identifier != Identifier::Title;
         ensure!(
             added || self.new_tokens.is_none(),

@@ -193,3 +193,23 @@ fn a_run_does_not_go_on_with_other_rows_titles_or_tokens() {
         assert!(output.status.success(), "{}", errors(&output));
     }
 }
+
+#[test]
+fn the_state_of_another_step_is_refused() {
+    let folder = with_adapters();
+    let folder = folder.path();
+    let checkpoint = last_checkpoint(&folder.join("run"));
+    let file = checkpoint.join("state.json");
+    let state: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    for (name, value) in [
+        ("step", 1.into()),
+        ("best", serde_json::json!({"step": 99, "item_nll": 1.5})),
+    ] {
+        let mut damaged = state.clone();
+        damaged[name] = value;
+        fs::write(&file, damaged.to_string()).unwrap();
+        let expected = ["state.json is not the state of step"];
+        refused(folder, &["resume", "run"], &expected);
+    }
+}

@@ -221,6 +221,7 @@ fn codes_and_titles_are_read_together_and_options_that_contradict_are_refused() 
         "--prompt codes is for items",
     );
     refused(&["--noun", "film"], "--noun and --verb");
+    refused(&["--pretraining-epochs", "1"], "--pretraining-epochs reads");
     write_catalogue(folder);
     for file in ["index", "item", "inter"] {
         fs::remove_file(folder.join(format!("films.{file}.json"))).unwrap();

@@ -68,6 +68,19 @@ fn tables_are_trained_on_and_many_users_are_recommended_to_at_once() {
     ] {
         assert!(said.contains(part), "{part}: {said}");
     }
+    for file in ["films.csv", "choices.jsonl.zst"] {
+        let before = fs::read(folder.join(file)).unwrap();
+        for command in [
+            ["evaluate", "run", "--ranks", file],
+            ["evaluate", "run", "--lists", file],
+            ["report", "run", "--output", file],
+        ] {
+            let output = msl(folder, &command);
+            assert!(!output.status.success(), "{command:?}");
+            assert!(errors(&output).contains(file), "{}", errors(&output));
+        }
+        assert!(fs::read(folder.join(file)).unwrap() == before, "{file}");
+    }
     let users = "{\"user_id\": \"u\", \"history\": [\"f3\", \"f4\"], \"blocked\": [\"f7\"]}\n\
                  {\"user_id\": \"v\", \"history\": [\"f98\"]}\n\
                  {\"user_id\": \"w\", \"history\": [\"f98\", \"f4\"]}\n";

@@ -32,9 +32,10 @@
 // that block writes the position's gradient after it has read them.
 //
 // Bytes moved: each valid logit is read once if its row fits the cache, and otherwise once for each use (statistics,
-// softmax, gradient, and under BEAR 32 times to find the B-th largest). Its token (4 bytes, none for the whole vocabulary) is read once, and once more with a gradient.
-// Each row reads 16 bytes (DenseRow) and writes 12 (Softmax) for the backward pass, and an ignored position reads 4 for
-// each chunk of its gradient.
+// softmax, gradient, and under BEAR 32 times to find the B-th largest). Its token (4 bytes, none for the whole vocabulary)
+// is read whenever the logit is, and once more for the gradient of a cached row.
+// Each row reads 16 bytes (DenseRow), in each of two phases if it has a loss and τ depends on it, and writes 12 (Softmax)
+// for the backward pass. An ignored position reads 4 for each chunk of its gradient.
 // Each byte of the gradient is written once, in 16-byte stores.
 
 #include "gradient.cuh"

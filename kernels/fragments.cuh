@@ -97,7 +97,7 @@ private:
 };
 
 // The accumulators of C in the registers of a block of 256 threads. The rows of C are distributed over the warps, 16 at
-// a time. If C has fewer than 128 rows, several warps (k_warps) accumulate the same rows, each over its part of the
+// a time. If C has at most 64 rows, several warps (k_warps) accumulate the same rows, each over its part of the
 // depth: a split-K inside the block, whose partial sums the caller adds up after `store`.
 template <class T>
 class BlockGemm {

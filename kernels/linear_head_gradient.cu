@@ -26,6 +26,8 @@
 // tile of tokens reads the hidden states of its rows. H + 1 elements are written for each token, in 16-byte stores if
 // H·sizeof(T) is a multiple of 16.
 
+#include <cfloat>
+
 #include "fragments.cuh"
 #include "linear.cuh"
 
@@ -221,7 +223,10 @@ private:
             float* to = shared.hidden + (p * Packet<T>::size + upper * half) * pitch + k;
 #pragma unroll
             for (uint32_t i = 0; i < half; ++i) {
-                to[i * pitch] = number::widen(upper ? packet.values[half + i] : packet.values[i]);
+                const float value = number::widen(upper ? packet.values[half + i] : packet.values[i]);
+                // A hidden state that is not finite has made all dlogits of its row NaN, and so the gradient of the
+                // row's own tokens. The others have dlogits of 0 here, and must not become NaN too.
+                to[i * pitch] = fabsf(value) <= FLT_MAX ? value : 0.0f;
             }
         }
     }

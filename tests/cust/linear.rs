@@ -66,6 +66,20 @@ fn no_row_gives_zeros() {
 
 #[test]
 #[ignore = "needs a GPU"]
+fn no_position_gives_zeros_of_the_head() {
+    let (_context, stream) = device();
+    let executor = Executor::new().unwrap();
+    let mut batch = Batch::new(9, 3);
+    batch.positions = 0;
+    batch.hidden.clear();
+    batch.rows = Rows::from_raw(0, Vec::new()).unwrap();
+    for options in every_option().iter().filter(|options| !options.weights) {
+        assert_defined(&executor, &stream, &batch, options, "no position");
+    }
+}
+
+#[test]
+#[ignore = "needs a GPU"]
 fn a_loss_that_does_not_fit_the_head_is_refused() {
     let (_context, _stream) = device();
     let executor = Executor::new().unwrap();

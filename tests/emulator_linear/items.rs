@@ -160,7 +160,8 @@ fn assert_stages(scores: &[Item], gradient: &[Item], stage_bytes: u32, element: 
     }
 }
 
-fn check(rows: &LinearRows, (tokens, count): (u32, u32), width: usize) {
+/// `most` is the largest number of tokens of a gradient item.
+fn check(rows: &LinearRows, (tokens, count): (u32, u32), width: usize, most: u32) {
     for (limits, element) in
         devices().flat_map(|limits| [Element::F32, Element::Bf16].map(|element| (limits, element)))
     {
@@ -210,7 +211,7 @@ fn check(rows: &LinearRows, (tokens, count): (u32, u32), width: usize) {
                 inner: tokens,
                 most_outer: 1024,
                 outer_step: 16,
-                most_inner: 2048,
+                most_inner: most,
                 inner_step: 16,
                 what: format!("gradient: {what}"),
                 ..of_scores
@@ -222,7 +223,7 @@ fn check(rows: &LinearRows, (tokens, count): (u32, u32), width: usize) {
             let blocks = 2 * limits.multiprocessors as usize;
             let tiles = |items: &[Item]| items.iter().filter(|item| item.slice == 0).count();
             for items in [scores, gradient] {
-                let least = tokens.div_ceil(2048) as usize * tiles(items);
+                let least = tokens.div_ceil(most) as usize * tiles(items);
                 assert!(items.len() <= least + 4 * blocks + tiles(items), "{what}");
             }
         }
@@ -235,7 +236,7 @@ fn items_cover_all_work_once_and_fit_into_a_block() {
         for count in ROWS {
             let rows = rows_of(tokens, count, false);
             for width in WIDTHS {
-                check(&rows, (tokens, count), width);
+                check(&rows, (tokens, count), width, 2048);
             }
         }
     }
@@ -253,7 +254,7 @@ fn items_over_the_whole_vocabulary_do_too() {
     ] {
         let rows = rows_of(tokens, count, true);
         for width in [1, 65, 576, 4096] {
-            check(&rows, (tokens, count), width);
+            check(&rows, (tokens, count), width, 16_384);
         }
     }
 }

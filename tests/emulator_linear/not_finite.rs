@@ -105,6 +105,31 @@ fn a_hidden_state_that_is_no_number_spoils_its_row_alone() {
     assert_only_bad::<bf16>(&bad, &good, |other| other == position);
 }
 
+/// Tokens of several sets share a tile of the head's gradient.
+fn a_hidden_state_that_is_no_number_spoils_the_head_at_tokens_of_its_set_alone() {
+    let good = two_sets();
+    let second = good.rows.as_slice().iter().find(|row| row.set == 1);
+    let element = second.unwrap().position as usize * 24 + 5;
+    let tokens: Vec<u32> = good.sets.get(1).unwrap().iter().collect();
+    let options = sum_of_losses(true);
+    for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        let mut bad = two_sets();
+        bad.hidden[element] = value;
+        let found = by_position::<bf16>(&bad, &options, Gradients::All);
+        let expected = by_position::<bf16>(&good, &options, Gradients::All);
+        for token in 0..200 {
+            let row = token * 24..(token + 1) * 24;
+            if tokens.contains(&(token as u32)) {
+                let row = &found.head_gradient[row];
+                assert!(row.iter().all(|value| value.is_nan()), "{token}, {value}");
+            } else {
+                let expected = &expected.head_gradient[row.clone()];
+                assert_eq!(&found.head_gradient[row], expected, "{token}, {value}");
+            }
+        }
+    }
+}
+
 /// Rows with a weight of 0 are in the statistics alone, which are no numbers then: τ stays, and nothing
 /// else is touched.
 fn a_row_without_a_loss_may_be_no_number_beside_good_rows_of_its_tile() {
@@ -160,5 +185,6 @@ candle_trie_emulator::emulated_tests! {
     logits_of_minus_infinity_count_nothing,
     a_logit_of_infinity_spoils_its_row_alone,
     a_hidden_state_that_is_no_number_spoils_its_row_alone,
+    a_hidden_state_that_is_no_number_spoils_the_head_at_tokens_of_its_set_alone,
     a_row_without_a_loss_may_be_no_number_beside_good_rows_of_its_tile,
 }

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use candle_trie::launch::{
     DeviceLimits, Element, LinearGradients, LinearPlan, LinearRows, LinearTensors, TemperaturePlan,
 };
-use candle_trie::{Error, MaskedSoftmaxLoss, Row, Rows, TokenSets};
+use candle_trie::{Bear, Convention, Error, MaskedSoftmaxLoss, Reduction, Row, Rows, TokenSets};
 
 use crate::device::Case;
 use crate::emulated::{Issued, LIMITS, Recorder, Table};
@@ -182,5 +182,63 @@ fn records_take_memory_only_where_rows_enter_the_statistics() {
         );
         let mut records = (plan.recorder.allocated.iter()).filter(|(name, _)| *name == "records");
         assert_eq!(records.next().unwrap().1 > 0, expected);
+    }
+}
+
+#[test]
+fn a_block_has_few_ignored_positions_to_write() {
+    let positions = 100_000;
+    let sets = TokenSets::from_raw(vec![0, 30], (0..30).collect()).unwrap();
+    let row = Row {
+        position: 7,
+        set: 0,
+        target: 7,
+    };
+    let rows = Rows::from_raw(positions, vec![row]).unwrap();
+    let blocks = |reduction| {
+        let convention = Convention {
+            reduction,
+            times_temperature: false,
+        };
+        let loss = MaskedSoftmaxLoss::new(sets.clone(), 1.0).unwrap();
+        let loss = loss.with_convention(convention).unwrap();
+        let rows = loss.linear_rows(&rows).unwrap();
+        let (gradients, temperature) = (LinearGradients::None, TemperaturePlan::at(1.0));
+        let plan = Plan::new(rows, Element::Bf16, 64, gradients, &LIMITS, temperature);
+        plan.recorder.launches[0].blocks
+    };
+    let resident = blocks(Reduction::None);
+    assert!(resident > 1, "{resident}");
+    // Nothing is written for them.
+    assert_eq!(blocks(Reduction::Sum), 1);
+}
+
+#[test]
+fn the_launches_of_a_forward_pass_are_as_many_as_the_plan_says() {
+    let sets = TokenSets::whole_vocabulary(300).unwrap();
+    let row = |position| Row {
+        position,
+        set: 0,
+        target: position,
+    };
+    let rows = Rows::from_raw(9, (0..9).map(row).collect()).unwrap();
+    let fixed = MaskedSoftmaxLoss::new(sets, 1.0).unwrap();
+    let weighted = fixed.clone().with_bear(Bear::default()).unwrap();
+    for (loss, most_scores, expected) in [
+        (&fixed, usize::MAX, 1),
+        (&fixed, 900, 3),
+        (&weighted, usize::MAX, 1),
+        (&weighted, 900, 6),
+    ] {
+        let rows = loss.linear_rows(&rows).unwrap();
+        let none = LinearGradients::None;
+        let plan = LinearPlan::new(rows, Element::F32, 8, none, &LIMITS, most_scores).unwrap();
+        let (mut recorder, results) = (Recorder::default(), &Recorder::RESULTS);
+        let temperature = TemperaturePlan::at(1.0);
+        // SAFETY: nothing is run.
+        unsafe { plan.issue_forward(&mut recorder, &tensors(8), temperature, None, results) }
+            .unwrap();
+        assert_eq!(recorder.launches.len(), expected);
+        assert_eq!(plan.forward_launches_count(false), expected);
     }
 }

@@ -8,6 +8,7 @@ use crate::batch::{Batch, Options, every_option, every_option_with_bear};
 use crate::device::{Case, Gradients};
 use crate::emulated::sweeps_in_full;
 use crate::number::Number;
+use crate::shapes::batch;
 
 fn options() -> impl Iterator<Item = Options> {
     every_option()
@@ -94,6 +95,14 @@ fn rows_are_weighed_when_all_chunks_have_their_scores() {
     }
 }
 
+/// A slice of a listed set has at most 2048.
+fn a_slice_of_the_gradient_may_have_thousands_of_tokens() {
+    let batch = batch(1, 5000, &[(5000, 2)]);
+    for options in options().step_by(7) {
+        Case::new(&batch, &options).assert_correct::<f32>("5000 tokens");
+    }
+}
+
 fn no_row_gives_zeros() {
     let mut batch = Batch::new(9, 3);
     batch.rows = Rows::from_raw(batch.positions, Vec::new()).unwrap();
@@ -120,6 +129,7 @@ candle_trie_emulator::emulated_tests! {
     odd_widths_in_every_chunk,
     gradients_may_be_made_again,
     rows_are_weighed_when_all_chunks_have_their_scores,
+    a_slice_of_the_gradient_may_have_thousands_of_tokens,
     no_row_gives_zeros,
     the_head_gradient_needs_no_table,
 }

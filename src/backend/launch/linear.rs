@@ -229,7 +229,8 @@ impl LinearPlan {
     #[must_use]
     pub fn forward_launches_count(&self, adapts: bool) -> usize {
         let chunks = self.items.chunks.len();
-        if adapts && chunks > 1 {
+        let waits = adapts || self.rows.totals.beam_weights.is_enabled();
+        if waits && chunks > 1 {
             2 * chunks
         } else {
             chunks

@@ -180,9 +180,12 @@ impl<'e> LinearLoss<'e> {
                 let [ones] =
                     launch::Stream::upload(stream, [("upstream", bytemuck::cast_slice(&ones))])?;
                 let forward = pass.linear(stream, &tensors, shape, planned, direct)?;
-                let (Some(of), launch::LinearGradients::All(_), Some(loss), Some(to_hidden)) =
-                    (gradients, planned, ones, to_hidden)
-                else {
+                let (Some(of), launch::LinearGradients::All(_)) = (gradients, planned) else {
+                    return Ok(());
+                };
+                let of_head = [zeroed(stream, of.head)?, zeroed(stream, of.bias)?];
+                // Without positions, the others have no memory.
+                let (Some(loss), Some(to_hidden)) = (ones, to_hidden) else {
                     return Ok(());
                 };
                 let upstream = Upstream {
@@ -190,7 +193,6 @@ impl<'e> LinearLoss<'e> {
                     temperature: results.temperature,
                 };
                 forward.issue_hidden_gradient(stream, &upstream, to_hidden)?;
-                let of_head = [zeroed(stream, of.head)?, zeroed(stream, of.bias)?];
                 let inputs = [tensors.hidden, tensors.head];
                 forward.issue_head_gradient(stream, inputs, tensors.bias, &upstream, of_head)
             }

@@ -8,7 +8,7 @@ use super::params::{LinearBatch, LinearForwardParams, LinearItem};
 use super::{LinearPlan, LinearSaved, LinearTensors, THREADS};
 use crate::backend::launch::{
     BeamWeights, DevicePtr, ForwardResults, Launch, Lifetime, Stream, TemperaturePlan,
-    TemperatureStep,
+    TemperatureStep, WARP,
 };
 use crate::{Error, Result};
 
@@ -187,7 +187,8 @@ impl LinearPlan {
         of_chunks(first_time).chain(again.into_iter().flatten())
     }
 
-    /// Issues a cooperative launch over a chunk, with a block for each item, or as many as are resident.
+    /// Issues a cooperative launch over a chunk, with a block for each item and for every eight ignored positions whose loss
+    /// or gradient it writes, or as many as are resident.
     ///
     /// # Safety
     /// That of [`Stream::launch`].
@@ -207,9 +208,16 @@ impl LinearPlan {
         } else {
             0
         };
+        let writes = params.losses.is_some() || params.hidden_gradient.is_some();
+        let ignored = if writes && params.scores_only == 0 {
+            params.batch.ignored_count.div_ceil(THREADS / WARP)
+        } else {
+            0
+        };
+        let items = chunk.scores.len().max(gradients) as u32;
         let mut launch = Launch {
             kernel: LinearForwardParams::KERNEL.name(self.element),
-            grid: [chunk.scores.len().max(gradients).max(1) as u32, 1, 1],
+            grid: [items.max(ignored).max(1), 1, 1],
             block: [THREADS, 1, 1],
             shared_bytes: self.shape.shared_bytes,
             cooperative: true,

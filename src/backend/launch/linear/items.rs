@@ -14,6 +14,9 @@ const TILE_TOKENS: u32 = 64;
 const MOST_ROWS: u32 = 64;
 /// The largest number of tokens of a gradient item. Mirrors `LinearShared::max_tokens`.
 const MOST_TOKENS: u32 = 2048;
+/// The largest number of tokens of a gradient item over the whole vocabulary, whose tokens need no list. Each slice has partial
+/// sums to write and to read, and the longer a slice, the more its sums in f32 round.
+const MOST_TOKENS_OF_WHOLE: u32 = 16_384;
 /// The largest number of columns of a gradient item of eight rows. It is halved whenever the number of rows doubles, because
 /// the accumulators in registers bound the product of the two (`BlockGemm::max_fragments`).
 const MOST_COLUMNS: u32 = 1024;
@@ -165,8 +168,13 @@ impl Items {
             items.add_groups(&sets, 0);
             let groups = first_group..items.groups.len();
             let scores = items.score_tiles(groups.clone(), element, width);
-            let gradients =
-                items.gradient_tiles(groups, element, if gradient { width } else { 0 }, shape);
+            let columns = if gradient { width } else { 0 };
+            let most = if rows.is_whole_vocabulary {
+                MOST_TOKENS_OF_WHOLE
+            } else {
+                MOST_TOKENS
+            };
+            let gradients = items.gradient_tiles(groups, element, columns, most, shape);
             let chunk = Chunk {
                 rows: [
                     sets.first().map_or(0, |set| set.first_row),
@@ -260,6 +268,7 @@ impl Items {
         groups: Range<usize>,
         element: Element,
         width: u32,
+        most_tokens: u32,
         shape: &BlockShape,
     ) -> Vec<Tile> {
         let mut tiles = Vec::new();
@@ -271,7 +280,7 @@ impl Items {
                     columns,
                     inner: group.tokens,
                     step: 16,
-                    most: MOST_TOKENS,
+                    most: most_tokens,
                     inner_bytes: u64::from(element.bytes() * columns.count + 4 * rows.count),
                 };
                 let most = shape.most_columns(rows.count, element);
